@@ -1,0 +1,54 @@
+"""trimtab decodes one frozen language model toward several weighted wishes at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import engine as _engine
+from .engine import (
+    Amulet,
+    Base,
+    ContextSteering,
+    EngineConfig,
+    Guidance,
+    LinearAlignment,
+    Mato,
+    Method,
+    Mixture,
+    Objective,
+    Opad,
+    Prompt,
+    Request,
+    SamplingParams,
+)
+from .kernels.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Amulet",
+    "Base",
+    "ContextSteering",
+    "Engine",
+    "EngineConfig",
+    "Guidance",
+    "InputError",
+    "LinearAlignment",
+    "Mato",
+    "Method",
+    "Mixture",
+    "Objective",
+    "Opad",
+    "Prompt",
+    "Request",
+    "RunError",
+    "SamplingParams",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that bring torch come through `trimtab.engine` when first used."""
+    return getattr(_engine, name)

@@ -1,0 +1,7 @@
+"""`python -m trimtab` is the command `trimtab`."""
+
+import sys
+
+from trimtab.tools.cli import main
+
+sys.exit(main())

@@ -1,0 +1,52 @@
+"""What happens over time: requests and their branches, methods, blocks, scheduler, runner, engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import EngineConfig
+from .methods import (
+    Amulet,
+    Base,
+    ContextSteering,
+    Guidance,
+    LinearAlignment,
+    Mato,
+    Method,
+    Mixture,
+    Opad,
+    Prompt,
+)
+from .objective import Objective
+from .request import Request
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = [
+    "Amulet",
+    "Base",
+    "ContextSteering",
+    "Engine",
+    "EngineConfig",
+    "Guidance",
+    "LinearAlignment",
+    "Mato",
+    "Method",
+    "Mixture",
+    "Objective",
+    "Opad",
+    "Prompt",
+    "Request",
+    "SamplingParams",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`Engine` is imported when first used: it brings torch, which describing a request does not need."""
+    if name == "Engine":
+        from .engine import Engine  # noqa: PLC0415
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,113 @@
+"""From a request to its branch groups: rendered, checked against the model's limits, seeded."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from ..kernels.errors import InputError
+from ..models.chat import ChatTemplate, render_branches
+from .answer import Answer
+from .group import Branch, Group
+from .output import BranchPrompt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..models.tokenizer import Tokenizer
+    from .blocks import KVBlocks
+    from .request import Request
+
+
+class Admission:
+    """The door: what passes can be decoded; what cannot is refused here with the numbers."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        blocks: KVBlocks,
+        max_length: int,
+        max_rows: int,
+        vocab: int,
+        seed: int | None,
+    ) -> None:
+        self._tokenizer, self._template, self._blocks = tokenizer, template, blocks
+        self._max_length, self._max_rows, self._vocab = max_length, max_rows, vocab
+        self._random = random.SystemRandom() if seed is None else random.Random(seed)
+
+    def groups(self, request: Request) -> list[Group]:
+        """One group for each of the request's n answers. Raises InputError when it cannot be decoded."""
+        prompts = self._prompts(request)
+        limit = self._limit(request, prompts)
+        self.check_ids("logit_bias", list(request.sampling.logit_bias))
+        self.check_ids("stop_token_ids", request.sampling.stop_token_ids)
+        for ids in request.branch_token_ids or ():
+            self.check_ids("branch_token_ids", ids)
+        first = request.sampling.seed if request.sampling.seed is not None else self._random.getrandbits(63)
+        return [self._group(request, prompts, limit, n, first + n) for n in range(request.sampling.n)]
+
+    def check_ids(self, name: str, ids: Sequence[int]) -> None:
+        """Raises InputError when there are more than fit the context, or one that the model does not have."""
+        if len(ids) > self._max_length:
+            raise InputError(f"{name} has {len(ids)} ids; max_model_len is {self._max_length}")
+        for token in ids:
+            if not 0 <= token < self._vocab:
+                raise InputError(f"{name} has token id {token!r}; the model's ids are 0 to {self._vocab - 1}")
+
+    def _prompts(self, request: Request) -> list[BranchPrompt]:
+        wishes = request.steering.branches()
+        if request.branch_token_ids is not None:
+            names = ("base", *wishes)
+            decode = self._tokenizer.decode
+            return [
+                BranchPrompt(name, decode(ids, skip_special_tokens=False), list(ids))
+                for name, ids in zip(names, request.branch_token_ids, strict=True)
+            ]
+        rendered = render_branches(
+            self._template,
+            self._tokenizer,
+            request.messages,
+            wishes,
+            request.steering.placement,
+            request.chat_template_kwargs,
+        )
+        return [BranchPrompt(branch.name, branch.text, branch.token_ids) for branch in rendered]
+
+    def _limit(self, request: Request, prompts: list[BranchPrompt]) -> int:
+        longest = max(prompts, key=lambda prompt: len(prompt.prompt_token_ids))
+        length = len(longest.prompt_token_ids)
+        if length >= self._max_length:
+            raise InputError(
+                f"the prompt of branch {longest.name!r} has {length} tokens; with a token of answer "
+                f"at least it must fit max_model_len, which is {self._max_length}"
+            )
+        return min(request.sampling.max_tokens, self._max_length - length)
+
+    def _group(
+        self, request: Request, prompts: list[BranchPrompt], limit: int, sample: int, seed: int
+    ) -> Group:
+        answer = Answer(self._tokenizer, request.sampling, request.trace)
+        branches = [Branch(index, prompts[index].prompt_token_ids) for index in running_branches(request)]
+        group = Group(request, prompts, branches, answer, sample, seed, limit)
+        if len(branches) > self._max_rows:
+            raise InputError(
+                f"the request has {len(branches)} branches; max_num_seqs allows {self._max_rows} at once"
+            )
+        pages = self._blocks.needed(group)
+        if pages > self._blocks.total:
+            raise InputError(
+                f"the request needs {pages} pages of {self._blocks.block_size} tokens, and the KV cache has "
+                f"{self._blocks.total}; raise kv_cache_memory or lower max_tokens"
+            )
+        return group
+
+
+def running_branches(request: Request) -> list[int]:
+    """Which branches are decoded: all when traced, else those that can change the scores."""
+    program, weights = request.steering.program(), request.steering.weights()
+    objectives = len(request.steering.branches())
+    if request.trace:
+        return list(range(objectives + 1))
+    needed = [0] if program.needs_base else []
+    return needed + [k + 1 for k in range(objectives) if program.scale and weights[k]]

@@ -1,0 +1,60 @@
+"""What an engine is made with: which model, how it is held, how much it may take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..kernels.errors import InputError
+from .options import option
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The engine's settings, with the field's names (vLLM). Every field is a flag of the same name."""
+
+    model: str = option("demo", "'demo', a folder with config.json and safetensors, or a .gguf file")
+    dtype: str = option("auto", "type of the weights; auto takes the checkpoint's", DTYPES)
+    device: str = option("auto", "where to decode; this version decodes on the CPU", ("auto", "cpu"))
+    max_model_len: int | None = option(None, "longest prompt and answer together; none takes the model's own")
+    max_num_seqs: int = option(48, "most branches decoded at once")
+    max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
+    kv_cache_memory: str = option("2GiB", "memory for the KV cache, such as 512MiB or 4GiB")
+    block_size: int = option(16, "tokens in a page of the KV cache")
+    seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
+    chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
+
+    def __post_init__(self) -> None:
+        for name, ok, right in (
+            ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            ("device", self.device in ("auto", "cpu"), "auto or cpu"),
+            ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "a whole number ≥ 1"),
+            ("max_num_seqs", self.max_num_seqs >= 1, "a whole number ≥ 1"),
+            (
+                "max_num_batched_tokens",
+                self.max_num_batched_tokens >= self.max_num_seqs,
+                f"at least max_num_seqs ({self.max_num_seqs}), so that every branch can take a step",
+            ),
+            ("block_size", self.block_size >= 1, "a whole number ≥ 1"),
+        ):
+            if not ok:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+        parse_bytes(self.kv_cache_memory)
+
+
+def parse_bytes(text: str) -> int:
+    """`"512MiB"` → 536870912. Units: none or B, KiB, MiB, GiB, TiB (also K, M, G, T, KB, …: the same).
+
+    Raises InputError for anything else.
+    """
+    number = text.strip().rstrip("KMGTiBkmgtb")
+    unit = text.strip()[len(number) :].upper().rstrip("B").rstrip("I")
+    try:
+        value = float(number) * 1024 ** ("", "K", "M", "G", "T").index(unit)
+    except ValueError:
+        value = math.nan
+    if not value >= 1:
+        raise InputError(f"{text!r} is no size of memory; say it like 512MiB or 4GiB")
+    return int(value)

@@ -1,0 +1,180 @@
+"""The engine: requests in, answers out, all running ones decoded in one batch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from ..kernels.attention import PagedKV
+from ..kernels.errors import InputError
+from ..kernels.steer_table import SteerTable
+from ..models.chat import ChatTemplate
+from ..models.checkpoint import Checkpoint
+from ..models.config import ModelConfig
+from ..models.llama import Llama
+from ..models.source import resolve
+from ..models.tokenizer import Tokenizer
+from .admission import Admission
+from .blocks import KVBlocks
+from .config import EngineConfig, parse_bytes
+from .output import Delta, Output, Timings
+from .pick import split
+from .request import Request
+from .runner import Runner
+from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .group import Group
+
+
+class Engine:
+    """Decodes requests on one model. One thread at a time may call it.
+
+    progress(done, total) is told of the bytes as the model is fetched and loaded.
+    Raises InputError when the model cannot be loaded as configured.
+    """
+
+    def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
+        folder = resolve(config.model, progress)
+        shape = ModelConfig.from_folder(folder)
+        tokenizer = Tokenizer.from_folder(folder)
+        template = ChatTemplate.from_folder(folder, tokenizer, config.chat_template)
+        length = _max_length(config, shape)
+        dtype = _dtype(shape.dtype if config.dtype == "auto" else config.dtype)
+        model = Llama(shape, Checkpoint(folder), dtype, torch.device("cpu"), length, progress=progress)
+        pages = _pages(config, shape)
+        cache = PagedKV(shape.num_layers, pages, config.block_size, shape.num_kv_heads, shape.head_dim)
+        blocks = KVBlocks(pages, config.block_size)
+        vocab = min(tokenizer.vocab_size, shape.vocab_size)
+        self.config, self.model_config, self.tokenizer = config, shape, tokenizer
+        self._admission = Admission(
+            tokenizer, template, blocks, length, config.max_num_seqs, vocab, config.seed
+        )
+        self._scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
+        self._runner = Runner(model, cache, SteerTable(vocab))
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
+    ) -> Engine:
+        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
+        return cls(EngineConfig(model=model, **fields), progress)
+
+    @overload
+    def generate(self, requests: Request) -> Output: ...
+
+    @overload
+    def generate(self, requests: Sequence[Request]) -> list[Output]: ...
+
+    def generate(self, requests: Request | Sequence[Request]) -> Output | list[Output]:
+        """Answers one request, or a list of them decoded together, in their order.
+
+        A single request that is wrong raises InputError. A list never raises for one member: its output then
+        has finish_reason "error" and says why.
+        """
+        if isinstance(requests, Request):
+            return self._finish([self._admission.groups(requests)])[0]
+        members: list[list[Group] | Output] = []
+        for request in requests:
+            try:
+                members.append(self._admission.groups(request))
+            except InputError as error:
+                members.append(_refused(str(error)))
+        answers = iter(self._finish([member for member in members if isinstance(member, list)]))
+        return [member if isinstance(member, Output) else next(answers) for member in members]
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Answers one request piece by piece; each of its n answers ends with a Delta that has `output`.
+
+        Leaving the loop early aborts the request. Streams may be read in turn: all decode in one batch.
+        Raises InputError when the request is wrong.
+        """
+        return (delta for _, delta in self._run(self._admission.groups(request)))
+
+    def score(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
+
+        Raises InputError when there are no ids, too many, or one that the model does not have.
+        """
+        self._admission.check_ids("token_ids", token_ids)
+        return self._runner.score(token_ids)
+
+    def _finish(self, members: list[list[Group]]) -> list[Output]:
+        """Runs all groups to their end; one output for each member, which holds its samples."""
+        together = [group for groups in members for group in groups]
+        done = {id(group): delta.output for group, delta in self._run(together) if delta.output}
+        samples = [[done[id(group)] for group in groups] for groups in members]
+        return [replace(outputs[0], outputs=outputs) for outputs in samples]
+
+    def _run(self, groups: list[Group]) -> Iterator[tuple[Group, Delta]]:
+        """Steps until these groups have ended, yielding their deltas; they leave the engine in any case."""
+        for group in groups:
+            self._scheduler.add(group)
+        try:
+            open_groups = list(groups)
+            while open_groups:
+                if not any(group.outbox for group in open_groups):
+                    self._step()
+                for group in open_groups:
+                    while group.outbox:
+                        yield group, group.outbox.popleft()
+                open_groups = [
+                    group for group in open_groups if group.answer.finish_reason is None or group.outbox
+                ]
+        finally:
+            for group in groups:
+                self._leave(group)
+
+    def _step(self) -> None:
+        """One step of everything that runs: plan, forward, steer, append."""
+        plan = self._scheduler.plan()
+        for group in plan.admitted:
+            self._runner.admit(group)
+        choice = self._runner.step(plan)
+        if choice is None:
+            return
+        now = time.perf_counter()
+        for group, picked in zip(plan.ready, split(choice, plan.ready), strict=True):
+            group.append(picked, now)
+            if group.answer.finish_reason is not None:
+                self._leave(group)
+
+    def _leave(self, group: Group) -> None:
+        self._scheduler.remove(group)
+        if self._scheduler.idle:
+            self._runner.cache.release()
+
+
+def _refused(reason: str) -> Output:
+    timings = Timings(queue=0.0, prefill=0.0, decode=0.0, tokens_per_second=0.0)
+    output = Output("", [], "error", [], None, None, timings, seed=0, error=reason)
+    return replace(output, outputs=[output])
+
+
+def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
+    own, asked = shape.max_position_embeddings, config.max_model_len
+    if asked is not None and asked > own:
+        raise InputError(f"max_model_len is {asked}; the model was trained for at most {own}")
+    return own if asked is None else asked
+
+
+def _pages(config: EngineConfig, shape: ModelConfig) -> int:
+    page = config.block_size * shape.kv_size * torch.float32.itemsize
+    pages = parse_bytes(config.kv_cache_memory) // page
+    if not pages:
+        raise InputError(
+            f"kv_cache_memory is {config.kv_cache_memory!r}; one page of this model takes {page} bytes"
+        )
+    return pages
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise InputError(f"the checkpoint's dtype is {name!r}; known are {', '.join(dtypes)}, or give dtype")
+    return dtypes[name]

@@ -1,0 +1,104 @@
+"""A request at work: the branch group that is admitted, stepped, finished and aborted as a whole."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .output import Delta, Output, Timings
+
+if TYPE_CHECKING:
+    from .answer import Answer
+    from .output import BranchPrompt
+    from .pick import Pick
+    from .request import Request
+
+
+@dataclass
+class Branch:
+    """One prompt being decoded, with its own KV pages; pages of a common head are shared.
+
+    `computed` tokens have their K and V in the cache, and computed ≤ len(prompt) + len(answer) always.
+    The first `shared` tokens are computed by the group's first branch.
+    """
+
+    index: int
+    prompt_token_ids: list[int]
+    pages: list[int] = field(default_factory=list)
+    slot: int = -1
+    shared: int = 0
+    computed: int = 0
+    fresh: bool = True
+
+
+@dataclass
+class Group:
+    """One answer being decoded: the branches that run, in lockstep, and the tokens appended to all of them.
+
+    `limit` is the longest answer that fits the context and max_tokens. `row` is its row of the SteerTable.
+    """
+
+    request: Request
+    prompts: list[BranchPrompt]
+    branches: list[Branch]
+    answer: Answer
+    sample: int
+    seed: int
+    limit: int
+    row: int = -1
+    tokens: list[int] = field(default_factory=list)
+    arrived: float = field(default_factory=time.perf_counter)
+    admitted: float = 0.0
+    first_token: float = 0.0
+    outbox: deque[Delta] = field(default_factory=deque)
+
+    def waiting(self, branch: Branch) -> int:
+        """How many of the branch's tokens are not computed yet; it has caught up when this is 0."""
+        return len(branch.prompt_token_ids) + len(self.tokens) - branch.computed
+
+    def uncomputed(self, branch: Branch, count: int) -> list[int]:
+        """The branch's next `count` token ids to compute."""
+        prompt, at = branch.prompt_token_ids, branch.computed
+        if at >= len(prompt):
+            return self.tokens[at - len(prompt) : at - len(prompt) + count]
+        return (prompt[at:] + self.tokens)[:count]
+
+    def append(self, pick: Pick, now: float) -> None:
+        """Takes the token that a step chose: to every branch, to the answer, and to whoever reads it."""
+        answer, text = self.answer, ""
+        if pick.failed:
+            place = len(self.tokens) + 1
+            answer.fail(f"the model gave no finite score to any allowed token at token {place} of the answer")
+        else:
+            self.tokens.append(pick.token)
+            text = answer.append(pick, self.limit)
+        self.first_token = self.first_token or now
+        ended = answer.finish_reason is not None
+        self.outbox.append(
+            Delta(
+                index=self.sample,
+                text=text,
+                token_ids=[] if pick.failed else [pick.token],
+                weights=pick.weights if answer.trace else None,
+                output=self.output(now) if ended else None,
+            )
+        )
+
+    def output(self, now: float) -> Output:
+        """The answer so far, as an output."""
+        decode = now - self.first_token
+        rate = (len(self.tokens) - 1) / decode if decode > 0 else 0.0
+        queue, prefill = self.admitted - self.arrived, self.first_token - self.admitted
+        return Output(
+            text=self.answer.text,
+            token_ids=list(self.tokens),
+            finish_reason=self.answer.finish_reason or "abort",
+            branches=self.prompts,
+            trace=self.answer.trace,
+            logprobs=self.answer.logprobs,
+            timings=Timings(queue, prefill, decode, rate),
+            seed=self.seed,
+            error=self.answer.error,
+        )

@@ -1,0 +1,322 @@
+"""The published decoding methods: their hyperparameters, and the numeric row each compiles to.
+
+A method is data. It says which wishes become branches and gives one `Program` row; the decode loop
+knows nothing else about it. To make your own, subclass `Method`, add fields, and write `program`.
+Defaults are the published values.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..kernels.errors import InputError
+from ..kernels.program import EMA, MEAN, SUM, Program
+from ..kernels.strength import reward_strength, strength
+from .objective import Objective
+from .options import option
+
+MAX_STRENGTH = 1000.0
+PLACEMENTS = ("system", "user")
+KL_BUDGET = "trust region: at most this many nats a token from the merged policy; none is off"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all methods share: the objectives, and where their texts go in the prompt.
+
+    `wishes` is "none", "one" or "many". A method for one preference that is given several objectives
+    joins their texts with a space in one branch. `name` is the method's name on the command line.
+    """
+
+    wishes: ClassVar[str] = "many"
+    name: ClassVar[str]
+
+    objectives: tuple[Objective, ...] = ()
+    placement: str = field(
+        default="system",
+        kw_only=True,
+        metadata={
+            "help": "add objectives to the system text or to the last user turn",
+            "choices": PLACEMENTS,
+        },
+    )
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("-")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", _checked(self.objectives))
+        if self.placement not in PLACEMENTS:
+            raise InputError(f"placement is {self.placement!r}; it must be 'system' or 'user'")
+        if self.wishes == "none" and self.objectives:
+            raise InputError(f"{self.name} takes no objectives, but was given {self.objectives[0].text!r}")
+        if self.wishes != "none" and not self.objectives:
+            raise InputError(f"{self.name} needs at least one objective and was given none")
+        self.program()  # a hyperparameter out of range is refused here, not at the first token
+
+    def branches(self) -> tuple[str, ...]:
+        """The wish of each objective branch, 1..K."""
+        if self.wishes == "many":
+            return tuple(o.text for o in self.objectives)
+        counted = [o for o in self.objectives if o.weight > 0]
+        if len({o.weight for o in counted}) > 1:
+            warnings.warn(
+                f"{self.name} steers toward one preference, so it joins the {len(counted)} objectives "
+                "in one and ignores their uneven weights",
+                stacklevel=2,
+            )
+        return (" ".join(o.text for o in counted),) if counted else ()
+
+    def weights(self) -> tuple[float, ...]:
+        """w⁰, the weight of each objective branch: non-negative, sum 1."""
+        if self.wishes == "one":
+            return (1.0,)
+        top = max((o.weight for o in self.objectives), default=1.0)
+        shares = [o.weight / top for o in self.objectives]  # by the largest first: weights may be 1e-300
+        return tuple(share / sum(shares) for share in shares)
+
+    def program(self) -> Program:
+        """The numeric row of this method. Raises InputError when a hyperparameter is out of range."""
+        raise NotImplementedError
+
+    def require(self, name: str, ok: bool, right: str) -> None:
+        """Refuses the field `name` in one sentence unless `ok`."""
+        if not ok:
+            raise InputError(f"{name} of {self.name} is {getattr(self, name)!r}; it must be {right}")
+
+    def positive(self, *names: str) -> None:
+        """Refuses each named field that is not a finite number above 0."""
+        for name in names:
+            value = getattr(self, name)
+            self.require(name, math.isfinite(value) and value > 0, "a finite number above 0")
+
+
+def _checked(objectives: Iterable[Objective]) -> tuple[Objective, ...]:
+    found = tuple(objectives)
+    seen: set[str] = set()
+    for objective in found:
+        if not isinstance(objective, Objective):
+            raise InputError(f"{objective!r} is no objective; write Objective(text, weight)")
+        if objective.text in seen:
+            raise InputError(
+                f"objective {objective.text!r} is given twice; give it once with its whole weight"
+            )
+        seen.add(objective.text)
+    if found and not any(o.weight > 0 for o in found):
+        raise InputError("the weights of all objectives are 0; at least one must be above 0")
+    return found
+
+
+def contrast(method: Method, a: float, kl_budget: float | None = None, **extra: Any) -> Program:
+    """The row base = 1 − a, scale = a, in which most methods fit (strength a along the ray b + a (m − b)).
+
+    Raises InputError when |a| is beyond what float32 scores carry, or when a trust region is asked of a < 1.
+    """
+    if not abs(a) <= MAX_STRENGTH:
+        values = {
+            k: v for k, v in vars(method).items() if isinstance(v, float | int) and not isinstance(v, bool)
+        }
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise InputError(
+            f"{method.name} with {given} has strength a = {a:.6g}; it must be at most {MAX_STRENGTH:g}"
+        )
+    if kl_budget is None:
+        return Program(base=1 - a, scale=a, **extra)
+    if not (math.isfinite(kl_budget) and kl_budget > 0):
+        raise InputError(
+            f"kl_budget of {method.name} is {kl_budget!r}; it must be a finite number above 0, or none"
+        )
+    if a < 1:
+        raise InputError(
+            f"kl_budget of {method.name} needs a strength of at least 1, but the strength is {a:.6g}"
+        )
+    return Program(base=1 - a, scale=a, kl_budget=kl_budget, **extra)
+
+
+@dataclass(frozen=True)
+class Base(Method):
+    """Plain decoding of the prompt without objectives."""
+
+    wishes = "none"
+
+    def program(self) -> Program:
+        return Program()
+
+
+@dataclass(frozen=True)
+class Prompt(Method):
+    """Preference prompting: plain decoding of the prompt that lists the objectives."""
+
+    wishes = "one"
+
+    def program(self) -> Program:
+        return Program(base=0.0, scale=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAlignment(Method):
+    """Linear Alignment (Gao et al., ICML 2024): (1 + r) z_1 − r z_0 in a nucleus of z_1."""
+
+    wishes = "one"
+
+    ratio: float = option(2.0, "r of (1 + r) z_1 - r z_0")
+    mask_top_p: float | None = option(
+        0.8, "allow only this nucleus of the preference branch; none allows all"
+    )
+    mask_temperature: float = option(1.0, "temperature of that nucleus")
+    kl_budget: float | None = option(None, KL_BUDGET)
+
+    def program(self) -> Program:
+        self.require("ratio", math.isfinite(self.ratio) and self.ratio >= 0, "a finite number ≥ 0")
+        self.positive("mask_temperature")
+        if self.mask_top_p is None:
+            return contrast(self, 1 + self.ratio, self.kl_budget)
+        self.require("mask_top_p", 0 < self.mask_top_p <= 1, "above 0 and at most 1, or none")
+        if self.kl_budget is not None:
+            raise InputError(f"{self.name} takes no kl_budget ({self.kl_budget!r}) together with mask_top_p")
+        return contrast(
+            self, 1 + self.ratio, mask_top_p=self.mask_top_p, mask_temperature=self.mask_temperature
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSteering(Method):
+    """Context Steering (He et al., 2025) for several contexts: z_0 + strength · Σ w_k (z_k − z_0).
+
+    The paper's λ for its single context is this strength minus 1; it names no default, ours is its λ = 1.
+    """
+
+    strength: float = option(2.0, "a of z_0 + a (z - z_0); the paper's lambda is a - 1")
+    kl_budget: float | None = option(None, KL_BUDGET)
+
+    def program(self) -> Program:
+        return contrast(self, self.strength, self.kl_budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Method):
+    """Classifier-free guidance for text (Sanchez et al., 2023): (1 − γ) z_0 + γ z_1. CAD is γ = 1 + α."""
+
+    wishes = "one"
+
+    guidance_scale: float = option(1.5, "gamma of z_0 + gamma (z_1 - z_0); 1 is off")
+    kl_budget: float | None = option(None, KL_BUDGET)
+
+    def program(self) -> Program:
+        return contrast(self, self.guidance_scale, self.kl_budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opad(Method):
+    """OPAD (ICLR 2025): (1 + g) z_1 − g z_0 plus g times the previous step's z_1 − z_0; first token z_1."""
+
+    wishes = "one"
+
+    gain: float = option(1.0, "g; published 1 (HH, summaries) and 0.5 (DSP, P-Soups)")
+
+    def program(self) -> Program:
+        self.positive("gain")
+        return contrast(self, 1 + self.gain, delay=self.gain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amulet(Method):
+    """Amulet (Zhang et al., ICLR 2025): T steps of online learning a token toward the preference prompt.
+
+    The loop collapses to z_0 + a_T (z_1 − z_0), see `kernels.strength`; a_T = 5.6487 as published.
+    """
+
+    wishes = "one"
+
+    alpha: float = option(2.0, "weight of the utility, log pi - log pi_base")
+    lam: float = option(2.0, "weight of the regulariser toward the preference prompt")
+    eta: float = option(10.0, "learning rate")
+    iterations: int = option(60, "steps of the loop; 0 is off")
+    kl_budget: float | None = option(None, KL_BUDGET)
+
+    def program(self) -> Program:
+        return contrast(self, loop_strength(self, self.alpha, self.lam, self.eta), self.kl_budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mato(Method):
+    """MATO (2026), from what is public of it: objectives whose weights are re-optimised as it writes.
+
+    Scores z_0 + a_T Σ w_k(t) (z_k − z_0), see `kernels.strength`; a_T = 1.9347 as published. The weights are
+    w_k ∝ w⁰_k exp(−R_k/τ) with R_k = Σ β [l_k − l_0] over the tokens so far: what lags gets more weight.
+    Not public, and so our reading: the utility, sum or mean of rewards, β, and when weights first act.
+    """
+
+    alpha: float = option(0.5, "weight of the utility")
+    lam: float = option(1.0, "weight of the regulariser toward the merged policy")
+    nu: float = option(10.0, "learning rate")
+    iterations: int = option(80, "steps of the loop")
+    tau: float = option(1.0, "temperature of the weights: small reacts, large stays with what was asked")
+    beta: float = option(1.0, "scale of the rewards")
+    accumulate: str = option("sum", "how rewards add up over the answer", ("sum", "mean", "ema"))
+    decay: float = option(0.9, "memory of accumulate=ema")
+    optimise_weights: bool = option(True, "re-optimise the weights as the answer grows")
+    optimise_online: bool = option(True, "run the optimisation loop; without it the strength is 1")
+    utility: str = option(
+        "policy", "what the loop optimises: log pi - log pi_base, or a fixed reward", ("policy", "reward")
+    )
+    kl_budget: float | None = option(None, KL_BUDGET)
+
+    def program(self) -> Program:
+        self.positive("tau", "beta")
+        self.require("accumulate", self.accumulate in ("sum", "mean", "ema"), "'sum', 'mean' or 'ema'")
+        self.require("utility", self.utility in ("policy", "reward"), "'policy' or 'reward'")
+        self.require("decay", 0 <= self.decay < 1, "from 0 to below 1")
+        return contrast(
+            self,
+            self._strength(),
+            self.kl_budget,
+            reward=self.beta / self.tau if self.optimise_weights else 0.0,
+            beta=self.beta,
+            accumulate={"sum": SUM, "mean": MEAN, "ema": EMA}[self.accumulate],
+            decay=self.decay,
+        )
+
+    def _strength(self) -> float:
+        if not self.optimise_online:
+            return 1.0
+        if self.utility == "reward":
+            self.positive("alpha", "lam", "nu")
+            return reward_strength(self.alpha * self.beta, self.lam, self.nu, self.iterations)
+        return loop_strength(self, self.alpha, self.lam, self.nu)
+
+
+@dataclass(frozen=True)
+class Mixture(Method):
+    """Multi-objective decoding with reverse KL (MOD, Shi et al., 2024), over prompts: Σ w_k z_k."""
+
+    def program(self) -> Program:
+        return Program(base=0.0, scale=1.0)
+
+
+def loop_strength(method: Amulet | Mato, alpha: float, lam: float, learning_rate: float) -> float:
+    """a_T of the published loop, its hyperparameters checked. Warns when α > λ, where it blows up."""
+    method.positive("lam", "eta" if isinstance(method, Amulet) else "nu")
+    method.require("alpha", math.isfinite(alpha) and alpha >= 0, "a finite number ≥ 0")
+    steps = method.iterations
+    method.require(
+        "iterations", isinstance(steps, int) and 0 <= steps <= 100_000, "a whole number from 0 to 100000"
+    )
+    if alpha > lam:
+        warnings.warn(
+            f"{method.name}: alpha={alpha!r} is above lam={lam!r}, so the strength grows without bound "
+            "with the iterations",
+            stacklevel=2,
+        )
+    return strength(alpha, lam, learning_rate, steps)
+
+
+METHODS: tuple[type[Method], ...] = (
+    Base, Prompt, LinearAlignment, ContextSteering, Guidance, Opad, Amulet, Mato, Mixture,
+)  # fmt: skip
+"""All methods, in the order of the README's table."""

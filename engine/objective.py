@@ -1,0 +1,24 @@
+"""A wish in plain language, and how much it should count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..kernels.errors import InputError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One wish. Weights of a request need not sum to 1; they are normalised together."""
+
+    text: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise InputError("an objective's text is empty; say in words what is wished for")
+        if not math.isfinite(self.weight) or self.weight < 0:
+            raise InputError(
+                f"the weight of objective {self.text!r} is {self.weight!r}; it must be a finite number ≥ 0"
+            )

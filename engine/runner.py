@@ -1,0 +1,108 @@
+"""Carries out a plan: one ragged forward over all branches, then one steering step over all ready groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..kernels.attention import Batch, PagedKV, Segment
+from ..kernels.steer import Choice, steer
+from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..models.llama import Llama
+    from .group import Group
+    from .scheduler import Plan
+
+
+class Runner:
+    """The model, its KV cache and the table of running requests; `step` moves all of them on."""
+
+    def __init__(self, model: Llama, cache: PagedKV, table: SteerTable) -> None:
+        self.model, self.cache, self.table = model, cache, table
+
+    def admit(self, group: Group) -> None:
+        """Writes the group's method and sampling into its row of the table."""
+        sampling, method = group.request.sampling, group.request.steering
+        draw = Draw(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed)
+        self.table.admit(group.row, method.program(), method.weights(), draw)
+
+    @torch.inference_mode()
+    def step(self, plan: Plan) -> Choice | None:
+        """Computes the plan's tokens; the choice of each ready group, in their order, or None without any."""
+        segments = [
+            Segment(branch.slot, branch.computed, count, branch.pages, branch.fresh)
+            for _, branch, count in plan.shares
+        ]
+        batch = Batch.of(segments, self.cache.block_size)
+        token_ids = [
+            token for group, branch, count in plan.shares for token in group.uncomputed(branch, count)
+        ]
+        self.cache.begin(batch)
+        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, self.cache)
+        last, end = {}, 0
+        for _, branch, count in plan.shares:
+            end += count
+            last[id(branch)] = end - 1
+            branch.computed += count
+            branch.fresh = False
+        if not plan.ready:
+            return None
+        rows = [last[id(branch)] for group in plan.ready for branch in group.branches]
+        logits = self.model.logits(hidden[rows])
+        return steer(
+            logits,
+            Groups.of([(group.row, [branch.index for branch in group.branches]) for group in plan.ready]),
+            self.table,
+            edits(plan.ready, logits.shape[1]),
+            trace=any(group.request.trace for group in plan.ready),
+            top=any(group.request.sampling.logprobs is not None for group in plan.ready),
+        )
+
+    @torch.inference_mode()
+    def score(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities of the next token after each position, [tokens, vocab] float32."""
+        config = self.model.config
+        pages = -(-len(token_ids) // self.cache.block_size)
+        cache = PagedKV(config.num_layers, pages, self.cache.block_size, config.num_kv_heads, config.head_dim)
+        segment = Segment(slot=0, start=0, count=len(token_ids), pages=list(range(pages)), fresh=True)
+        batch = Batch.of([segment], cache.block_size)
+        cache.begin(batch)
+        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, cache)
+        return self.model.logits(hidden).log_softmax(-1)
+
+
+def edits(groups: Sequence[Group], vocab: int) -> Edits | None:
+    """The single scores that bias, bans and penalties change in this step; None where there are none."""
+    bias: list[tuple[int, int, float]] = []
+    repetition: list[tuple[int, int, float]] = []
+    for index, group in enumerate(groups):
+        bias += [(index, token, value) for token, value in _bias(group) if token < vocab]
+        penalty = group.request.sampling.repetition_penalty
+        if penalty != 1:
+            seen = {*group.prompts[0].prompt_token_ids, *group.tokens}
+            repetition += [(index, token, penalty) for token in seen]
+    if not bias and not repetition:
+        return None
+    at, values = _columns(bias)
+    repeated, penalties = _columns(repetition)
+    return Edits(bias_at=at, bias=values, repetition_at=repeated, repetition=penalties)
+
+
+def _bias(group: Group) -> Iterator[tuple[int, float]]:
+    sampling = group.request.sampling
+    yield from sampling.logit_bias.items()
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        for token, count in Counter(group.tokens).items():
+            yield token, -sampling.presence_penalty - sampling.frequency_penalty * count
+    if len(group.tokens) < sampling.min_tokens:
+        yield from ((token, -torch.inf) for token in group.answer.stop_ids)
+
+
+def _columns(entries: list[tuple[int, int, float]]) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    groups, tokens = (torch.tensor([entry[i] for entry in entries], dtype=torch.int64) for i in (0, 1))
+    return (groups, tokens), torch.tensor([entry[2] for entry in entries], dtype=torch.float32)

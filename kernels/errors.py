@@ -1,0 +1,14 @@
+"""The two ways a call can fail that are not a defect of trimtab."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """What the user gave is wrong. The message is one sentence: the value, and what would be right.
+
+    The command line prints it and exits with status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """The input is fine but the run failed: no network, no memory, a full disk. Exit status 1."""

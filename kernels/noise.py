@@ -1,0 +1,64 @@
+"""Noise for sampling that is a function of (request seed, position, token id) alone.
+
+A draw therefore does not depend on batch, tiling or device count. The bits come from a counter mixer of two
+multiplications in 32-bit arithmetic (a Philox round costs a CPU more than a whole step of a small model):
+(seed, position) make two 32-bit keys through a 64-bit finaliser; a token's bits are
+
+    x = token · 0x9E3779B1 + key0;  x ^= x≫16;  x ·= 0x21F0AAAD;  x += key1;
+    x ^= x≫15;  x ·= 0x735A2D97;  x ^= x≫15
+
+with Wellons' low-bias multipliers; key1 enters between the two rounds, so that two streams are never shifted
+copies of each other. Gumbel noise is g = −log E, E = −log(1 − u), u = (31 bits + ½) 2⁻³¹: finite at both
+ends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GOLDEN = -1640531535  # 0x9E3779B1 as int32
+FIRST, SECOND = 0x21F0AAAD, 0x735A2D97
+
+
+def keys(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Two 32-bit keys [2, rows] int32 from 64-bit seeds and positions [rows], by a splitmix64 finaliser."""
+    x = _finalise(seeds + _signed(0x9E3779B97F4A7C15))
+    x = _finalise(x ^ (positions * _signed(0xD1342543DE82EF95) + 0x632BE59BD9B4E019))
+    return torch.stack((_low(x), _low(x >> 32)))
+
+
+def bits(keys: Tensor, tokens: Tensor) -> Tensor:
+    """32 random bits [rows, tokens] int32 for keys [2, rows] and token ids [tokens] int32."""
+    x = (tokens * GOLDEN)[None] + keys[0][:, None]
+    x ^= (x >> 16) & 0xFFFF
+    x *= FIRST
+    x += keys[1][:, None]
+    x ^= (x >> 15) & 0x1FFFF
+    x *= SECOND
+    x ^= (x >> 15) & 0x1FFFF
+    return x
+
+
+def gumbel(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]."""
+    tokens = torch.arange(vocab, dtype=torch.int32, device=seeds.device)
+    u = (bits(keys(seeds, positions), tokens) & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
+    return u.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_().log_().neg_()
+
+
+def _finalise(x: Tensor) -> Tensor:
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def _signed(word: int) -> int:
+    """The 64 bits of `word` as int64 has them."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _low(x: Tensor) -> Tensor:
+    """The low 32 bits as int32."""
+    low = x & 0xFFFFFFFF
+    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)

@@ -1,0 +1,47 @@
+"""A decoding method as numbers: the row that the steering step reads.
+
+Every prompt-contrast decoder is, per token,
+
+    s(v) ≃ base · z_0(v) + scale · Σ_k w_k z_k(v) + delay · [z_1(v) − z_0(v)] of the step before
+
+over the branch logits z, and a method is the row of scalars that says which.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SUM, MEAN, EMA = 0, 1, 2
+"""How rewards accumulate over the prefix: the values of `Program.accumulate`."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One request's coefficients. Neutral by default: plain decoding of branch 0.
+
+    base, scale:      coefficients of the base branch and of the weighted objective branches.
+    delay:            OPAD's g: the previous step's contrast is added, and the first step takes the
+                      objective branches alone. 0 is off.
+    mask_top_p:       only tokens in this nucleus of softmax(z_1 / mask_temperature) are allowed. 1 is off.
+    reward:           β/τ of MATO's weights w_k ∝ w⁰_k exp(−(β/τ) R_k), R_k from l_k − l_0. 0 is off.
+    beta:             β alone, for the rewards that are reported.
+    accumulate:       SUM, MEAN or EMA of the rewards so far; `decay` is the EMA's memory.
+    kl_budget:        ε of the trust region, nats a token: KL(π_a ‖ π_m) ≤ ε. infinity is off.
+    """
+
+    base: float = 1.0
+    scale: float = 0.0
+    delay: float = 0.0
+    mask_top_p: float = 1.0
+    mask_temperature: float = 1.0
+    reward: float = 0.0
+    beta: float = 1.0
+    accumulate: int = SUM
+    decay: float = 0.9
+    kl_budget: float = math.inf
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether branch 0 takes part in the scores or in what they depend on."""
+        return bool(self.base or self.delay or self.reward or self.kl_budget < math.inf)

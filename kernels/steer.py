@@ -1,0 +1,235 @@
+"""The steering step: from the logits of a request's branches to its next token.
+
+For each request of a batch, over branch logits z_b, with coefficients from its `Program` and weights w:
+
+    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; without rewards they stay w⁰
+    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the step before]          the steered scores
+    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, in a trust region: KL(π_a* ‖ π_m) ≤ ε
+    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → arg max or draw
+    R_k ← R_k + l_k(y) − l_0(y)                               for the chosen token y, l = log-softmax of z
+
+One call serves any mixture of methods and numbers of branches. Requests meet only in elementwise operations
+and in reductions along the vocabulary, so that none depends on its neighbours, and a row that is not finite
+fails its own request alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .noise import gumbel
+from .program import EMA, MEAN
+from .steer_table import Edits, Groups, SteerTable
+from .support import nucleus_threshold, support_threshold
+from .trust_region import divergence, solve
+
+TOP_LOGPROBS = 20
+GREEDY_BELOW = 1e-5
+"""A temperature under this is greedy: scores divided by it would leave float32."""
+
+Columns = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a step chose, [groups] each unless said otherwise.
+
+    failed:           logits were not finite or no token was allowed; the token is 0 and means nothing.
+    logprob:          of the token under the steered scores, before support mask, edits and temperature.
+    weights, rewards: [groups, K], those that chose the token; rewards with β.
+    strength:         a, or a* in a trust region.
+    kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
+    branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
+    top:              (log-probabilities, ids) of the likeliest tokens, [groups, 20] each, where asked for.
+    """
+
+    tokens: Tensor
+    failed: Tensor
+    logprob: Tensor
+    weights: Tensor
+    rewards: Tensor
+    strength: Tensor
+    kl: Tensor
+    branch_logprobs: Tensor
+    top: tuple[Tensor, Tensor] | None
+
+
+def steer(
+    logits: Tensor,
+    groups: Groups,
+    table: SteerTable,
+    edits: Edits | None = None,
+    *,
+    trace: bool = True,
+    top: bool = False,
+) -> Choice:
+    """Chooses one token for each request and moves the table on by it.
+
+    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN where nothing needs them.
+    """
+    columns = {name: column[groups.table] for name, column in table.columns.items()}
+    steps = table.steps[groups.table]
+    rewards = table.rewards[groups.table]
+    weights = reweight(table.asked[groups.table], rewards, columns["reward"])
+    share = torch.where(groups.branch > 0, weights[groups.owner, (groups.branch - 1).clamp(min=0)], 0.0)
+
+    scores, strength = _mix(logits, groups, columns, steps, share)
+    kl = _stay_near(logits, groups, columns, share, scores, strength, measure=trace)
+    _add_delayed(logits, groups, columns, table, scores)
+    failed = ~(scores.sum(-1).isfinite() & _all_finite(logits, groups))
+
+    steered = scores.log_softmax(-1) if trace or top else None
+    allowed = scores.masked_fill(failed[:, None], 0.0)
+    _restrict(allowed, logits, groups, columns, table.vocab, edits)
+    failed |= allowed.amax(-1) == -torch.inf
+    tokens = draw(allowed, columns, steps).masked_fill(failed, 0)
+
+    normalised = trace or bool(columns["reward"].any())
+    branch_logprobs = _at(logits, tokens[groups.owner]) - (logits.logsumexp(-1) if normalised else torch.nan)
+    _advance(groups, columns, table, branch_logprobs)
+    return Choice(
+        tokens=tokens,
+        failed=failed,
+        logprob=_at(steered, tokens) if steered is not None else torch.full_like(scores[:, 0], torch.nan),
+        weights=weights,
+        rewards=rewards * columns["beta"][:, None],
+        strength=strength,
+        kl=kl,
+        branch_logprobs=branch_logprobs,
+        top=_likeliest(steered) if top and steered is not None else None,
+    )
+
+
+def reweight(asked: Tensor, rewards: Tensor, reward: Tensor) -> Tensor:
+    """w ∝ w⁰ exp(−reward · R): asked, rewards [groups, K]; reward = β/τ [groups] → [groups, K].
+
+    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space: it holds for any finite rewards,
+    and a weight that was asked to be 0 stays 0. A request without objectives has a row of zeros.
+    """
+    exponents = asked.log() - reward[:, None] * rewards
+    exponents = exponents - exponents.amax(-1, keepdim=True).clamp(min=-1e300)
+    unnormalised = exponents.exp()
+    return torch.where(
+        (reward == 0)[:, None], asked, unnormalised / unnormalised.sum(-1, keepdim=True).clamp(min=1e-300)
+    )
+
+
+def draw(scores: Tensor, columns: Columns, steps: Tensor) -> Tensor:
+    """A token for each row of scores [groups, vocab]: the arg max, or where there is a temperature a draw."""
+    tokens = scores.argmax(-1)
+    hot = (columns["temperature"] >= GREEDY_BELOW).nonzero()[:, 0]
+    if len(hot):
+        temperature, top_p, min_p = (columns[name][hot] for name in ("temperature", "top_p", "min_p"))
+        warm = scores[hot] / temperature[:, None].to(scores.dtype)
+        threshold = support_threshold(warm, columns["top_k"][hot], top_p, min_p)
+        noise = gumbel(columns["seed"][hot], steps[hot], scores.shape[1])
+        tokens[hot] = noise.add_(warm).masked_fill_(warm < threshold, -torch.inf).argmax(-1)
+    return tokens
+
+
+def _mix(
+    logits: Tensor, groups: Groups, columns: Columns, steps: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The steered scores [groups, vocab] and strength [groups]; a delayed method starts at z_1."""
+    starting = (columns["delay"] != 0) & (steps == 0)
+    base = torch.where(starting, 0.0, columns["base"])
+    scale = torch.where(starting, 1.0, columns["scale"])
+    coefficients = torch.where(groups.branch > 0, scale[groups.owner] * share, base[groups.owner])
+    return groups.combine(logits, coefficients), scale
+
+
+def _stay_near(
+    logits: Tensor,
+    groups: Groups,
+    columns: Columns,
+    share: Tensor,
+    scores: Tensor,
+    strength: Tensor,
+    *,
+    measure: bool,
+) -> Tensor:
+    """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
+
+    With `measure` the divergence is also computed for methods without a region that lie on the same ray.
+    """
+    kl = torch.full_like(strength, torch.nan)
+    has_base = groups.branch[groups.first] == 0
+    limited = columns["kl_budget"] < torch.inf
+    on_ray = has_base & (groups.count > 1) & (columns["base"] == 1 - strength) & (columns["delay"] == 0)
+    rays = limited | (on_ray if measure else limited)
+    if not bool(rays.any()):
+        return kl
+    base = logits[groups.first[rays]]
+    direction = groups.combine(logits, share)[rays] - base
+    bounded = limited[rays]
+    kl[rays] = torch.where(bounded, torch.nan, divergence(base, direction, strength[rays]))
+    if bool(bounded.any()):
+        a, kl[limited] = solve(
+            base[bounded], direction[bounded], strength[limited], columns["kl_budget"][limited]
+        )
+        strength[limited] = a
+        scores[limited] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
+    return kl
+
+
+def _add_delayed(logits: Tensor, groups: Groups, columns: Columns, table: SteerTable, scores: Tensor) -> None:
+    """OPAD: adds g times the previous step's z_1 − z_0 to the scores, and keeps this step's."""
+    for group in (columns["delay"] != 0).nonzero()[:, 0].tolist():
+        row, first = int(groups.table[group]), int(groups.first[group])
+        contrast = logits[first + 1] - logits[first]
+        if row in table.contrast:
+            scores[group] += columns["delay"][group].to(scores.dtype) * table.contrast[row]
+        table.contrast[row] = contrast
+
+
+def _all_finite(logits: Tensor, groups: Groups) -> Tensor:
+    """Whether all of a group's rows are finite, [groups]."""
+    broken = torch.zeros(len(groups.table), dtype=torch.int64, device=logits.device)
+    return broken.index_add_(0, groups.owner, (~logits.sum(-1).isfinite()).long()) == 0
+
+
+def _restrict(
+    scores: Tensor, logits: Tensor, groups: Groups, columns: Columns, vocab: int, edits: Edits | None
+) -> None:
+    """Support mask, ids without a token, bias, bans and penalties; scores [groups, vocab] in place."""
+    masked = (columns["mask_top_p"] < 1).nonzero()[:, 0]
+    if len(masked):
+        last = groups.first[masked] + groups.count[masked] - 1  # one objective: the row after the base
+        preferred = logits[last] / columns["mask_temperature"][masked, None].to(logits.dtype)
+        outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked])
+        scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
+    scores[:, vocab:] = -torch.inf
+    if edits is not None:
+        edits.apply(scores)
+
+
+def _advance(groups: Groups, columns: Columns, table: SteerTable, branch_logprobs: Tensor) -> None:
+    """Adds the chosen token's rewards l_k − l_0 to the table, and counts the step."""
+    before = table.rewards[groups.table]
+    objective = groups.branch > 0
+    gains = torch.zeros_like(before)
+    reward = (branch_logprobs - branch_logprobs[groups.first[groups.owner]]).double()
+    gains[groups.owner[objective], groups.branch[objective] - 1] = reward[objective]
+    count = (table.steps[groups.table] + 1)[:, None]
+    decay, kind = columns["decay"][:, None], columns["accumulate"][:, None]
+    after = torch.where(
+        kind == MEAN,
+        before + (gains - before) / count,
+        torch.where(kind == EMA, decay * before + (1 - decay) * gains, before + gains),
+    )
+    known = (groups.branch[groups.first] == 0)[:, None] & after.isfinite()
+    table.rewards[groups.table] = torch.where(known, after, before)
+    table.steps[groups.table] += 1
+
+
+def _at(rows: Tensor, tokens: Tensor) -> Tensor:
+    """The entry of each row at its token, [rows]."""
+    return rows.gather(1, tokens[:, None])[:, 0]
+
+
+def _likeliest(logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    found = logprobs.topk(min(TOP_LOGPROBS, logprobs.shape[-1]))
+    return found.values, found.indices

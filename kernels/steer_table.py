@@ -1,0 +1,141 @@
+"""What the steering steps need to know: of each running request, and of one step's layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .program import Program
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one request draws its tokens: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+class SteerTable:
+    """One row for each running request, in columns; grows as rows are admitted.
+
+    columns:   the fields of `Program` and `Draw` by name, [rows] float64 or int64.
+    asked:     w⁰ [rows, K], 0 beyond a request's own objectives.
+    rewards:   R_k [rows, K], before β.
+    steps:     tokens chosen so far [rows].
+    contrast:  OPAD's z_1 − z_0 of the step before, [vocab] by row.
+    vocab:     ids at or beyond it are never chosen (rows of the embedding that no token uses).
+    """
+
+    def __init__(self, vocab: int, device: torch.device | str = "cpu") -> None:
+        self.vocab, self.device = vocab, torch.device(device)
+        self.columns: dict[str, Tensor] = {}
+        self.asked = torch.zeros(0, 1, dtype=torch.float64, device=device)
+        self.rewards = torch.zeros_like(self.asked)
+        self.steps = torch.zeros(0, dtype=torch.int64, device=device)
+        self.contrast: dict[int, Tensor] = {}
+
+    def admit(self, row: int, program: Program, weights: Sequence[float], draw: Draw) -> None:
+        """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
+        values = {**vars(program), **vars(draw), "seed": _signed(draw.seed)}
+        if not self.columns:
+            kinds = {name: torch.int64 if isinstance(v, int) else torch.float64 for name, v in values.items()}
+            self.columns = {name: self.steps.new_zeros(0, dtype=kind) for name, kind in kinds.items()}
+        self._reserve(row + 1, len(weights))
+        for name, value in values.items():
+            self.columns[name][row] = value
+        self.asked[row] = 0
+        self.asked[row, : len(weights)] = torch.tensor(weights, dtype=torch.float64)
+        self.rewards[row] = 0
+        self.steps[row] = 0
+        self.contrast.pop(row, None)
+
+    def _reserve(self, rows: int, objectives: int) -> None:
+        down, right = max(rows - len(self.steps), 0), max(objectives - self.asked.shape[1], 0)
+        if down:
+            self.columns = {name: pad(column, (0, down)) for name, column in self.columns.items()}
+            self.steps = pad(self.steps, (0, down))
+        self.asked, self.rewards = (pad(x, (0, right, 0, down)) for x in (self.asked, self.rewards))
+
+
+def _signed(seed: int) -> int:
+    """The seed's 64 bits as a signed number."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >> 63 else seed
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows of the logits belong to which request.
+
+    table [groups]: the request's row of the SteerTable. first, count [groups]: its rows of the logits.
+    branch, owner [rows]: which branch each row is, 0 for the base, and of which group. width: the most rows
+    of a group. Rows stand in the order of branches; a branch that cannot matter may be left out, the base
+    only where `Program.needs_base` is false.
+    """
+
+    table: Tensor
+    first: Tensor
+    count: Tensor
+    branch: Tensor
+    owner: Tensor
+    width: int
+
+    @classmethod
+    def of(cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> Groups:
+        """From (table row, branches run) of each request, in the order of the logits."""
+        counts = [len(branches) for _, branches in requests]
+        columns = (
+            [table for table, _ in requests],
+            [sum(counts[:index]) for index in range(len(counts))],
+            counts,
+            [branch for _, branches in requests for branch in branches],
+            [index for index, count in enumerate(counts) for _ in range(count)],
+        )
+        tensors = [torch.tensor(column, dtype=torch.int64, device=device) for column in columns]
+        table, first, count, branch, owner = tensors
+        return cls(table, first, count, branch, owner, width=max(counts))
+
+    def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
+        """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].
+
+        In the order of the rows and elementwise, so that a group's sum does not depend on the others.
+        """
+        uniform = len(logits) == self.width * len(self.table)
+        total = logits.new_zeros(len(self.table), logits.shape[1])
+        for index in range(self.width):
+            row = self.first + (self.count - 1).clamp(max=index)
+            factor = torch.where(self.count > index, coefficients[row], 0.0).to(logits.dtype)
+            term = logits.unflatten(0, (-1, self.width))[:, index] if uniform else logits[row]
+            total.addcmul_(term, factor[:, None])
+        return total
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Changes to single scores of a step, before temperature.
+
+    bias_at, repetition_at: (groups, tokens) that index the scores. bias is added, −inf bans (logit_bias,
+    presence and frequency penalties); repetition divides positive scores and multiplies negative ones.
+    """
+
+    bias_at: tuple[Tensor, Tensor]
+    bias: Tensor
+    repetition_at: tuple[Tensor, Tensor]
+    repetition: Tensor
+
+    def apply(self, scores: Tensor) -> None:
+        """Changes scores [groups, vocab] in place."""
+        scores.index_put_(self.bias_at, self.bias, accumulate=True)
+        held = scores[self.repetition_at]
+        scores[self.repetition_at] = torch.where(held > 0, held / self.repetition, held * self.repetition)

@@ -1,0 +1,1 @@
+"""What a model is: configuration, checkpoint, decoder, tokenizer, chat template, GGUF import."""

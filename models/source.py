@@ -1,0 +1,41 @@
+"""Where a model comes from: what the user names becomes a folder on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..kernels.errors import InputError
+from .gguf import convert
+from .pull import cache_dir, once, pull_demo
+
+if TYPE_CHECKING:
+    from .gguf import Progress
+
+
+def resolve(model: str, progress: Progress | None = None) -> Path:
+    """The folder of `model`: 'demo' (fetched once), a folder, or a .gguf file (converted once, and kept).
+
+    Raises InputError for anything else, RunError when fetching or converting fails.
+    """
+    if model == "demo":
+        return pull_demo(progress)
+    name = os.path.expanduser(model)
+    path = Path(name)
+    if os.path.isdir(name):
+        return path
+    if path.suffix.lower() == ".gguf" and os.path.isfile(name):
+        folder = _converted(path)
+        return once(folder, lambda: convert(path, folder, progress=progress))
+    raise InputError(
+        f"model is {model!r}; it must be 'demo', a folder with config.json and *.safetensors, or a .gguf file"
+    )
+
+
+def _converted(path: Path) -> Path:
+    """Where the conversion of this very file is kept: a file that changes is converted anew."""
+    stat = path.stat()
+    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    return cache_dir() / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

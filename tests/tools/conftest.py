@@ -1,0 +1,102 @@
+"""An engine without a model: it says what it is told to say, and remembers what it was asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from trimtab.engine.output import BranchPrompt, Delta, Output, Timings, TokenLogprobs, Trace
+from trimtab.tools import loading
+from trimtab.tools.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trimtab.engine.config import EngineConfig
+    from trimtab.engine.request import Request
+
+
+@dataclass
+class FakeEngine:
+    """Answers every request with `pieces`, one token each. `fails` becomes the output's error."""
+
+    pieces: list[str] = field(default_factory=lambda: ["Rain", " is", " water."])
+    fails: str | None = None
+    before_piece: Callable[[int], None] = lambda index: None
+    asked: list[Request] = field(default_factory=list)
+    configs: list[EngineConfig] = field(default_factory=list)
+    closed: int = 0
+
+    def generate(self, request: Request) -> Output:
+        self.asked.append(request)
+        outputs = [self._output(request, index) for index in range(request.sampling.n)]
+        return replace(outputs[0], outputs=outputs)
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        self.asked.append(request)
+        weights = list(request.steering.weights()) if request.trace else None
+        try:
+            for index, piece in enumerate(self.pieces):
+                self.before_piece(index)
+                yield Delta(0, piece, [index], weights)
+            output = self._output(request, 0)
+            yield Delta(0, "", [], None, replace(output, outputs=[output]))
+        finally:
+            self.closed += 1
+
+    def _output(self, request: Request, index: int) -> Output:
+        ids = list(range(len(self.pieces)))
+        names = ["base", *(o.text for o in request.steering.objectives)]
+        seed = request.sampling.seed
+        return Output(
+            text="".join(self.pieces),
+            token_ids=ids,
+            finish_reason="error" if self.fails else "stop",
+            branches=[BranchPrompt(name, f"<{name}>", [1, 2]) for name in names],
+            trace=self._trace(request, len(ids)) if request.trace else None,
+            logprobs=None if request.sampling.logprobs is None else [TokenLogprobs(0, -0.5, {0: -0.5})],
+            timings=Timings(0.0, 0.1, 0.2, 15.0),
+            seed=1000 + index if seed is None else seed + index,
+            error=self.fails,
+        )
+
+    def _trace(self, request: Request, tokens: int) -> Trace:
+        weights = list(request.steering.weights()) if request.steering.objectives else []
+        rows = [weights] * tokens
+        logprobs = [[-1.0] * (len(weights) + 1)] * tokens
+        return Trace(rows, rows, [float("nan")] + [1.5] * (tokens - 1), [0.0] * tokens, logprobs)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """The engine that every verb opens in this test."""
+    fake = FakeEngine()
+
+    def opened(config: EngineConfig) -> Any:
+        fake.configs.append(config)
+        return fake
+
+    monkeypatch.setattr(loading, "open_engine", opened)
+    return fake
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs the command line in this process."""
+
+    def command(*argv: str) -> Ran:
+        status = main(argv)
+        captured = capsys.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    return command

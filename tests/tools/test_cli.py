@@ -1,0 +1,193 @@
+"""Every failure is one sentence on stderr and an exit status."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from trimtab import __version__
+from trimtab.kernels.errors import InputError, RunError
+from trimtab.tools import cli, loading
+
+from .conftest import FakeEngine, Ran
+
+if TYPE_CHECKING:
+    from trimtab.engine.config import EngineConfig
+
+Run = Callable[..., Ran]
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["gen"], "there is no verb 'gen'; verbs are "),
+        (["generate"], "the following arguments are required: PROMPT; see trimtab generate --help"),
+        (["generate", "hi", "--temp", "1"], "unrecognized arguments: --temp 1; see trimtab generate --help"),
+        (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0"),
+        (["generate", "hi", "--prefer", "x=-1"], "the weight of objective 'x' is -1.0; it must be"),
+        (["generate", "hi", "--prefer", "x=nan"], "the weight of objective 'x' is nan; it must be"),
+        (
+            ["generate", "hi", "--prefer", "x", "--method", "amulet", "--tau", "1"],
+            "--tau belongs to mato, not to amulet",
+        ),
+        (["generate", "hi", "--alpha", "1"], "--alpha belongs to amulet and mato, not to base"),
+        (["generate", "hi", "--method", "mto"], "there is no method 'mto'; methods are base, prompt, "),
+        (["generate", "hi", "--method", "mato"], "mato needs at least one objective and was given none"),
+        (
+            ["generate", "hi", "--method", "base", "--prefer", "x"],
+            "base takes no objectives, but was given 'x'",
+        ),
+        (["generate", " "], "the prompt is empty; ask something"),
+        (["generate", "hi", "--dtype", "int3"], "dtype is 'int3'; it must be one of auto, "),
+        (["generate", "hi", "--kv-cache-memory", "-5"], "'-5' is no size of memory"),
+        (["generate", "\udcff"], "the argument '\\udcff' is no UTF-8 text"),
+        (["chat", "hi"], "unrecognized arguments: hi; see trimtab chat --help"),
+        (["chat", "--n", "2"], "unrecognized arguments: --n 2; see trimtab chat --help"),
+        (["compare", "hi"], 'compare needs at least one --prefer "TEXT=WEIGHT"'),
+        (["compare", "hi", "--prefer", "x", "--methods", "mto"], "there is no method 'mto'"),
+        (["pull", "gpt"], "there is no model 'gpt' to pull; only 'demo' is known"),
+        (["info"], "the following arguments are required: MODEL; see trimtab info --help"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(
+    run: Run, engine: FakeEngine, command: list[str], sentence: str
+) -> None:
+    ran = run(*command)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"trimtab: {sentence}")
+    assert ran.err.count("\n") == 1
+    assert engine.configs == []
+
+
+def test_help_and_version_go_to_stdout(run: Run) -> None:
+    assert run("--version") == Ran(0, f"trimtab {__version__}\n", "")
+    for words in ([], ["--help"], ["-h"]):
+        ran = run(*words)
+        assert (ran.status, ran.err) == (0, "")
+        assert all(verb in ran.out for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    ran = run(verb, "--help")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"usage: trimtab {verb} ")
+    assert max(map(len, ran.out.splitlines())) <= 100
+
+
+def test_help_of_generate_is_grouped(run: Run) -> None:
+    titles = re.findall(r"^(\w+):$", run("generate", "--help").out, re.MULTILINE)
+    assert titles == ["options", "method", "sampling", "model", "output"]
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from trimtab.tools.cli import main\n"
+        "for verb in ('', 'generate', 'chat', 'compare', 'pull', 'convert', 'info'):\n"
+        "    assert main([verb, '--help'] if verb else ['--help']) == 0\n"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (InputError("the model is odd"), 2, "the model is odd"),
+        (RunError("no network"), 1, "no network"),
+        (RunError("two\nlines"), 1, "two lines"),
+        (MemoryError(), 1, "out of memory"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            1,
+            "out of memory (CUDA out of memory. ",
+        ),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (FileNotFoundError(2, "No such file or directory", "a/b"), 1, "No such file or directory: 'a/b'"),
+        (InputError("escape \x1b[31m"), 2, "escape \\x1b[31m"),
+    ],
+)
+def test_a_failure_to_open_the_model_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
+) -> None:
+    monkeypatch.setattr(loading, "open_engine", _raising(error))
+    ran = run("generate", "hi")
+    assert (ran.status, ran.out) == (status, "")
+    assert ran.err.startswith(f"trimtab: {sentence}")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), ZeroDivisionError(), AssertionError()])
+def test_a_defect_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(loading, "open_engine", _raising(error))
+    with pytest.raises(type(error)):
+        run("generate", "hi")
+
+
+def test_ctrl_c_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "open_engine", _raising(KeyboardInterrupt()))
+    assert run("generate", "hi") == Ran(130, "", "")
+
+
+def test_a_reader_that_went_away_is_no_complaint() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "trimtab", "generate", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_warning_of_trimtab_is_one_note(run: Run, engine: FakeEngine) -> None:
+    ran = run("generate", "hi", "--prefer", "x", "--alpha", "1.5", "--iterations", "5")
+    assert ran.status == 0
+    assert ran.err.startswith("trimtab: note: mato: alpha=1.5 is above lam=1.0")
+    assert ran.err.count("\n") == 1
+
+
+def test_the_same_note_is_shown_once(run: Run, engine: FakeEngine) -> None:
+    ran = run("compare", "hi", "--prefer", "x", "--methods", "mato:alpha=1.5,mato:alpha=1.5:tau=2")
+    assert (ran.status, ran.err.count("note:")) == (0, 1)
+
+
+def test_warnings_of_others_are_not_signed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(config: EngineConfig) -> None:
+        warnings.warn("from elsewhere", UserWarning, stacklevel=1)
+        raise RunError("enough")
+
+    monkeypatch.setattr(loading, "open_engine", warning)
+    with pytest.warns(UserWarning, match="from elsewhere"):
+        ran = run("generate", "hi")
+    assert ran == Ran(1, "", "trimtab: enough\n")
+
+
+def test_the_filters_of_the_caller_are_left_alone(run: Run, engine: FakeEngine) -> None:
+    before = list(warnings.filters)
+    run("generate", "hi")
+    assert list(warnings.filters) == before
+
+
+def test_a_terminal_without_utf8_gets_characters_written_out(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    engine.pieces = ["caf", "é"]
+    assert cli.main(["generate", "hi"]) == 0
+    assert narrow.buffer.getvalue() == b"caf\\xe9\n"  # type: ignore[attr-defined]
+
+
+def _raising(error: BaseException) -> Callable[[EngineConfig], None]:
+    def opened(config: EngineConfig) -> None:
+        raise error
+
+    return opened

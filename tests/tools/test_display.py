@@ -1,0 +1,131 @@
+"""What is drawn where a person watches."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+from trimtab.engine.output import Delta
+from trimtab.tools import display, plain
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def console(width: int = 20, height: int = 10) -> display.Console:
+    return display.Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        width=width,
+        height=height,
+        highlight=False,
+        color_system=None,
+    )
+
+
+@given(st.text(), st.text())
+def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right: str) -> None:
+    made = plain.safe(left + "\x1b\x9b\u202e\ud800" + right)
+    made.encode()
+    assert not [
+        c for c in made if c not in "\n\t" and (c < " " or "\x7f" <= c < "\xa0" or "\u202a" <= c <= "\u202e")
+    ]
+    assert "\\x1b\\x9b\\u202e\\ud800" in made
+    assert plain.safe("naïve 日本 👍\tx\n") == "naïve 日本 👍\tx\n"
+
+
+@given(st.lists(st.text(alphabet="ab \n日", max_size=12), max_size=12))
+def test_an_answer_in_pieces_loses_nothing_but_spaces_at_line_ends(pieces: list[str]) -> None:
+    screen, pending, lines = console(8), "", []
+    for piece in pieces:
+        *finished, pending = display.wrapped(pending + piece, screen)
+        lines += finished
+    said = "".join(pieces).replace(" ", "").replace("\n", "")
+    assert "".join([*lines, pending]).replace(" ", "") == said
+    assert all(display.Text(line).cell_len <= 8 for line in lines)
+
+
+@given(st.text(alphabet="abcd ", max_size=40), st.integers(0, 40))
+def test_words_do_not_grow_together_where_a_line_is_full(text: str, cut: int) -> None:
+    screen = console(8)
+    *finished, pending = display.wrapped(text[:cut], screen)
+    shown = " ".join([*finished, *display.wrapped(pending + text[cut:], screen)]).split()
+    assert [word for word in shown if word not in text] == []
+
+
+def test_an_answer_longer_than_the_screen_is_shown_in_full() -> None:
+    screen = console(width=20, height=5)
+    live = display.LiveAnswer(screen)
+    live.start()
+    for number in range(40):
+        live.add(Delta(0, f"line {number}\n", [number]))
+    live.finish("the end")
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"line {number}" in shown for number in range(40))
+    assert "the end" in shown
+
+
+def test_weights_of_another_number_than_wishes_draw_no_bars() -> None:
+    screen = console()
+    live = display.LiveAnswer(screen, ["one", "two"])
+    live.start()
+    live.add(Delta(0, "text", [1], [1.0]))
+    live.finish("end")
+    assert "one" not in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_columns_show_markup_and_escapes_as_they_read() -> None:
+    screen = console(width=100, height=30)
+    with display.live_columns(screen, ["base", "mato"]) as columns:
+        columns.begin("mato")
+        columns.add("[red]x[/red] \x1b[")
+        columns.add("31m [/]")
+        columns.end("a = 1.93")
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    final = shown[shown.rindex("base") :]
+    assert r"[red]x[/red] \x1b[31m [/]" in final
+    assert "a = 1.93" in final
+
+
+def test_a_table_taller_than_the_screen_stays_whole_at_the_end() -> None:
+    screen = console(width=100, height=6)
+    with display.live_columns(screen, ["base"]) as columns:
+        columns.begin("base")
+        columns.add("\n".join(f"line {number}" for number in range(30)))
+        columns.end("done")
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"line {number} " in shown for number in range(30))
+
+
+def test_an_interrupted_table_stays_as_far_as_it_got() -> None:
+    screen = console(width=100, height=30)
+    with suppress(KeyboardInterrupt), display.live_columns(screen, ["base"]) as columns:
+        columns.begin("base")
+        columns.add("half an answ")
+        raise KeyboardInterrupt
+    assert "half an answ" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with display.progress("trimtab: loading demo …") as report:
+        assert report is None
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_names_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", screen)
+    with display.progress("trimtab: loading [bold]demo …") as report:
+        assert report is not None
+        report(0, 0)
+        report(3, 4)
+    assert "trimtab: loading [bold]demo …" in screen.getvalue()
+    assert "75%" in screen.getvalue()

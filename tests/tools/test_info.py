@@ -1,0 +1,142 @@
+"""`trimtab info`, `pull` and `convert`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from trimtab.kernels.errors import RunError
+from trimtab.models import gguf, pull
+from trimtab.tools import convert as verb
+from trimtab.tools import info
+
+from .conftest import Ran
+
+Run = Callable[..., Ran]
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 11,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    tensors = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7, dtype=torch.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: Path) -> None:
+    ran = run("info", str(folder), "--json")
+    assert (ran.status, ran.err, ran.out.count("\n")) == (0, "", 1)
+    assert json.loads(ran.out) == {
+        "folder": str(folder),
+        "architecture": "LlamaForCausalLM",
+        "parameters": 3 * 5 + 7,
+        "layers": 3,
+        "hidden_size": 12,
+        "heads": 6,
+        "kv_heads": 2,
+        "head_dim": 4,
+        "context": 4096,
+        "dtype": "bfloat16",
+        "weight_bytes": 15 * 2 + 7 * 4,
+        "kv_bytes_per_token": 2 * 3 * 2 * 4 * 2,
+        "vocabulary": 11,
+        "tokenizer": None,
+        "chat_template": False,
+    }
+
+
+def test_info_for_people_is_a_line_a_fact(run: Run, folder: Path) -> None:
+    lines = run("info", str(folder)).out.splitlines()
+    assert "parameters     22" in lines
+    assert "weights        58 bytes" in lines
+    assert "KV cache       96 bytes a token and branch, in bfloat16" in lines
+    assert "chat template  no" in lines
+
+
+def test_info_names_the_tokenizer_and_the_template(run: Run, folder: Path) -> None:
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    found = json.loads(run("info", str(folder), "--json").out)
+    assert (found["tokenizer"], found["chat_template"]) == ("BPE", True)
+
+
+def test_info_of_no_model_is_a_sentence(run: Run, tmp_path: Path) -> None:
+    ran = run("info", str(tmp_path))
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "config.json" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (1023, "1.02e+03 bytes"), (1536, "1.5 KiB"), (269030016, "257 MiB")]
+)
+def test_sizes_are_told_in_units(count: int, text: str) -> None:
+    assert info.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("BF16", 16), ("F32", 32), ("F8_E4M3", 8), ("BOOL", 8), ("float16", 16)]
+)
+def test_the_width_of_a_type_is_in_its_name(dtype: str, bits: int) -> None:
+    assert info.bits(dtype) == bits
+
+
+def test_pull_prints_the_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "pull_demo", lambda progress: Path("the/folder"))
+    assert run("pull", "demo") == Ran(0, "the/folder\n", "")
+
+
+def test_pull_without_a_network_is_a_sentence_and_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(progress: Any) -> Path:
+        raise RunError("cannot download the demo model: no network")
+
+    monkeypatch.setattr(pull, "pull_demo", offline)
+    assert run("pull", "demo") == Ran(1, "", "trimtab: cannot download the demo model: no network\n")
+
+
+def test_convert_writes_the_folder_in_the_asked_type(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+
+    def converted(path: Path, folder: Path, dtype: str, progress: Any) -> Path:
+        called.append((path, folder, dtype))
+        return folder
+
+    monkeypatch.setattr(gguf, "convert", converted)
+    assert run("convert", "a.gguf", "b") == Ran(0, "b\n", "")
+    assert run("convert", "a.gguf", "b", "--dtype", "float16").status == 0
+    assert called == [(Path("a.gguf"), Path("b"), "bfloat16"), (Path("a.gguf"), Path("b"), "float16")]
+
+
+def test_convert_offers_the_types_and_the_default_that_conversion_has() -> None:
+    assert set(verb.DTYPES) == set(gguf.DTYPES)
+    assert verb.DTYPES[0] == inspect.signature(gguf.convert).parameters["dtype"].default
+
+
+@pytest.mark.parametrize("words", [["missing.gguf", "out"], ["missing.gguf", "out", "--dtype", "int3"]])
+def test_convert_of_nothing_is_a_sentence_and_status_2(run: Run, tmp_path: Path, words: list[str]) -> None:
+    ran = run("convert", str(tmp_path / words[0]), str(tmp_path / words[1]), *words[2:])
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,85 @@
+"""Wishes and methods as they are typed."""
+
+from __future__ import annotations
+
+import pytest
+from trimtab.engine.methods import METHODS, Amulet, Mato
+from trimtab.engine.objective import Objective
+from trimtab.kernels.errors import InputError
+from trimtab.tools import flags, steering
+
+WISHES = [Objective("Be brief.")]
+
+
+@pytest.mark.parametrize(
+    ("text", "wish", "weight"),
+    [
+        ("Be brief.=0.3", "Be brief.", 0.3),
+        ("Be brief.", "Be brief.", 1.0),
+        ("a=b=2", "a=b", 2.0),
+        ("say x=y", "say x=y", 1.0),
+        ("ends with =", "ends with =", 1.0),
+        ("-x=1e-3", "-x", 0.001),
+        ("x = 2", "x ", 2.0),
+    ],
+)
+def test_a_wish_is_split_at_its_last_equals_sign_where_a_number_follows(
+    text: str, wish: str, weight: float
+) -> None:
+    assert steering.parse_wish(text) == Objective(wish, weight)
+
+
+@pytest.mark.parametrize("text", ["x=-1", "x=nan", "x=inf", "=1", "", "  =0.5"])
+def test_a_wish_without_text_or_with_an_impossible_weight_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="objective"):
+        steering.parse_wish(text)
+
+
+def test_help_of_a_shared_field_names_each_method_and_its_published_default() -> None:
+    made = flags.Parser("trimtab test", "A test.")
+    steering.add_flags(made)
+    helps = {action.dest: action.help or "" for action in made._actions}
+    assert "[amulet: 2.0]" in helps["alpha"]
+    assert "[mato: 0.5]" in helps["alpha"]
+    assert "[linear-alignment, context-steering, guidance, amulet, mato: none]" in helps["kl_budget"]
+    assert "[all: system]" in helps["placement"]
+
+
+def test_a_field_that_methods_share_has_one_type_and_one_set_of_choices() -> None:
+    for name, owners in steering.method_fields().items():
+        kinds = {flags.kinds(cls)[name] for cls in owners}
+        choices = {steering._field(cls, name).metadata.get("choices", ()) for cls in owners}
+        assert (name, len(kinds), len(choices)) == (name, 1, 1)
+
+
+def test_columns_are_methods_with_settings_after_colons() -> None:
+    base, mato, amulet = steering.columns("base, mato:kl_budget=0.2:tau=5,amulet:kl-budget=none")
+    assert (base.label, mato.label) == ("base", "mato:kl_budget=0.2:tau=5")
+    assert mato.build(WISHES) == Mato(tuple(WISHES), kl_budget=0.2, tau=5.0)
+    assert amulet.build(WISHES) == Amulet(tuple(WISHES))
+    assert base.toward(WISHES).objectives == ()
+
+
+def test_a_switch_may_be_set_by_a_word() -> None:
+    assert steering.named("mato", ["optimise_weights=off"]).values == {"optimise_weights": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("mto", f"there is no method 'mto'; methods are {', '.join(cls.name for cls in METHODS)}"),
+        ("amulet:tau=1", "'tau' belongs to mato, not to amulet"),
+        ("base:alpha=1", "'alpha' belongs to amulet and mato, not to base"),
+        ("opad:foo=1", "'foo' is no setting of opad; it takes placement and gain"),
+        ("mato:tau", "'tau' sets nothing; say it like tau=VALUE"),
+        ("mato:tau=x", "tau is 'x'; it must be a number"),
+        ("mato:optimise_weights=maybe", "optimise_weights is 'maybe'; it must be true or false"),
+        ("mato:objectives=x", None),
+        ("base,base", "--methods has 'base' twice; once is enough"),
+        ("base,", "--methods is 'base,'; it must be methods separated by commas, such as base,mato:tau=5"),
+    ],
+)
+def test_a_column_that_cannot_be_is_refused_in_a_sentence(text: str, sentence: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        steering.columns(text)
+    assert sentence is None or str(caught.value) == sentence

@@ -1,0 +1,1 @@
+"""What people do with trimtab: the command line, one file a verb."""

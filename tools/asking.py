@@ -1,0 +1,82 @@
+"""What generate, chat and compare share: their flags, and the config and sampling that the flags ask for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from ..engine.config import EngineConfig
+from ..engine.request import Request
+from ..engine.sampling import SamplingParams
+from ..kernels.errors import InputError
+from . import flags
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for f in fields(SamplingParams))
+"""Names that both have: one flag sets both, so that `--seed 1` repeats whatever is drawn."""
+
+
+def add_prompt(parser: flags.Parser) -> None:
+    """PROMPT and --system."""
+    parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from standard input")
+    add_system(parser)
+
+
+def add_system(parser: flags.Parser) -> None:
+    """The --system flag."""
+    parser.add_argument("--system", metavar="TEXT", help="the system text, which the wishes follow")
+
+
+def add_model(parser: flags.Parser) -> None:
+    """A flag for each field of EngineConfig."""
+    flags.add_fields(parser, "model", EngineConfig, skip=SHARED)
+
+
+def add_sampling(parser: flags.Parser, skip: Collection[str] = ()) -> None:
+    """A flag for each field of SamplingParams."""
+    flags.add_fields(parser, "sampling", SamplingParams, skip)
+
+
+def add_output(parser: flags.Parser, json: str | None) -> None:
+    """How answers are told: --trace, and --json where the verb has it (its help)."""
+    group = parser.add_argument_group("output")
+    if json is not None:
+        group.add_argument("--json", action="store_true", help=json)
+    group.add_argument(
+        "--trace",
+        action=argparse.BooleanOptionalAction,
+        default=Request.trace,
+        help="keep each token's weights, rewards and strength; without it decoding may be faster "
+        f"(default: {flags.shown(Request.trace)})",
+    )
+
+
+def config(args: argparse.Namespace) -> EngineConfig:
+    """The engine's config. Raises InputError for a value out of range."""
+    return EngineConfig(**flags.given(EngineConfig, args))
+
+
+def sampling(args: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters. Raises InputError for a value out of range."""
+    return SamplingParams(**flags.given(SamplingParams, args))
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt; "-" reads it from stdin."""
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is no UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:
+    """A prompt for a Request: the text alone, or after a system message."""
+    if system is None:
+        return prompt
+    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]

@@ -1,0 +1,160 @@
+"""The command `trimtab`: finds the verb, and turns every failure into one sentence and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from .. import __version__
+from ..kernels.errors import InputError, RunError
+from .flags import Parser
+from .plain import say
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TextIO
+
+VERBS = {
+    "generate": "decode one prompt toward weighted wishes",
+    "chat": "talk with a model; wishes may change between turns",
+    "compare": "one prompt, several methods side by side",
+    "pull": "download the demo model",
+    "convert": "turn a GGUF file into a model folder",
+    "info": "what a model is, and what it takes to hold",
+}
+PACKAGE = Path(__file__).parent.parent
+FOLDERS = ("engine", "kernels", "models", "tools")
+WRONG_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
+
+
+class Verb(Protocol):
+    """What each verb's module has."""
+
+    def add_arguments(self, parser: Parser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_whatever_comes(sys.stdout, sys.stderr)
+    with _notes():
+        try:
+            status = _dispatch(arguments)
+            sys.stdout.flush()
+            return status
+        except InputError as error:
+            say(str(error))
+            return WRONG_INPUT
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            _drop_stdout()
+            return PIPE_CLOSED
+        except (RunError, OSError, MemoryError, RuntimeError) as error:
+            sentence = _failure(error)
+            if sentence is None:
+                raise
+            say(sentence)
+            return FAILED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    for argument in arguments:
+        _require_text(argument)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"trimtab {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in VERBS:
+        raise InputError(f"there is no verb {name!r}; verbs are {', '.join(VERBS)}; see trimtab --help")
+    verb = cast("Verb", importlib.import_module(f".{name}", __package__))
+    parser = Parser(f"trimtab {name}", f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
+    verb.add_arguments(parser)
+    try:
+        args = parser.read(rest)
+    except SystemExit:  # argparse has printed the help
+        return 0
+    return verb.run(args)
+
+
+def _require_text(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the argument {argument!r} is no UTF-8 text") from None
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    return (
+        "usage: trimtab VERB ...\n\n"
+        "Decode one frozen language model toward several weighted wishes at once.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "options:\n  -h, --help  this text; trimtab VERB --help says more\n  --version   the version\n\n"
+        'example:\n  trimtab generate "What is rain?" --prefer "Be poetic.=0.7" --prefer "Be brief.=0.3"'
+    )
+
+
+def _failure(error: Exception) -> str | None:
+    """The sentence of a failed run; None for what is a defect and deserves its traceback."""
+    # torch raises RuntimeErrors of its own when memory runs out, and is not imported for every verb.
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in str(error)
+        or "can't allocate memory" in str(error)
+    ):
+        return f"out of memory ({error})" if str(error) else "out of memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+    return str(error) if isinstance(error, OSError | RunError) else None
+
+
+def _print_whatever_comes(*streams: TextIO) -> None:
+    """A terminal without UTF-8 gets written-out characters instead of an exception."""
+    for stream in streams:
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    """Points stdout at nothing, so that the interpreter's last flush does not complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Within, a UserWarning of trimtab is one line on stderr, and each is shown once."""
+    seen: set[str] = set()
+    with warnings.catch_warnings():
+        as_before = warnings.showwarning
+
+        def show(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
+        ) -> None:
+            if category is not UserWarning or not _ours(filename):
+                as_before(message, category, filename, *rest, **named)
+            elif str(message) not in seen:
+                seen.add(str(message))
+                say(f"note: {message}")
+
+        warnings.filterwarnings("always", category=UserWarning, module=r"trimtab\.")
+        warnings.showwarning = show
+        yield
+
+
+def _ours(filename: str) -> bool:
+    path = Path(filename)
+    return path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in FOLDERS

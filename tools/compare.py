@@ -1,0 +1,150 @@
+"""`trimtab compare`: one prompt, several methods side by side."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..engine.request import Request
+from ..kernels.errors import InputError
+from . import answer, asking, loading, plain, report, steering
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ..engine.engine import Engine
+    from ..engine.objective import Objective
+    from ..engine.output import Output
+    from .flags import Parser
+
+METHODS = "base,prompt,amulet,mato,mato:kl_budget=0.2"
+TABLE_WIDTH = 100
+"""A terminal narrower than this gets the answers one below the other."""
+
+
+class View(Protocol):
+    """Where the answers appear, one after another."""
+
+    def begin(self, label: str) -> None:
+        """The answers that follow are this method's."""
+
+    def add(self, text: str) -> None:
+        """Shows a piece."""
+
+    def end(self, caption: str) -> None:
+        """The method's answer is complete."""
+
+
+class Sections:
+    """Answers one below the other, as plain text."""
+
+    def begin(self, label: str) -> None:
+        print(f"--- {label} ---", flush=True)
+
+    def add(self, text: str) -> None:
+        sys.stdout.write(plain.safe(text))
+        sys.stdout.flush()
+
+    def end(self, caption: str) -> None:
+        print(f"\n({plain.safe(caption)})\n", flush=True)
+
+
+def add_arguments(parser: Parser) -> None:
+    """PROMPT, the wishes, --methods, and the flags of sampling, model and output."""
+    parser.epilog = (
+        "Methods run one after another, so that each one's tokens per second are its own. "
+        "Where tokens are drawn, all methods draw with the same seed."
+    )
+    asking.add_prompt(parser)
+    group = parser.add_argument_group("method")
+    steering.add_prefer(group)
+    group.add_argument(
+        "--methods",
+        default=METHODS,
+        metavar="LIST",
+        help="columns as NAME[:field=value...], separated by commas (default: %(default)s)",
+    )
+    asking.add_sampling(parser, skip=("n",))
+    asking.add_model(parser)
+    asking.add_output(parser, json="print one line of JSON with everything about the answers")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything typed is checked before the model is loaded."""
+    wishes = steering.wishes(args)
+    if not wishes:
+        raise InputError('compare needs at least one --prefer "TEXT=WEIGHT"')
+    choices = steering.columns(args.methods)
+    prompt, sampling = asking.prompt_text(args.prompt), asking.sampling(args)
+    asked = asking.messages(prompt, args.system)
+    requests = {c.label: Request(asked, c.toward(wishes), sampling, trace=args.trace) for c in choices}
+    engine = loading.open_engine(asking.config(args))
+    if args.json:
+        outputs = _each(requests, lambda label, request: engine.generate(request))
+        print(plain.json_line(describe(prompt, wishes, requests, outputs)))
+    else:
+        with _view(list(requests)) as view:
+            outputs = _each(requests, lambda label, request: _stream(engine, label, request, view))
+    return _status(outputs)
+
+
+def describe(
+    prompt: str, wishes: Sequence[Objective], requests: Mapping[str, Request], outputs: Mapping[str, Output]
+) -> dict[str, Any]:
+    """The comparison, with each column as generate tells an answer."""
+    columns = [
+        {"label": label, **report.describe(output, requests[label].steering.name)}
+        for label, output in outputs.items()
+    ]
+    return {"prompt": prompt, "objectives": [asdict(wish) for wish in wishes], "columns": columns}
+
+
+def _each(requests: Mapping[str, Request], answered: Callable[[str, Request], Output]) -> dict[str, Output]:
+    """Answers the requests in turn; the seed that the first one drew is every one's."""
+    outputs: dict[str, Output] = {}
+    seed: int | None = None
+    for label, request in requests.items():
+        seeded = request if seed is None else replace(request, sampling=replace(request.sampling, seed=seed))
+        outputs[label] = answered(label, seeded)
+        seed = outputs[label].seed
+    return outputs
+
+
+def _stream(engine: Engine, label: str, request: Request, view: View) -> Output:
+    view.begin(label)
+    output: Output | None = None
+    for delta in answer.pieces(engine, request):
+        view.add(delta.text)
+        output = delta.output or output
+    assert output is not None, "a stream ends with its output"
+    view.end(answer.error_of(output) or caption(output, request))
+    return output
+
+
+def caption(output: Output, request: Request) -> str:
+    """Strength, tokens, speed and end of an answer."""
+    strength = report.strength(output) if request.steering.wishes != "none" else ""
+    rest = report.caption(output, request.sampling.temperature > 0)
+    return f"{strength} · {rest}" if strength else rest
+
+
+@contextmanager
+def _view(labels: list[str]) -> Iterator[View]:
+    if not plain.watched() or shutil.get_terminal_size().columns < TABLE_WIDTH:
+        yield Sections()
+        return
+    from . import display  # noqa: PLC0415 - rich is for a terminal
+
+    with display.live_columns(display.screen(), labels) as columns:
+        yield columns
+
+
+def _status(outputs: Mapping[str, Output]) -> int:
+    failures = {label: error for label, output in outputs.items() if (error := answer.error_of(output))}
+    for label, error in failures.items():
+        plain.say(f"{label}: {error}")
+    return 1 if failures else 0

@@ -1,0 +1,36 @@
+"""`trimtab convert`: turn a GGUF file into an ordinary model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import flags
+from .display import progress
+
+if TYPE_CHECKING:
+    import argparse
+
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+def add_arguments(parser: flags.Parser) -> None:
+    """FILE.gguf, FOLDER and --dtype."""
+    parser.add_argument("file", metavar="FILE.gguf", type=Path, help="the GGUF file to read")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--dtype",
+        default=DTYPES[0],
+        metavar=flags.metavar(DTYPES),
+        help="type of the written weights (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the folder of the model."""
+    with progress(f"trimtab: converting {args.file.name} …") as report:
+        from ..models.gguf import convert  # noqa: PLC0415 - it brings torch, which --help does not need
+
+        folder = convert(args.file, args.folder, dtype=args.dtype, progress=report)
+    print(folder)
+    return 0

@@ -1,0 +1,19 @@
+"""Opening an engine, with its progress shown to a person who waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .display import progress
+
+if TYPE_CHECKING:
+    from ..engine.config import EngineConfig
+    from ..engine.engine import Engine
+
+
+def open_engine(config: EngineConfig) -> Engine:
+    """The engine of a config. Raises InputError or RunError when there is no such model or no room for it."""
+    with progress(f"trimtab: loading {config.model} …") as report:
+        from ..engine.engine import Engine  # noqa: PLC0415 - it brings torch, which --help does not need
+
+        return Engine(config, progress=report)
