@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -27,7 +28,7 @@ from .runner import Runner
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from .group import Group
 
@@ -45,7 +46,7 @@ class Engine:
         tokenizer = Tokenizer.from_folder(folder)
         template = ChatTemplate.from_folder(folder, tokenizer, config.chat_template)
         length = _max_length(config, shape)
-        dtype = _dtype(shape.dtype if config.dtype == "auto" else config.dtype)
+        dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
         model = Llama(shape, Checkpoint(folder), dtype, torch.device("cpu"), length, progress=progress)
         pages = _pages(config, shape)
         cache = PagedKV(shape.num_layers, pages, config.block_size, shape.num_kv_heads, shape.head_dim)
@@ -94,7 +95,7 @@ class Engine:
         Leaving the loop early aborts the request. Streams may be read in turn: all decode in one batch.
         Raises InputError when the request is wrong.
         """
-        return (delta for _, delta in self._run(self._admission.groups(request)))
+        return self._deltas(self._admission.groups(request))
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
@@ -104,6 +105,11 @@ class Engine:
         self._admission.check_ids("token_ids", token_ids)
         return self._runner.score(token_ids)
 
+    def _deltas(self, groups: list[Group]) -> Iterator[Delta]:
+        with closing(self._run(groups)) as run:
+            for _, delta in run:
+                yield delta
+
     def _finish(self, members: list[list[Group]]) -> list[Output]:
         """Runs all groups to their end; one output for each member, which holds its samples."""
         together = [group for groups in members for group in groups]
@@ -111,7 +117,7 @@ class Engine:
         samples = [[done[id(group)] for group in groups] for groups in members]
         return [replace(outputs[0], outputs=outputs) for outputs in samples]
 
-    def _run(self, groups: list[Group]) -> Iterator[tuple[Group, Delta]]:
+    def _run(self, groups: list[Group]) -> Generator[tuple[Group, Delta], None, None]:
         """Steps until these groups have ended, yielding their deltas; they leave the engine in any case."""
         for group in groups:
             self._scheduler.add(group)
@@ -173,7 +179,8 @@ def _pages(config: EngineConfig, shape: ModelConfig) -> int:
     return pages
 
 
-def _dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
+    """The type of that name; InputError for one that no weights are held in."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
         raise InputError(f"the checkpoint's dtype is {name!r}; known are {', '.join(dtypes)}, or give dtype")

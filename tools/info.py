@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from .flags import Parser
 
+KV_DTYPE = "float32"
+"""What the KV cache of a CPU holds, whatever the weights' type."""
+
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """The facts about a model folder. Weights are counted as stored, the KV cache in the config's dtype."""
+    """The facts about a model folder. Weights are counted as stored, the KV cache as the CPU keeps it."""
     from ..models.checkpoint import Checkpoint  # noqa: PLC0415
     from ..models.config import ModelConfig  # noqa: PLC0415
 
@@ -57,7 +60,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "context": config.max_position_embeddings,
         "dtype": config.dtype,
         "weight_bytes": sum(size * bits(checkpoint.dtypes[name]) // 8 for name, size in sizes.items()),
-        "kv_bytes_per_token": config.kv_size * bits(config.dtype) // 8,
+        "kv_bytes_per_token": config.kv_size * bits(KV_DTYPE) // 8,
         "vocabulary": config.vocab_size,
         "tokenizer": kind,
         "chat_template": has_template,
@@ -77,7 +80,7 @@ def table(facts: dict[str, Any]) -> str:
         "context": f"{facts['context']:,} tokens",
         "dtype": facts["dtype"],
         "weights": size(facts["weight_bytes"]),
-        "KV cache": f"{per_branch} a token and branch, in {facts['dtype']}",
+        "KV cache": f"{per_branch} a token and branch, in {KV_DTYPE}",
         "vocabulary": f"{facts['vocabulary']:,}",
         "tokenizer": facts["tokenizer"] or "none",
         "chat template": "yes" if facts["chat_template"] else "no",

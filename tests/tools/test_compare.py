@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 from trimtab.engine.methods import Amulet, Base, Mato, Prompt
 from trimtab.engine.objective import Objective
 from trimtab.tools import display, plain
@@ -60,9 +61,7 @@ def test_a_wide_terminal_gets_columns_and_a_narrow_one_sections(
 ) -> None:
     monkeypatch.setattr(plain, "watched", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(
-        display, "screen", lambda: display.Console(force_terminal=True, width=width, height=30)
-    )
+    monkeypatch.setattr(display, "screen", lambda: Console(force_terminal=True, width=width, height=30))
     out = run("compare", "hi", "--prefer", "x", "--methods", "base,mato").out
     assert ("--- base ---" in out) is not is_table
     assert ("┃" in out) is is_table

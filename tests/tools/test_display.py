@@ -6,8 +6,10 @@ import io
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
 from trimtab.engine.output import Delta
 from trimtab.tools import display, plain
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     import pytest
 
 
-def console(width: int = 20, height: int = 10) -> display.Console:
-    return display.Console(
+def console(width: int = 20, height: int = 10) -> Console:
+    return Console(
         file=io.StringIO(),
         force_terminal=True,
         width=width,
@@ -26,6 +28,13 @@ def console(width: int = 20, height: int = 10) -> display.Console:
     )
 
 
+def sent(screen: Console) -> str:
+    """All that the console was told to write."""
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right: str) -> None:
     made = plain.safe(left + "\x1b\x9b\u202e\ud800" + right)
@@ -37,6 +46,7 @@ def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right
     assert plain.safe("naïve 日本 👍\tx\n") == "naïve 日本 👍\tx\n"
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab \n日", max_size=12), max_size=12))
 def test_an_answer_in_pieces_loses_nothing_but_spaces_at_line_ends(pieces: list[str]) -> None:
     screen, pending, lines = console(8), "", []
@@ -45,9 +55,10 @@ def test_an_answer_in_pieces_loses_nothing_but_spaces_at_line_ends(pieces: list[
         lines += finished
     said = "".join(pieces).replace(" ", "").replace("\n", "")
     assert "".join([*lines, pending]).replace(" ", "") == said
-    assert all(display.Text(line).cell_len <= 8 for line in lines)
+    assert all(Text(line).cell_len <= 8 for line in lines)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abcd ", max_size=40), st.integers(0, 40))
 def test_words_do_not_grow_together_where_a_line_is_full(text: str, cut: int) -> None:
     screen = console(8)
@@ -63,7 +74,7 @@ def test_an_answer_longer_than_the_screen_is_shown_in_full() -> None:
     for number in range(40):
         live.add(Delta(0, f"line {number}\n", [number]))
     live.finish("the end")
-    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    shown = sent(screen)
     assert all(f"line {number}" in shown for number in range(40))
     assert "the end" in shown
 
@@ -74,7 +85,7 @@ def test_weights_of_another_number_than_wishes_draw_no_bars() -> None:
     live.start()
     live.add(Delta(0, "text", [1], [1.0]))
     live.finish("end")
-    assert "one" not in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "one" not in sent(screen)
 
 
 def test_columns_show_markup_and_escapes_as_they_read() -> None:
@@ -84,7 +95,7 @@ def test_columns_show_markup_and_escapes_as_they_read() -> None:
         columns.add("[red]x[/red] \x1b[")
         columns.add("31m [/]")
         columns.end("a = 1.93")
-    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    shown = sent(screen)
     final = shown[shown.rindex("base") :]
     assert r"[red]x[/red] \x1b[31m [/]" in final
     assert "a = 1.93" in final
@@ -96,7 +107,7 @@ def test_a_table_taller_than_the_screen_stays_whole_at_the_end() -> None:
         columns.begin("base")
         columns.add("\n".join(f"line {number}" for number in range(30)))
         columns.end("done")
-    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    shown = sent(screen)
     assert all(f"line {number} " in shown for number in range(30))
 
 
@@ -106,7 +117,7 @@ def test_an_interrupted_table_stays_as_far_as_it_got() -> None:
         columns.begin("base")
         columns.add("half an answ")
         raise KeyboardInterrupt
-    assert "half an answ" in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "half an answ" in sent(screen)
 
 
 def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 from trimtab.engine.methods import Base, Mato
 from trimtab.engine.objective import Objective
 from trimtab.tools import display, plain
@@ -22,7 +23,7 @@ Run = Callable[..., Ran]
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a person would be sent, where a person watches."""
     screen = io.StringIO()
-    console = display.Console(
+    console = Console(
         file=screen, force_terminal=True, width=60, height=20, highlight=False, color_system=None
     )
     monkeypatch.setattr(plain, "watched", lambda: True)

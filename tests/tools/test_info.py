@@ -57,7 +57,7 @@ def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: P
         "context": 4096,
         "dtype": "bfloat16",
         "weight_bytes": 15 * 2 + 7 * 4,
-        "kv_bytes_per_token": 2 * 3 * 2 * 4 * 2,
+        "kv_bytes_per_token": 2 * 3 * 2 * 4 * 4,
         "vocabulary": 11,
         "tokenizer": None,
         "chat_template": False,
@@ -68,7 +68,7 @@ def test_info_for_people_is_a_line_a_fact(run: Run, folder: Path) -> None:
     lines = run("info", str(folder)).out.splitlines()
     assert "parameters     22" in lines
     assert "weights        58 bytes" in lines
-    assert "KV cache       96 bytes a token and branch, in bfloat16" in lines
+    assert "KV cache       192 bytes a token and branch, in float32" in lines
     assert "chat template  no" in lines
 
 
