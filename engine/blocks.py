@@ -57,12 +57,12 @@ class KVBlocks:
         return -(-(len(branch.prompt_token_ids) + group.limit - 1) // self.block_size)
 
     def _shareable(self, group: Group, branch: Branch) -> int:
-        """Whole pages of the head in common with the first branch, leaving one token to compute."""
+        """Whole pages of the head in common with the first branch, leaving each a token to compute."""
         lead = group.branches[0]
         if branch is lead:
             return 0
         common = 0
-        for ours, theirs in zip(branch.prompt_token_ids[:-1], lead.prompt_token_ids, strict=False):
+        for ours, theirs in zip(branch.prompt_token_ids[:-1], lead.prompt_token_ids[:-1], strict=False):
             if ours != theirs:
                 break
             common += 1

@@ -55,6 +55,6 @@ def parse_bytes(text: str) -> int:
         value = float(number) * 1024 ** ("", "K", "M", "G", "T").index(unit)
     except ValueError:
         value = math.nan
-    if not value >= 1:
+    if not 1 <= value < math.inf:
         raise InputError(f"{text!r} is no size of memory; say it like 512MiB or 4GiB")
     return int(value)

@@ -269,6 +269,7 @@ class Mato(Method):
 
     def program(self) -> Program:
         self.positive("tau", "beta")
+        self.require("tau", math.isfinite(self.beta / self.tau), "large enough for beta / tau to be finite")
         self.require("accumulate", self.accumulate in ("sum", "mean", "ema"), "'sum', 'mean' or 'ema'")
         self.require("utility", self.utility in ("policy", "reward"), "'policy' or 'reward'")
         self.require("decay", 0 <= self.decay < 1, "from 0 to below 1")
@@ -286,7 +287,7 @@ class Mato(Method):
         if not self.optimise_online:
             return 1.0
         if self.utility == "reward":
-            self.positive("alpha", "lam", "nu")
+            check_loop(self, self.alpha, "nu")
             return reward_strength(self.alpha * self.beta, self.lam, self.nu, self.iterations)
         return loop_strength(self, self.alpha, self.lam, self.nu)
 
@@ -299,21 +300,26 @@ class Mixture(Method):
         return Program(base=0.0, scale=1.0)
 
 
-def loop_strength(method: Amulet | Mato, alpha: float, lam: float, learning_rate: float) -> float:
-    """a_T of the published loop, its hyperparameters checked. Warns when α > λ, where it blows up."""
-    method.positive("lam", "eta" if isinstance(method, Amulet) else "nu")
+def check_loop(method: Amulet | Mato, alpha: float, rate: str) -> None:
+    """Refuses hyperparameters with which the loop means nothing; `rate` names its learning rate."""
+    method.positive("lam", rate)
     method.require("alpha", math.isfinite(alpha) and alpha >= 0, "a finite number ≥ 0")
     steps = method.iterations
     method.require(
         "iterations", isinstance(steps, int) and 0 <= steps <= 100_000, "a whole number from 0 to 100000"
     )
+
+
+def loop_strength(method: Amulet | Mato, alpha: float, lam: float, learning_rate: float) -> float:
+    """a_T of the published loop, its hyperparameters checked. Warns when α > λ, where it blows up."""
+    check_loop(method, alpha, "eta" if isinstance(method, Amulet) else "nu")
     if alpha > lam:
         warnings.warn(
             f"{method.name}: alpha={alpha!r} is above lam={lam!r}, so the strength grows without bound "
             "with the iterations",
             stacklevel=2,
         )
-    return strength(alpha, lam, learning_rate, steps)
+    return strength(alpha, lam, learning_rate, method.iterations)
 
 
 METHODS: tuple[type[Method], ...] = (

@@ -66,11 +66,15 @@ class Scheduler:
         return plan
 
     def _catch_up(self, group: Group, budget: int) -> list[int]:
-        """Tokens for each branch. One waits while the head that it shares is not computed by the first."""
+        """Tokens for each branch. One waits while the head that it shares is not computed by the first.
+
+        The last token of every branch is computed in the same step, the one that chooses from all of them.
+        """
         lead, shares = group.branches[0], list[int]()
+        kept_back = 1 if sum(map(group.waiting, group.branches)) > budget else 0
         for branch in group.branches:
             head_computed = lead.computed + shares[0] if shares else branch.shared
-            count = min(group.waiting(branch), budget) if head_computed >= branch.shared else 0
+            count = min(group.waiting(branch) - kept_back, budget) if head_computed >= branch.shared else 0
             shares.append(count)
             budget -= count
         return shares

@@ -1,12 +1,16 @@
 """y = x Wᵀ, with W made ready once for the machine that multiplies it.
 
-On a CPU without bfloat16 arithmetic (no AMX, no AVX512-BF16) a bfloat16 or float16 product is emulated and
-slower than a float32 one from one row on, so there the values are kept but held and multiplied in float32.
-oneDNN's blocked layout makes a product of a few rows cost about what one row costs, which is what decodes
-K + 1 branches at the price of one; measurements are in docs/findings/cpu-matmul.md.
+A CPU without bfloat16 arithmetic (no AMX, no AVX512-BF16) emulates a bfloat16 product, slowly. There, weights
+of two bytes are held as float16 and multiplied with float32 activations and sums by FBGEMM, which reads two
+bytes a weight and takes hardly longer for eight rows than for one: that is what decodes K + 1 branches at the
+price of one. A bfloat16 weight of magnitude 7.6e-6 to 65,504 is the same number in float16; a smaller one moves by at
+most 3e-8, and a tensor with a larger one is held in float32 instead. float32 weights are laid out for oneDNN.
+Measurements: docs/findings/cpu-decoding.md.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ ROWS_HINT = 256
 
 
 def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type in which a model stored as `dtype` computes on `device`."""
+    """The type of activations in a model stored as `dtype` on `device`."""
     if device.type != "cpu" or dtype == torch.float32:
         return dtype
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -25,27 +29,44 @@ def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class Linear:
-    """A weight [out, in]; calling it maps [rows, in] to [rows, out] in the weight's arithmetic type.
+    """A weight [out, in]; calling it maps [rows, in] to [rows, out] in `dtype`, the type of activations.
 
-    A single row is multiplied as two, because one row alone takes another code path with other rounding:
-    so a row's result does not depend on how many rows stand beside it.
+    A row's result does not depend on how many rows stand beside it.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor) -> None:
         self.out_features, self.in_features = weight.shape
-        self.dtype = dtype
-        self._packed = (
-            weight.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
-        )
-        weight = weight.to(dtype)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT) if self._packed else weight
+        self.dtype = arithmetic_dtype(weight.dtype, weight.device)
+        self._multiply = _prepared(weight, self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
-        return self._multiply(x.expand(2, -1))[:1] if len(x) == 1 else self._multiply(x)
+        return self._multiply(x)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        if not self._packed:
-            return functional.linear(x, self._weight)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
-        return product
+
+def _never_alone(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A product that takes a single row as two: alone it would go another way, with other rounding."""
+    return lambda x: multiply(x.expand(2, -1))[:1] if len(x) == 1 else multiply(x)
+
+
+def _prepared(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The product with this weight, for activations of `dtype`."""
+    if weight.device.type == "cpu" and dtype == torch.float32:
+        if (
+            weight.dtype != dtype
+            and "fbgemm" in torch.backends.quantized.supported_engines
+            and _fits_half(weight)
+        ):
+            packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+            return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
+        if torch.backends.mkldnn.is_available():
+            blocked = torch.ops.mkldnn._reorder_linear_weight(weight.float(), ROWS_HINT)
+            return _never_alone(
+                lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, None, "none", [], "")
+            )
+    held = weight.to(dtype)
+    return _never_alone(lambda x: functional.linear(x, held))
+
+
+def _fits_half(weight: Tensor) -> bool:
+    """Whether every number of the weight is within float16; NaN is not, as packing would make a number of it."""
+    return bool((weight.abs() <= torch.finfo(torch.float16).max).all())

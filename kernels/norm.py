@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [rows, hidden], weight [hidden] float32 → [rows, hidden] in x's type."""
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """x [rows, hidden], weight [hidden] and eps [1] float32 → [rows, hidden] in x's type."""
     wide = x.float()
-    scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    # few operations on purpose: between two large products, each costs its dispatch from a cold cache
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
     return (wide * scale * weight).to(x.dtype)

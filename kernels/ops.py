@@ -16,7 +16,7 @@ from .swiglu import swiglu
 class Ops:
     """One implementation of each operation; shapes are in the docstrings of the functions named alike."""
 
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
 

@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [tokens, heads, head_dim]; cos, sin [tokens, 1, head_dim] from `models.rope`, sin with the sign of
-    its half, so that the rotation is x · cos + swap(x) · sin."""
+    """x, cos, sin [tokens, heads, head_dim]; sin has the sign of its half, see `models.rope`: the rotation is
+    x · cos + swap(x) · sin. A head with cos 1 and sin 0 stays as it is."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

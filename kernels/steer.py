@@ -110,11 +110,11 @@ def reweight(asked: Tensor, rewards: Tensor, reward: Tensor) -> Tensor:
     and a weight that was asked to be 0 stays 0. A request without objectives has a row of zeros.
     """
     exponents = asked.log() - reward[:, None] * rewards
-    exponents = exponents - exponents.amax(-1, keepdim=True).clamp(min=-1e300)
+    exponents = exponents - exponents.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
     unnormalised = exponents.exp()
-    return torch.where(
-        (reward == 0)[:, None], asked, unnormalised / unnormalised.sum(-1, keepdim=True).clamp(min=1e-300)
-    )
+    # one after the other: `sum` would group a row by the columns that other requests need
+    total = unnormalised.cumsum(-1)[:, -1:].clamp(min=1e-300)
+    return torch.where((reward == 0)[:, None], asked, unnormalised / total)
 
 
 def draw(scores: Tensor, columns: Columns, steps: Tensor) -> Tensor:
@@ -165,7 +165,9 @@ def _stay_near(
     base = logits[groups.first[rays]]
     direction = groups.combine(logits, share)[rays] - base
     bounded = limited[rays]
-    kl[rays] = torch.where(bounded, torch.nan, divergence(base, direction, strength[rays]))
+    if not bool(bounded.all()):
+        free = rays & ~limited
+        kl[free] = divergence(base[~bounded], direction[~bounded], strength[free])
     if bool(bounded.any()):
         a, kl[limited] = solve(
             base[bounded], direction[bounded], strength[limited], columns["kl_budget"][limited]
@@ -199,6 +201,7 @@ def _restrict(
     if len(masked):
         last = groups.first[masked] + groups.count[masked] - 1  # one objective: the row after the base
         preferred = logits[last] / columns["mask_temperature"][masked, None].to(logits.dtype)
+        preferred[:, vocab:] = -torch.inf
         outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked])
         scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
     scores[:, vocab:] = -torch.inf

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .program import Program
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from .program import Program
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ class SteerTable:
 
     def __init__(self, vocab: int, device: torch.device | str = "cpu") -> None:
         self.vocab, self.device = vocab, torch.device(device)
-        self.columns: dict[str, Tensor] = {}
+        defaults = {**vars(Program()), **vars(Draw())}
+        self.columns = {
+            name: torch.zeros(0, dtype=torch.int64 if isinstance(v, int) else torch.float64, device=device)
+            for name, v in defaults.items()
+        }
         self.asked = torch.zeros(0, 1, dtype=torch.float64, device=device)
         self.rewards = torch.zeros_like(self.asked)
         self.steps = torch.zeros(0, dtype=torch.int64, device=device)
@@ -48,9 +52,6 @@ class SteerTable:
     def admit(self, row: int, program: Program, weights: Sequence[float], draw: Draw) -> None:
         """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
         values = {**vars(program), **vars(draw), "seed": _signed(draw.seed)}
-        if not self.columns:
-            kinds = {name: torch.int64 if isinstance(v, int) else torch.float64 for name, v in values.items()}
-            self.columns = {name: self.steps.new_zeros(0, dtype=kind) for name, kind in kinds.items()}
         self._reserve(row + 1, len(weights))
         for name, value in values.items():
             self.columns[name][row] = value

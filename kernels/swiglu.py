@@ -8,5 +8,5 @@ from torch.nn import functional
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]."""
-    gate, up = gate_up.chunk(2, -1)
+    gate, up = gate_up.view(len(gate_up), 2, -1).unbind(1)
     return functional.silu(gate).mul_(up)

@@ -85,7 +85,7 @@ def _shards(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{str(index)!r} is no index of shards: {type(error).__name__} {error}") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:

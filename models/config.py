@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("LlamaForCausalLM",)
 MAX_SIZE = 1 << 24
 """No real model has a dimension near this; a config that does is broken, and must not be allocated."""
+MAX_LAYERS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ModelConfig:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{str(folder)!r} has no config.json; a model is a folder with one") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
             raise InputError(f"{str(path)!r} holds no JSON object; a model's config.json is one")
@@ -66,7 +67,7 @@ class ModelConfig:
             vocab_size=_size(data, "vocab_size"),
             hidden_size=hidden,
             intermediate_size=_size(data, "intermediate_size"),
-            num_layers=_size(data, "num_hidden_layers"),
+            num_layers=_size(data, "num_hidden_layers", most=MAX_LAYERS),
             num_heads=heads,
             num_kv_heads=_size(data, "num_key_value_heads", heads),
             head_dim=_size(data, "head_dim", hidden // heads),
@@ -94,11 +95,13 @@ class ModelConfig:
 
 
 def _refuse_unsupported(data: Mapping[str, Any]) -> None:
-    rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"config.json has rope parameters {rope!r}; they must be an object")
+    ropes = {key: data.get(key) or {} for key in ("rope_scaling", "rope_parameters")}
+    for key, rope in ropes.items():
+        if not isinstance(rope, dict):
+            raise InputError(f"config.json has {key} {rope!r}; it must be an object")
+    types = (rope.get("rope_type", rope.get("type", "default")) for rope in ropes.values())
     checks = (
-        ("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default",)),
+        *(("rope_type", kind, ("default",)) for kind in types),
         ("hidden_act", data.get("hidden_act", "silu"), ("silu",)),
         ("attention_bias", data.get("attention_bias", False), (False, None)),
         ("mlp_bias", data.get("mlp_bias", False), (False, None)),
@@ -110,13 +113,13 @@ def _refuse_unsupported(data: Mapping[str, Any]) -> None:
             )
 
 
-def _size(data: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _size(data: Mapping[str, Any], key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
     value = data.get(key)
     value = default if value is None else value
     if value is None:
         raise InputError(f"config.json has no {key}")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
-        raise InputError(f"config.json has {key} {value!r}; it must be a whole number from 1 to {MAX_SIZE}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise InputError(f"config.json has {key} {value!r}; it must be a whole number from 1 to {most}")
     return value
 
 

@@ -34,7 +34,7 @@ EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", 
 class Attention(Protocol):
     """The part of a KV cache that a decoder needs; see `kernels.attention.PagedKV.attend`."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ class Llama:
         checkpoint.require(
             expected, frozenset(duplicates | ({HEAD} if config.tie_word_embeddings else set()))
         )
-        arithmetic = arithmetic_dtype(dtype, device)
         total = sum(torch.Size(shape).numel() for shape in expected.values()) * dtype.itemsize
         done = 0
 
@@ -102,7 +101,7 @@ class Llama:
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
         def linear(*names: str) -> Linear:
-            return Linear(weight(*names), arithmetic)
+            return Linear(weight(*names))
 
         def layer(at: str) -> Layer:
             return Layer(
@@ -117,11 +116,12 @@ class Llama:
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         self._embedding = weight(EMBEDDING.removesuffix(".weight")).clone()
         self._layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
+        self._eps = torch.tensor([config.rms_norm_eps], device=device)
         self._norm = weight(FINAL_NORM.removesuffix(".weight")).float()
         tied = config.tie_word_embeddings
-        self._head = Linear(self._embedding, arithmetic) if tied else linear(HEAD.removesuffix(".weight"))
+        self._head = Linear(self._embedding) if tied else linear(HEAD.removesuffix(".weight"))
         self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_length, device)
-        self._arithmetic = arithmetic
+        self._arithmetic = arithmetic_dtype(dtype, device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, cache: Attention) -> Tensor:
         """Hidden states after the final norm, [tokens, hidden]; token_ids and positions are [tokens].
@@ -130,17 +130,16 @@ class Llama:
         """
         config, ops = self.config, self.ops
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        cos, sin = self._rotary.at(positions)
+        cos, sin = self._rotary.at(positions, heads + kv_heads, kv_heads)
         x = self._embedding[token_ids].to(self._arithmetic)
         for index, layer in enumerate(self._layers):
-            normed = ops.rms_norm(x, layer.attention_norm, config.rms_norm_eps)
-            qkv = layer.qkv(normed).unflatten(-1, (heads + 2 * kv_heads, config.head_dim))
-            q, k = ops.rotate(qkv[:, : heads + kv_heads], cos, sin).split((heads, kv_heads), dim=1)
-            attended = cache.attend(index, q, k, qkv[:, heads + kv_heads :])
-            x = x + layer.output(attended)
-            normed = ops.rms_norm(x, layer.mlp_norm, config.rms_norm_eps)
-            x = x + layer.down(ops.swiglu(layer.gate_up(normed)))
-        return ops.rms_norm(x, self._norm, config.rms_norm_eps)
+            normed = ops.rms_norm(x, layer.attention_norm, self._eps)
+            qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim).float()
+            qkv = ops.rotate(qkv, cos, sin)
+            x += layer.output(cache.attend(index, qkv[:, :heads], qkv[:, heads:]).to(x.dtype))
+            normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
+            x += layer.down(ops.swiglu(layer.gate_up(normed)))
+        return ops.rms_norm(x, self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab], float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class RotaryTable:
@@ -18,6 +19,8 @@ class RotaryTable:
         self._cos = torch.cat((angles.cos(), angles.cos()), -1)
         self._sin = torch.cat((-angles.sin(), angles.sin()), -1)
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each [tokens, 1, head_dim]."""
-        return self._cos[positions, None], self._sin[positions, None]
+    def at(self, positions: Tensor, rotated: int, plain: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [tokens, rotated + plain, head_dim]: the last `plain` heads are not turned."""
+        cos = self._cos[positions, None].expand(-1, rotated, -1)
+        sin = self._sin[positions, None].expand(-1, rotated, -1)
+        return functional.pad(cos, (0, 0, 0, plain), value=1.0), functional.pad(sin, (0, 0, 0, plain))

@@ -5,13 +5,49 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from trimtab.engine.engine import Engine
 from trimtab.models.pull import pull_demo
 
+from .tiny import Tiny, at_rest
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --long, tests marked long are deselected."""
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
     """The demo model's folder: fetched once a machine, then read from the cache."""
     return pull_demo()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with tied embeddings, seven rows of which have no token."""
+    return Tiny().write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def one_engine(tiny_folder: Path) -> Engine:
+    return Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB")
+
+
+@pytest.fixture
+def tiny(one_engine: Engine) -> Iterator[Engine]:
+    """An engine on the tiny model, at rest before the test and after it."""
+    assert at_rest(one_engine)
+    yield one_engine
+    assert at_rest(one_engine), "the test left requests or pages behind"

@@ -3,8 +3,9 @@
     python -m trimtab.tools.bench_transformers [--model demo] [--tokens 64] [--rounds 7]
 
 Every round runs all contestants once, in turn, so that a drift of the machine touches all of them; a ratio
-is taken within each round, and its median, lowest and highest are printed. Whole calls are timed, prompt included.
-The last line is JSON. Needs transformers (`pip install 'trimtab[dev]'`).
+is taken within each round, and its median, lowest and highest are printed. Beside transformers
+whole calls are timed, prompt included; trimtab beside itself is compared while decoding, from the first token
+to the last. The last line is JSON. Needs transformers (`pip install 'trimtab[dev]'`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from ..engine import Base, Mato, Objective, Request, SamplingParams
 from ..engine.engine import Engine, torch_dtype
+from ..engine.output import Output
 from ..models.source import resolve
 
 if TYPE_CHECKING:
@@ -57,19 +59,27 @@ def main() -> None:
         **_trimtab(args.model, args.dtype, args.tokens),
         **_transformers(args.model, args.dtype, args.tokens),
     }
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    whole: dict[str, list[float]] = {name: [] for name in contestants}
+    decoding: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(args.rounds + 1):
         for name, call in contestants.items():
             start = time.perf_counter()
-            call()
+            result = call()
             if index:  # the first round warms up
-                rates[name].append(args.tokens / (time.perf_counter() - start))
-    for name, values in rates.items():
-        print(f"{name:<28} {_spread(values)} tok/s")
-    ratios = {f"{a} / {b}": [x / y for x, y in zip(rates[a], rates[b], strict=True)] for a, b in RATIOS}
-    for name, values in ratios.items():
-        print(f"{name:<54} {_spread(values)}")
-    print(json.dumps({**vars(args), **_machine(), "tokens_per_second": rates, "ratios": ratios}))
+                whole[name].append(args.tokens / (time.perf_counter() - start))
+                if isinstance(result, Output):
+                    decoding[name].append(result.timings.tokens_per_second)
+    for name, values in whole.items():
+        print(
+            f"{name:<28} {_spread(values)} tok/s"
+            + (f", decoding {_spread(decoding[name])}" if decoding[name] else "")
+        )
+    ratios = {}
+    for a, b in RATIOS:
+        rates = decoding if decoding[a] and decoding[b] else whole
+        ratios[f"{a} / {b}"] = [x / y for x, y in zip(rates[a], rates[b], strict=True)]
+        print(f"{a + ' / ' + b:<54} {_spread(ratios[f'{a} / {b}'])}")
+    print(json.dumps({**vars(args), **_machine(), "whole": whole, "decoding": decoding, "ratios": ratios}))
 
 
 def _trimtab(model: str, dtype: str, tokens: int) -> dict[str, Callable[[], Any]]:

@@ -44,7 +44,6 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _share_the_processor()
     _print_whatever_comes(sys.stdout, sys.stderr)
     with _notes():
         try:
@@ -87,15 +86,6 @@ def _dispatch(arguments: list[str]) -> int:
     except SystemExit:  # argparse has printed the help
         return 0
     return verb.run(args)
-
-
-def _share_the_processor() -> None:
-    """Lets a waiting OpenMP thread sleep after a moment instead of spinning; read when torch is loaded.
-
-    With its default, decoding beside one other busy process is some 20 times slower: each of its threads burns
-    the time in which the other could have finished. See docs/findings/cpu-decoding.md.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _require_text(argument: str) -> None:

@@ -416,6 +416,12 @@ def test_text_is_cut_by_the_pattern_that_the_name_stands_for(
     assert cuts(tokenizer_of(tmp_path, pre=pre), text) == right
 
 
+@pytest.mark.parametrize(("pre", "right"), [("qwen2", "é"), ("smollm", "e\u0301")])
+def test_accents_are_composed_only_for_qwen2(tmp_path: Path, pre: str, right: str) -> None:
+    tokenizer = tokenizer_of(tmp_path, pre=pre)
+    assert tokenizer.decode(tokenizer.encode("e\u0301").ids) == right
+
+
 def test_llama3_takes_a_whole_word_over_its_merges(tmp_path: Path) -> None:
     tokens, types = [*TOKENS, "cab"], [*TYPES, 1]  # no merge makes "cab"
     contents = tensors("F16", vocab=len(tokens))

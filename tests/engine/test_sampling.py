@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import pytest
+from trimtab.engine import SamplingParams
+from trimtab.kernels.errors import InputError
+
+INF, NAN = math.inf, math.nan
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"n": 0}, "n is 0; it must be a whole number ≥ 1"),
+    ({"n": 1.5}, "n is 1.5"),
+    ({"max_tokens": 0}, "max_tokens is 0"),
+    ({"max_tokens": -4}, "max_tokens is -4"),
+    ({"min_tokens": -1}, "min_tokens is -1"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9; it must be from 0 to max_tokens (8)"),
+    ({"temperature": -0.1}, "temperature is -0.1"),
+    ({"temperature": NAN}, "temperature is nan"),
+    ({"temperature": INF}, "temperature is inf"),
+    ({"top_k": -1}, "top_k is -1"),
+    ({"top_k": 2.5}, "top_k is 2.5"),
+    ({"top_p": 0.0}, "top_p is 0.0"),
+    ({"top_p": 1.01}, "top_p is 1.01"),
+    ({"top_p": NAN}, "top_p is nan"),
+    ({"min_p": -0.1}, "min_p is -0.1"),
+    ({"min_p": 1.1}, "min_p is 1.1"),
+    ({"seed": 2**64}, f"seed is {2**64}"),
+    ({"seed": -(2**63) - 1}, f"seed is {-(2**63) - 1}"),
+    ({"stop": ("ok", "")}, "stop is ('ok', '')"),
+    ({"stop": ""}, "stop is ('',)"),
+    ({"stop": (5,)}, "stop is (5,)"),
+    ({"logprobs": -1}, "logprobs is -1"),
+    ({"logprobs": 21}, "logprobs is 21; it must be 0 to 20"),
+    ({"logit_bias": {5: INF}}, "logit_bias is {5: inf}"),
+    ({"logit_bias": {5: NAN}}, "logit_bias is {5: nan}"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    ({"repetition_penalty": INF}, "repetition_penalty is inf"),
+    ({"presence_penalty": 2.1}, "presence_penalty is 2.1"),
+    ({"presence_penalty": NAN}, "presence_penalty is nan"),
+    ({"frequency_penalty": -2.1}, "frequency_penalty is -2.1"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
+def test_a_field_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)) as refused:
+        SamplingParams(**fields)
+    assert "it must be" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"min_tokens": 8, "max_tokens": 8},
+        {"temperature": 0},
+        {"top_p": 1.0, "min_p": 1.0, "top_k": 0},
+        {"seed": 2**64 - 1},
+        {"seed": -(2**63)},
+        {"logprobs": 0},
+        {"logprobs": 20},
+        {"presence_penalty": -2, "frequency_penalty": 2},
+        {"logit_bias": {}},
+    ],
+    ids=str,
+)
+def test_the_ends_of_every_range_are_allowed(fields: dict[str, Any]) -> None:
+    made = SamplingParams(**fields)
+    assert all(getattr(made, name) == value for name, value in fields.items())
+
+
+def test_one_stop_text_may_be_given_as_it_is() -> None:
+    assert SamplingParams(stop="end").stop == ("end",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
+
+
+def test_sampling_is_greedy_and_neutral_by_default() -> None:
+    made = SamplingParams()
+    assert (made.n, made.temperature, made.top_k, made.top_p, made.min_p) == (1, 0, 0, 1, 0)
+    assert (made.repetition_penalty, made.presence_penalty, made.frequency_penalty) == (1, 0, 0)
+    assert (made.seed, made.stop, made.logprobs, made.min_tokens) == (None, (), None, 0)
+
+
+def test_two_sampling_params_do_not_share_a_bias() -> None:
+    assert SamplingParams().logit_bias is not SamplingParams().logit_bias
+
+
+def test_sampling_params_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SamplingParams().n = 2  # type: ignore[misc]

@@ -1,0 +1,247 @@
+"""Attention over the paged cache is dense attention over each branch's own tokens, whoever else is there."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from trimtab.kernels.attention import TILE, Batch, PagedKV, Segment
+
+exactly = settings(deadline=None, derandomize=True, max_examples=12)
+LAYERS = 2
+SHAPES = [(9, 3, 64), (4, 4, 9), (7, 1, 41), (2, 2, 8)]
+"""heads, heads of keys and values, head_dim."""
+
+
+@dataclass
+class Branch:
+    """One branch and, per layer, what it was given: q, k, v [tokens, heads, head_dim]."""
+
+    seed: int
+    slot: int
+    pages: list[int] = field(default_factory=list)
+    shared: int = 0
+    given: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    done: int = 0
+    fresh: bool = True
+    ill: bool = False
+
+
+class World:
+    """A cache whose pages are NaN until written, and the branches that use it."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, block_size: int = 16) -> None:
+        self.sizes = (heads, kv_heads, kv_heads)
+        self.head_dim = head_dim
+        pages = 100 + 9000 // block_size
+        self.cache = PagedKV(LAYERS, pages, block_size, kv_heads, head_dim)
+        self.cache.pool.fill_(torch.nan)
+        self.free = list(range(pages))
+        random.Random(0).shuffle(self.free)
+
+    def enter(
+        self,
+        seed: int,
+        slot: int,
+        tokens: int,
+        like: Branch | None = None,
+        shared: int = 0,
+        ill: bool = False,
+    ) -> Branch:
+        """A branch of up to `tokens` tokens; the first `shared`, whole pages, are those of `like`."""
+        branch = Branch(seed, slot, shared=shared, done=shared, ill=ill)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in range(LAYERS):
+            q, k, v = (torch.randn(tokens, n, self.head_dim, generator=generator) for n in self.sizes)
+            if like is not None:
+                k[:shared], v[:shared] = (part[:shared] for part in like.given[layer][1:])
+            branch.given.append((2 * q, k * torch.nan if ill else k, v * torch.nan if ill else v))
+        size = self.cache.block_size
+        branch.pages = like.pages[: shared // size] if like is not None else []
+        branch.pages += [self.free.pop() for _ in range(-(-tokens // size) - shared // size)]
+        return branch
+
+    def leave(self, branch: Branch) -> None:
+        """Gives the branch's own pages back as they are."""
+        self.free += branch.pages[branch.shared // self.cache.block_size :]
+
+    def step(self, *shares: tuple[Branch, int]) -> list[list[Tensor]]:
+        """Computes the next tokens of each branch; [branch][layer] → [count, heads, head_dim]."""
+        segments = [Segment(b.slot, b.done, count, b.pages, b.fresh) for b, count in shares]
+        batch = Batch.of(segments, self.cache.block_size)
+        self.cache.begin(batch)
+        outputs: list[list[Tensor]] = [[] for _ in shares]
+        for layer in range(LAYERS):
+            q, k, v = (
+                torch.cat([b.given[layer][i][b.done : b.done + count] for b, count in shares])
+                for i in range(3)
+            )
+            out = self.cache.attend(layer, q, torch.cat((k, v), 1))
+            assert out.shape == (len(q), self.sizes[0] * self.head_dim)
+            parts = out.unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
+            for found, part in zip(outputs, parts, strict=True):
+                found.append(part.clone())
+        for branch, count in shares:
+            branch.done += count
+            branch.fresh = False
+        return outputs
+
+
+def dense(branch: Branch, layer: int, start: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Causal attention of `count` tokens after `start` over all before them, by its definition."""
+    q, k, v = (part.to(dtype) for part in branch.given[layer])
+    q, k, v = q[start : start + count], k[: start + count], v[: start + count]
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    later = torch.ones(count, start + count, dtype=torch.bool).triu(start + 1)
+    return torch.einsum("hts,shd->thd", scores.masked_fill(later, -torch.inf).softmax(-1), v)
+
+
+def assert_dense(branch: Branch, outputs: list[Tensor], count: int) -> None:
+    """The last `count` tokens' outputs are within twice float32's own error of float64, plus 1e-5."""
+    for layer, got in enumerate(outputs):
+        exact = dense(branch, layer, branch.done - count, count, torch.float64)
+        rough = dense(branch, layer, branch.done - count, count, torch.float32)
+        allowed = 2 * (rough.double() - exact).abs().max() + 1e-5
+        assert float((got.double() - exact).abs().max()) <= float(allowed)  # not so where it is NaN
+
+
+@exactly
+@given(
+    shape=st.sampled_from(SHAPES),
+    block_size=st.sampled_from((1, 7, 16)),
+    seed=st.integers(0, 2**32),
+)
+def test_any_course_of_steps_is_dense_attention(
+    shape: tuple[int, int, int], block_size: int, seed: int
+) -> None:
+    """Chunks, decoding, shared prefixes, holes among the slots, and slots and pages left full of NaN."""
+    world, choose = World(*shape, block_size), random.Random(seed)
+    running: dict[int, Branch] = {}
+    for step in range(40):
+        shares = []
+        for slot in choose.sample(range(5), 5):
+            branch = running.get(slot)
+            if branch is not None and (branch.done >= len(branch.given[0][0]) or choose.random() < 0.02):
+                if branch.ill:
+                    world.leave(branch)
+                del running[slot]
+                branch = None
+            if branch is None and choose.random() < 0.3:
+                others = [b for b in running.values() if not b.ill and b.done and not b.fresh]
+                like = choose.choice(others) if others and choose.random() < 0.6 else None
+                whole = like.done // block_size if like else 0
+                shared = block_size * choose.randint(0, whole)
+                tokens = shared + choose.randint(1, 200)
+                ill = like is None and choose.random() < 0.3
+                branch = running[slot] = world.enter(100 * step + slot, slot, tokens, like, shared, ill)
+            if branch is not None and choose.random() < 0.85:
+                left = len(branch.given[0][0]) - branch.done
+                count = 1 if branch.done and choose.random() < 0.7 else choose.randint(1, 140)
+                shares.append((branch, min(count, left)))
+        if shares:
+            for (branch, count), outputs in zip(shares, world.step(*shares), strict=True):
+                if not branch.ill:
+                    assert_dense(branch, outputs, count)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decoding_across_the_border_of_a_tile_is_dense_attention(shape: tuple[int, int, int]) -> None:
+    world = World(*shape)
+    branches = [world.enter(seed, seed, 140) for seed in range(3)]
+    world.step(*((branch, TILE - 3 - branch.seed) for branch in branches))
+    for _ in range(8):
+        for branch, outputs in zip(branches, world.step(*((b, 1) for b in branches)), strict=True):
+            assert_dense(branch, outputs, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_first_step_of_one_token_after_a_shared_prefix_sees_that_prefix(
+    shape: tuple[int, int, int],
+) -> None:
+    world = World(*shape)
+    first = world.enter(0, 0, 160)
+    world.step((first, 160))
+    second = world.enter(1, 3, 145, first, 144)
+    assert_dense(second, world.step((second, 1))[0], 1)
+    third = world.enter(2, 1, 1)
+    assert_dense(third, world.step((third, 1))[0], 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_slot_and_pages_left_full_of_nan_do_not_leak(shape: tuple[int, int, int]) -> None:
+    world = World(*shape)
+    ill = world.enter(0, 1, 400, ill=True)
+    well = world.enter(1, 0, 140)
+    world.step((ill, 399), (well, 120))
+    assert_dense(well, world.step((ill, 1), (well, 1))[1], 1)
+    world.leave(ill)
+    after = world.enter(2, 1, 140)
+    assert_dense(after, world.step((after, 120), (well, 1))[0], 120)
+    for _ in range(15):
+        for branch, outputs in zip((after, well), world.step((after, 1), (well, 1)), strict=True):
+            assert_dense(branch, outputs, 1)
+
+
+def decoded(
+    shape: tuple[int, int, int], slot: int, length: int, others: list[tuple[int, int]], steps: int = 6
+) -> Tensor:
+    """The decoding steps of one branch beside `others`, which are (slot, length)."""
+    world = World(*shape)
+    branch = world.enter(99, slot, length + steps)
+    beside = [world.enter(at, at, long + steps) for at, long in others]
+    world.step(
+        (branch, length),
+        *((other, other_length) for other, (_, other_length) in zip(beside, others, strict=True)),
+    )
+    found = [world.step(*((b, 1) for b in (branch, *beside)))[0] for _ in range(steps)]
+    return torch.stack([torch.stack(layers) for layers in found])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("length", [5, 125, 700])
+def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
+    shape: tuple[int, int, int], length: int
+) -> None:
+    alone = decoded(shape, 0, length, [])
+    for slot, others in (
+        (3, []),
+        (0, [(1, 7)]),
+        (1, [(0, 900)]),
+        (2, [(0, 40), (1, 128), (4, 500), (6, 3)]),
+        (0, [(at, 10 + 31 * at) for at in range(1, 12)]),
+    ):
+        assert torch.equal(decoded(shape, slot, length, others), alone), (slot, others)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_decoded_token_has_the_same_bits_while_a_neighbour_is_prefilled(
+    shape: tuple[int, int, int],
+) -> None:
+    def last(neighbour: bool) -> list[Tensor]:
+        world = World(*shape)
+        branch, other = world.enter(0, 0, 131), world.enter(1, 1, 200)
+        world.step((branch, 126))
+        for _ in range(4):
+            world.step((branch, 1), *(((other, 50),) if neighbour else ()))
+        return world.step((branch, 1))[0]
+
+    for with_one, without in zip(last(True), last(False), strict=True):
+        assert torch.equal(with_one, without)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory_given_back_is_taken_anew(shape: tuple[int, int, int]) -> None:
+    world = World(*shape)
+    before = world.enter(0, 2, 150)
+    world.step((before, 150))
+    world.cache.release()
+    after = world.enter(1, 0, 161, before, 144)
+    assert_dense(after, world.step((after, 16))[0], 16)
+    assert_dense(after, world.step((after, 1))[0], 1)

@@ -1,0 +1,102 @@
+"""A product's rows are those of float64, and each is its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from trimtab.kernels.linear import Linear
+
+CPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [
+    (9, 7),
+    (41, 9),
+    (64, 41),
+    (192, 576),
+    (576, 3072),
+    (1536, 576),
+    (2048, 96),
+    (4097, 41),
+    (3072, 577),
+]
+ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 41, 48, 63, 64]
+
+
+def random_weight(inner: int, outer: int, dtype: torch.dtype) -> Tensor:
+    weight = torch.randn(outer, inner, generator=torch.Generator().manual_seed(inner))
+    return (weight / inner**0.5).to(dtype)
+
+
+def random_rows(rows: int, inner: int) -> Tensor:
+    return torch.randn(rows, inner, generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+def test_a_row_has_the_same_bits_beside_any_number_of_rows(
+    inner: int, outer: int, dtype: torch.dtype
+) -> None:
+    linear = Linear(random_weight(inner, outer, dtype))
+    x = random_rows(64, inner).to(linear.dtype)
+    together = linear(x)
+    for rows in ROWS:
+        assert torch.equal(linear(x[:rows]), together[:rows]), rows
+        assert torch.equal(linear(x[64 - rows :]), together[64 - rows :]), rows
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 7, 41])
+def test_a_product_is_as_exact_as_float32(inner: int, outer: int, rows: int, dtype: torch.dtype) -> None:
+    """Against the weight's own values, of which float16 may move those under 7.6e-6 by 3e-8."""
+    weight = random_weight(inner, outer, dtype)
+    linear = Linear(weight)
+    x = random_rows(rows, inner).to(linear.dtype)
+    exact = x.double() @ weight.double().t()
+    rough = functional.linear(x, weight.to(linear.dtype))
+    allowed = 2 * (rough.double() - exact).abs().max() + 3e-8 * x.double().abs().sum(-1).max() + 1e-5
+    got = linear(x)
+    assert got.shape == (rows, outer)
+    assert float((got.double() - exact).abs().max()) <= float(allowed)
+
+
+def test_a_row_does_not_feel_a_neighbour_that_is_not_finite() -> None:
+    for dtype in CPU_DTYPES:
+        linear = Linear(random_weight(576, 96, dtype))
+        x = random_rows(9, 576).to(linear.dtype)
+        together = linear(x)
+        for value in (torch.nan, torch.inf, 1e38):
+            ill = x.clone()
+            ill[4] = value
+            got = linear(ill)
+            assert torch.equal(got[:4], together[:4])
+            assert torch.equal(got[5:], together[5:])
+
+
+@pytest.mark.parametrize("size", [1e5, 1e30])
+def test_a_weight_beyond_float16_keeps_its_value(size: float) -> None:
+    weight = random_weight(41, 9, torch.bfloat16)
+    weight[3, 5] = size
+    linear = Linear(weight)
+    x = random_rows(7, 41).to(linear.dtype)
+    exact = x.double() @ weight.double().t()
+    rough = functional.linear(x, weight.to(linear.dtype)).double()
+    allowed = 2 * (rough - exact).abs().amax(0) + 1e-5
+    assert bool(((linear(x).double() - exact).abs() <= allowed).all())
+
+
+def test_a_weight_that_is_not_a_number_shows_itself() -> None:
+    weight = random_weight(41, 9, torch.bfloat16)
+    weight[3, 5] = torch.nan
+    linear = Linear(weight)
+    got = linear(random_rows(7, 41).to(linear.dtype))
+    assert got.isnan().sum(0).tolist() == [7 * (out == 3) for out in range(9)]
+
+
+@pytest.mark.parametrize("value", [1e-8, 6e-8, 5e-7, 7.6e-6])
+def test_a_weight_too_small_for_float16_moves_by_at_most_3e_8(value: float) -> None:
+    weight = torch.full((9, 41), value).to(torch.bfloat16)
+    linear = Linear(weight)
+    got = linear(torch.eye(41).to(linear.dtype))
+    assert float((got.double() - weight.double().t()).abs().max()) <= 3e-8

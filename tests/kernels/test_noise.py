@@ -1,0 +1,208 @@
+"""The noise is uniform, uncorrelated between neighbours, and a function of (seed, position, token) alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from trimtab.kernels import noise
+from trimtab.kernels.noise import bits, gumbel, keys
+from trimtab.kernels.program import Program
+from trimtab.kernels.steer import draw
+from trimtab.kernels.steer_table import Draw, SteerTable
+
+UNLIKELY = 1e-6
+"""A test fails where a perfect source would fail it once in a million choices of seeds."""
+SIGMAS = 5.0
+TOKENS = torch.arange(1000, dtype=torch.int32)
+SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 2**32, 2**32 + 1, 2**31, -(2**31), 12345, 1 << 62])
+
+
+def chi_square(counts: Tensor, expected: Tensor) -> float:
+    """The probability that exact frequencies deviate from `expected` at least as much as `counts` do."""
+    statistic = ((counts - expected).square() / expected).sum().double()
+    freedom = torch.tensor((counts.numel() - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, statistic / 2))
+
+
+def neighbours(kind: str, count: int = 256) -> Tensor:
+    """Bits [count, 1000] whose neighbouring rows differ by one in seed, in position or in token id."""
+    index, fixed = torch.arange(count), torch.full((count,), 17)
+    if kind == "seeds":
+        return bits(keys(index, fixed), TOKENS)
+    if kind == "positions":
+        return bits(keys(fixed, index), TOKENS)
+    flat = bits(keys(fixed[:1], fixed[:1]), torch.arange(count * 1000, dtype=torch.int32))
+    return flat.view(1000, count).t()
+
+
+KINDS = ["seeds", "positions", "tokens"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shift", [0, 8, 16, 24])
+def test_every_byte_is_uniform(kind: str, shift: int) -> None:
+    values = ((neighbours(kind) >> shift) & 0xFF).flatten()
+    counts = torch.bincount(values, minlength=256)
+    assert chi_square(counts, torch.full_like(counts, len(values)) / 256) > UNLIKELY
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_bit_is_set_half_of_the_time(kind: str) -> None:
+    x = neighbours(kind)
+    shares = torch.stack([((x >> bit) & 1).float().mean() for bit in range(32)])
+    assert float((shares - 0.5).abs().max()) <= SIGMAS / (2 * x.numel() ** 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", [1, 2, 3, 16])
+def test_neighbours_are_uncorrelated(kind: str, step: int) -> None:
+    u = neighbours(kind).double()
+    one, other = u[:-step].flatten(), u[step:].flatten()
+    correlation = torch.corrcoef(torch.stack((one, other)))[0, 1]
+    assert abs(float(correlation)) <= SIGMAS / len(one) ** 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shift", [0, 13, 28])
+def test_pairs_of_neighbours_are_uniform(kind: str, shift: int) -> None:
+    nibble = (neighbours(kind) >> shift) & 15
+    pairs = (16 * nibble[0::2] + nibble[1::2]).flatten()
+    counts = torch.bincount(pairs, minlength=256)
+    assert chi_square(counts, torch.full_like(counts, len(pairs)) / 256) > UNLIKELY
+
+
+@pytest.mark.parametrize("kind", ["seeds", "positions"])
+def test_one_flipped_input_bit_flips_every_output_bit_half_of_the_time(kind: str) -> None:
+    index, fixed = torch.arange(100, 132), torch.full((32,), 17)
+    for bit in range(64):
+        flip = torch.tensor(1 << bit if bit < 63 else -(1 << 63))
+        there = (index, fixed) if kind == "seeds" else (fixed, index)
+        moved = (index ^ flip, fixed) if kind == "seeds" else (fixed, index ^ flip)
+        changed = bits(keys(*there), TOKENS) ^ bits(keys(*moved), TOKENS)
+        shares = torch.stack([((changed >> out) & 1).float().mean() for out in range(32)])
+        assert float((shares - 0.5).abs().max()) <= 6 / (2 * changed.numel() ** 0.5), bit
+
+
+def test_two_streams_are_never_shifted_copies_of_each_other() -> None:
+    """Of 50,000 values each, two independent streams share 50,000² / 2³² ≈ 0.6 at any shift."""
+    tokens = torch.arange(50_000, dtype=torch.int32)
+    streams = bits(keys(torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2])), tokens)
+    for one in range(6):
+        for other in range(one):
+            assert int(torch.isin(streams[one], streams[other]).sum()) <= 10
+
+
+def test_all_seeds_of_64_bits_give_streams_of_their_own() -> None:
+    streams = bits(keys(SEEDS, torch.zeros_like(SEEDS)), TOKENS)
+    correlations = torch.corrcoef(streams.double()) - torch.eye(len(SEEDS)).double()
+    assert float(correlations.abs().max()) <= SIGMAS / len(TOKENS) ** 0.5
+
+
+def test_a_seed_beyond_int64_is_taken_by_its_64_bits() -> None:
+    table = SteerTable(7)
+    for row, seed in enumerate((2**63 + 5, 5 - 2**63, 2**64 - 1, -1, 2**64 + 3, 3)):
+        table.admit(row, Program(), (), Draw(temperature=1.0, seed=seed))
+    column = table.columns["seed"].tolist()
+    assert column == [5 - 2**63, 5 - 2**63, -1, -1, 3, 3]
+
+
+def test_noise_does_not_depend_on_the_size_of_the_vocabulary_or_of_the_batch() -> None:
+    positions = 7 * torch.arange(len(SEEDS))
+    whole = gumbel(SEEDS, positions, 4099)
+    for vocab in (1, 7, 41, 1000):
+        assert torch.equal(gumbel(SEEDS, positions, vocab), whole[:, :vocab])
+    for row in range(len(SEEDS)):
+        assert torch.equal(gumbel(SEEDS[row : row + 1], positions[row : row + 1], 4099)[0], whole[row])
+    order = torch.arange(len(SEEDS)).flip(0)
+    assert torch.equal(gumbel(SEEDS[order], positions[order], 4099), whole[order])
+
+
+def test_noise_depends_on_seed_and_on_position() -> None:
+    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    there = gumbel(zero, zero, 99)
+    assert float((gumbel(one, zero, 99) == there).float().mean()) < 0.1
+    assert float((gumbel(zero, one, 99) == there).float().mean()) < 0.1
+    assert not torch.equal(gumbel(zero, one, 99), gumbel(one, zero, 99))
+
+
+def test_gumbel_noise_is_finite_and_exact_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to −log(−log(1 − u)) as u, of 31 bits, can be in float32."""
+    top = 2**31 - 1
+    crafted = [0, 1, 2, 3, 1000, 2**20, 2**24 - 1, 2**24 + 1, 2**30, top - 200, top - 64, top - 1, top]
+    crafted += [-1, -(2**31), 1 - 2**31]
+    made = torch.tensor([crafted], dtype=torch.int32)
+    monkeypatch.setattr(noise, "bits", lambda keys, tokens: made)
+    got = gumbel(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), len(crafted))[0]
+    u = ((made[0].to(torch.int64) & top).double() + 0.5) * 2.0**-31
+
+    def exact(u: Tensor) -> Tensor:
+        return -(-(-u).log1p()).log()
+
+    above = exact(u * (1 - 2.0**-22))
+    below = exact((u * (1 + 2.0**-22)).clamp(max=1 - 2.0**-25))
+    slack = 1e-6 * (1 + exact(u).abs())
+    assert bool(got.isfinite().all())
+    assert bool((got <= above + slack).all())
+    assert bool((got >= below - slack).all())
+
+
+def test_gumbel_noise_has_the_gumbel_distribution() -> None:
+    values = gumbel(torch.arange(200), torch.zeros(200, dtype=torch.int64), 1000).flatten().double()
+    counts = torch.histc((-(-values).exp()).exp(), 200, 0, 1)
+    assert chi_square(counts, torch.full_like(counts, len(values) / 200)) > UNLIKELY
+
+
+def draws(scores: Tensor, count: int, over: str, how: Draw) -> Tensor:
+    """`count` tokens drawn from one row of scores, over neighbouring seeds or positions."""
+    index, fixed = torch.arange(count), torch.full((count,), 3)
+    columns = {
+        name: torch.full((count,), value)
+        for name, value in (("temperature", how.temperature), ("top_p", how.top_p), ("min_p", how.min_p))
+    }
+    columns["top_k"] = torch.full((count,), how.top_k)
+    columns["seed"] = index if over == "seeds" else fixed
+    return draw(scores.expand(count, -1), columns, fixed if over == "seeds" else index)
+
+
+def expected(scores: Tensor, how: Draw) -> Tensor:
+    """The exact probabilities of what `how` says, by sorting in float64."""
+    chances = (scores.double() / how.temperature).softmax(-1)
+    if how.top_k:
+        chances[chances < chances.sort(descending=True).values[how.top_k - 1]] = 0
+        chances /= chances.sum()
+    mass_above = torch.stack([chances[chances > chance].sum() for chance in chances])
+    chances[mass_above >= how.top_p] = 0
+    chances[chances < how.min_p * chances.max()] = 0
+    return chances / chances.sum()
+
+
+@pytest.mark.parametrize("over", ["seeds", "positions"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        Draw(temperature=1.0),
+        Draw(temperature=0.6, top_p=0.9),
+        Draw(temperature=1.7, top_k=12, min_p=0.05),
+        Draw(temperature=1.2, top_k=40, top_p=0.8, min_p=0.02),
+    ],
+)
+def test_tokens_are_drawn_with_exactly_their_probabilities(over: str, how: Draw) -> None:
+    scores = 2 * torch.randn(50, generator=torch.Generator().manual_seed(4))
+    chances = expected(scores, how)
+    count = 40_000
+    counts = torch.bincount(draws(scores, count, over, how), minlength=50)
+    assert not counts[chances == 0].any()
+    often = chances * count >= 5
+    rest = torch.stack((counts[~often].sum().double(), (count * chances[~often]).sum()))
+    seen = torch.cat((counts[often].double(), rest[:1]))
+    hoped = torch.cat((count * chances[often], rest[1:]))
+    keep = hoped > 0
+    assert chi_square(seen[keep], hoped[keep]) > UNLIKELY
+
+
+@pytest.mark.parametrize("over", ["seeds", "positions"])
+def test_successive_draws_are_independent(over: str) -> None:
+    drawn = draws(torch.zeros(7), 40_000, over, Draw(temperature=1.0))
+    pairs = torch.bincount(7 * drawn[:-1:2] + drawn[1::2], minlength=49)
+    assert chi_square(pairs, torch.full((49,), 20_000 / 49)) > UNLIKELY

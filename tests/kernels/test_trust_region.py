@@ -1,0 +1,224 @@
+"""The trust region keeps its budget, and gives away nothing of it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from trimtab.kernels import trust_region
+from trimtab.kernels.trust_region import divergence, moments, row_sum, solve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+exactly = settings(deadline=None, derandomize=True, max_examples=150)
+Family = tuple[Tensor, Tensor]
+
+
+def gaussian(vocab: int, generator: torch.Generator) -> Family:
+    return 3 * torch.randn(vocab, generator=generator), torch.randn(vocab, generator=generator)
+
+
+def student(vocab: int, generator: torch.Generator) -> Family:
+    """Heavy tails: Student's t with 4 degrees of freedom."""
+    squares = torch.randn(2, 4, vocab, generator=generator).square().mean(1)
+    base, direction = torch.randn(2, vocab, generator=generator) / squares.sqrt()
+    return 2 * base, direction
+
+
+def dominant(vocab: int, generator: torch.Generator) -> Family:
+    base, direction = gaussian(vocab, generator)
+    base[3] += 25
+    return base, direction
+
+
+def flat(vocab: int, generator: torch.Generator) -> Family:
+    return torch.zeros(vocab), 0.05 * torch.randn(vocab, generator=generator)
+
+
+def disagreeing(vocab: int, generator: torch.Generator) -> Family:
+    """Branches far apart, and a few tokens that one of them all but excludes."""
+    base, direction = gaussian(vocab, generator)
+    direction *= 4
+    direction[::5] += 12
+    direction[1::7] -= 15
+    return base, direction
+
+
+def identical(vocab: int, generator: torch.Generator) -> Family:
+    """The same branches but for a constant, which raw logits may differ by."""
+    return 3 * torch.randn(vocab, generator=generator), torch.full((vocab,), 7.3)
+
+
+def offset(vocab: int, generator: torch.Generator) -> Family:
+    """Raw logits far from 0: constants must not cost precision."""
+    base, direction = gaussian(vocab, generator)
+    return base - 60, direction + 20
+
+
+FAMILIES = (gaussian, student, dominant, flat, disagreeing, identical, offset)
+VOCABULARIES = (7, 41, 1000, 4097)
+
+
+def truth(base: Tensor, direction: Tensor, a: float) -> tuple[float, float]:
+    """KL(π_a ‖ π_1) in float64 by its definition, and d KL / d log(a − 1)."""
+    base, direction = base.double(), direction.double()
+    near, far = (base + direction).log_softmax(-1), (base + a * direction).log_softmax(-1)
+    weights = far.exp()
+    mean = (weights * direction).sum()
+    variance = (weights * (direction - mean).square()).sum()
+    return float((weights * (far - near)).sum()), float((a - 1) ** 2 * variance)
+
+
+def bisection(base: Tensor, direction: Tensor, limit: float, budget: float) -> float:
+    if truth(base, direction, limit)[0] <= budget:
+        return limit
+    low, high = 0.0, limit - 1
+    for _ in range(100):
+        middle = (low + high) / 2
+        inside = truth(base, direction, 1 + middle)[0] <= budget
+        low, high = (middle, high) if inside else (low, middle)
+    return 1 + low
+
+
+def rounding(base: Tensor, direction: Tensor, a: float) -> float:
+    """How far float32 scores b + a d, and so A(a), may be off: half a unit of b, of a d and of their sum."""
+    return 2**-23 * float((base.abs() + a * direction.abs()).max())
+
+
+def solved(base: Tensor, direction: Tensor, limit: float, budget: float) -> tuple[float, float]:
+    a, kl = solve(base[None], direction[None], *torch.tensor([[limit], [budget]], dtype=torch.float64))
+    return float(a), float(kl)
+
+
+cases = {
+    "family": st.sampled_from(FAMILIES),
+    "vocab": st.sampled_from(VOCABULARIES),
+    "excess": st.floats(-3, 2.9995).map(lambda power: 10**power - 1e-3),
+    "budget": st.floats(-3, 1.3).map(lambda power: 10**power),
+    "seed": st.integers(0, 2**32),
+}
+
+
+@exactly
+@given(**cases)
+def test_the_divergence_stays_within_the_budget(
+    family: Callable[[int, torch.Generator], Family], vocab: int, excess: float, budget: float, seed: int
+) -> None:
+    base, direction = family(vocab, torch.Generator().manual_seed(seed))
+    a, kl = solved(base, direction, 1 + excess, budget)
+    exact, _ = truth(base, direction, a)
+    assert 1 <= a <= 1 + excess
+    assert exact <= budget + 1e-4
+    assert kl == pytest.approx(exact, abs=1e-4 + rounding(base, direction, a))
+
+
+@exactly
+@given(**cases)
+def test_the_strength_is_the_largest_within_the_budget(
+    family: Callable[[int, torch.Generator], Family], vocab: int, excess: float, budget: float, seed: int
+) -> None:
+    """Within 2e-3 of a − 1, or where KL hardly changes with a, as near as 2e-3 of KL determines it."""
+    base, direction = family(vocab, torch.Generator().manual_seed(seed))
+    limit = 1 + excess
+    a, _ = solved(base, direction, limit, budget)
+    best = bisection(base, direction, limit, budget)
+    reached, slope = truth(base, direction, best)
+    if slope >= reached:
+        assert a - 1 == pytest.approx(best - 1, rel=2e-3, abs=1e-9)
+    else:
+        assert truth(base, direction, a)[0] == pytest.approx(reached, rel=2e-3, abs=1e-5)
+
+
+@exactly
+@given(**{**cases, "budget": st.just(1e30)})
+def test_without_end_to_the_budget_the_strength_is_the_one_asked_for(
+    family: Callable[[int, torch.Generator], Family], vocab: int, excess: float, budget: float, seed: int
+) -> None:
+    base, direction = family(vocab, torch.Generator().manual_seed(seed))
+    assert solved(base, direction, 1 + excess, budget)[0] == 1 + excess
+
+
+@pytest.mark.parametrize("limit", [1.0, 1.5, 5.6487, 1000.0])
+def test_identical_branches_are_never_limited(limit: float) -> None:
+    base, direction = identical(4097, torch.Generator().manual_seed(0))
+    assert solved(base, direction, limit, 1e-3) == (limit, pytest.approx(0, abs=1e-4))
+
+
+def many_rows(vocab: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bases, directions, limits and budgets of every family at every strength."""
+    generator = torch.Generator().manual_seed(vocab)
+    settings_ = [(limit, budget) for limit in (1.9347, 5.6487, 100.0, 1000.0) for budget in (0.01, 0.2, 2.0)]
+    rows = [(*family(vocab, generator), *pair) for family in FAMILIES for pair in settings_]
+    base, direction = (torch.stack([row[i] for row in rows]) for i in (0, 1))
+    limit, budget = (torch.tensor([row[i] for row in rows], dtype=torch.float64) for i in (2, 3))
+    return base, direction, limit, budget
+
+
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+def test_rows_solved_together_have_the_bits_of_each_alone(vocab: int) -> None:
+    rows = many_rows(vocab)
+    together = torch.stack(solve(*rows))
+    alone = [torch.stack(solve(*(column[i : i + 1] for column in rows))) for i in range(len(rows[0]))]
+    assert torch.equal(together, torch.cat(alone, 1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_keeps_strength_one_and_leaves_the_others_alone(value: float) -> None:
+    rows = many_rows(41)
+    well = torch.stack(solve(*rows))
+    rows[1][::2, 5] = value
+    ill = torch.stack(solve(*rows))
+    assert torch.equal(ill[:, 1::2], well[:, 1::2])
+    assert bool((ill[0, ::2] == 1).all())
+    assert bool(ill[1, ::2].isnan().all())
+
+
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+def test_half_of_the_limited_rows_need_no_more_than_six_sweeps(
+    vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep is one pass over the vocabulary; no row comes near the sweeps allowed."""
+    sweeps = 0
+
+    def counted(base: Tensor, direction: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal sweeps
+        sweeps += 1
+        return moments(base, direction, a)
+
+    monkeypatch.setattr(trust_region, "moments", counted)
+    rows, needed = many_rows(vocab), []
+    for i, limit in enumerate(rows[2].tolist()):
+        sweeps = 0
+        a, _ = solve(*(column[i : i + 1] for column in rows))
+        if float(a) < limit:
+            needed.append(sweeps)
+        else:
+            assert sweeps == 2
+    assert len(needed) > 30
+    assert statistics.median(needed) <= 6
+    assert max(needed) <= trust_region.MAX_SWEEPS // 3
+
+
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+@pytest.mark.parametrize("a", [1.0, 1.5, 5.6487, -2.0])
+def test_the_divergence_is_that_of_its_definition(vocab: int, a: float) -> None:
+    base, direction, _, _ = many_rows(vocab)
+    got = divergence(base, direction, torch.full((len(base),), a, dtype=torch.float64))
+    exact = [truth(b, d, a)[0] for b, d in zip(base, direction, strict=True)]
+    assert got.tolist() == pytest.approx(exact, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 7, 512, 513, 4097])
+def test_a_row_sum_has_the_bits_of_the_row_alone_and_the_value_of_the_exact_sum(width: int) -> None:
+    x = torch.rand(9, width, generator=torch.Generator().manual_seed(width))
+    total = row_sum(x)
+    assert torch.equal(total, torch.cat([row_sum(row[None]) for row in x]))
+    rough, exact = x.sum(-1).double(), x.double().sum(-1)
+    # pieces of 512 in float32, then float64: no worse than float32 all the way, but for one rounding
+    assert float((total - exact).abs().max()) <= 2 * float((rough - exact).abs().max()) + 2**-23 * width

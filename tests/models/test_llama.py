@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from trimtab.engine import Engine, Request, SamplingParams
+from trimtab.models.rope import RotaryTable
+
+from ..literal import Branches, exact, reference
+from ..tiny import Tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODELS = {
+    "grouped-tied": Tiny(),
+    "grouped-untied-sharded": Tiny(tied=False, shards=3, seed=1),
+    "every-head-its-own": Tiny(hidden=40, heads=5, kv_heads=5, inner=31, seed=2),
+    "one-head-for-all-wider-than-hidden": Tiny(
+        hidden=28, heads=4, kv_heads=1, head_dim=10, layers=3, tied=False, transformers=4, seed=3
+    ),
+    "heads-of-two-numbers": Tiny(hidden=33, heads=3, kv_heads=3, head_dim=2, layers=3, shards=2, seed=4),
+    "long-waves": Tiny(hidden=48, heads=6, kv_heads=3, theta=1e6, transformers=4, seed=5),
+}
+LENGTH = 301
+"""Tokens of a prompt: over two tiles of the attention and no round number of pages."""
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MODELS[request.param].write(tmp_path_factory.mktemp(request.param))
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 300, (count,), generator=generator).tolist()
+
+
+def test_log_probabilities_are_those_of_transformers(folder: Path) -> None:
+    engine = Engine.from_pretrained(str(folder), kv_cache_memory="1MiB")
+    ids = random_ids(LENGTH)
+    ours = engine.score(ids)
+    assert (ours.shape, ours.dtype) == ((LENGTH, 307), torch.float32)
+    with torch.inference_mode():
+        theirs, truth = (
+            model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            for model in (reference(folder), exact(folder))
+        )
+    # as near to the truth in float64 as another float32 computation is
+    ours_off, theirs_off = (ours - truth).abs(), (theirs - truth).abs()
+    assert float(ours_off.square().mean().sqrt()) <= 1.5 * float(theirs_off.square().mean().sqrt()) + 1e-6
+    assert float(ours_off.max()) <= 2 * float(theirs_off.max()) + 1e-5
+
+
+def test_log_probabilities_of_the_demo_model_are_those_of_transformers(demo_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(demo_folder), dtype="float32", kv_cache_memory="64MiB")
+    ids = engine.tokenizer.encode(
+        "What happens if an earthworm is cut in half? It does not become two worms."
+    )
+    with torch.inference_mode():
+        theirs = reference(demo_folder)(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert float((engine.score(ids) - theirs).abs().max()) <= 1e-4
+
+
+def test_greedy_tokens_are_those_of_transformers(folder: Path) -> None:
+    engine = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB")
+    model = reference(folder)
+    sampling = SamplingParams(max_tokens=40, ignore_eos=True)
+    prompts = [random_ids(3, seed=1), random_ids(110, seed=2)]  # the second grows into the next tile
+    outputs = engine.generate([Request(branch_token_ids=[ids], sampling=sampling) for ids in prompts])
+    for prompt, output in zip(prompts, outputs, strict=True):
+        branches = Branches(model, [prompt], engine.tokenizer.vocab_size)
+        expected = []
+        for _ in range(40):
+            expected.append(int(branches.logprobs().argmax()))
+            branches.append(expected[-1])
+        assert output.token_ids == expected
+
+
+def test_an_answer_of_one_token_prompt_is_that_of_transformers(tiny_folder: Path, tiny: Engine) -> None:
+    output = tiny.generate(Request(branch_token_ids=[[77]], sampling=SamplingParams(max_tokens=5)))
+    branches = Branches(reference(tiny_folder), [[77]], tiny.tokenizer.vocab_size)
+    for token in output.token_ids:
+        assert token == int(branches.logprobs().argmax())
+        branches.append(token)
+
+
+def test_a_model_held_in_half_precision_stays_near_itself(tiny_folder: Path) -> None:
+    """Rounding weights to 8 bits moves log-probabilities, but not far: an error of layout would."""
+    ids = random_ids(60)
+    whole = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB").score(ids)
+    for dtype, share in (("float16", 0.02), ("bfloat16", 0.15)):
+        half = Engine.from_pretrained(str(tiny_folder), dtype=dtype, kv_cache_memory="1MiB").score(ids)
+        assert 0 < float((half - whole).std()) <= share * float(whole.std())
+
+
+def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
+    cos, sin = RotaryTable(6, 500.0, 40, torch.device("cpu")).at(torch.tensor([0, 1, 39]))
+    assert cos.shape == sin.shape == (3, 1, 6)
+    assert torch.equal(cos[0], torch.ones(1, 6))
+    assert torch.equal(sin[0], torch.zeros(1, 6))
+    angles = torch.tensor([1.0, 39.0], dtype=torch.float64)[:, None] * 500.0 ** (
+        -torch.tensor([0.0, 2, 4], dtype=torch.float64) / 6
+    )
+    # an angle of 39 has an error of 39 · 2⁻²³ in float32
+    for half, sign in ((slice(0, 3), -1), (slice(3, 6), 1)):
+        torch.testing.assert_close(cos[1:, 0, half].double(), angles.cos(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(sin[1:, 0, half].double(), sign * angles.sin(), rtol=0, atol=1e-5)
