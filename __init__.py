@@ -50,5 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names that bring torch come through `trimtab.engine` when first used."""
-    return getattr(_engine, name)
+    """`Engine` is imported when first used: it brings torch, which describing a request does not need."""
+    if name == "Engine":
+        return _engine.Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from .group import Branch, Group
 from .output import BranchPrompt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..models.tokenizer import Tokenizer
     from .blocks import KVBlocks
@@ -38,19 +38,26 @@ class Admission:
 
     def groups(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers. Raises InputError when it cannot be decoded."""
-        prompts = self._prompts(request)
-        limit = self._limit(request, prompts)
-        self.check_ids("logit_bias", list(request.sampling.logit_bias))
-        self.check_ids("stop_token_ids", request.sampling.stop_token_ids)
         for ids in request.branch_token_ids or ():
             self.check_ids("branch_token_ids", ids)
+        prompts = self._prompts(request)
+        limit = self._limit(request, prompts)
+        for prompt in prompts:
+            self.check_ids(f"the prompt of branch {prompt.name!r}", prompt.prompt_token_ids)
+        self.check_ids("logit_bias", request.sampling.logit_bias)
+        self.check_ids("stop_token_ids", request.sampling.stop_token_ids)
         first = request.sampling.seed if request.sampling.seed is not None else self._random.getrandbits(63)
-        return [self._group(request, prompts, limit, n, first + n) for n in range(request.sampling.n)]
+        seeds = (first + n - (2**64 if first + n >= 2**64 else 0) for n in range(request.sampling.n))
+        return [self._group(request, prompts, limit, n, seed) for n, seed in enumerate(seeds)]
 
-    def check_ids(self, name: str, ids: Sequence[int]) -> None:
-        """Raises InputError when there are more than fit the context, or one that the model does not have."""
-        if len(ids) > self._max_length:
-            raise InputError(f"{name} has {len(ids)} ids; max_model_len is {self._max_length}")
+    def check_scored(self, ids: Sequence[int]) -> None:
+        """Raises InputError when there are no ids, more than fit the context, or one that the model lacks."""
+        if not 0 < len(ids) <= self._max_length:
+            raise InputError(f"token_ids has {len(ids)} ids; it must have 1 to {self._max_length}")
+        self.check_ids("token_ids", ids)
+
+    def check_ids(self, name: str, ids: Iterable[int]) -> None:
+        """Raises InputError when there is one that the model does not have."""
         for token in ids:
             if not 0 <= token < self._vocab:
                 raise InputError(f"{name} has token id {token!r}; the model's ids are 0 to {self._vocab - 1}")

@@ -45,10 +45,12 @@ class Answer:
         self.text += new
         return new
 
-    def fail(self, reason: str) -> None:
-        """Ends the answer with an error."""
+    def fail(self, reason: str) -> str:
+        """Ends the answer with an error and returns the text that was held back."""
+        new = self._close()
         self.finish_reason, self.error = "error", reason
-        self.text += self._close()
+        self.text += new
+        return new
 
     def _record(self, pick: Pick) -> None:
         if self.trace is not None:
@@ -69,8 +71,8 @@ class Answer:
 
     def _close(self) -> str:
         """What was held back: half a character, or the beginning of a stop string that never came."""
-        new, stopped = self._push(self._detokenizer.finish())
-        if stopped:
+        new, _ = self._push(self._detokenizer.finish())
+        new += self._stops.finish()
+        if self._stops.hit:
             self.finish_reason = "stop"
-            return new
-        return new + self._stops.finish()
+        return new

@@ -21,7 +21,10 @@ class EngineConfig:
     max_model_len: int | None = option(None, "longest prompt and answer together; none takes the model's own")
     max_num_seqs: int = option(48, "most branches decoded at once")
     max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
-    kv_cache_memory: str = option("2GiB", "memory for the KV cache, such as 512MiB or 4GiB")
+    kv_cache_memory: str = option(
+        "2GiB",
+        "memory for the pages of the KV cache, such as 512MiB or 4GiB; running branches are mirrored beside",
+    )
     block_size: int = option(16, "tokens in a page of the KV cache")
     seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
     chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")

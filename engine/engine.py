@@ -102,7 +102,7 @@ class Engine:
 
         Raises InputError when there are no ids, too many, or one that the model does not have.
         """
-        self._admission.check_ids("token_ids", token_ids)
+        self._admission.check_scored(token_ids)
         return self._runner.score(token_ids)
 
     def _deltas(self, groups: list[Group]) -> Iterator[Delta]:
@@ -113,8 +113,8 @@ class Engine:
     def _finish(self, members: list[list[Group]]) -> list[Output]:
         """Runs all groups to their end; one output for each member, which holds its samples."""
         together = [group for groups in members for group in groups]
-        done = {id(group): delta.output for group, delta in self._run(together) if delta.output}
-        samples = [[done[id(group)] for group in groups] for groups in members]
+        done = {group: delta.output for group, delta in self._run(together) if delta.output}
+        samples = [[done[group] for group in groups] for groups in members]
         return [replace(outputs[0], outputs=outputs) for outputs in samples]
 
     def _run(self, groups: list[Group]) -> Generator[tuple[Group, Delta], None, None]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .request import Request
 
 
-@dataclass
+@dataclass(eq=False)
 class Branch:
     """One prompt being decoded, with its own KV pages; pages of a common head are shared.
 
@@ -33,7 +33,7 @@ class Branch:
     fresh: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """One answer being decoded: the branches that run, in lockstep, and the tokens appended to all of them.
 
@@ -70,7 +70,9 @@ class Group:
         answer, text = self.answer, ""
         if pick.failed:
             place = len(self.tokens) + 1
-            answer.fail(f"the model gave no finite score to any allowed token at token {place} of the answer")
+            text = answer.fail(
+                f"the model gave no finite score to any allowed token at token {place} of the answer"
+            )
         else:
             self.tokens.append(pick.token)
             text = answer.append(pick, self.limit)
@@ -87,14 +89,15 @@ class Group:
         )
 
     def output(self, now: float) -> Output:
-        """The answer so far, as an output."""
+        """The answer, which has ended."""
+        assert self.answer.finish_reason is not None, "the answer has not ended"
         decode = now - self.first_token
         rate = (len(self.tokens) - 1) / decode if decode > 0 else 0.0
         queue, prefill = self.admitted - self.arrived, self.first_token - self.admitted
         return Output(
             text=self.answer.text,
             token_ids=list(self.tokens),
-            finish_reason=self.answer.finish_reason or "abort",
+            finish_reason=self.answer.finish_reason,
             branches=self.prompts,
             trace=self.answer.trace,
             logprobs=self.answer.logprobs,

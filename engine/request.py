@@ -34,13 +34,7 @@ class Request:
         if (self.prompt is None) == (self.branch_token_ids is None):
             raise InputError("a request needs either a prompt or branch_token_ids, and not both")
         if self.prompt is not None:
-            last = (
-                self.prompt
-                if isinstance(self.prompt, str)
-                else self.prompt and self.prompt[-1].get("content")
-            )
-            if not last or (isinstance(last, str) and not last.strip()):
-                raise InputError("the prompt is empty; ask something")
+            self._check_prompt(self.prompt)
             return
         assert self.branch_token_ids is not None
         expected = 1 + len(self.steering.branches())
@@ -52,6 +46,18 @@ class Request:
         for index, ids in enumerate(self.branch_token_ids):
             if not ids:
                 raise InputError(f"branch_token_ids[{index}] is empty; every branch needs at least one token")
+
+    @staticmethod
+    def _check_prompt(prompt: Any) -> None:
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise InputError("the prompt is empty; ask something")
+            return
+        if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):
+            raise InputError(f"the prompt is {prompt!r}; it must be a string or a list of chat messages")
+        last = prompt[-1].get("content") if prompt else None
+        if not last or (isinstance(last, str) and not last.strip()):
+            raise InputError("the prompt is empty; ask something")
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from ..kernels.attention import Batch, PagedKV, Segment
 from ..kernels.steer import Choice, steer
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
+from .group import Branch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,15 +45,15 @@ class Runner:
         ]
         self.cache.begin(batch)
         hidden = self.model.forward(torch.tensor(token_ids), batch.positions, self.cache)
-        last, end = {}, 0
+        last, end = dict[Branch, int](), 0
         for _, branch, count in plan.shares:
             end += count
-            last[id(branch)] = end - 1
+            last[branch] = end - 1
             branch.computed += count
             branch.fresh = False
         if not plan.ready:
             return None
-        rows = [last[id(branch)] for group in plan.ready for branch in group.branches]
+        rows = [last[branch] for group in plan.ready for branch in group.branches]
         logits = self.model.logits(hidden[rows])
         return steer(
             logits,

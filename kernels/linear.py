@@ -3,8 +3,8 @@
 A CPU without bfloat16 arithmetic (no AMX, no AVX512-BF16) emulates a bfloat16 product, slowly. There, weights
 of two bytes are held as float16 and multiplied with float32 activations and sums by FBGEMM, which reads two
 bytes a weight and takes hardly longer for eight rows than for one: that is what decodes K + 1 branches at the
-price of one. A bfloat16 weight of magnitude 7.6e-6 to 65,504 is the same number in float16; a smaller one moves by at
-most 3e-8, and a tensor with a larger one is held in float32 instead. float32 weights are laid out for oneDNN.
+price of one. A bfloat16 weight of magnitude 7.6e-6 to 65,504 is the same number in float16; a smaller one
+moves by at most 3e-8, and a tensor with a larger one is held in float32. float32 weights go to oneDNN.
 Measurements: docs/findings/cpu-decoding.md.
 """
 
@@ -29,13 +29,13 @@ def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class Linear:
-    """A weight [out, in]; calling it maps [rows, in] to [rows, out] in `dtype`, the type of activations.
+    """A weight [out, in]; calling it maps activations [rows, in] to [rows, out], both of type `dtype`.
 
-    A row's result does not depend on how many rows stand beside it.
+    With FBGEMM and oneDNN a row's result does not depend on how many rows stand beside it; with torch's own
+    product, where neither is there or bfloat16 is native, it may by a rounding.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.out_features, self.in_features = weight.shape
         self.dtype = arithmetic_dtype(weight.dtype, weight.device)
         self._multiply = _prepared(weight, self.dtype)
 
@@ -68,5 +68,5 @@ def _prepared(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def _fits_half(weight: Tensor) -> bool:
-    """Whether every number of the weight is within float16; NaN is not, as packing would make a number of it."""
+    """Whether every number is within float16; NaN is not, as packing would make a number of it."""
     return bool((weight.abs() <= torch.finfo(torch.float16).max).all())

@@ -124,7 +124,7 @@ def gguf_package() -> ModuleType:
     try:
         import gguf  # noqa: PLC0415 - optional
     except ImportError:
-        raise RunError("reading GGUF files needs the gguf package; pip install 'trimtab[gguf]'") from None
+        raise RunError("reading GGUF files needs the gguf package: pip install gguf") from None
     return gguf
 
 

@@ -43,7 +43,7 @@ def reference(folder: Path) -> LlamaForCausalLM:
 def exact(folder: Path) -> LlamaForCausalLM:
     """The model in float64, its rotations too, which transformers always computes in float32."""
     model = reference(folder).double()
-    config = model.config
+    config: Any = model.config
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_parameters["rope_theta"] ** -exponents
 

@@ -135,7 +135,7 @@ def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 
     if shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: tensors[name] for name in list(tensors)[shard::shards]}

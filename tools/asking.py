@@ -28,7 +28,11 @@ def add_prompt(parser: flags.Parser) -> None:
 
 def add_system(parser: flags.Parser) -> None:
     """The --system flag."""
-    parser.add_argument("--system", metavar="TEXT", help="the system text, which the wishes follow")
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="the system text, which the wishes follow (default: You are a helpful assistant.)",
+    )
 
 
 def add_model(parser: flags.Parser) -> None:

@@ -5,7 +5,7 @@
 Every round runs all contestants once, in turn, so that a drift of the machine touches all of them; a ratio
 is taken within each round, and its median, lowest and highest are printed. Beside transformers
 whole calls are timed, prompt included; trimtab beside itself is compared while decoding, from the first token
-to the last. The last line is JSON. Needs transformers (`pip install 'trimtab[dev]'`).
+to the last. The last line is JSON. Needs transformers.
 """
 
 from __future__ import annotations

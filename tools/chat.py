@@ -27,7 +27,7 @@ HELP = """\
 /prefer                           list the wishes
 /drop TEXT or /drop NUMBER        drop a wish
 /method NAME [field=value ...]    how wishes steer from now on; without wishes answers are plain
-/system TEXT                      change the system text; without TEXT the model's usual one
+/system TEXT                      change the system text; without TEXT 'You are a helpful assistant.'
 /reset                            forget the conversation; wishes stay
 /help                             this text
 /quit                             leave; so does Ctrl-D

@@ -109,7 +109,7 @@ def test_the_loop_is_followed_in_an_untied_sharded_model_too(method: Method, tmp
 def test_the_demo_model_follows_the_published_loops(demo_folder: Path) -> None:
     engine = Engine.from_pretrained(str(demo_folder), dtype="float32", kv_cache_memory="256MiB")
     methods = [Base(), Amulet([KIND]), Mato([KIND, SHORT])]
-    sampling = SamplingParams(max_tokens=8)
+    sampling = SamplingParams(max_tokens=6)
     outputs = engine.generate([Request("What is rain?", method, sampling) for method in methods])
     model = reference(demo_folder)
     for output, method in zip(outputs, methods, strict=True):

@@ -84,13 +84,48 @@ def test_one_flipped_input_bit_flips_every_output_bit_half_of_the_time(kind: str
         assert float((shares - 0.5).abs().max()) <= 6 / (2 * changed.numel() ** 0.5), bit
 
 
+@pytest.mark.parametrize("lag", [1, 233, 1597, 10_946, 28_657, 75_025])
+def test_tokens_a_fibonacci_number_apart_are_unrelated(lag: int) -> None:
+    """There the multiples of the golden ratio that the mixer starts from come nearest to each other."""
+    streams = bits(keys(torch.arange(8), torch.full((8,), 17)), torch.arange(100_000, dtype=torch.int32))
+    changed = streams[:, lag:] ^ streams[:, :-lag]
+    shares = torch.stack([((changed >> out) & 1).float().mean() for out in range(32)])
+    assert float((shares - 0.5).abs().max()) <= SIGMAS / (2 * changed.numel() ** 0.5)
+
+
 def test_two_streams_are_never_shifted_copies_of_each_other() -> None:
-    """Of 50,000 values each, two independent streams share 50,000² / 2³² ≈ 0.6 at any shift."""
+    """Even where their first keys are some tokens' steps apart; by chance 50,000² / 2³² ≈ 0.6 values meet."""
     tokens = torch.arange(50_000, dtype=torch.int32)
-    streams = bits(keys(torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2])), tokens)
-    for one in range(6):
+    first = torch.tensor([0, noise.GOLDEN, 77 * noise.GOLDEN & 0x7FFFFFFF, 0], dtype=torch.int32)
+    streams = bits(torch.stack((first, torch.tensor([1, 2, -3, 1 << 30], dtype=torch.int32))), tokens)
+    for one in range(4):
         for other in range(one):
             assert int(torch.isin(streams[one], streams[other]).sum()) <= 10
+
+
+def finalised(x: int) -> int:
+    """The finaliser of splitmix64, on the integers modulo 2⁶⁴."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def by_hand(seed: int, position: int, token: int) -> int:
+    """The bits as the documentation gives them, on the integers modulo 2³²: what a seed replays, for ever."""
+    key = finalised((seed + 0x9E3779B97F4A7C15) % 2**64)
+    key = finalised(key ^ ((position * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) % 2**64))
+    x = (token * 0x9E3779B1 + key % 2**32) % 2**32
+    x = (((x ^ (x >> 16)) * 0x21F0AAAD) + (key >> 32)) % 2**32
+    x = (x ^ (x >> 15)) * 0x735A2D97 % 2**32
+    return x ^ (x >> 15)
+
+
+def test_the_bits_are_those_of_the_documented_mixer() -> None:
+    tokens = [0, 1, 2, 31, 49_151, 151_935, 2**31 - 1]
+    for position in (0, 1, 4095, 100_000):
+        got = bits(keys(SEEDS, torch.full_like(SEEDS, position)), torch.tensor(tokens, dtype=torch.int32))
+        exact = [[by_hand(seed % 2**64, position, token) for token in tokens] for seed in SEEDS.tolist()]
+        assert (got.to(torch.int64) & 0xFFFFFFFF).tolist() == exact
 
 
 def test_all_seeds_of_64_bits_give_streams_of_their_own() -> None:

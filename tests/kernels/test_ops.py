@@ -13,6 +13,7 @@ from trimtab.kernels.swiglu import swiglu
 SIZES = [7, 9, 41, 576, 1536]
 EPS = torch.tensor([1e-5])
 DTYPES = [torch.float32, torch.bfloat16]
+EPS = torch.tensor([1e-5])
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -790,7 +790,7 @@ def test_without_the_package_the_run_fails_and_says_what_to_install(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(RunError) as failure:
         convert(source, tmp_path / "out")
-    assert str(failure.value) == "reading GGUF files needs the gguf package; pip install 'trimtab[gguf]'"
+    assert str(failure.value) == "reading GGUF files needs the gguf package: pip install gguf"
 
 
 # The first half of the SHA-256 of tensors that transformers 5.23 makes of the same file in bfloat16.
