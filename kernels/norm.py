@@ -8,8 +8,9 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     """x [rows, hidden], weight [hidden] and eps [1] float32 → [rows, hidden] in x's type."""
-    wide = x.float()
+    wide = x if x.dtype == torch.float32 else x.float()
     # few operations on purpose: between two large products, each costs its dispatch from a cold cache
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
-    return (wide * scale * weight).to(x.dtype)
+    normed = (wide * scale).mul_(weight)
+    return normed if x.dtype == torch.float32 else normed.to(x.dtype)

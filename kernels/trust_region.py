@@ -23,6 +23,7 @@ TOLERANCE = 1e-3
 """The search stops when KL is within this relative distance below ε."""
 PATIENCE = 3
 MAX_SWEEPS = 60
+PIECE = 512
 
 
 def moments(base: Tensor, direction: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +39,9 @@ def moments(base: Tensor, direction: Tensor, a: Tensor) -> tuple[Tensor, Tensor,
 
 def row_sum(x: Tensor) -> Tensor:
     """Sums [rows, vocab] → [rows] in float64, in pieces whose length and order do not depend on `rows`."""
-    pieces: Tensor = functional.pad(x, (0, -x.shape[-1] % 512)).unflatten(-1, (-1, 512))
+    if x.shape[-1] % PIECE:
+        x = functional.pad(x, (0, -x.shape[-1] % PIECE))
+    pieces: Tensor = x.unflatten(-1, (-1, PIECE))
     return pieces.sum(-1).double().sum(-1)
 
 

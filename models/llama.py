@@ -134,9 +134,10 @@ class Llama:
         x = self._embedding[token_ids].to(self._arithmetic)
         for index, layer in enumerate(self._layers):
             normed = ops.rms_norm(x, layer.attention_norm, self._eps)
-            qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim).float()
-            qkv = ops.rotate(qkv, cos, sin)
-            x += layer.output(cache.attend(index, qkv[:, :heads], qkv[:, heads:]).to(x.dtype))
+            qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim)
+            qkv = ops.rotate(qkv, cos, sin)  # float32, as cos and sin are
+            attended = cache.attend(index, qkv[:, :heads], qkv[:, heads:])
+            x += layer.output(attended if x.dtype == torch.float32 else attended.to(x.dtype))
             normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
             x += layer.down(ops.swiglu(layer.gate_up(normed)))
         return ops.rms_norm(x, self._norm, self._eps)

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import (
     Amulet,
@@ -237,6 +237,7 @@ def test_methods_for_one_preference_warn_when_they_join_uneven_weights(method: t
         assert made.branches() == ("Be kind. Be short.",)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1.7e308), min_size=1, max_size=6).filter(any))
 def test_weights_lie_on_the_simplex_whatever_their_size(asked: list[float]) -> None:
     weights = Mato([Objective(str(i), weight) for i, weight in enumerate(asked)]).weights()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Request, SamplingParams
 from trimtab.engine.blocks import KVBlocks
@@ -53,6 +53,7 @@ def check_places(scheduler: Scheduler) -> None:
     assert all(0 <= place < scheduler.max_rows for place in slots + rows)
 
 
+@settings(deadline=None)
 @given(
     st.lists(groups(), min_size=1, max_size=7),
     st.integers(1, 4),
