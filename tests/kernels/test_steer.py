@@ -240,8 +240,8 @@ def test_mato_with_one_objective_is_amulet(
     seed: int, alpha: float, iterations: int, kl_budget: float | None, draw: Draw
 ) -> None:
     logits = random_logits(seed, 6, 2, 41)
-    same: dict[str, Any] = {"alpha": alpha, "lam": 2.0, "iterations": iterations, "kl_budget": kl_budget}
-    mato, amulet = Mato(wishes(0.3), nu=10.0, tau=0.1, **same), Amulet(wishes(0.3), eta=10.0, **same)
+    shared: dict[str, Any] = {"alpha": alpha, "lam": 2.0, "iterations": iterations, "kl_budget": kl_budget}
+    mato, amulet = Mato(wishes(0.3), nu=10.0, tau=0.1, **shared), Amulet(wishes(0.3), eta=10.0, **shared)
     (ours,), (theirs,) = (decode(Request(method, logits, draw, [0, 1])) for method in (mato, amulet))
     assert same(ours, theirs)
 
