@@ -82,6 +82,9 @@ class Admission:
         return [BranchPrompt(branch.name, branch.text, branch.token_ids) for branch in rendered]
 
     def _limit(self, request: Request, prompts: list[BranchPrompt]) -> int:
+        for prompt in prompts:
+            if not prompt.prompt_token_ids:
+                raise InputError(f"the prompt of branch {prompt.name!r} has no tokens; it needs at least one")
         longest = max(prompts, key=lambda prompt: len(prompt.prompt_token_ids))
         length = len(longest.prompt_token_ids)
         if length >= self._max_length:

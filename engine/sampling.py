@@ -69,7 +69,7 @@ class SamplingParams:
             ("temperature", number(self.temperature, 0), "a finite number ≥ 0"),
             (
                 "top_k",
-                isinstance(self.top_k, int) and self.top_k >= 0,
+                isinstance(self.top_k, int) and 0 <= self.top_k < 2**31,
                 "a whole number ≥ 0, 0 for all tokens",
             ),
             ("top_p", number(self.top_p, 0, 1) and self.top_p > 0, "above 0 and at most 1"),

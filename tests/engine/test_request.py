@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from trimtab.engine import Base, Mato, Mixture, Objective, Prompt, Request, SamplingParams
+from trimtab.engine import Base, Engine, Mato, Mixture, Objective, Prompt, Request, SamplingParams
 from trimtab.kernels.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TWO = Mato([Objective("Be kind."), Objective("Be short.", 2)])
 
@@ -53,3 +56,9 @@ def test_a_joined_method_needs_two_branches_however_many_objectives_it_has() -> 
     assert Request(branch_token_ids=[[1], [2]], steering=Prompt(both)).branch_token_ids == [[1], [2]]
     with pytest.raises(InputError, match="mixture here needs 3"):
         Request(branch_token_ids=[[1], [2]], steering=Mixture(both))
+
+
+def test_a_template_that_renders_nothing_is_refused(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB", chat_template="{{ '' }}")
+    with pytest.raises(InputError, match="'base' has no tokens"):
+        engine.generate(Request("hi"))
