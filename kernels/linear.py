@@ -1,11 +1,15 @@
-"""y = x Wᵀ, with W made ready once for the machine that multiplies it.
+"""y = x Wᵀ + b, with W made ready once for the machine that multiplies it, and what rides along.
 
-A CPU without bfloat16 arithmetic (no AMX, no AVX512-BF16) emulates a bfloat16 product, slowly. There, weights
-of two bytes are held as float16 and multiplied with float32 activations and sums by FBGEMM, which reads two
-bytes a weight and takes hardly longer for eight rows than for one: that is what decodes K + 1 branches at the
-price of one. A bfloat16 weight of magnitude 7.6e-6 to 65,504 is the same number in float16; a smaller one
-moves by at most 3e-8, and a tensor with a larger one is held in float32. float32 weights go to oneDNN.
-Measurements: docs/findings/cpu-decoding.md.
+On a CPU oneDNN multiplies, from a weight that it has packed: in float32, and in bfloat16 where the CPU has
+the instructions (AVX512-BF16, AMX). What follows a product elementwise (a residual, the activation, the gate)
+is then done as the product is written: between two large products each operation of its own costs its
+dispatch from a cold cache.
+
+A CPU without bfloat16 arithmetic emulates such a product, slowly. There, weights of two bytes are held as
+float16 and multiplied with float32 activations and sums by FBGEMM, which reads two bytes a weight and takes
+hardly longer for eight rows than for one: that is what decodes K + 1 branches at the price of one. A bfloat16
+weight of magnitude 7.6e-6 to 65,504 is the same number in float16; a smaller one moves by at most 3e-8, and a
+tensor with a larger one is held in float32. Measurements: docs/findings/cpu-decoding.md.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS_HINT = 256
+ROWS_HINT = {torch.bfloat16: 16, torch.float32: 256}
 """The row count that oneDNN's layout is chosen for: as good at one row as the layouts made for few rows."""
 
 
@@ -29,46 +33,138 @@ def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class Linear:
-    """A weight [out, in]; calling it maps activations [rows, in] to [rows, out], both of type `dtype`.
+    """A weight [out, in] and perhaps a bias [out]; maps activations [rows, in] to [rows, out].
 
-    With FBGEMM and oneDNN a row's result does not depend on how many rows stand beside it; with torch's own
-    product, where neither is there or bfloat16 is native, it may by a rounding.
+    Both are of type `dtype`, which is what the machine is best at unless it is given: float32 keeps results
+    unrounded. On a CPU a row's result does not depend, to the last bit, on how many rows stand beside it.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.dtype = arithmetic_dtype(weight.dtype, weight.device)
-        self._multiply = _prepared(weight, self.dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype or arithmetic_dtype(weight.dtype, weight.device)
+        self._product = _product(weight, bias, self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(x)
+        return self._product(x)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + x Wᵀ + b, all [rows, out]; may reuse the residual's memory."""
+        return self._product.add_to(residual, x)
 
 
-def _never_alone(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+class GatedLinear:
+    """silu(x Gᵀ + g) · (x Uᵀ + u), the first half of a gated feed-forward: [rows, in] → [rows, out].
+
+    swiglu does it to [rows, 2 · out], gate first, where the products cannot take it along.
+    """
+
+    def __init__(
+        self,
+        gate: Tensor,
+        up: Tensor,
+        biases: tuple[Tensor, Tensor] | None,
+        swiglu: Callable[[Tensor], Tensor],
+    ) -> None:
+        dtype = arithmetic_dtype(gate.dtype, gate.device)
+        first, second = biases or (None, None)
+        if _packs(gate, dtype) and _packs(up, dtype):
+            self._apply = _gated(_OneDNN(gate, first, dtype), _OneDNN(up, second, dtype))
+        else:
+            both = Linear(torch.cat((gate, up)), None if biases is None else torch.cat(biases))
+            self._apply = lambda x: swiglu(both(x))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._apply(x)
+
+
+class _Product:
+    """torch's own product, and what the others are measured by."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self._weight = weight.to(dtype)
+        self._bias = None if bias is None else bias.to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _never_alone(self._multiply, x)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual.add_(self(x))
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._weight, self._bias)
+
+
+class _Half(_Product):
+    """FBGEMM: float16 weights, float32 activations and sums."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._packed = torch.ops.quantized.linear_prepack_fp16(
+            weight.float(), None if bias is None else bias.float()
+        )
+        # the operator itself: torch's wrapper looks through the arguments for 10 µs a call
+        self._operator = torch.ops.quantized.linear_dynamic_fp16.default._op
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = self._operator(x, self._packed)
+        return y
+
+
+class _OneDNN(_Product):
+    """oneDNN: a packed weight; elementwise work rides along."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, bias, dtype)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, ROWS_HINT[dtype])
+        self._unary = torch.ops.mkldnn._linear_pointwise.default
+        self._binary = torch.ops.mkldnn._linear_pointwise.binary
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        y: Tensor = self._unary(x, self._weight, self._bias, "none", [], "")
+        return y
+
+    def swish(self, x: Tensor) -> Tensor:
+        """silu of the product."""
+        return _never_alone(lambda x: self._unary(x, self._weight, self._bias, "swish", [], ""), x)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return _never_alone(self._with("add"), x, residual)
+
+    def times(self, factor: Tensor, x: Tensor) -> Tensor:
+        """The product times the factor [rows, out]."""
+        return _never_alone(self._with("mul"), x, factor)
+
+    def _with(self, operation: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, other: self._binary(x, other, self._weight, self._bias, operation)
+
+
+def _gated(gate: _OneDNN, up: _OneDNN) -> Callable[[Tensor], Tensor]:
+    return lambda x: up.times(gate.swish(x), x)
+
+
+def _never_alone(multiply: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     """A product that takes a single row as two: alone it would go another way, with other rounding."""
-    return lambda x: multiply(x.expand(2, -1))[:1] if len(x) == 1 else multiply(x)
+    if len(operands[0]) > 1:
+        return multiply(*operands)
+    return multiply(*(operand.expand(2, -1) for operand in operands))[:1]
 
 
-def _prepared(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The product with this weight, for activations of `dtype`."""
-    if weight.device.type == "cpu" and dtype == torch.float32:
-        if (
-            weight.dtype != dtype
-            and "fbgemm" in torch.backends.quantized.supported_engines
-            and _fits_half(weight)
-        ):
-            packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
-            # the operator itself: torch's wrapper looks through the arguments for 10 µs a call
-            multiply = torch.ops.quantized.linear_dynamic_fp16.default._op
-            return lambda x: multiply(x, packed)
-        if torch.backends.mkldnn.is_available():
-            blocked = torch.ops.mkldnn._reorder_linear_weight(weight.float(), ROWS_HINT)
-            return _never_alone(
-                lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, None, "none", [], "")
-            )
-    held = weight.to(dtype)
-    return _never_alone(lambda x: functional.linear(x, held))
+def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Product:
+    """The product with this weight for activations of `dtype`."""
+    if _packs_half(weight, dtype):
+        return _Half(weight, bias)
+    return _OneDNN(weight, bias, dtype) if _packs(weight, dtype) else _Product(weight, bias, dtype)
 
 
-def _fits_half(weight: Tensor) -> bool:
-    """Whether every number is within float16; NaN is not, as packing would make a number of it."""
-    return bool((weight.abs() <= torch.finfo(torch.float16).max).all())
+def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN is to multiply."""
+    known = weight.device.type == "cpu" and dtype in ROWS_HINT and torch.backends.mkldnn.is_available()
+    return known and not _packs_half(weight, dtype)
+
+
+def _packs_half(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether FBGEMM is to multiply: each weight a float16. Packing makes a number of NaN."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype != dtype == torch.float32
+        and "fbgemm" in torch.backends.quantized.supported_engines
+        and bool((weight.abs() <= torch.finfo(torch.float16).max).all())
+    )

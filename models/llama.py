@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.linear import Linear, arithmetic_dtype
+from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
 from ..kernels.ops import TORCH, Ops
 from .checkpoint import Checkpoint
 from .config import ModelConfig
@@ -45,7 +45,7 @@ class Layer:
     qkv: Linear
     output: Linear
     mlp_norm: Tensor
-    gate_up: Linear
+    gate_up: GatedLinear
     down: Linear
 
 
@@ -109,7 +109,9 @@ class Llama:
                 qkv=linear(f"{at}.self_attn.q_proj", f"{at}.self_attn.k_proj", f"{at}.self_attn.v_proj"),
                 output=linear(f"{at}.self_attn.o_proj"),
                 mlp_norm=weight(f"{at}.post_attention_layernorm").float(),
-                gate_up=linear(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+                gate_up=GatedLinear(
+                    weight(f"{at}.mlp.gate_proj"), weight(f"{at}.mlp.up_proj"), None, ops.swiglu
+                ),
                 down=linear(f"{at}.mlp.down_proj"),
             )
 
@@ -119,12 +121,13 @@ class Llama:
         self._eps = torch.tensor([config.rms_norm_eps], device=device)
         self._norm = weight(FINAL_NORM.removesuffix(".weight")).float()
         tied = config.tie_word_embeddings
-        self._head = Linear(self._embedding) if tied else linear(HEAD.removesuffix(".weight"))
+        head = self._embedding if tied else weight(HEAD.removesuffix(".weight"))
+        self._head = Linear(head, dtype=torch.float32 if device.type == "cpu" else dtype)
         self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_length, device)
         self._arithmetic = arithmetic_dtype(dtype, device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, cache: Attention) -> Tensor:
-        """Hidden states after the final norm, [tokens, hidden]; token_ids and positions are [tokens].
+        """Hidden states after the final norm, [tokens, hidden], for token_ids and positions [tokens].
 
         `cache` knows which branch each token belongs to: it has been told of this step's batch.
         """
@@ -137,10 +140,10 @@ class Llama:
             qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim)
             qkv = ops.rotate(qkv, cos, sin)  # float32, as cos and sin are
             attended = cache.attend(index, qkv[:, :heads], qkv[:, heads:])
-            x += layer.output(attended if x.dtype == torch.float32 else attended.to(x.dtype))
+            x = layer.output.add_to(x, attended if x.dtype == torch.float32 else attended.to(x.dtype))
             normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
-            x += layer.down(ops.swiglu(layer.gate_up(normed)))
-        return ops.rms_norm(x, self._norm, self._eps)
+            x = layer.down.add_to(x, layer.gate_up(normed))
+        return ops.rms_norm(x.to(self._head.dtype), self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab], float32."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from trimtab.kernels.linear import Linear
+from trimtab.kernels.linear import GatedLinear, Linear
+from trimtab.kernels.swiglu import swiglu
 
 CPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
@@ -40,9 +41,58 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(
     linear = Linear(random_weight(inner, outer, dtype))
     x = random_rows(64, inner).to(linear.dtype)
     together = linear(x)
+    residual = random_rows(64, outer).to(linear.dtype)
+    added = linear.add_to(residual.clone(), x)
     for rows in ROWS:
-        assert torch.equal(linear(x[:rows]), together[:rows]), rows
-        assert torch.equal(linear(x[64 - rows :]), together[64 - rows :]), rows
+        for some in (slice(rows), slice(64 - rows, 64)):
+            assert torch.equal(linear(x[some]), together[some]), rows
+            assert torch.equal(linear.add_to(residual[some].clone(), x[some]), added[some]), rows
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+def test_a_gated_row_has_the_same_bits_beside_any_number_of_rows(
+    inner: int, outer: int, dtype: torch.dtype
+) -> None:
+    weights = (random_weight(inner, outer, dtype), random_weight(inner + 1, outer, dtype)[:, :inner])
+    gated = GatedLinear(*weights, None, swiglu)
+    x = random_rows(64, inner).to(Linear(weights[0]).dtype)
+    together = gated(x)
+    for rows in ROWS:
+        assert torch.equal(gated(x[:rows]), together[:rows]), rows
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 41])
+def test_what_rides_along_is_as_exact_as_the_same_in_steps(
+    rows: int, dtype: torch.dtype, biased: bool
+) -> None:
+    inner, outer = 577, 41
+    gate, up = random_weight(inner, outer, dtype), random_weight(inner, outer, dtype).roll(1, 0)
+    biases = (gate[:, 0].clone(), up[:, 0].clone()) if biased else None
+    linear, gated = Linear(gate, biases[0] if biases else None), GatedLinear(gate, up, biases, swiglu)
+    x, residual = random_rows(rows, inner).to(linear.dtype), random_rows(rows, outer).to(linear.dtype)
+
+    def steps(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        first, second = biases or (None, None)
+        g = functional.linear(x.to(dtype), gate.to(dtype), None if first is None else first.to(dtype))
+        u = functional.linear(x.to(dtype), up.to(dtype), None if second is None else second.to(dtype))
+        return residual.to(dtype) + g, functional.silu(g) * u
+
+    exact, rough = steps(torch.float64), steps(linear.dtype)
+    for got, true, near in zip((linear.add_to(residual.clone(), x), gated(x)), exact, rough, strict=True):
+        allowed = 2 * (near.double() - true).abs().max() + 1e-5
+        assert float((got.double() - true).abs().max()) <= float(allowed)
+
+
+def test_results_may_be_asked_for_in_float32() -> None:
+    weight, x = random_weight(576, 4097, torch.bfloat16), random_rows(7, 576)
+    got = Linear(weight, dtype=torch.float32)(x)
+    exact = x.double() @ weight.double().t()
+    rough = functional.linear(x, weight.float()).double()
+    assert got.dtype == torch.float32
+    assert float((got.double() - exact).abs().max()) <= 2 * float((rough - exact).abs().max()) + 1e-5
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES)
