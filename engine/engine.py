@@ -47,7 +47,7 @@ class Engine:
         template = ChatTemplate.from_folder(folder, tokenizer, config.chat_template)
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
-        model = Llama(shape, Checkpoint(folder), dtype, torch.device("cpu"), length, progress=progress)
+        model = Llama(shape, Checkpoint(folder), dtype, torch.device("cpu"), progress=progress)
         pages = _pages(config, shape)
         cache = PagedKV(shape.num_layers, pages, config.block_size, shape.num_kv_heads, shape.head_dim)
         blocks = KVBlocks(pages, config.block_size)
@@ -163,7 +163,7 @@ def _refused(reason: str) -> Output:
 
 
 def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
-    own, asked = shape.max_position_embeddings, config.max_model_len
+    own, asked = shape.context, config.max_model_len
     if asked is not None and asked > own:
         raise InputError(f"max_model_len is {asked}; the model was trained for at most {own}")
     return own if asked is None else asked

@@ -7,20 +7,59 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
+from .fields import Fields, shown, wrong
+from .rope import Rope, read_rope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-ARCHITECTURES = ("LlamaForCausalLM",)
-MAX_SIZE = 1 << 24
-"""No real model has a dimension near this; a config that does is broken, and must not be allocated."""
 MAX_LAYERS = 1 << 12
+DEFAULT_WINDOW = 4096
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What an architecture decides, and what transformers takes for a key that config.json leaves out.
+
+    kv_heads, head_dim: None where they follow from the other sizes. may_bias: the switches of config.json
+    that count. slides: whether attention has a window in all layers; None where config.json chooses layers.
+    """
+
+    context: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    may_bias: tuple[str, ...] = ()
+    qk_norm: bool = False
+    slides: bool | None = False
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(context=2048, may_bias=("attention_bias", "mlp_bias")),
+    "MistralForCausalLM": Family(context=131_072, kv_heads=8, slides=True),
+    "Qwen2ForCausalLM": Family(context=32_768, kv_heads=32, qkv_bias=True, slides=None),
+    "Qwen3ForCausalLM": Family(
+        context=32_768,
+        kv_heads=32,
+        head_dim=128,
+        may_bias=("attention_bias",),
+        qk_norm=True,
+        slides=None,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-family decoder's sizes. `dtype` is that of the checkpoint, "float32" when it does not say."""
+    """A Llama-family decoder's sizes and switches.
+
+    qkv_bias, output_bias: of the attention's products; mlp_bias: of the feed-forward's three.
+    qk_norm: queries and keys are normalised within each head, before they are turned.
+    windows: for each layer how many tokens a token sees, itself included; None is all before it.
+    dtype: that of the checkpoint, "float32" when it does not say.
+    """
 
     architecture: str
     vocab_size: int
@@ -31,8 +70,13 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     max_position_embeddings: int
+    windows: tuple[int | None, ...]
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
     tie_word_embeddings: bool
     dtype: str
 
@@ -53,40 +97,44 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Reads the keys of a config.json, in the spelling of transformers 4 or 5."""
-        found = data.get("architectures") or [data.get("model_type", "none")]
-        architecture = found[0] if isinstance(found, list) else found
-        if architecture not in ARCHITECTURES:
-            raise InputError(
-                f"architecture {architecture!r} is not supported; known are {', '.join(ARCHITECTURES)}"
-            )
-        _refuse_unsupported(data)
-        heads = _size(data, "num_attention_heads")
-        hidden = _size(data, "hidden_size")
-        config = cls(
+        architecture = _architecture(data)
+        family, config = FAMILIES[architecture], Fields(data)
+        _refuse_unsupported(config)
+        hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+        kv_heads = _kv_heads(config, family, heads)
+        head_dim = config.size("head_dim", family.head_dim or hidden // heads)
+        if heads % kv_heads:
+            raise wrong("num_attention_heads", heads, f"num_key_value_heads {kv_heads} must divide it")
+        if head_dim % 2:
+            raise wrong("head_dim", head_dim, "rotary embedding needs an even one")
+        layers = config.size("num_hidden_layers", most=MAX_LAYERS)
+        context = config.size("max_position_embeddings", family.context)
+        biased = {key for key in family.may_bias if config.flag(key)}
+        return cls(
             architecture=architecture,
-            vocab_size=_size(data, "vocab_size"),
+            vocab_size=config.size("vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_size(data, "intermediate_size"),
-            num_layers=_size(data, "num_hidden_layers", most=MAX_LAYERS),
+            intermediate_size=config.size("intermediate_size"),
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=_size(data, "num_key_value_heads", heads),
-            head_dim=_size(data, "head_dim", hidden // heads),
-            rms_norm_eps=_positive(data, "rms_norm_eps", 1e-6),
-            rope_theta=_positive({**data, **(data.get("rope_parameters") or {})}, "rope_theta", 10_000.0),
-            max_position_embeddings=_size(data, "max_position_embeddings", 2048),
-            tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
-            dtype=str(data.get("dtype") or data.get("torch_dtype") or "float32"),
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=config.number("rms_norm_eps", 1e-6, 1e-20, 1),
+            rope=read_rope(config, context, head_dim),
+            max_position_embeddings=context,
+            windows=_windows(config, family, layers),
+            qkv_bias=family.qkv_bias or "attention_bias" in biased,
+            output_bias="attention_bias" in biased,
+            mlp_bias="mlp_bias" in biased,
+            qk_norm=family.qk_norm,
+            tie_word_embeddings=config.flag("tie_word_embeddings"),
+            dtype=_dtype(config),
         )
-        if heads % config.num_kv_heads:
-            raise InputError(
-                f"config.json has num_attention_heads {heads}, which num_key_value_heads "
-                f"{config.num_kv_heads} does not divide"
-            )
-        if config.head_dim % 2:
-            raise InputError(
-                f"config.json has head_dim {config.head_dim}; rotary embedding needs an even one"
-            )
-        return config
+
+    @property
+    def context(self) -> int:
+        """The longest prompt and answer together: what the model was trained for, or is scaled to."""
+        return self.rope.context(self.max_position_embeddings)
 
     @property
     def kv_size(self) -> int:
@@ -94,37 +142,58 @@ class ModelConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
-def _refuse_unsupported(data: Mapping[str, Any]) -> None:
-    ropes = {key: data.get(key) or {} for key in ("rope_scaling", "rope_parameters")}
-    for key, rope in ropes.items():
-        if not isinstance(rope, dict):
-            raise InputError(f"config.json has {key} {rope!r}; it must be an object")
-    types = (rope.get("rope_type", rope.get("type", "default")) for rope in ropes.values())
-    checks = (
-        *(("rope_type", kind, ("default",)) for kind in types),
-        ("hidden_act", data.get("hidden_act", "silu"), ("silu",)),
-        ("attention_bias", data.get("attention_bias", False), (False, None)),
-        ("mlp_bias", data.get("mlp_bias", False), (False, None)),
-    )
-    for key, value, supported in checks:
-        if value not in supported:
-            raise InputError(
-                f"config.json has {key} {value!r}, which is not supported; known is {supported[0]!r}"
-            )
+def _architecture(data: Mapping[str, Any]) -> str:
+    """By its name, or where config.json names none by its model_type, such as "llama"."""
+    named = {name.removesuffix("ForCausalLM").lower(): name for name in FAMILIES}
+    kind = data.get("model_type")
+    found = data.get("architectures") or named.get(str(kind), kind)
+    name = found[0] if isinstance(found, list) else found
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise InputError(f"architecture {shown(name)} is not supported; known are {', '.join(FAMILIES)}")
+    return name
 
 
-def _size(data: Mapping[str, Any], key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-    value = data.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise InputError(f"config.json has no {key}")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise InputError(f"config.json has {key} {value!r}; it must be a whole number from 1 to {most}")
+def _dtype(config: Fields) -> str:
+    key = "dtype" if config.has("dtype") else "torch_dtype"
+    value = config.data.get(key) or "float32"
+    if not isinstance(value, str):
+        raise wrong(key, value, "it must be a type's name, such as 'bfloat16'")
     return value
 
 
-def _positive(data: Mapping[str, Any], key: str, default: float) -> float:
-    value = data.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise InputError(f"config.json has {key} {value!r}; it must be a number above 0")
-    return float(value)
+def _refuse_unsupported(config: Fields) -> None:
+    quantised = config.object("quantization_config")
+    if quantised:
+        raise InputError(
+            f"config.json has quantization_config with quant_method {shown(quantised.get('quant_method'))}, "
+            "which is not supported; a checkpoint must be in float32, float16 or bfloat16"
+        )
+    activation = config.data.get("hidden_act", "silu")
+    if activation != "silu":
+        raise wrong("hidden_act", activation, "only 'silu' is supported")
+
+
+def _kv_heads(config: Fields, family: Family, heads: int) -> int:
+    """A null means a key and value for every query; a key that is left out, what the family takes."""
+    absent = "num_key_value_heads" not in config.data
+    return config.size("num_key_value_heads", family.kv_heads if absent and family.kv_heads else heads)
+
+
+def _windows(config: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer."""
+    slides = family.slides if family.slides is not None else config.flag("use_sliding_window")
+    wanted = slides and config.data.get("sliding_window", DEFAULT_WINDOW) is not None
+    window = config.size("sliding_window", DEFAULT_WINDOW) if wanted else None
+    if family.slides is not None:
+        return (window,) * layers
+    first = config.size("max_window_layers", 28, least=0)
+    types = config.data.get("layer_types") or [
+        SLIDING if window and i >= first else FULL for i in range(layers)
+    ]
+    if not isinstance(types, list) or len(types) != layers or any(t not in (SLIDING, FULL) for t in types):
+        raise wrong("layer_types", types, f"it must list {SLIDING!r} or {FULL!r} for each of {layers} layers")
+    if SLIDING in types and window is None:
+        raise wrong(
+            "layer_types", types, "with layers that slide, use_sliding_window and a sliding_window are needed"
+        )
+    return tuple(window if kind == SLIDING else None for kind in types)

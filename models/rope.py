@@ -1,26 +1,258 @@
-"""Rotary frequencies: the table that `kernels.rope.rotate` reads."""
+"""Rotary position embedding: how fast a model's heads turn, and the turns of a step.
+
+A head of d numbers is d/2 pairs. At position p pair i is turned by the angle p ω_i, unscaled ω_i = θ^(−2i/d).
+To reach beyond the context n of its training a model is given slower turns, most of them by a share s_i:
+
+    ω_i ← ω_i (s_i + (1 − s_i) / factor)
+
+so that a pair with s_i = 1 turns as before and one with s_i = 0 as if positions lay closer together.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..kernels.errors import InputError
+from .fields import MAX_SIZE, Fields, shown, wrong
 
-class RotaryTable:
-    """cos and sin of every position up to `length`, float32, ready for the half-split rotation.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-    sin carries the sign of its half: x · cos + swap(x) · sin.
+KINDS = ("default", "linear", "llama3", "yarn", "dynamic")
+ORIGINAL = "original_max_position_embeddings"
+MAX_THETA, MAX_FACTOR = 1e15, 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary embedding as in its paper (Su et al., 2021): nothing is scaled.
+
+    magnitude: what cos and sin are multiplied by.
     """
 
-    def __init__(self, head_dim: int, theta: float, length: int, device: torch.device) -> None:
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), theta**-exponents)
-        self._cos = torch.cat((angles.cos(), angles.cos()), -1)
-        self._sin = torch.cat((-angles.sin(), angles.sin()), -1)
+    kind: ClassVar[str] = "default"
+    theta: float
+    factor: float = 1.0
+    magnitude: float = 1.0
 
-    def at(self, positions: Tensor, rotated: int, plain: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each [tokens, rotated + plain, head_dim]: the last `plain` heads are not turned."""
-        cos = self._cos[positions, None].expand(-1, rotated, -1)
-        sin = self._sin[positions, None].expand(-1, rotated, -1)
-        return functional.pad(cos, (0, 0, 0, plain), value=1.0), functional.pad(sin, (0, 0, 0, plain))
+    def share(self, frequencies: Tensor) -> Tensor:
+        """s [head_dim / 2] for the unscaled ω [head_dim / 2]."""
+        return torch.ones_like(frequencies)
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """ω [head_dim / 2] in radians a position, float32."""
+        omega = 1.0 / self.theta ** _exponents(head_dim)
+        share = self.share(omega)
+        return omega * (share + (1 - share) / self.factor)
+
+    def context(self, trained: int) -> int:
+        """The longest context, for the max_position_embeddings that config.json has."""
+        return trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRope(Rope):
+    """Position interpolation (Chen et al., 2023): every pair turns `factor` times slower."""
+
+    kind = "linear"
+
+    def share(self, frequencies: Tensor) -> Tensor:
+        return torch.zeros_like(frequencies)
+
+    def context(self, trained: int) -> int:
+        return _longer(trained, self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope(Rope):
+    """Llama 3.1: s goes from 0 to 1 between `low` and `high` turns within the `original` context."""
+
+    kind = "llama3"
+    low: float
+    high: float
+    original: int
+
+    def share(self, frequencies: Tensor) -> Tensor:
+        turns = self.original / (2 * math.pi / frequencies)
+        return ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnRope(Rope):
+    """YaRN (Peng et al., 2023): s falls from 1 to 0 along the pairs i, from the one that makes `fast` turns
+    within the `original` context to the one that makes `slow`; `truncate` rounds both outward."""
+
+    kind = "yarn"
+    original: int
+    fast: float
+    slow: float
+    truncate: bool
+
+    def share(self, frequencies: Tensor) -> Tensor:
+        pairs = len(frequencies)
+        first, last = self._pair(self.fast, pairs), self._pair(self.slow, pairs)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * pairs - 1)
+        ramp = (torch.arange(pairs, dtype=torch.float32) - first) / ((last - first) or 0.001)
+        return 1 - ramp.clamp(0, 1)
+
+    def _pair(self, turns: float, pairs: int) -> float:
+        """Where along the pairs this many turns are made: n θ^(−i/pairs) = 2π turns, solved for i."""
+        return pairs * math.log(self.original / (2 * math.pi * turns)) / math.log(self.theta)
+
+    def context(self, trained: int) -> int:
+        return max(trained, _longer(self.original, self.factor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicRope(Rope):
+    """Dynamic NTK: θ grows with the length L of the text, once that exceeds the `original` context n:
+
+        θ ← θ (factor · L/n − (factor − 1))^(d / (d − 2))
+
+    L is the length of a request's longest prompt and stays that while the answer grows. transformers takes L
+    anew at every step from the longest sequence of the batch, and leaves keys that are in the cache as they
+    were turned before: there an answer depends on how it was batched and cached.
+    """
+
+    kind = "dynamic"
+    original: int
+
+    def frequencies_at(self, head_dim: int, lengths: Tensor) -> Tensor:
+        """ω [tokens, head_dim / 2] where a token's request has a prompt of `lengths` [tokens]."""
+        stretch = self.factor * lengths.clamp(min=self.original).float() / self.original - (self.factor - 1)
+        theta = self.theta * stretch ** (head_dim / (head_dim - 2))
+        return 1.0 / theta[:, None] ** _exponents(head_dim).to(lengths.device)
+
+    def context(self, trained: int) -> int:
+        return _longer(trained, self.factor)
+
+
+class Rotary:
+    """cos and sin of the positions of a step, float32, ready for the half-split rotation.
+
+    They are computed as they are needed, so that a long context costs nothing before it is used.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+        self._rope, self._head_dim = rope, head_dim
+        self._turns = _both_ways(rope.frequencies(head_dim).to(device))
+
+    def at(
+        self, positions: Tensor, rotated: int, plain: int, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [tokens, rotated + plain, head_dim]: the last `plain` heads are not turned.
+
+        sin carries the sign of its half: x · cos + swap(x) · sin. `lengths` [tokens], of each token's prompt,
+        are needed where the rope is dynamic.
+        """
+        turns = self._turns
+        if isinstance(self._rope, DynamicRope):
+            assert lengths is not None, "a dynamic rope turns by the length of the prompt"
+            turns = _both_ways(self._rope.frequencies_at(self._head_dim, lengths))
+        angles = positions[:, None] * turns
+        cos, sin = angles.cos(), angles.sin()
+        if self._rope.magnitude != 1:
+            cos, sin = cos * self._rope.magnitude, sin * self._rope.magnitude
+        return (
+            functional.pad(cos[:, None].expand(-1, rotated, -1), (0, 0, 0, plain), value=1.0),
+            functional.pad(sin[:, None].expand(-1, rotated, -1), (0, 0, 0, plain)),
+        )
+
+
+def read_rope(config: Fields, trained: int, head_dim: int) -> Rope:
+    """The rotary embedding of a config.json, in the spelling of transformers 4 or 5.
+
+    `trained` is its max_position_embeddings. Raises InputError for a kind that is not in KINDS, by its name.
+    """
+    section = _section(config)
+    kind = section.get("rope_type", section.get("type", "default"))
+    if kind not in KINDS:
+        raise wrong("rope_type", kind, f"known are {', '.join(KINDS)}")
+    found = Fields({**config.data, **section})
+    if found.number("partial_rotary_factor", 1.0, 0, 1) != 1:
+        raise wrong("partial_rotary_factor", found.data["partial_rotary_factor"], "only 1 is supported")
+    theta = found.number("rope_theta", 10_000.0, 2, MAX_THETA)
+    # as transformers has it, the model's own key stands before that of the section
+    original = config.size(ORIGINAL, Fields(section).size(ORIGINAL, trained))
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind == "yarn":
+        return _yarn(found, theta, trained, original)
+    factor = found.number("factor", None, 1, MAX_FACTOR)
+    if kind == "linear":
+        return LinearRope(theta=theta, factor=factor)
+    if kind == "llama3":
+        return _llama3(found, theta, factor, original)
+    if head_dim == 2:
+        raise wrong("head_dim", head_dim, "a dynamic rope needs more than one pair")
+    return DynamicRope(theta=theta, factor=factor, original=trained)
+
+
+def _section(config: Fields) -> Mapping[str, Any]:
+    old, new = config.object("rope_scaling"), config.object("rope_parameters")
+    if old and new and old != new:
+        raise InputError(
+            f"config.json has rope_scaling {shown(old)} and rope_parameters {shown(new)}; it must have one"
+        )
+    section = old or new
+    for key, value in section.items():
+        if isinstance(value, dict):
+            raise wrong("rope_parameters", section, f"{key!r} must be no object: all layers turn alike")
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _llama3(found: Fields, theta: float, factor: float, original: int) -> Llama3Rope:
+    low = found.number("low_freq_factor", None, 1e-3, 1e6)
+    high = found.number("high_freq_factor", None, 1e-3, 1e6)
+    if high <= low:
+        raise wrong("high_freq_factor", high, f"it must be above low_freq_factor, which is {low:g}")
+    return Llama3Rope(theta=theta, factor=factor, low=low, high=high, original=original)
+
+
+def _yarn(found: Fields, theta: float, trained: int, original: int) -> YarnRope:
+    factor = found.number("factor", trained / original, 1, MAX_FACTOR)
+    fast, slow = (found.number(f"beta_{key}", beta, 1e-3, 1e6) for key, beta in (("fast", 32), ("slow", 1)))
+    if fast < slow:
+        raise wrong("beta_fast", fast, f"it must be at least beta_slow, which is {slow:g}")
+    magnitude = _magnitude(factor, 1.0)
+    if found.has("mscale") and found.has("mscale_all_dim"):
+        scales = [found.number(key, None, 0, 1e3) for key in ("mscale", "mscale_all_dim")]
+        if all(scales):
+            magnitude = _magnitude(factor, scales[0]) / _magnitude(factor, scales[1])
+    magnitude = found.number("attention_factor", magnitude, 1e-3, 1e3)
+    return YarnRope(
+        theta=theta,
+        factor=factor,
+        magnitude=magnitude,
+        original=original,
+        fast=fast,
+        slow=slow,
+        truncate=found.flag("truncate", True),
+    )
+
+
+def _magnitude(factor: float, scale: float) -> float:
+    """How much louder queries and keys become, so that attention over more tokens stays as sharp."""
+    return 0.1 * scale * math.log(factor) + 1.0
+
+
+def _longer(length: int, factor: float) -> int:
+    """A context `factor` times as long, at most what float32 still counts one by one."""
+    return int(min(length * factor, MAX_SIZE))
+
+
+def _exponents(head_dim: int) -> Tensor:
+    return torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+
+
+def _both_ways(frequencies: Tensor) -> Tensor:
+    """[…, d/2] → […, d]: the first half turns backwards, which changes the sign of sin and not of cos."""
+    return torch.cat((-frequencies, frequencies), -1)

@@ -30,7 +30,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
 ) -> Llama:
     shape = ModelConfig.from_folder(folder)
-    return Llama(shape, Checkpoint(folder), dtype, CPU, shape.max_position_embeddings, progress=progress)
+    return Llama(shape, Checkpoint(folder), dtype, CPU, progress=progress)
 
 
 def scores(model: Llama, token_ids: list[int]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.models.rope import RotaryTable
+from trimtab.models.rope import Rope, Rotary
 
 from ..literal import Branches, exact, reference
 from ..tiny import Tiny
@@ -96,7 +96,7 @@ def test_a_model_held_in_half_precision_stays_near_itself(tiny_folder: Path) -> 
 
 
 def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
-    table = RotaryTable(6, 500.0, 40, torch.device("cpu"))
+    table = Rotary(Rope(theta=500.0), 6, torch.device("cpu"))
     cos, sin = table.at(torch.tensor([0, 1, 39]), rotated=2, plain=3)
     assert cos.shape == sin.shape == (3, 5, 6)
     for unturned in (0, slice(None)), (slice(None), slice(2, 5)):  # the first position, and plain heads
