@@ -21,7 +21,7 @@ from .engine import (
     Request,
     SamplingParams,
 )
-from .kernels.errors import InputError, RunError
+from .kernels.errors import InputError, RunError, SteeringWarning
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -46,6 +46,7 @@ __all__ = [
     "Request",
     "RunError",
     "SamplingParams",
+    "SteeringWarning",
 ]
 
 

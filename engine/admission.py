@@ -9,14 +9,15 @@ from ..kernels.errors import InputError
 from ..models.chat import ChatTemplate, render_branches
 from .answer import Answer
 from .group import Branch, Group
+from .options import fitted, quoted
 from .output import BranchPrompt
+from .request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..models.tokenizer import Tokenizer
     from .blocks import KVBlocks
-    from .request import Request
 
 
 class Admission:
@@ -38,6 +39,7 @@ class Admission:
 
     def groups(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers. Raises InputError when it cannot be decoded."""
+        fitted("a request", request, Request)
         for ids in request.branch_token_ids or ():
             self.check_ids("branch_token_ids", ids)
         prompts = self._prompts(request)
@@ -60,7 +62,9 @@ class Admission:
         """Raises InputError when there is one that the model does not have."""
         for token in ids:
             if not 0 <= token < self._vocab:
-                raise InputError(f"{name} has token id {token!r}; the model's ids are 0 to {self._vocab - 1}")
+                raise InputError(
+                    f"{name} has token id {quoted(token)}; the model's ids are 0 to {self._vocab - 1}"
+                )
 
     def _prompts(self, request: Request) -> list[BranchPrompt]:
         wishes = request.steering.branches()
@@ -115,7 +119,7 @@ class Admission:
 
 def running_branches(request: Request) -> list[int]:
     """Which branches are decoded: all when traced, else those that can change the scores."""
-    program, weights = request.steering.program(), request.steering.weights()
+    program, weights = request.steering.compiled, request.steering.weights()
     objectives = len(request.steering.branches())
     if request.trace:
         return list(range(objectives + 1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
-from ..kernels.errors import InputError
-from .options import option
+from .options import check_fields, option, refusal
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_SEQS = 1 << 16
+MAX_BYTES = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class EngineConfig:
     max_model_len: int | None = option(None, "longest prompt and answer together; none takes the model's own")
     max_num_seqs: int = option(48, "most branches decoded at once")
     max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
-    kv_cache_memory: str = option(
+    kv_cache_memory: str | int = option(
         "2GiB",
         "memory for the pages of the KV cache, such as 512MiB or 4GiB; running branches are mirrored beside",
     )
@@ -30,11 +32,13 @@ class EngineConfig:
     chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
 
     def __post_init__(self) -> None:
+        for name in ("model", "chat_template"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(path))
+        check_fields(self)
         for name, ok, right in (
-            ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
-            ("device", self.device in ("auto", "cpu"), "auto or cpu"),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "a whole number ≥ 1"),
-            ("max_num_seqs", self.max_num_seqs >= 1, "a whole number ≥ 1"),
+            ("max_num_seqs", 1 <= self.max_num_seqs <= MAX_SEQS, f"a whole number from 1 to {MAX_SEQS}"),
             (
                 "max_num_batched_tokens",
                 self.max_num_batched_tokens >= self.max_num_seqs,
@@ -43,21 +47,25 @@ class EngineConfig:
             ("block_size", self.block_size >= 1, "a whole number ≥ 1"),
         ):
             if not ok:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+                raise refusal(name, getattr(self, name), right)
         parse_bytes(self.kv_cache_memory)
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(size: str | int) -> int:
     """`"512MiB"` → 536870912. Units: none or B, KiB, MiB, GiB, TiB (also K, M, G, T, KB, …: the same).
 
-    Raises InputError for anything else.
+    An int counts bytes. Raises InputError for anything else.
     """
-    number = text.strip().rstrip("KMGTiBkmgtb")
-    unit = text.strip()[len(number) :].upper().rstrip("B").rstrip("I")
-    try:
-        value = float(number) * 1024 ** ("", "K", "M", "G", "T").index(unit)
-    except ValueError:
-        value = math.nan
-    if not 1 <= value < math.inf:
-        raise InputError(f"{text!r} is no size of memory; say it like 512MiB or 4GiB")
+    value = size if isinstance(size, int) else _bytes(size.strip())
+    if not 1 <= value < MAX_BYTES:
+        raise refusal("kv_cache_memory", size, "a size of memory such as 512MiB or 4GiB")
     return int(value)
+
+
+def _bytes(text: str) -> float:
+    number = text.rstrip("KMGTiBkmgtb")
+    unit = text[len(number) :].upper().rstrip("B").rstrip("I")
+    try:
+        return float(number) * 1024.0 ** ("", "K", "M", "G", "T").index(unit)
+    except ValueError:
+        return math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
@@ -20,7 +21,8 @@ from ..models.source import resolve
 from ..models.tokenizer import Tokenizer
 from .admission import Admission
 from .blocks import KVBlocks
-from .config import EngineConfig, parse_bytes
+from .config import DTYPES, EngineConfig, parse_bytes
+from .options import check_known, fitted
 from .output import Delta, Output, Timings
 from .pick import split
 from .request import Request
@@ -28,7 +30,7 @@ from .runner import Runner
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator
 
     from .group import Group
 
@@ -41,6 +43,7 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
+        fitted("config", config, EngineConfig)
         folder = resolve(config.model, progress)
         shape = ModelConfig.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
@@ -64,6 +67,7 @@ class Engine:
         cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
     ) -> Engine:
         """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
+        check_known(EngineConfig, fields)
         return cls(EngineConfig(model=model, **fields), progress)
 
     @overload
@@ -78,7 +82,7 @@ class Engine:
         A single request that is wrong raises InputError. A list never raises for one member: its output then
         has finish_reason "error" and says why.
         """
-        if isinstance(requests, Request):
+        if isinstance(requests, Request | str) or not isinstance(requests, Iterable):
             return self._finish([self._admission.groups(requests)])[0]
         members: list[list[Group] | Output] = []
         for request in requests:
@@ -102,8 +106,9 @@ class Engine:
 
         Raises InputError when there are no ids, too many, or one that the model does not have.
         """
-        self._admission.check_scored(token_ids)
-        return self._runner.score(token_ids)
+        ids = fitted("token_ids", token_ids, Sequence[int])
+        self._admission.check_scored(ids)
+        return self._runner.score(ids)
 
     def _deltas(self, groups: list[Group]) -> Iterator[Delta]:
         with closing(self._run(groups)) as run:
@@ -181,7 +186,8 @@ def _pages(config: EngineConfig, shape: ModelConfig) -> int:
 
 def torch_dtype(name: str) -> torch.dtype:
     """The type of that name; InputError for one that no weights are held in."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise InputError(f"the checkpoint's dtype is {name!r}; known are {', '.join(dtypes)}, or give dtype")
-    return dtypes[name]
+    known = DTYPES[1:]
+    if name not in known:
+        raise InputError(f"the checkpoint's dtype is {name!r}; known are {', '.join(known)}, or give dtype")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

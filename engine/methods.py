@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, SteeringWarning
 from ..kernels.program import EMA, MEAN, SUM, Program
 from ..kernels.strength import reward_strength, strength
 from .objective import Objective
-from .options import option
+from .options import check_fields, option, quoted, refusal
 
 MAX_STRENGTH = 1000.0
 PLACEMENTS = ("system", "user")
@@ -50,27 +51,25 @@ class Method:
         cls.name = "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("-")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", _checked(self.objectives))
-        if self.placement not in PLACEMENTS:
-            raise InputError(f"placement is {self.placement!r}; it must be 'system' or 'user'")
+        check_fields(self, f" of {self.name}")
+        _check_objectives(self.objectives)
         if self.wishes == "none" and self.objectives:
-            raise InputError(f"{self.name} takes no objectives, but was given {self.objectives[0].text!r}")
+            raise InputError(
+                f"{self.name} takes no objectives, but was given {quoted(self.objectives[0].text)}"
+            )
         if self.wishes != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
-        self.program()  # a hyperparameter out of range is refused here, not at the first token
+        # asked for here, so that a hyperparameter out of range is refused now and not at the first token
+        if not isinstance(self.compiled, Program):
+            raise refusal(f"the program of {self.name}", self.compiled, "of type Program")
+        for doubt in self.doubts():
+            warnings.warn(doubt, SteeringWarning, stacklevel=3)
 
     def branches(self) -> tuple[str, ...]:
         """The wish of each objective branch, 1..K."""
         if self.wishes == "many":
             return tuple(o.text for o in self.objectives)
-        counted = [o for o in self.objectives if o.weight > 0]
-        if len({o.weight for o in counted}) > 1:
-            warnings.warn(
-                f"{self.name} steers toward one preference, so it joins the {len(counted)} objectives "
-                "in one and ignores their uneven weights",
-                stacklevel=2,
-            )
-        return (" ".join(o.text for o in counted),) if counted else ()
+        return (" ".join(o.text for o in self._counted),) if self._counted else ()
 
     def weights(self) -> tuple[float, ...]:
         """w⁰, the weight of each objective branch: non-negative, sum 1."""
@@ -84,10 +83,27 @@ class Method:
         """The numeric row of this method. Raises InputError when a hyperparameter is out of range."""
         raise NotImplementedError
 
+    @cached_property
+    def compiled(self) -> Program:
+        """What `program` gives, worked out once."""
+        return self.program()
+
+    def doubts(self) -> Iterator[str]:
+        """What may not be meant, in sentences: warned of once, when the method is made."""
+        if self.wishes == "one" and len({o.weight for o in self._counted}) > 1:
+            yield (
+                f"{self.name} steers toward one preference, so it joins the {len(self._counted)} objectives "
+                "in one and ignores their uneven weights"
+            )
+
+    @property
+    def _counted(self) -> list[Objective]:
+        return [o for o in self.objectives if o.weight > 0]
+
     def require(self, name: str, ok: bool, right: str) -> None:
         """Refuses the field `name` in one sentence unless `ok`."""
         if not ok:
-            raise InputError(f"{name} of {self.name} is {getattr(self, name)!r}; it must be {right}")
+            raise refusal(f"{name} of {self.name}", getattr(self, name), right)
 
     def positive(self, *names: str) -> None:
         """Refuses each named field that is not a finite number above 0."""
@@ -96,20 +112,16 @@ class Method:
             self.require(name, math.isfinite(value) and value > 0, "a finite number above 0")
 
 
-def _checked(objectives: Iterable[Objective]) -> tuple[Objective, ...]:
-    found = tuple(objectives)
+def _check_objectives(objectives: tuple[Objective, ...]) -> None:
     seen: set[str] = set()
-    for objective in found:
-        if not isinstance(objective, Objective):
-            raise InputError(f"{objective!r} is no objective; write Objective(text, weight)")
+    for objective in objectives:
         if objective.text in seen:
             raise InputError(
-                f"objective {objective.text!r} is given twice; give it once with its whole weight"
+                f"objective {quoted(objective.text)} is given twice; give it once with its whole weight"
             )
         seen.add(objective.text)
-    if found and not any(o.weight > 0 for o in found):
+    if objectives and not any(o.weight > 0 for o in objectives):
         raise InputError("the weights of all objectives are 0; at least one must be above 0")
-    return found
 
 
 def contrast(method: Method, a: float, kl_budget: float | None = None, **extra: Any) -> Program:
@@ -118,9 +130,7 @@ def contrast(method: Method, a: float, kl_budget: float | None = None, **extra: 
     Raises InputError when |a| is beyond what float32 scores carry, or when a trust region is asked of a < 1.
     """
     if not abs(a) <= MAX_STRENGTH:
-        values = {
-            k: v for k, v in vars(method).items() if isinstance(v, float | int) and not isinstance(v, bool)
-        }
+        values = {k: v for k, v in vars(method).items() if type(v) in (int, float)}
         given = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise InputError(
             f"{method.name} with {given} has strength a = {a:.6g}; it must be at most {MAX_STRENGTH:g}"
@@ -240,7 +250,13 @@ class Amulet(Method):
     kl_budget: float | None = option(None, KL_BUDGET)
 
     def program(self) -> Program:
-        return contrast(self, loop_strength(self, self.alpha, self.lam, self.eta), self.kl_budget)
+        check_loop(self, "eta")
+        return contrast(self, strength(self.alpha, self.lam, self.eta, self.iterations), self.kl_budget)
+
+    def doubts(self) -> Iterator[str]:
+        yield from super().doubts()
+        if self.alpha > self.lam:
+            yield unbounded(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,10 +284,9 @@ class Mato(Method):
     kl_budget: float | None = option(None, KL_BUDGET)
 
     def program(self) -> Program:
+        check_loop(self, "nu")
         self.positive("tau", "beta")
         self.require("tau", math.isfinite(self.beta / self.tau), "large enough for beta / tau to be finite")
-        self.require("accumulate", self.accumulate in ("sum", "mean", "ema"), "'sum', 'mean' or 'ema'")
-        self.require("utility", self.utility in ("policy", "reward"), "'policy' or 'reward'")
         self.require("decay", 0 <= self.decay < 1, "from 0 to below 1")
         return contrast(
             self,
@@ -283,13 +298,17 @@ class Mato(Method):
             decay=self.decay,
         )
 
+    def doubts(self) -> Iterator[str]:
+        yield from super().doubts()
+        if self.optimise_online and self.utility == "policy" and self.alpha > self.lam:
+            yield unbounded(self)
+
     def _strength(self) -> float:
         if not self.optimise_online:
             return 1.0
         if self.utility == "reward":
-            check_loop(self, self.alpha, "nu")
             return reward_strength(self.alpha * self.beta, self.lam, self.nu, self.iterations)
-        return loop_strength(self, self.alpha, self.lam, self.nu)
+        return strength(self.alpha, self.lam, self.nu, self.iterations)
 
 
 @dataclass(frozen=True)
@@ -300,26 +319,19 @@ class Mixture(Method):
         return Program(base=0.0, scale=1.0)
 
 
-def check_loop(method: Amulet | Mato, alpha: float, rate: str) -> None:
+def check_loop(method: Amulet | Mato, rate: str) -> None:
     """Refuses hyperparameters with which the loop means nothing; `rate` names its learning rate."""
     method.positive("lam", rate)
-    method.require("alpha", math.isfinite(alpha) and alpha >= 0, "a finite number ≥ 0")
-    steps = method.iterations
-    method.require(
-        "iterations", isinstance(steps, int) and 0 <= steps <= 100_000, "a whole number from 0 to 100000"
+    method.require("alpha", 0 <= method.alpha < math.inf, "a finite number ≥ 0")
+    method.require("iterations", 0 <= method.iterations <= 100_000, "a whole number from 0 to 100000")
+
+
+def unbounded(method: Amulet | Mato) -> str:
+    """The doubt about a loop with α > λ."""
+    return (
+        f"{method.name}: alpha={method.alpha!r} is above lam={method.lam!r}, so the strength grows "
+        "without bound with the iterations"
     )
-
-
-def loop_strength(method: Amulet | Mato, alpha: float, lam: float, learning_rate: float) -> float:
-    """a_T of the published loop, its hyperparameters checked. Warns when α > λ, where it blows up."""
-    check_loop(method, alpha, "eta" if isinstance(method, Amulet) else "nu")
-    if alpha > lam:
-        warnings.warn(
-            f"{method.name}: alpha={alpha!r} is above lam={lam!r}, so the strength grows without bound "
-            "with the iterations",
-            stacklevel=2,
-        )
-    return strength(alpha, lam, learning_rate, method.iterations)
 
 
 METHODS: tuple[type[Method], ...] = (

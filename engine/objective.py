@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..kernels.errors import InputError
+from .options import check_fields, quoted, refusal
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,8 @@ class Objective:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self, " of an objective")
         if not self.text.strip():
             raise InputError("an objective's text is empty; say in words what is wished for")
         if not math.isfinite(self.weight) or self.weight < 0:
-            raise InputError(
-                f"the weight of objective {self.text!r} is {self.weight!r}; it must be a finite number ≥ 0"
-            )
+            raise refusal(f"the weight of objective {quoted(self.text)}", self.weight, "a finite number ≥ 0")

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..kernels.errors import InputError
 from .methods import Base, Method
+from .options import check_fields
 from .sampling import SamplingParams
 
-Message = Mapping[str, Any]
+Message = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Request:
     chat_template_kwargs: extra variables for the chat template, such as {"enable_thinking": False}.
     """
 
-    prompt: str | Sequence[Message] | None = None
+    prompt: str | Sequence[Message] | None = field(
+        default=None, metadata={"wanted": "a string or a list of chat messages"}
+    )
     steering: Method = field(default_factory=Base)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     branch_token_ids: Sequence[Sequence[int]] | None = None
@@ -31,33 +34,24 @@ class Request:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.prompt is None) == (self.branch_token_ids is None):
             raise InputError("a request needs either a prompt or branch_token_ids, and not both")
-        if self.prompt is not None:
-            self._check_prompt(self.prompt)
-            return
-        assert self.branch_token_ids is not None
+        if self.branch_token_ids is not None:
+            self._check_ids(self.branch_token_ids)
+        elif not self.prompt or _is_blank(self.messages[-1].get("content")):
+            raise InputError("the prompt is empty; ask something")
+
+    def _check_ids(self, branches: Sequence[Sequence[int]]) -> None:
         expected = 1 + len(self.steering.branches())
-        if len(self.branch_token_ids) != expected:
+        if len(branches) != expected:
             raise InputError(
-                f"branch_token_ids has {len(self.branch_token_ids)} branches; "
+                f"branch_token_ids has {len(branches)} branches; "
                 f"{self.steering.name} here needs {expected}: the base and one per objective"
             )
-        for index, ids in enumerate(self.branch_token_ids):
+        for index, ids in enumerate(branches):
             if not ids:
                 raise InputError(f"branch_token_ids[{index}] is empty; every branch needs at least one token")
-
-    @staticmethod
-    def _check_prompt(prompt: Any) -> None:
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise InputError("the prompt is empty; ask something")
-            return
-        if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):
-            raise InputError(f"the prompt is {prompt!r}; it must be a string or a list of chat messages")
-        last = prompt[-1].get("content") if prompt else None
-        if not last or (isinstance(last, str) and not last.strip()):
-            raise InputError("the prompt is empty; ask something")
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -65,3 +59,12 @@ class Request:
         if isinstance(self.prompt, str):
             return [{"role": "user", "content": self.prompt}]
         return [dict(message) for message in self.prompt or ()]
+
+
+def _is_blank(content: Any) -> bool:
+    """Whether a message's content, a text or a list of parts, says nothing."""
+    if isinstance(content, list | tuple):
+        return all(map(_is_blank, content))
+    if isinstance(content, Mapping):  # a part
+        return content.get("type") == "text" and _is_blank(content.get("text"))
+    return content is None or (isinstance(content, str) and not content.strip())

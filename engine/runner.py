@@ -30,7 +30,7 @@ class Runner:
         """Writes the group's method and sampling into its row of the table."""
         sampling, method = group.request.sampling, group.request.steering
         draw = Draw(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed)
-        self.table.admit(group.row, method.program(), method.weights(), draw)
+        self.table.admit(group.row, method.compiled, method.weights(), draw)
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> Choice | None:

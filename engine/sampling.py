@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..kernels.errors import InputError
-from .options import option
+from .options import check_fields, option, refusal
 
+MAX_N = 128
 MAX_LOGPROBS = 20
 
 
@@ -20,7 +20,7 @@ class SamplingParams:
     Repetition looks at the base branch's prompt and the answer, presence and frequency at the answer.
     """
 
-    n: int = option(1, "how many answers to draw")
+    n: int = option(1, f"how many answers to draw, up to {MAX_N}")
     max_tokens: int = option(256, "longest answer, in tokens")
     min_tokens: int = option(0, "no end of answer before this many tokens")
     temperature: float = option(0.0, "0 is greedy; 1 draws from the steered distribution as it is")
@@ -48,45 +48,30 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        check_fields(self)
         for name, ok, right in self._rules():
             if not ok:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+                raise refusal(name, getattr(self, name), right)
 
     def _rules(self) -> list[tuple[str, bool, str]]:
-        def number(value: float, low: float, high: float = math.inf) -> bool:
-            return math.isfinite(value) and low <= value <= high
-
+        """What each field must be beyond its type. Comparisons with NaN are false, so it fits nowhere."""
         return [
-            ("n", isinstance(self.n, int) and self.n >= 1, "a whole number ≥ 1"),
-            ("max_tokens", isinstance(self.max_tokens, int) and self.max_tokens >= 1, "a whole number ≥ 1"),
+            ("n", 1 <= self.n <= MAX_N, f"a whole number from 1 to {MAX_N}"),
+            ("max_tokens", self.max_tokens >= 1, "a whole number ≥ 1"),
             (
                 "min_tokens",
                 0 <= self.min_tokens <= self.max_tokens,
                 f"from 0 to max_tokens ({self.max_tokens})",
             ),
-            ("temperature", number(self.temperature, 0), "a finite number ≥ 0"),
-            (
-                "top_k",
-                isinstance(self.top_k, int) and 0 <= self.top_k < 2**31,
-                "a whole number ≥ 0, 0 for all tokens",
-            ),
-            ("top_p", number(self.top_p, 0, 1) and self.top_p > 0, "above 0 and at most 1"),
-            ("min_p", number(self.min_p, 0, 1), "from 0 to 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "a finite number ≥ 0"),
+            ("top_k", 0 <= self.top_k < 2**31, "a whole number ≥ 0, 0 for all tokens"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),
-            ("stop", all(isinstance(s, str) and s for s in self.stop), "texts that are not empty"),
+            ("stop", all(self.stop), "texts that are not empty"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-            (
-                "logit_bias",
-                all(math.isfinite(b) for b in self.logit_bias.values()),
-                "finite numbers by token id",
-            ),
-            (
-                "repetition_penalty",
-                number(self.repetition_penalty, 0) and self.repetition_penalty > 0,
-                "above 0",
-            ),
-            ("presence_penalty", number(self.presence_penalty, -2, 2), "from -2 to 2"),
-            ("frequency_penalty", number(self.frequency_penalty, -2, 2), "from -2 to 2"),
+            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers by token id"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
         ]

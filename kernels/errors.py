@@ -1,4 +1,4 @@
-"""The two ways a call can fail that are not a defect of trimtab."""
+"""The two ways a call can fail that are not a defect of trimtab, and what it warns of."""
 
 from __future__ import annotations
 
@@ -12,3 +12,7 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The input is fine but the run failed: no network, no memory, a full disk. Exit status 1."""
+
+
+class SteeringWarning(UserWarning):
+    """A method does what it was told, and that may not be what was meant. A note on the command line."""

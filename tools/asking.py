@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from ..kernels.errors import InputError
 from . import flags
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator
+    from typing import TextIO
 
 SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for f in fields(SamplingParams))
 """Names that both have: one flag sets both, so that `--seed 1` repeats whatever is drawn."""
@@ -73,8 +75,27 @@ def prompt_text(prompt: str) -> str:
     """The prompt; "-" reads it from stdin."""
     if prompt != "-":
         return prompt
+    with _only_text():
+        return stdin().read().rstrip("\n")
+
+
+def stdin() -> TextIO:
+    """Standard input. Raises InputError where it is closed."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; there is nothing to read")
+    return sys.stdin
+
+
+def lines(source: Iterable[str]) -> Iterator[str]:
+    """Lines as they are typed or piped. Raises InputError at what is no text."""
+    with _only_text():
+        yield from source
+
+
+@contextmanager
+def _only_text() -> Iterator[None]:
     try:
-        return sys.stdin.read().rstrip("\n")
+        yield
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is no UTF-8 text ({error.reason} at byte {error.start})") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
     choice = steering.choice(args, wishes or [TRIAL])
     choice.toward(wishes or [TRIAL])
     sampling, config = asking.sampling(args), asking.config(args)
+    stdin = asking.stdin()
     chat = Chat(loading.open_engine(config), wishes, choice, sampling, system=args.system, trace=args.trace)
-    interactive = sys.stdin.isatty() and plain.watched()
+    interactive = stdin.isatty() and plain.watched()
     if interactive:
         print("/help says what can be changed between turns.")
-    for line in _typed() if interactive else sys.stdin:
+    for line in asking.lines(_typed() if interactive else stdin):
         if not chat.take(line.strip()):
             break
     return 0

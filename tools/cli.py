@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .. import __version__
-from ..kernels.errors import InputError, RunError
+from ..kernels.errors import InputError, RunError, SteeringWarning
 from .flags import Parser
 from .plain import say
 
@@ -44,7 +45,7 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _print_whatever_comes(sys.stdout, sys.stderr)
+    _ready_streams()
     with _notes():
         try:
             status = _dispatch(arguments)
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if sys.stdout is None:
+        raise RunError("standard output is closed; there is nowhere to write to")
     for argument in arguments:
         _require_text(argument)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -120,12 +123,23 @@ def _failure(error: Exception) -> str | None:
     return str(error) if isinstance(error, OSError | RunError) else None
 
 
-def _print_whatever_comes(*streams: TextIO) -> None:
-    """A terminal without UTF-8 gets written-out characters instead of an exception."""
-    for stream in streams:
-        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+def _ready_streams() -> None:
+    """Has stdin refuse what is no text, and the other two write whatever comes.
+
+    A terminal without UTF-8 gets written-out characters instead of an exception. What is said to a closed
+    stderr is lost.
+    """
+    sys.stderr = sys.stderr or io.StringIO()
+    _on_odd_characters(sys.stdin, "strict")
+    _on_odd_characters(sys.stdout, "backslashreplace")
+    _on_odd_characters(sys.stderr, "backslashreplace")
+
+
+def _on_odd_characters(stream: TextIO, errors: str) -> None:
+    reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        with suppress(io.UnsupportedOperation):  # it has been read from
+            reconfigure(errors=errors)
 
 
 def _drop_stdout() -> None:
@@ -144,17 +158,19 @@ def _notes() -> Iterator[None]:
         def show(
             message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
         ) -> None:
-            if category is not UserWarning or not _ours(filename):
+            if not _ours(category, filename):
                 as_before(message, category, filename, *rest, **named)
             elif str(message) not in seen:
                 seen.add(str(message))
                 say(f"note: {message}")
 
         warnings.filterwarnings("always", category=UserWarning, module=r"trimtab\.")
+        warnings.simplefilter("always", SteeringWarning)
         warnings.showwarning = show
         yield
 
 
-def _ours(filename: str) -> bool:
+def _ours(category: type[Warning], filename: str) -> bool:
     path = Path(filename)
-    return path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in FOLDERS
+    here = path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in FOLDERS
+    return issubclass(category, SteeringWarning) or (category is UserWarning and here)

@@ -11,8 +11,9 @@ import shutil
 import textwrap
 import types
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_origin
 
+from ..engine.options import refusal, types_of, wanted
 from ..kernels.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ SWITCH = {
     "off": False,
     "0": False,
 }
-WANTED = {int: "a whole number", float: "a number", bool: "true or false"}
 LETTER = {int: "N", float: "X"}
 
 
@@ -95,11 +95,14 @@ class Help(argparse.HelpFormatter):
 
 
 def kind_of(annotation: Any) -> Kind:
-    """The kind of a field by its type: int, float, bool, str, X | None, tuple[X, ...] or dict[int, float]."""
+    """The kind of a field by its type: int, float, bool, str, tuple[X, ...], dict[int, float] or a union.
+
+    A flag takes the first type of a union; the others are for Python.
+    """
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        (item,) = (a for a in inner if a is not types.NoneType)
-        return Kind(item, optional=True)
+        item = next(a for a in inner if a is not types.NoneType)
+        return Kind(item, optional=types.NoneType in inner)
     if origin is tuple:
         return Kind(inner[0], several=True)
     if origin is dict:
@@ -111,7 +114,7 @@ def kind_of(annotation: Any) -> Kind:
 
 def kinds(cls: type, skip: Collection[str] = ()) -> dict[str, Kind]:
     """The kind of each field of a dataclass, by name, but for those in `skip`."""
-    hints = get_type_hints(cls)
+    hints = types_of(cls)
     return {f.name: kind_of(hints[f.name]) for f in fields(cls) if f.name not in skip}
 
 
@@ -194,7 +197,7 @@ def _collected(name: str, kind: Kind, value: Any) -> Any:
 def _pair(name: str, kind: Kind, text: str) -> tuple[int, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InputError(f"{name} is {text!r}; it must be ID=BIAS, such as 42=-100")
+        raise refusal(name, text, "ID=BIAS, such as 42=-100")
     return read(name, Kind(int), key), read(name, kind, value)
 
 
@@ -205,5 +208,5 @@ def read(name: str, kind: Kind, text: str) -> Any:
     try:
         return SWITCH[text.strip().lower()] if kind.item is bool else kind.item(text)
     except (ValueError, KeyError):
-        or_none = ", or none" if kind.optional else ""
-        raise InputError(f"{name} is {text!r}; it must be {WANTED[kind.item]}{or_none}") from None
+        right = wanted(kind.item) + (", or none" if kind.optional else "")
+        raise refusal(name, text, right) from None

@@ -2,35 +2,34 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from trimtab.engine import Engine, EngineConfig
 from trimtab.engine.config import parse_bytes
 from trimtab.kernels.errors import InputError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "int8"}, "dtype is 'int8'; it must be one of auto, float32, bfloat16, float16"),
     ({"device": "tpu"}, "device is 'tpu'"),
     ({"max_model_len": 0}, "max_model_len is 0"),
     ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+    ({"max_num_seqs": 65537, "max_num_batched_tokens": 65537}, "a whole number from 1 to 65536"),
     (
         {"max_num_seqs": 8, "max_num_batched_tokens": 7},
         "max_num_batched_tokens is 7; it must be at least max_num_seqs (8)",
     ),
     ({"block_size": 0}, "block_size is 0"),
-    ({"kv_cache_memory": "lots"}, "'lots' is no size of memory"),
-    ({"kv_cache_memory": ""}, "'' is no size of memory"),
-    ({"kv_cache_memory": "0"}, "'0' is no size of memory"),
-    ({"kv_cache_memory": "-4GiB"}, "'-4GiB' is no size of memory"),
-    ({"kv_cache_memory": "nan"}, "'nan' is no size of memory"),
-    ({"kv_cache_memory": "inf"}, "'inf' is no size of memory"),
-    ({"kv_cache_memory": "1e999GiB"}, "'1e999GiB' is no size of memory"),
-    ({"kv_cache_memory": "4 elephants"}, "'4 elephants' is no size of memory"),
-    ({"kv_cache_memory": "4GG"}, "'4GG' is no size of memory"),
+    ({"kv_cache_memory": "lots"}, "kv_cache_memory is 'lots'; it must be a size of memory"),
+    ({"kv_cache_memory": ""}, "kv_cache_memory is ''; it must be a size of memory"),
+    ({"kv_cache_memory": "0"}, "kv_cache_memory is '0'; it must be a size of memory"),
+    ({"kv_cache_memory": "-4GiB"}, "kv_cache_memory is '-4GiB'; it must be a size of memory"),
+    ({"kv_cache_memory": "nan"}, "kv_cache_memory is 'nan'; it must be a size of memory"),
+    ({"kv_cache_memory": "inf"}, "kv_cache_memory is 'inf'; it must be a size of memory"),
+    ({"kv_cache_memory": "1e999GiB"}, "kv_cache_memory is '1e999GiB'; it must be a size of memory"),
+    ({"kv_cache_memory": "4 elephants"}, "kv_cache_memory is '4 elephants'; it must be a size of memory"),
+    ({"kv_cache_memory": "4GG"}, "kv_cache_memory is '4GG'; it must be a size of memory"),
 ]
 
 
@@ -58,6 +57,33 @@ def test_a_setting_out_of_range_is_refused_by_name_and_value(fields: dict[str, A
 )
 def test_sizes_of_memory_read_as_they_are_said(text: str, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+def test_memory_may_be_a_number_of_bytes() -> None:
+    assert EngineConfig(kv_cache_memory=1 << 30).kv_cache_memory == 2**30
+    assert parse_bytes(1 << 30) == parse_bytes("1GiB")
+
+
+def test_a_path_may_be_given_as_one() -> None:
+    config = EngineConfig(model=Path("some/folder"), chat_template=Path("file.jinja"))
+    assert (config.model, config.chat_template) == ("some/folder", "file.jinja")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("max_num_seq", "EngineConfig has no field 'max_num_seq'; did you mean max_num_seqs"),
+        ("gpu", "EngineConfig has no field 'gpu'; its fields are model, dtype, device, "),
+    ],
+)
+def test_a_field_that_there_is_not_is_named_with_those_like_it(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        Engine.from_pretrained("nowhere", **{name: 1})
+
+
+def test_an_engine_is_made_of_a_config_alone() -> None:
+    with pytest.raises(InputError, match=r"^config is 'demo'; it must be of type EngineConfig$"):
+        Engine("demo")
 
 
 def test_a_config_is_frozen_and_every_field_says_what_it_is() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +27,7 @@ from trimtab.engine import (
 )
 from trimtab.engine.methods import METHODS
 from trimtab.engine.options import option
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.errors import InputError, SteeringWarning
 from trimtab.kernels.program import EMA, MEAN, SUM, Program
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ REFUSED: list[tuple[type[Method], dict[str, Any], str]] = [
     (Mato, {"utility": "reward", "iterations": -1}, "iterations of mato is -1"),
     (Mato, {"utility": "reward", "iterations": 2.5}, "iterations of mato is 2.5"),
     (Mato, {"utility": "reward", "iterations": 10**12}, "iterations of mato is 1000000000000"),
-    (Prompt, {"placement": "assistant"}, "placement is 'assistant'"),
+    (Prompt, {"placement": "assistant"}, "placement of prompt is 'assistant'"),
 ]
 
 
@@ -189,7 +189,12 @@ def test_base_refuses_objectives() -> None:
         (lambda: Objective("Be kind.", INF), "'Be kind.' is inf"),
         (lambda: Mato([Objective("a", 0), Objective("b", 0)]), "the weights of all objectives are 0"),
         (lambda: Mato([KIND, SHORT, Objective("Be kind.", 2)]), "objective 'Be kind.' is given twice"),
-        (lambda: Mato(["Be kind."]), "'Be kind.' is no objective"),
+        (
+            lambda: Mato(["Be kind."]),
+            "item 0 of objectives of mato is 'Be kind.'; it must be of type Objective",
+        ),
+        (lambda: Mato("Be kind."), "objectives of mato is 'Be kind.'; it must be a list of Objectives"),
+        (lambda: Mato(KIND), "it must be a list of Objectives"),
     ],
 )
 def test_objectives_that_mean_nothing_are_refused(make: Callable[[], object], said: str) -> None:
@@ -201,8 +206,9 @@ def test_objectives_that_mean_nothing_are_refused(make: Callable[[], object], sa
     "make", [lambda: Amulet([KIND], alpha=3.0, iterations=3), lambda: Mato([KIND], alpha=1.5)]
 )
 def test_alpha_above_lambda_warns_that_the_strength_is_unbounded(make: Callable[[], Method]) -> None:
-    with pytest.warns(UserWarning, match="grows without bound"):
+    with pytest.warns(SteeringWarning, match="grows without bound") as warned:
         assert make().program().scale > 1
+    assert [warning.filename for warning in warned] == [__file__], "once, at the line that made the method"
 
 
 def test_alpha_at_lambda_does_not_warn() -> None:
@@ -212,10 +218,7 @@ def test_alpha_at_lambda_does_not_warn() -> None:
 
 
 def test_a_strength_beyond_float32_is_refused_naming_the_values() -> None:
-    with (
-        pytest.warns(UserWarning, match="grows without bound"),
-        pytest.raises(InputError, match=r"amulet with alpha=20\.0, lam=1\.0, .*it must be at most 1000"),
-    ):
+    with pytest.raises(InputError, match=r"amulet with alpha=20\.0, lam=1\.0, .*it must be at most 1000"):
         Amulet([KIND], alpha=20.0, lam=1.0)
 
 
@@ -230,11 +233,12 @@ def test_methods_for_one_preference_join_even_objectives_in_silence(method: type
 
 @pytest.mark.parametrize("method", [Prompt, LinearAlignment, Guidance, Opad, Amulet], ids=lambda m: m.name)
 def test_methods_for_one_preference_warn_when_they_join_uneven_weights(method: type[Method]) -> None:
-    made = method((KIND, Objective("Be short.", 3)))
     with pytest.warns(
-        UserWarning, match=f"{method.name} steers toward one preference.*joins the 2 objectives"
-    ):
-        assert made.branches() == ("Be kind. Be short.",)
+        SteeringWarning, match=f"{method.name} steers toward one preference.*joins the 2 objectives"
+    ) as warned:
+        made = method((KIND, Objective("Be short.", 3)))
+    assert made.branches() == ("Be kind. Be short.",)
+    assert len(warned) == 1
 
 
 @settings(deadline=None)
@@ -277,9 +281,11 @@ def test_names_are_those_of_the_command_line() -> None:
 class Halfway(Method):
     """Someone's own method: part of the way to the objectives."""
 
+    compilations: ClassVar[int] = 0
     share: float = option(0.5, "how far")
 
     def program(self) -> Program:
+        Halfway.compilations += 1
         self.require("share", 0 <= self.share <= 1, "from 0 to 1")
         return Program(base=1 - self.share, scale=self.share)
 
@@ -296,5 +302,23 @@ def test_a_method_of_ones_own_steers_like_the_formula_it_writes(tiny: Engine) ->
     assert mine.token_ids == theirs.token_ids != plain.token_ids
     assert mine.trace == theirs.trace
     assert Halfway.name == "halfway"
-    with pytest.raises(InputError, match=r"share of halfway is 2; it must be from 0 to 1"):
+    assert Halfway.compilations == 1
+    with pytest.raises(InputError, match=r"share of halfway is 2.0; it must be from 0 to 1"):
         Halfway([KIND], share=2)
+    with pytest.raises(InputError, match=r"share of halfway is 'half'; it must be a number"):
+        Halfway([KIND], share="half")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgetful(Method):
+    """A method whose program returns nothing, with a field of a type that nobody checks."""
+
+    shares: list[complex] | None = None
+
+    def program(self) -> Program:  # type: ignore[empty-body]
+        pass
+
+
+def test_a_method_whose_program_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="the program of forgetful is None; it must be of type Program"):
+        Forgetful([KIND], shares=[1j])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from trimtab.engine import Base, Engine, Mato, Mixture, Objective, Prompt, Request, SamplingParams
 from trimtab.kernels.errors import InputError
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TWO = Mato([Objective("Be kind."), Objective("Be short.", 2)])
+NOTHING, BLANK = {"type": "text", "text": ""}, {"type": "text", "text": " \n"}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "a request needs either a prompt or branch_token_ids, and not both"),
@@ -19,10 +21,34 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": " \n\t"}, "the prompt is empty"),
     ({"prompt": []}, "the prompt is empty"),
     ({"prompt": [{"role": "user", "content": ""}]}, "the prompt is empty"),
+    ({"prompt": [{"role": "user"}]}, "the prompt is empty"),
+    ({"prompt": [{"role": "user", "content": []}]}, "the prompt is empty"),
+    ({"prompt": [{"role": "user", "content": [NOTHING, BLANK]}]}, "the prompt is empty"),
+    ({"prompt": ["hi"]}, "item 0 of prompt is 'hi'; it must be a dictionary"),
+    (
+        {"prompt": "Hi", "chat_template_kwargs": {1: 2}},
+        "a key of chat_template_kwargs is 1; it must be a text",
+    ),
+    ({"prompt": "Hi", "steering": Mato}, "it must be of type Method"),
+    ({"prompt": "Hi", "sampling": {"n": 2}}, "sampling is {'n': 2}; it must be of type SamplingParams"),
     ({"branch_token_ids": []}, "branch_token_ids has 0 branches; base here needs 1"),
     ({"branch_token_ids": [[1], [2]]}, "branch_token_ids has 2 branches; base here needs 1"),
     ({"branch_token_ids": [[1], [2]], "steering": TWO}, "has 2 branches; mato here needs 3"),
     ({"branch_token_ids": [[1], [], [2]], "steering": TWO}, "branch_token_ids[1] is empty"),
+    ({"branch_token_ids": [1]}, "item 0 of branch_token_ids is 1; it must be a list of whole numbers"),
+    ({"branch_token_ids": ["12"]}, "item 0 of branch_token_ids is '12'; it must be a list of whole numbers"),
+    (
+        {"branch_token_ids": [[1, "2"]]},
+        "item 1 of item 0 of branch_token_ids is '2'; it must be a whole number",
+    ),
+    (
+        {"branch_token_ids": [[1, 2.0]]},
+        "item 1 of item 0 of branch_token_ids is 2.0; it must be a whole number",
+    ),
+    (
+        {"branch_token_ids": [[True]]},
+        "item 0 of item 0 of branch_token_ids is True; it must be a whole number",
+    ),
 ]
 
 
@@ -34,6 +60,19 @@ def test_a_request_that_asks_nothing_is_refused(fields: dict[str, Any], said: st
 
 def test_a_string_is_one_user_turn() -> None:
     assert Request("Why?").messages == [{"role": "user", "content": "Why?"}]
+
+
+def test_a_part_that_is_no_text_is_not_called_empty() -> None:
+    content = [NOTHING, {"type": "image_url", "image_url": {"url": "x"}}]
+    assert Request([{"role": "user", "content": content}]).messages[0]["content"] == content
+
+
+def test_ids_may_be_numpys_and_are_copied() -> None:
+    ids = np.array([[1, 2]])
+    request = Request(branch_token_ids=ids)
+    ids[0, 0] = 9
+    assert request.branch_token_ids == [[1, 2]]
+    assert [type(token) for token in request.branch_token_ids[0]] == [int, int]
 
 
 def test_messages_are_copied_so_that_the_request_cannot_change_the_callers() -> None:

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from trimtab.engine import SamplingParams
 from trimtab.kernels.errors import InputError
@@ -12,8 +13,9 @@ from trimtab.kernels.errors import InputError
 INF, NAN = math.inf, math.nan
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"n": 0}, "n is 0; it must be a whole number ≥ 1"),
-    ({"n": 1.5}, "n is 1.5"),
+    ({"n": 0}, "n is 0; it must be a whole number from 1 to 128"),
+    ({"n": 129}, "n is 129; it must be a whole number from 1 to 128"),
+    ({"n": 1.5}, "n is 1.5; it must be a whole number"),
     ({"max_tokens": 0}, "max_tokens is 0"),
     ({"max_tokens": -4}, "max_tokens is -4"),
     ({"min_tokens": -1}, "min_tokens is -1"),
@@ -32,11 +34,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -(2**63) - 1}, f"seed is {-(2**63) - 1}"),
     ({"stop": ("ok", "")}, "stop is ('ok', '')"),
     ({"stop": ""}, "stop is ('',)"),
-    ({"stop": (5,)}, "stop is (5,)"),
+    ({"stop": (5,)}, "item 0 of stop is 5; it must be a text"),
     ({"logprobs": -1}, "logprobs is -1"),
     ({"logprobs": 21}, "logprobs is 21; it must be 0 to 20"),
     ({"logit_bias": {5: INF}}, "logit_bias is {5: inf}"),
     ({"logit_bias": {5: NAN}}, "logit_bias is {5: nan}"),
+    ({"logit_bias": {5.5: 1.0}}, "a key of logit_bias is 5.5; it must be a whole number"),
+    ({"logit_bias": {"5": 1.0}}, "a key of logit_bias is '5'"),
+    ({"logit_bias": {5: "1"}}, "item 5 of logit_bias is '1'; it must be a number"),
+    ({"seed": 1.5}, "seed is 1.5; it must be a whole number, or none"),
+    ({"stop_token_ids": (3, 4.0)}, "item 1 of stop_token_ids is 4.0"),
     ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     ({"repetition_penalty": INF}, "repetition_penalty is inf"),
     ({"presence_penalty": 2.1}, "presence_penalty is 2.1"),
@@ -76,6 +83,25 @@ def test_one_stop_text_may_be_given_as_it_is() -> None:
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    made = SamplingParams(
+        n=np.int64(2),
+        min_p=np.float32(0.5),
+        stop_token_ids=np.array([3, 4]),
+        logit_bias={np.int32(5): np.int8(1)},
+    )
+    found = (made.n, made.min_p, *made.stop_token_ids, *made.logit_bias, *made.logit_bias.values())
+    assert found == (2, 0.5, 3, 4, 5, 1.0)
+    assert [type(number) for number in found] == [int, float, int, int, int, float]
+
+
+def test_what_a_caller_changes_later_is_not_the_requests() -> None:
+    bias = {5: 1.0}
+    made = SamplingParams(logit_bias=bias)
+    bias[6] = 2.0
+    assert made.logit_bias == {5: 1.0}
 
 
 def test_sampling_is_greedy_and_neutral_by_default() -> None:
