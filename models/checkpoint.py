@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ..kernels.errors import InputError
@@ -13,19 +17,20 @@ from ..kernels.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LISTED = 8
 """How many names an error lists before it counts the rest."""
+MAX_INDEX_BYTES = 1 << 27
+"""No real index is near this; one that is would be read into memory."""
 
 
 class Checkpoint:
     """The tensors of a model folder: `model.safetensors`, or the shards that its index names.
 
     Opening reads only headers. `shapes` and `dtypes` (safetensors' names: F32, BF16, …) are by tensor name.
-    Raises InputError when a file is missing, truncated or no safetensors, or leaves the folder.
+    A file of the folder may be a link, as in a cache, but the index may name nothing outside it.
+    Raises InputError when a file is missing, truncated or no safetensors, or a shard lies elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,21 +50,21 @@ class Checkpoint:
 
     def require(self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()) -> None:
         """Raises InputError unless the checkpoint has exactly these tensors, naming what does not fit."""
-        missing = [name for name in expected if name not in self.shapes]
-        unexpected = [name for name in self.shapes if name not in expected and name not in ignored]
+        self._refuse_types(expected)
         wrong = [
             f"{name} is {list(self.shapes[name])}, expected {list(shape)}"
             for name, shape in expected.items()
             if self.shapes.get(name, shape) != shape
         ]
-        odd = [f"{n} is {d}" for n, d in self.dtypes.items() if n in expected and d not in DTYPES]
         problems = [
             f"{title}: {_listed(names)}"
             for title, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
+                ("missing", [name for name in expected if name not in self.shapes]),
+                (
+                    "unexpected",
+                    [name for name in self.shapes if name not in expected and name not in ignored],
+                ),
                 ("of the wrong shape", wrong),
-                (f"of a type other than {', '.join(DTYPES)}", odd),
             )
             if names
         ]
@@ -67,9 +72,34 @@ class Checkpoint:
             raise InputError(f"the checkpoint does not fit its config.json; {'; '.join(problems)}")
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored, on the CPU; its pages come from the mapped file."""
+        """The tensor as stored, on the CPU; its pages come from the mapped file.
+
+        Warns, with the name, of a number that is infinite or none.
+        """
         tensor: torch.Tensor = self._files[name].get_tensor(name)
+        if not is_finite(tensor):
+            warn_of_infinity(name)
         return tensor
+
+    def _refuse_types(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Quantised checkpoints differ in many ways; their types say it best."""
+        odd: dict[str, list[str]] = {}
+        for name, dtype in self.dtypes.items():
+            if name in expected and dtype not in DTYPES:
+                odd.setdefault(dtype, []).append(name)
+        if odd:
+            stored = "; ".join(f"{dtype} ({_listed(names)})" for dtype, names in odd.items())
+            raise InputError(f"the checkpoint stores weights as {stored}; known are {', '.join(DTYPES)}")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is; in one pass, at the speed of memory, without a copy."""
+    return not tensor.numel() or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
+
+
+def warn_of_infinity(name: str) -> None:
+    """Broken weights still load, as in other programs: they may be in a row that is never used."""
+    warnings.warn(f"tensor {name!r} has numbers that are infinite or none (NaN)", stacklevel=3)
 
 
 def _listed(names: list[str]) -> str:
@@ -79,24 +109,50 @@ def _listed(names: list[str]) -> str:
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / INDEX
-    if not index.exists():
-        if not (folder / SINGLE).exists():
+    if not os.path.lexists(index):
+        if not os.path.lexists(folder / SINGLE):
             raise InputError(f"{str(folder)!r} has neither {SINGLE} nor {INDEX}")
-        return [folder / SINGLE]
+        return [_regular(folder / SINGLE)]
+    if (size := _regular(index).stat().st_size) > MAX_INDEX_BYTES:
+        raise InputError(f"{str(index)!r} has {size} bytes; an index of shards has at most {MAX_INDEX_BYTES}")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{str(index)!r} is no index of shards: {type(error).__name__} {error}") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
             raise InputError(f"{INDEX} names the shard {name!r}; it must be a file in the same folder")
-        if not (folder / name).exists():
+        if not os.path.lexists(folder / name):
             raise InputError(f"{str(folder)!r} lacks the shard {name!r}, which its {INDEX} names")
-    return [folder / name for name in names]
+    return [_regular(folder / name) for name in names]
+
+
+def _regular(path: Path) -> Path:
+    """The path itself. Raises InputError for what must not be opened: a folder, a pipe, a link to nothing."""
+    if not os.path.isfile(path):
+        raise InputError(f"{str(path)!r} is not a regular file, nor a link to one")
+    return path
 
 
 def _open(path: Path) -> Any:
     try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+        handle = safe_open(path, framework="pt", device="cpu")
+        _refuse_twins(path)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is truncated or no safetensors file: {error}") from None
+    return handle
+
+
+def _refuse_twins(path: Path) -> None:
+    """Raises ValueError for a name that is twice in the header, of which readers take one or the other.
+
+    The library has checked all else: that the header is within the file and its JSON sound, and that the
+    tensors fill the file without overlap or hole.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a name is in its header twice")
+
+    with path.open("rb") as file:
+        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)

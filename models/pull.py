@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
 from ..kernels.errors import InputError, RunError
-from .gguf import arriving, convert, gguf_package
+from .arriving import arriving
+from .gguf import convert
+from .gguf_file import gguf_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
