@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trimtab import __version__
 from trimtab.kernels.errors import InputError, RunError
 from trimtab.tools import cli, loading
@@ -19,9 +21,18 @@ from trimtab.tools import cli, loading
 from .conftest import FakeEngine, Ran
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trimtab.engine.config import EngineConfig
 
 Run = Callable[..., Ran]
+
+TYPED = [
+    *"hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none --seed --stop --logit-bias 5=1".split(),
+    *"--method mato --tau --kl-budget=1e999 --ignore-eos=1 --methods base,, mato:tau --trace --dtype".split(),
+    *("", "9" * 5000),
+]
+"""Words that mean something to the command line, in the right place."""
 
 
 @pytest.mark.parametrize(
@@ -146,6 +157,54 @@ def test_a_reader_that_went_away_is_no_complaint() -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("command", "streams", "status", "said"),
+    [
+        ("generate -", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
+        ("chat", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
+        ("generate ''", "<&-", 2, "trimtab: the prompt is empty; ask something\n"),
+        ("--help", ">&-", 1, "trimtab: standard output is closed; there is nowhere to write to\n"),
+        ("generate hi", ">&-", 1, "trimtab: standard output is closed; there is nowhere to write to\n"),
+        ("generate ''", "2>&-", 2, ""),
+        ("generate hi", "<&- >&- 2>&-", 1, ""),
+        ("--help", ">/dev/full", 1, "trimtab: No space left on device\n"),
+    ],
+)
+def test_a_closed_stream_is_a_sentence_where_it_matters(
+    command: str, streams: str, status: int, said: str
+) -> None:
+    line = f"{sys.executable} -m trimtab {command} {streams}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+@pytest.mark.parametrize("verb", ["generate -", "chat", "compare - --prefer x"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_stdin_that_is_no_text_is_a_sentence_in_any_locale(verb: str, locale: str, tiny_folder: Path) -> None:
+    command = [sys.executable, "-m", "trimtab", *verb.split(), "--model", str(tiny_folder)]
+    done = subprocess.run(
+        command, input=b"ab\xff\n", capture_output=True, env={**os.environ, "LC_ALL": locale}, check=False
+    )
+    said = b"trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", said)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    verb=st.sampled_from([*cli.VERBS]),
+    words=st.lists(st.sampled_from(TYPED) | st.text(max_size=5), max_size=6),
+)
+def test_whatever_is_typed_the_command_answers_or_says_one_sentence(
+    run: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, verb: str, words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    if verb in ("pull", "convert", "info"):
+        words = [*words, "--no-such-flag"]  # these touch the disk and the network
+    ran = run(verb, *words)
+    assert ran.status in (0, 2)
+    assert (ran.err.count("\n"), ran.out) == (1, "") if ran.status else not ran.err
 
 
 def test_a_warning_of_trimtab_is_one_note(run: Run, engine: FakeEngine) -> None:

@@ -207,6 +207,11 @@ def test_words_after_two_dashes_are_no_flags() -> None:
     assert made.read(["--top-k", "3", "--", "--top-k"]).prompt == "--top-k"
 
 
+def test_a_flag_takes_the_first_type_of_a_union() -> None:
+    assert flags.kinds(EngineConfig)["kv_cache_memory"] == flags.Kind(str)
+    assert flags.kinds(EngineConfig)["seed"] == flags.Kind(int, optional=True)
+
+
 def test_a_field_of_an_unknown_type_cannot_become_a_flag() -> None:
     @dataclass(frozen=True)
     class Odd:

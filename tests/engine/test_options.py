@@ -1,0 +1,224 @@
+"""Every field of what a user makes takes what it should, and refuses the rest in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.engine import Base, Engine, EngineConfig, Method, Objective, Request, SamplingParams
+from trimtab.engine.methods import METHODS
+from trimtab.engine.options import QUOTED, check_fields, fitted, quoted
+from trimtab.kernels.errors import InputError
+
+VALUES: dict[str, Any] = {
+    "empty": "",
+    "x": "x",
+    "bytes": b"x",
+    "none": None,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "-1": -1,
+    "1.5": 1.5,
+    "huge": 10**400,
+    "unprintable": 10**5000,
+    "true": True,
+    "np.true": np.True_,
+    "complex": 1j,
+    "[]": [],
+    "[x]": ["x"],
+    "{}": {},
+    "{x:1}": {"x": 1},
+    "array": np.array([[1.0, 2.0], [3.0, 4.0]]),
+    "object": object(),
+    "class": Objective,
+    "function": len,
+}
+RIGHT: dict[str, str] = {
+    "model": "empty x",
+    "max_model_len": "none",
+    "chat_template": "empty x none",
+    "seed": "none -1",
+    "temperature": "1.5",
+    "stop": "x [] [x]",
+    "stop_token_ids": "[]",
+    "ignore_eos": "true",
+    "logprobs": "none",
+    "logit_bias": "{}",
+    "repetition_penalty": "1.5",
+    "presence_penalty": "-1 1.5",
+    "frequency_penalty": "-1 1.5",
+    "skip_special_tokens": "true",
+    "include_stop_str_in_output": "true",
+    "text": "x",
+    "weight": "1.5",
+    "prompt": "x",
+    "trace": "true",
+    "chat_template_kwargs": "{} {x:1}",
+    "Base.objectives": "[]",
+    "ratio": "1.5",
+    "mask_top_p": "none",
+    "mask_temperature": "1.5",
+    "kl_budget": "none 1.5",
+    "LinearAlignment.kl_budget": "none",  # 1.5 does not go together with the mask
+    "strength": "-1 1.5",
+    "guidance_scale": "-1 1.5",
+    "gain": "1.5",
+    "alpha": "1.5",
+    "lam": "1.5",
+    "eta": "1.5",
+    "nu": "1.5",
+    "tau": "1.5",
+    "beta": "1.5",
+    "optimise_weights": "true",
+    "optimise_online": "true",
+}
+"""Which of the values a field takes, by "Class.field" or the field's name; it refuses all others."""
+FIELDS = [
+    (cls, field.name)
+    for cls in (EngineConfig, SamplingParams, Objective, Request, *METHODS)
+    for field in dataclasses.fields(cls)
+]
+
+
+def make(cls: type, name: str, value: Any) -> Any:
+    """One of `cls` in which all but this field is right."""
+    given: dict[str, Any] = {name: value}
+    if cls is Objective:
+        given = {"text": "Be kind.", **given}
+    elif cls is Request and name != "branch_token_ids":
+        given = {"prompt": "Why?", **given}
+    elif issubclass(cls, Method) and cls is not Base:
+        given = {"objectives": [Objective("Be kind.")], **given}
+    return cls(**given)
+
+
+def reason(cls: type, name: str, value: Any) -> str | None:
+    """Why the value is refused; None when it is taken."""
+    try:
+        make(cls, name, value)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore::trimtab.SteeringWarning")
+@pytest.mark.parametrize(("cls", "name"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name in FIELDS])
+def test_a_field_takes_what_it_should_and_names_what_it_refuses(cls: type, name: str) -> None:
+    reasons = {label: reason(cls, name, value) for label, value in VALUES.items()}
+    right = RIGHT.get(f"{cls.__name__}.{name}", RIGHT.get(name, ""))
+    assert {label for label, why in reasons.items() if why is None} == set(right.split())
+    for why in filter(None, reasons.values()):
+        assert name.removesuffix("s") in why
+        assert "\n" not in why
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner)
+        | st.dictionaries(st.integers() | st.text(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@pytest.mark.filterwarnings("ignore::trimtab.SteeringWarning")
+@settings(deadline=None, max_examples=500)
+@given(st.sampled_from(FIELDS), anything)
+def test_whatever_is_given_a_field_keeps_a_value_that_it_keeps_again_or_raises_an_input_error(
+    field: tuple[type, str], value: Any
+) -> None:
+    cls, name = field
+    if reason(cls, name, value) is None:
+        kept = getattr(make(cls, name, value), name)
+        assert getattr(make(cls, name, kept), name) == kept
+
+
+@pytest.mark.parametrize("wrong", VALUES.values(), ids=VALUES)
+def test_what_is_no_request_is_refused_alone_and_in_a_list_leaves_its_neighbours_be(
+    tiny: Engine, wrong: Any
+) -> None:
+    request = Request("Why?", sampling=SamplingParams(max_tokens=4, ignore_eos=True))
+    first, bad, last = tiny.generate([request, wrong, request])
+    assert (bad.finish_reason, bad.token_ids, bad.text) == ("error", [], "")
+    assert bad.error == f"a request is {quoted(wrong)}; it must be of type Request"
+    alone = tiny.generate(request)
+    assert [first.token_ids, last.token_ids] == [alone.token_ids] * 2
+    assert [first.error, last.error] == [None, None]
+    with pytest.raises(InputError, match="a request is"):
+        tiny.stream(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["Why?", None, 5, object()])
+def test_what_is_neither_a_request_nor_a_list_is_refused(tiny: Engine, wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"^a request is .*; it must be of type Request$"):
+        tiny.generate(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["12", None, 5, [1.5], ["1"], [[1]], [True], {1: 2}])
+def test_what_are_no_ids_are_not_scored(tiny: Engine, wrong: Any) -> None:
+    with pytest.raises(InputError, match="token_ids is "):
+        tiny.score(wrong)
+
+
+def test_ids_of_numpy_are_scored(tiny: Engine) -> None:
+    assert tiny.score(np.array([5, 6])).equal(tiny.score([5, 6]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Fields of kinds that a method of one's own may have, and some that nobody checks."""
+
+    kind: Literal["a", "b"] = "a"
+    pair: tuple[int, ...] | None = None
+    either: int | str = 0
+    unknown: list[int] | None = None
+    anything: Any = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, " of own")
+
+
+def test_a_type_that_is_not_known_is_not_checked() -> None:
+    made = Own(kind="c", unknown="x", anything=object)
+    assert (made.kind, made.unknown, made.anything) == ("c", "x", object)
+
+
+def test_a_union_takes_each_of_its_types() -> None:
+    assert (Own(either="x").either, Own(either=5).either) == ("x", 5)
+    assert (Own(pair=None).pair, Own(pair=[1, 2]).pair) == (None, (1, 2))
+    with pytest.raises(InputError, match=r"^either of own is 1\.5; it must be a whole number, or a text$"):
+        Own(either=1.5)
+    with pytest.raises(InputError, match=r"^item 1 of pair of own is 'x'; it must be a whole number$"):
+        Own(pair=[1, "x"])
+
+
+def test_a_sentence_quotes_one_line_and_no_more_than_fits() -> None:
+    class Rude:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert quoted("a\n b") == r"'a\n b'"
+    assert quoted(np.array([[1, 2], [3, 4]])) == "array([[1, 2], [3, 4]])"
+    assert quoted(Rude()) == "a value of type Rude"
+    assert quoted(10**5000) == "a value of type int"
+    long = quoted("x" * 1000)
+    assert len(long) == QUOTED
+    assert long.startswith("'xxx")
+    assert long.endswith("x…")
+
+
+def test_numbers_keep_their_value_and_nothing_else_becomes_one() -> None:
+    assert fitted("x", 2**53 + 1, int) == 2**53 + 1
+    assert fitted("x", np.float64(0.1), float) == 0.1
+    assert type(fitted("x", 3, float)) is float
+    for wrong in ("3", b"3", 3.0, True, None, 2**64, -(2**63) - 1):
+        with pytest.raises(InputError, match=r"^x is "):
+            fitted("x", wrong, int)
