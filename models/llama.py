@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
 from ..kernels.ops import TORCH, Ops
-from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .rope import Rotary
+
+Progress = Callable[[int, int], None]
 
 LAYER = {
     "input_layernorm.weight": ("hidden",),
@@ -44,6 +46,19 @@ SWITCHED = {
 """Those that a layer has besides, where the switch of that name is on in the config."""
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+class Weights(Protocol):
+    """Where a decoder's tensors come from: a `Checkpoint`, or `DummyWeights`."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def require(
+        self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
+    ) -> None: ...
+
+    def tensor(self, name: str) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -87,73 +102,37 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def held_bytes(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """The memory that the weights take once they are loaded."""
+    numbers = sum(math.prod(shape) for shape in shapes(config).values())
+    if config.tie_word_embeddings and device.type == "cpu":  # packed for its product, beside the embedding
+        numbers += config.vocab_size * config.hidden_size
+    return numbers * dtype.itemsize
+
+
 class Llama:
     """A decoder held on one device. `dtype` is the type of its weights' values."""
 
     def __init__(
         self,
         config: ModelConfig,
-        checkpoint: Checkpoint,
+        weights: Weights,
         dtype: torch.dtype,
         device: torch.device,
         ops: Ops = TORCH,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Streams the weights in, tensor by tensor. progress(done, total) counts their bytes.
 
         Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`.
         """
-        expected = shapes(config)
-        duplicates = {name for name in checkpoint.shapes if name.endswith("rotary_emb.inv_freq")}
-        checkpoint.require(
-            expected, frozenset(duplicates | ({HEAD} if config.tie_word_embeddings else set()))
-        )
-        total = sum(torch.Size(shape).numel() for shape in expected.values()) * dtype.itemsize
-        done = 0
-
-        def tensor(name: str) -> Tensor:
-            nonlocal done
-            found = checkpoint.tensor(name).to(device=device, dtype=dtype)
-            done += found.nbytes
-            if progress:
-                progress(done, total)
-            return found
-
-        def norm(name: str) -> Tensor:
-            return tensor(f"{name}.weight").float()
-
-        def linear(*names: str) -> Linear:
-            weights = [tensor(f"{name}.weight") for name in names]
-            biases = [tensor(f"{name}.bias") for name in names if f"{name}.bias" in expected]
-            return Linear(_joined(weights), _joined(biases) if biases else None)
-
-        def gated(gate: str, up: str) -> GatedLinear:
-            weights = tensor(f"{gate}.weight"), tensor(f"{up}.weight")
-            biases = (tensor(f"{gate}.bias"), tensor(f"{up}.bias")) if config.mlp_bias else None
-            return GatedLinear(*weights, biases, ops.swiglu)
-
-        def head_norms(q: str, k: str) -> Tensor:
-            each = norm(q).expand(config.num_heads, -1), norm(k).expand(config.num_kv_heads, -1)
-            return torch.cat(each)
-
-        def layer(at: str) -> Layer:
-            attention, mlp = f"{at}.self_attn", f"{at}.mlp"
-            return Layer(
-                attention_norm=norm(f"{at}.input_layernorm"),
-                qkv=linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-                qk_norm=head_norms(f"{attention}.q_norm", f"{attention}.k_norm") if config.qk_norm else None,
-                output=linear(f"{attention}.o_proj"),
-                mlp_norm=norm(f"{at}.post_attention_layernorm"),
-                gate_up=gated(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-                down=linear(f"{mlp}.down_proj"),
-            )
-
+        load = _Loader(config, weights, dtype, device, ops, progress)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
-        self._embedding = tensor(EMBEDDING).clone()
-        self._layers = [layer(f"model.layers.{index}") for index in range(config.num_layers)]
+        self._embedding = load.tensor(EMBEDDING).clone()
+        self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._eps = torch.tensor([config.rms_norm_eps], device=device)
-        self._norm = tensor(FINAL_NORM).float()
-        head = self._embedding if config.tie_word_embeddings else tensor(HEAD)
+        self._norm = load.norm(FINAL_NORM)
+        head = self._embedding if config.tie_word_embeddings else load.tensor(HEAD)
         self._head = Linear(head, dtype=torch.float32 if device.type == "cpu" else dtype)
         self._rotary = Rotary(config.rope, config.head_dim, device)
         self._arithmetic = arithmetic_dtype(dtype, device)
@@ -185,6 +164,64 @@ class Llama:
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab], float32."""
         return self._head(hidden).float()
+
+
+class _Loader:
+    """Makes a decoder's parts of its tensors, each read once."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: Ops,
+        progress: Progress | None,
+    ) -> None:
+        self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
+        self._swiglu, self._progress = ops.swiglu, progress
+        self._expected = shapes(config)
+        spare = {name for name in weights.shapes if name.endswith("rotary_emb.inv_freq")}
+        weights.require(self._expected, frozenset(spare | ({HEAD} if config.tie_word_embeddings else set())))
+        self._total = sum(math.prod(shape) for shape in self._expected.values()) * dtype.itemsize
+        self._done = 0
+
+    def tensor(self, name: str) -> Tensor:
+        found = self._weights.tensor(name).to(device=self._device, dtype=self._dtype)
+        self._done += found.nbytes
+        if self._progress:
+            self._progress(self._done, self._total)
+        return found
+
+    def norm(self, name: str) -> Tensor:
+        return self.tensor(name).float()
+
+    def layer(self, at: str) -> Layer:
+        attention, mlp = f"{at}.self_attn", f"{at}.mlp"
+        return Layer(
+            attention_norm=self.norm(f"{at}.input_layernorm.weight"),
+            qkv=self._linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
+            qk_norm=self._head_norms(attention) if self._config.qk_norm else None,
+            output=self._linear(f"{attention}.o_proj"),
+            mlp_norm=self.norm(f"{at}.post_attention_layernorm.weight"),
+            gate_up=self._gated(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=self._linear(f"{mlp}.down_proj"),
+        )
+
+    def _linear(self, *names: str) -> Linear:
+        weights = [self.tensor(f"{name}.weight") for name in names]
+        biases = [self.tensor(f"{name}.bias") for name in names if f"{name}.bias" in self._expected]
+        return Linear(_joined(weights), _joined(biases) if biases else None)
+
+    def _gated(self, gate: str, up: str) -> GatedLinear:
+        weights = self.tensor(f"{gate}.weight"), self.tensor(f"{up}.weight")
+        with_bias = self._config.mlp_bias
+        biases = (self.tensor(f"{gate}.bias"), self.tensor(f"{up}.bias")) if with_bias else None
+        return GatedLinear(*weights, biases, self._swiglu)
+
+    def _head_norms(self, attention: str) -> Tensor:
+        q, k = (self.norm(f"{attention}.{name}.weight") for name in ("q_norm", "k_norm"))
+        return torch.cat((q.expand(self._config.num_heads, -1), k.expand(self._config.num_kv_heads, -1)))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -1,0 +1,108 @@
+"""Frequencies and turns beside transformers' own, for every kind of rope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from trimtab.models.config import ModelConfig
+from trimtab.models.rope import DynamicRope, Rope, Rotary
+
+CPU = torch.device("cpu")
+TRAINED = 4096
+ORIGINAL = "original_max_position_embeddings"
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 512}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "llama3": {**LLAMA3, "factor": 8.0},
+    "llama3-narrow": {**LLAMA3, "factor": 32.0, "low_freq_factor": 2.0, "high_freq_factor": 2.5},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 1024},
+    "yarn-untruncated": {"rope_type": "yarn", "factor": 2.5, ORIGINAL: 300, "truncate": False},
+    "yarn-betas": {"rope_type": "yarn", "factor": 40.0, ORIGINAL: 512, "beta_fast": 16, "beta_slow": 4},
+    "yarn-one-beta": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 512, "beta_fast": 2, "beta_slow": 2},
+    "yarn-loudness": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 512, "attention_factor": 0.7},
+    "yarn-scales": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8},
+    "yarn-of-its-context": {"rope_type": "yarn", "factor": None, ORIGINAL: 1024},
+    "yarn-of-a-short-context": {"rope_type": "yarn", "factor": 2.0, ORIGINAL: 3},
+}
+
+
+def pair(section: dict[str, Any], head_dim: int, theta: float) -> tuple[Rope, LlamaConfig]:
+    """Our rope and transformers' config for the same config.json."""
+    data = {
+        "vocab_size": 9,
+        "hidden_size": 2 * head_dim,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TRAINED,
+        "rope_parameters": {**section, "rope_theta": theta},
+    }
+    ours = ModelConfig.from_dict({"architectures": ["LlamaForCausalLM"], **data})
+    return ours.rope, LlamaConfig(**data)
+
+
+@pytest.mark.parametrize("head_dim", [2, 12, 128])
+@pytest.mark.parametrize("theta", [500.0, 1e6])
+@pytest.mark.parametrize("name", SECTIONS)
+def test_frequencies_and_loudness_are_those_of_transformers(name: str, theta: float, head_dim: int) -> None:
+    rope, config = pair(SECTIONS[name], head_dim, theta)
+    theirs = LlamaRotaryEmbedding(config)
+    assert rope.magnitude == pytest.approx(theirs.attention_scaling, rel=1e-15)
+    # a few roundings of float32, in which transformers computes them as well
+    torch.testing.assert_close(rope.frequencies(head_dim), theirs.inv_freq, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_turns_are_those_of_transformers(name: str) -> None:
+    rope, config = pair(SECTIONS[name], 64, 1e4)
+    positions = torch.tensor([0, 1, 2, 77, 1000, 4095])
+    expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
+    cos, sin = Rotary(rope, 64, CPU).at(positions, rotated=3, plain=2)
+    assert cos.shape == sin.shape == (6, 5, 64)
+    assert torch.equal(cos[:, 3:], torch.ones(6, 2, 64))
+    assert torch.equal(sin[:, 3:], torch.zeros(6, 2, 64))
+    signs = torch.cat((-torch.ones(32), torch.ones(32)))
+    for ours, theirs in ((cos, expected[0][0]), (sin, expected[1][0] * signs)):
+        for head in range(3):
+            # an angle near 4095 has an error of 4095 · 2⁻²⁴ for each rounding
+            torch.testing.assert_close(ours[:, head], theirs, rtol=0, atol=1e-3)
+            torch.testing.assert_close(ours[:4, head], theirs[:4], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, 7.5])
+def test_a_dynamic_rope_turns_by_the_length_of_the_prompt_as_transformers_at_that_length(
+    factor: float,
+) -> None:
+    rope, config = pair({"rope_type": "dynamic", "factor": factor}, 12, 1e4)
+    assert isinstance(rope, DynamicRope)
+    lengths = torch.tensor([1, TRAINED - 1, TRAINED, TRAINED + 1, 3 * TRAINED])
+    found = rope.frequencies_at(12, lengths)
+    for row, length in zip(found, lengths, strict=True):
+        theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, CPU, seq_len=length)
+        torch.testing.assert_close(row, theirs, rtol=2e-6, atol=0)
+    torch.testing.assert_close(found[:3], rope.frequencies(12).expand(3, -1), rtol=1e-6, atol=0)
+
+
+def test_requests_of_a_dynamic_rope_turn_by_their_own_lengths_in_one_batch() -> None:
+    rope, _ = pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
+    rotary = Rotary(rope, 12, CPU)
+    positions = torch.tensor([5, 5, 900])
+    together = rotary.at(positions, 1, 0, torch.tensor([8, 9000, 9000]))
+    for index, length in enumerate((8, 9000, 9000)):
+        alone = rotary.at(positions[index : index + 1], 1, 0, torch.tensor([length]))
+        assert all(torch.equal(t[index : index + 1], a) for t, a in zip(together, alone, strict=True))
+    assert not torch.equal(together[0][0], together[0][1])
+
+
+def test_a_long_context_takes_no_memory_before_it_is_used() -> None:
+    rotary = Rotary(Rope(theta=1e4), 128, CPU)
+    held = sum(value.nbytes for value in vars(rotary).values() if isinstance(value, torch.Tensor))
+    assert held == 128 * 4
+    cos, sin = rotary.at(torch.tensor([2**24 - 1]), 1, 0)
+    torch.testing.assert_close(cos**2 + sin**2, torch.ones(1, 1, 128))
