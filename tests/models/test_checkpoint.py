@@ -1,13 +1,20 @@
+"""A checkpoint is the tensors that were stored, or refused in a sentence, however it was made."""
+
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from typing import TYPE_CHECKING
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from trimtab.kernels.attention import Batch, PagedKV, Segment
+from trimtab.engine.engine import Engine
 from trimtab.kernels.errors import InputError
 from trimtab.models.checkpoint import Checkpoint
 from trimtab.models.config import ModelConfig
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00003.safetensors"
+FILE = "model.safetensors"
 HEAD, NORM = "lm_head.weight", "model.norm.weight"
 
 
@@ -33,13 +41,8 @@ def load(
     return Llama(shape, Checkpoint(folder), dtype, CPU, progress=progress)
 
 
-def scores(model: Llama, token_ids: list[int]) -> torch.Tensor:
-    shape = model.config
-    cache = PagedKV(shape.num_layers, 1, len(token_ids), shape.num_kv_heads, shape.head_dim)
-    batch = Batch.of([Segment(0, 0, len(token_ids), [0], True)], cache.block_size)
-    cache.begin(batch)
-    with torch.inference_mode():
-        return model.logits(model.forward(torch.tensor(token_ids), batch.positions, cache))
+def scores(folder: Path, dtype: str = "float32") -> torch.Tensor:
+    return Engine.from_pretrained(str(folder), dtype=dtype, kv_cache_memory="1MiB").score(IDS)
 
 
 IDS = [1, 299, 7, 7, 120, 0, 3, 250, 18]
@@ -51,7 +54,7 @@ def test_shards_hold_the_same_model_as_one_file(tmp_path: Path) -> None:
         Tiny(tied=False, shards=3).write(tmp_path / "three"),
     )
     assert len(list(three.glob("*.safetensors"))) == 3
-    assert torch.equal(scores(load(one), IDS), scores(load(three), IDS))
+    assert torch.equal(scores(one), scores(three))
 
 
 def test_tensors_come_back_as_they_were_stored(tmp_path: Path) -> None:
@@ -69,15 +72,16 @@ def test_every_stored_type_is_cast_to_every_type_that_is_asked(
     stored: torch.dtype, held: torch.dtype, tmp_path: Path
 ) -> None:
     tiny = Tiny(dtype=stored)
-    model = load(tiny.write(tmp_path / "stored"), held)
-    assert model.dtype == held
+    folder = tiny.write(tmp_path / "stored")
+    assert load(folder, held).dtype == held
     cast = tmp_path / "cast"
     Tiny().write(cast)
     write_tensors(cast, {name: tensor.to(held).float() for name, tensor in tiny.tensors().items()})
-    truth = scores(load(cast), IDS)
+    truth = scores(cast)
     # the values are those of the cast; their products are in float32, or in bfloat16 where the machine has it
     share = {torch.float32: 0.0, torch.float16: 1e-4, torch.bfloat16: 0.1}[held]
-    assert float((scores(model, IDS) - truth).abs().max()) <= share * float(truth.std())
+    found = scores(folder, str(held).removeprefix("torch."))
+    assert float((found - truth).abs().max()) <= share * float(truth.std())
     assert float(truth.std()) > 1
 
 
@@ -85,8 +89,7 @@ def test_types_may_differ_within_a_checkpoint(tmp_path: Path) -> None:
     tensors = Tiny(dtype=torch.bfloat16).tensors()
     folder = Tiny(dtype=torch.bfloat16).write(tmp_path / "mixed")
     write_tensors(folder, {n: t.float() if "norm" in n else t for n, t in tensors.items()})
-    mixed = scores(load(folder), IDS)
-    assert torch.equal(mixed, scores(load(Tiny(dtype=torch.bfloat16).write(tmp_path / "plain")), IDS))
+    assert torch.equal(scores(folder), scores(Tiny(dtype=torch.bfloat16).write(tmp_path / "plain")))
 
 
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
@@ -101,10 +104,10 @@ def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
 
 def test_a_head_that_is_stored_though_it_is_tied_is_fine(tmp_path: Path) -> None:
     folder = Tiny().write(tmp_path / "model")
-    truth = scores(load(folder), IDS)
+    truth = scores(folder)
     tensors = Tiny().tensors()
     write_tensors(folder, {**tensors, HEAD: tensors["model.embed_tokens.weight"].clone()})
-    assert torch.equal(scores(load(folder), IDS), truth)
+    assert torch.equal(scores(folder), truth)
 
 
 def test_rotary_frequencies_that_old_checkpoints_store_are_fine(tmp_path: Path) -> None:
@@ -163,12 +166,132 @@ def test_a_file_that_is_no_safetensors_is_refused(content: bytes, tmp_path: Path
     refused(folder, "model.safetensors' is truncated or no safetensors file")
 
 
-@pytest.mark.parametrize("offsets", [[0, 2**50], [2**50, 2**50 + 4], [4, 0]], ids=str)
-def test_a_header_that_points_outside_the_file_is_refused(offsets: list[int], tmp_path: Path) -> None:
+def entry(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+TWICE = (
+    '{"a":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]},'
+    '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+)
+HEADERS: dict[str, tuple[Any, int]] = {  # header, bytes of data behind it
+    "an end outside the file": ({"a": entry([1], 0, 2**50)}, 4),
+    "a start outside the file": ({"a": entry([1], 2**50, 2**50 + 4)}, 4),
+    "an end before the start": ({"a": entry([1], 4, 0)}, 4),
+    "one place for two tensors": ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 4),
+    "overlapping tensors": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12),
+    "a hole": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, 12),
+    "a hole before all": ({"a": entry([1], 4, 8)}, 8),
+    "data of no tensor": ({"a": entry([1], 0, 4)}, 8),
+    "exabytes in a row": ({"a": entry([2**60], 0, 4)}, 4),
+    "a product that wraps around to 4": ({"a": entry([2**62 + 1, 4], 0, 16)}, 16),
+    "a product that wraps around to 0": ({"a": entry([2**63, 2], 0, 0)}, 0),
+    "a size beyond 64 bits": ({"a": entry([2**70], 0, 4)}, 4),
+    "a size below zero": ({"a": entry([-1], 0, 4)}, 4),
+    "a size that is no whole number": ({"a": entry([1.0], 0, 4)}, 4),
+    "a size too small for its bytes": ({"a": entry([1], 0, 8)}, 8),
+    "an unknown type": ({"a": entry([1], 0, 4, "F7")}, 4),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, 4),
+    "metadata that is none": ({"a": entry([1], 0, 4), "__metadata__": 5}, 4),
+    "a name twice": (TWICE % (0, 4), 4),
+    "a name twice in two places": (TWICE % (4, 8), 8),
+    "a type twice": ('{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', 4),
+    "deep nesting": ('{"a":' * 50_000 + "1" + "}" * 50_000, 0),
+    "deep arrays": ("[" * 100_000, 0),
+}
+
+
+def write_header(path: Path, header: Any, data: int) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_that_does_not_fit_its_file_is_refused(case: str, tmp_path: Path) -> None:
     folder = Tiny().write(tmp_path / "model")
-    header = json.dumps({NORM: {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    write_header(folder / FILE, *HEADERS[case])
     refused(folder, "model.safetensors' is truncated or no safetensors file")
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from trimtab.kernels.errors import InputError
+from trimtab.models.checkpoint import Checkpoint
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        Checkpoint(folder).require({})
+    except InputError:
+        print(folder.name)
+"""
+
+
+def test_no_broken_file_makes_the_reader_allocate_more_than_it_holds(tmp_path: Path) -> None:
+    for case, (header, data) in HEADERS.items():
+        (tmp_path / case).mkdir()
+        write_header(tmp_path / case / FILE, header, data)
+    (tmp_path / "a header of exabytes").mkdir()
+    (tmp_path / "a header of exabytes" / FILE).write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    (tmp_path / "an endless index").mkdir()
+    with (tmp_path / "an endless index" / INDEX).open("wb") as index:
+        index.truncate(1 << 40)
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert ended.stdout.splitlines() == sorted([*HEADERS, "a header of exabytes", "an endless index"])
+
+
+@pytest.mark.parametrize("shape", [[0, 2**60], [2**60, 0], [0]], ids=str)
+def test_a_tensor_without_numbers_is_of_the_wrong_shape(shape: list[int], tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    write_header(folder / FILE, {NORM: entry(shape, 0, 0)}, 0)
+    refused(folder, f"of the wrong shape: {NORM} is {shape}, expected [36]")
+
+
+def occupy(path: Path, kind: str, tmp_path: Path) -> None:
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a shard"])
+def test_what_is_no_file_is_refused_without_being_opened(kind: str, name: str, tmp_path: Path) -> None:
+    folder = Tiny(tied=False, shards=1 if name == FILE else 3).write(tmp_path / "model")
+    path = folder / (FIRST if name == "a shard" else name)
+    occupy(path, kind, tmp_path)
+    refused(folder, f"{str(path)!r} is not a regular file, nor a link to one")
+
+
+def test_files_may_be_links_as_they_are_in_a_cache(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    truth = scores(folder)
+    (tmp_path / "blobs").mkdir()
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        target = path.rename(tmp_path / "blobs" / f"{path.name}.blob")
+        path.symlink_to(target)
+    assert torch.equal(scores(folder), truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_a_broken_weight_is_warned_of_by_name_and_loads(
+    value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tiny = Tiny(dtype=dtype)
+    folder, tensors = tiny.write(tmp_path / "model"), tiny.tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
+    write_tensors(folder, tensors)
+    said = r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are infinite or none \(NaN\)$"
+    with pytest.warns(UserWarning, match=said) as warned:
+        load(folder)
+    assert len(warned) == 1
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: Path) -> None:
@@ -198,15 +321,31 @@ def test_a_long_list_of_missing_tensors_is_cut_and_counted(tmp_path: Path) -> No
     refused(folder, " and 10 more")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float64, torch.bool], ids=str)
-def test_a_weight_of_another_type_is_refused_by_name(dtype: torch.dtype, tmp_path: Path) -> None:
+OTHER_TYPES = {"F64": torch.float64, "I8": torch.int8, "I64": torch.int64, "BOOL": torch.bool}
+OTHER_TYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
+
+@pytest.mark.parametrize("name", OTHER_TYPES)
+def test_a_weight_of_another_type_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    write_tensors(folder, {**Tiny().tensors(), NORM: torch.ones(36).to(OTHER_TYPES[name])})
+    refused(folder, f"the checkpoint stores weights as {name} ({NORM}); known are F32, F16, BF16")
+
+
+def test_a_checkpoint_in_fp8_is_refused_by_its_type_and_not_by_its_scales(tmp_path: Path) -> None:
     folder = Tiny().write(tmp_path / "model")
     tensors = Tiny().tensors()
-    write_tensors(folder, {**tensors, NORM: torch.ones(36).to(dtype)})
-    refused(folder, f"of a type other than F32, F16, BF16: {NORM} is ")
+    for name in [name for name in tensors if "proj" in name]:
+        tensors[f"{name}_scale"] = torch.ones(1)
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    write_tensors(folder, tensors)
+    refused(folder, "the checkpoint stores weights as F8_E4M3 (model.layers.")
+    refused(folder, " and 6 more); known are F32, F16, BF16")
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "sub/model.safetensors", "", "..", "."])
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "sub/model.safetensors", "", "..", ".", "a\0b", "\ud800"]
+)
 def test_an_index_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     save_file(Tiny().tensors(), tmp_path / "model.safetensors")
     folder = Tiny(shards=3).write(tmp_path / "model")

