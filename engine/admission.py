@@ -6,16 +6,16 @@ import random
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
-from ..models.chat import ChatTemplate, render_branches
+from ..models.chat import BranchPrompt, render_branches
 from .answer import Answer
 from .group import Branch, Group
 from .options import fitted, quoted
-from .output import BranchPrompt
 from .request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ..models.template import ChatTemplate
     from ..models.tokenizer import Tokenizer
     from .blocks import KVBlocks
 
@@ -75,7 +75,7 @@ class Admission:
                 BranchPrompt(name, decode(ids, skip_special_tokens=False), list(ids))
                 for name, ids in zip(names, request.branch_token_ids, strict=True)
             ]
-        rendered = render_branches(
+        return render_branches(
             self._template,
             self._tokenizer,
             request.messages,
@@ -83,7 +83,6 @@ class Admission:
             request.steering.placement,
             request.chat_template_kwargs,
         )
-        return [BranchPrompt(branch.name, branch.text, branch.token_ids) for branch in rendered]
 
     def _limit(self, request: Request, prompts: list[BranchPrompt]) -> int:
         for prompt in prompts:
@@ -108,7 +107,7 @@ class Admission:
             raise InputError(
                 f"the request has {len(branches)} branches; max_num_seqs allows {self._max_rows} at once"
             )
-        pages = self._blocks.needed(group)
+        pages = self._blocks.most(group)
         if pages > self._blocks.total:
             raise InputError(
                 f"the request needs {pages} pages of {self._blocks.block_size} tokens, and the KV cache has "

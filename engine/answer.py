@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..models.tokenizer import Detokenizer, StopStrings
 from .output import TokenLogprobs, Trace
+from .stop import StopStrings
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ class Answer:
         self.error: str | None = None
         self._sampling = sampling
         self._count = 0
-        self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens)
         self._stops = StopStrings(sampling.stop, sampling.include_stop_str_in_output)
 
     def append(self, pick: Pick, limit: int) -> str:
@@ -39,7 +39,7 @@ class Answer:
             new, stopped = self._push(self._detokenizer.push([pick.token]))
             if stopped:
                 self.finish_reason = "stop"
-            elif self._count >= limit:
+            elif self._count >= limit or self._holds_stop():
                 self.finish_reason = "length"
                 new += self._close()
         self.text += new
@@ -68,6 +68,11 @@ class Answer:
         if self._count < self._sampling.min_tokens:
             return text, False
         return self._stops.push(text)
+
+    def _holds_stop(self) -> bool:
+        """Whether a stop string is complete in text that is held back, so that it need not be waited for."""
+        may_stop = self._sampling.stop and self._count >= self._sampling.min_tokens
+        return bool(may_stop) and self._stops.ended_by(self._detokenizer.held)
 
     def _close(self) -> str:
         """What was held back: half a character, or the beginning of a stop string that never came."""

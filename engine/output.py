@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..models.chat import BranchPrompt
 
-@dataclass(frozen=True)
-class BranchPrompt:
-    """One branch as the model saw it. `name` is "base" or the objective's text."""
-
-    name: str
-    prompt: str
-    prompt_token_ids: list[int]
+__all__ = ["BranchPrompt", "Delta", "Output", "Timings", "TokenLogprobs", "Trace"]
 
 
 @dataclass

@@ -11,8 +11,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from trimtab.kernels.errors import InputError
-from trimtab.models.chat import DEFAULT_SYSTEM, ChatTemplate, Rendered, render_branches
+from trimtab.models.chat import DEFAULT_SYSTEM, BranchPrompt, render_branches
+from trimtab.models.template import ChatTemplate
 from trimtab.models.tokenizer import Tokenizer
+from trimtab.models.tokenizer_json import JsonVocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,10 +130,10 @@ def adding(single: str) -> Tokenizer:
     made = backend(BOS, EOS)
     pairs = [(token, made.token_to_id(token)) for token in (BOS, EOS)]
     made.post_processor = processors.TemplateProcessing(single, special_tokens=pairs)
-    return Tokenizer(made, BOS, EOS)
+    return Tokenizer(JsonVocabulary(made), BOS, EOS)
 
 
-PLAIN_TOKENIZER = Tokenizer(backend(BOS, EOS), BOS, EOS)
+PLAIN_TOKENIZER = Tokenizer(JsonVocabulary(backend(BOS, EOS)), BOS, EOS)
 
 
 def branches(
@@ -141,8 +143,10 @@ def branches(
         ChatTemplate(source, BOS, EOS), PLAIN_TOKENIZER, messages, wishes, placement, extra
     )
     assert [branch.name for branch in found] == ["base", *wishes]
-    assert all(PLAIN_TOKENIZER.decode(b.token_ids, skip_special_tokens=False) == b.text for b in found)
-    return [branch.text for branch in found]
+    assert all(
+        PLAIN_TOKENIZER.decode(b.prompt_token_ids, skip_special_tokens=False) == b.prompt for b in found
+    )
+    return [branch.prompt for branch in found]
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -475,11 +479,13 @@ def test_bos_is_there_once_where_asked_for_and_eos_never_added(single: str, sour
     (base,) = render_branches(ChatTemplate(source, BOS, EOS), tokenizer, TURN, [], "system", {})
     bos, eos = tokenizer.encode(BOS + EOS)
     wanted = single.startswith(BOS) or source.startswith("{{ bos")
-    assert base.token_ids.count(bos) == wanted
-    assert (base.token_ids[0] == bos) == wanted
-    assert eos not in base.token_ids
-    assert base == Rendered(
-        "base", base.text, [bos] * (wanted and not base.text.startswith(BOS)) + tokenizer.encode(base.text)
+    assert base.prompt_token_ids.count(bos) == wanted
+    assert (base.prompt_token_ids[0] == bos) == wanted
+    assert eos not in base.prompt_token_ids
+    assert base == BranchPrompt(
+        "base",
+        base.prompt,
+        [bos] * (wanted and not base.prompt.startswith(BOS)) + tokenizer.encode(base.prompt),
     )
 
 
@@ -487,7 +493,7 @@ def test_bos_is_not_doubled_though_no_file_names_it() -> None:
     tokenizer = adding("<s> $A")
     tokenizer.bos_token = ""
     (base,) = render_branches(ChatTemplate(BOS + PLAIN), tokenizer, TURN, [], "system", {})
-    assert base.token_ids == tokenizer.encode(base.text)
+    assert base.prompt_token_ids == tokenizer.encode(base.prompt)
 
 
 def test_the_demo_models_own_system_text_never_appears(demo_folder: Path) -> None:
@@ -495,7 +501,7 @@ def test_the_demo_models_own_system_text_never_appears(demo_folder: Path) -> Non
     template = ChatTemplate.from_folder(demo_folder, tokenizer)
     base, wished = render_branches(template, tokenizer, [user("Hi")], ["Be short."], "system", {})
     turns = "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert base.text == f"<|im_start|>system\n{DEFAULT_SYSTEM}{turns}"
-    assert wished.text == f"<|im_start|>system\n{DEFAULT_SYSTEM} Be short.{turns}"
-    assert base.token_ids[0] == 1
-    assert tokenizer.decode(wished.token_ids, skip_special_tokens=False) == wished.text
+    assert base.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM}{turns}"
+    assert wished.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM} Be short.{turns}"
+    assert base.prompt_token_ids[0] == 1
+    assert tokenizer.decode(wished.prompt_token_ids, skip_special_tokens=False) == wished.prompt

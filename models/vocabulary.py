@@ -1,0 +1,87 @@
+"""What a tokenizer's file knows, whichever of the two kinds of file it is."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .detokenizer import Detokenizer
+
+
+class Place(Enum):
+    """Where a stretch of text stands.
+
+    Many vocabularies begin a word with its space. They put one before a text at the start, some also after
+    each added token; within a text it would be one too many.
+    """
+
+    START = auto()
+    AFTER_TOKEN = auto()
+    WITHIN = auto()
+
+
+class Found(NamedTuple):
+    """An added token that is read in a text: from where to where, its id, and the place of what follows."""
+
+    start: int
+    end: int
+    token_id: int
+    then: Place
+
+
+class Vocabulary(Protocol):
+    """Text to token ids and back, as tokenizer.json or tokenizer.model has it.
+
+    kind:     how it cuts text, such as "BPE".
+    size:     its largest id + 1.
+    added:    the tokens that stand apart from all cutting, such as "<s>": ids by what is written for them.
+    unknown:  ids that mean "no token for this".
+    ends:     the ids it would put before and after a text.
+    named:    what the file itself says of "bos_token" and "eos_token".
+    """
+
+    kind: str
+    size: int
+    added: dict[str, int]
+    unknown: set[int]
+    ends: tuple[list[int], list[int]]
+    named: dict[str, str]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which added tokens are read as such."""
+
+    def found(self, text: str) -> list[Found]:
+        """The added tokens that `encode` reads in a text, in order."""
+
+    def ordinary(self, text: str, place: Place) -> list[int]:
+        """Ids of a text in which added tokens are text like any other."""
+
+    def normalized(self, text: str) -> str:
+        """The text in the form in which it is cut: many bring Unicode to one form first."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """The text of ids; ids without a token are skipped."""
+
+    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
+        """What does the same for ids that come in pieces."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, None where there is no such."""
+
+    def token_of(self, index: int) -> str | None:
+        """The token of an id, None where there is no such."""
+
+
+def spliced(text: str, tokens: Iterable[Found], ordinary: Callable[[str, Place], list[int]]) -> list[int]:
+    """Ids of a text in which these are the added tokens, and what stands between is ordinary."""
+    ids: list[int] = []
+    end, place = 0, Place.START
+    for token in tokens:
+        if token.start > end:
+            ids += ordinary(text[end : token.start], place)
+        ids.append(token.token_id)
+        end, place = token.end, token.then
+    return ids + ordinary(text[end:], place) if end < len(text) else ids
