@@ -45,7 +45,7 @@ class Admission:
         prompts = self._prompts(request)
         limit = self._limit(request, prompts)
         for prompt in prompts:
-            self.check_ids(f"the prompt of branch {prompt.name!r}", prompt.prompt_token_ids)
+            self.check_ids(f"the prompt of branch {quoted(prompt.name)}", prompt.prompt_token_ids)
         self.check_ids("logit_bias", request.sampling.logit_bias)
         self.check_ids("stop_token_ids", request.sampling.stop_token_ids)
         first = request.sampling.seed if request.sampling.seed is not None else self._random.getrandbits(63)
@@ -87,12 +87,14 @@ class Admission:
     def _limit(self, request: Request, prompts: list[BranchPrompt]) -> int:
         for prompt in prompts:
             if not prompt.prompt_token_ids:
-                raise InputError(f"the prompt of branch {prompt.name!r} has no tokens; it needs at least one")
+                raise InputError(
+                    f"the prompt of branch {quoted(prompt.name)} has no tokens; it needs at least one"
+                )
         longest = max(prompts, key=lambda prompt: len(prompt.prompt_token_ids))
         length = len(longest.prompt_token_ids)
         if length >= self._max_length:
             raise InputError(
-                f"the prompt of branch {longest.name!r} has {length} tokens; with a token of answer "
+                f"the prompt of branch {quoted(longest.name)} has {length} tokens; with a token of answer "
                 f"at least it must fit max_model_len, which is {self._max_length}"
             )
         return min(request.sampling.max_tokens, self._max_length - length)

@@ -183,7 +183,7 @@ class LinearAlignment(Method):
 
     def program(self) -> Program:
         self.require("ratio", math.isfinite(self.ratio) and self.ratio >= 0, "a finite number ≥ 0")
-        self.positive("mask_temperature")
+        self.require("mask_temperature", 1e-6 <= self.mask_temperature <= 1e6, "from 1e-06 to 1e+06")
         if self.mask_top_p is None:
             return contrast(self, 1 + self.ratio, self.kl_budget)
         self.require("mask_top_p", 0 < self.mask_top_p <= 1, "above 0 and at most 1, or none")

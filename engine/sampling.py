@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .options import check_fields, option, refusal
 
 MAX_N = 128
 MAX_LOGPROBS = 20
+MAX_TEMPERATURE = 1000.0
+MAX_PENALTY = 1000.0
+MAX_BIAS = 1e30
+"""Scores are float32: beyond these they would overflow, and a banned token could be chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,27 @@ class SamplingParams:
                 0 <= self.min_tokens <= self.max_tokens,
                 f"from 0 to max_tokens ({self.max_tokens})",
             ),
-            ("temperature", 0 <= self.temperature < math.inf, "a finite number ≥ 0"),
+            (
+                "temperature",
+                0 <= self.temperature <= MAX_TEMPERATURE,
+                f"a finite number ≥ 0 and at most {MAX_TEMPERATURE:g}",
+            ),
             ("top_k", 0 <= self.top_k < 2**31, "a whole number ≥ 0, 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),
             ("stop", all(self.stop), "texts that are not empty"),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers by token id"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+            (
+                "logit_bias",
+                all(abs(bias) <= MAX_BIAS for bias in self.logit_bias.values()),
+                f"finite numbers by token id, from {-MAX_BIAS:g} to {MAX_BIAS:g}",
+            ),
+            (
+                "repetition_penalty",
+                1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
+                f"from {1 / MAX_PENALTY:g} to {MAX_PENALTY:g}",
+            ),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
         ]

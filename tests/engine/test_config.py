@@ -102,7 +102,7 @@ def test_a_cache_smaller_than_one_page_is_refused_with_the_bytes_of_a_page(tiny_
     with pytest.raises(
         InputError, match="kv_cache_memory is '3071'; one page of this model takes 3072 bytes"
     ):
-        Engine.from_pretrained(str(tiny_folder), kv_cache_memory="3071")
+        Engine.from_pretrained(str(tiny_folder), kv_cache_memory="3071", block_size=16)
 
 
 def test_a_folder_that_is_not_there_is_refused_with_what_would_be_right(tmp_path: Path) -> None:

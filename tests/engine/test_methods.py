@@ -109,6 +109,7 @@ REFUSED: list[tuple[type[Method], dict[str, Any], str]] = [
     (LinearAlignment, {"mask_top_p": 1.5}, "mask_top_p of linear-alignment is 1.5"),
     (LinearAlignment, {"mask_top_p": NAN}, "mask_top_p of linear-alignment is nan"),
     (LinearAlignment, {"mask_temperature": 0.0}, "mask_temperature of linear-alignment is 0.0"),
+    (LinearAlignment, {"mask_temperature": 1e-300}, "is 1e-300; it must be from 1e-06 to 1e+06"),
     (LinearAlignment, {"kl_budget": 0.25}, "linear-alignment takes no kl_budget (0.25)"),
     (LinearAlignment, {"ratio": 2000.0}, "linear-alignment with ratio=2000.0"),
     (ContextSteering, {"strength": NAN}, "context-steering with strength=nan"),

@@ -53,6 +53,7 @@ RIGHT: dict[str, str] = {
     "repetition_penalty": "1.5",
     "presence_penalty": "-1 1.5",
     "frequency_penalty": "-1 1.5",
+    "enable_prefix_caching": "true",
     "skip_special_tokens": "true",
     "include_stop_str_in_output": "true",
     "text": "x",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trimtab.engine import SamplingParams
+from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.kernels.errors import InputError
 
 INF, NAN = math.inf, math.nan
@@ -23,6 +23,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.1}, "temperature is -0.1"),
     ({"temperature": NAN}, "temperature is nan"),
     ({"temperature": INF}, "temperature is inf"),
+    ({"temperature": 1000.1}, "temperature is 1000.1; it must be a finite number ≥ 0 and at most 1000"),
     ({"top_k": -1}, "top_k is -1"),
     ({"top_k": 2.5}, "top_k is 2.5"),
     ({"top_p": 0.0}, "top_p is 0.0"),
@@ -39,6 +40,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 21}, "logprobs is 21; it must be 0 to 20"),
     ({"logit_bias": {5: INF}}, "logit_bias is {5: inf}"),
     ({"logit_bias": {5: NAN}}, "logit_bias is {5: nan}"),
+    (
+        {"logit_bias": {5: 1, 6: -2e30}},
+        "logit_bias is {5: 1.0, 6: -2e+30}; it must be finite numbers by token id, from -1e+30",
+    ),
     ({"logit_bias": {5.5: 1.0}}, "a key of logit_bias is 5.5; it must be a whole number"),
     ({"logit_bias": {"5": 1.0}}, "a key of logit_bias is '5'"),
     ({"logit_bias": {5: "1"}}, "item 5 of logit_bias is '1'; it must be a number"),
@@ -46,6 +51,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stop_token_ids": (3, 4.0)}, "item 1 of stop_token_ids is 4.0"),
     ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     ({"repetition_penalty": INF}, "repetition_penalty is inf"),
+    ({"repetition_penalty": 1e-300}, "repetition_penalty is 1e-300; it must be from 0.001 to 1000"),
     ({"presence_penalty": 2.1}, "presence_penalty is 2.1"),
     ({"presence_penalty": NAN}, "presence_penalty is nan"),
     ({"frequency_penalty": -2.1}, "frequency_penalty is -2.1"),
@@ -64,6 +70,8 @@ def test_a_field_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any
     [
         {"min_tokens": 8, "max_tokens": 8},
         {"temperature": 0},
+        {"temperature": 1000, "repetition_penalty": 1000, "logit_bias": {5: 1e30, 6: -1e30}},
+        {"repetition_penalty": 0.001},
         {"top_p": 1.0, "min_p": 1.0, "top_k": 0},
         {"seed": 2**64 - 1},
         {"seed": -(2**63)},
@@ -118,3 +126,16 @@ def test_two_sampling_params_do_not_share_a_bias() -> None:
 def test_sampling_params_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SamplingParams().n = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("hot", [0, 1e-5, 1000])
+@pytest.mark.parametrize("penalty", [0.001, 1, 1000])
+def test_a_token_that_may_not_be_is_not_chosen_at_the_ends_of_the_ranges(
+    tiny: Engine, hot: float, penalty: float
+) -> None:
+    bias = {5: -1e30, 6: 1e30, **dict.fromkeys(tiny.tokenizer.eos_token_ids, 1e30)}
+    sampling = SamplingParams(
+        max_tokens=8, min_tokens=8, temperature=hot, seed=1, repetition_penalty=penalty, logit_bias=bias
+    )
+    output = tiny.generate(Request("Why?", sampling=sampling))
+    assert (output.error, output.token_ids) == (None, [6] * 8)

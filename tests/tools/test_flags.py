@@ -166,9 +166,9 @@ def test_none_is_no_value_where_a_field_is_not_optional() -> None:
         (["--logit-bias", "5"], "--logit-bias is '5'; it must be ID=BIAS, such as 42=-100"),
         (["--logit-bias", "a=1"], "--logit-bias is 'a'; it must be a whole number"),
         (["--stop-token-ids", "END"], "--stop-token-ids is 'END'; it must be a whole number"),
-        (["--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0"),
-        (["--temperature", "-1e-3"], "temperature is -0.001; it must be a finite number ≥ 0"),
-        (["--temperature", "-inf"], "temperature is -inf; it must be a finite number ≥ 0"),
+        (["--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0 and at most 1000"),
+        (["--temperature", "-1e-3"], "temperature is -0.001; it must be a finite number ≥ 0 and at most 1000"),
+        (["--temperature", "-inf"], "temperature is -inf; it must be a finite number ≥ 0 and at most 1000"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentence: str) -> None:
