@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .options import check_fields, option, refusal
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
 MAX_SEQS = 1 << 16
 MAX_BYTES = 1 << 63
 
@@ -28,6 +29,9 @@ class EngineConfig:
         "memory for the pages of the KV cache, such as 512MiB or 4GiB; running branches are mirrored beside",
     )
     block_size: int = option(16, "tokens in a page of the KV cache")
+    load_format: str = option(
+        "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
+    )
     seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
     chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
 

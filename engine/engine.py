@@ -13,12 +13,7 @@ import torch
 from ..kernels.attention import PagedKV
 from ..kernels.errors import InputError
 from ..kernels.steer_table import SteerTable
-from ..models.chat import ChatTemplate
-from ..models.checkpoint import Checkpoint
-from ..models.config import ModelConfig
-from ..models.llama import Llama
-from ..models.source import resolve
-from ..models.tokenizer import Tokenizer
+from ..models.opening import open_model
 from .admission import Admission
 from .blocks import KVBlocks
 from .config import DTYPES, EngineConfig, parse_bytes
@@ -32,6 +27,7 @@ from .scheduler import Scheduler
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from ..models.config import ModelConfig
     from .group import Group
 
 
@@ -39,25 +35,23 @@ class Engine:
     """Decodes requests on one model. One thread at a time may call it.
 
     progress(done, total) is told of the bytes as the model is fetched and loaded.
-    Raises InputError when the model cannot be loaded as configured.
+    Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         fitted("config", config, EngineConfig)
-        folder = resolve(config.model, progress)
-        shape = ModelConfig.from_folder(folder)
-        tokenizer = Tokenizer.from_folder(folder)
-        template = ChatTemplate.from_folder(folder, tokenizer, config.chat_template)
+        opened = open_model(config.model, config.load_format, config.chat_template, progress)
+        shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
-        model = Llama(shape, Checkpoint(folder), dtype, torch.device("cpu"), progress=progress)
+        model = opened.load(dtype, torch.device("cpu"), progress)
         pages = _pages(config, shape)
         cache = PagedKV(shape.num_layers, pages, config.block_size, shape.num_kv_heads, shape.head_dim)
         blocks = KVBlocks(pages, config.block_size)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
         self._admission = Admission(
-            tokenizer, template, blocks, length, config.max_num_seqs, vocab, config.seed
+            tokenizer, opened.template, blocks, length, config.max_num_seqs, vocab, config.seed
         )
         self._scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self._runner = Runner(model, cache, SteerTable(vocab))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
 from ..kernels.ops import TORCH, Ops
+from . import memory
 from .config import ModelConfig
 from .rope import Rotary
 
@@ -102,12 +103,12 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def held_bytes(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """The memory that the weights take once they are loaded."""
+def held_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
+    """The memory that the weights take once they are loaded, in a type of `itemsize` bytes."""
     numbers = sum(math.prod(shape) for shape in shapes(config).values())
     if config.tie_word_embeddings and device.type == "cpu":  # packed for its product, beside the embedding
         numbers += config.vocab_size * config.hidden_size
-    return numbers * dtype.itemsize
+    return numbers * itemsize
 
 
 class Llama:
@@ -124,7 +125,8 @@ class Llama:
     ) -> None:
         """Streams the weights in, tensor by tensor. progress(done, total) counts their bytes.
 
-        Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`.
+        Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`, RunError
+        when the device has too little memory for them.
         """
         load = _Loader(config, weights, dtype, device, ops, progress)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
@@ -183,6 +185,8 @@ class _Loader:
         self._expected = shapes(config)
         spare = {name for name in weights.shapes if name.endswith("rotary_emb.inv_freq")}
         weights.require(self._expected, frozenset(spare | ({HEAD} if config.tie_word_embeddings else set())))
+        name = str(dtype).removeprefix("torch.")
+        memory.require(held_bytes(config, dtype.itemsize, device), f"the model in {name}", device)
         self._total = sum(math.prod(shape) for shape in self._expected.values()) * dtype.itemsize
         self._done = 0
 

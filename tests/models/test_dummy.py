@@ -9,9 +9,10 @@ import pytest
 import torch
 from trimtab.kernels.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.dummy import DummyWeights
+from trimtab.models.dummy import DummyWeights, IdVocabulary
 from trimtab.models.llama import shapes
 from trimtab.models.presets import PRESETS, find
+from trimtab.models.tokenizer import Tokenizer
 
 from ..tiny import Tiny, write_json
 
@@ -97,3 +98,18 @@ def test_dummy_weights_depend_on_seed_and_name_and_not_on_the_order_of_reading()
     assert torch.equal(second.tensor("b.weight"), b)
     assert not torch.equal(a, b)
     assert not torch.equal(DummyWeights(shapes, torch.bfloat16, CPU, seed=6).tensor("a.weight"), a)
+
+
+def test_the_text_of_ids_is_the_ids() -> None:
+    tokenizer = Tokenizer(IdVocabulary(1000))
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token_ids) == ("ids", 1000, ())
+    assert tokenizer.encode(" 12 407\n999 ", add_special_tokens=True) == [12, 407, 999]
+    assert tokenizer.decode([12, 407, 999]) == "12 407 999"
+    stream = tokenizer.detokenizer()
+    assert [stream.push([12]), stream.push([407, 999]), stream.finish()] == ["12", " 407 999", ""]
+
+
+@pytest.mark.parametrize("word", ["1000", "-1", "rain", "1.5", "٣", "²", "9" * 5000])
+def test_a_word_that_is_no_id_is_refused(word: str) -> None:
+    with pytest.raises(InputError, match="this model has no tokenizer, and reads only ids from 0 to 999"):
+        Tokenizer(IdVocabulary(1000)).encode(f"1 {word} 2")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from trimtab.kernels.errors import RunError
-from trimtab.models import gguf, pull
+from trimtab.models import gguf, memory, pull
 from trimtab.tools import convert as verb
 from trimtab.tools import info
 
@@ -42,6 +42,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 20 GiB free."""
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20 * 1024**3)
+
+
 def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: Path) -> None:
     ran = run("info", str(folder), "--json")
     assert (ran.status, ran.err, ran.out.count("\n")) == (0, "", 1)
@@ -55,21 +61,37 @@ def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: P
         "kv_heads": 2,
         "head_dim": 4,
         "context": 4096,
+        "rope": {"kind": "default", "theta": 10000.0, "factor": 1.0},
+        "sliding_window": None,
+        "sliding_layers": 0,
         "dtype": "bfloat16",
         "weight_bytes": 15 * 2 + 7 * 4,
         "kv_bytes_per_token": 2 * 3 * 2 * 4 * 4,
+        "kv_bytes_per_branch": 2 * 3 * 2 * 4 * 4 * 4096,
         "vocabulary": 11,
         "tokenizer": None,
-        "chat_template": False,
+        "chat_template": None,
+        # embedding and head, the last norm, three layers
+        "memory_bytes": 2 * (2 * 11 * 12 + 12 + 3 * (2 * 12 * 24 + 2 * 12 * 8 + 3 * 12 * 20 + 2 * 12)),
+        "free_bytes": 20 * 1024**3,
+        "does_not_fit": [],
     }
 
 
 def test_info_for_people_is_a_line_a_fact(run: Run, folder: Path) -> None:
     lines = run("info", str(folder)).out.splitlines()
     assert "parameters     22" in lines
-    assert "weights        58 bytes" in lines
-    assert "KV cache       192 bytes a token and branch, in float32" in lines
-    assert "chat template  no" in lines
+    assert "context        4,096 tokens" in lines
+    assert "rope           default, theta 10000" in lines
+    assert "attention      to all tokens before" in lines
+    assert any(line.startswith("weights        58 bytes, ") and line.endswith(" in memory") for line in lines)
+    assert (
+        "KV cache       192 bytes a token and branch, 768 KiB a branch of the whole context, in float32"
+        in lines
+    )
+    assert "chat template  none" in lines
+    assert "free memory    20 GiB" in lines
+    assert not any(line.startswith("does not fit") for line in lines)
 
 
 def test_info_names_the_tokenizer_and_the_template(run: Run, folder: Path) -> None:
@@ -79,9 +101,41 @@ def test_info_names_the_tokenizer_and_the_template(run: Run, folder: Path) -> No
         "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    found = json.loads(run("info", str(folder), "--json").out)
+    assert (found["tokenizer"], found["chat_template"]) == ("BPE", "tokenizer_config.json")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     found = json.loads(run("info", str(folder), "--json").out)
-    assert (found["tokenizer"], found["chat_template"]) == ("BPE", True)
+    assert (found["tokenizer"], found["chat_template"]) == ("BPE", "chat_template.jinja")
+
+
+def test_info_of_a_folder_without_weights_counts_what_they_would_be(run: Run, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    found = json.loads(run("info", str(folder), "--json").out)
+    assert found["weight_bytes"] == 2 * found["parameters"] == found["memory_bytes"]
+
+
+def test_info_of_a_built_in_shape_says_what_does_not_fit(run: Run) -> None:
+    lines = run("info", "llama-3.1-70b").out.splitlines()
+    assert "folder         none, a built-in shape" in lines
+    assert "parameters     70,553,706,496" in lines
+    assert "context        131,072 tokens" in lines
+    assert "rope           llama3, theta 500000, factor 8" in lines
+    assert "weights        131 GiB, 131 GiB in memory" in lines
+    assert (
+        "KV cache       640 KiB a token and branch, 80 GiB a branch of the whole context, in float32" in lines
+    )
+    assert "tokenizer      none" in lines
+    assert "does not fit   the weights: they take 131 GiB" in lines
+    assert any(
+        line.startswith("does not fit   a branch of the whole context in the default") for line in lines
+    )
+
+
+def test_info_says_where_attention_slides(run: Run) -> None:
+    lines = run("info", "mistral-7b-v0.1").out.splitlines()
+    assert "attention      a window of 4,096 tokens in 32 of 32 layers" in lines
+    assert "does not fit   the weights and a branch of the whole context: 21.5 GiB" in lines
 
 
 def test_info_of_no_model_is_a_sentence(run: Run, tmp_path: Path) -> None:
@@ -131,7 +185,7 @@ def test_convert_writes_the_folder_in_the_asked_type(run: Run, monkeypatch: pyte
 
 
 def test_convert_offers_the_types_and_the_default_that_conversion_has() -> None:
-    assert set(verb.DTYPES) == set(gguf.DTYPES)
+    assert set(verb.DTYPES) == set(gguf.DTYPES.values())
     assert verb.DTYPES[0] == inspect.signature(gguf.convert).parameters["dtype"].default
 
 

@@ -1,0 +1,69 @@
+"""From what the user names to a model: found and read first, its weights loaded when all else is well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..kernels.errors import InputError
+from .checkpoint import Checkpoint
+from .dummy import DummyWeights, IdVocabulary
+from .llama import Llama, shapes
+from .presets import find
+from .template import ChatTemplate
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from .config import ModelConfig
+    from .llama import Progress
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model but for its weights. `checkpoint` is the folder that has them, None for random ones."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    checkpoint: Path | None
+
+    def load(self, dtype: torch.dtype, device: torch.device, progress: Progress | None = None) -> Llama:
+        """The model with its weights. Raises InputError when they do not fit the config, RunError when the
+        device lacks the memory."""
+        weights = (
+            DummyWeights(shapes(self.config), dtype, device)
+            if self.checkpoint is None
+            else Checkpoint(self.checkpoint)
+        )
+        return Llama(self.config, weights, dtype, device, progress=progress)
+
+
+def open_model(
+    model: str,
+    load_format: str = "auto",
+    chat_template: str | None = None,
+    progress: Progress | None = None,
+) -> Opened:
+    """The model of a name, a folder or a file. With load_format "dummy" it needs no weights and no tokenizer.
+
+    `chat_template` is used instead of its own. Raises InputError when there is no such model.
+    """
+    config, folder = find(model, progress)
+    dummy = load_format == "dummy"
+    if folder is None and not dummy:
+        raise InputError(
+            f"model is {model!r}, a shape without weights; give a checkpoint's folder, or load_format 'dummy'"
+        )
+    if folder is None or (dummy and not any((folder / name).is_file() for name in TOKENIZERS)):
+        if chat_template is not None:
+            raise InputError(f"chat_template is given, but {model!r} has no tokenizer to read a chat with")
+        return Opened(config, Tokenizer(IdVocabulary(config.vocab_size)), None, None)
+    tokenizer = Tokenizer.from_folder(folder)
+    template = ChatTemplate.from_folder(folder, tokenizer, chat_template)
+    return Opened(config, tokenizer, template, None if dummy else folder)
