@@ -34,7 +34,7 @@ class Method:
     """
 
     wishes: ClassVar[str] = "many"
-    name: ClassVar[str]
+    name: ClassVar[str] = "method"
 
     objectives: tuple[Objective, ...] = ()
     placement: str = field(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.methods import Base
 from ..engine.objective import Objective
+from ..engine.options import quoted
 from ..engine.request import Request
 from ..kernels.errors import InputError, RunError
 from . import answer, asking, loading, plain, report, steering
@@ -113,7 +114,7 @@ class Chat:
             if command in self._commands:
                 self._commands[command](rest.strip())
             elif command.startswith("/"):
-                raise InputError(f"there is no command {command!r}; /help lists them")
+                raise InputError(f"there is no command {quoted(command)}; /help lists them")
             elif line:
                 self._answer(line)
         except (InputError, RunError) as error:
@@ -160,10 +161,9 @@ class Chat:
             print("no wishes; /prefer TEXT=WEIGHT adds one")
 
     def _drop(self, rest: str) -> None:
-        number = int(rest) if rest.isdecimal() else 0
-        found = [w for i, w in enumerate(self.wishes, 1) if w.text == rest or i == number]
+        found = [w for i, w in enumerate(self.wishes, 1) if rest in (w.text, str(i))]
         if not found:
-            raise InputError(f"there is no wish {rest!r} to drop; /prefer lists them")
+            raise InputError(f"there is no wish {quoted(rest)} to drop; /prefer lists them")
         self._try([w for w in self.wishes if w is not found[0]])
 
     def _try(self, wishes: list[Objective]) -> None:

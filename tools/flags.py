@@ -13,7 +13,7 @@ import types
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_origin
 
-from ..engine.options import refusal, types_of, wanted
+from ..engine.options import quoted, refusal, types_of, wanted
 from ..kernels.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,12 +72,14 @@ class Parser(argparse.ArgumentParser):
         rest = list(argv)
         while rest and rest[0] != "--":
             word = rest.pop(0)
-            name, _, value = word.partition("=")
+            name, equals, value = word.partition("=")
             action = known.get(name)
             takes_value = action is not None and action.nargs is None
             if takes_value and word in known and rest and rest[0].partition("=")[0] not in known:
                 value = rest.pop(0)
                 word = f"{name}={value}"
+            if action is not None and not takes_value and equals:
+                self.error(f"{name} takes no value, but was given {quoted(value)}")
             if takes_value and value == "--":  # which argparse would read as no value at all
                 self.error(f"{name}: a value may start with two dashes, but not be them")
             joined.append(word)
@@ -190,8 +192,17 @@ def _collected(name: str, kind: Kind, value: Any) -> Any:
     if kind.several:
         return tuple(read(flag(name), kind, text) for text in value)
     if kind.keyed:
-        return dict(_pair(flag(name), kind, text) for text in value)
+        return _keyed(flag(name), [_pair(flag(name), kind, text) for text in value])
     return read(flag(name), kind, value)
+
+
+def _keyed(name: str, pairs: list[tuple[int, Any]]) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise InputError(f"{name} has {key} twice; once is enough")
+        found[key] = value
+    return found
 
 
 def _pair(name: str, kind: Kind, text: str) -> tuple[int, Any]:

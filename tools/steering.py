@@ -127,6 +127,8 @@ def named(name: str, settings: Iterable[str]) -> Choice:
         require_field(cls, field, repr(field))
         if not equals:
             raise InputError(f"{setting!r} sets nothing; say it like {field}=VALUE")
+        if field in values:
+            raise InputError(f"{field} of {name} is set twice; once is enough")
         values[field] = flags.read(field, flags.kinds(cls)[field], text)
         written.append(f"{field}={text}")
     return Choice(cls, values, ":".join(written))

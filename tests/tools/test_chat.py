@@ -98,6 +98,8 @@ def test_the_system_text_may_change_between_turns(say: Say, engine: FakeEngine) 
         ("/prefer Be brief.=0", "the weights of all objectives are 0; at least one must be above 0"),
         ("/drop 2", "there is no wish '2' to drop; /prefer lists them"),
         ("/drop", "there is no wish '' to drop; /prefer lists them"),
+        ("/drop " + "9" * 5000, "there is no wish '9999"),
+        ("/method mato tau=1 tau=2", "tau of mato is set twice; once is enough"),
         ("/method mto", "there is no method 'mto'; methods are "),
         ("/method amulet tau=1", "'tau' belongs to mato, not to amulet"),
         ("/method mato tau=-1", "tau of mato is -1.0; it must be a finite number above 0"),

@@ -165,9 +165,13 @@ def test_none_is_no_value_where_a_field_is_not_optional() -> None:
         (["--seed", "x"], "--seed is 'x'; it must be a whole number, or none"),
         (["--logit-bias", "5"], "--logit-bias is '5'; it must be ID=BIAS, such as 42=-100"),
         (["--logit-bias", "a=1"], "--logit-bias is 'a'; it must be a whole number"),
+        (["--logit-bias", "5=1", "--logit-bias", "05=2"], "--logit-bias has 5 twice; once is enough"),
         (["--stop-token-ids", "END"], "--stop-token-ids is 'END'; it must be a whole number"),
         (["--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0 and at most 1000"),
-        (["--temperature", "-1e-3"], "temperature is -0.001; it must be a finite number ≥ 0 and at most 1000"),
+        (
+            ["--temperature", "-1e-3"],
+            "temperature is -0.001; it must be a finite number ≥ 0 and at most 1000",
+        ),
         (["--temperature", "-inf"], "temperature is -inf; it must be a finite number ≥ 0 and at most 1000"),
     ],
 )
@@ -192,6 +196,12 @@ def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentenc
 def test_argparse_mistakes_are_a_sentence_that_points_to_help(words: list[str]) -> None:
     with pytest.raises(InputError, match=r"^[^\n]+; see trimtab test --help$"):
         parser(asking.add_sampling).read(words)
+
+
+def test_a_switch_takes_no_value() -> None:
+    said = r"^--no-ignore-eos takes no value, but was given 'yes'; see trimtab test --help$"
+    with pytest.raises(InputError, match=said):
+        parser(asking.add_sampling).read(["--no-ignore-eos=yes"])
 
 
 def test_a_value_may_start_with_a_dash() -> None:

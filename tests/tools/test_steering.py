@@ -71,6 +71,7 @@ def test_a_switch_may_be_set_by_a_word() -> None:
         ("amulet:tau=1", "'tau' belongs to mato, not to amulet"),
         ("base:alpha=1", "'alpha' belongs to amulet and mato, not to base"),
         ("opad:foo=1", "'foo' is no setting of opad; it takes placement and gain"),
+        ("mato:tau=1:tau=2", "tau of mato is set twice; once is enough"),
         ("mato:tau", "'tau' sets nothing; say it like tau=VALUE"),
         ("mato:tau=x", "tau is 'x'; it must be a number"),
         ("mato:optimise_weights=maybe", "optimise_weights is 'maybe'; it must be true or false"),
