@@ -62,9 +62,8 @@ class Request:
 
 
 def _is_blank(content: Any) -> bool:
-    """Whether a message's content, a text or a list of parts, says nothing."""
-    if isinstance(content, list | tuple):
-        return all(map(_is_blank, content))
-    if isinstance(content, Mapping):  # a part
-        return content.get("type") == "text" and _is_blank(content.get("text"))
-    return content is None or (isinstance(content, str) and not content.strip())
+    """Whether a message's content, a text or a list of text parts, says nothing."""
+    if not isinstance(content, list | tuple):
+        return content is None or (isinstance(content, str) and not content.strip())
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return all(isinstance(text, str) and not text.strip() for text in texts)

@@ -58,7 +58,7 @@ class ChatTemplate:
         source = _folder_source(Path(folder)) if override is None else _override_source(override)
         return None if source is None else cls(source, tokenizer.bos_token, tokenizer.eos_token)
 
-    def render(self, messages: Sequence[Message], **kwargs: Any) -> str:
+    def render(self, messages: Sequence[Message], /, **kwargs: Any) -> str:
         """The conversation as one text, open for the assistant's answer unless add_generation_prompt=False.
 
         `kwargs` are more variables for the template. Raises InputError when the template refuses the
@@ -70,16 +70,18 @@ class ChatTemplate:
         self, messages: Sequence[Message], extra: Mapping[str, Any], spell: Callable[[str], str]
     ) -> str:
         """The same, with each text of `messages` and `extra` as `spell` gives it."""
-        variables = {
-            "tools": None,  # templates test these for none, as transformers always defines them
-            "documents": None,
-            "add_generation_prompt": True,
-            **self._special,
-            **_plain(extra, "chat_template_kwargs", spell),
-            "messages": _plain(messages, "messages", spell),
-        }
         try:
+            variables = {
+                "tools": None,  # templates test these for none, as transformers always defines them
+                "documents": None,
+                "add_generation_prompt": True,
+                **self._special,
+                **_plain(extra, "chat_template_kwargs", spell),
+                "messages": _plain(messages, "messages", spell),
+            }
             return self._template.render(variables)
+        except InputError:
+            raise
         except Exception as error:  # a template is foreign code and may fail in any way
             raise InputError(
                 f"the chat template cannot render this conversation: {_sentence(error)}"

@@ -75,6 +75,26 @@ def test_ids_may_be_numpys_and_are_copied() -> None:
     assert [type(token) for token in request.branch_token_ids[0]] == [int, int]
 
 
+@pytest.mark.parametrize("where", ["prompt", "content", "kwargs"])
+def test_what_holds_itself_is_refused_alone(tiny: Engine, where: str) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    turn = {"role": "user", "content": endless if where == "content" else "Why?"}
+    asked = [{**turn, "more": endless}] if where == "prompt" else [turn]
+    kwargs = {"more": endless} if where == "kwargs" else {}
+    sampling = SamplingParams(max_tokens=1)
+    request = Request(asked, sampling=sampling, chat_template_kwargs=kwargs)
+    wrong, right = tiny.generate([request, Request("Why?", sampling=sampling)])
+    assert (wrong.finish_reason, right.error) == ("error", None)
+
+
+def test_a_template_may_have_a_variable_of_any_name(tiny: Engine) -> None:
+    sampling = SamplingParams(max_tokens=1)
+    extra = dict.fromkeys(("self", "extra", "spell", "kwargs", "template", "context", ""), 1)
+    output = tiny.generate(Request("Why?", sampling=sampling, chat_template_kwargs=extra))
+    assert output.token_ids == tiny.generate(Request("Why?", sampling=sampling)).token_ids
+
+
 def test_messages_are_copied_so_that_the_request_cannot_change_the_callers() -> None:
     message = {"role": "user", "content": "Why?"}
     request = Request([message])
