@@ -45,7 +45,7 @@ CONFIG = EngineConfig(
     max_num_seqs=3,
     max_num_batched_tokens=99,
     kv_cache_memory="5MiB",
-    block_size=8,
+    block_size=32,
     chat_template="{{ x }}",
 )
 OTHER_TEXTS = {"placement": "user", "accumulate": "ema", "utility": "reward"}
