@@ -40,7 +40,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         fitted("config", config, EngineConfig)
-        opened = open_model(config.model, config.load_format, config.chat_template, progress)
+        opened = open_model(config.model, config.load_format, config.chat_template, progress, config.dtype)
         shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)

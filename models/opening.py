@@ -49,12 +49,14 @@ def open_model(
     load_format: str = "auto",
     chat_template: str | None = None,
     progress: Progress | None = None,
+    dtype: str = "auto",
 ) -> Opened:
     """The model of a name, a folder or a file. With load_format "dummy" it needs no weights and no tokenizer.
 
-    `chat_template` is used instead of its own. Raises InputError when there is no such model.
+    `chat_template` is used instead of its own; a .gguf file is converted to `dtype`. Raises InputError when
+    there is no such model.
     """
-    config, folder = find(model, progress)
+    config, folder = find(model, progress, dtype)
     dummy = load_format == "dummy"
     if folder is None and not dummy:
         raise InputError(

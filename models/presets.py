@@ -99,12 +99,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def find(model: str, progress: Callable[[int, int], None] | None = None) -> tuple[ModelConfig, Path | None]:
+def find(
+    model: str, progress: Callable[[int, int], None] | None = None, dtype: str = "auto"
+) -> tuple[ModelConfig, Path | None]:
     """The shape of what the user names, and its folder; a name of PRESETS is a shape without one.
 
-    A folder of that name comes first. Raises as `resolve` does when there is no such model.
+    A folder of that name comes first; a .gguf file is converted to `dtype`. Raises as `resolve` does when
+    there is no such model.
     """
     if model in PRESETS and not Path(model).is_dir():
         return ModelConfig.from_dict(PRESETS[model]), None
-    folder = resolve(model, progress)
+    folder = resolve(model, progress, dtype)
     return ModelConfig.from_folder(folder), folder

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +33,7 @@ VERBS = {
 }
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("engine", "kernels", "models", "tools")
-WRONG_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
+WRONG_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 1, 130, 141, 143
 
 
 class Verb(Protocol):
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _ready_streams()
-    with _notes():
+    with _notes(), _terminable():
         try:
             status = _dispatch(arguments)
             sys.stdout.flush()
@@ -146,6 +148,23 @@ def _drop_stdout() -> None:
     """Points stdout at nothing, so that the interpreter's last flush does not complain."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within, SIGTERM ends the program as an exception does: what is half made is removed, a pip is ended."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

