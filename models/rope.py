@@ -55,6 +55,10 @@ class Rope:
         """The longest context, for the max_position_embeddings that config.json has."""
         return trained
 
+    def turned_by(self, longest: int) -> int:
+        """What a request turns by whose longest prompt has `longest` tokens; 0 where all turn alike."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRope(Rope):
@@ -125,8 +129,11 @@ class DynamicRope(Rope):
     kind = "dynamic"
     original: int
 
+    def turned_by(self, longest: int) -> int:
+        return max(longest, self.original)
+
     def frequencies_at(self, head_dim: int, lengths: Tensor) -> Tensor:
-        """ω [tokens, head_dim / 2] where a token's request has a prompt of `lengths` [tokens]."""
+        """ω [tokens, head_dim / 2] where each token's request turns by `lengths` [tokens]."""
         stretch = self.factor * lengths.clamp(min=self.original).float() / self.original - (self.factor - 1)
         theta = self.theta * stretch ** (head_dim / (head_dim - 2))
         return 1.0 / theta[:, None] ** _exponents(head_dim).to(lengths.device)
@@ -150,8 +157,8 @@ class Rotary:
     ) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [tokens, rotated + plain, head_dim]: the last `plain` heads are not turned.
 
-        sin carries the sign of its half: x · cos + swap(x) · sin. `lengths` [tokens], of each token's prompt,
-        are needed where the rope is dynamic.
+        sin carries the sign of its half: x · cos + swap(x) · sin. `lengths` [tokens] are what each token's
+        request turns by, and are needed where the rope is dynamic.
         """
         turns = self._turns
         if isinstance(self._rope, DynamicRope):

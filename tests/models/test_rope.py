@@ -89,6 +89,16 @@ def test_a_dynamic_rope_turns_by_the_length_of_the_prompt_as_transformers_at_tha
     torch.testing.assert_close(found[:3], rope.frequencies(12).expand(3, -1), rtol=1e-6, atol=0)
 
 
+def test_only_a_dynamic_rope_turns_by_the_prompt_and_only_beyond_its_context() -> None:
+    dynamic, _ = pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
+    assert [dynamic.turned_by(length) for length in (1, TRAINED, TRAINED + 1)] == [
+        TRAINED,
+        TRAINED,
+        TRAINED + 1,
+    ]
+    assert {pair(section, 12, 1e4)[0].turned_by(9 * TRAINED) for section in SECTIONS.values()} == {0}
+
+
 def test_requests_of_a_dynamic_rope_turn_by_their_own_lengths_in_one_batch() -> None:
     rope, _ = pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
     rotary = Rotary(rope, 12, CPU)
