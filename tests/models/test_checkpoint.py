@@ -20,6 +20,7 @@ from trimtab.models.checkpoint import Checkpoint
 from trimtab.models.config import ModelConfig
 from trimtab.models.llama import Llama
 
+from ..anonymous import MIB, peak
 from ..tiny import Tiny, write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -90,6 +91,18 @@ def test_types_may_differ_within_a_checkpoint(tmp_path: Path) -> None:
     folder = Tiny(dtype=torch.bfloat16).write(tmp_path / "mixed")
     write_tensors(folder, {n: t.float() if "norm" in n else t for n, t in tensors.items()})
     assert torch.equal(scores(folder), scores(Tiny(dtype=torch.bfloat16).write(tmp_path / "plain")))
+
+
+def test_reading_all_tensors_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    tensors = {f"t{index}": torch.zeros(8 * MIB, dtype=torch.bfloat16) for index in range(8)}
+    write_tensors(tmp_path, tensors, shards=2)
+    taken = peak(
+        "from trimtab.models.checkpoint import Checkpoint; torch.zeros(1).aminmax()",
+        "checkpoint = Checkpoint(Path(sys.argv[1]))\n"
+        "tensors = [checkpoint.tensor(name) for name in checkpoint.shapes]",
+        tmp_path,
+    )
+    assert taken < 8 * MIB
 
 
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:

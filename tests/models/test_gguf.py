@@ -28,6 +28,7 @@ from trimtab.models.config import ModelConfig
 from trimtab.models.gguf import convert
 from trimtab.models.llama import shapes as shapes_of
 
+from ..anonymous import MIB, peak
 from .ggufs import (
     HEADS,
     HIDDEN,
@@ -468,6 +469,19 @@ def test_without_the_package_the_run_fails_and_says_what_to_install(
     with pytest.raises(RunError) as failure:
         convert(source, tmp_path / "out")
     assert str(failure.value) == "reading GGUF files needs the gguf package: pip install gguf"
+
+
+def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
+    contents = tensors("F16", vocab=100_000)
+    path = write(tmp_path / "m.gguf", {"llama.vocab_size": 100_000}, contents)
+    embedding = contents["token_embd.weight"][0].size * 4  # in float32
+    taken = peak(
+        "from trimtab.models.gguf import convert",
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]))",
+        path,
+        tmp_path / "out",
+    )
+    assert taken < 64 * MIB < embedding
 
 
 # The SHA-256 of the names and bits of all tensors that transformers 5.23 makes of the demo model's file in

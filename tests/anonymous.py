@@ -1,0 +1,55 @@
+"""How much memory of its own a piece of code takes: anonymous pages, not those of mapped files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+MIB = 1 << 20
+
+WATCH = """
+import sys, threading, time
+from pathlib import Path
+import torch
+
+def anonymous():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) << 10
+
+class Watch(threading.Thread):
+    def __enter__(self):
+        self.before = self.peak = anonymous()
+        self.watching = True
+        self.start()
+        return self
+
+    def run(self):
+        while self.watching:
+            self.peak = max(self.peak, anonymous())
+            time.sleep(0.001)
+
+    def __exit__(self, *error):
+        self.watching = False
+        self.join()
+        print(max(self.peak, anonymous()) - self.before)
+"""
+
+
+def peak(setup: str, code: str, *arguments: object) -> int:
+    """Bytes that `code` adds at its peak, in an interpreter of its own that has run `setup`.
+
+    `arguments` are in `sys.argv[1:]`; pages are watched each millisecond.
+    """
+    indented = "\n".join(f"    {line}" for line in code.strip().splitlines())
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{WATCH}\n{setup}\nwith Watch(daemon=True):\n{indented}",
+            *map(str, arguments),
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return int(ended.stdout)
