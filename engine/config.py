@@ -25,10 +25,10 @@ class EngineConfig:
     max_num_seqs: int = option(48, "most branches decoded at once")
     max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
     kv_cache_memory: str | int = option(
-        "2GiB",
-        "memory for the pages of the KV cache, such as 512MiB or 4GiB; running branches are mirrored beside",
+        "2GiB", "memory for the pages of the KV cache, such as 512MiB or 4GiB"
     )
-    block_size: int = option(16, "tokens in a page of the KV cache")
+    block_size: int = option(64, "tokens in a page of the KV cache; a multiple of 16")
+    enable_prefix_caching: bool = option(True, "keep computed prompts for requests that begin alike")
     load_format: str = option(
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
     )
@@ -48,7 +48,7 @@ class EngineConfig:
                 self.max_num_batched_tokens >= self.max_num_seqs,
                 f"at least max_num_seqs ({self.max_num_seqs}), so that every branch can take a step",
             ),
-            ("block_size", self.block_size >= 1, "a whole number ≥ 1"),
+            ("block_size", self.block_size >= 16 and self.block_size % 16 == 0, "a multiple of 16"),
         ):
             if not ok:
                 raise refusal(name, getattr(self, name), right)

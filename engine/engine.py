@@ -47,11 +47,11 @@ class Engine:
         model = opened.load(dtype, torch.device("cpu"), progress)
         pages = _pages(config, shape)
         cache = PagedKV(shape.num_layers, pages, config.block_size, shape.num_kv_heads, shape.head_dim)
-        blocks = KVBlocks(pages, config.block_size)
+        blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
         self._admission = Admission(
-            tokenizer, opened.template, blocks, length, config.max_num_seqs, vocab, config.seed
+            tokenizer, opened.template, blocks, length, config.max_num_seqs, vocab, config.seed, shape.rope
         )
         self._scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self._runner = Runner(model, cache, SteerTable(vocab))
@@ -133,7 +133,7 @@ class Engine:
                 ]
         finally:
             for group in groups:
-                self._leave(group)
+                self._scheduler.remove(group)
 
     def _step(self) -> None:
         """One step of everything that runs: plan, forward, steer, append."""
@@ -141,18 +141,14 @@ class Engine:
         for group in plan.admitted:
             self._runner.admit(group)
         choice = self._runner.step(plan)
+        self._scheduler.commit(plan)
         if choice is None:
             return
         now = time.perf_counter()
         for group, picked in zip(plan.ready, split(choice, plan.ready), strict=True):
             group.append(picked, now)
             if group.answer.finish_reason is not None:
-                self._leave(group)
-
-    def _leave(self, group: Group) -> None:
-        self._scheduler.remove(group)
-        if self._scheduler.idle:
-            self._runner.cache.release()
+                self._scheduler.remove(group)
 
 
 def _refused(reason: str) -> Output:
@@ -169,7 +165,7 @@ def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
 
 
 def _pages(config: EngineConfig, shape: ModelConfig) -> int:
-    page = config.block_size * shape.kv_size * torch.float32.itemsize
+    page = PagedKV.page_bytes(shape.num_layers, config.block_size, shape.num_kv_heads, shape.head_dim)
     pages = parse_bytes(config.kv_cache_memory) // page
     if not pages:
         raise InputError(

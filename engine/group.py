@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Branch:
-    """One prompt being decoded, with its own KV pages; pages of a common head are shared.
+    """One prompt being decoded, with its page table; pages of a common head are shared.
 
     `computed` tokens have their K and V in the cache, and computed ≤ len(prompt) + len(answer) always.
-    The first `shared` tokens are computed by the group's first branch.
+    hashes: what the full pages of its tokens are known by, as far as anybody asked.
     """
 
     index: int
     prompt_token_ids: list[int]
     pages: list[int] = field(default_factory=list)
-    slot: int = -1
-    shared: int = 0
     computed: int = 0
-    fresh: bool = True
+    hashes: list[bytes] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Group:
     """One answer being decoded: the branches that run, in lockstep, and the tokens appended to all of them.
 
-    `limit` is the longest answer that fits the context and max_tokens. `row` is its row of the SteerTable.
+    `limit` is the longest answer that fits the context and max_tokens. `row` is its row of the SteerTable,
+    which it keeps from its admission to its end, also while it is preempted. `turned_by` is the length that a
+    dynamic rope turns its keys by, so that groups share pages only where it is the same.
     """
 
     request: Request
@@ -47,6 +47,7 @@ class Group:
     sample: int
     seed: int
     limit: int
+    turned_by: int = 0
     row: int = -1
     tokens: list[int] = field(default_factory=list)
     arrived: float = field(default_factory=time.perf_counter)
@@ -58,12 +59,12 @@ class Group:
         """How many of the branch's tokens are not computed yet; it has caught up when this is 0."""
         return len(branch.prompt_token_ids) + len(self.tokens) - branch.computed
 
-    def uncomputed(self, branch: Branch, count: int) -> list[int]:
-        """The branch's next `count` token ids to compute."""
-        prompt, at = branch.prompt_token_ids, branch.computed
-        if at >= len(prompt):
-            return self.tokens[at - len(prompt) : at - len(prompt) + count]
-        return (prompt[at:] + self.tokens)[:count]
+    def token_ids(self, branch: Branch, start: int, count: int) -> list[int]:
+        """`count` of the branch's token ids from `start` on, prompt and answer in one."""
+        prompt = branch.prompt_token_ids
+        if start >= len(prompt):
+            return self.tokens[start - len(prompt) : start - len(prompt) + count]
+        return (prompt[start : start + count] + self.tokens[: max(0, start + count - len(prompt))])[:count]
 
     def append(self, pick: Pick, now: float) -> None:
         """Takes the token that a step chose: to every branch, to the answer, and to whoever reads it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,10 +11,9 @@ import torch
 from ..kernels.attention import Batch, PagedKV, Segment
 from ..kernels.steer import Choice, steer
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
-from .group import Branch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ..models.llama import Llama
     from .group import Group
@@ -35,22 +35,24 @@ class Runner:
     @torch.inference_mode()
     def step(self, plan: Plan) -> Choice | None:
         """Computes the plan's tokens; the choice of each ready group, in their order, or None without any."""
-        segments = [
-            Segment(branch.slot, branch.computed, count, branch.pages, branch.fresh)
-            for _, branch, count in plan.shares
-        ]
-        batch = Batch.of(segments, self.cache.block_size)
+        self.cache.swap(plan.swaps)
+        self.cache.clear(plan.fresh)
+        if not plan.shares:
+            return None
+        batch = Batch.of(
+            [Segment(branch.computed, count, branch.pages) for _, branch, count in plan.shares],
+            self.cache.block_size,
+        )
         token_ids = [
-            token for group, branch, count in plan.shares for token in group.uncomputed(branch, count)
+            token
+            for group, branch, count in plan.shares
+            for token in group.token_ids(branch, branch.computed, count)
         ]
         self.cache.begin(batch)
-        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, self.cache)
-        last, end = dict[Branch, int](), 0
-        for _, branch, count in plan.shares:
-            end += count
-            last[branch] = end - 1
-            branch.computed += count
-            branch.fresh = False
+        lengths = self._lengths((group.turned_by, count) for group, _, count in plan.shares)
+        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, self.cache, lengths)
+        ends = accumulate(count for _, _, count in plan.shares)
+        last = {branch: end - 1 for (_, branch, _), end in zip(plan.shares, ends, strict=True)}
         if not plan.ready:
             return None
         rows = [last[branch] for group in plan.ready for branch in group.branches]
@@ -70,11 +72,18 @@ class Runner:
         config = self.model.config
         pages = -(-len(token_ids) // self.cache.block_size)
         cache = PagedKV(config.num_layers, pages, self.cache.block_size, config.num_kv_heads, config.head_dim)
-        segment = Segment(slot=0, start=0, count=len(token_ids), pages=list(range(pages)), fresh=True)
-        batch = Batch.of([segment], cache.block_size)
+        cache.clear(list(range(pages)))
+        batch = Batch.of([Segment(0, len(token_ids), list(range(pages)))], cache.block_size)
         cache.begin(batch)
-        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, cache)
+        lengths = self._lengths([(config.rope.turned_by(len(token_ids)), len(token_ids))])
+        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, cache, lengths)
         return self.model.logits(hidden).log_softmax(-1)
+
+    def _lengths(self, shares: Iterable[tuple[int, int]]) -> torch.Tensor | None:
+        """What each token is turned by, from (length, tokens) of each share; None where all turn alike."""
+        if self.model.config.rope.kind != "dynamic":
+            return None
+        return torch.tensor([length for length, count in shares for _ in range(count)])
 
 
 def edits(groups: Sequence[Group], vocab: int) -> Edits | None:

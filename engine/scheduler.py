@@ -2,7 +2,8 @@
 
 There is no prefill or decode phase. A branch has tokens that are not computed yet: many when it starts, one
 when it decodes. A step gives each as many as the budget allows; a group whose branches have all caught up
-chooses its next token.
+chooses its next token. When pages run out the youngest group gives its own back and starts again later, from
+its prompt and the answer so far.
 """
 
 from __future__ import annotations
@@ -19,20 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """One step: groups that start, tokens to compute of each branch, groups that then choose a token."""
+    """One step: groups that start, tokens to compute of each branch, groups that then choose a token.
+
+    swaps: pairs of pages to exchange, and `fresh`, pages to clear, before anything else.
+    """
 
     admitted: list[Group] = field(default_factory=list)
     shares: list[tuple[Group, Branch, int]] = field(default_factory=list)
     ready: list[Group] = field(default_factory=list)
+    swaps: list[tuple[int, int]] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)
 
 
 class Scheduler:
-    """First come, first served, within `max_rows` branches and `max_tokens` tokens a step."""
+    """First come, first served, within `max_rows` branches and `max_tokens` tokens a step.
+
+    `running` and `waiting` are in the order of arrival. preemptions: how often a group had to start again.
+    """
 
     def __init__(self, blocks: KVBlocks, max_rows: int, max_tokens: int) -> None:
         self.blocks, self.max_rows, self.max_tokens = blocks, max_rows, max_tokens
         self.waiting: deque[Group] = deque()
         self.running: list[Group] = []
+        self.preemptions = 0
+        self._rows: set[int] = set()
 
     @property
     def idle(self) -> bool:
@@ -50,43 +61,85 @@ class Scheduler:
             self.blocks.release(group)
         elif group in self.waiting:
             self.waiting.remove(group)
+        else:
+            return
+        self._rows.discard(group.row)
 
     def plan(self) -> Plan:
         """Admits what fits, and shares the step's tokens out: first to groups that decode, then in order."""
-        plan, budget = Plan(), self.max_tokens
+        plan = Plan(swaps=self.blocks.compact(self.running))
         while self.waiting and self._admit(self.waiting[0]):
-            plan.admitted.append(self.waiting.popleft())
-            self.running.append(plan.admitted[-1])
-        for group in sorted(self.running, key=lambda group: not group.tokens):
-            shares = self._catch_up(group, budget)
+            group = self.waiting.popleft()
+            self.running.append(group)
+            if group.row < 0:
+                self._give_row(group)
+                plan.admitted.append(group)
+        planned: dict[Group, list[int]] = {}
+        budget, claimed = self.max_tokens, set[bytes]()
+        for group in sorted(self.running, key=_starting):
+            if group not in self.running:
+                continue
+            shares = self._catch_up(group, budget, claimed)
+            if not any(shares) or not self._make_room(group, shares, planned):
+                continue
+            planned[group] = shares
             budget -= sum(shares)
+            for branch, count in zip(group.branches, shares, strict=True):
+                claimed.update(self.blocks.claims(group, branch, count))
+        for group, shares in planned.items():
             plan.shares += [(group, b, n) for b, n in zip(group.branches, shares, strict=True) if n]
             if all(group.waiting(b) == n for b, n in zip(group.branches, shares, strict=True)):
                 plan.ready.append(group)
+        plan.fresh, self.blocks.fresh = self.blocks.fresh, []
         return plan
 
-    def _catch_up(self, group: Group, budget: int) -> list[int]:
-        """Tokens for each branch. One waits while the head that it shares is not computed by the first.
+    def commit(self, plan: Plan) -> None:
+        """The plan's tokens have been computed."""
+        for group, branch, count in plan.shares:
+            self.blocks.commit(group, branch, count)
+
+    def _catch_up(self, group: Group, budget: int, claimed: set[bytes]) -> list[int]:
+        """Tokens for each branch. One waits while another computes a page that it can have from there.
 
         The last token of every branch is computed in the same step, the one that chooses from all of them.
         """
-        lead, shares = group.branches[0], list[int]()
-        kept_back = 1 if sum(map(group.waiting, group.branches)) > budget else 0
+        ours, shares = set(claimed), list[int]()
         for branch in group.branches:
-            head_computed = lead.computed + shares[0] if shares else branch.shared
-            count = min(group.waiting(branch) - kept_back, budget) if head_computed >= branch.shared else 0
-            shares.append(count)
-            budget -= count
-        return shares
+            free = self.blocks.match(group, branch, ours)
+            shares.append(min(group.waiting(branch), budget - sum(shares)) if free else 0)
+            ours.update(self.blocks.claims(group, branch, shares[-1]))
+        waiting = [group.waiting(branch) for branch in group.branches]
+        if shares == waiting:
+            return shares
+        return [min(count, whole - 1) for count, whole in zip(shares, waiting, strict=True)]
+
+    def _make_room(self, group: Group, shares: list[int], planned: dict[Group, list[int]]) -> bool:
+        """Reserves the pages of these shares, preempting younger groups for them, or the group itself."""
+        while not self.blocks.reserve(list(zip(group.branches, shares, strict=True))):
+            youngest = self.running.pop()
+            self.blocks.release(youngest)
+            planned.pop(youngest, None)
+            self.waiting.appendleft(youngest)
+            self.preemptions += 1
+            if youngest is group:
+                return False
+        return True
 
     def _admit(self, group: Group) -> bool:
-        taken = {branch.slot for running in self.running for branch in running.branches}
-        free = [slot for slot in range(self.max_rows) if slot not in taken]
-        if len(free) < len(group.branches) or not self.blocks.reserve(group):
+        """Whether there is room for the group's branches, its tokens, and a page more for each."""
+        rows = sum(len(running.branches) for running in self.running)
+        if rows + len(group.branches) > self.max_rows:
             return False
-        for branch, slot in zip(group.branches, free, strict=False):
-            branch.slot = slot
-        rows = {running.row for running in self.running}
-        group.row = next(row for row in range(self.max_rows) if row not in rows)
+        promised = sum(self.blocks.needed(running) for running in self.running if _starting(running))
+        needed = promised + self.blocks.needed(group) + len(group.branches)
+        return not self.running or needed <= self.blocks.free
+
+    def _give_row(self, group: Group) -> None:
+        group.row = next(row for row in range(len(self._rows) + 1) if row not in self._rows)
+        self._rows.add(group.row)
         group.admitted = time.perf_counter()
-        return True
+
+
+def _starting(group: Group) -> bool:
+    """Whether the group has a prompt to compute, or its answer again."""
+    return any(group.waiting(branch) > 1 for branch in group.branches)

@@ -1,218 +1,364 @@
-"""Attention over a paged KV cache, and the cache.
+"""Attention over a paged KV cache, and the cache, on a CPU.
 
-Keys and values live in pages of `block_size` tokens; a branch's page table says which pages are its own, and
-branches with a common prompt share pages. Gathering pages at every step would copy the whole context for one
-new token, so running branches are mirrored in tiles of 128 tokens, contiguous over branches, and a step
-writes one token to both.
+Keys and values live in pages of `block_size` tokens; a branch's page table says which are its own, in order,
+and branches with a common head share pages. A page is also the tile that attention works in: softmax within
+each page j, then over the pages,
 
-Decoding works on all tiles j of all branches at once: softmax within each tile, then over the tiles,
+    o = Σ_j a_j o_j,    o_j = softmax(s_j) v_j,    a = softmax over j of logsumexp(s_j).
 
-    o = Σ_j a_j o_j,    o_j = softmax(s_j) v_j,    a = softmax over j of logsumexp(s_j),
+A decoding step multiplies all pages at once, as they lie in memory from the first to the last in use, each
+with the query of its branch: no key or value is gathered. So a cache that is dense at its beginning is fast;
+`engine.blocks` keeps it so. The second and further readers of a shared page are stacked upon a copy
+of it. Prompts go through the same products and sums, and a result depends neither on the neighbours nor on
+how the prompt was cut: seen on CPUs of Intel and AMD, the bits of a float32 product of several matrices vary
+when a matrix has rows or columns that 4 or 8 do not divide, when it stands alone with fewer than 12 rows, and
+when it takes fewer than 400 multiplications, which torch then does itself. So none of that happens here.
 
-so a branch's result does not depend on how long its neighbours are: a tile beyond its end has weight 0.
-The cache is float32 on a CPU, whatever the weights' type.
+The cache is float32, whatever the weights' type.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import pad
 
-TILE = 128
 HIDDEN = -1e30
-"""The score of a key that may not be seen; finite, so that a tile with no visible key makes no NaN."""
+"""The score of a key that may not be seen; finite, so that a page with no visible key makes no NaN."""
+ROWS, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 12, 400, 8, 16
+"""What products must be of for their bits to be always the same: a multiple of rows, rows of one that may
+stand alone, multiplications, a multiple of columns, and of keys in a page."""
+SCORES = 1 << 21
+"""Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """One branch's share of a step: `count` new tokens after the `start` that its pages already hold.
 
-    slot: the branch's place among the running ones. pages: its page table. fresh: this is its first step in
-    this slot, so what its pages hold (a prefix shared with another branch) must be brought into the mirror.
+    pages: its page table, long enough for the new tokens.
     """
 
-    slot: int
     start: int
     count: int
     pages: list[int]
-    fresh: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
     """The ragged layout of one step, tokens of one segment after another.
 
-    positions, slots [tokens]; pages, offsets [tokens]: where in the pool each token's K and V go.
+    positions [tokens]; pages, offsets [tokens]: where in the cache each token's K and V go.
     """
 
     segments: list[Segment]
     positions: Tensor
     pages: Tensor
     offsets: Tensor
-    slots: Tensor
 
     @classmethod
     def of(cls, segments: list[Segment], block_size: int) -> Batch:
         """The layout of these segments, in their order."""
-        positions = [segment.start + i for segment in segments for i in range(segment.count)]
+        positions = [s.start + i for s in segments for i in range(s.count)]
         pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
-        slots = [segment.slot for segment in segments for _ in range(segment.count)]
-        where = torch.tensor([positions, pages, [p % block_size for p in positions], slots])
+        where = torch.tensor([positions, pages, [p % block_size for p in positions]])
         return cls(segments, *where.unbind(0))
 
 
 @dataclass
-class _Step:
-    """What the layers of one step share: where tokens go, who decodes, what they may see."""
+class _Readers:
+    """Which page is read for which decoding row; a pair is one page read for one row.
 
-    pool_at: Tensor  # [tokens]: rows of a layer's pool
-    mirror_at: Tensor  # [tokens · 2 · kv_heads]: rows of a layer's mirror
-    used: int  # tiles that the longest decoding branch reaches
-    bias: Tensor  # [used · slots · kv_heads, 1, TILE]: 0 where a key is visible, else HIDDEN
-    decode: Tensor  # indices of the tokens that decode
-    decode_slots: Tensor
-    aligned: bool  # the decoding tokens are all tokens, and stand in the order of the slots
-    prefill: list[tuple[int, Segment]]  # (first token, segment)
+    used:    pages [0, used) are multiplied, each for `owner` [used], its first reader.
+    stacked: pages [n] that more rows read, and `others` [n · most], those rows, padded by repetition.
+    pairs:   [depth, rows]: for each row the pairs of its pages in order, first those of the owners, by page,
+             then the others; padded by the row's first. absent [depth, rows, 1, 1]: where it is padding.
+    start:   [pairs]: position of the first key of each pair's page in its row's branch.
+    row:     [pairs]: the row.
+    """
+
+    used: int
+    owner: Tensor
+    stacked: Tensor
+    others: Tensor
+    pairs: Tensor
+    absent: Tensor
+    start: Tensor
+    row: Tensor
+
+    @classmethod
+    def of(cls, tables: list[list[int]], block_size: int, least: int) -> _Readers:
+        """tables: the pages of each row, in order. least: readers of a stacked page that are made up."""
+        used = max(2, 1 + max(map(max, tables)))  # two, so that no product stands alone
+        owner, start = [0] * used, [0] * used
+        taken, others = set[int](), dict[int, list[tuple[int, int]]]()
+        for row, table in enumerate(tables):
+            for index, page in enumerate(table):
+                if page in taken:
+                    others.setdefault(page, []).append((row, index))
+                else:
+                    taken.add(page)
+                    owner[page], start[page] = row, index * block_size
+        most = max(least, *map(len, others.values())) if others else 0
+        place: dict[tuple[int, int], int] = {}
+        rows = list(owner)
+        for readers in others.values():
+            for at in range(most):
+                row, index = readers[min(at, len(readers) - 1)]
+                place.setdefault((row, index), len(rows))
+                rows.append(row)
+                start.append(index * block_size)
+        depth = max(map(len, tables))
+        pairs = [[place.get((r, i), page) for i, page in enumerate(t)] for r, t in enumerate(tables)]
+        absent = [[i >= len(t) for t in tables] for i in range(depth)]
+        return cls(
+            used=used,
+            owner=torch.tensor(owner),
+            stacked=torch.tensor(list(others), dtype=torch.int64),
+            others=torch.tensor(rows[used:], dtype=torch.int64),
+            pairs=torch.tensor([[t[i] if i < len(t) else t[0] for t in pairs] for i in range(depth)]),
+            absent=torch.tensor(absent).view(depth, -1, 1, 1),
+            start=torch.tensor(start),
+            row=torch.tensor(rows),
+        )
+
+
+@dataclass
+class _Step:
+    """What the layers of one step share: where tokens go, who decodes and what each may see.
+
+    write [tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, head_dim]. decode: the tokens that
+    decode, and `lengths` [rows] with them; bias by window, see `_bias`. prompts: (first token, segment).
+    """
+
+    write: Tensor
+    decode: Tensor
+    lengths: Tensor
+    readers: _Readers | None
+    prompts: list[tuple[int, Segment]]
+    bias: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class PagedKV:
     """The KV cache of one engine on a CPU.
 
-    pool: [layers, pages, block_size, 2, kv_heads, head_dim], keys then values; memory that is never used is
-    never touched. Call `begin` once a step, then `attend` once a layer.
+    pages: [layers, 2, pages, kv_heads, block_size, width], keys then values; width is head_dim with zeros up
+    to a multiple of 8; block_size is one of 16. Memory that is never used is never touched. A page must be
+    cleared before its first use: a hidden key has weight 0, and 0 times a NaN that another branch left is
+    NaN. Call `begin` once a step, then `attend` once a layer.
     """
 
     def __init__(self, layers: int, pages: int, block_size: int, kv_heads: int, head_dim: int) -> None:
+        assert block_size % PAGE == 0, "block_size is not a multiple of 16"
         self.block_size, self.kv_heads, self.head_dim = block_size, kv_heads, head_dim
-        self.pool = torch.empty(layers, pages, block_size, 2, kv_heads, head_dim)
-        # one a layer, [2, tiles, slots, kv_heads, TILE, head_dim]
-        self._mirrors = [self.pool.new_zeros(2, 0, 0, kv_heads, TILE, head_dim) for _ in range(layers)]
+        self._width = _width(head_dim)
+        self.pages = torch.empty(layers, 2, max(pages, 2), kv_heads, block_size, self._width)
+        self._scale = head_dim**-0.5
+        self._least = -(-LEAST_WORK // (block_size * self._width * ROWS)) * ROWS  # rows of a product
         self._step: _Step | None = None
+        self._tables: list[list[int]] = []
+        self._readers: _Readers | None = None
+
+    @staticmethod
+    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
+        """What one page takes."""
+        return layers * 2 * kv_heads * block_size * _width(head_dim) * torch.float32.itemsize
+
+    def clear(self, pages: list[int]) -> None:
+        """Makes pages fit for new tokens."""
+        if pages:
+            self.pages.index_fill_(2, torch.tensor(pages), 0.0)
+
+    def swap(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Exchanges what pages hold, two by two, one after the other."""
+        for one, other in pairs:
+            self.pages[:, :, [one, other]] = self.pages[:, :, [other, one]]
 
     def begin(self, batch: Batch) -> None:
-        """Prepares a step: grows the mirror to hold its branches, and builds what the layers share."""
-        slots = 1 + max(segment.slot for segment in batch.segments)
-        tiles = -(-max(segment.start + segment.count for segment in batch.segments) // TILE)
-        self._grow(tiles, slots)
-        decode, lengths, prefill, first = list[int](), [0] * self._mirrors[0].shape[2], [], 0
+        """Prepares a step: builds what its layers share."""
+        decode, prompts, first = list[int](), list[tuple[int, Segment]](), 0
+        tables, lengths = list[list[int]](), list[int]()
         for segment in batch.segments:
-            if segment.count == 1 and segment.start and not segment.fresh:
+            if segment.count == 1:
                 decode.append(first)
-                lengths[segment.slot] = segment.start + 1
+                tables.append(segment.pages[: segment.start // self.block_size + 1])
+                lengths.append(segment.start + 1)
             else:
-                prefill.append((first, segment))
+                prompts.append((first, segment))
             first += segment.count
-        used = -(-max(lengths) // TILE)
-        decode_slots = batch.slots[decode]
         self._step = _Step(
-            pool_at=batch.pages * self.block_size + batch.offsets,
-            mirror_at=self._mirror_at(batch),
-            used=used,
-            bias=self._bias(torch.tensor(lengths), used),
+            write=self._write(batch),
             decode=torch.tensor(decode, dtype=torch.int64),
-            decode_slots=decode_slots,
-            aligned=not prefill and decode_slots.tolist() == list(range(len(lengths))),
-            prefill=prefill,
+            lengths=torch.tensor(lengths),
+            readers=self._read_by(tables) if tables else None,
+            prompts=prompts,
         )
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None = None) -> Tensor:
         """Stores kv and returns softmax(q kᵀ / √head_dim) v over each branch's context, causally.
 
         q [tokens, heads, head_dim], kv [tokens, 2 · kv_heads, head_dim], keys first, both float32
-        → [tokens, heads · head_dim].
+        → [tokens, heads · head_dim]. With a window, a token sees itself and the window − 1 before it.
         """
-        step, mirror = self._step, self._mirrors[layer]
+        more = self._width - self.head_dim
+        if not more:
+            return self._attend(layer, q, kv, window).flatten(1)
+        return self._attend(layer, pad(q, (0, more)), pad(kv, (0, more)), window)[..., :-more].flatten(1)
+
+    def _attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None) -> Tensor:
+        step, pages = self._step, self.pages[layer]
         assert step is not None, "attend before begin"
-        pool = self.pool[layer].view(-1, 2 * self.kv_heads, self.head_dim)
-        pool.index_copy_(0, step.pool_at, kv)
-        for _, segment in step.prefill:
-            if segment.fresh:
-                self._enter(layer, segment)
-        mirror.view(-1, self.head_dim).index_copy_(0, step.mirror_at, kv.reshape(-1, self.head_dim))
-        if step.aligned:
-            return self._decode(mirror, q, step).flatten(1)
+        pages.view(-1, self._width).index_copy_(0, step.write, kv.reshape(-1, self._width))
+        q = q * self._scale
+        if not step.prompts:
+            return self._decode(pages, q, step, window)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        if len(step.decode):
-            dense = q.new_zeros(mirror.shape[2], *q.shape[1:])
-            dense[step.decode_slots] = q[step.decode]
-            out[step.decode] = self._decode(mirror, dense, step)[step.decode_slots]
-        for first, segment in step.prefill:
-            rows = slice(first, first + segment.count)
-            out[rows] = self._prefill(mirror, q[rows], segment)
-        return out.flatten(1)
+        if step.readers:
+            out[step.decode] = self._decode(pages, q[step.decode], step, window)
+        for first, segment in step.prompts:
+            end = first + segment.count
+            out[first:end] = self._prompt(pages, q[first:end], segment, window)
+        return out
 
-    def _decode(self, mirror: Tensor, q: Tensor, step: _Step) -> Tensor:
-        """q [slots, heads, head_dim] → the same; one new token for every slot, over `step.used` tiles."""
-        slots, heads, head_dim = q.shape
-        queries = q.reshape(slots * self.kv_heads, heads // self.kv_heads, head_dim)
-        keys, values = (
-            mirror[:, : step.used].flatten(1, 3).unbind(0)
-        )  # [used · slots · kv_heads, TILE, head_dim]
-        if step.used > 1:
-            queries = queries.repeat(step.used, 1, 1)
-        scores = torch.baddbmm(step.bias, queries, keys.transpose(1, 2), alpha=head_dim**-0.5)
-        out = torch.bmm(scores.softmax(-1), values)
-        if step.used > 1:
-            level = scores.logsumexp(-1).view(step.used, -1, 1)
-            share = (level - level.amax(0)).exp_()
-            out = _sum(out.view(step.used, -1, head_dim) * share) / _sum(share)
-        return out.view(slots, heads, head_dim)
+    def _decode(self, pages: Tensor, q: Tensor, step: _Step, window: int | None) -> Tensor:
+        """q [rows, heads, head_dim] → the same: one new token for every decoding row."""
+        readers = step.readers
+        assert readers is not None
+        group, deep = q.shape[1] // self.kv_heads, len(readers.pairs) > 1
+        bias, stacked_bias = self._bias(step, readers, window, group)
+        queries = q.view(len(q), self.kv_heads, group, -1)
+        asked = self._padded(queries).index_select(0, readers.owner)
+        found = [x[:, :, :group] for x in _attend(asked, pages[:, : readers.used], bias, deep)]
+        if len(readers.stacked):
+            more = self._stacked(pages, queries, readers, stacked_bias, deep)
+            found = [torch.cat(parts) for parts in zip(found, more, strict=True)]
+        own = [x.index_select(0, readers.pairs.flatten()) for x in found]
+        if not deep:
+            return own[0].flatten(1, 2)
+        out, level = (x.unflatten(0, readers.pairs.shape) for x in own)
+        return _merge(out, level.masked_fill_(readers.absent, 2 * HIDDEN)).flatten(1, 2)
 
-    def _prefill(self, mirror: Tensor, q: Tensor, segment: Segment) -> Tensor:
-        """q [count, heads, head_dim] of one branch, over its mirrored context."""
-        end = segment.start + segment.count
-        tiles = -(-end // TILE)
-        group = q.shape[1] // self.kv_heads
-        held = mirror[:, :tiles, segment.slot].transpose(1, 2).flatten(2, 3)[:, :, :end]
-        keys, values = held.repeat_interleave(group, 1)[:, None].unbind(0)  # [1, heads, end, head_dim]
-        visible = torch.ones(segment.count, end, dtype=torch.bool).tril(segment.start)
-        out = functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], keys, values, attn_mask=visible
-        )
-        return out[0].transpose(0, 1)
+    def _stacked(
+        self, pages: Tensor, queries: Tensor, readers: _Readers, bias: Tensor, deep: bool
+    ) -> list[Tensor]:
+        """What `_attend` gives for the second and further readers of pages, reader by reader."""
+        group = queries.shape[2]
+        asked = queries.index_select(0, readers.others).unflatten(0, (len(readers.stacked), -1))
+        rows = self._padded(asked.transpose(1, 2).flatten(2, 3))
+        found = _attend(rows, pages.index_select(1, readers.stacked), bias, deep)
+        size = asked.shape[1] * group
+        return [x[:, :, :size].unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1) for x in found]
 
-    def _enter(self, layer: int, segment: Segment) -> None:
-        """Gives the segment a clean slot that holds what its pages already do.
+    def _prompt(self, pages: Tensor, q: Tensor, segment: Segment, window: int | None) -> Tensor:
+        """q [count, heads, head_dim] of one segment → the same."""
+        start, end = segment.start, segment.start + segment.count
+        lowest = 0 if window is None else max(0, start - window + 1) // self.block_size
+        own = torch.tensor(segment.pages[lowest : (end - 1) // self.block_size + 1])
+        held = pages.index_select(1, own).transpose(1, 2).contiguous()
+        most = max(1, SCORES // (q.shape[1] * held[0, 0].shape[:2].numel()))
+        parts = [
+            self._queries(held, part, start + index * most, lowest * self.block_size, window)
+            for index, part in enumerate(q.split(most))
+        ]
+        return torch.cat(parts)
 
-        Cleared, because a hidden key has weight 0, and 0 times a NaN left by an earlier branch is NaN.
+    def _queries(self, held: Tensor, q: Tensor, start: int, lowest: int, window: int | None) -> Tensor:
+        """q [count, heads, head_dim] from position `start` on → the same.
+
+        held [2, kv_heads, pages, block_size, width]: keys and values from position `lowest` on.
         """
-        slot = self._mirrors[layer][:, :, segment.slot]  # [2, tiles, kv_heads, TILE, head_dim]
-        slot.zero_()
-        at = torch.arange(segment.start)
-        held = self.pool[layer, segment.pages[: -(-segment.start // self.block_size)]]
-        slot.permute(1, 3, 0, 2, 4)[at // TILE, at % TILE] = held.flatten(0, 1)[: segment.start]
+        count, size = len(q), self.block_size
+        group = q.shape[1] // self.kv_heads
+        used = (start + count - 1 - lowest) // size + 1
+        keys, values = held[:, :, :used].unbind(0)
+        queries = self._padded(q.view(count, self.kv_heads, group, -1).transpose(0, 1).flatten(1, 2), ALONE)
+        scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
+        first = lowest if window is not None else start // size * size  # before it nothing is hidden
+        hidden = _hidden(
+            torch.arange(first, lowest + used * size), start + torch.arange(count)[:, None], window
+        )
+        scores[:, : count * group, first - lowest :].unflatten(1, (count, group)).add_(hidden[:, None])
+        scores = scores.unflatten(2, (used, size))
+        shares = scores.softmax(-1)
+        by_head = [torch.bmm(p.transpose(0, 1), v) for p, v in zip(shares, values, strict=True)]
+        out = torch.stack(by_head, 1)  # [pages, kv_heads, rows, width]
+        merged = _merge(out, _level(scores, shares).permute(2, 0, 1)) if used > 1 else out[0]
+        by_token: Tensor = merged[:, : count * group].unflatten(1, (count, group)).transpose(0, 1)
+        return by_token.flatten(1, 2)
 
-    def release(self) -> None:
-        """Gives the mirror's memory back. Only between steps, when no branch is running."""
-        self._mirrors = [m.new_zeros(2, 0, 0, *m.shape[3:]) for m in self._mirrors]
+    def _padded(self, x: Tensor, least: int = 0) -> Tensor:
+        """x […, rows, columns] with as many rows as a product needs for its bits to be always the same."""
+        rows = max(least, self._least, -(-x.shape[-2] // ROWS) * ROWS)
+        return pad(x, (0, 0, 0, rows - x.shape[-2])) if rows > x.shape[-2] else x
 
-    def _grow(self, tiles: int, slots: int) -> None:
-        have_tiles, have_slots = self._mirrors[0].shape[1:3]
-        if tiles <= have_tiles and slots <= have_slots:
-            return
-        tiles = have_tiles if tiles <= have_tiles else max(tiles, 2 * have_tiles)
-        slots = max(slots, have_slots)
-        for layer, old in enumerate(self._mirrors):
-            new = old.new_zeros(2, tiles, slots, *old.shape[3:])
-            new[:, :have_tiles, :have_slots] = old
-            self._mirrors[layer] = new
+    def _bias(self, step: _Step, readers: _Readers, window: int | None, group: int) -> tuple[Tensor, Tensor]:
+        """0 for a key that is seen, else HIDDEN: for owners [used, kv_heads, 1, block_size], and for stacked
+        readers [n, kv_heads, most · group, block_size]."""
+        if window not in step.bias:
+            key = readers.start[:, None] + torch.arange(self.block_size)
+            hidden = _hidden(key, step.lengths[readers.row][:, None] - 1, window)
+            owners, others = hidden[: readers.used], hidden[readers.used :]
+            each = others.unflatten(0, (len(readers.stacked), -1)) if len(readers.stacked) else others[None]
+            step.bias[window] = (
+                owners[:, None, None].expand(-1, self.kv_heads, -1, -1).contiguous(),
+                self._padded(each.repeat_interleave(group, 1))[:, None]
+                .expand(-1, self.kv_heads, -1, -1)
+                .contiguous(),
+            )
+        return step.bias[window]
 
-    def _mirror_at(self, batch: Batch) -> Tensor:
-        """Where each token's keys and values go: rows of the mirror seen as [rows, head_dim]."""
-        _, tiles, slots, heads = self._mirrors[0].shape[:4]
-        side = torch.arange(2).view(1, 2, 1) * tiles * slots
-        column = (batch.positions // TILE * slots + batch.slots).view(-1, 1, 1)
+    def _read_by(self, tables: list[list[int]]) -> _Readers:
+        """The readers of these page tables; those of the step before when nothing changed."""
+        if self._readers is None or tables != self._tables:
+            self._readers = _Readers.of(tables, self.block_size, self._least)
+            self._tables = tables
+        return self._readers
+
+    def _write(self, batch: Batch) -> Tensor:
+        pages, heads = self.pages.shape[2], self.kv_heads
+        side = torch.arange(2).view(1, 2, 1) * pages
         head = torch.arange(heads).view(1, 1, heads)
-        rows = ((side + column) * heads + head) * TILE + (batch.positions % TILE).view(-1, 1, 1)
-        return rows.flatten()
+        row = (side + batch.pages.view(-1, 1, 1)) * heads + head
+        return (row * self.block_size + batch.offsets.view(-1, 1, 1)).flatten()
 
-    def _bias(self, lengths: Tensor, used: int) -> Tensor:
-        position = torch.arange(used * TILE).view(used, 1, 1, TILE)
-        bias = torch.where(position < lengths.view(1, -1, 1, 1), 0.0, HIDDEN)
-        return bias.expand(-1, -1, self.kv_heads, -1).reshape(-1, 1, TILE)
+
+def _width(head_dim: int) -> int:
+    return -(-head_dim // COLUMNS) * COLUMNS
+
+
+def _hidden(key: Tensor, token: Tensor, window: int | None) -> Tensor:
+    """0 where the token at a position sees the key at a position, else HIDDEN."""
+    hidden = key > token
+    if window is not None:
+        hidden |= key <= token - window
+    return torch.zeros(hidden.shape).masked_fill_(hidden, HIDDEN)
+
+
+def _attend(q: Tensor, pages: Tensor, bias: Tensor, deep: bool) -> list[Tensor]:
+    """[softmax(s) v] within each page, s = q kᵀ + bias; where they are to be merged also logsumexp(s).
+
+    q [pages, kv_heads, rows, width]; pages: k and v [2, pages, kv_heads, block_size, width]; bias that of s.
+    """
+    shape = q.shape[:2]
+    q, k, v, bias = (x.flatten(0, 1) for x in (q, *pages, bias))
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2))
+    shares = scores.softmax(-1)
+    found = [torch.bmm(shares, v)] + ([_level(scores, shares)] if deep else [])
+    return [x.unflatten(0, shape) for x in found]
+
+
+def _level(scores: Tensor, shares: Tensor) -> Tensor:
+    """logsumexp(scores) over the last dimension, where shares = softmax(scores): the largest share is 1/Σ."""
+    return scores.amax(-1) - shares.amax(-1).log_()
+
+
+def _merge(out: Tensor, level: Tensor) -> Tensor:
+    """Σ_j softmax_j(level) out over the first dimension: [depth, …, head_dim], [depth, …] → […, head_dim]."""
+    share = (level - level.amax(0)).exp_()
+    return _sum(out * share[..., None]) / _sum(share)[..., None]
 
 
 def _sum(x: Tensor) -> Tensor:

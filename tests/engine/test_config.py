@@ -98,11 +98,11 @@ def test_a_longer_context_than_the_models_is_refused(tiny_folder: Path) -> None:
 
 
 def test_a_cache_smaller_than_one_page_is_refused_with_the_bytes_of_a_page(tiny_folder: Path) -> None:
-    # 16 tokens · 2 (K and V) · 2 layers · 2 heads · 6 numbers · 4 bytes
+    # 16 tokens · 2 (K and V) · 2 layers · 2 heads · 8 numbers, 2 of them to fill up · 4 bytes
     with pytest.raises(
-        InputError, match="kv_cache_memory is '3071'; one page of this model takes 3072 bytes"
+        InputError, match="kv_cache_memory is '4095'; one page of this model takes 4096 bytes"
     ):
-        Engine.from_pretrained(str(tiny_folder), kv_cache_memory="3071", block_size=16)
+        Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4095", block_size=16)
 
 
 def test_a_folder_that_is_not_there_is_refused_with_what_would_be_right(tmp_path: Path) -> None:

@@ -539,7 +539,8 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, int]:
     tensors = tiny.tensors()
     tensors["model.embed_tokens.weight"][token] = torch.nan
     write_tensors(folder, tensors)
-    return Engine.from_pretrained(str(folder), kv_cache_memory="64KiB", max_num_seqs=6), token
+    with pytest.warns(UserWarning, match="infinite or none"):
+        return Engine.from_pretrained(str(folder), kv_cache_memory="64KiB", max_num_seqs=6), token
 
 
 def test_a_model_that_breaks_fails_its_own_request_with_a_reason(poisoned: tuple[Engine, int]) -> None:

@@ -1,85 +1,58 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Request, SamplingParams
+from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
 from trimtab.engine.blocks import KVBlocks
 from trimtab.engine.group import Group
 from trimtab.engine.scheduler import Scheduler
 from trimtab.kernels.errors import InputError
 
 from ..tiny import at_rest, group_of
-from .test_blocks import check, groups
+from .paged import PagedTokens
+from .test_blocks import groups
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from trimtab.engine.scheduler import Plan
 
 KIND, SHORT = Objective("Be kind and true."), Objective("Be short.", 2)
 ROWS = 5
 
 
-def take(scheduler: Scheduler, plan: Plan) -> None:
-    """Does what a plan says, and checks that it may be done."""
-    assert sum(count for _, _, count in plan.shares) <= scheduler.max_tokens
-    assert all(count > 0 for _, _, count in plan.shares)
-    shares = {id(branch): count for _, branch, count in plan.shares}
-    assert len(shares) == len(plan.shares)
-    for group, branch, count in plan.shares:
-        assert any(group is running for running in scheduler.running)
-        lead = group.branches[0]
-        assert lead.computed + shares.get(id(lead), 0) >= branch.shared
-        assert len(group.uncomputed(branch, count)) == count
-    for _, branch, count in plan.shares:
-        branch.computed += count
-    for group in scheduler.running:
-        for branch in group.branches:
-            assert branch.computed <= len(branch.prompt_token_ids) + len(group.tokens)
-            assert branch.computed <= len(branch.pages) * scheduler.blocks.block_size
-        caught_up = all(group.waiting(branch) == 0 for branch in group.branches)
-        assert caught_up == any(group is ready for ready in plan.ready)
-
-
-def check_places(scheduler: Scheduler) -> None:
-    """Running branches hold different slots and groups different rows, within the limit."""
-    slots = [branch.slot for group in scheduler.running for branch in group.branches]
-    rows = [group.row for group in scheduler.running]
-    assert len(set(slots)) == len(slots)
-    assert len(set(rows)) == len(rows)
-    assert all(0 <= place < scheduler.max_rows for place in slots + rows)
-
-
-@settings(deadline=None)
+@pytest.mark.parametrize("caching", [True, False])
+@settings(deadline=None, max_examples=150)
 @given(
-    st.lists(groups(), min_size=1, max_size=7),
-    st.integers(1, 4),
-    st.integers(ROWS, 13),
-    st.integers(0, 20),
-    st.randoms(use_true_random=False),
+    asked=st.lists(groups(), min_size=1, max_size=7),
+    size=st.integers(1, 4),
+    budget=st.integers(ROWS, 13),
+    spare=st.integers(0, 20),
+    random=st.randoms(use_true_random=False),
 )
 def test_every_group_is_admitted_in_order_and_finishes(
-    asked: list[Group], size: int, budget: int, spare: int, random: st.Random
+    caching: bool, asked: list[Group], size: int, budget: int, spare: int, random: st.Random
 ) -> None:
-    most = max(KVBlocks(1, size).needed(group) for group in asked)
-    scheduler = Scheduler(KVBlocks(most + spare, size), ROWS, budget)
+    """Random arrivals, aborts, shared heads and tiny pools; every invariant is checked at every step."""
+    asked = [deepcopy(group) for group in asked]
+    most = max(KVBlocks(1, size).most(group) for group in asked)
+    scheduler = Scheduler(KVBlocks(most + spare, size, caching), ROWS, budget)
+    cache = PagedTokens(scheduler)
     arriving, admitted, aborted = list(asked), list[Group](), list[Group]()
-    for _ in range(2000):
+    for _ in range(3000):
         if arriving and (scheduler.idle or random.random() < 0.5):
             scheduler.add(arriving.pop(0))
         if scheduler.idle and not arriving:
             break
-        plan = scheduler.plan()
+        plan = cache.step()
         admitted += plan.admitted
-        check_places(scheduler)
-        check(scheduler.blocks, scheduler.running)
+        rows = [group.row for group in (*scheduler.running, *scheduler.waiting) if group.row >= 0]
+        assert len(set(rows)) == len(rows)
         assert plan.shares, "a step that computes nothing would be repeated for ever"
-        take(scheduler, plan)
         for group in plan.ready:
-            group.tokens.append(1)
+            group.tokens.append(random.randint(1, 2))
             if len(group.tokens) == group.limit:
                 scheduler.remove(group)
         if random.random() < 0.05 and (present := [*scheduler.running, *scheduler.waiting]):
@@ -94,29 +67,77 @@ def test_every_group_is_admitted_in_order_and_finishes(
     assert all(len(group.tokens) == group.limit for group in asked if id(group) not in gone)
 
 
+def finish(scheduler: Scheduler) -> PagedTokens:
+    """Runs everything to its end."""
+    cache = PagedTokens(scheduler)
+    while not scheduler.idle:
+        for group in cache.step().ready:
+            group.tokens.append(1)
+            if len(group.tokens) == group.limit:
+                scheduler.remove(group)
+    return cache
+
+
 def test_a_large_group_is_not_overtaken_by_small_ones() -> None:
-    scheduler = Scheduler(KVBlocks(10, 4), 5, 64)
-    first, large, small = group_of([[1] * 20], 4), group_of([[1] * 20, [2] * 20], 4), group_of([[1]], 1)
+    scheduler = Scheduler(KVBlocks(11, 4), 5, 64)
+    first, large, small = group_of([[1] * 21], 4), group_of([[2] * 20, [3] * 20], 4), group_of([[4]], 1)
     for group in (first, large, small):
         scheduler.add(group)
     assert scheduler.plan().admitted == [first]
     assert scheduler.plan().admitted == []
     scheduler.remove(first)
-    assert scheduler.plan().admitted == []  # twelve pages are needed, and there are only ten
+    assert scheduler.plan().admitted == [large]
     scheduler.remove(large)
     assert scheduler.plan().admitted == [small]
 
 
 def test_groups_that_decode_are_served_before_prompts() -> None:
     scheduler = Scheduler(KVBlocks(100, 4), 5, 6)
+    cache = PagedTokens(scheduler)
     old, new = group_of([[1] * 5], 9), group_of([[2] * 30], 9)
     scheduler.add(old)
-    take(scheduler, scheduler.plan())
+    cache.step()
     old.tokens.append(1)
     scheduler.add(new)
-    plan = scheduler.plan()
+    plan = cache.step()
     assert [(group is old, count) for group, _, count in plan.shares] == [(True, 1), (False, 5)]
     assert plan.ready == [old]
+
+
+def test_a_prompt_common_to_all_branches_of_all_requests_is_computed_once() -> None:
+    scheduler = Scheduler(KVBlocks(2000, 16), 96, 512)
+    head = list(range(1000))
+    for request in range(32):
+        scheduler.add(group_of([head + [2000 + 3 * request + branch] * 20 for branch in range(3)], 8))
+    cache = finish(scheduler)
+    whole_pages = 1000 // 16 * 16
+    assert cache.computed == whole_pages + 96 * (1020 - whole_pages + 7)
+
+
+def test_the_youngest_gives_way_when_pages_run_out_and_comes_back() -> None:
+    scheduler = Scheduler(KVBlocks(8, 4), 5, 64)
+    old, young = group_of([[1] * 8], 17), group_of([[2] * 8], 17)
+    scheduler.add(old)
+    scheduler.add(young)
+    finish(scheduler)
+    assert scheduler.preemptions == 1
+    assert [len(group.tokens) for group in (old, young)] == [17, 17]
+
+
+def test_a_group_keeps_its_row_of_the_table_while_it_is_preempted() -> None:
+    scheduler = Scheduler(KVBlocks(8, 4), 5, 64)
+    cache = PagedTokens(scheduler)
+    groups = [group_of([[n] * 8], 17) for n in range(2)]
+    for group in groups:
+        scheduler.add(group)
+    while not scheduler.preemptions:
+        for group in cache.step().ready:
+            group.tokens.append(1)
+    assert [group.row for group in groups] == [0, 1]
+    scheduler.remove(groups[0])
+    scheduler.add(group_of([[7]], 2))
+    cache.step()
+    assert groups[1].row == 1
 
 
 def test_removing_a_group_that_is_gone_changes_nothing() -> None:
@@ -147,13 +168,30 @@ MIXED = [
         {"max_num_batched_tokens": 4, "max_num_seqs": 4},
         {"max_num_batched_tokens": 17, "max_num_seqs": 6},
         {"max_num_batched_tokens": 64, "max_num_seqs": 3},
-        {"block_size": 1},
-        {"block_size": 7},
-        {"block_size": 100, "kv_cache_memory": "150KiB"},
+        {"enable_prefix_caching": False},
     ],
     ids=str,
 )
-def test_tokens_do_not_depend_on_how_prompts_are_cut_or_paged(
+def test_a_request_is_the_same_to_the_last_bit_however_prompts_are_cut_and_pages_are_held(
+    fields: dict[str, int], tiny_folder: Path, tiny: Engine
+) -> None:
+    """Chunks, waiting, preemption (the last token of a request is computed twice when it comes back)."""
+    whole = tiny.generate(MIXED)
+    engine = Engine.from_pretrained(str(tiny_folder), **{"kv_cache_memory": "4MiB", **fields})
+    for _ in range(2):  # the second time from the prefix cache, where there is one
+        outputs = engine.generate(MIXED)
+        assert [output.error for output in outputs] == [None] * 3
+        assert [output.token_ids for output in outputs] == [output.token_ids for output in whole]
+        assert [output.trace for output in outputs] == [output.trace for output in whole]
+        assert at_rest(engine)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"block_size": 16}, {"block_size": 48}, {"block_size": 128, "kv_cache_memory": "400KiB"}],
+    ids=str,
+)
+def test_tokens_do_not_depend_on_the_size_of_pages(
     fields: dict[str, int], tiny_folder: Path, tiny: Engine
 ) -> None:
     whole = tiny.generate(MIXED)
@@ -165,8 +203,8 @@ def test_tokens_do_not_depend_on_how_prompts_are_cut_or_paged(
 
 
 def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Path, tiny: Engine) -> None:
-    # a page holds 16 tokens and takes 3072 bytes; the largest request needs most of the cache
-    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="64KiB", max_num_seqs=3)
+    # a page holds 16 tokens and takes 4096 bytes; the largest request needs most of the cache
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="88KiB", max_num_seqs=3, block_size=16)
     requests = MIXED * 3
     outputs = engine.generate(requests)
     assert [o.token_ids for o in outputs] == [o.token_ids for o in tiny.generate(requests)]
@@ -174,8 +212,40 @@ def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Pat
     assert at_rest(engine)
 
 
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
+    caching: bool, tiny_folder: Path, tiny: Engine
+) -> None:
+    """Weights, rewards, OPAD's step before, the random stream and the trace survive."""
+    sampling = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.8, top_p=0.9, seed=3)
+    methods = (Mato([KIND, SHORT]), Opad([KIND]), Mato([SHORT, KIND], accumulate="mean", kl_budget=0.5))
+    requests = [Request("Why do cats purr?", method, sampling) for method in methods]
+    engine = Engine.from_pretrained(
+        str(tiny_folder), kv_cache_memory="140KiB", block_size=16, enable_prefix_caching=caching
+    )
+    roomy = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4MiB", block_size=16)
+    outputs = engine.generate(requests)
+    assert engine._scheduler.preemptions > 0
+    for output, expected in zip(outputs, roomy.generate(requests), strict=True):
+        assert output.error is None
+        assert (output.token_ids, output.trace) == (expected.token_ids, expected.trace)
+    assert at_rest(engine)
+
+
+def test_the_next_turn_of_a_conversation_computes_only_what_is_new(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4MiB", block_size=16)
+    sampling = SamplingParams(max_tokens=33, ignore_eos=True)
+    first = engine.generate(Request(branch_token_ids=[[7] * 40], sampling=sampling))
+    computed: list[int] = []
+    forward = engine._runner.model.forward
+    engine._runner.model.forward = lambda ids, *more: computed.append(len(ids)) or forward(ids, *more)  # type: ignore[method-assign, func-returns-value]
+    longer = [[7] * 40 + first.token_ids + [8] * 9]
+    engine.generate(Request(branch_token_ids=longer, sampling=SamplingParams(max_tokens=1)))
+    assert sum(computed) == 40 + 33 + 9 - 72 // 16 * 16
+
+
 def test_a_request_that_can_never_fit_the_cache_is_refused_with_its_numbers(tiny_folder: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="9216")  # three pages of 3072 bytes
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="12KiB", block_size=16)  # 3 pages
     ids = [5] * 30
     with pytest.raises(
         InputError,

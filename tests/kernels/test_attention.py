@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.attention import TILE, Batch, PagedKV, Segment
+from trimtab.kernels.attention import Batch, PagedKV, Segment
 
 exactly = settings(deadline=None, derandomize=True, max_examples=8)
 LAYERS = 2
@@ -23,12 +23,10 @@ class Branch:
     """One branch and, per layer, what it was given: q, k, v [tokens, heads, head_dim]."""
 
     seed: int
-    slot: int
     pages: list[int] = field(default_factory=list)
     shared: int = 0
     given: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     done: int = 0
-    fresh: bool = True
     ill: bool = False
 
 
@@ -40,21 +38,20 @@ class World:
         self.head_dim = head_dim
         pages = 100 + 9000 // block_size
         self.cache = PagedKV(LAYERS, pages, block_size, kv_heads, head_dim)
-        self.cache.pool.fill_(torch.nan)
+        self.cache.pages.fill_(torch.nan)
         self.free = list(range(pages))
         random.Random(0).shuffle(self.free)
 
     def enter(
         self,
         seed: int,
-        slot: int,
         tokens: int,
         like: Branch | None = None,
         shared: int = 0,
         ill: bool = False,
     ) -> Branch:
         """A branch of up to `tokens` tokens; the first `shared`, whole pages, are those of `like`."""
-        branch = Branch(seed, slot, shared=shared, done=shared, ill=ill)
+        branch = Branch(seed, shared=shared, done=shared, ill=ill)
         generator = torch.Generator().manual_seed(seed)
         for layer in range(LAYERS):
             q, k, v = (torch.randn(tokens, n, self.head_dim, generator=generator) for n in self.sizes)
@@ -63,16 +60,18 @@ class World:
             branch.given.append((2 * q, k * torch.nan if ill else k, v * torch.nan if ill else v))
         size = self.cache.block_size
         branch.pages = like.pages[: shared // size] if like is not None else []
-        branch.pages += [self.free.pop() for _ in range(-(-tokens // size) - shared // size)]
+        own = [self.free.pop() for _ in range(-(-tokens // size) - shared // size)]
+        self.cache.clear(own)
+        branch.pages += own
         return branch
 
     def leave(self, branch: Branch) -> None:
         """Gives the branch's own pages back as they are."""
         self.free += branch.pages[branch.shared // self.cache.block_size :]
 
-    def step(self, *shares: tuple[Branch, int]) -> list[list[Tensor]]:
+    def step(self, *shares: tuple[Branch, int], window: int | None = None) -> list[list[Tensor]]:
         """Computes the next tokens of each branch; [branch][layer] → [count, heads, head_dim]."""
-        segments = [Segment(b.slot, b.done, count, b.pages, b.fresh) for b, count in shares]
+        segments = [Segment(b.done, count, b.pages) for b, count in shares]
         batch = Batch.of(segments, self.cache.block_size)
         self.cache.begin(batch)
         outputs: list[list[Tensor]] = [[] for _ in shares]
@@ -81,33 +80,36 @@ class World:
                 torch.cat([b.given[layer][i][b.done : b.done + count] for b, count in shares])
                 for i in range(3)
             )
-            out = self.cache.attend(layer, q, torch.cat((k, v), 1))
+            out = self.cache.attend(layer, q, torch.cat((k, v), 1), window)
             assert out.shape == (len(q), self.sizes[0] * self.head_dim)
             parts = out.unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
             for found, part in zip(outputs, parts, strict=True):
                 found.append(part.clone())
         for branch, count in shares:
             branch.done += count
-            branch.fresh = False
         return outputs
 
 
-def dense(branch: Branch, layer: int, start: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Causal attention of `count` tokens after `start` over all before them, by its definition."""
+def dense(
+    branch: Branch, layer: int, start: int, count: int, dtype: torch.dtype, window: int | None = None
+) -> Tensor:
+    """Causal attention of `count` tokens after `start` over all in their window, by its definition."""
     q, k, v = (part.to(dtype) for part in branch.given[layer])
     q, k, v = q[start : start + count], k[: start + count], v[: start + count]
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
-    later = torch.ones(count, start + count, dtype=torch.bool).triu(start + 1)
-    return torch.einsum("hts,shd->thd", scores.masked_fill(later, -torch.inf).softmax(-1), v)
+    hidden = torch.ones(count, start + count, dtype=torch.bool).triu(start + 1)
+    if window is not None:
+        hidden |= torch.ones(count, start + count, dtype=torch.bool).tril(start - window)
+    return torch.einsum("hts,shd->thd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
 
-def assert_dense(branch: Branch, outputs: list[Tensor], count: int) -> None:
+def assert_dense(branch: Branch, outputs: list[Tensor], count: int, window: int | None = None) -> None:
     """The last `count` tokens' outputs are within twice float32's own error of float64, plus 1e-5."""
     for layer, got in enumerate(outputs):
-        exact = dense(branch, layer, branch.done - count, count, torch.float64)
-        rough = dense(branch, layer, branch.done - count, count, torch.float32)
+        exact = dense(branch, layer, branch.done - count, count, torch.float64, window)
+        rough = dense(branch, layer, branch.done - count, count, torch.float32, window)
         allowed = 2 * (rough.double() - exact).abs().max() + 1e-5
         assert float((got.double() - exact).abs().max()) <= float(allowed)  # not so where it is NaN
 
@@ -115,109 +117,154 @@ def assert_dense(branch: Branch, outputs: list[Tensor], count: int) -> None:
 @exactly
 @given(
     shape=st.sampled_from(SHAPES),
-    block_size=st.sampled_from((1, 7, 16)),
+    block_size=st.sampled_from((16, 48, 64)),
+    window=st.sampled_from((None, 1, 20, 100)),
     seed=st.integers(0, 2**32),
 )
 def test_any_course_of_steps_is_dense_attention(
-    shape: tuple[int, int, int], block_size: int, seed: int
+    shape: tuple[int, int, int], block_size: int, window: int | None, seed: int
 ) -> None:
-    """Chunks, decoding, shared prefixes, holes among the slots, and slots and pages left full of NaN."""
+    """Chunks, decoding, shared heads, windows, and pages left full of NaN."""
     world, choose = World(*shape, block_size), random.Random(seed)
     running: dict[int, Branch] = {}
     for step in range(30):
         shares = []
-        for slot in choose.sample(range(5), 5):
-            branch = running.get(slot)
+        for place in choose.sample(range(5), 5):
+            branch = running.get(place)
             if branch is not None and (branch.done >= len(branch.given[0][0]) or choose.random() < 0.02):
                 if branch.ill:
                     world.leave(branch)
-                del running[slot]
+                del running[place]
                 branch = None
             if branch is None and choose.random() < 0.3:
-                others = [b for b in running.values() if not b.ill and b.done and not b.fresh]
+                others = [b for b in running.values() if not b.ill and b.done]
                 like = choose.choice(others) if others and choose.random() < 0.6 else None
                 whole = like.done // block_size if like else 0
                 shared = block_size * choose.randint(0, whole)
                 tokens = shared + choose.randint(1, 200)
                 ill = like is None and choose.random() < 0.3
-                branch = running[slot] = world.enter(100 * step + slot, slot, tokens, like, shared, ill)
+                branch = running[place] = world.enter(100 * step + place, tokens, like, shared, ill)
             if branch is not None and choose.random() < 0.85:
                 left = len(branch.given[0][0]) - branch.done
                 count = 1 if branch.done and choose.random() < 0.7 else choose.randint(1, 140)
                 shares.append((branch, min(count, left)))
         if shares:
-            for (branch, count), outputs in zip(shares, world.step(*shares), strict=True):
+            outputs = world.step(*shares, window=window)
+            for (branch, count), found in zip(shares, outputs, strict=True):
                 if not branch.ill:
-                    assert_dense(branch, outputs, count)
+                    assert_dense(branch, found, count, window)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_decoding_across_the_border_of_a_tile_is_dense_attention(shape: tuple[int, int, int]) -> None:
-    world = World(*shape)
-    branches = [world.enter(seed, seed, 140) for seed in range(3)]
-    world.step(*((branch, TILE - 3 - branch.seed) for branch in branches))
+def test_decoding_across_the_border_of_a_page_is_dense_attention(shape: tuple[int, int, int]) -> None:
+    world = World(*shape, block_size=64)
+    branches = [world.enter(seed, 140) for seed in range(3)]
+    world.step(*((branch, 64 - 3 - branch.seed) for branch in branches))
     for _ in range(8):
         for branch, outputs in zip(branches, world.step(*((b, 1) for b in branches)), strict=True):
             assert_dense(branch, outputs, 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_first_step_of_one_token_after_a_shared_prefix_sees_that_prefix(
-    shape: tuple[int, int, int],
-) -> None:
+def test_a_first_step_of_one_token_sees_the_shared_head(shape: tuple[int, int, int]) -> None:
     world = World(*shape)
-    first = world.enter(0, 0, 160)
+    first = world.enter(0, 161)
     world.step((first, 160))
-    second = world.enter(1, 3, 145, first, 144)
+    second = world.enter(1, 145, first, 144)
     assert_dense(second, world.step((second, 1))[0], 1)
-    third = world.enter(2, 1, 1)
-    assert_dense(third, world.step((third, 1))[0], 1)
+    third = world.enter(2, 1)
+    for branch, outputs in zip((third, first), world.step((third, 1), (first, 1)), strict=True):
+        assert_dense(branch, outputs, 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_slot_and_pages_left_full_of_nan_do_not_leak(shape: tuple[int, int, int]) -> None:
+def test_pages_left_full_of_nan_do_not_leak(shape: tuple[int, int, int]) -> None:
     world = World(*shape)
-    ill = world.enter(0, 1, 400, ill=True)
-    well = world.enter(1, 0, 140)
+    ill = world.enter(0, 400, ill=True)
+    well = world.enter(1, 140)
     world.step((ill, 399), (well, 120))
     assert_dense(well, world.step((ill, 1), (well, 1))[1], 1)
     world.leave(ill)
-    after = world.enter(2, 1, 140)
+    after = world.enter(2, 140)
+    assert set(after.pages) & set(ill.pages), "the new branch has pages of the ill one"
     assert_dense(after, world.step((after, 120), (well, 1))[0], 120)
     for _ in range(15):
         for branch, outputs in zip((after, well), world.step((after, 1), (well, 1)), strict=True):
             assert_dense(branch, outputs, 1)
 
 
-def decoded(
-    shape: tuple[int, int, int], slot: int, length: int, others: list[tuple[int, int]], steps: int = 6
-) -> Tensor:
-    """The decoding steps of one branch beside `others`, which are (slot, length)."""
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pages_may_be_exchanged(shape: tuple[int, int, int]) -> None:
     world = World(*shape)
-    branch = world.enter(99, slot, length + steps)
-    beside = [world.enter(at, at, long + steps) for at, long in others]
-    world.step(
-        (branch, length),
-        *((other, other_length) for other, (_, other_length) in zip(beside, others, strict=True)),
-    )
-    found = [world.step(*((b, 1) for b in (branch, *beside)))[0] for _ in range(steps)]
+    branch = world.enter(0, 60)
+    world.step((branch, 50))
+    free = world.free.pop()
+    world.cache.swap([(branch.pages[1], free), (branch.pages[3], branch.pages[0])])
+    branch.pages = [branch.pages[3], free, branch.pages[2], branch.pages[0]]
+    assert_dense(branch, world.step((branch, 1))[0], 1)
+    assert_dense(branch, world.step((branch, 5))[0], 5)
+
+
+def whole(branch: Branch, course: list[int], world: World, *others: Branch) -> list[Tensor]:
+    """A branch's outputs, by layer, its tokens in pieces, beside others that take one token each."""
+    steps = [world.step((branch, n), *((other, 1) for other in others))[0] for n in course]
+    return [torch.cat([outputs[layer] for outputs in steps]) for layer in range(LAYERS)]
+
+
+@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_token_has_the_same_bits_however_the_prompt_is_cut(
+    shape: tuple[int, int, int], block_size: int
+) -> None:
+    length = 128 + 12
+    cuts = ([length], [1] * length, [2, 3, 128 - 9, 1, 1, length - 128 + 2], [length - 1, 1])
+    found = []
+    for course in cuts:
+        world = World(*shape, block_size)
+        found.append(whole(world.enter(7, length), course, world))
+    for course, layers in zip(cuts, found, strict=True):
+        for got, expected in zip(layers, found[0], strict=True):
+            assert torch.equal(got, expected), course
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("others", [1, 2, 3, 11])
+def test_a_token_has_the_same_bits_whoever_shares_its_head(shape: tuple[int, int, int], others: int) -> None:
+    def course(sharing: int) -> list[Tensor]:
+        world = World(*shape)
+        branch = world.enter(9, 110)
+        before = whole(branch, [100], world)
+        beside = [world.enter(at, 96 + at + 9, branch, 16 * (at % 7)) for at in range(sharing)]
+        for other in beside:
+            world.step((other, len(other.given[0][0]) - 9 - other.done))
+        after = whole(branch, [1, 1, 3, 1], world, *beside)
+        return [torch.cat(parts) for parts in zip(before, after, strict=True)]
+
+    for shared, alone in zip(course(others), course(0), strict=True):
+        assert torch.equal(shared, alone)
+
+
+def decoded(shape: tuple[int, int, int], length: int, others: list[int], first: bool) -> Tensor:
+    """The decoding steps of one branch beside others of these lengths, before or after them."""
+    world, steps = World(*shape), 6
+    world.free.sort(reverse=first)
+    branch = world.enter(99, length + steps)
+    beside = [world.enter(at, long + steps) for at, long in enumerate(others)]
+    world.step((branch, length), *zip(beside, others, strict=True))
+    group = [branch, *beside] if first else [*beside, branch]
+    found = [world.step(*((b, 1) for b in group))[group.index(branch)] for _ in range(steps)]
     return torch.stack([torch.stack(layers) for layers in found])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("length", [5, 125, 700])
+@pytest.mark.parametrize("length", [5, 125, 300])
 def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
     shape: tuple[int, int, int], length: int
 ) -> None:
-    alone = decoded(shape, 0, length, [])
-    for slot, others in (
-        (3, []),
-        (0, [(1, 7)]),
-        (1, [(0, 900)]),
-        (2, [(0, 40), (1, 128), (4, 500), (6, 3)]),
-        (0, [(at, 10 + 31 * at) for at in range(1, 12)]),
-    ):
-        assert torch.equal(decoded(shape, slot, length, others), alone), (slot, others)
+    alone = decoded(shape, length, [], True)
+    for others in ([7], [400], [40, 128, 300, 3], [10 + 31 * at for at in range(1, 12)]):
+        for first in (True, False):
+            assert torch.equal(decoded(shape, length, others, first), alone), (others, first)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -226,7 +273,7 @@ def test_a_decoded_token_has_the_same_bits_while_a_neighbour_is_prefilled(
 ) -> None:
     def last(neighbour: bool) -> list[Tensor]:
         world = World(*shape)
-        branch, other = world.enter(0, 0, 131), world.enter(1, 1, 200)
+        branch, other = world.enter(0, 131), world.enter(1, 200)
         world.step((branch, 126))
         for _ in range(4):
             world.step((branch, 1), *(((other, 50),) if neighbour else ()))
@@ -234,14 +281,3 @@ def test_a_decoded_token_has_the_same_bits_while_a_neighbour_is_prefilled(
 
     for with_one, without in zip(last(True), last(False), strict=True):
         assert torch.equal(with_one, without)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_memory_given_back_is_taken_anew(shape: tuple[int, int, int]) -> None:
-    world = World(*shape)
-    before = world.enter(0, 2, 150)
-    world.step((before, 150))
-    world.cache.release()
-    after = world.enter(1, 0, 161, before, 144)
-    assert_dense(after, world.step((after, 16))[0], 16)
-    assert_dense(after, world.step((after, 1))[0], 1)
