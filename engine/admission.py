@@ -15,6 +15,7 @@ from .request import Request
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ..models.rope import Rope
     from ..models.template import ChatTemplate
     from ..models.tokenizer import Tokenizer
     from .blocks import KVBlocks
@@ -32,9 +33,10 @@ class Admission:
         max_rows: int,
         vocab: int,
         seed: int | None,
+        rope: Rope,
     ) -> None:
         self._tokenizer, self._template, self._blocks = tokenizer, template, blocks
-        self._max_length, self._max_rows, self._vocab = max_length, max_rows, vocab
+        self._max_length, self._max_rows, self._vocab, self._rope = max_length, max_rows, vocab, rope
         self._random = random.SystemRandom() if seed is None else random.Random(seed)
 
     def groups(self, request: Request) -> list[Group]:
@@ -104,7 +106,8 @@ class Admission:
     ) -> Group:
         answer = Answer(self._tokenizer, request.sampling, request.trace)
         branches = [Branch(index, prompts[index].prompt_token_ids) for index in running_branches(request)]
-        group = Group(request, prompts, branches, answer, sample, seed, limit)
+        turned_by = self._rope.turned_by(max(len(prompt.prompt_token_ids) for prompt in prompts))
+        group = Group(request, prompts, branches, answer, sample, seed, limit, turned_by)
         if len(branches) > self._max_rows:
             raise InputError(
                 f"the request has {len(branches)} branches; max_num_seqs allows {self._max_rows} at once"

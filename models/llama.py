@@ -65,7 +65,7 @@ class Weights(Protocol):
 class Attention(Protocol):
     """The part of a KV cache that a decoder needs; see `kernels.attention.PagedKV.attend`."""
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor: ...
+    def attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,13 @@ class Llama:
         """
         load = _Loader(config, weights, dtype, device, ops, progress)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
+        # the head first: packing the largest weight takes a multiple of its memory for a moment
         self._embedding = load.tensor(EMBEDDING).clone()
-        self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
-        self._eps = torch.tensor([config.rms_norm_eps], device=device)
-        self._norm = load.norm(FINAL_NORM)
         head = self._embedding if config.tie_word_embeddings else load.tensor(HEAD)
         self._head = Linear(head, dtype=torch.float32 if device.type == "cpu" else dtype)
+        self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
+        self._norm = load.norm(FINAL_NORM)
+        self._eps = torch.tensor([config.rms_norm_eps], device=device)
         self._rotary = Rotary(config.rope, config.head_dim, device)
         self._arithmetic = arithmetic_dtype(dtype, device)
 
@@ -145,7 +146,7 @@ class Llama:
         """Hidden states after the final norm, [tokens, hidden], for token_ids and positions [tokens].
 
         `cache` knows which branch each token belongs to: it has been told of this step's batch. `lengths`
-        [tokens], the longest prompt of each token's request, are needed where the config's rope is dynamic.
+        [tokens] are what each token's request turns by, and are needed where the config's rope is dynamic.
         """
         config, ops = self.config, self.ops
         heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -157,7 +158,7 @@ class Llama:
             if layer.qk_norm is not None:
                 qkv[:, :-kv_heads] = ops.rms_norm(qkv[:, :-kv_heads], layer.qk_norm, self._eps)
             qkv = ops.rotate(qkv, cos, sin)  # float32, as cos and sin are
-            attended = cache.attend(index, qkv[:, :heads], qkv[:, heads:])
+            attended = cache.attend(index, qkv[:, :heads], qkv[:, heads:], config.windows[index])
             x = layer.output.add_to(x, attended if x.dtype == torch.float32 else attended.to(x.dtype))
             normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
             x = layer.down.add_to(x, layer.gate_up(normed))
