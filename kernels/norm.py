@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """x [rows, hidden], weight [hidden] and eps [1] float32 → [rows, hidden] in x's type."""
+    """x [rows, hidden], weight [hidden] and eps [1] float32 → [rows, hidden] in x's type.
+
+    Heads are normalised each by itself: x [rows, heads, head_dim] and weight [heads, head_dim].
+    """
     wide = x if x.dtype == torch.float32 else x.float()
     # few operations on purpose: between two large products, each costs its dispatch from a cold cache
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)

@@ -331,6 +331,56 @@ def test_a_config_of_no_such_model_is_refused_by_key_and_value(changes: dict[str
     assert len(str(refused.value)) < 250
 
 
+ODD = [
+    None,
+    0,
+    -1,
+    2,
+    3,
+    BIG,
+    -BIG,
+    0.5,
+    1e-300,
+    1e300,
+    5e-324,
+    float("nan"),
+    float("inf"),
+    True,
+    "",
+    "x" * 999,
+]
+ODD += ["yarn", [], [1], [[]], [SLIDING], {}, {"a": 1}, {"factor": {}}, "\ud800"]
+ROPE_KEYS = [*YARN, *LLAMA3, "type", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"]
+ROPE_KEYS += ["truncate", "rope_theta", "partial_rotary_factor"]
+KEYS = [*TINY.config(), *SLIDES, ORIGINAL, "max_window_layers", "layer_types", "attention_bias", "mlp_bias"]
+KEYS += ["rope_scaling", "torch_dtype", "quantization_config", "partial_rotary_factor"]
+
+
+@pytest.mark.parametrize("architecture", FAMILY)
+def test_any_value_of_any_key_is_read_or_refused_in_a_short_sentence(architecture: str) -> None:
+    slides = {**SLIDES, "architectures": [architecture]}
+    changes: list[dict[str, Any]] = [{**slides, key: value} for key in KEYS for value in ODD]
+    for kind in ("default", "linear", "llama3", "yarn", "dynamic"):
+        section = {**LLAMA3, **YARN, "rope_type": kind, "mscale": 1.0}
+        changes += [
+            {**slides, "rope_parameters": {**section, key: value}} for key in ROPE_KEYS for value in ODD
+        ]
+    refused = [said for said in map(refusal, changes) if said is not None]
+    assert 0.3 < len(refused) / len(changes) < 0.9
+    assert all(len(said) < 300 and "\n" not in said for said in refused)
+
+
+def refusal(changes: dict[str, Any]) -> str | None:
+    """What is said against a config; None for one that is read, and then has finite frequencies."""
+    try:
+        found = read(**changes)
+    except InputError as refused:
+        return str(refused)
+    assert 1 <= found.context <= 2**24
+    assert bool(found.rope.frequencies(found.head_dim).isfinite().all())
+    return None
+
+
 @pytest.mark.parametrize("key", SIZES[:5])
 def test_a_size_that_is_missing_is_named(key: str) -> None:
     config = TINY.config()
