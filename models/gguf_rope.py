@@ -30,6 +30,8 @@ TOLERANCE = 4e-6
 s multiplies that by at most high / (high - low) = 4 / 3, and some roundings follow."""
 UNSCALED = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
 """Further switches of a scaling, and the value of each that changes nothing."""
+YARN = {"yarn_attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+"""Of YaRN, by config.json's names: llama.cpp's converter takes them from there, its decoders ignore them."""
 
 
 def rope_scaling(file: GGUFFile, prefix: str, theta: float, width: int) -> dict[str, Any] | None:
@@ -59,12 +61,8 @@ def _named(file: GGUFFile, prefix: str) -> dict[str, Any] | None:
     if kind != "yarn":
         raise InputError(f"the GGUF file's {key}type is {kind!r}; known are none, linear, yarn")
     trained = file.size(f"{key}original_context_length", file.size(f"{prefix}context_length"))
-    betas = {
-        name: file.number(f"{key}yarn_{name}")
-        for name in ("beta_fast", "beta_slow")
-        if f"{key}yarn_{name}" in file.metadata
-    }
-    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained, **betas}
+    own = {ours: file.number(key + theirs) for theirs, ours in YARN.items() if key + theirs in file.metadata}
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained, **own}
 
 
 def _divided(file: GGUFFile, theta: float, width: int) -> dict[str, Any] | None:
