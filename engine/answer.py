@@ -45,10 +45,13 @@ class Answer:
         self.text += new
         return new
 
-    def fail(self, reason: str) -> str:
-        """Ends the answer with an error and returns the text that was held back."""
-        new = self._close()
-        self.finish_reason, self.error = "error", reason
+    def end(self, finish_reason: str, error: str) -> str:
+        """Ends the answer before its time and returns the text that was held back."""
+        try:
+            new = self._close()
+        except Exception:  # it ends because of that very text, perhaps
+            new = ""
+        self.finish_reason, self.error = finish_reason, error
         self.text += new
         return new
 

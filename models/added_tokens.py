@@ -84,7 +84,7 @@ def _token(path: Path, name: str, value: Any) -> AddedToken:
     entry = value if isinstance(value, dict) else {"content": value}
     flags = {flag: entry.get(flag, False) for flag in FLAGS}
     try:
-        return AddedToken(entry.get("content"), **flags)
+        return AddedToken(str.__str__(entry.get("content")), **flags)
     except (TypeError, UnicodeEncodeError):
         raise InputError(
             f"{name} in {str(path)!r} is {value!r}; it must be a text, or an object with a content"

@@ -70,8 +70,8 @@ class IdVocabulary:
             )
         return found
 
-    def found(self, text: str) -> list[Found]:
-        return []
+    def read(self, text: str) -> tuple[list[int], list[Found]]:
+        return self.encode(text), []
 
     def ordinary(self, text: str, place: Place) -> list[int]:
         return self.encode(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,13 +18,15 @@ from ..kernels.errors import InputError
 from .folder import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jinja2.parser import Parser
 
     from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+Spell = Callable[[str, str], str]
+"""What a template gets for a text at a place, such as "messages[0]['content']", or "" for a key."""
 
 
 class ChatTemplate:
@@ -64,11 +66,9 @@ class ChatTemplate:
         `kwargs` are more variables for the template. Raises InputError when the template refuses the
         conversation or fails on it.
         """
-        return self.render_spelled(messages, kwargs, str)
+        return self.render_spelled(messages, kwargs, lambda text, place: text)
 
-    def render_spelled(
-        self, messages: Sequence[Message], extra: Mapping[str, Any], spell: Callable[[str], str]
-    ) -> str:
+    def render_spelled(self, messages: Sequence[Message], extra: Mapping[str, Any], spell: Spell) -> str:
         """The same, with each text of `messages` and `extra` as `spell` gives it."""
         try:
             variables = {
@@ -125,16 +125,16 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _plain(value: Any, name: str, spell: Callable[[str], str]) -> Any:
+def _plain(value: Any, name: str, spell: Spell) -> Any:
     """A copy in plain JSON types: a template reaches neither the caller's data nor methods of objects."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {spell(str(key)): _plain(item, f"{name}[{key!r}]", spell) for key, item in value.items()}
+        return {spell(str(key), ""): _plain(item, f"{name}[{key!r}]", spell) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{name}[{index}]", spell) for index, item in enumerate(value)]
     if isinstance(value, str):  # a subclass, such as an enum's member, becomes its plain value
-        return spell(str.__str__(value))
+        return spell(str.__str__(value), name)
     if isinstance(value, int | float):
         return int.__int__(value) if isinstance(value, int) else float.__float__(value)
     raise InputError(f"{name} is {value!r}; a chat template takes only JSON values")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
 from .added_tokens import CONFIG, SPECIALS, added_tokens, special_token
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
 GENERATION, MODEL = "generation_config.json", "config.json"
+FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
 
 
 class Tokenizer:
@@ -38,7 +39,6 @@ class Tokenizer:
         bos_token: str = "",
         eos_token: str = "",
         eos_token_ids: Sequence[int] = (),
-        ends: tuple[list[int], list[int]] | None = None,
     ) -> None:
         self._vocabulary = vocabulary
         self.kind = vocabulary.kind
@@ -46,7 +46,7 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.eos_token_ids = tuple(eos_token_ids or self.ids_of(eos_token))
-        self.prefix_token_ids, self.suffix_token_ids = ends or vocabulary.ends
+        self.prefix_token_ids, self.suffix_token_ids = vocabulary.ends
         visible = {text: index for text, index in vocabulary.added.items() if text.strip()}
         self._reserved = frozenset(visible.values()) - frozenset(vocabulary.unknown)
         self._written = _any_of({*visible, *map(vocabulary.normalized, visible)})
@@ -55,19 +55,12 @@ class Tokenizer:
     def from_folder(cls, folder: Path) -> Tokenizer:
         """The tokenizer of a model folder: its tokenizer.json, or tokenizer.model where there is none.
 
-        tokenizer_config.json decides which ends are added to a text (add_bos_token, add_eos_token); where it
-        says nothing, the vocabulary does. Raises InputError when there is no tokenizer, or a file is broken.
+        Raises InputError when there is neither, or a file is broken.
         """
         folder = Path(folder)
-        settings = read_json(folder / CONFIG)
-        vocabulary = _vocabulary(folder, settings)
+        vocabulary = _vocabulary(folder)
         bos, eos = (_special_text(folder, vocabulary, name) for name in ("bos_token", "eos_token"))
-        before, after = vocabulary.ends
-        ends = (
-            _end(folder, settings, "add_bos_token", vocabulary.id_of(bos), before),
-            _end(folder, settings, "add_eos_token", vocabulary.id_of(eos), after),
-        )
-        return cls(vocabulary, bos, eos, _eos_ids(folder), ends)
+        return cls(vocabulary, bos, eos, _eos_ids(folder))
 
     def encode(
         self, text: str, add_special_tokens: bool = False, foreign: Container[int] | None = None
@@ -79,12 +72,7 @@ class Tokenizer:
         Raises InputError when the text is not valid Unicode.
         """
         _require_unicode(text)
-        if foreign is None:
-            ids = self._vocabulary.encode(text)
-        else:
-            found = self._vocabulary.found(text)
-            own = [token for token in found if not any(at in foreign for at in range(token.start, token.end))]
-            ids = spliced(text, own, self._ordinary)
+        ids = self._vocabulary.encode(text) if foreign is None else self._guarded(text, foreign)
         return [*self.prefix_token_ids, *ids, *self.suffix_token_ids] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -115,6 +103,14 @@ class Tokenizer:
                 f"ids up to {rows - 1}; both must be of the same model"
             )
 
+    def _guarded(self, text: str, foreign: Container[int]) -> list[int]:
+        ids, found = self._vocabulary.read(text)
+        own = [token for token in found if not any(at in foreign for at in range(token.start, token.end))]
+        wanted = [token.token_id for token in own if token.token_id in self._reserved]
+        if [index for index in ids if index in self._reserved] == wanted:
+            return ids
+        return spliced(text, own, self._ordinary)
+
     def _ordinary(self, text: str, place: Place) -> list[int]:
         """Ids of untrusted text. What even so becomes an added token, for some vocabularies list these among
         their pieces, is cut in halves until it does not."""
@@ -125,19 +121,34 @@ class Tokenizer:
         return self._ordinary(text[:middle], place) + self._ordinary(text[middle:], Place.WITHIN)
 
 
-def _vocabulary(folder: Path, settings: dict[str, Any]) -> Vocabulary:
+def _vocabulary(folder: Path) -> Vocabulary:
     if (path := folder / "tokenizer.json").is_file():
         return JsonVocabulary.from_file(path, added_tokens(folder))
     if (path := folder / "tokenizer.model").is_file():
-        return SentencePieceVocabulary.from_file(
-            path,
-            added_tokens(folder),
-            prefix=_flag(folder, settings, "add_prefix_space"),
-            legacy=_flag(folder, settings, "legacy") is not False,
-        )
+        return _sentencepiece(folder, path)
     raise InputError(
         f"{str(folder)!r} has no tokenizer.json and no tokenizer.model; give a model folder that holds one"
     )
+
+
+def _sentencepiece(folder: Path, path: Path) -> Vocabulary:
+    """A tokenizer.model, which leaves to tokenizer_config.json what tokenizer.json says itself.
+
+    What that leaves out is as in the tokenizer classes of the time: BOS before a text, nothing after it.
+    """
+    flags = read_json(folder / CONFIG)
+    for name in FLAGS:
+        if flags.get(name) is not None and not isinstance(flags[name], bool):
+            raise InputError(
+                f"{name} in {str(folder / CONFIG)!r} is {flags[name]!r}; it must be true or false"
+            )
+    prefix, legacy = flags.get("add_prefix_space"), flags.get("legacy") is not False
+    vocabulary = SentencePieceVocabulary.from_file(path, added_tokens(folder), prefix, legacy)
+    ends = [vocabulary.id_of(_special_text(folder, vocabulary, name)) for name in ("bos_token", "eos_token")]
+    adds = flags.get("add_bos_token") is not False, flags.get("add_eos_token") is True
+    before, after = ([end] if end is not None and add else [] for end, add in zip(ends, adds, strict=True))
+    vocabulary.ends = (before, after)
+    return vocabulary
 
 
 def _special_text(folder: Path, vocabulary: Vocabulary, name: str) -> str:
@@ -165,20 +176,6 @@ def _eos_ids(folder: Path) -> list[int]:
         if ids:
             return ids
     return []
-
-
-def _end(folder: Path, settings: dict[str, Any], name: str, token: int | None, own: list[int]) -> list[int]:
-    add = _flag(folder, settings, name)
-    if add is None:
-        return own
-    return [token] if add and token is not None else []
-
-
-def _flag(folder: Path, settings: dict[str, Any], name: str) -> bool | None:
-    value = settings.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{name} in {str(folder / CONFIG)!r} is {value!r}; it must be true or false")
-    return value
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:

@@ -31,6 +31,7 @@ class JsonVocabulary:
         self.size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.added = {token.content: index for index, token in added.items()}
         self.unknown = _unknown(backend)
+        self._apart = set(added) - self.unknown
         self.named: dict[str, str] = {}
         self._backend = backend
         self._decoder = backend.decoder
@@ -67,12 +68,13 @@ class JsonVocabulary:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
-    def found(self, text: str) -> list[Found]:
-        encoding, added = self._backend.encode(text, add_special_tokens=False), set(self.added.values())
+    def read(self, text: str) -> tuple[list[int], list[Found]]:
+        encoding = self._backend.encode(text, add_special_tokens=False)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        return [
-            Found(start, end, index, Place.AFTER_TOKEN) for index, (start, end) in pairs if index in added
+        found = [
+            Found(*offsets, index, Place.AFTER_TOKEN) for index, offsets in pairs if index in self._apart
         ]
+        return encoding.ids, found
 
     def ordinary(self, text: str, place: Place) -> list[int]:
         pipeline = self._pipeline(place)

@@ -82,8 +82,8 @@ class SentencePieceVocabulary:
     def encode(self, text: str) -> list[int]:
         return spliced(text, self._cuts.find(text), self.ordinary)
 
-    def found(self, text: str) -> list[Found]:
-        return self._all.find(text)
+    def read(self, text: str) -> tuple[list[int], list[Found]]:
+        return self.encode(text), self._all.find(text)
 
     def ordinary(self, text: str, place: Place) -> list[int]:
         return self._model.encode(text, place in self._prefixed)

@@ -53,8 +53,8 @@ class Vocabulary(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which added tokens are read as such."""
 
-    def found(self, text: str) -> list[Found]:
-        """The added tokens that `encode` reads in a text, in order."""
+    def read(self, text: str) -> tuple[list[int], list[Found]]:
+        """The same, and which added tokens were read, in order."""
 
     def ordinary(self, text: str, place: Place) -> list[int]:
         """Ids of a text in which added tokens are text like any other."""
