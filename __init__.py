@@ -21,16 +21,18 @@ from .engine import (
     Request,
     SamplingParams,
 )
-from .kernels.errors import InputError, RunError, SteeringWarning
+from .kernels.errors import BusyError, InputError, RunError, SteeringWarning
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import AsyncEngine, Engine
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Amulet",
+    "AsyncEngine",
     "Base",
+    "BusyError",
     "ContextSteering",
     "Engine",
     "EngineConfig",
@@ -51,7 +53,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Engine` is imported when first used: it brings torch, which describing a request does not need."""
-    if name == "Engine":
-        return _engine.Engine
+    """The engines are imported when first used: they bring torch; describing a request does not need it."""
+    if name in ("AsyncEngine", "Engine"):
+        return getattr(_engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

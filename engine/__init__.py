@@ -22,10 +22,12 @@ from .request import Request
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from .async_engine import AsyncEngine
     from .engine import Engine
 
 __all__ = [
     "Amulet",
+    "AsyncEngine",
     "Base",
     "ContextSteering",
     "Engine",
@@ -44,9 +46,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Engine` is imported when first used: it brings torch, which describing a request does not need."""
+    """The engines are imported when first used: they bring torch; describing a request does not need it."""
     if name == "Engine":
         from .engine import Engine  # noqa: PLC0415
 
         return Engine
+    if name == "AsyncEngine":
+        from .async_engine import AsyncEngine  # noqa: PLC0415
+
+        return AsyncEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ class EngineConfig:
     max_model_len: int | None = option(None, "longest prompt and answer together; none takes the model's own")
     max_num_seqs: int = option(48, "most branches decoded at once")
     max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
+    max_waiting: int = option(1024, "most answers that may wait for room in a service; more are refused")
     kv_cache_memory: str | int = option(
         "2GiB", "memory for the pages of the KV cache, such as 512MiB or 4GiB"
     )
@@ -48,6 +49,7 @@ class EngineConfig:
                 self.max_num_batched_tokens >= self.max_num_seqs,
                 f"at least max_num_seqs ({self.max_num_seqs}), so that every branch can take a step",
             ),
+            ("max_waiting", self.max_waiting >= 1, "a whole number ≥ 1"),
             ("block_size", self.block_size >= 16 and self.block_size % 16 == 0, "a multiple of 16"),
         ):
             if not ok:

@@ -66,35 +66,50 @@ class Group:
             return self.tokens[start - len(prompt) : start - len(prompt) + count]
         return (prompt[start : start + count] + self.tokens[: max(0, start + count - len(prompt))])[:count]
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has its last token."""
+        return self.answer.finish_reason is not None
+
     def append(self, pick: Pick, now: float) -> None:
         """Takes the token that a step chose: to every branch, to the answer, and to whoever reads it."""
-        answer, text = self.answer, ""
+        self.first_token = self.first_token or now
         if pick.failed:
             place = len(self.tokens) + 1
-            text = answer.fail(
-                f"the model gave no finite score to any allowed token at token {place} of the answer"
+            self.end(
+                "error",
+                f"the model gave no finite score to any allowed token at token {place} of the answer",
+                now,
+                pick.weights,
             )
-        else:
-            self.tokens.append(pick.token)
-            text = answer.append(pick, self.limit)
-        self.first_token = self.first_token or now
-        ended = answer.finish_reason is not None
+            return
+        self.tokens.append(pick.token)
+        text = self.answer.append(pick, self.limit)
+        self._tell(text, [pick.token], pick.weights, now)
+
+    def end(self, reason: str, error: str, now: float, weights: list[float] | None = None) -> None:
+        """Ends the answer before its time, "error" or "abort": what it has so far is told."""
+        self._tell(self.answer.end(reason, error), [], weights, now)
+
+    def _tell(self, text: str, tokens: list[int], weights: list[float] | None, now: float) -> None:
         self.outbox.append(
             Delta(
                 index=self.sample,
                 text=text,
-                token_ids=[] if pick.failed else [pick.token],
-                weights=pick.weights if answer.trace else None,
-                output=self.output(now) if ended else None,
+                token_ids=tokens,
+                weights=weights if self.answer.trace else None,
+                output=self.output(now) if self.ended else None,
             )
         )
 
     def output(self, now: float) -> Output:
         """The answer, which has ended."""
         assert self.answer.finish_reason is not None, "the answer has not ended"
-        decode = now - self.first_token
+        admitted = self.admitted or now
+        first = self.first_token or now
+        decode = now - first
         rate = (len(self.tokens) - 1) / decode if decode > 0 else 0.0
-        queue, prefill = self.admitted - self.arrived, self.first_token - self.admitted
+        queue, prefill = admitted - self.arrived, first - admitted
         return Output(
             text=self.answer.text,
             token_ids=list(self.tokens),

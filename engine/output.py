@@ -50,7 +50,7 @@ class Timings:
 class Output:
     """One answer. `token_ids` includes the stop token, `text` does not.
 
-    finish_reason is "stop", "length" or "error"; `error` then says why in a sentence.
+    finish_reason is "stop", "length", "abort" or "error"; of the last two `error` says why in a sentence.
     `outputs` of what `generate` returns holds all n answers of the request, this one first.
     """
 

@@ -14,5 +14,9 @@ class RunError(RuntimeError):
     """The input is fine but the run failed: no network, no memory, a full disk. Exit status 1."""
 
 
+class BusyError(RunError):
+    """Too much is waiting already; the same request may be taken a little later."""
+
+
 class SteeringWarning(UserWarning):
     """A method does what it was told, and that may not be what was meant. A note on the command line."""

@@ -146,8 +146,8 @@ def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 
 
 def at_rest(engine: Engine) -> bool:
     """Whether nothing waits or runs, and every page of the KV cache is free."""
-    blocks = engine._scheduler.blocks
-    return engine._scheduler.idle and blocks.free == blocks.total and not any(blocks._holders)
+    blocks = engine._core.scheduler.blocks
+    return engine._core.scheduler.idle and blocks.free == blocks.total and not any(blocks._holders)
 
 
 def group_of(prompts: Sequence[Sequence[int]], limit: int) -> Group:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..engine import Base, Mato, Objective, Request, SamplingParams
-from ..engine.engine import Engine, torch_dtype
+from ..engine.core import torch_dtype
+from ..engine.engine import Engine
 from ..engine.output import Output
 from ..models.source import resolve
 

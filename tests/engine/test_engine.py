@@ -296,7 +296,7 @@ def forced(engine: Engine, text: str, **fields: Any) -> Output:
     ids = [id_ for character in text for id_ in engine.tokenizer.encode(character)]
     request = Request("Say it.", sampling=SamplingParams(max_tokens=len(ids), **fields))
     given = iter(ids)
-    model = engine._runner.model
+    model = engine._core.runner.model
     own = model.logits
 
     def only(hidden: torch.Tensor) -> torch.Tensor:
@@ -677,9 +677,12 @@ def test_a_branch_that_cannot_matter_is_not_run_without_a_trace(
     method: Method, rows: int, tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    own = tiny._runner.model.logits
+    own = tiny._core.runner.model.logits
     monkeypatch.setattr(
-        tiny._runner.model, "logits", lambda hidden: (seen.append(len(hidden)), own(hidden))[1], raising=False
+        tiny._core.runner.model,
+        "logits",
+        lambda hidden: (seen.append(len(hidden)), own(hidden))[1],
+        raising=False,
     )
     bare = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True), trace=False))
     assert seen == [rows] * 5

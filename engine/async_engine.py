@@ -1,0 +1,295 @@
+"""The engine for services: many requests at once, from any task or thread, each with its own end.
+
+A worker thread steps the model. A request is checked where it is asked, waits in a bounded queue, and tells
+whoever asked of every piece as it comes. Only the worker touches what runs: others leave it a note.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..kernels.errors import BusyError, InputError, RunError
+from .config import EngineConfig
+from .core import Core
+from .engine import together_of
+from .options import check_known
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    import torch
+
+    from ..models.config import ModelConfig
+    from ..models.tokenizer import Tokenizer
+    from .group import Group
+    from .output import Delta, Output
+    from .request import Request
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when."""
+
+    groups: list[Group]
+    tell: Callable[[Delta | Exception], None]
+    deadline: float
+    timeout: float | None
+    open: set[Group] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.open = set(self.groups)
+
+
+class AsyncEngine:
+    """Decodes requests from many tasks and threads in one batch. Close it, or use it as `async with`.
+
+    Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
+    """
+
+    def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
+        self._core = Core(config, progress)
+        self._notes: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._tickets: set[_Ticket] = set()
+        self._refusal: str | None = None
+        self._stopping = False
+        self._worker = threading.Thread(target=self._work, name="trimtab", daemon=True)
+        self._worker.start()
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
+    ) -> AsyncEngine:
+        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
+        check_known(EngineConfig, fields)
+        return cls(EngineConfig(model=model, **fields), progress)
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine was made with."""
+        return self._core.config
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The shape of its model."""
+        return self._core.model_config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._core.tokenizer
+
+    @property
+    def unfinished(self) -> int:
+        """How many requests wait or run."""
+        return len(self._tickets)
+
+    async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Delta]:
+        """Answers one request piece by piece; each of its n answers ends with a Delta that has `output`.
+
+        Leaving the loop, or cancelling the task, aborts the request within a step. After `timeout` seconds
+        what is not ended is ended with finish_reason "abort".
+        Raises InputError when the request is wrong, BusyError when max_waiting requests wait already, and
+        RunError when the engine is closed or a step of it failed.
+        """
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def tell(news: Delta | Exception) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(arrived.put_nowait, news)
+
+        groups = await asyncio.to_thread(self._core.admit, request)
+        ticket = self._enter(groups, tell, timeout)
+        try:
+            for _ in groups:
+                while True:
+                    news = await arrived.get()
+                    if isinstance(news, Exception):
+                        raise news
+                    yield news
+                    if news.output is not None:
+                        break
+        finally:
+            self._leave(ticket)
+
+    async def generate(self, request: Request, timeout: float | None = None) -> Output:
+        """Answers one request, as `stream` does; the output holds all its samples."""
+        outputs = {delta.index: delta.output async for delta in self.stream(request, timeout) if delta.output}
+        return together_of([outputs[index] for index in sorted(outputs)])
+
+    def submit(self, request: Request, timeout: float | None = None) -> Future[Output]:
+        """Answers one request asked by an ordinary thread; cancelling the future aborts it.
+
+        Raises as `stream` does, but for failures of the engine, which the future raises.
+        """
+        future: Future[Output] = Future()
+        outputs: dict[int, Output] = {}
+        groups = self._core.admit(request)
+
+        def tell(news: Delta | Exception) -> None:
+            if isinstance(news, Exception):
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(news)
+                return
+            if news.output is not None:
+                outputs[news.index] = news.output
+            if len(outputs) == len(groups) and future.set_running_or_notify_cancel():
+                future.set_result(together_of([outputs[index] for index in sorted(outputs)]))
+
+        ticket = self._enter(groups, tell, timeout)
+        future.add_done_callback(lambda done: self._leave(ticket) if done.cancelled() else None)
+        return future
+
+    async def score(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
+
+        Raises InputError when there are no ids, too many, or one that the model does not have.
+        """
+        future: Future[torch.Tensor] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._core.score(token_ids))
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._changed:
+            self._check_open()
+            self._note(run)
+        return await asyncio.wrap_future(future)
+
+    async def drain(self) -> None:
+        """Takes no more requests, and returns when those that are here have ended."""
+        with self._changed:
+            self._refusal = self._refusal or "the engine is draining and takes no more requests"
+        while self._tickets and self._worker.is_alive():
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Aborts what is left, frees it, and ends the worker. May be called again."""
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """`close`, from an ordinary thread."""
+        with self._changed:
+            self._refusal, self._stopping = "the engine is closed", True
+            self._changed.notify()
+        self._worker.join()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    def _enter(
+        self, groups: list[Group], tell: Callable[[Delta | Exception], None], timeout: float | None
+    ) -> _Ticket:
+        if timeout is not None and not timeout > 0:
+            raise InputError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
+        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+        ticket = _Ticket(groups, tell, deadline, timeout)
+        with self._changed:
+            self._check_open()
+            limit = self.config.max_waiting
+            waiting = len(self._core.scheduler.waiting) + len(self._notes)
+            if waiting >= limit:
+                raise BusyError(
+                    f"{waiting} requests are waiting, and max_waiting is {limit}; try again later"
+                )
+            self._tickets.add(ticket)
+            self._note(lambda: self._add(ticket))
+        return ticket
+
+    def _leave(self, ticket: _Ticket) -> None:
+        with self._changed:
+            if ticket in self._tickets:
+                self._note(lambda: self._drop(ticket))
+
+    def _check_open(self) -> None:
+        if self._refusal:
+            raise RunError(self._refusal)
+
+    def _note(self, note: Callable[[], None]) -> None:
+        """Leaves the worker something to do before its next step; `_changed` is held."""
+        self._notes.append(note)
+        self._changed.notify()
+
+    def _work(self) -> None:
+        """The worker. Whatever ends it, nobody is left waiting."""
+        try:
+            self._loop()
+            for ticket in list(self._tickets):
+                self._end(ticket, "the engine was closed")
+        except BaseException as error:
+            self._refusal = f"the engine broke: {type(error).__name__}: {error}"
+            self._fail(error)
+            raise
+
+    def _loop(self) -> None:
+        """Notes, deadlines, a step, news; waits while there is nothing to do."""
+        while self._wait():
+            while self._notes:
+                self._notes.popleft()()
+            self._expire(time.monotonic())
+            if self._core.scheduler.idle:
+                continue
+            try:
+                self._core.step()
+            except Exception as error:  # what ran in that step cannot be told apart: all of it has failed
+                self._fail(error)
+            for ticket in list(self._tickets):
+                self._tell(ticket)
+
+    def _wait(self) -> bool:
+        """Blocks until there is work; False when the worker is to stop."""
+        with self._changed:
+            while not (self._notes or self._stopping or not self._core.scheduler.idle):
+                self._changed.wait()
+            return not self._stopping
+
+    def _add(self, ticket: _Ticket) -> None:
+        for group in ticket.groups:
+            self._core.scheduler.add(group)
+
+    def _drop(self, ticket: _Ticket) -> None:
+        for group in ticket.groups:
+            self._core.scheduler.remove(group)
+        self._tickets.discard(ticket)
+
+    def _end(self, ticket: _Ticket, why: str) -> None:
+        """Aborts what is open of a request and tells so."""
+        for group in ticket.open:
+            self._core.scheduler.remove(group)
+            group.end("abort", why, time.perf_counter())
+        self._tell(ticket)
+
+    def _expire(self, now: float) -> None:
+        for ticket in list(self._tickets):
+            if ticket.deadline <= now:
+                self._end(ticket, f"the request's timeout of {ticket.timeout:g} s has passed")
+
+    def _tell(self, ticket: _Ticket) -> None:
+        """Passes the news of a request's answers on; it has left before the last of them is told."""
+        news = [delta for group in ticket.groups for delta in group.outbox]
+        for group in ticket.groups:
+            group.outbox.clear()
+        ticket.open = {group for group in ticket.open if not group.ended}
+        if not ticket.open:
+            self._tickets.discard(ticket)
+        for delta in news:
+            ticket.tell(delta)
+
+    def _fail(self, error: BaseException) -> None:
+        """A step failed: everything that waits or runs is told why, and leaves."""
+        reason = RunError(f"a step of the engine failed: {type(error).__name__}: {error}")
+        reason.__cause__ = error
+        for ticket in list(self._tickets):
+            self._drop(ticket)
+            ticket.tell(reason)

@@ -1,0 +1,281 @@
+"""Many requests at once from tasks and threads: each ends once, with its own answer, and nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab import AsyncEngine, BusyError, Engine, InputError, Mato, Objective, Request, RunError
+from trimtab.engine import Amulet, Base, SamplingParams
+from trimtab.engine.output import Output
+
+from ..tiny import at_rest
+
+KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
+METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))
+
+
+@pytest.fixture
+def engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=12)
+    yield engine
+    engine.shutdown()
+    assert at_rest(engine)
+    assert engine.unfinished == 0
+
+
+def asked(n: int, tokens: int = 12) -> Request:
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.7, seed=n, ignore_eos=True)
+    return Request(f"Why {n}?", METHODS[n % 3], sampling)
+
+
+def run(what: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(what(), 120))  # type: ignore[arg-type]
+
+
+def test_tasks_get_what_a_list_gets(engine: AsyncEngine, tiny: Engine) -> None:
+    requests = [asked(n) for n in range(9)]
+
+    async def all_at_once() -> list[Output]:
+        return await asyncio.gather(*(engine.generate(request) for request in requests))
+
+    for found, expected in zip(run(all_at_once), tiny.generate(requests), strict=True):
+        assert (found.token_ids, found.text, found.trace) == (
+            expected.token_ids,
+            expected.text,
+            expected.trace,
+        )
+        assert found.outputs[0].token_ids == found.token_ids
+
+
+def test_a_stream_joins_to_its_answer_and_samples_are_told_apart(engine: AsyncEngine) -> None:
+    request = Request("Why?", sampling=SamplingParams(n=3, max_tokens=7, temperature=1.0, seed=5))
+
+    async def read() -> None:
+        texts, outputs = ["", "", ""], {}
+        async for delta in engine.stream(request):
+            texts[delta.index] += delta.text
+            if delta.output:
+                outputs[delta.index] = delta.output
+        assert [outputs[index].text for index in range(3)] == texts
+
+    run(read)
+
+
+def test_leaving_the_loop_frees_everything_within_a_step(engine: AsyncEngine) -> None:
+    async def leave() -> None:
+        stream = engine.stream(asked(2, tokens=300))
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+        other = await engine.generate(asked(1, tokens=3))
+        assert other.finish_reason == "length"
+        assert engine.unfinished == 0
+
+    run(leave)
+
+
+def test_cancelling_the_task_aborts_the_request(engine: AsyncEngine) -> None:
+    async def cancel() -> None:
+        task = asyncio.create_task(engine.generate(asked(2, tokens=300)))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await engine.drain()
+        assert engine.unfinished == 0
+
+    run(cancel)
+
+
+def test_a_deadline_ends_the_answer_with_what_it_has(engine: AsyncEngine) -> None:
+    output = run(lambda: engine.generate(asked(2, tokens=400), timeout=0.3))
+    assert output.finish_reason == "abort"
+    assert output.error == "the request's timeout of 0.3 s has passed"
+    assert 0 < len(output.token_ids) < 400
+    assert output.trace is not None
+    assert len(output.trace.weights) == len(output.token_ids)
+
+
+def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> None:
+    expected = tiny.generate([asked(n) for n in range(6)])
+    found: dict[int, Output] = {}
+    gone = engine.submit(asked(2, tokens=400))
+
+    def ask(n: int) -> None:
+        found[n] = engine.submit(asked(n)).result(60)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    assert gone.cancel()
+    for thread in threads:
+        thread.join(60)
+    assert [found[n].token_ids for n in range(6)] == [output.token_ids for output in expected]
+    with pytest.raises(CancelledError):
+        gone.result(1)
+
+
+def test_a_wrong_request_is_refused_to_whoever_asked(engine: AsyncEngine) -> None:
+    async def ask() -> list[Any]:
+        wrong = Request(branch_token_ids=[[10**6]])
+        return await asyncio.gather(engine.generate(wrong), engine.generate(asked(0)), return_exceptions=True)
+
+    refused, answered = run(ask)
+    assert isinstance(refused, InputError)
+    assert answered.finish_reason == "length"
+    with pytest.raises(InputError, match="timeout is 0; it must be a number of seconds above 0"):
+        run(lambda: engine.generate(asked(0), timeout=0))
+
+
+def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> None:
+    engine = AsyncEngine.from_pretrained(
+        str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=3, max_waiting=2
+    )
+    futures = [engine.submit(asked(2, tokens=200))]
+    while engine._core.scheduler.waiting or engine._notes:
+        time.sleep(0.01)
+    futures += [engine.submit(asked(2)) for _ in range(2)]
+    with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
+        engine.submit(asked(2))
+    assert [future.result(60).finish_reason for future in futures] == ["length"] * 3
+    engine.shutdown()
+
+
+def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_is_served(
+    engine: AsyncEngine,
+) -> None:
+    forward, broken = engine._core.runner.model.forward, threading.Event()
+
+    def break_once(*arguments: Any) -> Any:
+        if not broken.is_set():
+            broken.set()
+            raise ZeroDivisionError("by design")
+        return forward(*arguments)
+
+    engine._core.runner.model.forward = break_once  # type: ignore[method-assign]
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(engine.generate(asked(n)) for n in range(3)), return_exceptions=True)
+
+    failed = run(ask)
+    assert any(isinstance(one, RunError) and "ZeroDivisionError: by design" in str(one) for one in failed)
+    assert run(lambda: engine.generate(asked(0))).finish_reason == "length"
+
+
+def test_text_that_fails_fails_its_own_answer(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trimtab.engine.answer import Answer  # noqa: PLC0415
+
+    append = Answer.append
+
+    def broken(self: Answer, pick: Any, limit: int) -> str:
+        if limit == 5:
+            raise ZeroDivisionError("by design")
+        return append(self, pick, limit)
+
+    monkeypatch.setattr(Answer, "append", broken)
+
+    async def ask() -> list[Output]:
+        return await asyncio.gather(engine.generate(asked(0, 5)), engine.generate(asked(1, 6)))
+
+    bad, good = run(ask)
+    assert (bad.finish_reason, good.finish_reason) == ("error", "length")
+    assert bad.error == "the answer's text failed: ZeroDivisionError: by design"
+
+
+def test_a_closed_engine_ends_what_runs_and_refuses_what_comes(tiny_folder: Path) -> None:
+    async def close() -> None:
+        engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
+        async with engine:
+            task = asyncio.create_task(engine.generate(asked(2, tokens=400)))
+            await asyncio.sleep(0.2)
+        output = await task
+        assert (output.finish_reason, output.error) == ("abort", "the engine was closed")
+        with pytest.raises(RunError, match="the engine is closed"):
+            await engine.generate(asked(0))
+        await engine.close()
+
+    run(close)
+
+
+def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
+    async def drain() -> None:
+        task = asyncio.create_task(engine.generate(asked(2)))
+        while not engine.unfinished:
+            await asyncio.sleep(0.01)
+        await engine.drain()
+        with pytest.raises(RunError, match="draining"):
+            await engine.generate(asked(0))
+        assert (await task).finish_reason == "length"
+
+    run(drain)
+
+
+def test_scores_are_those_of_the_engine(engine: AsyncEngine, tiny: Engine) -> None:
+    assert run(lambda: engine.score([5, 6, 7])).equal(tiny.score([5, 6, 7]))
+
+
+def storm(engine: AsyncEngine, total: int, seed: int) -> dict[str, int]:
+    """Short requests from many tasks, some cancelled, some with a deadline, some left in mid-stream."""
+    choose = random.Random(seed)
+    plans = [(n, choose.random(), choose.uniform(0.0, 0.2)) for n in range(total)]
+    ends: dict[str, int] = {}
+
+    async def one(n: int, fate: float, moment: float) -> str:
+        request = asked(n % 7, tokens=1 + n % 5)
+        if fate < 0.1:
+            task = asyncio.create_task(engine.generate(request))
+            await asyncio.sleep(moment)
+            if not task.cancel():
+                return (await task).finish_reason
+            try:
+                return (await task).finish_reason
+            except asyncio.CancelledError:
+                return "cancelled"
+        if fate < 0.2:
+            return (await engine.generate(request, timeout=0.001 + moment)).finish_reason
+        if fate < 0.3:
+            async for _ in engine.stream(request):
+                return "left"
+        return (await engine.generate(request)).finish_reason
+
+    async def worker(mine: list[tuple[int, float, float]]) -> None:
+        for plan in mine:
+            end = await one(*plan)
+            ends[end] = ends.get(end, 0) + 1
+
+    async def everything() -> None:
+        await asyncio.gather(*(worker(plans[at::40]) for at in range(40)))
+
+    asyncio.run(everything())
+    return ends
+
+
+def test_nothing_is_lost_in_a_storm_of_short_requests(engine: AsyncEngine) -> None:
+    ends = storm(engine, 300, seed=1)
+    assert sum(ends.values()) == 300
+    assert ends["length"] > 150
+    assert {"cancelled", "left", "abort"} & set(ends)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+@pytest.mark.long
+def test_ten_thousand_requests_leave_memory_flat(engine: AsyncEngine) -> None:
+    storm(engine, 1000, seed=0)
+    before = resident()
+    ends = storm(engine, 10_000, seed=1)
+    print(ends, f"memory {before >> 20} MiB before, {resident() >> 20} MiB after")
+    assert sum(ends.values()) == 10_000
+    assert engine.unfinished == 0
+    assert resident() - before < 50 << 20
