@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from trimtab.engine.answer import Answer
+from trimtab.engine.pick import Pick
+from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.stop import StopStrings
 from trimtab.kernels.errors import InputError
+from trimtab.models.tokenizer import Tokenizer
+from trimtab.models.tokenizer_json import JsonVocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,3 +93,56 @@ def test_one_stop_may_be_given_as_a_text() -> None:
 def test_an_empty_stop_is_refused() -> None:
     with pytest.raises(InputError, match="must not be empty"):
         StopStrings(["a", ""])
+
+
+@pytest.mark.parametrize(("held", "ended"), [("", False), ("c", True), ("x", False), ("xabc", True)])
+def test_it_can_be_told_what_a_text_to_come_would_end(held: str, ended: bool) -> None:
+    finder = StopStrings(["abc", "0bcd"])
+    assert finder.push("ab") == ("", False)
+    assert finder.ended_by(held) == ended
+    assert finder.push("c") == ("", True)
+
+
+def test_what_waits_for_an_earlier_stop_has_not_ended() -> None:
+    finder = StopStrings(["bc", "abcd"])
+    assert finder.push("abc") == ("", False)
+    assert (finder.ended_by(""), finder.ended_by("d"), finder.ended_by("x")) == (False, True, True)
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def byte_fallback() -> Tokenizer:
+    backend = Backend(models.BPE({token: n for n, token in enumerate([*BYTES, "x"])}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return Tokenizer(JsonVocabulary(backend))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text", "taken", "shown", "reason"),
+    [
+        ({"stop": ["\n\n"]}, "x\n\n\nx", 3, "x", "stop"),
+        ({"stop": ["é"], "include_stop_str_in_output": True}, "\néx", 3, "\né", "stop"),
+        ({"stop": ["\n\n"], "min_tokens": 5}, "x\n\n\n\nx", 5, "x", "stop"),
+        ({"stop": ["\nx"]}, "\n\nx\n", 3, "\n", "stop"),
+        ({}, "\n\nx\n", 4, "\n\nx\n", "length"),
+    ],
+)
+def test_a_stop_spelled_in_bytes_needs_no_token_more(
+    sampling: dict[str, Any], text: str, taken: int, shown: str, reason: str
+) -> None:
+    """Such bytes are held until their run ends, for the next may make no character of them."""
+    ids = [256 if byte == ord("x") else byte for byte in text.encode()]
+    answer, count = Answer(byte_fallback(), SamplingParams(**sampling), trace=False), 0
+    while answer.finish_reason is None:
+        answer.append(Pick(ids[count], False, 0.0, [], [], 0.0, None, [], []), limit=len(ids))
+        count += 1
+    assert (count, answer.text, answer.finish_reason) == (taken, shown, reason)
+
+
+def test_broken_bytes_are_no_stop() -> None:
+    answer = Answer(byte_fallback(), SamplingParams(stop=["\ufffd", "\n"]), trace=False)
+    pushed = [answer.append(Pick(i, False, 0.0, [], [], 0.0, None, [], []), 9) for i in (0xC3, 0x0A, 0xFF)]
+    assert (pushed, answer.finish_reason) == (["", "", ""], None)
+    answer.append(Pick(256, False, 0.0, [], [], 0.0, None, [], []), 9)
+    assert (answer.text, answer.finish_reason) == ("", "stop")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from trimtab.kernels.errors import InputError
+from trimtab.models.folder import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_object_is_read_and_a_file_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"é": [1, null]}', encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"é": [1, None]}
+    assert read_json(tmp_path / "b.json") == {}
+    assert read_json(tmp_path / "a.json" / "b.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"{'a'", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        (b"[1]", "holds a JSON list; it must be an object"),
+        (b"\xff{}", "is not UTF-8 text"),
+        (b'{"a": ' * 100_000, "is nested too deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
+    ],
+)
+def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, content: bytes, match: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"config\.json' {match}") as caught:
+        read_json(tmp_path / "config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"config\.json' cannot be read"):
+        read_json(tmp_path / "config.json")
