@@ -66,14 +66,14 @@ def render(
         return _Places(other, frozenset(cipher.values())) if other.translate(clear) == rendered else None
 
     places = followed(lambda text, place: _is_said(place) or text in suspects)
-    if places is None:
+    if places is None and suspects:
         places = followed(lambda text, place: text in suspects)
-    if places is None:
-        raise InputError(
-            f"a text of the conversation holds {min(suspects.values())!r}, a token of the model, and the "
-            "chat template rewrites that text; leave the token out"
-        )
-    return rendered, places
+        if places is None:
+            raise InputError(
+                f"a text of the conversation holds {min(suspects.values())!r}, a token of the model, and the "
+                "chat template rewrites that text; leave the token out"
+            )
+    return rendered, places or ()
 
 
 @dataclass(frozen=True)

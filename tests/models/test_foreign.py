@@ -241,6 +241,14 @@ def test_a_template_that_fails_on_other_letters_is_refused_too() -> None:
         rendered("byte-level", source, talk("Be kind.", "<s>"))
 
 
+def test_a_template_that_never_says_the_same_twice_can_be_used() -> None:
+    source = "{{ strftime_now('%f') }}{{ range(10**5) | random }}|{{ messages[-1].content }}"
+    ((base,), _) = rendered("byte-level", source, [{"role": "user", "content": "Hi"}])
+    assert base.prompt.endswith("Hi")
+    with pytest.raises(InputError, match="holds '<s>', a token of the model"):
+        rendered("byte-level", source, [{"role": "user", "content": "<s>"}])
+
+
 def test_letters_that_run_out_are_a_sentence() -> None:
     private = "".join(map(chr, [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
     with pytest.raises(InputError, match=r"has \d+ different letters; at most 0 will do"):
