@@ -41,8 +41,9 @@ class Core:
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
         model = opened.load(dtype, torch.device("cpu"), progress)
-        pages = _pages(config, shape)
-        cache = PagedKV(shape.num_layers, pages, config.block_size, shape.num_kv_heads, shape.head_dim)
+        sizes = (config.block_size, shape.num_kv_heads, shape.head_dim)
+        pages = _pages(config, PagedKV.page_bytes(shape.num_layers, *sizes, dtype))
+        cache = PagedKV(shape.num_layers, pages, *sizes, dtype)
         blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
@@ -88,8 +89,7 @@ def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
     return own if asked is None else asked
 
 
-def _pages(config: EngineConfig, shape: ModelConfig) -> int:
-    page = PagedKV.page_bytes(shape.num_layers, config.block_size, shape.num_kv_heads, shape.head_dim)
+def _pages(config: EngineConfig, page: int) -> int:
     pages = parse_bytes(config.kv_cache_memory) // page
     if not pages:
         raise InputError(

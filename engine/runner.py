@@ -71,7 +71,8 @@ class Runner:
         """Log-probabilities of the next token after each position, [tokens, vocab] float32."""
         config = self.model.config
         pages = -(-len(token_ids) // self.cache.block_size)
-        cache = PagedKV(config.num_layers, pages, self.cache.block_size, config.num_kv_heads, config.head_dim)
+        sizes = (self.cache.block_size, config.num_kv_heads, config.head_dim)
+        cache = PagedKV(config.num_layers, pages, *sizes, self.cache.pages.dtype)
         cache.clear(list(range(pages)))
         batch = Batch.of([Segment(0, len(token_ids), list(range(pages)))], cache.block_size)
         cache.begin(batch)

@@ -14,11 +14,13 @@ how the prompt was cut: seen on CPUs of Intel and AMD, the bits of a float32 pro
 when a matrix has rows or columns that 4 or 8 do not divide, when it stands alone with fewer than 12 rows, and
 when it takes fewer than 400 multiplications, which torch then does itself. So none of that happens here.
 
-The cache is float32, whatever the weights' type.
+Keys and values are held in the type of the model and multiplied in float32: a stretch of pages is widened
+into a buffer, small enough to be read again from a processor's cache.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -31,6 +33,8 @@ HIDDEN = -1e30
 ROWS, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 12, 400, 8, 16
 """What products must be of for their bits to be always the same: a multiple of rows, rows of one that may
 stand alone, multiplications, a multiple of columns, and of keys in a page."""
+BUFFER = 1 << 20
+"""Numbers that are widened at once."""
 SCORES = 1 << 21
 """Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
 
@@ -151,11 +155,21 @@ class PagedKV:
     NaN. Call `begin` once a step, then `attend` once a layer.
     """
 
-    def __init__(self, layers: int, pages: int, block_size: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self,
+        layers: int,
+        pages: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         assert block_size % PAGE == 0, "block_size is not a multiple of 16"
         self.block_size, self.kv_heads, self.head_dim = block_size, kv_heads, head_dim
         self._width = _width(head_dim)
-        self.pages = torch.empty(layers, 2, max(pages, 2), kv_heads, block_size, self._width)
+        page = (kv_heads, block_size, self._width)
+        self.pages = torch.empty(layers, 2, max(pages, 2), *page, dtype=dtype)
+        self._buffer = torch.empty(2, max(2, BUFFER // (2 * math.prod(page))), *page)
         self._scale = head_dim**-0.5
         self._least = -(-LEAST_WORK // (block_size * self._width * ROWS)) * ROWS  # rows of a product
         self._step: _Step | None = None
@@ -163,9 +177,11 @@ class PagedKV:
         self._readers: _Readers | None = None
 
     @staticmethod
-    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
+    def page_bytes(
+        layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> int:
         """What one page takes."""
-        return layers * 2 * kv_heads * block_size * _width(head_dim) * torch.float32.itemsize
+        return layers * 2 * kv_heads * block_size * _width(head_dim) * dtype.itemsize
 
     def clear(self, pages: list[int]) -> None:
         """Makes pages fit for new tokens."""
@@ -211,7 +227,8 @@ class PagedKV:
     def _attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None) -> Tensor:
         step, pages = self._step, self.pages[layer]
         assert step is not None, "attend before begin"
-        pages.view(-1, self._width).index_copy_(0, step.write, kv.reshape(-1, self._width))
+        stored = kv.reshape(-1, self._width).to(pages.dtype)
+        pages.view(-1, self._width).index_copy_(0, step.write, stored)
         q = q * self._scale
         if not step.prompts:
             return self._decode(pages, q, step, window)
@@ -231,7 +248,7 @@ class PagedKV:
         bias, stacked_bias = self._bias(step, readers, window, group)
         queries = q.view(len(q), self.kv_heads, group, -1)
         asked = self._padded(queries).index_select(0, readers.owner)
-        found = [x[:, :, :group] for x in _attend(asked, pages[:, : readers.used], bias, deep)]
+        found = [x[:, :, :group] for x in self._owned(asked, pages[:, : readers.used], bias, deep)]
         if len(readers.stacked):
             more = self._stacked(pages, queries, readers, stacked_bias, deep)
             found = [torch.cat(parts) for parts in zip(found, more, strict=True)]
@@ -241,6 +258,17 @@ class PagedKV:
         out, level = (x.unflatten(0, readers.pairs.shape) for x in own)
         return _merge(out, level.masked_fill_(readers.absent, 2 * HIDDEN)).flatten(1, 2)
 
+    def _owned(self, asked: Tensor, pages: Tensor, bias: Tensor, deep: bool) -> list[Tensor]:
+        """What `_attend` gives for pages of any type, a buffer at a time."""
+        if pages.dtype == torch.float32:
+            return _attend(asked, pages, bias, deep)
+        size = self._buffer.shape[1]
+        found = [
+            _attend(q, self._buffer[:, : some.shape[1]].copy_(some), hidden, deep)
+            for q, some, hidden in zip(asked.split(size), pages.split(size, 1), bias.split(size), strict=True)
+        ]
+        return found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
+
     def _stacked(
         self, pages: Tensor, queries: Tensor, readers: _Readers, bias: Tensor, deep: bool
     ) -> list[Tensor]:
@@ -248,7 +276,7 @@ class PagedKV:
         group = queries.shape[2]
         asked = queries.index_select(0, readers.others).unflatten(0, (len(readers.stacked), -1))
         rows = self._padded(asked.transpose(1, 2).flatten(2, 3))
-        found = _attend(rows, pages.index_select(1, readers.stacked), bias, deep)
+        found = _attend(rows, pages.index_select(1, readers.stacked).float(), bias, deep)
         size = asked.shape[1] * group
         return [x[:, :, :size].unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1) for x in found]
 
@@ -257,7 +285,7 @@ class PagedKV:
         start, end = segment.start, segment.start + segment.count
         lowest = 0 if window is None else max(0, start - window + 1) // self.block_size
         own = torch.tensor(segment.pages[lowest : (end - 1) // self.block_size + 1])
-        held = pages.index_select(1, own).transpose(1, 2).contiguous()
+        held = pages.index_select(1, own).float().transpose(1, 2).contiguous()
         most = max(1, SCORES // (q.shape[1] * held[0, 0].shape[:2].numel()))
         parts = [
             self._queries(held, part, start + index * most, lowest * self.block_size, window)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ..models.config import ModelConfig
     from .flags import Parser
 
-KV_DTYPE = "float32"
-"""What the KV cache of a CPU holds, whatever the weights' type."""
-
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -45,7 +42,7 @@ def describe(model: str, report: Callable[[int, int], None] | None = None) -> di
     """The facts about a model, which needs neither weights nor tokenizer.
 
     weight_bytes is what its files hold, or would; memory_bytes what the weights take once they are loaded.
-    The KV cache is counted as the CPU keeps it. does_not_fit holds a sentence for each thing.
+    The KV cache has the type of the weights. does_not_fit holds a sentence for each thing.
     """
     from ..models.presets import find  # noqa: PLC0415 - it brings torch, which --help does not need
 
@@ -68,8 +65,8 @@ def describe(model: str, report: Callable[[int, int], None] | None = None) -> di
         "sliding_layers": len(windows),
         "dtype": config.dtype,
         "weight_bytes": stored,
-        "kv_bytes_per_token": config.kv_size * bits(KV_DTYPE) // 8,
-        "kv_bytes_per_branch": config.context * config.kv_size * bits(KV_DTYPE) // 8,
+        "kv_bytes_per_token": config.kv_size * bits(config.dtype) // 8,
+        "kv_bytes_per_branch": config.context * config.kv_size * bits(config.dtype) // 8,
         "vocabulary": config.vocab_size,
         "tokenizer": kind,
         "chat_template": template,
@@ -97,7 +94,7 @@ def table(facts: dict[str, Any]) -> str:
         else "to all tokens before",
         "dtype": facts["dtype"],
         "weights": f"{size(facts['weight_bytes'])}, {size(facts['memory_bytes'])} in memory",
-        "KV cache": f"{token} a token and branch, {branch} a branch of the whole context, in {KV_DTYPE}",
+        "KV cache": f"{token} a token and branch, {branch} a branch of the whole context",
         "vocabulary": f"{facts['vocabulary']:,}",
         "tokenizer": facts["tokenizer"] or "none",
         "chat template": facts["chat_template"] or "none",

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from trimtab.kernels import attention
 from trimtab.kernels.attention import Batch, PagedKV, Segment
 
 exactly = settings(deadline=None, derandomize=True, max_examples=8)
@@ -33,11 +34,18 @@ class Branch:
 class World:
     """A cache whose pages are NaN until written, and the branches that use it."""
 
-    def __init__(self, heads: int, kv_heads: int, head_dim: int, block_size: int = 16) -> None:
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        block_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.sizes = (heads, kv_heads, kv_heads)
         self.head_dim = head_dim
         pages = 100 + 9000 // block_size
-        self.cache = PagedKV(LAYERS, pages, block_size, kv_heads, head_dim)
+        self.cache = PagedKV(LAYERS, pages, block_size, kv_heads, head_dim, dtype)
         self.cache.pages.fill_(torch.nan)
         self.free = list(range(pages))
         random.Random(0).shuffle(self.free)
@@ -55,6 +63,7 @@ class World:
         generator = torch.Generator().manual_seed(seed)
         for layer in range(LAYERS):
             q, k, v = (torch.randn(tokens, n, self.head_dim, generator=generator) for n in self.sizes)
+            k, v = (part.to(self.cache.pages.dtype).float() for part in (k, v))
             if like is not None:
                 k[:shared], v[:shared] = (part[:shared] for part in like.given[layer][1:])
             branch.given.append((2 * q, k * torch.nan if ill else k, v * torch.nan if ill else v))
@@ -119,13 +128,14 @@ def assert_dense(branch: Branch, outputs: list[Tensor], count: int, window: int 
     shape=st.sampled_from(SHAPES),
     block_size=st.sampled_from((16, 48, 64)),
     window=st.sampled_from((None, 1, 20, 100)),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
     seed=st.integers(0, 2**32),
 )
 def test_any_course_of_steps_is_dense_attention(
-    shape: tuple[int, int, int], block_size: int, window: int | None, seed: int
+    shape: tuple[int, int, int], block_size: int, window: int | None, dtype: torch.dtype, seed: int
 ) -> None:
-    """Chunks, decoding, shared heads, windows, and pages left full of NaN."""
-    world, choose = World(*shape, block_size), random.Random(seed)
+    """Chunks, decoding, shared heads, windows, types, and pages left full of NaN."""
+    world, choose = World(*shape, block_size, dtype), random.Random(seed)
     running: dict[int, Branch] = {}
     for step in range(30):
         shares = []
@@ -211,16 +221,18 @@ def whole(branch: Branch, course: list[int], world: World, *others: Branch) -> l
     return [torch.cat([outputs[layer] for outputs in steps]) for layer in range(LAYERS)]
 
 
-@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize(
+    ("block_size", "dtype"), [(16, torch.float32), (64, torch.float32), (32, torch.bfloat16)], ids=str
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_token_has_the_same_bits_however_the_prompt_is_cut(
-    shape: tuple[int, int, int], block_size: int
+    shape: tuple[int, int, int], block_size: int, dtype: torch.dtype
 ) -> None:
     length = 128 + 12
     cuts = ([length], [1] * length, [2, 3, 128 - 9, 1, 1, length - 128 + 2], [length - 1, 1])
     found = []
     for course in cuts:
-        world = World(*shape, block_size)
+        world = World(*shape, block_size, dtype)
         found.append(whole(world.enter(7, length), course, world))
     for course, layers in zip(cuts, found, strict=True):
         for got, expected in zip(layers, found[0], strict=True):
@@ -244,9 +256,11 @@ def test_a_token_has_the_same_bits_whoever_shares_its_head(shape: tuple[int, int
         assert torch.equal(shared, alone)
 
 
-def decoded(shape: tuple[int, int, int], length: int, others: list[int], first: bool) -> Tensor:
+def decoded(
+    shape: tuple[int, int, int], dtype: torch.dtype, length: int, others: list[int], first: bool
+) -> Tensor:
     """The decoding steps of one branch beside others of these lengths, before or after them."""
-    world, steps = World(*shape), 6
+    world, steps = World(*shape, dtype=dtype), 6
     world.free.sort(reverse=first)
     branch = world.enter(99, length + steps)
     beside = [world.enter(at, long + steps) for at, long in enumerate(others)]
@@ -258,13 +272,15 @@ def decoded(shape: tuple[int, int, int], length: int, others: list[int], first: 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("length", [5, 125, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
-    shape: tuple[int, int, int], length: int
+    shape: tuple[int, int, int], length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = decoded(shape, length, [], True)
+    monkeypatch.setattr(attention, "BUFFER", 1 << 14)  # several buffers a step
+    alone = decoded(shape, dtype, length, [], True)
     for others in ([7], [400], [40, 128, 300, 3], [10 + 31 * at for at in range(1, 12)]):
         for first in (True, False):
-            assert torch.equal(decoded(shape, length, others, first), alone), (others, first)
+            assert torch.equal(decoded(shape, dtype, length, others, first), alone), (others, first)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -66,8 +66,8 @@ def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: P
         "sliding_layers": 0,
         "dtype": "bfloat16",
         "weight_bytes": 15 * 2 + 7 * 4,
-        "kv_bytes_per_token": 2 * 3 * 2 * 4 * 4,
-        "kv_bytes_per_branch": 2 * 3 * 2 * 4 * 4 * 4096,
+        "kv_bytes_per_token": 2 * 3 * 2 * 4 * 2,
+        "kv_bytes_per_branch": 2 * 3 * 2 * 4 * 2 * 4096,
         "vocabulary": 11,
         "tokenizer": None,
         "chat_template": None,
@@ -85,10 +85,7 @@ def test_info_for_people_is_a_line_a_fact(run: Run, folder: Path) -> None:
     assert "rope           default, theta 10000" in lines
     assert "attention      to all tokens before" in lines
     assert any(line.startswith("weights        58 bytes, ") and line.endswith(" in memory") for line in lines)
-    assert (
-        "KV cache       192 bytes a token and branch, 768 KiB a branch of the whole context, in float32"
-        in lines
-    )
+    assert "KV cache       96 bytes a token and branch, 384 KiB a branch of the whole context" in lines
     assert "chat template  none" in lines
     assert "free memory    20 GiB" in lines
     assert not any(line.startswith("does not fit") for line in lines)
@@ -122,9 +119,7 @@ def test_info_of_a_built_in_shape_says_what_does_not_fit(run: Run) -> None:
     assert "context        131,072 tokens" in lines
     assert "rope           llama3, theta 500000, factor 8" in lines
     assert "weights        131 GiB, 131 GiB in memory" in lines
-    assert (
-        "KV cache       640 KiB a token and branch, 80 GiB a branch of the whole context, in float32" in lines
-    )
+    assert "KV cache       320 KiB a token and branch, 40 GiB a branch of the whole context" in lines
     assert "tokenizer      none" in lines
     assert "does not fit   the weights: they take 131 GiB" in lines
     assert any(
@@ -132,10 +127,11 @@ def test_info_of_a_built_in_shape_says_what_does_not_fit(run: Run) -> None:
     )
 
 
-def test_info_says_where_attention_slides(run: Run) -> None:
+def test_info_says_where_attention_slides_and_what_fits_but_for_a_long_branch(run: Run) -> None:
     lines = run("info", "mistral-7b-v0.1").out.splitlines()
     assert "attention      a window of 4,096 tokens in 32 of 32 layers" in lines
-    assert "does not fit   the weights and a branch of the whole context: 21.5 GiB" in lines
+    lines = run("info", "llama-3.1-8b").out.splitlines()
+    assert "does not fit   the weights and a branch of the whole context: 31 GiB" in lines
 
 
 def test_info_of_no_model_is_a_sentence(run: Run, tmp_path: Path) -> None:
