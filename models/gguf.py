@@ -45,11 +45,12 @@ def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progres
     file = GGUFFile(path)
     decoder = Decoder(file)
     config, plan, backend = decoder.config(dtype), decoder.plan(), tokenizer(file)
+    template = file.text("tokenizer.chat_template")
     with arriving(folder) as part:
         part.mkdir()
         backend.save(str(part / "tokenizer.json"))
         _write_json(part / "tokenizer_config.json", tokenizer_config(file, config["max_position_embeddings"]))
-        if template := file.get("tokenizer.chat_template"):
+        if template:
             (part / "chat_template.jinja").write_text(template, encoding="utf-8")
         _write_json(part / "generation_config.json", generation_config(file))
         _write_weights(part / "model.safetensors", file, plan, dtype, progress)

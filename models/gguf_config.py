@@ -130,10 +130,8 @@ class Decoder:
         table = dict(TENSORS)
         if "output.weight" not in self._file.tensors:
             del table["output.weight"]  # tied to the embedding
-        layers = min(
-            self._size("block_count"), len(self._file.tensors)
-        )  # more than that would miss some anyway
-        for layer in range(layers):
+        layers = self._size("block_count")
+        for layer in range(min(layers, len(self._file.tensors))):  # of more than these, some are missing
             for name, (target, axes) in self._kind.layer.items():
                 table[f"blk.{layer}.{name}"] = (f"model.layers.{layer}.{target}", axes)
         plan = {}

@@ -110,6 +110,13 @@ class GGUFFile:
             raise InputError(f"the GGUF file's {key} is {value!r}; it must be a number above 0")
         return float(value)
 
+    def text(self, key: str) -> str:
+        """A text, empty when there is none. Raises InputError for anything else."""
+        value = self.get(key, "")
+        if not isinstance(value, str):
+            raise InputError(f"the GGUF file's {key} is {value!r}; it must be a text")
+        return value
+
     def tokens(self) -> list[str]:
         """The vocabulary. Raises InputError when there is none."""
         tokens = self.get("tokenizer.ggml.tokens")

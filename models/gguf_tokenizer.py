@@ -37,7 +37,8 @@ def tokenizer(file: GGUFFile) -> Tokenizer:
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception for whatever it cannot take
-        raise InputError(f"the GGUF file's tokenizer.ggml entries do not fit together: {error}") from error
+        said = " ".join(str(error).split())
+        raise InputError(f"the GGUF file's tokenizer.ggml entries do not fit together: {said}") from error
     backend.add_special_tokens(_added(tokens, types, (UNKNOWN, CONTROL), special=True))
     backend.add_tokens(_added(tokens, types, (USER_DEFINED,), special=False))
     _add_ends(backend, file)
@@ -90,8 +91,7 @@ def _list(file: GGUFFile, name: str) -> Sequence[Any]:
 
 def _byte_level(file: GGUFFile, vocab: dict[str, int]) -> Tokenizer:
     pre = pre_tokenizer(file.get("tokenizer.ggml.pre", "default"))
-    merges = [tuple(merge.split(" ")) for merge in file.metadata["tokenizer.ggml.merges"]]
-    backend = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=pre.whole_words))
+    backend = Tokenizer(BPE(vocab=vocab, merges=_pairs(file), ignore_merges=pre.whole_words))
     if pre.nfc:
         backend.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.splits]
@@ -100,6 +100,18 @@ def _byte_level(file: GGUFFile, vocab: dict[str, int]) -> Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _pairs(file: GGUFFile) -> list[tuple[str, str]]:
+    merges = file.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list):
+        raise InputError("the GGUF file has no tokenizer.ggml.merges; a byte-level vocabulary needs them")
+    for merge in merges:
+        if str(merge).count(" ") != 1:
+            raise InputError(
+                f"the GGUF file's tokenizer.ggml.merges has {merge!r}; each must be two tokens and a space between"
+            )
+    return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
 
 
 def _sentencepiece(file: GGUFFile, vocab: dict[str, int], types: Sequence[int]) -> Tokenizer:

@@ -17,7 +17,10 @@ DTYPES = ("bfloat16", "float32", "float16")
 def add_arguments(parser: flags.Parser) -> None:
     """FILE.gguf, FOLDER and --dtype."""
     parser.add_argument(
-        "file", metavar="FILE.gguf", type=Path, help="a Llama, Mistral, Qwen2 or Qwen3 model, quantised or not"
+        "file",
+        metavar="FILE.gguf",
+        type=Path,
+        help="a Llama, Mistral, Qwen2 or Qwen3 model, quantised or not",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write: new, or empty")
     parser.add_argument(

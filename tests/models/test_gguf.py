@@ -351,7 +351,15 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an unknown tokenizer": ({"metadata": {"tokenizer.ggml.model": "bert"}}, ["'bert'", "gpt2, llama"]),
     "no vocabulary": ({"metadata": {"tokenizer.ggml.tokens": None}}, ["tokenizer.ggml.tokens"]),
-    "no merges": ({"metadata": {"tokenizer.ggml.merges": None}}, ["tokenizer.ggml.merges"]),
+    "no merges": ({"metadata": {"tokenizer.ggml.merges": None}}, ["has no tokenizer.ggml.merges"]),
+    "a merge of three": (
+        {"metadata": {"tokenizer.ggml.merges": ["Ġ t", "h e l"]}},
+        ["has 'h e l'", "two tokens and a space between"],
+    ),
+    "a chat template that is none": (
+        {"metadata": {"tokenizer.chat_template": 5}},
+        ["tokenizer.chat_template is 5", "must be a text"],
+    ),
     "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["do not fit together"]),
     "one token twice": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
     "more tokens than rows": ({"contents": tensors(vocab=9)}, [f"{len(TOKENS)} tokens", "embeds 9"]),
