@@ -65,10 +65,10 @@ class Tokenizer:
     def encode(
         self, text: str, add_special_tokens: bool = False, foreign: Container[int] | None = None
     ) -> list[int]:
-        """Token ids of a text. Added tokens written out in it are read as such, but for those of others.
+        """Token ids of a text. Added tokens written out in it are read as such.
 
-        `foreign` holds the places of characters that are not to be trusted: nothing that one of them is part
-        of becomes an added token, it is encoded as the text it is. White space always means what it says.
+        `foreign` holds the places of characters that are not to be trusted: what one of them is part of is
+        encoded as the text it is, and never becomes an added token, unless that is white space alone.
         Raises InputError when the text is not valid Unicode.
         """
         _require_unicode(text)
@@ -135,6 +135,7 @@ def _sentencepiece(folder: Path, path: Path) -> Vocabulary:
     """A tokenizer.model, which leaves to tokenizer_config.json what tokenizer.json says itself.
 
     What that leaves out is as in the tokenizer classes of the time: BOS before a text, nothing after it.
+    transformers 5 then adds no BOS either.
     """
     flags = read_json(folder / CONFIG)
     for name in FLAGS:
