@@ -109,7 +109,7 @@ def _pairs(file: GGUFFile) -> list[tuple[str, str]]:
     for merge in merges:
         if str(merge).count(" ") != 1:
             raise InputError(
-                f"the GGUF file's tokenizer.ggml.merges has {merge!r}; each must be two tokens and a space between"
+                f"the GGUF file's tokenizer.ggml.merges has {merge!r}; it must be two tokens and a space"
             )
     return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
 

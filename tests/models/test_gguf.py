@@ -354,7 +354,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no merges": ({"metadata": {"tokenizer.ggml.merges": None}}, ["has no tokenizer.ggml.merges"]),
     "a merge of three": (
         {"metadata": {"tokenizer.ggml.merges": ["Ġ t", "h e l"]}},
-        ["has 'h e l'", "two tokens and a space between"],
+        ["has 'h e l'", "two tokens and a space"],
     ),
     "a chat template that is none": (
         {"metadata": {"tokenizer.chat_template": 5}},
