@@ -131,11 +131,81 @@ class _Readers:
 
 
 @dataclass
+class _Pieces:
+    """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
+
+    tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
+    repetition, `target` the tokens that they are. pages [pieces · n]. hidden [pieces, 1, count, 1, keys]: 0
+    for a key that is seen, else HIDDEN, for the keys from `first` on; all before are seen.
+    """
+
+    count: int
+    tokens: Tensor
+    own: Tensor
+    target: Tensor
+    pages: Tensor
+    first: int
+    hidden: Tensor
+
+    @classmethod
+    def cut(
+        cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
+    ) -> list[_Pieces]:
+        """prompts: (first token, segment). Pieces are short enough for their scores to stay in a cache."""
+        alike: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = {}
+        for at, segment in prompts:
+            end, done = segment.start + segment.count, 0
+            while done < segment.count:
+                start = segment.start + done
+                most = max(1, SCORES // (heads * end))
+                count = min(most, segment.count - done)
+                lowest = 0 if window is None else max(0, start - window + 1) // block_size
+                pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
+                size = min(most, 1 << (count - 1).bit_length())
+                piece = (at + done, start - lowest * block_size, count, pages)
+                alike.setdefault((len(pages), size), []).append(piece)
+                done += count
+        return [
+            cls._of(pieces[at : at + step], size, block_size, window)
+            for (depth, size), pieces in alike.items()
+            for step in (max(1, SCORES // (heads * size * depth * block_size)),)
+            for at in range(0, len(pieces), step)
+        ]
+
+    @classmethod
+    def _of(
+        cls, pieces: list[tuple[int, int, int, list[int]]], size: int, block_size: int, window: int | None
+    ) -> _Pieces:
+        """pieces: (first token, its place among the keys, tokens, pages)."""
+        places = [at * size + i for at, (_, _, count, _) in enumerate(pieces) for i in range(count)]
+        first = (
+            0 if window is not None else min(start for _, start, _, _ in pieces) // block_size * block_size
+        )
+        steps = torch.arange(size)
+        starts = torch.tensor([start for _, start, _, _ in pieces])[:, None]
+        last = torch.tensor([count - 1 for _, _, count, _ in pieces])[:, None]
+        reach = torch.minimum(steps, last)
+        key = torch.arange(first, len(pieces[0][3]) * block_size)
+        tokens = (torch.tensor([token for token, _, _, _ in pieces])[:, None] + reach).flatten()
+        own = torch.tensor(places)
+        return cls(
+            count=size,
+            tokens=tokens,
+            own=own,
+            target=tokens[own],
+            pages=torch.tensor([page for _, _, _, pages in pieces for page in pages]),
+            first=first,
+            hidden=_hidden(key, (starts + reach)[:, :, None], window)[:, None, :, None],
+        )
+
+
+@dataclass
 class _Step:
     """What the layers of one step share: where tokens go, who decodes and what each may see.
 
     write [tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, head_dim]. decode: the tokens that
-    decode, and `lengths` [rows] with them; bias by window, see `_bias`. prompts: (first token, segment).
+    decode, and `lengths` [rows] with them. prompts: (first token, segment). By window: `bias`, see `_bias`,
+    and the `pieces` that the prompts are cut into.
     """
 
     write: Tensor
@@ -144,6 +214,7 @@ class _Step:
     readers: _Readers | None
     prompts: list[tuple[int, Segment]]
     bias: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pieces: dict[int | None, list[_Pieces]] = field(default_factory=dict)
 
 
 class PagedKV:
@@ -235,9 +306,10 @@ class PagedKV:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         if step.readers:
             out[step.decode] = self._decode(pages, q[step.decode], step, window)
-        for first, segment in step.prompts:
-            end = first + segment.count
-            out[first:end] = self._prompt(pages, q[first:end], segment, window)
+        if window not in step.pieces:
+            step.pieces[window] = _Pieces.cut(step.prompts, self.block_size, q.shape[1], window)
+        for pieces in step.pieces[window]:
+            out.index_copy_(0, pieces.target, self._prompt(pages, q, pieces))
         return out
 
     def _decode(self, pages: Tensor, q: Tensor, step: _Step, window: int | None) -> Tensor:
@@ -280,42 +352,33 @@ class PagedKV:
         size = asked.shape[1] * group
         return [x[:, :, :size].unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1) for x in found]
 
-    def _prompt(self, pages: Tensor, q: Tensor, segment: Segment, window: int | None) -> Tensor:
-        """q [count, heads, head_dim] of one segment → the same."""
-        start, end = segment.start, segment.start + segment.count
-        lowest = 0 if window is None else max(0, start - window + 1) // self.block_size
-        own = torch.tensor(segment.pages[lowest : (end - 1) // self.block_size + 1])
-        held = pages.index_select(1, own).float().transpose(1, 2).contiguous()
-        most = max(1, SCORES // (q.shape[1] * held[0, 0].shape[:2].numel()))
-        parts = [
-            self._queries(held, part, start + index * most, lowest * self.block_size, window)
-            for index, part in enumerate(q.split(most))
-        ]
-        return torch.cat(parts)
-
-    def _queries(self, held: Tensor, q: Tensor, start: int, lowest: int, window: int | None) -> Tensor:
-        """q [count, heads, head_dim] from position `start` on → the same.
-
-        held [2, kv_heads, pages, block_size, width]: keys and values from position `lowest` on.
-        """
-        count, size = len(q), self.block_size
-        group = q.shape[1] // self.kv_heads
-        used = (start + count - 1 - lowest) // size + 1
-        keys, values = held[:, :, :used].unbind(0)
-        queries = self._padded(q.view(count, self.kv_heads, group, -1).transpose(0, 1).flatten(1, 2), ALONE)
-        scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
-        first = lowest if window is not None else start // size * size  # before it nothing is hidden
-        hidden = _hidden(
-            torch.arange(first, lowest + used * size), start + torch.arange(count)[:, None], window
+    def _prompt(self, pages: Tensor, q: Tensor, pieces: _Pieces) -> Tensor:
+        """q [tokens, heads, head_dim] → [the pieces' own tokens, heads, head_dim]."""
+        count, heads, depth = (
+            pieces.count,
+            self.kv_heads,
+            len(pieces.pages) * pieces.count // len(pieces.tokens),
         )
-        scores[:, : count * group, first - lowest :].unflatten(1, (count, group)).add_(hidden[:, None])
-        scores = scores.unflatten(2, (used, size))
+        group = q.shape[1] // heads
+        asked = q.index_select(0, pieces.tokens).view(-1, count, heads, group, q.shape[-1])
+        queries = self._padded(asked.transpose(1, 2).flatten(2, 3), ALONE)  # [pieces, kv_heads, rows, width]
+        held = pages.index_select(1, pieces.pages).float().unflatten(1, (-1, depth)).transpose(2, 3)
+        keys, values = held.flatten(1, 2).unbind(0)  # [pieces · kv_heads, depth, block_size, width]
+        scores = torch.bmm(queries.flatten(0, 1), keys.flatten(1, 2).transpose(1, 2))
+        seen = scores[:, : count * group, pieces.first :].unflatten(1, (count, group))
+        seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
+        scores = scores.unflatten(2, (depth, -1))
         shares = scores.softmax(-1)
-        by_head = [torch.bmm(p.transpose(0, 1), v) for p, v in zip(shares, values, strict=True)]
-        out = torch.stack(by_head, 1)  # [pages, kv_heads, rows, width]
-        merged = _merge(out, _level(scores, shares).permute(2, 0, 1)) if used > 1 else out[0]
-        by_token: Tensor = merged[:, : count * group].unflatten(1, (count, group)).transpose(0, 1)
-        return by_token.flatten(1, 2)
+        if depth == 1:
+            merged = torch.bmm(shares[:, :, 0], values[:, 0])
+        else:
+            out = torch.stack(
+                [torch.bmm(p.transpose(0, 1), v) for p, v in zip(shares, values, strict=True)], 1
+            )
+            merged = _merge(out, _level(scores, shares).permute(2, 0, 1))
+        by_token = merged[:, : count * group].unflatten(1, (count, group)).unflatten(0, (-1, heads))
+        found: Tensor = by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, pieces.own)
+        return found
 
     def _padded(self, x: Tensor, least: int = 0) -> Tensor:
         """x […, rows, columns] with as many rows as a product needs for its bits to be always the same."""
