@@ -162,9 +162,8 @@ def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
 
 def _packs_half(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether FBGEMM is to multiply: each weight a float16. Packing makes a number of NaN."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype != dtype == torch.float32
-        and "fbgemm" in torch.backends.quantized.supported_engines
-        and bool((weight.abs() <= torch.finfo(torch.float16).max).all())
-    )
+    if weight.device.type != "cpu" or not weight.dtype != dtype == torch.float32:
+        return False
+    least, most = weight.aminmax()
+    held = torch.finfo(torch.float16).max
+    return "fbgemm" in torch.backends.quantized.supported_engines and bool(-held <= least and most <= held)

@@ -131,7 +131,7 @@ class Llama:
         load = _Loader(config, weights, dtype, device, ops, progress)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         # the head first: packing the largest weight takes a multiple of its memory for a moment
-        self._embedding = load.tensor(EMBEDDING).clone()
+        self._embedding = load.tensor(EMBEDDING)
         head = self._embedding if config.tie_word_embeddings else load.tensor(HEAD)
         self._head = Linear(head, dtype=torch.float32 if device.type == "cpu" else dtype)
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]

@@ -54,7 +54,7 @@ def open_model(
     """The model of a name, a folder or a file. With load_format "dummy" it needs no weights and no tokenizer.
 
     `chat_template` is used instead of its own; a .gguf file is converted to `dtype`. Raises InputError when
-    there is no such model.
+    there is no such model, or it lacks a row for an id of its tokenizer.
     """
     config, folder = find(model, progress, dtype)
     dummy = load_format == "dummy"
@@ -67,5 +67,6 @@ def open_model(
             raise InputError(f"chat_template is given, but {model!r} has no tokenizer to read a chat with")
         return Opened(config, Tokenizer(IdVocabulary(config.vocab_size)), None, None)
     tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.require_rows(config.vocab_size)
     template = ChatTemplate.from_folder(folder, tokenizer, chat_template)
     return Opened(config, tokenizer, template, None if dummy else folder)
