@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .group import Branch, Group
 
 
+KEPT = 4
+"""The part of a step's tokens that the oldest prompt leaves to younger ones: a quarter."""
+
+
 @dataclass
 class Plan:
     """One step: groups that start, tokens to compute of each branch, groups that then choose a token.
@@ -76,10 +80,14 @@ class Scheduler:
                 plan.admitted.append(group)
         planned: dict[Group, list[int]] = {}
         budget, claimed = self.max_tokens, set[bytes]()
+        starting = [group for group in self.running if _starting(group)]
+        # the oldest prompt leaves something to those behind it, so that a short one need not wait for its end
+        leaving = starting[0] if len(starting) > 1 else None
         for group in sorted(self.running, key=_starting):
             if group not in self.running:
                 continue
-            shares = self._catch_up(group, budget, claimed)
+            kept = min(self.max_tokens // KEPT, budget - 1) if group is leaving and budget else 0
+            shares = self._catch_up(group, budget - kept, claimed)
             if not any(shares) or not self._make_room(group, shares, planned):
                 continue
             planned[group] = shares

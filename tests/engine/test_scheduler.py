@@ -104,6 +104,16 @@ def test_groups_that_decode_are_served_before_prompts() -> None:
     assert plan.ready == [old]
 
 
+def test_a_short_prompt_starts_within_two_steps_of_a_long_one() -> None:
+    scheduler = Scheduler(KVBlocks(200, 64), 48, 2048)
+    cache = PagedTokens(scheduler)
+    long, short = group_of([[1] * 4000], 9), group_of([[2] * 50, [3] * 60, [4] * 70], 9)
+    scheduler.add(long)
+    cache.step()
+    scheduler.add(short)
+    assert cache.step().ready == [short]
+
+
 def test_a_prompt_common_to_all_branches_of_all_requests_is_computed_once() -> None:
     scheduler = Scheduler(KVBlocks(2000, 16), 96, 512)
     head = list(range(1000))
