@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels.attention import Batch, PagedKV, Segment
+from ..kernels.attention import PagedKV
+from ..kernels.layout import Batch, Segment
 from ..kernels.steer import Choice, steer
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
 

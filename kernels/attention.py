@@ -28,175 +28,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-HIDDEN = -1e30
-"""The score of a key that may not be seen; finite, so that a page with no visible key makes no NaN."""
+from .layout import HIDDEN, Batch, Pieces, Readers, Seen, Segment, hidden_keys
+
 ROWS, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 12, 400, 8, 16
 """What products must be of for their bits to be always the same: a multiple of rows, rows of one that may
 stand alone, multiplications, a multiple of columns, and of keys in a page."""
 BUFFER = 1 << 20
 """Numbers that are widened at once."""
-SCORES = 1 << 21
-"""Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One branch's share of a step: `count` new tokens after the `start` that its pages already hold.
-
-    pages: its page table, long enough for the new tokens.
-    """
-
-    start: int
-    count: int
-    pages: list[int]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The ragged layout of one step, tokens of one segment after another.
-
-    positions [tokens]; pages, offsets [tokens]: where in the cache each token's K and V go.
-    """
-
-    segments: list[Segment]
-    positions: Tensor
-    pages: Tensor
-    offsets: Tensor
-
-    @classmethod
-    def of(cls, segments: list[Segment], block_size: int) -> Batch:
-        """The layout of these segments, in their order."""
-        positions = [s.start + i for s in segments for i in range(s.count)]
-        pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
-        where = torch.tensor([positions, pages, [p % block_size for p in positions]])
-        return cls(segments, *where.unbind(0))
-
-
-@dataclass
-class _Readers:
-    """Which page is read for which decoding row; a pair is one page read for one row.
-
-    used:    pages [0, used) are multiplied, each for `owner` [used], its first reader.
-    stacked: pages [n] that more rows read, and `others` [n · most], those rows, padded by repetition.
-    pairs:   [depth, rows]: for each row the pairs of its pages in order, first those of the owners, by page,
-             then the others; padded by the row's first. absent [depth, rows, 1, 1]: where it is padding.
-    start:   [pairs]: position of the first key of each pair's page in its row's branch.
-    row:     [pairs]: the row.
-    """
-
-    used: int
-    owner: Tensor
-    stacked: Tensor
-    others: Tensor
-    pairs: Tensor
-    absent: Tensor
-    start: Tensor
-    row: Tensor
-
-    @classmethod
-    def of(cls, tables: list[list[int]], block_size: int, least: int) -> _Readers:
-        """tables: the pages of each row, in order. least: readers of a stacked page that are made up."""
-        used = max(2, 1 + max(map(max, tables)))  # two, so that no product stands alone
-        owner, start = [0] * used, [0] * used
-        taken, others = set[int](), dict[int, list[tuple[int, int]]]()
-        for row, table in enumerate(tables):
-            for index, page in enumerate(table):
-                if page in taken:
-                    others.setdefault(page, []).append((row, index))
-                else:
-                    taken.add(page)
-                    owner[page], start[page] = row, index * block_size
-        most = max(least, *map(len, others.values())) if others else 0
-        place: dict[tuple[int, int], int] = {}
-        rows = list(owner)
-        for readers in others.values():
-            for at in range(most):
-                row, index = readers[min(at, len(readers) - 1)]
-                place.setdefault((row, index), len(rows))
-                rows.append(row)
-                start.append(index * block_size)
-        depth = max(map(len, tables))
-        pairs = [[place.get((r, i), page) for i, page in enumerate(t)] for r, t in enumerate(tables)]
-        absent = [[i >= len(t) for t in tables] for i in range(depth)]
-        return cls(
-            used=used,
-            owner=torch.tensor(owner),
-            stacked=torch.tensor(list(others), dtype=torch.int64),
-            others=torch.tensor(rows[used:], dtype=torch.int64),
-            pairs=torch.tensor([[t[i] if i < len(t) else t[0] for t in pairs] for i in range(depth)]),
-            absent=torch.tensor(absent).view(depth, -1, 1, 1),
-            start=torch.tensor(start),
-            row=torch.tensor(rows),
-        )
-
-
-@dataclass
-class _Pieces:
-    """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
-
-    tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
-    repetition, `target` the tokens that they are. pages [pieces · n]. hidden [pieces, 1, count, 1, keys]: 0
-    for a key that is seen, else HIDDEN, for the keys from `first` on; all before are seen.
-    """
-
-    count: int
-    tokens: Tensor
-    own: Tensor
-    target: Tensor
-    pages: Tensor
-    first: int
-    hidden: Tensor
-
-    @classmethod
-    def cut(
-        cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
-    ) -> list[_Pieces]:
-        """prompts: (first token, segment). Pieces are short enough for their scores to stay in a cache."""
-        alike: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = {}
-        for at, segment in prompts:
-            end, done = segment.start + segment.count, 0
-            while done < segment.count:
-                start = segment.start + done
-                most = max(1, SCORES // (heads * end))
-                count = min(most, segment.count - done)
-                lowest = 0 if window is None else max(0, start - window + 1) // block_size
-                pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
-                size = min(most, 1 << (count - 1).bit_length())
-                piece = (at + done, start - lowest * block_size, count, pages)
-                alike.setdefault((len(pages), size), []).append(piece)
-                done += count
-        return [
-            cls._of(pieces[at : at + step], size, block_size, window)
-            for (depth, size), pieces in alike.items()
-            for step in (max(1, SCORES // (heads * size * depth * block_size)),)
-            for at in range(0, len(pieces), step)
-        ]
-
-    @classmethod
-    def _of(
-        cls, pieces: list[tuple[int, int, int, list[int]]], size: int, block_size: int, window: int | None
-    ) -> _Pieces:
-        """pieces: (first token, its place among the keys, tokens, pages)."""
-        places = [at * size + i for at, (_, _, count, _) in enumerate(pieces) for i in range(count)]
-        first = (
-            0 if window is not None else min(start for _, start, _, _ in pieces) // block_size * block_size
-        )
-        steps = torch.arange(size)
-        starts = torch.tensor([start for _, start, _, _ in pieces])[:, None]
-        last = torch.tensor([count - 1 for _, _, count, _ in pieces])[:, None]
-        reach = torch.minimum(steps, last)
-        key = torch.arange(first, len(pieces[0][3]) * block_size)
-        tokens = (torch.tensor([token for token, _, _, _ in pieces])[:, None] + reach).flatten()
-        own = torch.tensor(places)
-        return cls(
-            count=size,
-            tokens=tokens,
-            own=own,
-            target=tokens[own],
-            pages=torch.tensor([page for _, _, _, pages in pieces for page in pages]),
-            first=first,
-            hidden=_hidden(key, (starts + reach)[:, :, None], window)[:, None, :, None],
-        )
 
 
 @dataclass
@@ -204,17 +42,15 @@ class _Step:
     """What the layers of one step share: where tokens go, who decodes and what each may see.
 
     write [tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, head_dim]. decode: the tokens that
-    decode, and `lengths` [rows] with them. prompts: (first token, segment). By window: `bias`, see `_bias`,
-    and the `pieces` that the prompts are cut into.
+    decode, and `lengths` [rows] with them. prompts: (first token, segment). seen: by window.
     """
 
     write: Tensor
     decode: Tensor
     lengths: Tensor
-    readers: _Readers | None
+    readers: Readers | None
     prompts: list[tuple[int, Segment]]
-    bias: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    pieces: dict[int | None, list[_Pieces]] = field(default_factory=dict)
+    seen: dict[int | None, Seen] = field(default_factory=dict)
 
 
 class PagedKV:
@@ -245,7 +81,7 @@ class PagedKV:
         self._least = -(-LEAST_WORK // (block_size * self._width * ROWS)) * ROWS  # rows of a product
         self._step: _Step | None = None
         self._tables: list[list[int]] = []
-        self._readers: _Readers | None = None
+        self._readers: Readers | None = None
 
     @staticmethod
     def page_bytes(
@@ -284,46 +120,49 @@ class PagedKV:
             prompts=prompts,
         )
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None = None) -> Tensor:
-        """Stores kv and returns softmax(q kᵀ / √head_dim) v over each branch's context, causally.
+    def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor:
+        """Stores keys and values, and returns softmax(q kᵀ / √head_dim) v over each branch's context.
 
-        q [tokens, heads, head_dim], kv [tokens, 2 · kv_heads, head_dim], keys first, both float32
+        qkv [tokens, heads + 2 · kv_heads, head_dim] float32, queries first, then keys, then values
         → [tokens, heads · head_dim]. With a window, a token sees itself and the window − 1 before it.
         """
         more = self._width - self.head_dim
         if not more:
-            return self._attend(layer, q, kv, window).flatten(1)
-        return self._attend(layer, pad(q, (0, more)), pad(kv, (0, more)), window)[..., :-more].flatten(1)
+            return self._attend(layer, qkv, window).flatten(1)
+        return self._attend(layer, pad(qkv, (0, more)), window)[..., :-more].flatten(1)
 
-    def _attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None) -> Tensor:
+    def _attend(self, layer: int, qkv: Tensor, window: int | None) -> Tensor:
         step, pages = self._step, self.pages[layer]
         assert step is not None, "attend before begin"
-        stored = kv.reshape(-1, self._width).to(pages.dtype)
+        heads = qkv.shape[1] - 2 * self.kv_heads
+        stored = qkv[:, heads:].to(pages.dtype).reshape(-1, self._width)
         pages.view(-1, self._width).index_copy_(0, step.write, stored)
-        q = q * self._scale
+        if window not in step.seen:
+            step.seen[window] = self._see(step, heads, window)
+        seen, rows = step.seen[window], qkv.view(-1, self._width)
         if not step.prompts:
-            return self._decode(pages, q, step, window)
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+            return self._decode(pages, rows, step, seen)
+        out = qkv.new_empty(len(qkv), heads, self._width)
         if step.readers:
-            out[step.decode] = self._decode(pages, q[step.decode], step, window)
-        if window not in step.pieces:
-            step.pieces[window] = _Pieces.cut(step.prompts, self.block_size, q.shape[1], window)
-        for pieces in step.pieces[window]:
-            out.index_copy_(0, pieces.target, self._prompt(pages, q, pieces))
+            out.index_copy_(0, step.decode, self._decode(pages, rows, step, seen))
+        for pieces in seen.pieces:
+            out.index_copy_(0, pieces.target, self._prompt(pages, rows, pieces))
         return out
 
-    def _decode(self, pages: Tensor, q: Tensor, step: _Step, window: int | None) -> Tensor:
-        """q [rows, heads, head_dim] → the same: one new token for every decoding row."""
+    def _decode(self, pages: Tensor, rows: Tensor, step: _Step, seen: Seen) -> Tensor:
+        """rows: queries, keys and values of all tokens → [decoding rows, heads, width]."""
         readers = step.readers
         assert readers is not None
-        group, deep = q.shape[1] // self.kv_heads, len(readers.pairs) > 1
-        bias, stacked_bias = self._bias(step, readers, window, group)
-        queries = q.view(len(q), self.kv_heads, group, -1)
-        asked = self._padded(queries).index_select(0, readers.owner)
-        found = [x[:, :, :group] for x in self._owned(asked, pages[:, : readers.used], bias, deep)]
+        group, deep = seen.group, len(readers.pairs) > 1
+        asked = rows.index_select(0, seen.asked).view(*seen.bias.shape[:2], -1, self._width)
+        found = [x[:, :, :group] for x in self._owned(asked, pages[:, : readers.used], seen.bias, deep)]
         if len(readers.stacked):
-            more = self._stacked(pages, queries, readers, stacked_bias, deep)
-            found = [torch.cat(parts) for parts in zip(found, more, strict=True)]
+            asked = rows.index_select(0, seen.stacked).view(*seen.stacked_bias.shape[:3], self._width)
+            held = pages.index_select(1, readers.stacked).float()
+            size = len(readers.others) // len(readers.stacked) * group
+            more = [x[:, :, :size] for x in _attend(asked, held, seen.stacked_bias, self._scale, deep)]
+            by_reader = [x.unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1) for x in more]
+            found = [torch.cat(parts) for parts in zip(found, by_reader, strict=True)]
         own = [x.index_select(0, readers.pairs.flatten()) for x in found]
         if not deep:
             return own[0].flatten(1, 2)
@@ -333,38 +172,25 @@ class PagedKV:
     def _owned(self, asked: Tensor, pages: Tensor, bias: Tensor, deep: bool) -> list[Tensor]:
         """What `_attend` gives for pages of any type, a buffer at a time."""
         if pages.dtype == torch.float32:
-            return _attend(asked, pages, bias, deep)
+            return _attend(asked, pages, bias, self._scale, deep)
         size = self._buffer.shape[1]
         found = [
-            _attend(q, self._buffer[:, : some.shape[1]].copy_(some), hidden, deep)
+            _attend(q, self._buffer[:, : some.shape[1]].copy_(some), hidden, self._scale, deep)
             for q, some, hidden in zip(asked.split(size), pages.split(size, 1), bias.split(size), strict=True)
         ]
         return found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
 
-    def _stacked(
-        self, pages: Tensor, queries: Tensor, readers: _Readers, bias: Tensor, deep: bool
-    ) -> list[Tensor]:
-        """What `_attend` gives for the second and further readers of pages, reader by reader."""
-        group = queries.shape[2]
-        asked = queries.index_select(0, readers.others).unflatten(0, (len(readers.stacked), -1))
-        rows = self._padded(asked.transpose(1, 2).flatten(2, 3))
-        found = _attend(rows, pages.index_select(1, readers.stacked).float(), bias, deep)
-        size = asked.shape[1] * group
-        return [x[:, :, :size].unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1) for x in found]
-
-    def _prompt(self, pages: Tensor, q: Tensor, pieces: _Pieces) -> Tensor:
-        """q [tokens, heads, head_dim] → [the pieces' own tokens, heads, head_dim]."""
-        count, heads, depth = (
-            pieces.count,
-            self.kv_heads,
-            len(pieces.pages) * pieces.count // len(pieces.tokens),
-        )
-        group = q.shape[1] // heads
-        asked = q.index_select(0, pieces.tokens).view(-1, count, heads, group, q.shape[-1])
-        queries = self._padded(asked.transpose(1, 2).flatten(2, 3), ALONE)  # [pieces, kv_heads, rows, width]
+    def _prompt(self, pages: Tensor, rows: Tensor, pieces: Pieces) -> Tensor:
+        """rows: queries, keys and values of all tokens → [the pieces' own tokens, heads, width]."""
+        count, heads, depth = pieces.count, self.kv_heads, pieces.depth
+        group = pieces.group
+        queries = rows.index_select(0, pieces.asked).view(len(pieces.hidden) * heads, -1, self._width)
         held = pages.index_select(1, pieces.pages).float().unflatten(1, (-1, depth)).transpose(2, 3)
         keys, values = held.flatten(1, 2).unbind(0)  # [pieces · kv_heads, depth, block_size, width]
-        scores = torch.bmm(queries.flatten(0, 1), keys.flatten(1, 2).transpose(1, 2))
+        nothing = queries.new_empty(1, 1, 1)
+        scores = torch.baddbmm(
+            nothing, queries, keys.flatten(1, 2).transpose(1, 2), beta=0, alpha=self._scale
+        )
         seen = scores[:, : count * group, pieces.first :].unflatten(1, (count, group))
         seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
         scores = scores.unflatten(2, (depth, -1))
@@ -380,31 +206,52 @@ class PagedKV:
         found: Tensor = by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, pieces.own)
         return found
 
-    def _padded(self, x: Tensor, least: int = 0) -> Tensor:
-        """x […, rows, columns] with as many rows as a product needs for its bits to be always the same."""
-        rows = max(least, self._least, -(-x.shape[-2] // ROWS) * ROWS)
-        return pad(x, (0, 0, 0, rows - x.shape[-2])) if rows > x.shape[-2] else x
+    def _see(self, step: _Step, heads: int, window: int | None) -> Seen:
+        """What the tokens of a step see through a window."""
+        group = heads // self.kv_heads
+        pieces = Pieces.cut(step.prompts, self.block_size, heads, window)
+        for some in pieces:
+            some.group = group
+            some.asked = self._asked(some.tokens.view(len(some.hidden), -1), group, ALONE).flatten()
+        readers = step.readers
+        if readers is None:
+            none = torch.empty(0)
+            return Seen(group, none, none, none, none, pieces)
+        key = readers.start[:, None] + torch.arange(self.block_size)
+        hidden = hidden_keys(key, step.lengths[readers.row][:, None] - 1, window)
+        owners, others = hidden[: readers.used], hidden[readers.used :]
+        token = step.decode[readers.row]
+        asked = self._asked(token[: readers.used, None], group)
+        stacked = self._asked(token[readers.used :].view(max(1, len(readers.stacked)), -1), group)
+        of_head = others.view(max(1, len(readers.stacked)), -1, self.block_size).repeat_interleave(group, 1)
+        filled = pad(of_head, (0, 0, 0, stacked.shape[2] - of_head.shape[1]))
+        return Seen(
+            group=group,
+            asked=asked.flatten(),
+            stacked=stacked.flatten(),
+            bias=owners[:, None, None].expand(-1, self.kv_heads, -1, -1).contiguous(),
+            stacked_bias=filled[:, None].expand(-1, self.kv_heads, -1, -1).contiguous(),
+            pieces=pieces,
+        )
 
-    def _bias(self, step: _Step, readers: _Readers, window: int | None, group: int) -> tuple[Tensor, Tensor]:
-        """0 for a key that is seen, else HIDDEN: for owners [used, kv_heads, 1, block_size], and for stacked
-        readers [n, kv_heads, most · group, block_size]."""
-        if window not in step.bias:
-            key = readers.start[:, None] + torch.arange(self.block_size)
-            hidden = _hidden(key, step.lengths[readers.row][:, None] - 1, window)
-            owners, others = hidden[: readers.used], hidden[readers.used :]
-            each = others.unflatten(0, (len(readers.stacked), -1)) if len(readers.stacked) else others[None]
-            step.bias[window] = (
-                owners[:, None, None].expand(-1, self.kv_heads, -1, -1).contiguous(),
-                self._padded(each.repeat_interleave(group, 1))[:, None]
-                .expand(-1, self.kv_heads, -1, -1)
-                .contiguous(),
-            )
-        return step.bias[window]
+    def _asked(self, tokens: Tensor, group: int, least: int = 0) -> Tensor:
+        """Where the queries of some tokens stand: [n, count] → rows of qkv, [n, kv_heads, rows of a product].
 
-    def _read_by(self, tables: list[list[int]]) -> _Readers:
+        A product has as many rows as it needs for its bits to be always the same; the last is repeated.
+        """
+        count = tokens.shape[1] * group
+        rows = max(least, self._least, -(-count // ROWS) * ROWS)
+        query = torch.arange(rows).clamp(max=max(0, count - 1))
+        if not count:
+            return tokens.new_empty(len(tokens), self.kv_heads, 0)
+        head = torch.arange(self.kv_heads)[:, None] * group + query % group
+        all_heads = self.kv_heads * (group + 2)
+        return tokens[:, None, query // group] * all_heads + head
+
+    def _read_by(self, tables: list[list[int]]) -> Readers:
         """The readers of these page tables; those of the step before when nothing changed."""
         if self._readers is None or tables != self._tables:
-            self._readers = _Readers.of(tables, self.block_size, self._least)
+            self._readers = Readers.of(tables, self.block_size, self._least)
             self._tables = tables
         return self._readers
 
@@ -420,22 +267,14 @@ def _width(head_dim: int) -> int:
     return -(-head_dim // COLUMNS) * COLUMNS
 
 
-def _hidden(key: Tensor, token: Tensor, window: int | None) -> Tensor:
-    """0 where the token at a position sees the key at a position, else HIDDEN."""
-    hidden = key > token
-    if window is not None:
-        hidden |= key <= token - window
-    return torch.zeros(hidden.shape).masked_fill_(hidden, HIDDEN)
-
-
-def _attend(q: Tensor, pages: Tensor, bias: Tensor, deep: bool) -> list[Tensor]:
-    """[softmax(s) v] within each page, s = q kᵀ + bias; where they are to be merged also logsumexp(s).
+def _attend(q: Tensor, pages: Tensor, bias: Tensor, scale: float, deep: bool) -> list[Tensor]:
+    """[softmax(s) v] within each page, s = scale · q kᵀ + bias; with `deep`, to merge them, logsumexp(s) too.
 
     q [pages, kv_heads, rows, width]; pages: k and v [2, pages, kv_heads, block_size, width]; bias that of s.
     """
     shape = q.shape[:2]
     q, k, v, bias = (x.flatten(0, 1) for x in (q, *pages, bias))
-    scores = torch.baddbmm(bias, q, k.transpose(1, 2))
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     shares = scores.softmax(-1)
     found = [torch.bmm(shares, v)] + ([_level(scores, shares)] if deep else [])
     return [x.unflatten(0, shape) for x in found]

@@ -65,7 +65,7 @@ class Weights(Protocol):
 class Attention(Protocol):
     """The part of a KV cache that a decoder needs; see `kernels.attention.PagedKV.attend`."""
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor, window: int | None) -> Tensor: ...
+    def attend(self, layer: int, qkv: Tensor, window: int | None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Llama:
             if layer.qk_norm is not None:
                 qkv[:, :-kv_heads] = ops.rms_norm(qkv[:, :-kv_heads], layer.qk_norm, self._eps)
             qkv = ops.rotate(qkv, cos, sin)  # float32, as cos and sin are
-            attended = cache.attend(index, qkv[:, :heads], qkv[:, heads:], config.windows[index])
+            attended = cache.attend(index, qkv, config.windows[index])
             x = layer.output.add_to(x, attended if x.dtype == torch.float32 else attended.to(x.dtype))
             normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
             x = layer.down.add_to(x, layer.gate_up(normed))

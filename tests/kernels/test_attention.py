@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from trimtab.kernels import attention
-from trimtab.kernels.attention import Batch, PagedKV, Segment
+from trimtab.kernels.attention import PagedKV
+from trimtab.kernels.layout import Batch, Segment
 
 exactly = settings(deadline=None, derandomize=True, max_examples=8)
 LAYERS = 2
@@ -89,7 +90,7 @@ class World:
                 torch.cat([b.given[layer][i][b.done : b.done + count] for b, count in shares])
                 for i in range(3)
             )
-            out = self.cache.attend(layer, q, torch.cat((k, v), 1), window)
+            out = self.cache.attend(layer, torch.cat((q, k, v), 1), window)
             assert out.shape == (len(q), self.sizes[0] * self.head_dim)
             parts = out.unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
             for found, part in zip(outputs, parts, strict=True):

@@ -1,0 +1,203 @@
+"""The layout of a step over a paged cache: where tokens go, who reads which page, what each may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+HIDDEN = -1e30
+"""The score of a key that may not be seen; finite, so that a page with no visible key makes no NaN."""
+SCORES = 1 << 21
+"""Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One branch's share of a step: `count` new tokens after the `start` that its pages already hold.
+
+    pages: its page table, long enough for the new tokens.
+    """
+
+    start: int
+    count: int
+    pages: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The ragged layout of one step, tokens of one segment after another.
+
+    positions [tokens]; pages, offsets [tokens]: where in the cache each token's K and V go.
+    """
+
+    segments: list[Segment]
+    positions: Tensor
+    pages: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, segments: list[Segment], block_size: int) -> Batch:
+        """The layout of these segments, in their order."""
+        positions = [s.start + i for s in segments for i in range(s.count)]
+        pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
+        where = torch.tensor([positions, pages, [p % block_size for p in positions]])
+        return cls(segments, *where.unbind(0))
+
+
+@dataclass
+class Readers:
+    """Which page is read for which decoding row; a pair is one page read for one row.
+
+    used:    pages [0, used) are multiplied, each for `owner` [used], its first reader.
+    stacked: pages [n] that more rows read, and `others` [n · most], those rows, padded by repetition.
+    pairs:   [depth, rows]: for each row the pairs of its pages in order, first those of the owners, by page,
+             then the others; padded by the row's first. absent [depth, rows, 1, 1]: where it is padding.
+    start:   [pairs]: position of the first key of each pair's page in its row's branch.
+    row:     [pairs]: the row.
+    """
+
+    used: int
+    owner: Tensor
+    stacked: Tensor
+    others: Tensor
+    pairs: Tensor
+    absent: Tensor
+    start: Tensor
+    row: Tensor
+
+    @classmethod
+    def of(cls, tables: list[list[int]], block_size: int, least: int) -> Readers:
+        """tables: the pages of each row, in order. least: readers of a stacked page that are made up."""
+        used = max(2, 1 + max(map(max, tables)))  # two, so that no product stands alone
+        owner, start = [0] * used, [0] * used
+        taken, others = set[int](), dict[int, list[tuple[int, int]]]()
+        for row, table in enumerate(tables):
+            for index, page in enumerate(table):
+                if page in taken:
+                    others.setdefault(page, []).append((row, index))
+                else:
+                    taken.add(page)
+                    owner[page], start[page] = row, index * block_size
+        most = max(least, *map(len, others.values())) if others else 0
+        place: dict[tuple[int, int], int] = {}
+        rows = list(owner)
+        for readers in others.values():
+            for at in range(most):
+                row, index = readers[min(at, len(readers) - 1)]
+                place.setdefault((row, index), len(rows))
+                rows.append(row)
+                start.append(index * block_size)
+        depth = max(map(len, tables))
+        pairs = [[place.get((r, i), page) for i, page in enumerate(t)] for r, t in enumerate(tables)]
+        absent = [[i >= len(t) for t in tables] for i in range(depth)]
+        return cls(
+            used=used,
+            owner=torch.tensor(owner),
+            stacked=torch.tensor(list(others), dtype=torch.int64),
+            others=torch.tensor(rows[used:], dtype=torch.int64),
+            pairs=torch.tensor([[t[i] if i < len(t) else t[0] for t in pairs] for i in range(depth)]),
+            absent=torch.tensor(absent).view(depth, -1, 1, 1),
+            start=torch.tensor(start),
+            row=torch.tensor(rows),
+        )
+
+
+@dataclass
+class Pieces:
+    """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
+
+    tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
+    repetition, `target` the tokens that they are. pages [pieces · n]. hidden [pieces, 1, count, 1, keys]: 0
+    for a key that is seen, else HIDDEN, for the keys from `first` on; all before are seen. group: query heads
+    to one of keys. asked: the rows of qkv that are multiplied, see `PagedKV.attend`.
+    """
+
+    count: int
+    depth: int
+    tokens: Tensor
+    own: Tensor
+    target: Tensor
+    pages: Tensor
+    first: int
+    hidden: Tensor
+    group: int = 0
+    asked: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @classmethod
+    def cut(
+        cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
+    ) -> list[Pieces]:
+        """prompts: (first token, segment). Pieces are short enough for their scores to stay in a cache."""
+        alike: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = {}
+        for at, segment in prompts:
+            end, done = segment.start + segment.count, 0
+            while done < segment.count:
+                start = segment.start + done
+                most = max(1, SCORES // (heads * end))
+                count = min(most, segment.count - done)
+                lowest = 0 if window is None else max(0, start - window + 1) // block_size
+                pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
+                size = min(most, 1 << (count - 1).bit_length())
+                piece = (at + done, start - lowest * block_size, count, pages)
+                alike.setdefault((len(pages), size), []).append(piece)
+                done += count
+        return [
+            cls._of(pieces[at : at + step], size, block_size, window)
+            for (depth, size), pieces in alike.items()
+            for step in (max(1, SCORES // (heads * size * depth * block_size)),)
+            for at in range(0, len(pieces), step)
+        ]
+
+    @classmethod
+    def _of(
+        cls, pieces: list[tuple[int, int, int, list[int]]], size: int, block_size: int, window: int | None
+    ) -> Pieces:
+        """pieces: (first token, its place among the keys, tokens, pages)."""
+        places = [at * size + i for at, (_, _, count, _) in enumerate(pieces) for i in range(count)]
+        first = (
+            0 if window is not None else min(start for _, start, _, _ in pieces) // block_size * block_size
+        )
+        steps = torch.arange(size)
+        starts = torch.tensor([start for _, start, _, _ in pieces])[:, None]
+        last = torch.tensor([count - 1 for _, _, count, _ in pieces])[:, None]
+        reach = torch.minimum(steps, last)
+        key = torch.arange(first, len(pieces[0][3]) * block_size)
+        tokens = (torch.tensor([token for token, _, _, _ in pieces])[:, None] + reach).flatten()
+        own = torch.tensor(places)
+        return cls(
+            count=size,
+            depth=len(pieces[0][3]),
+            tokens=tokens,
+            own=own,
+            target=tokens[own],
+            pages=torch.tensor([page for _, _, _, pages in pieces for page in pages]),
+            first=first,
+            hidden=hidden_keys(key, (starts + reach)[:, :, None], window)[:, None, :, None],
+        )
+
+
+@dataclass
+class Seen:
+    """What a step's tokens see through one window.
+
+    asked, stacked: rows of qkv that are multiplied with the pages of owners, and with stacked pages. bias: 0
+    for a key that is seen, else HIDDEN, [used, kv_heads, 1, block_size], and for stacked readers
+    [n, kv_heads, rows, block_size]. pieces: the prompts. group: query heads to one of keys.
+    """
+
+    group: int
+    asked: Tensor
+    stacked: Tensor
+    bias: Tensor
+    stacked_bias: Tensor
+    pieces: list[Pieces]
+
+
+def hidden_keys(key: Tensor, token: Tensor, window: int | None) -> Tensor:
+    """0 where the token at a position sees the key at a position, else HIDDEN."""
+    hidden = key > token
+    if window is not None:
+        hidden |= key <= token - window
+    return torch.zeros(hidden.shape).masked_fill_(hidden, HIDDEN)
