@@ -8,11 +8,14 @@ each page j, then over the pages,
 
 A decoding step multiplies all pages at once, as they lie in memory from the first to the last in use, each
 with the query of its branch: no key or value is gathered. So a cache that is dense at its beginning is fast;
-`engine.blocks` keeps it so. The second and further readers of a shared page are stacked upon a copy
-of it. Prompts go through the same products and sums, and a result depends neither on the neighbours nor on
-how the prompt was cut: seen on CPUs of Intel and AMD, the bits of a float32 product of several matrices vary
-when a matrix has rows or columns that 4 or 8 do not divide, when it stands alone with fewer than 12 rows, and
-when it takes fewer than 400 multiplications, which torch then does itself. So none of that happens here.
+`engine.blocks` keeps it so. The second and further readers of a shared page are stacked upon a copy of it.
+
+Prompts go through the same products and sums, and a result depends neither on the neighbours nor on how the
+prompt was cut. With the kernels that MKL has for AMD's CPUs and for Intel's with AVX512, the bits of a
+float32 product of several matrices vary when a matrix has rows or columns that 4 or 8 do not divide, when it
+stands alone with fewer than 12 rows, when it is scaled as it is made, and when it takes fewer than 400
+multiplications, which torch then does itself; so none of that happens here. With those for AVX2 alone they
+vary in other ways, and two runs of a request may then differ in a last bit.
 
 Keys and values are held in the type of the model and multiplied in float32: a stretch of pages is widened
 into a buffer, small enough to be read again from a processor's cache.
@@ -30,9 +33,10 @@ from torch.nn.functional import pad
 
 from .layout import HIDDEN, Batch, Pieces, Readers, Seen, Segment, hidden_keys
 
-ROWS, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 12, 400, 8, 16
-"""What products must be of for their bits to be always the same: a multiple of rows, rows of one that may
-stand alone, multiplications, a multiple of columns, and of keys in a page."""
+ROWS, NARROW, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 64, 12, 400, 8, 16
+"""What products must be of for their bits to be always the same: a multiple of rows (at least twice as many
+where a row is wider than NARROW), rows of one that may stand alone, multiplications, a multiple of columns,
+and of keys in a page."""
 BUFFER = 1 << 20
 """Numbers that are widened at once."""
 
@@ -78,7 +82,8 @@ class PagedKV:
         self.pages = torch.empty(layers, 2, max(pages, 2), *page, dtype=dtype)
         self._buffer = torch.empty(2, max(2, BUFFER // (2 * math.prod(page))), *page)
         self._scale = head_dim**-0.5
-        self._least = -(-LEAST_WORK // (block_size * self._width * ROWS)) * ROWS  # rows of a product
+        few = ROWS if self._width <= NARROW else 2 * ROWS
+        self._least = -(-LEAST_WORK // (block_size * self._width * few)) * few  # rows of a product
         self._step: _Step | None = None
         self._tables: list[list[int]] = []
         self._readers: Readers | None = None
@@ -154,13 +159,13 @@ class PagedKV:
         readers = step.readers
         assert readers is not None
         group, deep = seen.group, len(readers.pairs) > 1
-        asked = rows.index_select(0, seen.asked).view(*seen.bias.shape[:2], -1, self._width)
+        asked = self._queries(rows, seen.asked).view(*seen.bias.shape[:2], -1, self._width)
         found = [x[:, :, :group] for x in self._owned(asked, pages[:, : readers.used], seen.bias, deep)]
         if len(readers.stacked):
-            asked = rows.index_select(0, seen.stacked).view(*seen.stacked_bias.shape[:3], self._width)
+            asked = self._queries(rows, seen.stacked).view(*seen.stacked_bias.shape[:3], self._width)
             held = pages.index_select(1, readers.stacked).float()
             size = len(readers.others) // len(readers.stacked) * group
-            more = [x[:, :, :size] for x in _attend(asked, held, seen.stacked_bias, self._scale, deep)]
+            more = [x[:, :, :size] for x in _attend(asked, held, seen.stacked_bias, deep)]
             by_reader = [x.unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1) for x in more]
             found = [torch.cat(parts) for parts in zip(found, by_reader, strict=True)]
         own = [x.index_select(0, readers.pairs.flatten()) for x in found]
@@ -172,25 +177,26 @@ class PagedKV:
     def _owned(self, asked: Tensor, pages: Tensor, bias: Tensor, deep: bool) -> list[Tensor]:
         """What `_attend` gives for pages of any type, a buffer at a time."""
         if pages.dtype == torch.float32:
-            return _attend(asked, pages, bias, self._scale, deep)
+            return _attend(asked, pages, bias, deep)
         size = self._buffer.shape[1]
         found = [
-            _attend(q, self._buffer[:, : some.shape[1]].copy_(some), hidden, self._scale, deep)
+            _attend(q, self._buffer[:, : some.shape[1]].copy_(some), hidden, deep)
             for q, some, hidden in zip(asked.split(size), pages.split(size, 1), bias.split(size), strict=True)
         ]
         return found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _queries(self, rows: Tensor, at: Tensor) -> Tensor:
+        """Some rows, scaled. A product's own factor would be rounded here on one road, there on another."""
+        return rows.index_select(0, at).mul_(self._scale)
 
     def _prompt(self, pages: Tensor, rows: Tensor, pieces: Pieces) -> Tensor:
         """rows: queries, keys and values of all tokens → [the pieces' own tokens, heads, width]."""
         count, heads, depth = pieces.count, self.kv_heads, pieces.depth
         group = pieces.group
-        queries = rows.index_select(0, pieces.asked).view(len(pieces.hidden) * heads, -1, self._width)
+        queries = self._queries(rows, pieces.asked).view(len(pieces.hidden) * heads, -1, self._width)
         held = pages.index_select(1, pieces.pages).float().unflatten(1, (-1, depth)).transpose(2, 3)
         keys, values = held.flatten(1, 2).unbind(0)  # [pieces · kv_heads, depth, block_size, width]
-        nothing = queries.new_empty(1, 1, 1)
-        scores = torch.baddbmm(
-            nothing, queries, keys.flatten(1, 2).transpose(1, 2), beta=0, alpha=self._scale
-        )
+        scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
         seen = scores[:, : count * group, pieces.first :].unflatten(1, (count, group))
         seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
         scores = scores.unflatten(2, (depth, -1))
@@ -267,14 +273,14 @@ def _width(head_dim: int) -> int:
     return -(-head_dim // COLUMNS) * COLUMNS
 
 
-def _attend(q: Tensor, pages: Tensor, bias: Tensor, scale: float, deep: bool) -> list[Tensor]:
-    """[softmax(s) v] within each page, s = scale · q kᵀ + bias; with `deep`, to merge them, logsumexp(s) too.
+def _attend(q: Tensor, pages: Tensor, bias: Tensor, deep: bool) -> list[Tensor]:
+    """[softmax(s) v] within each page, s = q kᵀ + bias; with `deep`, to merge them, logsumexp(s) too.
 
     q [pages, kv_heads, rows, width]; pages: k and v [2, pages, kv_heads, block_size, width]; bias that of s.
     """
     shape = q.shape[:2]
     q, k, v, bias = (x.flatten(0, 1) for x in (q, *pages, bias))
-    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2))
     shares = scores.softmax(-1)
     found = [torch.bmm(shares, v)] + ([_level(scores, shares)] if deep else [])
     return [x.unflatten(0, shape) for x in found]
