@@ -25,6 +25,7 @@ from trimtab.engine import (
 )
 from trimtab.kernels.errors import InputError
 
+from ..bits import steady
 from ..literal import reference
 from ..tiny import Tiny, at_rest, write_tensors
 
@@ -199,6 +200,7 @@ def crowd() -> list[Request]:
     ]
 
 
+@steady
 def test_a_request_in_a_crowd_gives_what_it_gives_alone_to_the_last_bit(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB", max_num_batched_tokens=9999)
     for request, crowded in zip(crowd(), engine.generate(crowd()), strict=True):

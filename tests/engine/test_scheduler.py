@@ -12,6 +12,7 @@ from trimtab.engine.group import Group
 from trimtab.engine.scheduler import Scheduler
 from trimtab.kernels.errors import InputError
 
+from ..bits import steady
 from ..tiny import at_rest, group_of
 from .paged import PagedTokens
 from .test_blocks import groups
@@ -182,6 +183,7 @@ MIXED = [
     ],
     ids=str,
 )
+@steady
 def test_a_request_is_the_same_to_the_last_bit_however_prompts_are_cut_and_pages_are_held(
     fields: dict[str, int], tiny_folder: Path, tiny: Engine
 ) -> None:
@@ -223,6 +225,7 @@ def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Pat
 
 
 @pytest.mark.parametrize("caching", [True, False])
+@steady
 def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
     caching: bool, tiny_folder: Path, tiny: Engine
 ) -> None:

@@ -14,6 +14,8 @@ from trimtab.kernels import attention
 from trimtab.kernels.attention import PagedKV
 from trimtab.kernels.layout import Batch, Segment
 
+from ..bits import steady
+
 exactly = settings(deadline=None, derandomize=True, max_examples=8)
 LAYERS = 2
 SHAPES = [(9, 3, 64), (4, 4, 9), (7, 1, 41), (2, 2, 8)]
@@ -226,6 +228,7 @@ def whole(branch: Branch, course: list[int], world: World, *others: Branch) -> l
     ("block_size", "dtype"), [(16, torch.float32), (64, torch.float32), (32, torch.bfloat16)], ids=str
 )
 @pytest.mark.parametrize("shape", SHAPES)
+@steady
 def test_a_token_has_the_same_bits_however_the_prompt_is_cut(
     shape: tuple[int, int, int], block_size: int, dtype: torch.dtype
 ) -> None:
@@ -242,6 +245,7 @@ def test_a_token_has_the_same_bits_however_the_prompt_is_cut(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("others", [1, 2, 3, 11])
+@steady
 def test_a_token_has_the_same_bits_whoever_shares_its_head(shape: tuple[int, int, int], others: int) -> None:
     def course(sharing: int) -> list[Tensor]:
         world = World(*shape)
@@ -274,6 +278,7 @@ def decoded(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("length", [5, 125, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@steady
 def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
     shape: tuple[int, int, int], length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +290,7 @@ def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@steady
 def test_a_decoded_token_has_the_same_bits_while_a_neighbour_is_prefilled(
     shape: tuple[int, int, int],
 ) -> None:
