@@ -15,18 +15,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import BusyError, InputError, RunError
-from .config import EngineConfig
-from .core import Core
 from .engine import together_of
-from .options import check_known
+from .front import Front
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     import torch
 
-    from ..models.config import ModelConfig
-    from ..models.tokenizer import Tokenizer
+    from .config import EngineConfig
     from .group import Group
     from .output import Delta, Output
     from .request import Request
@@ -46,14 +43,14 @@ class _Ticket:
         self.open = set(self.groups)
 
 
-class AsyncEngine:
+class AsyncEngine(Front):
     """Decodes requests from many tasks and threads in one batch. Close it, or use it as `async with`.
 
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
-        self._core = Core(config, progress)
+        super().__init__(config, progress)
         self._notes: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._tickets: set[_Ticket] = set()
@@ -61,29 +58,6 @@ class AsyncEngine:
         self._stopping = False
         self._worker = threading.Thread(target=self._work, name="trimtab", daemon=True)
         self._worker.start()
-
-    @classmethod
-    def from_pretrained(
-        cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
-    ) -> AsyncEngine:
-        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
-        check_known(EngineConfig, fields)
-        return cls(EngineConfig(model=model, **fields), progress)
-
-    @property
-    def config(self) -> EngineConfig:
-        """What the engine was made with."""
-        return self._core.config
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The shape of its model."""
-        return self._core.model_config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self._core.tokenizer
 
     @property
     def unfinished(self) -> int:

@@ -5,57 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from ..kernels.errors import InputError
-from .config import EngineConfig
-from .core import Core
-from .options import check_known
+from .front import Front
 from .output import Delta, Output, Timings
 from .request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
 
     import torch
 
-    from ..models.config import ModelConfig
-    from ..models.tokenizer import Tokenizer
     from .group import Group
 
 
-class Engine:
+class Engine(Front):
     """Decodes requests on one model. One thread at a time may call it; `AsyncEngine` serves many.
 
     progress(done, total) is told of the bytes as the model is fetched and loaded.
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
-
-    def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
-        self._core = Core(config, progress)
-
-    @classmethod
-    def from_pretrained(
-        cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
-    ) -> Engine:
-        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
-        check_known(EngineConfig, fields)
-        return cls(EngineConfig(model=model, **fields), progress)
-
-    @property
-    def config(self) -> EngineConfig:
-        """What the engine was made with."""
-        return self._core.config
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The shape of its model."""
-        return self._core.model_config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self._core.tokenizer
 
     @overload
     def generate(self, requests: Request) -> Output: ...

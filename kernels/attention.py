@@ -150,8 +150,9 @@ class PagedKV:
         out = qkv.new_empty(len(qkv), heads, self._width)
         if step.readers:
             out.index_copy_(0, step.decode, self._decode(pages, rows, step, seen))
-        for pieces in seen.pieces:
-            out.index_copy_(0, pieces.target, self._prompt(pages, rows, pieces))
+        for pieces, asked in seen.pieces:
+            queries = self._queries(rows, asked)
+            out.index_copy_(0, pieces.target, self._prompt(pages, queries, pieces, seen.group))
         return out
 
     def _decode(self, pages: Tensor, rows: Tensor, step: _Step, seen: Seen) -> Tensor:
@@ -189,11 +190,10 @@ class PagedKV:
         """Some rows, scaled. A product's own factor would be rounded here on one road, there on another."""
         return rows.index_select(0, at).mul_(self._scale)
 
-    def _prompt(self, pages: Tensor, rows: Tensor, pieces: Pieces) -> Tensor:
-        """rows: queries, keys and values of all tokens → [the pieces' own tokens, heads, width]."""
+    def _prompt(self, pages: Tensor, queries: Tensor, pieces: Pieces, group: int) -> Tensor:
+        """queries [pieces · kv_heads · rows of a product, width] → [the pieces' own tokens, heads, width]."""
         count, heads, depth = pieces.count, self.kv_heads, pieces.depth
-        group = pieces.group
-        queries = self._queries(rows, pieces.asked).view(len(pieces.hidden) * heads, -1, self._width)
+        queries = queries.view(len(pieces.hidden) * heads, -1, self._width)
         held = pages.index_select(1, pieces.pages).float().unflatten(1, (-1, depth)).transpose(2, 3)
         keys, values = held.flatten(1, 2).unbind(0)  # [pieces · kv_heads, depth, block_size, width]
         scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
@@ -215,10 +215,10 @@ class PagedKV:
     def _see(self, step: _Step, heads: int, window: int | None) -> Seen:
         """What the tokens of a step see through a window."""
         group = heads // self.kv_heads
-        pieces = Pieces.cut(step.prompts, self.block_size, heads, window)
-        for some in pieces:
-            some.group = group
-            some.asked = self._asked(some.tokens.view(len(some.hidden), -1), group, ALONE).flatten()
+        pieces = [
+            (some, self._asked(some.tokens.view(-1, some.count), group, ALONE).flatten())
+            for some in Pieces.cut(step.prompts, self.block_size, heads, window)
+        ]
         readers = step.readers
         if readers is None:
             none = torch.empty(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,8 +110,7 @@ class Pieces:
 
     tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
     repetition, `target` the tokens that they are. pages [pieces · n]. hidden [pieces, 1, count, 1, keys]: 0
-    for a key that is seen, else HIDDEN, for the keys from `first` on; all before are seen. group: query heads
-    to one of keys. asked: the rows of qkv that are multiplied, see `PagedKV.attend`.
+    for a key that is seen, else HIDDEN, for the keys from `first` on; all before are seen.
     """
 
     count: int
@@ -122,8 +121,6 @@ class Pieces:
     pages: Tensor
     first: int
     hidden: Tensor
-    group: int = 0
-    asked: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def cut(
@@ -184,7 +181,8 @@ class Seen:
 
     asked, stacked: rows of qkv that are multiplied with the pages of owners, and with stacked pages. bias: 0
     for a key that is seen, else HIDDEN, [used, kv_heads, 1, block_size], and for stacked readers
-    [n, kv_heads, rows, block_size]. pieces: the prompts. group: query heads to one of keys.
+    [n, kv_heads, rows, block_size]. pieces: the prompts, each with its rows of qkv. group: query heads to one
+    of keys.
     """
 
     group: int
@@ -192,7 +190,7 @@ class Seen:
     stacked: Tensor
     bias: Tensor
     stacked_bias: Tensor
-    pieces: list[Pieces]
+    pieces: list[tuple[Pieces, Tensor]]
 
 
 def hidden_keys(key: Tensor, token: Tensor, window: int | None) -> Tensor:

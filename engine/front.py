@@ -1,0 +1,47 @@
+"""What both engines show of themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import EngineConfig
+from .core import Core
+from .options import check_known
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from ..models.config import ModelConfig
+    from ..models.tokenizer import Tokenizer
+
+
+class Front:
+    """An engine's model and how it is had; what it does is the engine's own."""
+
+    def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
+        self._core = Core(config, progress)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
+    ) -> Self:
+        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
+        check_known(EngineConfig, fields)
+        return cls(EngineConfig(model=model, **fields), progress)
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine was made with."""
+        return self._core.config
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The shape of its model."""
+        return self._core.model_config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._core.tokenizer
