@@ -10,11 +10,12 @@ import torch
 
 from ..kernels.attention import PagedKV
 from ..kernels.layout import Batch, Segment
+from ..kernels.linear import steady_rows
 from ..kernels.steer import Choice, steer
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..models.llama import Llama
     from .group import Group
@@ -40,24 +41,20 @@ class Runner:
         self.cache.clear(plan.fresh)
         if not plan.shares:
             return None
-        batch = Batch.of(
-            [Segment(branch.computed, count, branch.pages) for _, branch, count in plan.shares],
-            self.cache.block_size,
-        )
+        segments = [Segment(branch.computed, count, branch.pages) for _, branch, count in plan.shares]
         token_ids = [
             token
             for group, branch, count in plan.shares
             for token in group.token_ids(branch, branch.computed, count)
         ]
-        self.cache.begin(batch)
-        lengths = self._lengths((group.turned_by, count) for group, _, count in plan.shares)
-        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, self.cache, lengths)
+        turned_by = [group.turned_by for group, _, count in plan.shares for _ in range(count)]
+        hidden = self._forward(segments, token_ids, turned_by, self.cache)
         ends = accumulate(count for _, _, count in plan.shares)
         last = {branch: end - 1 for (_, branch, _), end in zip(plan.shares, ends, strict=True)}
         if not plan.ready:
             return None
         rows = [last[branch] for group in plan.ready for branch in group.branches]
-        logits = self.model.logits(hidden[rows])
+        logits = self.model.logits(hidden[filled(rows)])[: len(rows)]
         return steer(
             logits,
             Groups.of([(group.row, [branch.index for branch in group.branches]) for group in plan.ready]),
@@ -75,17 +72,24 @@ class Runner:
         sizes = (self.cache.block_size, config.num_kv_heads, config.head_dim)
         cache = PagedKV(config.num_layers, pages, *sizes, self.cache.pages.dtype)
         cache.clear(list(range(pages)))
-        batch = Batch.of([Segment(0, len(token_ids), list(range(pages)))], cache.block_size)
-        cache.begin(batch)
-        lengths = self._lengths([(config.rope.turned_by(len(token_ids)), len(token_ids))])
-        hidden = self.model.forward(torch.tensor(token_ids), batch.positions, cache, lengths)
-        return self.model.logits(hidden).log_softmax(-1)
+        turned_by = [config.rope.turned_by(len(token_ids))] * len(token_ids)
+        hidden = self._forward([Segment(0, len(token_ids), list(range(pages)))], token_ids, turned_by, cache)
+        return self.model.logits(hidden)[: len(token_ids)].log_softmax(-1)
 
-    def _lengths(self, shares: Iterable[tuple[int, int]]) -> torch.Tensor | None:
-        """What each token is turned by, from (length, tokens) of each share; None where all turn alike."""
-        if self.model.config.rope.kind != "dynamic":
-            return None
-        return torch.tensor([length for length, count in shares for _ in range(count)])
+    def _forward(
+        self, segments: list[Segment], token_ids: Sequence[int], turned_by: list[int], cache: PagedKV
+    ) -> torch.Tensor:
+        """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden]."""
+        ids = filled(token_ids)
+        batch = Batch.of(segments, cache.block_size, padding=len(ids) - len(token_ids))
+        cache.begin(batch)
+        lengths = torch.tensor(filled(turned_by)) if self.model.config.rope.kind == "dynamic" else None
+        return self.model.forward(torch.tensor(ids), batch.positions, cache, lengths)
+
+
+def filled(rows: Sequence[int]) -> list[int]:
+    """The rows, the last repeated until there are so many that none depends on the others' number."""
+    return [*rows, *rows[-1:] * (steady_rows(len(rows)) - len(rows))]
 
 
 def edits(groups: Sequence[Group], vocab: int) -> Edits | None:

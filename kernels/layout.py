@@ -29,7 +29,8 @@ class Segment:
 class Batch:
     """The ragged layout of one step, tokens of one segment after another.
 
-    positions [tokens]; pages, offsets [tokens]: where in the cache each token's K and V go.
+    positions [rows]; pages, offsets [tokens]: where in the cache each token's K and V go. Rows beyond the
+    tokens are padding: they repeat the last position, are written nowhere, and mean nothing.
     """
 
     segments: list[Segment]
@@ -38,69 +39,53 @@ class Batch:
     offsets: Tensor
 
     @classmethod
-    def of(cls, segments: list[Segment], block_size: int) -> Batch:
+    def of(cls, segments: list[Segment], block_size: int, padding: int = 0) -> Batch:
         """The layout of these segments, in their order."""
         positions = [s.start + i for s in segments for i in range(s.count)]
         pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
-        where = torch.tensor([positions, pages, [p % block_size for p in positions]])
-        return cls(segments, *where.unbind(0))
+        where = torch.tensor([pages, [p % block_size for p in positions]])
+        return cls(segments, torch.tensor(positions + positions[-1:] * padding), *where.unbind(0))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Readers:
     """Which page is read for which decoding row; a pair is one page read for one row.
 
-    used:    pages [0, used) are multiplied, each for `owner` [used], its first reader.
-    stacked: pages [n] that more rows read, and `others` [n · most], those rows, padded by repetition.
-    pairs:   [depth, rows]: for each row the pairs of its pages in order, first those of the owners, by page,
-             then the others; padded by the row's first. absent [depth, rows, 1, 1]: where it is padding.
-    start:   [pairs]: position of the first key of each pair's page in its row's branch.
-    row:     [pairs]: the row.
+    used:    pages [0, used) are multiplied, each for its first reader.
+    stacked: pages [n] that more rows read, each multiplied for `most` of them.
+    pairs:   [depth, rows]: for each row its pages in order; a page below `used` for its first reader, and
+             used + index · most + place among the others of a stacked page. 0 where a row has no more pages.
+    absent:  [depth, rows]: where it has none.
     """
 
     used: int
-    owner: Tensor
     stacked: Tensor
-    others: Tensor
+    most: int
     pairs: Tensor
     absent: Tensor
-    start: Tensor
-    row: Tensor
 
     @classmethod
-    def of(cls, tables: list[list[int]], block_size: int, least: int) -> Readers:
-        """tables: the pages of each row, in order. least: readers of a stacked page that are made up."""
+    def of(cls, tables: list[list[int]]) -> Readers:
+        """tables: the pages of each row, in order."""
         used = max(2, 1 + max(map(max, tables)))  # two, so that no product stands alone
-        owner, start = [0] * used, [0] * used
         taken, others = set[int](), dict[int, list[tuple[int, int]]]()
         for row, table in enumerate(tables):
             for index, page in enumerate(table):
                 if page in taken:
                     others.setdefault(page, []).append((row, index))
-                else:
-                    taken.add(page)
-                    owner[page], start[page] = row, index * block_size
-        most = max(least, *map(len, others.values())) if others else 0
-        place: dict[tuple[int, int], int] = {}
-        rows = list(owner)
-        for readers in others.values():
-            for at in range(most):
-                row, index = readers[min(at, len(readers) - 1)]
-                place.setdefault((row, index), len(rows))
-                rows.append(row)
-                start.append(index * block_size)
+                taken.add(page)
+        most = max(map(len, others.values()), default=0)
         depth = max(map(len, tables))
-        pairs = [[place.get((r, i), page) for i, page in enumerate(t)] for r, t in enumerate(tables)]
-        absent = [[i >= len(t) for t in tables] for i in range(depth)]
+        pairs = [[table[i] if i < len(table) else 0 for table in tables] for i in range(depth)]
+        for at, readers in enumerate(others.values()):
+            for place, (row, index) in enumerate(readers):
+                pairs[index][row] = used + at * most + place
         return cls(
             used=used,
-            owner=torch.tensor(owner),
             stacked=torch.tensor(list(others), dtype=torch.int64),
-            others=torch.tensor(rows[used:], dtype=torch.int64),
-            pairs=torch.tensor([[t[i] if i < len(t) else t[0] for t in pairs] for i in range(depth)]),
-            absent=torch.tensor(absent).view(depth, -1, 1, 1),
-            start=torch.tensor(start),
-            row=torch.tensor(rows),
+            most=most,
+            pairs=torch.tensor(pairs),
+            absent=torch.tensor([[i >= len(table) for table in tables] for i in range(depth)]),
         )
 
 
@@ -173,24 +158,6 @@ class Pieces:
             first=first,
             hidden=hidden_keys(key, (starts + reach)[:, :, None], window)[:, None, :, None],
         )
-
-
-@dataclass
-class Seen:
-    """What a step's tokens see through one window.
-
-    asked, stacked: rows of qkv that are multiplied with the pages of owners, and with stacked pages. bias: 0
-    for a key that is seen, else HIDDEN, [used, kv_heads, 1, block_size], and for stacked readers
-    [n, kv_heads, rows, block_size]. pieces: the prompts, each with its rows of qkv. group: query heads to one
-    of keys.
-    """
-
-    group: int
-    asked: Tensor
-    stacked: Tensor
-    bias: Tensor
-    stacked_bias: Tensor
-    pieces: list[tuple[Pieces, Tensor]]
 
 
 def hidden_keys(key: Tensor, token: Tensor, window: int | None) -> Tensor:

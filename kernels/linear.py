@@ -32,11 +32,22 @@ def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 and native else torch.float32
 
 
+def steady_rows(rows: int) -> int:
+    """The least number of rows, `rows` or more, at which a row's bits are those of any such number.
+
+    On a CPU a row alone goes another way than several. FBGEMM cuts rows into pieces of up to six, and its
+    kernels for AVX2 sum in another order where a piece has one or two: never if three divides their number.
+    """
+    multiple = 3 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else 1
+    return max(2, -(-rows // multiple) * multiple)
+
+
 class Linear:
     """A weight [out, in] and perhaps a bias [out]; maps activations [rows, in] to [rows, out].
 
     Both are of type `dtype`, which is what the machine is best at unless it is given: float32 keeps results
-    unrounded. On a CPU a row's result does not depend, to the last bit, on how many rows stand beside it.
+    unrounded. On a CPU a row's result does not depend, to the last bit, on what stands beside it, as long
+    as there are `steady_rows` of them.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
@@ -84,13 +95,10 @@ class _Product:
         self._bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _never_alone(self._multiply, x)
+        return functional.linear(x, self._weight, self._bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.add_(self(x))
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weight, self._bias)
 
 
 class _Half(_Product):
@@ -117,34 +125,27 @@ class _OneDNN(_Product):
         self._unary = torch.ops.mkldnn._linear_pointwise.default
         self._binary = torch.ops.mkldnn._linear_pointwise.binary
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = self._unary(x, self._weight, self._bias, "none", [], "")
         return y
 
     def swish(self, x: Tensor) -> Tensor:
         """silu of the product."""
-        return _never_alone(lambda x: self._unary(x, self._weight, self._bias, "swish", [], ""), x)
+        y: Tensor = self._unary(x, self._weight, self._bias, "swish", [], "")
+        return y
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return _never_alone(self._with("add"), x, residual)
+        y: Tensor = self._binary(x, residual, self._weight, self._bias, "add")
+        return y
 
     def times(self, factor: Tensor, x: Tensor) -> Tensor:
         """The product times the factor [rows, out]."""
-        return _never_alone(self._with("mul"), x, factor)
-
-    def _with(self, operation: str) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x, other: self._binary(x, other, self._weight, self._bias, operation)
+        y: Tensor = self._binary(x, factor, self._weight, self._bias, "mul")
+        return y
 
 
 def _gated(gate: _OneDNN, up: _OneDNN) -> Callable[[Tensor], Tensor]:
     return lambda x: up.times(gate.swish(x), x)
-
-
-def _never_alone(multiply: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-    """A product that takes a single row as two: alone it would go another way, with other rounding."""
-    if len(operands[0]) > 1:
-        return multiply(*operands)
-    return multiply(*(operand.expand(2, -1) for operand in operands))[:1]
 
 
 def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Product:

@@ -22,8 +22,10 @@ from trimtab.engine import (
     Prompt,
     Request,
     SamplingParams,
+    runner,
 )
 from trimtab.kernels.errors import InputError
+from trimtab.kernels.steer import Choice, steer
 
 from ..bits import steady
 from ..literal import reference
@@ -670,13 +672,12 @@ def test_a_branch_that_cannot_matter_is_not_run_without_a_trace(
     method: Method, rows: int, tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    own = tiny._core.runner.model.logits
-    monkeypatch.setattr(
-        tiny._core.runner.model,
-        "logits",
-        lambda hidden: (seen.append(len(hidden)), own(hidden))[1],
-        raising=False,
-    )
+
+    def counted(logits: torch.Tensor, *args: Any, **more: Any) -> Choice:
+        seen.append(len(logits))
+        return steer(logits, *args, **more)
+
+    monkeypatch.setattr(runner, "steer", counted)
     bare = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True), trace=False))
     assert seen == [rows] * 5
     traced = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True)))

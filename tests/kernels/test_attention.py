@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels import attention
+from torch.nn.functional import pad
+from trimtab.kernels import pool
 from trimtab.kernels.attention import PagedKV
 from trimtab.kernels.layout import Batch, Segment
 
@@ -84,17 +85,18 @@ class World:
     def step(self, *shares: tuple[Branch, int], window: int | None = None) -> list[list[Tensor]]:
         """Computes the next tokens of each branch; [branch][layer] → [count, heads, head_dim]."""
         segments = [Segment(b.done, count, b.pages) for b, count in shares]
-        batch = Batch.of(segments, self.cache.block_size)
-        self.cache.begin(batch)
+        padding = sum(count for _, count in shares) % 3
+        self.cache.begin(Batch.of(segments, self.cache.block_size, padding))
         outputs: list[list[Tensor]] = [[] for _ in shares]
         for layer in range(LAYERS):
             q, k, v = (
                 torch.cat([b.given[layer][i][b.done : b.done + count] for b, count in shares])
                 for i in range(3)
             )
-            out = self.cache.attend(layer, torch.cat((q, k, v), 1), window)
-            assert out.shape == (len(q), self.sizes[0] * self.head_dim)
-            parts = out.unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
+            qkv = pad(torch.cat((q, k, v), 1), (0, 0, 0, 0, 0, padding), value=torch.nan)
+            out = self.cache.attend(layer, qkv, window)
+            assert out.shape == (len(q) + padding, self.sizes[0] * self.head_dim)
+            parts = out[: len(q)].unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
             for found, part in zip(outputs, parts, strict=True):
                 found.append(part.clone())
         for branch, count in shares:
@@ -282,7 +284,7 @@ def decoded(
 def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
     shape: tuple[int, int, int], length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "BUFFER", 1 << 14)  # several buffers a step
+    monkeypatch.setattr(pool, "BUFFER", 1 << 14)  # several buffers a step
     alone = decoded(shape, dtype, length, [], True)
     for others in ([7], [400], [40, 128, 300, 3], [10 + 31 * at for at in range(1, 12)]):
         for first in (True, False):

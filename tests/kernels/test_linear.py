@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from trimtab.kernels.linear import GatedLinear, Linear
+from trimtab.kernels.linear import GatedLinear, Linear, steady_rows
 from trimtab.kernels.swiglu import swiglu
 
 CPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,7 +21,8 @@ SHAPES = [
     (4097, 41),
     (3072, 577),
 ]
-ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 41, 48, 63, 64]
+ROWS = sorted({steady_rows(rows) for rows in (*range(1, 65), 128, 254, 511)})
+MOST = ROWS[-1]
 
 
 def random_weight(inner: int, outer: int, dtype: torch.dtype) -> Tensor:
@@ -39,12 +40,12 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(
     inner: int, outer: int, dtype: torch.dtype
 ) -> None:
     linear = Linear(random_weight(inner, outer, dtype))
-    x = random_rows(64, inner).to(linear.dtype)
+    x = random_rows(MOST, inner).to(linear.dtype)
     together = linear(x)
-    residual = random_rows(64, outer).to(linear.dtype)
+    residual = random_rows(MOST, outer).to(linear.dtype)
     added = linear.add_to(residual.clone(), x)
     for rows in ROWS:
-        for some in (slice(rows), slice(64 - rows, 64)):
+        for some in (slice(rows), slice(MOST - rows, MOST)):
             assert torch.equal(linear(x[some]), together[some]), rows
             assert torch.equal(linear.add_to(residual[some].clone(), x[some]), added[some]), rows
 
@@ -56,7 +57,7 @@ def test_a_gated_row_has_the_same_bits_beside_any_number_of_rows(
 ) -> None:
     weights = (random_weight(inner, outer, dtype), random_weight(inner + 1, outer, dtype)[:, :inner])
     gated = GatedLinear(*weights, None, swiglu)
-    x = random_rows(64, inner).to(Linear(weights[0]).dtype)
+    x = random_rows(MOST, inner).to(Linear(weights[0]).dtype)
     together = gated(x)
     for rows in ROWS:
         assert torch.equal(gated(x[:rows]), together[:rows]), rows
@@ -132,7 +133,9 @@ def test_a_weight_beyond_float16_keeps_its_value(size: float) -> None:
     x = random_rows(7, 41).to(linear.dtype)
     exact = x.double() @ weight.double().t()
     rough = functional.linear(x, weight.to(linear.dtype)).double()
-    allowed = 2 * (rough - exact).abs().amax(0) + 1e-5
+    # a sum of n numbers may be off by √n roundings of its largest part, wherever that stands in the order
+    rounded = 41**0.5 * torch.finfo(torch.float32).eps * (x.double().abs() @ weight.double().abs().t())
+    allowed = 2 * (rough - exact).abs().amax(0) + rounded + 1e-5
     assert bool(((linear(x).double() - exact).abs() <= allowed).all())
 
 

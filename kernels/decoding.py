@@ -1,0 +1,146 @@
+"""Attention of decoding rows: one query each, over all pages in use at once, on a CPU.
+
+Each page in use is multiplied, as it lies in memory, with the query of the row that reads it; the scores of a
+row's pages are then put side by side for one softmax, and its shares go back to the pages:
+
+    s_j = q k_jᵀ,    p = softmax(s_1 … s_n),    o = Σ_j p_j v_j.
+
+Only queries, scores and outputs are gathered, never a key or value; the second and further readers of a
+shared page are multiplied with a copy of it. Between two layers' large products every operation costs its
+dispatch from a cold cache, so places and buffers are made once for as long as the rows read the same pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import HIDDEN, Readers, hidden_keys
+from .pool import PagePool
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Some pages, a range or a list of them, and the rows that are multiplied with them: views of buffers.
+
+    queries, found [pages · kv_heads, rows, width]; scores, shares and their place in a bias the same with
+    block_size instead of width. rows: first and last of them.
+    """
+
+    pages: slice | Tensor
+    queries: Tensor
+    scores: Tensor
+    shares: Tensor
+    found: Tensor
+    rows: slice
+
+
+class Decoding:
+    """What decodes in a step: who reads which page, and the buffers between the products.
+
+    tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last.
+    """
+
+    def __init__(self, pool: PagePool, readers: Readers, tokens: Tensor, padding: int, heads: int) -> None:
+        self._pool, self._readers = pool, readers
+        kv_heads, group = pool.kv_heads, heads // pool.kv_heads
+        own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
+        self._products, total = list[_Product](), 0
+        self._buffers = self._buffer(readers, own, more)
+        for pages, count, rows in self._cut(readers, own, more):
+            size = count * kv_heads * rows
+            at = slice(total, total + size)
+            views = (buffer[at].unflatten(0, (-1, rows)) for buffer in self._buffers)
+            self._products.append(_Product(pages, *views, at))
+            total += size
+        place = self._place(readers, own, more, group)  # [depth, rows, kv_heads, group]
+        there = ~readers.absent
+        depth, count = there.shape
+        query = tokens[:, None] * (heads + 2 * kv_heads) + torch.arange(heads)
+        part = torch.arange(place.numel()).view(count, kv_heads, group, depth).permute(3, 0, 1, 2)
+        self._there, self._filled = there, place[there]
+        self._asked = self._scattered(query.view(1, count, kv_heads, group).expand_as(place)[there], total)
+        self._parted = self._scattered(part[there], total)
+        self._gathered = place.permute(1, 2, 3, 0).flatten()
+        last = torch.arange(count + padding).clamp(max=count - 1)
+        self._out = place[:, last].flatten()
+        self._shape = (depth, count + padding, heads, pool.width)
+        self._ragged = bool(readers.absent.any())
+        self._no_score = readers.absent.t()[:, None, :, None]
+        self._no_output = readers.absent[:, last, None, None]
+
+    def bias(self, lengths: Tensor, window: int | None) -> list[Tensor]:
+        """0 where a product's row sees a key, else HIDDEN, for each product. lengths [rows]: tokens held."""
+        depth = len(self._there)
+        key = torch.arange(depth * self._pool.block_size).view(depth, 1, -1)
+        hidden = hidden_keys(key, lengths[:, None] - 1, window)[self._there]
+        bias = torch.zeros_like(self._buffers[1])
+        bias[self._filled] = hidden[:, None, None]
+        return [bias[product.rows].view_as(product.scores) for product in self._products]
+
+    def attend(self, layer: int, rows: Tensor, bias: list[Tensor]) -> Tensor:
+        """rows: queries, keys and values of the batch [·, width] → [rows + padding, heads, width]."""
+        pool = self._pool
+        queries, scores, shares, found = self._buffers
+        torch.index_select(rows, 0, self._asked, out=queries).mul_(pool.scale)
+        for product, hidden in zip(self._products, bias, strict=True):
+            keys = pool.held(layer, 0, product.pages).transpose(1, 2)
+            torch.baddbmm(hidden, product.queries, keys, out=product.scores)
+        depth, count, heads, width = self._shape
+        if depth == 1:
+            torch.softmax(scores, -1, out=shares)
+        else:
+            side_by_side = scores.index_select(0, self._gathered)
+            if self._ragged:
+                side_by_side.view(-1, heads, depth, pool.block_size).masked_fill_(self._no_score, HIDDEN)
+            side_by_side = side_by_side.view(-1, depth * pool.block_size).softmax(-1)
+            torch.index_select(side_by_side.view(-1, pool.block_size), 0, self._parted, out=shares)
+        for product in self._products:
+            torch.bmm(product.shares, pool.held(layer, 1, product.pages), out=product.found)
+        by_page = found.index_select(0, self._out).view(depth, count, heads, width)
+        if self._ragged:
+            by_page.masked_fill_(self._no_output, 0.0)
+        return pairwise_sum(by_page)
+
+    def _buffer(self, readers: Readers, own: int, more: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, scores, shares and outputs of all products."""
+        pool = self._pool
+        total = (readers.used * own + len(readers.stacked) * more) * pool.kv_heads
+        wide, long = (total, pool.width), (total, pool.block_size)
+        return torch.empty(wide), torch.empty(long), torch.empty(long), torch.empty(wide)
+
+    def _cut(self, readers: Readers, own: int, more: int) -> list[tuple[slice | Tensor, int, int]]:
+        """(pages, how many, rows of a product with each) for every product."""
+        size = self._pool.at_once
+        starts = range(0, readers.used, size)
+        spans = [(at, min(at + size, readers.used)) for at in starts]
+        cut: list[tuple[slice | Tensor, int, int]] = [(slice(a, b), b - a, own) for a, b in spans]
+        return cut + ([(readers.stacked, len(readers.stacked), more)] if len(readers.stacked) else [])
+
+    def _place(self, readers: Readers, own: int, more: int, group: int) -> Tensor:
+        """Where each pair's queries stand among the rows of all products, [depth, rows, kv_heads, group]."""
+        kv_heads, beyond = self._pool.kv_heads, readers.pairs - readers.used
+        copy, reader = beyond // max(1, readers.most), beyond % max(1, readers.most)
+        stacked = (readers.used * own + copy * more) * kv_heads + reader * group
+        first = torch.where(beyond < 0, readers.pairs * own * kv_heads, stacked)[..., None, None]
+        step = torch.where(beyond < 0, own, more)[..., None, None]
+        return first + step * torch.arange(kv_heads)[:, None] + torch.arange(group)
+
+    def _scattered(self, values: Tensor, total: int) -> Tensor:
+        """The values at the rows that are read; rows that only fill a product up have 0."""
+        out = torch.zeros(total, dtype=torch.int64)
+        out[self._filled] = values
+        return out
+
+
+def pairwise_sum(x: Tensor) -> Tensor:
+    """Σ x over the first dimension, neighbour with neighbour, so that zeros at the end change no bit.
+
+    `sum(0)` rounds the columns that do not fill a vector in another way than the rest.
+    """
+    while len(x) > 1:
+        pairs = x[:-1:2] + x[1::2]
+        x = torch.cat((pairs, x[-1:])) if len(x) % 2 else pairs
+    return x[0]
