@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from .scheduler import Plan
 
 
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Neither gradients nor subclasses of Tensor: looking for those takes longer than some operations do."""
+    with torch.inference_mode(), torch._C.DisableTorchFunctionSubclass():
+        yield
+
+
 class Runner:
     """The model, its KV cache and the table of running requests; `step` moves all of them on."""
 
@@ -34,7 +42,7 @@ class Runner:
         draw = Draw(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed)
         self.table.admit(group.row, method.compiled, method.weights(), draw)
 
-    @torch.inference_mode()
+    @plain_tensors()
     def step(self, plan: Plan) -> Choice | None:
         """Computes the plan's tokens; the choice of each ready group, in their order, or None without any."""
         self.cache.swap(plan.swaps)
@@ -64,7 +72,7 @@ class Runner:
             top=any(group.request.sampling.logprobs is not None for group in plan.ready),
         )
 
-    @torch.inference_mode()
+    @plain_tensors()
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position, [tokens, vocab] float32."""
         config = self.model.config

@@ -90,10 +90,12 @@ class PagedKV(PagePool):
         self._step = step
 
     def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor:
-        """Stores keys and values, and returns softmax(q kᵀ / √head_dim) v over each branch's context.
+        """Stores keys and values, and returns softmax(q kᵀ) v over each branch's context.
 
         qkv [rows of the batch, heads + 2 · kv_heads, head_dim] float32, queries first, then keys, then values
-        → [rows, heads · head_dim]. With a window, a token sees itself and the window − 1 before it.
+        → [rows, heads · head_dim]. Queries come with the factor 1/√head_dim: a product's own factor would be
+        rounded here on one road, there on another. With a window, a token sees itself and the window − 1
+        before it.
         """
         more = self.width - self.head_dim
         if not more:
@@ -117,8 +119,7 @@ class PagedKV(PagePool):
             found = self._decoding.attend(layer, rows, seen.bias)
             out[step.decode] = found[: len(step.decode)]
         for pieces, asked in seen.pieces:
-            # scaled first: a product's own factor would be rounded here on one road, there on another
-            queries = rows.index_select(0, asked).mul_(self.scale)
+            queries = rows.index_select(0, asked)
             out.index_copy_(0, pieces.target, self._prompt(layer, queries, pieces, heads // self.kv_heads))
         return out
 

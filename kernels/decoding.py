@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from .layout import HIDDEN, Readers, hidden_keys
-from .pool import PagePool
+from .pool import PagePool, Read
 
 
 @dataclass(frozen=True)
 class _Product:
-    """Some pages, a range or a list of them, and the rows that are multiplied with them: views of buffers.
+    """Some pages, and the rows that are multiplied with them: views of buffers.
 
-    queries, found [pages · kv_heads, rows, width]; scores, shares and their place in a bias the same with
-    block_size instead of width. rows: first and last of them.
+    queries, found [pages · kv_heads, rows, width]; scores, shares the same with block_size instead of width.
+    rows: which of all rows they are. read: see `PagePool.reader`.
     """
 
-    pages: slice | Tensor
+    read: Read
     queries: Tensor
     scores: Tensor
     shares: Tensor
@@ -49,12 +49,12 @@ class Decoding:
         own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
         self._products, total = list[_Product](), 0
         self._buffers = self._buffer(readers, own, more)
-        for pages, count, rows in self._cut(readers, own, more):
-            size = count * kv_heads * rows
-            at = slice(total, total + size)
+        cut = self._cut(readers, own, more)
+        for pages, count, rows in cut:
+            at = slice(total, total + count * kv_heads * rows)
             views = (buffer[at].unflatten(0, (-1, rows)) for buffer in self._buffers)
-            self._products.append(_Product(pages, *views, at))
-            total += size
+            self._products.append(_Product(pool.reader(pages, alone=len(cut) == 1), *views, at))
+            total = at.stop
         place = self._place(readers, own, more, group)  # [depth, rows, kv_heads, group]
         there = ~readers.absent
         depth, count = there.shape
@@ -81,12 +81,12 @@ class Decoding:
         return [bias[product.rows].view_as(product.scores) for product in self._products]
 
     def attend(self, layer: int, rows: Tensor, bias: list[Tensor]) -> Tensor:
-        """rows: queries, keys and values of the batch [·, width] → [rows + padding, heads, width]."""
+        """rows: scaled queries, keys, values of the batch [·, width] → [rows + padding, heads, width]."""
         pool = self._pool
         queries, scores, shares, found = self._buffers
-        torch.index_select(rows, 0, self._asked, out=queries).mul_(pool.scale)
+        torch.index_select(rows, 0, self._asked, out=queries)
         for product, hidden in zip(self._products, bias, strict=True):
-            keys = pool.held(layer, 0, product.pages).transpose(1, 2)
+            keys = product.read(layer, 0).transpose(1, 2)
             torch.baddbmm(hidden, product.queries, keys, out=product.scores)
         depth, count, heads, width = self._shape
         if depth == 1:
@@ -98,7 +98,7 @@ class Decoding:
             side_by_side = side_by_side.view(-1, depth * pool.block_size).softmax(-1)
             torch.index_select(side_by_side.view(-1, pool.block_size), 0, self._parted, out=shares)
         for product in self._products:
-            torch.bmm(product.shares, pool.held(layer, 1, product.pages), out=product.found)
+            torch.bmm(product.shares, product.read(layer, 1), out=product.found)
         by_page = found.index_select(0, self._out).view(depth, count, heads, width)
         if self._ragged:
             by_page.masked_fill_(self._no_output, 0.0)

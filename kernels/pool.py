@@ -10,7 +10,7 @@ ways, and two runs of a request may then differ in a last bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ ROWS, NARROW, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 64, 12, 400, 8, 16
 """What products must be of for their bits to be always the same: a multiple of rows (at least twice as many
 where a row is wider than NARROW), rows of one that may stand alone, multiplications, a multiple of columns,
 and of keys in a page."""
-BUFFER = 1 << 19
+BUFFER = 1 << 20
 """Numbers that are widened to float32 at once: few enough to be read again from a processor's cache."""
+
+Read = Callable[[int, int], Tensor]
 
 
 class PagePool:
@@ -29,7 +31,7 @@ class PagePool:
     pages: [layers, 2, pages, kv_heads, block_size, width], keys then values; width is head_dim with zeros up
     to a multiple of 8; block_size is one of 16. Memory that is never used is never touched. A page must be
     cleared before its first use: a hidden key has weight 0, and 0 times a NaN that another branch left is
-    NaN. scale: 1 / √head_dim. at_once: pages whose keys or values fit the buffer.
+    NaN. at_once: how many pages the buffer holds.
     """
 
     def __init__(
@@ -37,29 +39,44 @@ class PagePool:
     ) -> None:
         assert block_size % PAGE == 0, "block_size is not a multiple of 16"
         self.block_size, self.kv_heads, self.head_dim = block_size, kv_heads, head_dim
-        self.width, self.scale = padded_width(head_dim), head_dim**-0.5
+        self.width = padded_width(head_dim)
         page = (kv_heads, block_size, self.width)
         self.pages = torch.empty(layers, 2, max(pages, 2), *page, dtype=dtype)
-        self.at_once = max(2, BUFFER // math.prod(page))
+        self.at_once = max(2, BUFFER // (2 * math.prod(page)))
         few = ROWS if self.width <= NARROW else 2 * ROWS
         self._least = -(-LEAST_WORK // (block_size * self.width * few)) * few  # rows of a product
-        self._buffer = torch.empty(self.at_once * kv_heads, block_size, self.width)
-        self._sides = [[side.flatten(0, 1) for side in layer] for layer in self.pages]
+        self._buffer = torch.empty(2, self.at_once * kv_heads, block_size, self.width)
+        self._products = [layer.flatten(1, 2) for layer in self.pages]  # [2, pages · kv_heads, …]
         self._tokens = [layer.view(-1, self.width) for layer in self.pages]
 
     def store(self, layer: int, rows: Tensor, parts: Tensor) -> None:
         """Writes keys and values: parts [rows, …, width] to `rows` of a layer, seen as [rows, width]."""
         self._tokens[layer].index_copy_(0, rows, parts.to(self.pages.dtype).reshape(-1, self.width))
 
-    def held(self, layer: int, side: int, pages: slice | Tensor) -> Tensor:
-        """Keys (side 0) or values (1) of some pages, float32 [pages · kv_heads, block_size, width].
+    def reader(self, pages: slice | Tensor, alone: bool) -> Read:
+        """How a product has the keys (side 0) and values (side 1) of some pages, [pages · kv_heads, …].
 
-        Those of a slice are as they lie or in a buffer that the next call fills again.
+        read(layer, side) gives float32 [pages · kv_heads, block_size, width], keys before values, and what it
+        gives holds until anything else is read. alone: nothing else is, between a layer's keys and values.
         """
         if isinstance(pages, Tensor):
-            return self.pages[layer, side].index_select(0, pages).float().flatten(0, 1)
-        found = self._sides[layer][side][pages.start * self.kv_heads : pages.stop * self.kv_heads]
-        return found if found.dtype == torch.float32 else self._buffer[: len(found)].copy_(found)
+            return lambda layer, side: self.pages[layer, side].index_select(0, pages).float().flatten(0, 1)
+        at = slice(pages.start * self.kv_heads, pages.stop * self.kv_heads)
+        lying = [layer[:, at] for layer in self._products]
+        if self.pages.dtype == torch.float32:
+            sides = [layer.unbind(0) for layer in lying]
+            return lambda layer, side: sides[layer][side]
+        wide = self._buffer[:, : at.stop - at.start]
+        keys_and_values = wide.unbind(0)
+        if not alone:
+            return lambda layer, side: keys_and_values[side].copy_(lying[layer][side])
+
+        def read(layer: int, side: int) -> Tensor:
+            if side == 0:
+                wide.copy_(lying[layer])
+            return keys_and_values[side]
+
+        return read
 
     def product_rows(self, count: int, least: int = 0) -> int:
         """Rows of a product for `count` of them to have the same bits always."""

@@ -88,12 +88,12 @@ def steer(
     tokens = draw(allowed, columns, steps).masked_fill(failed, 0)
 
     normalised = trace or bool(columns["reward"].any())
-    branch_logprobs = _at(logits, tokens[groups.owner]) - (logits.logsumexp(-1) if normalised else torch.nan)
+    branch_logprobs = _at(logits.log_softmax(-1), tokens[groups.owner]) if normalised else _unknown(logits)
     _advance(groups, columns, table, branch_logprobs)
     return Choice(
         tokens=tokens,
         failed=failed,
-        logprob=_at(steered, tokens) if steered is not None else torch.full_like(scores[:, 0], torch.nan),
+        logprob=_at(steered, tokens) if steered is not None else _unknown(scores),
         weights=weights,
         rewards=rewards * columns["beta"][:, None],
         strength=strength,
@@ -226,6 +226,10 @@ def _advance(groups: Groups, columns: Columns, table: SteerTable, branch_logprob
     known = (groups.branch[groups.first] == 0)[:, None] & after.isfinite()
     table.rewards[groups.table] = torch.where(known, after, before)
     table.steps[groups.table] += 1
+
+
+def _unknown(rows: Tensor) -> Tensor:
+    return rows.new_full((len(rows),), torch.nan)
 
 
 def _at(rows: Tensor, tokens: Tensor) -> Tensor:

@@ -138,6 +138,8 @@ class Llama:
         self._norm = load.norm(FINAL_NORM)
         self._eps = torch.tensor([config.rms_norm_eps], device=device)
         self._rotary = Rotary(config.rope, config.head_dim, device)
+        self._scale = torch.ones(config.num_heads + 2 * config.num_kv_heads, 1, device=device)
+        self._scale[: config.num_heads] = config.head_dim**-0.5
         self._arithmetic = arithmetic_dtype(dtype, device)
 
     def forward(
@@ -150,7 +152,10 @@ class Llama:
         """
         config, ops = self.config, self.ops
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        cos, sin = self._rotary.at(positions, heads + kv_heads, kv_heads, lengths)
+        # queries are scaled as they are turned
+        cos, sin = (
+            turn * self._scale for turn in self._rotary.at(positions, heads + kv_heads, kv_heads, lengths)
+        )
         x = self._embedding[token_ids].to(self._arithmetic)
         for index, layer in enumerate(self._layers):
             normed = ops.rms_norm(x, layer.attention_norm, self._eps)

@@ -93,7 +93,9 @@ class World:
                 torch.cat([b.given[layer][i][b.done : b.done + count] for b, count in shares])
                 for i in range(3)
             )
-            qkv = pad(torch.cat((q, k, v), 1), (0, 0, 0, 0, 0, padding), value=torch.nan)
+            qkv = pad(
+                torch.cat((q * self.head_dim**-0.5, k, v), 1), (0, 0, 0, 0, 0, padding), value=torch.nan
+            )
             out = self.cache.attend(layer, qkv, window)
             assert out.shape == (len(q) + padding, self.sizes[0] * self.head_dim)
             parts = out[: len(q)].unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
