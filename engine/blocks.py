@@ -124,7 +124,7 @@ class KVBlocks:
         """
         branches = [branch for group in groups for branch in group.branches]
         held = sorted({page for branch in branches for page in branch.pages})
-        if not held or held[-1] + 1 <= len(held) + len(held) // 2 + 4:
+        if not held or held[-1] + 1 <= max(2, len(held) + len(held) // 2):
             return []
         here = set(held)
         holes = [page for page in range(len(held)) if page not in here]
