@@ -131,9 +131,9 @@ class Llama:
         load = _Loader(config, weights, dtype, device, ops, progress)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         # the head first: packing the largest weight takes a multiple of its memory for a moment
-        self._embedding = load.tensor(EMBEDDING)
+        self._embedding = load.embedding()
         head = self._embedding if config.tie_word_embeddings else load.tensor(HEAD)
-        self._head = Linear(head, dtype=torch.float32 if device.type == "cpu" else dtype)
+        self._head = Linear(head.to(dtype), dtype=torch.float32 if device.type == "cpu" else dtype)
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._norm = load.norm(FINAL_NORM)
         self._eps = torch.tensor([config.rms_norm_eps], device=device)
@@ -156,7 +156,7 @@ class Llama:
         cos, sin = (
             turn * self._scale for turn in self._rotary.at(positions, heads + kv_heads, kv_heads, lengths)
         )
-        x = self._embedding[token_ids].to(self._arithmetic)
+        x = self._embedding[token_ids].to(self.dtype).to(self._arithmetic)
         for index, layer in enumerate(self._layers):
             normed = ops.rms_norm(x, layer.attention_norm, self._eps)
             qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim)
@@ -196,12 +196,23 @@ class _Loader:
         self._total = sum(math.prod(shape) for shape in self._expected.values()) * dtype.itemsize
         self._done = 0
 
+    def embedding(self) -> Tensor:
+        """On a CPU as it is stored, in the mapped file: only the rows that are looked up take the dtype."""
+        if self._device.type != "cpu":
+            return self.tensor(EMBEDDING)
+        found = self._weights.tensor(EMBEDDING)
+        self._count(found)
+        return found
+
     def tensor(self, name: str) -> Tensor:
         found = self._weights.tensor(name).to(device=self._device, dtype=self._dtype)
-        self._done += found.nbytes
+        self._count(found)
+        return found
+
+    def _count(self, tensor: Tensor) -> None:
+        self._done += tensor.numel() * self._dtype.itemsize
         if self._progress:
             self._progress(self._done, self._total)
-        return found
 
     def norm(self, name: str) -> Tensor:
         return self.tensor(name).float()
