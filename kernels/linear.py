@@ -37,9 +37,12 @@ def steady_rows(rows: int) -> int:
 
     On a CPU a row alone goes another way than several. FBGEMM cuts rows into pieces of up to six, and its
     kernels for AVX2 sum in another order where a piece has one or two: never if three divides their number.
+    Large numbers are an eighth apart at most, since oneDNN keeps a program of its own for each that it meets.
     """
-    multiple = 3 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else 1
-    return max(2, -(-rows // multiple) * multiple)
+    step = 3 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else 1
+    while rows > 16 * step:
+        step *= 2
+    return max(2, -(-rows // step) * step)
 
 
 class Linear:
