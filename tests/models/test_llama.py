@@ -7,6 +7,7 @@ import torch
 from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.models.rope import Rope, Rotary
 
+from ..anonymous import peak
 from ..literal import Branches, exact, reference
 from ..tiny import Tiny
 
@@ -110,3 +111,16 @@ def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
         for head in (0, 1):
             torch.testing.assert_close(cos[1:, head, half].double(), angles.cos(), rtol=0, atol=1e-5)
             torch.testing.assert_close(sin[1:, head, half].double(), sign * angles.sin(), rtol=0, atol=1e-5)
+
+
+def test_an_embedding_takes_no_memory_beside_the_head(tmp_path: Path) -> None:
+    """Stored in two bytes and asked for in four: it stays in the mapped file, and rows are cast."""
+    tiny = Tiny(hidden=256, rows=40_000, inner=4096, layers=5, dtype=torch.bfloat16)
+    weights = 4 * sum(tensor.numel() for tensor in tiny.tensors().values())
+    setup = """
+from trimtab.models.opening import open_model
+opened = open_model(sys.argv[1])
+torch.ones(300, 300) @ torch.ones(300, 300)
+"""
+    load = "model = opened.load(torch.float32, torch.device('cpu'))"
+    assert peak(setup, load, tiny.write(tmp_path / "wide")) < 1.25 * weights
