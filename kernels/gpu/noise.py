@@ -25,7 +25,7 @@ FINAL_FIRST = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
 FINAL_SECOND = tl.constexpr(0x94D049BB133111EB - (1 << 64))
 STEP = tl.constexpr(2.0**-31)
 MOST = tl.constexpr(1 - 2.0**-24)
-BLOCK = 1024
+ROWS, SPAN = 64, 64
 
 
 @triton.jit
@@ -61,16 +61,18 @@ def gumbel_at(seed, position, tokens):  # type: ignore[no-untyped-def]
     return gumbel_of(random_bits(seed, position, tokens))
 
 
-@triton.jit(do_not_specialize=["vocab"])
+@triton.jit(do_not_specialize=["rows", "vocab"])
 def noise_kernel(  # type: ignore[no-untyped-def]
-    seeds, positions, bits_out, noise_out, vocab, BLOCK: tl.constexpr
+    seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.constexpr, SPAN: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64)
-    tokens = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    bits = random_bits(tl.load(seeds + row), tl.load(positions + row), tokens)
-    at = row * vocab + tokens
-    tl.store(bits_out + at, bits, mask=tokens < vocab)
-    tl.store(noise_out + at, gumbel_of(bits), mask=tokens < vocab)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    tokens = tl.program_id(1) * SPAN + tl.arange(0, SPAN)[None, :]
+    seed = tl.load(seeds + row, mask=row < rows, other=0)
+    position = tl.load(positions + row, mask=row < rows, other=0)
+    bits = random_bits(seed, position, tokens)
+    at, inside = row * vocab + tokens, (row < rows) & (tokens < vocab)
+    tl.store(bits_out + at, bits, mask=inside)
+    tl.store(noise_out + at, gumbel_of(bits), mask=inside)
 
 
 def noise(seeds: Tensor, positions: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
@@ -81,6 +83,8 @@ def noise(seeds: Tensor, positions: Tensor, vocab: int) -> tuple[Tensor, Tensor]
         )
     bits = torch.empty(len(seeds), vocab, dtype=torch.int32, device=seeds.device)
     drawn = torch.empty_like(bits, dtype=torch.float32)
-    grid = (len(seeds), triton.cdiv(vocab, BLOCK))
-    noise_kernel[grid](seeds.contiguous(), positions.contiguous(), bits, drawn, vocab, BLOCK=BLOCK)
+    grid = (triton.cdiv(len(seeds), ROWS), triton.cdiv(vocab, SPAN))
+    noise_kernel[grid](
+        seeds.contiguous(), positions.contiguous(), bits, drawn, len(seeds), vocab, ROWS=ROWS, SPAN=SPAN
+    )
     return bits, drawn

@@ -12,13 +12,21 @@ of the host, and the number of launches is fixed.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+if TYPE_CHECKING:
+    from ..steer_table import Groups
+
+Search = tuple[Tensor, Tensor]
+"""What the sweeps of one search leave: brackets and sums."""
 SWEEPS = 8
 LAST = tl.constexpr(SWEEPS)
-BINS = tl.constexpr(16)
+BINS, AT_ONCE = tl.constexpr(16), tl.constexpr(4)
 UNIT = tl.constexpr(float(1 << 40))
 LOWEST, BEYOND = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # of −∞, and one above that of ∞
 
@@ -142,7 +150,37 @@ def search_kernel(  # type: ignore[no-untyped-def]
             weights = tl.where(values >= least, weights, 0)
         out = sums_ptr + (sweep * groups + group) * BINS * splits + split
         width = high - low
-        for index in range(BINS):
-            bound = (low + ((width * index) >> 4)).to(tl.int32)
-            total = tl.sum(tl.where(keys >= bound, weights, 0), axis=0)
-            tl.store(out + index * splits, total.to(tl.int64))
+        for start in range(0, BINS, AT_ONCE):
+            index = start + tl.arange(0, AT_ONCE)
+            bounds = (low + ((width * index) >> 4)).to(tl.int32)
+            above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
+            tl.store(out + index * splits, tl.sum(above, axis=1).to(tl.int64))
+
+
+def search(
+    kind: Kind,
+    rows: Tensor,
+    tops: Tensor,
+    groups: Groups,
+    limits: Tensor,
+    temperature: Tensor,
+    named: int,
+    split: int,
+    outer: Search | None = None,
+) -> Search:
+    """All sweeps of one kind; `threshold` reads what they found.
+
+    rows, tops: see `search_kernel`. limits [groups, 3] float64. temperature: the column of the table. named:
+    ids at or beyond it are in no nucleus. split: the length that the vocabulary is split in, a power of two.
+    """
+    size, (vocab, splits) = len(groups.table), (rows.shape[1], tops.shape[1])
+    state = torch.empty(SWEEPS, size, 2, dtype=torch.int64, device=rows.device)
+    sums = torch.empty(SWEEPS, size, BINS.value, splits, dtype=torch.int64, device=rows.device)
+    for sweep in range(SWEEPS):
+        search_kernel[(size, splits)](
+            rows, tops, groups.table, groups.first, groups.count, limits, temperature,
+            *(outer or (state, sums)), state, sums, vocab, named, splits, size, sweep,
+            KIND=int(kind), OUTER=outer is not None, S_PAD=triton.next_power_of_2(splits), SPLIT=split,
+            num_warps=max(split // 512, 1),
+        )  # fmt: skip
+    return state, sums

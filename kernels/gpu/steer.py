@@ -25,7 +25,7 @@ import triton
 from torch import Tensor
 
 from ..steer import GREEDY_BELOW, TOP_LOGPROBS, Choice
-from .search import BINS, SWEEPS, Kind, search_kernel
+from .search import Kind, Search, search
 from .steer_finish import ROWS, finish_kernel
 from .steer_mix import mix_kernel
 from .steer_region import COARSE, INNER, TILE, refine_kernel
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from ..steer_table import Edits, Groups, SteerTable
 
 LONG_VOCABULARY = 65_536
-Search = tuple[Tensor, Tensor]
-"""What the sweeps of one search leave: brackets and sums."""
 
 
 @dataclass(frozen=True)
@@ -208,18 +206,12 @@ class _Step:
 
     def _search(self, kind: Kind, outer: Search | None = None) -> Search:
         nucleus = kind is Kind.NUCLEUS
-        state = self._new(SWEEPS, self.size, 2, dtype=torch.int64)
-        sums = self._new(SWEEPS, self.size, BINS.value, self.tiling.count, dtype=torch.int64)
-        temperature = "mask_temperature" if nucleus else "temperature"
-        for sweep in range(SWEEPS):
-            search_kernel[self._grid](
-                self.logits if nucleus else self.allowed, self.row_allowed if nucleus else self.allowed_max,
-                self.groups.table, self.groups.first, self.groups.count,
-                self.limits, *self._column(temperature), *(outer or (state, sums)), state, sums,
-                self.vocab, self.table.vocab, self.tiling.count, self.size, sweep,
-                KIND=int(kind), OUTER=outer is not None, S_PAD=self.tiling.padded, **self.blocks,
-            )  # fmt: skip
-        return state, sums
+        rows, tops = (
+            (self.logits, self.row_allowed) if nucleus else (self.allowed, self.allowed_max)
+        )
+        temperature = self.table.columns["mask_temperature" if nucleus else "temperature"]
+        named, split = self.table.vocab, self.tiling.split
+        return search(kind, rows, tops, self.groups, self.limits, temperature, named, split, outer)
 
     def _score(self, edits: Edits | None, nucleus: Search | None) -> None:
         groups, features = self.groups, self.features
