@@ -78,7 +78,7 @@ def steer(
 
     scores, strength = _mix(logits, groups, columns, steps, share)
     kl = _stay_near(logits, groups, columns, share, scores, strength, measure=trace)
-    _add_delayed(logits, groups, columns, table, scores)
+    _add_delayed(logits, groups, columns, table, steps, scores)
     failed = ~(scores.sum(-1).isfinite() & _all_finite(logits, groups))
 
     steered = scores.log_softmax(-1) if trace or top else None
@@ -177,14 +177,16 @@ def _stay_near(
     return kl
 
 
-def _add_delayed(logits: Tensor, groups: Groups, columns: Columns, table: SteerTable, scores: Tensor) -> None:
+def _add_delayed(
+    logits: Tensor, groups: Groups, columns: Columns, table: SteerTable, steps: Tensor, scores: Tensor
+) -> None:
     """OPAD: adds g times the previous step's z_1 − z_0 to the scores, and keeps this step's."""
+    held = table.hold(logits.shape[1])
     for group in (columns["delay"] != 0).nonzero()[:, 0].tolist():
-        row, first = int(groups.table[group]), int(groups.first[group])
-        contrast = logits[first + 1] - logits[first]
-        if row in table.contrast:
-            scores[group] += columns["delay"][group].to(scores.dtype) * table.contrast[row]
-        table.contrast[row] = contrast
+        slot, first = int(table.slot[groups.table[group]]), int(groups.first[group])
+        if steps[group] > 0:
+            scores[group] += columns["delay"][group].to(scores.dtype) * held[slot]
+        held[slot] = logits[first + 1] - logits[first]
 
 
 def _all_finite(logits: Tensor, groups: Groups) -> Tensor:

@@ -33,7 +33,9 @@ class SteerTable:
     asked:     w⁰ [rows, K], 0 beyond a request's own objectives.
     rewards:   R_k [rows, K], before β.
     steps:     tokens chosen so far [rows].
-    contrast:  OPAD's z_1 − z_0 of the step before, [vocab] by row.
+    slot:      which row of `contrast` a request of OPAD's has, −1 for others.
+    contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step 0.
+    admitted:  what each row was admitted with, known to the host.
     vocab:     ids at or beyond it are never chosen (rows of the embedding that no token uses).
     """
 
@@ -47,7 +49,10 @@ class SteerTable:
         self.asked = torch.zeros(0, 1, dtype=torch.float64, device=device)
         self.rewards = torch.zeros_like(self.asked)
         self.steps = torch.zeros(0, dtype=torch.int64, device=device)
-        self.contrast: dict[int, Tensor] = {}
+        self.slot = torch.zeros_like(self.steps)
+        self.contrast = torch.zeros(0, 0, device=device)
+        self.admitted: dict[int, tuple[Program, Draw]] = {}
+        self._slots: dict[int, int] = {}
 
     def admit(self, row: int, program: Program, weights: Sequence[float], draw: Draw) -> None:
         """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
@@ -59,13 +64,21 @@ class SteerTable:
         self.asked[row, : len(weights)] = torch.tensor(weights, dtype=torch.float64)
         self.rewards[row] = 0
         self.steps[row] = 0
-        self.contrast.pop(row, None)
+        self.admitted[row] = program, draw
+        self.slot[row] = self._slots.setdefault(row, len(self._slots)) if program.delay else -1
+
+    def hold(self, width: int) -> Tensor:
+        """`contrast`, with a row of this width for every request admitted with a delay so far."""
+        down, right = len(self._slots) - len(self.contrast), width - self.contrast.shape[1]
+        if down > 0 or right > 0:
+            self.contrast = pad(self.contrast, (0, max(right, 0), 0, max(down, 0)))
+        return self.contrast
 
     def _reserve(self, rows: int, objectives: int) -> None:
         down, right = max(rows - len(self.steps), 0), max(objectives - self.asked.shape[1], 0)
         if down:
             self.columns = {name: pad(column, (0, down)) for name, column in self.columns.items()}
-            self.steps = pad(self.steps, (0, down))
+            self.steps, self.slot = pad(self.steps, (0, down)), pad(self.slot, (0, down), value=-1)
         self.asked, self.rewards = (pad(x, (0, right, 0, down)) for x in (self.asked, self.rewards))
 
 
@@ -81,7 +94,7 @@ class Groups:
 
     table [groups]: the request's row of the SteerTable. first, count [groups]: its rows of the logits.
     branch, owner [rows]: which branch each row is, 0 for the base, and of which group. width: the most rows
-    of a group. Rows stand in the order of branches; a branch that cannot matter may be left out, the base
+    of a group. rows: `table` as the host knows it, empty where it does not. Rows stand in the order of branches; a branch that cannot matter may be left out, the base
     only where `Program.needs_base` is false.
     """
 
@@ -91,6 +104,7 @@ class Groups:
     branch: Tensor
     owner: Tensor
     width: int
+    rows: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> Groups:
@@ -105,7 +119,8 @@ class Groups:
         )
         tensors = [torch.tensor(column, dtype=torch.int64, device=device) for column in columns]
         table, first, count, branch, owner = tensors
-        return cls(table, first, count, branch, owner, width=max(counts))
+        rows = tuple(columns[0])
+        return cls(table, first, count, branch, owner, width=max(counts), rows=rows)
 
     def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
         """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].

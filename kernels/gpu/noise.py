@@ -1,0 +1,90 @@
+"""Gumbel noise from (request seed, position, token id) alone, bit for bit the integers of `kernels.noise`.
+
+The logarithm near 1 is Kahan's: with w = 1 − u rounded, −log(1 − u) = u · log(w) / (w − 1), or u where w is 1.
+Integers are equal everywhere; logarithms are those of the machine.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..noise import FIRST as FIRST_FACTOR
+from ..noise import GOLDEN as GOLDEN_RATIO
+from ..noise import SECOND as SECOND_FACTOR
+
+GOLDEN = tl.constexpr(GOLDEN_RATIO)
+FIRST = tl.constexpr(FIRST_FACTOR)
+SECOND = tl.constexpr(SECOND_FACTOR)
+SEED_STEP = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
+POSITION_FACTOR = tl.constexpr(0xD1342543DE82EF95 - (1 << 64))
+POSITION_STEP = tl.constexpr(0x632BE59BD9B4E019)
+FINAL_FIRST = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
+FINAL_SECOND = tl.constexpr(0x94D049BB133111EB - (1 << 64))
+STEP = tl.constexpr(2.0**-31)
+MOST = tl.constexpr(1 - 2.0**-24)
+ROWS, SPAN = 64, 64
+
+
+@triton.jit
+def finalise(x):  # type: ignore[no-untyped-def]
+    """Splitmix64's finaliser of an int64."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_FIRST
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_SECOND
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+@triton.jit
+def random_bits(seed, position, tokens):  # type: ignore[no-untyped-def]
+    """32 random bits for each of the int32 tokens, for int64 seed and position."""
+    key = finalise(finalise(seed + SEED_STEP) ^ (position * POSITION_FACTOR + POSITION_STEP))
+    x = tokens * GOLDEN + key.to(tl.int32)
+    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST + (key >> 32).to(tl.int32)
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * SECOND
+    return x ^ ((x >> 15) & 0x1FFFF)
+
+
+@triton.jit
+def gumbel_of(bits):  # type: ignore[no-untyped-def]
+    """Standard Gumbel noise, float32 and finite, of int32 random bits."""
+    u = tl.minimum(((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * STEP, MOST)
+    rest = 1.0 - u
+    exponential = tl.where(rest == 1.0, u, u * (tl.log(rest) / tl.where(rest == 1.0, 1.0, rest - 1.0)))
+    return -tl.log(exponential)
+
+
+@triton.jit
+def gumbel_at(seed, position, tokens):  # type: ignore[no-untyped-def]
+    """Standard Gumbel noise, float32, for each of the int32 tokens."""
+    return gumbel_of(random_bits(seed, position, tokens))
+
+
+@triton.jit(do_not_specialize=["rows", "vocab"])
+def noise_kernel(  # type: ignore[no-untyped-def]
+    seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.constexpr, SPAN: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    tokens = tl.program_id(1) * SPAN + tl.arange(0, SPAN)[None, :]
+    seed = tl.load(seeds + row, mask=row < rows, other=0)
+    position = tl.load(positions + row, mask=row < rows, other=0)
+    bits = random_bits(seed, position, tokens)
+    at, inside = row * vocab + tokens, (row < rows) & (tokens < vocab)
+    tl.store(bits_out + at, bits, mask=inside)
+    tl.store(noise_out + at, gumbel_of(bits), mask=inside)
+
+
+def noise(seeds: Tensor, positions: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    """(bits int32, Gumbel noise float32), [rows, vocab] each, for int64 seeds and positions [rows]."""
+    if seeds.dtype != torch.int64 or positions.dtype != torch.int64 or seeds.shape != positions.shape:
+        raise ValueError(
+            f"seeds and positions must be int64 of one shape, not {seeds.dtype} and {positions.dtype}"
+        )
+    bits = torch.empty(len(seeds), vocab, dtype=torch.int32, device=seeds.device)
+    drawn = torch.empty_like(bits, dtype=torch.float32)
+    grid = (triton.cdiv(len(seeds), ROWS), triton.cdiv(vocab, SPAN))
+    noise_kernel[grid](
+        seeds.contiguous(), positions.contiguous(), bits, drawn, len(seeds), vocab, ROWS=ROWS, SPAN=SPAN
+    )
+    return bits, drawn
