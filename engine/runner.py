@@ -97,7 +97,7 @@ class Runner:
 
 def filled(rows: Sequence[int]) -> list[int]:
     """The rows, the last repeated until there are so many that none depends on the others' number."""
-    return [*rows, *rows[-1:] * (steady_rows(len(rows)) - len(rows))]
+    return [*rows, *([rows[-1]] * (steady_rows(len(rows)) - len(rows)))]
 
 
 def edits(groups: Sequence[Group], vocab: int) -> Edits | None:

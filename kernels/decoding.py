@@ -52,8 +52,9 @@ class Decoding:
         cut = self._cut(readers, own, more)
         for pages, count, rows in cut:
             at = slice(total, total + count * kv_heads * rows)
-            views = (buffer[at].unflatten(0, (-1, rows)) for buffer in self._buffers)
-            self._products.append(_Product(pool.reader(pages, alone=len(cut) == 1), *views, at))
+            queries, scores, shares, found = (x[at].unflatten(0, (-1, rows)) for x in self._buffers)
+            read = pool.reader(pages, alone=len(cut) == 1)
+            self._products.append(_Product(read, queries, scores, shares, found, at))
             total = at.stop
         place = self._place(readers, own, more, group)  # [depth, rows, kv_heads, group]
         there = ~readers.absent

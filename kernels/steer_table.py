@@ -94,8 +94,8 @@ class Groups:
 
     table [groups]: the request's row of the SteerTable. first, count [groups]: its rows of the logits.
     branch, owner [rows]: which branch each row is, 0 for the base, and of which group. width: the most rows
-    of a group. rows: `table` as the host knows it, empty where it does not. Rows stand in the order of branches; a branch that cannot matter may be left out, the base
-    only where `Program.needs_base` is false.
+    of a group. rows: `table` as the host knows it, empty where it does not. Rows stand in the order of
+    branches; a branch that cannot matter may be left out, the base only where `Program.needs_base` is false.
     """
 
     table: Tensor
@@ -152,6 +152,6 @@ class Edits:
 
     def apply(self, scores: Tensor) -> None:
         """Changes scores [groups, vocab] in place."""
-        scores.index_put_(self.bias_at, self.bias, accumulate=True)
+        scores.index_put_(self.bias_at, self.bias.to(scores.dtype), accumulate=True)
         held = scores[self.repetition_at]
         scores[self.repetition_at] = torch.where(held > 0, held / self.repetition, held * self.repetition)

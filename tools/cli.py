@@ -30,6 +30,7 @@ VERBS = {
     "pull": "download the demo model",
     "convert": "turn a GGUF file into a model folder",
     "info": "what a model is, and what it takes to hold",
+    "profile": "what the kernels take on each GPU",
 }
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("engine", "kernels", "models", "tools")

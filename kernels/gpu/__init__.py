@@ -6,5 +6,7 @@ Triton decides as it is imported whether functions are interpreted (TRITON_INTER
 from __future__ import annotations
 
 from ..spec import KernelSpec
+from .cases import ITERATE, STEER
 
-SPECS: tuple[KernelSpec, ...] = ()
+SPECS: tuple[KernelSpec, ...] = (STEER, ITERATE)
+"""Every kernel that is compiled in the tests and listed by `trimtab profile kernels`."""

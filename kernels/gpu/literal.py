@@ -19,9 +19,7 @@ BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["size", "iterations"])
-def iterate_kernel(  # type: ignore[no-untyped-def]
-    base, anchor, loop, out, size, iterations, BLOCK: tl.constexpr
-):
+def iterate_kernel(base, anchor, loop, out, size, iterations, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     b = tl.load(base + at, mask=inside, other=0.0)

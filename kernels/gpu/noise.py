@@ -1,7 +1,7 @@
 """Gumbel noise from (request seed, position, token id) alone, bit for bit the integers of `kernels.noise`.
 
-The logarithm near 1 is Kahan's: with w = 1 − u rounded, −log(1 − u) = u · log(w) / (w − 1), or u where w is 1.
-Integers are equal everywhere; logarithms are those of the machine.
+The logarithm near 1 is Kahan's: with w = 1 − u rounded, −log(1 − u) = u · log(w) / (w − 1), or u where w
+is 1. Integers are equal everywhere; logarithms are those of the machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROWS, SPAN = 64, 64
 
 
 @triton.jit
-def finalise(x):  # type: ignore[no-untyped-def]
+def finalise(x):
     """Splitmix64's finaliser of an int64."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_FIRST
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_SECOND
@@ -37,7 +37,7 @@ def finalise(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def random_bits(seed, position, tokens):  # type: ignore[no-untyped-def]
+def random_bits(seed, position, tokens):
     """32 random bits for each of the int32 tokens, for int64 seed and position."""
     key = finalise(finalise(seed + SEED_STEP) ^ (position * POSITION_FACTOR + POSITION_STEP))
     x = tokens * GOLDEN + key.to(tl.int32)
@@ -47,7 +47,7 @@ def random_bits(seed, position, tokens):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gumbel_of(bits):  # type: ignore[no-untyped-def]
+def gumbel_of(bits):
     """Standard Gumbel noise, float32 and finite, of int32 random bits."""
     u = tl.minimum(((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * STEP, MOST)
     rest = 1.0 - u
@@ -56,15 +56,13 @@ def gumbel_of(bits):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gumbel_at(seed, position, tokens):  # type: ignore[no-untyped-def]
+def gumbel_at(seed, position, tokens):
     """Standard Gumbel noise, float32, for each of the int32 tokens."""
     return gumbel_of(random_bits(seed, position, tokens))
 
 
 @triton.jit(do_not_specialize=["rows", "vocab"])
-def noise_kernel(  # type: ignore[no-untyped-def]
-    seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.constexpr, SPAN: tl.constexpr
-):
+def noise_kernel(seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.constexpr, SPAN: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     tokens = tl.program_id(1) * SPAN + tl.arange(0, SPAN)[None, :]
     seed = tl.load(seeds + row, mask=row < rows, other=0)

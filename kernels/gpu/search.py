@@ -43,16 +43,14 @@ NUCLEUS, TOP_K, TOP_P = (tl.constexpr(int(kind)) for kind in Kind)
 
 
 @triton.jit
-def ordered(values):  # type: ignore[no-untyped-def]
+def ordered(values):
     """int32 that are ordered as the float32 values are; −0 and 0 are one."""
     bits = tl.where(values == 0, 0.0, values).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def narrow(  # type: ignore[no-untyped-def]
-    state_ptr, sums_ptr, limit, group, groups, sweep, splits, KIND: tl.constexpr, S_PAD: tl.constexpr
-):
+def narrow(state_ptr, sums_ptr, limit, group, groups, sweep, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
     """The bracket [low, high) of ordered integers after `sweep` sweeps, int64.
 
     At or above low there is enough, at or above high there is not. state [sweeps, groups, 2];
@@ -79,7 +77,7 @@ def narrow(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def threshold(  # type: ignore[no-untyped-def]
+def threshold(
     limits_ptr, state_ptr, sums_ptr, group, groups, splits, KIND: tl.constexpr, S_PAD: tl.constexpr
 ):
     """The value that a finished search found; −∞ where the request does not have this filter."""
@@ -93,7 +91,7 @@ def threshold(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["splits", "groups", "sweep", "named"])
-def search_kernel(  # type: ignore[no-untyped-def]
+def search_kernel(
     rows_ptr,
     tops_ptr,
     table_ptr,
@@ -146,7 +144,9 @@ def search_kernel(  # type: ignore[no-untyped-def]
             below = tl.where(values >= top, 0.0, values - top)  # also where both are infinite
             weights = (tl.exp(below / temperature) * UNIT).to(tl.int64)
         if OUTER:
-            least = threshold(limits_ptr, outer_state_ptr, outer_sums_ptr, group, groups, splits, TOP_K, S_PAD)
+            least = threshold(
+                limits_ptr, outer_state_ptr, outer_sums_ptr, group, groups, splits, TOP_K, S_PAD
+            )
             weights = tl.where(values >= least, weights, 0)
         out = sums_ptr + (sweep * groups + group) * BINS * splits + split
         width = high - low

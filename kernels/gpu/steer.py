@@ -118,9 +118,7 @@ def _check(logits: Tensor, groups: Groups) -> None:
 class _Step:
     """One step's buffers, and its launches in their order."""
 
-    def __init__(
-        self, logits: Tensor, groups: Groups, table: SteerTable, *, trace: bool, top: bool
-    ) -> None:
+    def __init__(self, logits: Tensor, groups: Groups, table: SteerTable, *, trace: bool, top: bool) -> None:
         self.logits, self.groups, self.table = logits, groups, table
         self.trace, self.top = trace, top
         self.rows, self.vocab = logits.shape
@@ -206,9 +204,7 @@ class _Step:
 
     def _search(self, kind: Kind, outer: Search | None = None) -> Search:
         nucleus = kind is Kind.NUCLEUS
-        rows, tops = (
-            (self.logits, self.row_allowed) if nucleus else (self.allowed, self.allowed_max)
-        )
+        rows, tops = (self.logits, self.row_allowed) if nucleus else (self.allowed, self.allowed_max)
         temperature = self.table.columns["mask_temperature" if nucleus else "temperature"]
         named, split = self.table.vocab, self.tiling.split
         return search(kind, rows, tops, self.groups, self.limits, temperature, named, split, outer)

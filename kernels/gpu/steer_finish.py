@@ -1,6 +1,6 @@
 """The end of a steering step, one program a request: its token, what is reported of it, and its next state.
 
-    R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
+R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
 
 
 @triton.jit
-def log_total(tops_ptr, sums_ptr, splits, S_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+def log_total(tops_ptr, sums_ptr, splits, S_PAD: tl.constexpr):
     """logsumexp of a row from (max, Σ exp) of its splits."""
     part = tl.arange(0, S_PAD)
     tops = tl.load(tops_ptr + part, mask=part < splits, other=float("-inf"))
@@ -27,7 +27,7 @@ def log_total(tops_ptr, sums_ptr, splits, S_PAD: tl.constexpr):  # type: ignore[
 
 
 @triton.jit
-def branch_logprobs(  # type: ignore[no-untyped-def]
+def branch_logprobs(
     logits_ptr, row_max_ptr, row_sum_ptr, place, inside, token, vocab, splits, S_PAD: tl.constexpr
 ):
     """Log-probability of the token in each row `place` of the logits."""
@@ -41,7 +41,7 @@ def branch_logprobs(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["splits", "groups", "width"])
-def finish_kernel(  # type: ignore[no-untyped-def]
+def finish_kernel(
     logits_ptr,
     mixed_ptr,
     table_ptr,

@@ -14,13 +14,13 @@ from .steer_region import coarse_strength, node_sums
 
 
 @triton.jit
-def not_finite(values, inside):  # type: ignore[no-untyped-def]
+def not_finite(values, inside):
     """How many entries are NaN or infinite."""
     return tl.sum((inside & ((values != values) | (tl.abs(values) == float("inf")))).to(tl.int32), axis=0)
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
-def mix_kernel(  # type: ignore[no-untyped-def]
+def mix_kernel(
     logits_ptr,
     table_ptr,
     first_ptr,

@@ -26,7 +26,7 @@ AIM = tl.constexpr(1 - TOLERANCE / 2)
 
 
 @triton.jit
-def node_sums(out_ptr, node, base, direction, inside, a, split, splits, NODES: tl.constexpr):  # type: ignore[no-untyped-def]
+def node_sums(out_ptr, node, base, direction, inside, a, split, splits, NODES: tl.constexpr):
     """Stores one split's (max, Σ e, Σ e d, Σ e d²) of b + a d; base, direction [split length]."""
     scores = tl.where(inside, base + a * direction, float("-inf"))
     top = tl.max(scores, axis=0)
@@ -41,7 +41,7 @@ def node_sums(out_ptr, node, base, direction, inside, a, split, splits, NODES: t
 
 
 @triton.jit
-def node_moments(sums_ptr, splits, NODES: tl.constexpr, TILE: tl.constexpr, S_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+def node_moments(sums_ptr, splits, NODES: tl.constexpr, TILE: tl.constexpr, S_PAD: tl.constexpr):
     """(max, Σ e, mean of d, variance of d) over all splits, [TILE] each."""
     node, split = tl.arange(0, TILE)[:, None], tl.arange(0, S_PAD)[None, :]
     inside = (node < NODES) & (split < splits)
@@ -60,20 +60,20 @@ def node_moments(sums_ptr, splits, NODES: tl.constexpr, TILE: tl.constexpr, S_PA
 
 
 @triton.jit
-def pick(values, index, wanted):  # type: ignore[no-untyped-def]
+def pick(values, index, wanted):
     """The entry of `values` at `wanted`."""
     return tl.sum(tl.where(index == wanted, values, 0.0), axis=0)
 
 
 @triton.jit
-def divergence(a, top, total, mean, top_one, total_one, mean_one):  # type: ignore[no-untyped-def]
+def divergence(a, top, total, mean, top_one, total_one, mean_one):
     """KL(a) from the sums at a and at 1. Differences are taken before anything is added up."""
     grown = (top - top_one) - (a - 1.0) * mean_one + tl.log(total / total_one)
     return (a - 1.0) * (mean - mean_one) - grown
 
 
 @triton.jit
-def coarse_strength(node, limit):  # type: ignore[no-untyped-def]
+def coarse_strength(node, limit):
     """a of the coarse nodes: 1, then 1 + (a_T − 1) ρ^(7 − node), where ρ^6 is 1/64 or reaches 1.03."""
     reach = tl.maximum(limit - 1.0, 1e-30)
     rho = tl.exp(tl.minimum(tl.log(0.03 / reach) / 6.0, -0.6931472))
@@ -83,7 +83,7 @@ def coarse_strength(node, limit):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def inner_strength(node, low, high):  # type: ignore[no-untyped-def]
+def inner_strength(node, low, high):
     """a of the inner nodes, evenly spaced in log(a − 1) from low to high; from 1, over six octaves."""
     reach = tl.maximum(high - 1.0, 1e-30)
     bottom = tl.where(low > 1.0, low - 1.0, reach / 64.0)
@@ -93,7 +93,7 @@ def inner_strength(node, low, high):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["splits"])
-def refine_kernel(  # type: ignore[no-untyped-def]
+def refine_kernel(
     logits_ptr,
     mixed_ptr,
     table_ptr,
@@ -118,7 +118,9 @@ def refine_kernel(  # type: ignore[no-untyped-def]
     budget = tl.load(budget_ptr + row).to(tl.float32)
     if budget < float("inf"):
         limit = tl.load(strength_ptr + group).to(tl.float32)
-        top, total, mean, _ = node_moments(coarse_ptr + group * 4 * NODES * splits, splits, NODES, NODES, S_PAD)
+        top, total, mean, _ = node_moments(
+            coarse_ptr + group * 4 * NODES * splits, splits, NODES, NODES, S_PAD
+        )
         node = tl.arange(0, NODES)
         a = coarse_strength(node, limit)
         mean_one, top_one, total_one = pick(mean, node, 0), pick(top, node, 0), pick(total, node, 0)
@@ -153,14 +155,14 @@ def refine_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def cubic(t, y0, y1, s0, s1):  # type: ignore[no-untyped-def]
+def cubic(t, y0, y1, s0, s1):
     """Hermite's cubic on [0, 1] with values y and slopes s at the ends."""
     u = 1.0 - t
     return u * u * ((1.0 + 2.0 * t) * y0 + t * s0) + t * t * ((3.0 - 2.0 * t) * y1 - u * s1)
 
 
 @triton.jit
-def cubic_root(target, y0, y1, s0, s1):  # type: ignore[no-untyped-def]
+def cubic_root(target, y0, y1, s0, s1):
     """t in [0, 1] up to which the rising cubic is at most `target`: counted on 256 points, twice."""
     points = (tl.arange(0, 256) + 1).to(tl.float32) / 256.0
     count = tl.sum((cubic(points, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
@@ -171,7 +173,16 @@ def cubic_root(target, y0, y1, s0, s1):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def solve(bracket_ptr, inner_ptr, limit, budget, splits, INNER: tl.constexpr, TILE: tl.constexpr, S_PAD: tl.constexpr):  # type: ignore[no-untyped-def]
+def solve(
+    bracket_ptr,
+    inner_ptr,
+    limit,
+    budget,
+    splits,
+    INNER: tl.constexpr,
+    TILE: tl.constexpr,
+    S_PAD: tl.constexpr,
+):
     """a* and the centre of d for one request."""
     low, high = tl.load(bracket_ptr), tl.load(bracket_ptr + 1)
     a_star = limit

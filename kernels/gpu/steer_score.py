@@ -21,7 +21,7 @@ from .steer_weights import COLD
 
 
 @triton.jit
-def store_best(best_ptr, index_ptr, at, scores, token):  # type: ignore[no-untyped-def]
+def store_best(best_ptr, index_ptr, at, scores, token):
     """Stores one split's largest score and the lowest token that has it."""
     best = tl.max(scores, axis=0)
     tl.store(best_ptr + at, best)
@@ -29,13 +29,13 @@ def store_best(best_ptr, index_ptr, at, scores, token):  # type: ignore[no-untyp
 
 
 @triton.jit
-def warmed(scores, token, seed_ptr, temperature, row, position):  # type: ignore[no-untyped-def]
+def warmed(scores, token, seed_ptr, temperature, row, position):
     """Scores/T plus noise."""
     return scores / temperature.to(tl.float32) + gumbel_at(tl.load(seed_ptr + row), position, token)
 
 
 @triton.jit(do_not_specialize=["splits", "groups", "named"])
-def score_kernel(  # type: ignore[no-untyped-def]
+def score_kernel(
     logits_ptr,
     mixed_ptr,
     steered_ptr,
@@ -143,7 +143,7 @@ def score_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["splits", "groups"])
-def choose_kernel(  # type: ignore[no-untyped-def]
+def choose_kernel(
     allowed_ptr,
     allowed_max_ptr,
     table_ptr,

@@ -21,7 +21,7 @@ COLD = tl.constexpr(GREEDY_BELOW)
 
 
 @triton.jit
-def exponent(asked_ptr, rewards_ptr, at, inside, rate):  # type: ignore[no-untyped-def]
+def exponent(asked_ptr, rewards_ptr, at, inside, rate):
     """log w⁰ − rate · R of the table's entries `at`, and w⁰; −∞ where w⁰ is 0."""
     asked = tl.load(asked_ptr + at, mask=inside, other=0.0)
     rewards = tl.load(rewards_ptr + at, mask=inside, other=0.0)
@@ -31,7 +31,7 @@ def exponent(asked_ptr, rewards_ptr, at, inside, rate):  # type: ignore[no-untyp
 
 
 @triton.jit(do_not_specialize=["vocab", "width"])
-def weigh_kernel(  # type: ignore[no-untyped-def]
+def weigh_kernel(
     table_ptr,
     first_ptr,
     count_ptr,

@@ -1,0 +1,43 @@
+"""The kernels' noise is that of the torch reference: the same integers, and logarithms as exact."""
+
+from __future__ import annotations
+
+import torch
+from trimtab.kernels.gpu.noise import noise
+from trimtab.kernels.noise import bits, keys
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 12345, 12345])
+POSITIONS = torch.tensor([0, 1, 2**31 - 1, 2**31, 7, 0, 99])
+
+
+def test_integers_are_those_of_the_reference() -> None:
+    found, _ = noise(SEEDS.to(DEVICE), POSITIONS.to(DEVICE), 1001)
+    tokens = torch.arange(1001, dtype=torch.int32)
+    assert torch.equal(found.cpu(), bits(keys(SEEDS, POSITIONS), tokens))
+
+
+def test_noise_is_as_exact_as_float32_and_finite() -> None:
+    whole, drawn = noise(SEEDS.to(DEVICE), POSITIONS.to(DEVICE), 20_001)
+    u = ((whole.cpu() & 0x7FFFFFFF).double() + 0.5) * 2.0**-31
+    exact = -torch.log(-torch.log1p(-u.clamp(max=1 - 2.0**-24)))
+    assert bool(drawn.isfinite().all())
+    # u is rounded to 24 bits, which moves the noise by that share of it, and more only near the largest u
+    near = u < 1 - 2.0**-14
+    torch.testing.assert_close(drawn.cpu().double()[near], exact[near], rtol=1e-3, atol=1e-4)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """Chi-square of 60,000 draws from 30 tokens, by positions of one seed and by seeds at one position."""
+    vocab, draws = 30, 60_000
+    chances = torch.linspace(0, 3, vocab).softmax(-1).double()
+    for seeds, positions in (
+        (torch.full((draws,), 5), torch.arange(draws)),
+        (torch.arange(draws), torch.full((draws,), 70_000)),
+    ):
+        _, drawn = noise(seeds.to(DEVICE), positions.to(DEVICE), vocab)
+        chosen = (drawn.cpu() + chances.log().float()).argmax(-1)
+        expected = draws * chances
+        counts = torch.bincount(chosen, minlength=vocab).double()
+        chi_square = float(((counts - expected) ** 2 / expected).sum())
+        assert 10 < chi_square < 60  # 29 degrees of freedom: p between 0.0005 and 0.9996

@@ -1,0 +1,92 @@
+"""`trimtab profile kernels`: what the Triton kernels take on each GPU, from their compiled code."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..kernels.errors import InputError
+from .plain import json_line, watched
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from .flags import Parser
+
+SUBJECTS = ("kernels",)
+BANDWIDTHS = {"A100": 2039e9, "H100": 3350e9, "H200": 4800e9, "MI300X": 5300e9}
+"""Bytes a second of a GPU's memory, as the vendors' data sheets have it (A100 80GB SXM, H100 SXM)."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """SUBJECT, --json."""
+    parser.add_argument(
+        "subject", metavar="SUBJECT", help="kernels: registers, shared memory, spills, floors"
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compiles every kernel for every target, some seconds each the first time, and prints what it takes."""
+    if args.subject not in SUBJECTS:
+        raise InputError(f"there is nothing to profile in {args.subject!r}; known are {', '.join(SUBJECTS)}")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise InputError("TRITON_INTERPRET is 1; kernels are interpreted then, not compiled: unset it")
+    kernels, cases = _kernels(), _cases()
+    if args.json:
+        print(json_line({"kernels": kernels, "cases": cases}))
+        return 0
+    console = Console(width=None if watched() else 160)
+    console.print(_table("Compiled code, per thread and program", kernels))
+    console.print(_table("Least time at a memory's full speed, microseconds", cases))
+    return 0
+
+
+def _kernels() -> list[dict[str, Any]]:
+    """A row for each kernel, build and target."""
+    try:
+        from ..kernels.gpu import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
+        from ..kernels.gpu.ahead import TARGETS, builds_of, compile_for  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InputError(f"profiling kernels needs the package {error.name}; install it first") from None
+    return [
+        {
+            "kernel": f"{spec.name}.{build.kernel}",
+            "build": build.name,
+            "arch": arch,
+            **vars(compile_for(build, arch)),
+        }
+        for spec in SPECS
+        for build in builds_of(spec)
+        for arch in TARGETS
+    ]
+
+
+def _cases() -> list[dict[str, Any]]:
+    """A row for each real shape: the bytes that must move, and how long that takes at least."""
+    from ..kernels.gpu import SPECS  # noqa: PLC0415
+
+    return [
+        {
+            "kernel": spec.name,
+            "case": case.name,
+            "bytes": case.bytes,
+            **{gpu: round(1e6 * case.bytes / rate, 2) for gpu, rate in BANDWIDTHS.items()},
+        }
+        for spec in SPECS
+        for case in spec.cases
+    ]
+
+
+def _table(title: str, rows: Iterable[dict[str, Any]]) -> Table:
+    table = Table(title=title)
+    for index, row in enumerate(rows):
+        if index == 0:
+            for name, value in row.items():
+                table.add_column(name, justify="left" if isinstance(value, str) else "right")
+        table.add_row(*(f"{v:.0%}" if name == "occupancy" else str(v) for name, v in row.items()))
+    return table
