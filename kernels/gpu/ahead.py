@@ -71,9 +71,14 @@ class Build:
 
     @property
     def name(self) -> str:
-        """The constants that set it apart, and its types of numbers."""
-        values = ", ".join(f"{name}={value}" for name, value in self.constants.items() if name.isupper())
-        return f"{values}, {self.warps} warps"
+        """What sets it apart: the type of its first numbers, its constants, and the switches that are on."""
+        numbers = next(kind for kind in self.types.values() if "f" in kind).removeprefix("*")
+        switches = (
+            name if value is True else f"{name}={value}"
+            for name, value in self.constants.items()
+            if name.isupper() and value is not False
+        )
+        return ", ".join((numbers, *switches, f"{self.warps} warps"))
 
 
 @dataclass(frozen=True)

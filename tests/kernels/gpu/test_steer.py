@@ -23,6 +23,7 @@ from trimtab.engine.methods import (
     Prompt,
 )
 from trimtab.engine.objective import Objective
+from trimtab.kernels.gpu import search as searching
 from trimtab.kernels.gpu import steer as launching
 from trimtab.kernels.gpu.steer import steer
 from trimtab.kernels.steer import steer as reference
@@ -323,7 +324,6 @@ def test_a_step_has_a_fixed_number_of_launches_and_reads_nothing_back(
     chosen: tuple[int, ...], launches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: dict[str, int] = {}
-    searching = __import__("trimtab.kernels.gpu.search", fromlist=["search"])
     for module, kernel in (
         *((launching, name) for name in vars(launching) if name.endswith("_kernel")),
         (searching, "search_kernel"),
