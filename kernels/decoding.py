@@ -44,7 +44,7 @@ class Decoding:
     """
 
     def __init__(self, pool: PagePool, readers: Readers, tokens: Tensor, padding: int, heads: int) -> None:
-        self._pool, self._readers = pool, readers
+        self._pool = pool
         kv_heads, group = pool.kv_heads, heads // pool.kv_heads
         own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
         self._products, total = list[_Product](), 0
