@@ -218,6 +218,7 @@ class _Loader:
         return self.tensor(name).float()
 
     def layer(self, at: str) -> Layer:
+        memory.release()  # what the parts before were packed from
         attention, mlp = f"{at}.self_attn", f"{at}.mlp"
         return Layer(
             attention_norm=self.norm(f"{at}.input_layernorm.weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,12 @@ def free_memory(device: torch.device) -> int:
     if device.type != "cpu":
         return torch.cuda.mem_get_info(device)[0]
     return min([_available(), *map(_left, _groups())])
+
+
+def release() -> None:
+    """Gives memory that was freed back to the system, which glibc does by itself only at the heap's end."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _available() -> int:

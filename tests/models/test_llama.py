@@ -113,8 +113,9 @@ def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
             torch.testing.assert_close(sin[1:, head, half].double(), sign * angles.sin(), rtol=0, atol=1e-5)
 
 
-def test_an_embedding_takes_no_memory_beside_the_head(tmp_path: Path) -> None:
-    """Stored in two bytes and asked for in four: it stays in the mapped file, and rows are cast."""
+def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path: Path) -> None:
+    """Stored in two bytes and asked for in four: the embedding stays in the mapped file, where the head is
+    made of it, and what a layer was packed from is given back before the next."""
     tiny = Tiny(hidden=256, rows=40_000, inner=4096, layers=5, dtype=torch.bfloat16)
     weights = 4 * sum(tensor.numel() for tensor in tiny.tensors().values())
     setup = """
@@ -123,4 +124,4 @@ opened = open_model(sys.argv[1])
 torch.ones(300, 300) @ torch.ones(300, 300)
 """
     load = "model = opened.load(torch.float32, torch.device('cpu'))"
-    assert peak(setup, load, tiny.write(tmp_path / "wide")) < 1.25 * weights
+    assert peak(setup, load, tiny.write(tmp_path / "wide")) < 1.15 * weights
