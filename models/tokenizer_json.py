@@ -31,7 +31,11 @@ class JsonVocabulary:
         self.size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.added = {token.content: index for index, token in added.items()}
         self.unknown = _unknown(backend)
-        self._apart = set(added) - self.unknown
+        self._then = {
+            index: Place.AFTER_NORMALIZED if token.normalized else Place.AFTER_TOKEN
+            for index, token in added.items()
+            if index not in self.unknown
+        }
         self.named: dict[str, str] = {}
         self._backend = backend
         self._decoder = backend.decoder
@@ -70,10 +74,14 @@ class JsonVocabulary:
 
     def read(self, text: str) -> tuple[list[int], list[Found]]:
         encoding = self._backend.encode(text, add_special_tokens=False)
-        pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        found = [
-            Found(*offsets, index, Place.AFTER_TOKEN) for index, offsets in pairs if index in self._apart
-        ]
+        found: list[Found] = []
+        since: list[int] = []  # ids since the last of them
+        for index, offsets in zip(encoding.ids, encoding.offsets, strict=True):
+            if index in self._then:
+                found.append(Found(*offsets, index, self._then[index], tuple(since)))
+                since = []
+            else:
+                since.append(index)
         return encoding.ids, found
 
     def ordinary(self, text: str, place: Place) -> list[int]:
@@ -158,6 +166,8 @@ def _moved(step: dict[str, Any], place: Place) -> dict[str, Any]:
         return step
     if step["type"] == "Prepend":
         return {"type": "Sequence", "normalizers": []}
+    if place is Place.AFTER_NORMALIZED:
+        return step
     never = {"prepend_scheme": "never", "add_prefix_space": False}
     return {**step, **{key: value for key, value in never.items() if key in step}}
 

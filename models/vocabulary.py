@@ -15,21 +15,27 @@ class Place(Enum):
     """Where a stretch of text stands.
 
     Many vocabularies begin a word with its space. They put one before a text at the start, some also after
-    each added token; within a text it would be one too many.
+    each added token; within a text it would be one too many. A token that is looked for in the text as its
+    normaliser leaves it, AFTER_NORMALIZED, stands within what the normaliser saw.
     """
 
     START = auto()
     AFTER_TOKEN = auto()
+    AFTER_NORMALIZED = auto()
     WITHIN = auto()
 
 
 class Found(NamedTuple):
-    """An added token that is read in a text: from where to where, its id, and the place of what follows."""
+    """An added token that is read in a text: from where to where, its id, and the place of what follows.
+
+    before: ids of a space put before the text where the token took what stood there, and nothing is between.
+    """
 
     start: int
     end: int
     token_id: int
     then: Place
+    before: tuple[int, ...] = ()
 
 
 class Vocabulary(Protocol):
@@ -80,8 +86,7 @@ def spliced(text: str, tokens: Iterable[Found], ordinary: Callable[[str, Place],
     ids: list[int] = []
     end, place = 0, Place.START
     for token in tokens:
-        if token.start > end:
-            ids += ordinary(text[end : token.start], place)
+        ids += ordinary(text[end : token.start], place) if token.start > end else token.before
         ids.append(token.token_id)
         end, place = token.end, token.then
     return ids + ordinary(text[end:], place) if end < len(text) else ids

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -90,6 +91,16 @@ def test_a_text_has_the_same_ids_in_pieces(backend: Backend, data: st.DataObject
     assert spliced(text, found, vocabulary.ordinary) == ids
 
 
+@backends
+def test_added_tokens_side_by_side_have_the_same_ids_in_pieces(backend: Backend) -> None:
+    """A normaliser's space is looked for with the token that follows it, and put there only once."""
+    vocabulary = JsonVocabulary(backend)
+    for parts in product(["a", " ", *OTHER, *SPECIAL[:2]], repeat=3):
+        text = "".join(parts)
+        ids, found = vocabulary.read(text)
+        assert spliced(text, found, vocabulary.ordinary) == ids, text
+
+
 FULL_WIDTH = "\uff1cs\uff1e"
 """NFKC makes "<s>" of it."""
 
@@ -147,7 +158,7 @@ def test_white_space_is_nobodys_forgery() -> None:
 def test_a_prefix_space_stands_where_the_vocabulary_puts_it(place: Place) -> None:
     started = {
         "byte-fallback": {Place.START},
-        "byte-fallback, always a space": {Place.START, Place.AFTER_TOKEN},
+        "byte-fallback, always a space": {Place.START, Place.AFTER_TOKEN, Place.AFTER_NORMALIZED},
         "byte-fallback, a normaliser's space": {Place.START, Place.AFTER_TOKEN},
     }
     for name, places in started.items():
@@ -161,7 +172,7 @@ def test_a_byte_level_prefix_space_is_kept_out_of_the_middle() -> None:
     steps = [pre_tokenizers.Sequence([]), pre_tokenizers.ByteLevel(add_prefix_space=True)]
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     vocabulary = JsonVocabulary(backend)
-    assert [vocabulary.ordinary("a", place) for place in Place] == [[1, 0], [1, 0], [0]]
+    assert [vocabulary.ordinary("a", place) for place in Place] == [[1, 0], [1, 0], [1, 0], [0]]
 
 
 @pytest.mark.parametrize("add_bos_token", [None, False, True])
