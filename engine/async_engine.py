@@ -43,6 +43,38 @@ class _Ticket:
         self.open = set(self.groups)
 
 
+class Stream:
+    """The pieces of a request's answers as they come: iterate over it, and close it if you leave before."""
+
+    def __init__(self, answers: int, leave: Callable[[], None]) -> None:
+        self._open, self._leave = answers, leave
+        self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if not self._open:
+            raise StopAsyncIteration
+        news: Delta | Exception = await self._arrived.get()
+        if isinstance(news, Exception):
+            self._open = 0
+            raise news
+        if news.output is not None:
+            self._open -= 1
+        return news
+
+    def tell(self, news: Delta | Exception) -> None:
+        """Brings news, from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, news)
+
+    def close(self) -> None:
+        """Aborts what is not ended, within a step."""
+        self._open = 0
+        self._leave()
+
+
 class AsyncEngine(Front):
     """Decodes requests from many tasks and threads in one batch. Close it, or use it as `async with`.
 
@@ -60,6 +92,11 @@ class AsyncEngine(Front):
         self._worker.start()
 
     @property
+    def refusal(self) -> str | None:
+        """Why it takes no more requests: it is closed, drains, or broke. None while it does."""
+        return self._refusal
+
+    @property
     def unfinished(self) -> int:
         """How many requests wait or run."""
         return len(self._tickets)
@@ -72,25 +109,22 @@ class AsyncEngine(Front):
         Raises InputError when the request is wrong, BusyError when max_waiting requests wait already, and
         RunError when the engine is closed or a step of it failed.
         """
-        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def tell(news: Delta | Exception) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(arrived.put_nowait, news)
-
-        groups = await asyncio.to_thread(self._core.admit, request)
-        ticket = self._enter(groups, tell, timeout)
+        pieces = await self.begin(request, timeout)
         try:
-            for _ in groups:
-                while True:
-                    news = await arrived.get()
-                    if isinstance(news, Exception):
-                        raise news
-                    yield news
-                    if news.output is not None:
-                        break
+            async for delta in pieces:
+                yield delta
         finally:
-            self._leave(ticket)
+            pieces.close()
+
+    async def begin(self, request: Request, timeout: float | None = None) -> Stream:
+        """`stream` in two steps: what is refused is refused here, and the pieces come later.
+
+        Raises as `stream` does; whoever has the Stream closes it.
+        """
+        groups = await asyncio.to_thread(self._core.admit, request)
+        pieces = Stream(len(groups), lambda: self._leave(ticket))
+        ticket = self._enter(groups, pieces.tell, timeout)
+        return pieces
 
     async def generate(self, request: Request, timeout: float | None = None) -> Output:
         """Answers one request, as `stream` does; the output holds all its samples."""

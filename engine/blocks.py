@@ -25,11 +25,13 @@ class KVBlocks:
     caching: keep the pages of what has ended for whoever begins alike. Without it pages are shared only
     among branches that run at the same time.
     fresh: pages given out that must be cleared before their first use; whoever does so empties the list.
+    found: how many tokens branches did not have to compute, since their pages were known.
     """
 
     def __init__(self, total: int, block_size: int, caching: bool = True) -> None:
         self.total, self.block_size, self.caching = total, block_size, caching
         self.fresh: list[int] = []
+        self.found = 0
         self._empty = list(range(total))  # a heap: pages in use are to be dense at the beginning
         self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, but known by hash; oldest first
         self._holders = [0] * total
@@ -79,6 +81,7 @@ class KVBlocks:
             self._hold(page)
             branch.pages.append(page)
             branch.computed += self.block_size
+            self.found += self.block_size
         return True
 
     def claims(self, group: Group, branch: Branch, count: int) -> Iterable[bytes]:

@@ -33,6 +33,7 @@ class EngineConfig:
     load_format: str = option(
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
     )
+    served_model_name: str | None = option(None, "the name of the model in a service; none is that of model")
     seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
     chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
 

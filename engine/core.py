@@ -19,6 +19,7 @@ from .options import fitted
 from .pick import split
 from .runner import Runner
 from .scheduler import Scheduler
+from .stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,23 @@ class Core:
     def admit(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
         return self.admission.groups(request)
+
+    @property
+    def stats(self) -> Stats:
+        """What it is doing, in numbers; any thread may ask."""
+        scheduler, blocks, runner = self.scheduler, self.scheduler.blocks, self.runner
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            pages=blocks.total,
+            pages_held=blocks.total - blocks.free,
+            preemptions=scheduler.preemptions,
+            prompt_tokens=scheduler.prompt_tokens,
+            cached=blocks.found,
+            steps=runner.steps,
+            step_seconds=runner.step_seconds,
+            steer_seconds=runner.steer_seconds,
+        )
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32."""

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ..models.chat import BranchPrompt
     from ..models.config import ModelConfig
     from ..models.tokenizer import Tokenizer
+    from .request import Request
+    from .stats import Stats
 
 
 class Front:
@@ -45,3 +48,15 @@ class Front:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._core.tokenizer
+
+    @property
+    def stats(self) -> Stats:
+        """What it is doing, in numbers."""
+        return self._core.stats
+
+    def render(self, request: Request) -> list[BranchPrompt]:
+        """The prompts of a request's branches, as they would be decoded.
+
+        Raises InputError when the request is wrong or could never be decoded.
+        """
+        return self._core.admit(request)[0].prompts

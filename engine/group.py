@@ -80,24 +80,25 @@ class Group:
                 "error",
                 f"the model gave no finite score to any allowed token at token {place} of the answer",
                 now,
-                pick.weights,
             )
             return
         self.tokens.append(pick.token)
-        text = self.answer.append(pick, self.limit)
-        self._tell(text, [pick.token], pick.weights, now)
+        self._tell(self.answer.append(pick, self.limit), len(self.tokens) - 1, now)
 
-    def end(self, reason: str, error: str, now: float, weights: list[float] | None = None) -> None:
+    def end(self, reason: str, error: str, now: float) -> None:
         """Ends the answer before its time, "error" or "abort": what it has so far is told."""
-        self._tell(self.answer.end(reason, error), [], weights, now)
+        self._tell(self.answer.end(reason, error), len(self.tokens), now)
 
-    def _tell(self, text: str, tokens: list[int], weights: list[float] | None, now: float) -> None:
+    def _tell(self, text: str, start: int, now: float) -> None:
+        """Text that is new, and the tokens from `start` on."""
+        trace, logprobs = self.answer.trace, self.answer.logprobs
         self.outbox.append(
             Delta(
                 index=self.sample,
                 text=text,
-                token_ids=tokens,
-                weights=weights if self.answer.trace else None,
+                token_ids=self.tokens[start:],
+                trace=None if trace is None else trace.since(start),
+                logprobs=None if logprobs is None else logprobs[start:],
                 output=self.output(now) if self.ended else None,
             )
         )

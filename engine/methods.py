@@ -103,7 +103,9 @@ class Method:
     def require(self, name: str, ok: bool, right: str) -> None:
         """Refuses the field `name` in one sentence unless `ok`."""
         if not ok:
-            raise refusal(f"{name} of {self.name}", getattr(self, name), right)
+            error = refusal(f"{name} of {self.name}", getattr(self, name), right)
+            error.field = name
+            raise error
 
     def positive(self, *names: str) -> None:
         """Refuses each named field that is not a finite number above 0."""

@@ -45,7 +45,11 @@ def check_fields(made: Any, owner: str = "") -> None:
         choices = each.metadata.get("choices", ())
         right = f"one of {', '.join(choices)}" if choices else each.metadata.get("wanted", "")
         name = each.name + owner
-        value = fitted(name, getattr(made, each.name), hints[each.name], right)
+        try:
+            value = fitted(name, getattr(made, each.name), hints[each.name], right)
+        except InputError as error:
+            error.field = each.name
+            raise
         if choices and value not in choices:
             raise refusal(name, value, right)
         object.__setattr__(made, each.name, value)
@@ -100,7 +104,9 @@ def fitted(name: str, value: Any, annotation: Any, right: str = "") -> Any:
 
 def refusal(name: str, value: Any, right: str) -> InputError:
     """The error for a value that `name` must not have. `right` says what would be."""
-    return InputError(f"{name} is {quoted(value)}; it must be {right}")
+    error = InputError(f"{name} is {quoted(value)}; it must be {right}")
+    error.field = name if name.isidentifier() else ""
+    return error
 
 
 def quoted(value: Any) -> str:

@@ -26,6 +26,16 @@ class Trace:
     kl: list[float | None] = field(default_factory=list)
     branch_logprobs: list[list[float]] = field(default_factory=list)
 
+    def since(self, start: int) -> Trace:
+        """The part from token `start` on."""
+        return Trace(
+            weights=self.weights[start:],
+            rewards=self.rewards[start:],
+            strength=self.strength[start:],
+            kl=self.kl[start:],
+            branch_logprobs=self.branch_logprobs[start:],
+        )
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:
@@ -70,11 +80,13 @@ class Output:
 class Delta:
     """A piece of a streamed answer: new text, new tokens, and at the end the whole `output`.
 
-    `index` says which of the n answers it belongs to.
+    `index` says which of the n answers it belongs to; trace and logprobs, where asked for, are of the new
+    tokens. Text may come later than the tokens that it is made of.
     """
 
     index: int
     text: str
     token_ids: list[int]
-    weights: list[float] | None = None
+    trace: Trace | None = None
+    logprobs: list[TokenLogprobs] | None = None
     output: Output | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import contextmanager
 from itertools import accumulate
@@ -31,10 +32,14 @@ def plain_tensors() -> Iterator[None]:
 
 
 class Runner:
-    """The model, its KV cache and the table of running requests; `step` moves all of them on."""
+    """The model, its KV cache and the table of running requests; `step` moves all of them on.
+
+    steps, step_seconds, steer_seconds: how many, how long they took, and how much of it steering took.
+    """
 
     def __init__(self, model: Llama, cache: PagedKV, table: SteerTable) -> None:
         self.model, self.cache, self.table = model, cache, table
+        self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
 
     def admit(self, group: Group) -> None:
         """Writes the group's method and sampling into its row of the table."""
@@ -49,6 +54,18 @@ class Runner:
         self.cache.clear(plan.fresh)
         if not plan.shares:
             return None
+        start = time.perf_counter()
+        logits = self._logits(plan)
+        middle = time.perf_counter()
+        choice = None if logits is None else self._steer(plan.ready, logits)
+        end = time.perf_counter()
+        self.steps += 1
+        self.step_seconds += end - start
+        self.steer_seconds += end - middle
+        return choice
+
+    def _logits(self, plan: Plan) -> torch.Tensor | None:
+        """Those of all branches of the ready groups, in order, [branches, vocab]; None without any."""
         segments = [Segment(branch.computed, count, branch.pages) for _, branch, count in plan.shares]
         token_ids = [
             token
@@ -62,14 +79,16 @@ class Runner:
         if not plan.ready:
             return None
         rows = [last[branch] for group in plan.ready for branch in group.branches]
-        logits = self.model.logits(hidden[filled(rows)])[: len(rows)]
+        return self.model.logits(hidden[filled(rows)])[: len(rows)]
+
+    def _steer(self, groups: Sequence[Group], logits: torch.Tensor) -> Choice:
         return steer(
             logits,
-            Groups.of([(group.row, [branch.index for branch in group.branches]) for group in plan.ready]),
+            Groups.of([(group.row, [branch.index for branch in group.branches]) for group in groups]),
             self.table,
-            edits(plan.ready, logits.shape[1]),
-            trace=any(group.request.trace for group in plan.ready),
-            top=any(group.request.sampling.logprobs is not None for group in plan.ready),
+            edits(groups, logits.shape[1]),
+            trace=any(group.request.trace for group in groups),
+            top=any(group.request.sampling.logprobs is not None for group in groups),
         )
 
     @plain_tensors()

@@ -39,14 +39,15 @@ class Plan:
 class Scheduler:
     """First come, first served, within `max_rows` branches and `max_tokens` tokens a step.
 
-    `running` and `waiting` are in the order of arrival. preemptions: how often a group had to start again.
+    `running` and `waiting` are in the order of arrival. preemptions: how often a group had to start again;
+    prompt_tokens: of all branches that ever started.
     """
 
     def __init__(self, blocks: KVBlocks, max_rows: int, max_tokens: int) -> None:
         self.blocks, self.max_rows, self.max_tokens = blocks, max_rows, max_tokens
         self.waiting: deque[Group] = deque()
         self.running: list[Group] = []
-        self.preemptions = 0
+        self.preemptions = self.prompt_tokens = 0
         self._rows: set[int] = set()
 
     @property
@@ -77,6 +78,7 @@ class Scheduler:
             self.running.append(group)
             if group.row < 0:
                 self._give_row(group)
+                self.prompt_tokens += sum(len(branch.prompt_token_ids) for branch in group.branches)
                 plan.admitted.append(group)
         planned: dict[Group, list[int]] = {}
         budget, claimed = self.max_tokens, set[bytes]()

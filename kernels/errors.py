@@ -6,8 +6,11 @@ from __future__ import annotations
 class InputError(ValueError):
     """What the user gave is wrong. The message is one sentence: the value, and what would be right.
 
-    The command line prints it and exits with status 2.
+    The command line prints it and exits with status 2. `field` is the field of a request or a config that it
+    is about, "" where it is not about one.
     """
+
+    field = ""
 
 
 class RunError(RuntimeError):

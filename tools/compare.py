@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..engine.request import Request
+from ..engine.strict_json import dumps
 from ..kernels.errors import InputError
 from . import answer, asking, loading, plain, report, steering
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     engine = loading.open_engine(asking.config(args))
     if args.json:
         outputs = _each(requests, lambda label, request: engine.generate(request))
-        print(plain.json_line(describe(prompt, wishes, requests, outputs)))
+        print(dumps(describe(prompt, wishes, requests, outputs)))
     else:
         with _view(list(requests)) as view:
             outputs = _each(requests, lambda label, request: _stream(engine, label, request, view))

@@ -73,8 +73,8 @@ class LiveAnswer:
 
     def add(self, delta: Delta) -> None:
         """Shows a piece of the answer and the weights that chose it."""
-        if delta.weights:
-            self._weights = delta.weights
+        if delta.trace and delta.trace.weights:
+            self._weights = delta.trace.weights[-1]
         self._line += safe(delta.text).expandtabs(4)
         *finished, self._line = wrapped(self._line, self._console)
         for line in finished:

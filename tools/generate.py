@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..engine.request import Request
+from ..engine.strict_json import dumps
 from . import answer, asking, loading, plain, report, steering
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     engine = loading.open_engine(asking.config(args))
     if args.json:
         output = engine.generate(request)
-        print(plain.json_line(report.describe(output, request.steering.name)))
+        print(dumps(report.describe(output, request.steering.name)))
     elif request.sampling.n > 1:
         output = engine.generate(request)
         _print_all(output, request)

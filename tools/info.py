@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..engine.strict_json import dumps
 from . import plain
 from .display import progress
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Reads headers only: no weight is loaded."""
     with progress(f"trimtab: finding {args.model} …") as report:
         facts = describe(args.model, report)
-    print(plain.json_line(facts) if args.json else table(facts))
+    print(dumps(facts) if args.json else table(facts))
     return 0
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..engine.strict_json import dumps
 from ..kernels.errors import InputError
-from .plain import json_line, watched
+from .plain import watched
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("TRITON_INTERPRET is 1; kernels are interpreted then, not compiled: unset it")
     kernels, cases = _kernels(), _cases()
     if args.json:
-        print(json_line({"kernels": kernels, "cases": cases}))
+        print(dumps({"kernels": kernels, "cases": cases}))
         return 0
     console = Console(width=None if watched() else 160)
     console.print(_table("Compiled code, per thread and program", kernels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ..engine.catalogue import default_method, method_class, owners, require_setting
 from ..engine.methods import METHODS, Method
 from ..engine.objective import Objective
 from ..kernels.errors import InputError
@@ -42,28 +43,6 @@ def parse_wish(text: str) -> Objective:
     return Objective(text) if weight is None else Objective(wish, weight)
 
 
-def method_class(name: str) -> type[Method]:
-    """The method of that name. Raises InputError that lists the names there are."""
-    for cls in METHODS:
-        if cls.name == name:
-            return cls
-    raise InputError(f"there is no method {name!r}; methods are {', '.join(cls.name for cls in METHODS)}")
-
-
-def default_method(wishes: Sequence[Objective]) -> str:
-    """What decodes when no method is named: mato toward wishes, base without."""
-    return "mato" if wishes else "base"
-
-
-def method_fields() -> dict[str, list[type[Method]]]:
-    """The name of every field of every method, with the methods that have it, in the order of METHODS."""
-    found: dict[str, list[type[Method]]] = {}
-    for cls in METHODS:
-        for name in flags.kinds(cls, UNFLAGGED):
-            found.setdefault(name, []).append(cls)
-    return found
-
-
 def add_flags(parser: flags.Parser) -> None:
     """The group of wishes, method and all methods' fields; a field that several methods have is one flag."""
     group = parser.add_argument_group(
@@ -73,9 +52,9 @@ def add_flags(parser: flags.Parser) -> None:
     add_prefer(group)
     names = ", ".join(cls.name for cls in METHODS)
     group.add_argument("--method", metavar="NAME", help=f"{names} (default: mato with wishes, base without)")
-    for name, owners in method_fields().items():
-        choices = _field(owners[0], name).metadata.get("choices", ())
-        flags.add_flag(group, name, flags.kinds(owners[0])[name], _help(name, owners), choices)
+    for name, having in owners().items():
+        choices = _field(having[0], name).metadata.get("choices", ())
+        flags.add_flag(group, name, flags.kinds(having[0])[name], _help(name, having), choices)
 
 
 def add_prefer(group: argparse._ArgumentGroup) -> None:
@@ -98,22 +77,10 @@ def wishes(namespace: argparse.Namespace) -> list[Objective]:
 def choice(namespace: argparse.Namespace, wished: Sequence[Objective]) -> Choice:
     """The method of --method and its flags. Raises InputError for a flag that another method has."""
     cls = method_class(namespace.method or default_method(wished))
-    for name in method_fields():
+    for name in owners():
         if name in vars(namespace):
-            require_field(cls, name, flags.flag(name))
+            require_setting(cls, name, flags.flag(name))
     return Choice(cls, flags.given(cls, namespace, UNFLAGGED), cls.name)
-
-
-def require_field(cls: type[Method], name: str, called: str) -> None:
-    """Refuses a field that `cls` does not have, and says whose it is. `called` is how it was typed."""
-    owners = method_fields().get(name, [])
-    if cls in owners:
-        return
-    if owners:
-        raise InputError(f"{called} belongs to {_listed([o.name for o in owners])}, not to {cls.name}")
-    raise InputError(
-        f"{called} is no setting of {cls.name}; it takes {_listed(list(flags.kinds(cls, UNFLAGGED)))}"
-    )
 
 
 def named(name: str, settings: Iterable[str]) -> Choice:
@@ -124,7 +91,7 @@ def named(name: str, settings: Iterable[str]) -> Choice:
     for setting in settings:
         field, equals, text = setting.partition("=")
         field = field.strip().lstrip("-").replace("-", "_")
-        require_field(cls, field, repr(field))
+        require_setting(cls, field, repr(field))
         if not equals:
             raise InputError(f"{setting!r} sets nothing; say it like {field}=VALUE")
         if field in values:
@@ -175,7 +142,3 @@ def _defaults(defaults: Mapping[str, Sequence[str]]) -> str:
         f"{'all' if len(names) == everyone else ', '.join(names)}: {default}"
         for default, names in defaults.items()
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

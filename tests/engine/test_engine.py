@@ -503,8 +503,8 @@ def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
         found = [turn[index] for turn in turns if turn[index] is not None]
         found.sort(key=lambda delta: delta.index)
         expected.sort(key=lambda delta: delta.index)
-        assert [(d.index, d.text, d.token_ids, d.weights) for d in found] == [
-            (d.index, d.text, d.token_ids, d.weights) for d in expected
+        assert [(d.index, d.text, d.token_ids, d.trace) for d in found] == [
+            (d.index, d.text, d.token_ids, d.trace) for d in expected
         ]
 
 

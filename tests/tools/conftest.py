@@ -35,13 +35,13 @@ class FakeEngine:
 
     def stream(self, request: Request) -> Iterator[Delta]:
         self.asked.append(request)
-        weights = list(request.steering.weights()) if request.trace else None
+        trace = self._trace(request, 1) if request.trace else None
         try:
             for index, piece in enumerate(self.pieces):
                 self.before_piece(index)
-                yield Delta(0, piece, [index], weights)
+                yield Delta(0, piece, [index], trace)
             output = self._output(request, 0)
-            yield Delta(0, "", [], None, replace(output, outputs=[output]))
+            yield Delta(0, "", [], output=replace(output, outputs=[output]))
         finally:
             self.closed += 1
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
-from trimtab.engine.output import Delta
+from trimtab.engine.output import Delta, Trace
 from trimtab.tools import display, plain
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_weights_of_another_number_than_wishes_draw_no_bars() -> None:
     screen = console()
     live = display.LiveAnswer(screen, ["one", "two"])
     live.start()
-    live.add(Delta(0, "text", [1], [1.0]))
+    live.add(Delta(0, "text", [1], Trace(weights=[[1.0]])))
     live.finish("end")
     assert "one" not in sent(screen)
 

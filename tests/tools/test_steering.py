@@ -46,7 +46,7 @@ def test_help_of_a_shared_field_names_each_method_and_its_published_default() ->
 
 
 def test_a_field_that_methods_share_has_one_type_and_one_set_of_choices() -> None:
-    for name, owners in steering.method_fields().items():
+    for name, owners in steering.owners().items():
         kinds = {flags.kinds(cls)[name] for cls in owners}
         choices = {steering._field(cls, name).metadata.get("choices", ()) for cls in owners}
         assert (name, len(kinds), len(choices)) == (name, 1, 1)

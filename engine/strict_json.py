@@ -1,0 +1,27 @@
+"""JSON as its standard has it: ASCII, on one line, without NaN and infinities."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+COMPACT = (",", ":")
+
+
+def dumps(value: Any, separators: tuple[str, str] | None = None) -> str:
+    """One line of ASCII JSON. Numbers that JSON does not have (NaN, infinities) become null."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=separators)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, separators=separators)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
