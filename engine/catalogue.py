@@ -19,7 +19,9 @@ def method_class(name: str) -> type[Method]:
     for cls in METHODS:
         if cls.name == name:
             return cls
-    raise InputError(f"there is no method {name!r}; methods are {', '.join(cls.name for cls in METHODS)}")
+    error = InputError(f"there is no method {name!r}; methods are {', '.join(c.name for c in METHODS)}")
+    error.field = "method"
+    raise error
 
 
 def default_method(wishes: Sequence[Objective]) -> str:

@@ -27,6 +27,7 @@ VERBS = {
     "generate": "decode one prompt toward weighted wishes",
     "chat": "talk with a model; wishes may change between turns",
     "compare": "one prompt, several methods side by side",
+    "serve": "an OpenAI-compatible server, and a page to try it on",
     "pull": "download the demo model",
     "convert": "turn a GGUF file into a model folder",
     "info": "what a model is, and what it takes to hold",

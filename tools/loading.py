@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .display import progress
 
 if TYPE_CHECKING:
+    from ..engine.async_engine import AsyncEngine
     from ..engine.config import EngineConfig
     from ..engine.engine import Engine
 
@@ -17,3 +18,11 @@ def open_engine(config: EngineConfig) -> Engine:
         from ..engine.engine import Engine  # noqa: PLC0415 - it brings torch, which --help does not need
 
         return Engine(config, progress=report)
+
+
+def open_async_engine(config: EngineConfig) -> AsyncEngine:
+    """As `open_engine`, for a service."""
+    with progress(f"trimtab: loading {config.model} …") as report:
+        from ..engine.async_engine import AsyncEngine  # noqa: PLC0415
+
+        return AsyncEngine(config, progress=report)

@@ -1,0 +1,196 @@
+"""The routes. What each does stands in the files beside this one."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from ... import __version__
+from ..catalogue import settings
+from ..methods import METHODS
+from .answers import text_of
+from .asking import Asking
+from .config import ServerConfig
+from .errors import SERVER, ApiError, api_error, unknown_model
+from .metrics import Metrics
+from .schemas import CHAT, COMPLETION, PREVIEW
+from .serving import Serving, body
+from .steering import Profiles
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ..async_engine import AsyncEngine
+
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastAPI:
+    """The service over an engine; whoever made that closes it.
+
+    Raises InputError when the profiles are wrong.
+    """
+    config = config or ServerConfig()
+    model = engine.config.served_model_name or engine.config.model
+    profiles = Profiles.from_file(Path(config.profiles)) if config.profiles else Profiles({})
+    metrics, asking = Metrics(engine), Asking(engine, model, profiles)
+    serving = Serving(engine, config, model, metrics, text_of(engine.tokenizer))
+    created = int(time.time())
+
+    app = FastAPI(title="trimtab", version=__version__)
+    _tell_errors(app)
+    if config.api_key is not None:
+        app.add_middleware(KeyGuard, key=config.api_key)
+
+    @app.post("/v1/chat/completions", openapi_extra=CHAT)
+    async def chat_completions(http: Request) -> Response:
+        """An answer to a conversation, steered toward the objectives of `steering`."""
+        return await serving.serve(http, asking.chat)
+
+    @app.post("/v1/completions", openapi_extra=COMPLETION)
+    async def completions(http: Request) -> Response:
+        """A continuation of a text. A wish is put before the text, with an empty line between."""
+        return await serving.serve(http, asking.completion)
+
+    @app.post("/v1/steer/preview", openapi_extra=PREVIEW)
+    async def preview(http: Request) -> dict[str, Any]:
+        """The prompts that a chat would be decoded from, and their token counts, without an answer."""
+        return await asyncio.to_thread(_preview, engine, asking, await body(http, config))
+
+    @app.get("/v1/steer/methods")
+    async def methods() -> dict[str, Any]:
+        """The methods there are, and their settings with the published defaults."""
+        return {"methods": [_method(cls) for cls in METHODS]}
+
+    @app.get("/v1/steer/profiles")
+    async def named() -> dict[str, Any]:
+        """The named steerings of this server."""
+        return {"profiles": profiles.written}
+
+    card = {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "trimtab",
+        "max_model_len": engine.config.max_model_len or engine.model_config.context,
+    }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model there is."""
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        """That model."""
+        if name != model:
+            raise unknown_model(name, model)
+        return card
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 when requests are taken, 503 with the reason when they are not."""
+        if engine.refusal:
+            raise ApiError(503, engine.refusal, SERVER)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        """Of trimtab."""
+        return {"version": __version__}
+
+    @app.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for path, file in (("/", "index.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
+        app.add_api_route(path, _page(file), include_in_schema=False)
+    return app
+
+
+def _preview(engine: AsyncEngine, asking: Asking, values: dict[str, Any]) -> dict[str, Any]:
+    request = asking.chat(values).requests[0]
+    try:
+        prompts = engine.render(request)
+    except Exception as error:
+        raise api_error(error, "messages") from error
+    return {
+        "method": request.steering.name,
+        "weights": list(request.steering.weights()),
+        "notes": list(request.steering.doubts()),
+        "branches": [
+            {"name": each.name, "prompt": each.prompt, "tokens": len(each.prompt_token_ids)}
+            for each in prompts
+        ],
+    }
+
+
+def _method(cls: Any) -> dict[str, Any]:
+    known = {field.name: field for field in fields(cls)}
+    named = {
+        name: {"default": known[name].default, "help": known[name].metadata["help"]} for name in settings(cls)
+    }
+    return {"name": cls.name, "wishes": cls.wishes, "fields": named}
+
+
+def _page(file: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return FileResponse(PAGE / file, headers=PAGE_HEADERS)
+
+    return page
+
+
+class KeyGuard:
+    """ASGI middleware that asks every call under /v1 for the key, in the same time right or wrong."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app, self._expected = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
+                await ApiError(401, message, code="invalid_api_key").response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Every error is told as OpenAI tells it, and none with a stack trace."""
+
+    @app.exception_handler(ApiError)
+    async def known(request: Request, error: ApiError) -> Response:
+        return error.response
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method} {request.url.path}"
+        message = f"there is no {where}" if error.status_code in (404, 405) else str(error.detail)
+        response = ApiError(error.status_code, message).response
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return ApiError(400, "the request is not what this call takes; /docs describes it").response
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return api_error(error).response

@@ -1,0 +1,69 @@
+"""What goes wrong, in the words and numbers of the OpenAI API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from ...kernels.errors import BusyError, InputError, RunError
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+RETRY_AFTER = "1"
+"""Seconds after which a client that was refused for too much waiting may try again."""
+
+
+class ApiError(Exception):
+    """An answer other than 200. `param` is the field of the body that it is about."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As OpenAI writes it."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": RETRY_AFTER} if self.status == 429 else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def bad(message: str, param: str | None, code: str | None = None) -> ApiError:
+    """A body that cannot be served."""
+    return ApiError(400, message, INVALID, param, code)
+
+
+def unknown_model(name: str, known: str) -> ApiError:
+    """A model that is not here."""
+    message = f"there is no model {name!r}; the one here is {known!r}"
+    return ApiError(404, message, INVALID, "model", "model_not_found")
+
+
+def api_error(error: BaseException, param: str = "") -> ApiError:
+    """What a failure of the engine is to a client. `param` is where the fields that it names are."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BusyError):
+        return ApiError(429, str(error), "rate_limit_error", None, "rate_limit_exceeded")
+    if isinstance(error, RunError):
+        return ApiError(503, str(error), SERVER)
+    if isinstance(error, InputError):
+        where = ".".join(filter(None, (param, error.field)))
+        return bad(str(error), where or None, "context_length_exceeded" if _too_long(error) else None)
+    return ApiError(500, "the server failed; its log says why", SERVER)
+
+
+def _too_long(error: InputError) -> bool:
+    return "max_model_len" in str(error)

@@ -1,0 +1,81 @@
+"""What a server tells Prometheus, under the field's names (vLLM) with the prefix `trimtab:`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from ..front import Front
+
+FIRST = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
+    640, 2560,
+)  # fmt: skip
+BETWEEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+WHOLE = (
+    0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
+)  # fmt: skip
+BRANCHES = (1, 2, 3, 4, 5, 6, 8, 11, 16)
+PREFIX = "trimtab:"
+
+
+class Metrics:
+    """Counters of what was served, and the engine's own numbers as they are when somebody asks."""
+
+    def __init__(self, engine: Front) -> None:
+        self.registry = CollectorRegistry()
+        self.first_token = self._histogram("time_to_first_token_seconds", "until the first token", FIRST)
+        self.between = self._histogram("inter_token_latency_seconds", "between an answer's tokens", BETWEEN)
+        self.whole = self._histogram("e2e_request_latency_seconds", "from a request to its end", WHOLE)
+        self.queue = self._histogram("request_queue_time_seconds", "that an answer waited for room", WHOLE)
+        self.branches = self._histogram("request_branches", "prompts that an answer is decoded by", BRANCHES)
+        self.prompt_tokens = self._counter("prompt_tokens", "tokens of base prompts")
+        self.branch_tokens = self._counter("branch_prompt_tokens", "tokens of all other branches' prompts")
+        self.generation_tokens = self._counter("generation_tokens", "tokens of answers")
+        self.successes = self._counter("request_success", "answers by how they ended", "finished_reason")
+        self.refusals = self._counter("request_refused", "requests answered with an error", "status")
+        self.registry.register(_EngineNumbers(engine))
+
+    def text(self) -> bytes:
+        """In Prometheus' own format."""
+        return generate_latest(self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, help, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, help, labels, registry=self.registry)
+
+
+class _EngineNumbers:
+    def __init__(self, engine: Front) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats
+        for name, help, value in (
+            ("num_requests_running", "answers being decoded", stats.running),
+            ("num_requests_waiting", "answers waiting for room", stats.waiting),
+            (
+                "kv_cache_usage_perc",
+                "share of the pages in use, 0 to 1",
+                stats.pages_held / stats.pages,
+            ),
+        ):
+            yield GaugeMetricFamily(PREFIX + name, help, value)
+        for name, help, value in (
+            ("num_preemptions", "answers that gave their pages back and started again", stats.preemptions),
+            ("prefix_cache_queries", "prompt tokens of all branches that began", stats.prompt_tokens),
+            ("prefix_cache_hits", "tokens that the prefix cache had", stats.cached),
+            ("engine_steps", "steps of the engine", stats.steps),
+            ("engine_step_seconds", "seconds in steps", stats.step_seconds),
+            ("steering_seconds", "seconds of these in steering and sampling", stats.steer_seconds),
+        ):
+            yield CounterMetricFamily(PREFIX + name, help, value)

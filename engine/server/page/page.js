@@ -1,0 +1,341 @@
+// The playground: one question answered twice at once, plainly and steered, and what steered each token.
+
+const COLOURS = [0, 1, 2, 3, 4, 5]; // the classes wish-0 to wish-5 of page.css
+const BASE = { text: "base", colour: "base" };
+const HINT = "Point at a token of the steered answer, or go to the answer and use the arrow keys.";
+
+const methods = new Map();
+let model;
+let running = new AbortController();
+let steered; // the answer that the chart and the panel are about
+
+const $ = (id) => document.getElementById(id);
+const make = (tag, properties, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+
+// The server
+
+async function call(path, options = {}) {
+  const headers = { "Content-Type": "application/json" };
+  if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  if (response.status === 401) $("key-field").hidden = false;
+  const body = await response.json().catch(() => ({}));
+  throw new Error(body.error?.message ?? `The server answered with status ${response.status}.`);
+}
+
+async function* chunks(request, signal) {
+  const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
+  const response = await call("/v1/chat/completions", { method: "POST", body, signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    const lines = (rest + part.value).split("\n");
+    rest = lines.pop();
+    for (const line of lines.filter((each) => each.startsWith("data:"))) {
+      if (line.trim() === "data: [DONE]") return;
+      const chunk = JSON.parse(line.slice(5));
+      if (chunk.error) throw new Error(chunk.error.message);
+      yield chunk;
+    }
+  }
+  throw new Error("The connection closed before the answer ended.");
+}
+
+// a TypeError is what fetch throws when the network fails
+const sentence = (error) => (error instanceof TypeError ? "The connection has failed." : error.message);
+
+async function load() {
+  try {
+    const paths = ["/v1/models", "/v1/steer/methods"];
+    const [models, known] = await Promise.all(paths.map(async (path) => (await call(path)).json()));
+    model = models.data[0].id;
+    $("model").textContent = `The model is ${model}.`;
+    known.methods.filter((each) => each.wishes !== "none").forEach((each) => methods.set(each.name, each));
+    $("method").replaceChildren(...[...methods.keys()].map((name) => new Option(name)));
+    $("method").value = "mato";
+    showBudget();
+    $("page-error").textContent = "";
+  } catch (error) {
+    $("page-error").textContent = sentence(error);
+  }
+}
+
+// What is asked
+
+function addWish(text, weight) {
+  const row = $("objective").content.firstElementChild.cloneNode(true);
+  const [name, slider, box] = row.querySelectorAll("input");
+  const free = COLOURS.find((colour) => !document.querySelector(`.objective.wish-${colour}`));
+  row.dataset.colour = free ?? $("objectives").children.length % COLOURS.length;
+  row.classList.add(`wish-${row.dataset.colour}`);
+  name.value = text;
+  slider.value = box.value = weight;
+  slider.addEventListener("input", () => { box.value = slider.value; });
+  box.addEventListener("input", () => { slider.value = box.value; });
+  row.querySelector(".remove").addEventListener("click", () => { row.remove(); $("add").focus(); });
+  $("objectives").append(row);
+  return name;
+}
+
+function wishes() {
+  const read = (row) => {
+    const [name, slider, box] = row.querySelectorAll("input");
+    return { text: name.value.trim(), weight: Number(box.value || slider.value), colour: row.dataset.colour };
+  };
+  return [...$("objectives").children].map(read).filter((wish) => wish.text);
+}
+
+/** What decodes beside base: a branch for each wish, or one for all. */
+function branches() {
+  const joined = methods.get($("method").value)?.wishes === "one";
+  return joined ? [{ text: "all wishes", colour: 0 }] : wishes();
+}
+
+function showBudget() {
+  const { fields } = methods.get($("method").value);
+  const masked = fields.mask_top_p?.default != null; // such a method refuses a budget
+  $("budget").hidden = masked || !("kl_budget" in fields);
+}
+
+/** The number in a box; undefined, and so left to the server, when it is empty. */
+const number = (id) => ($(id).value ? Number($(id).value) : undefined);
+
+function question() {
+  const messages = [{ role: "user", content: $("question").value }];
+  const [max_tokens, temperature, seed] = ["max-tokens", "temperature", "seed"].map(number);
+  return { model, messages, max_tokens, temperature, seed };
+}
+
+function steering() {
+  const objectives = wishes().map(({ text, weight }) => ({ text, weight }));
+  const kl_budget = $("budget").hidden ? undefined : number("kl-budget");
+  return { method: $("method").value || "mato", objectives, kl_budget };
+}
+
+// The answers
+
+class Answer {
+  constructor(side, branches = []) {
+    [this.box, this.status, this.error] = [$(side), $(`${side}-status`), $(`${side}-error`)];
+    Object.assign(this, { branches, trace: { tokens: [] }, text: "", selected: -1, count: 0 });
+    this.box.replaceChildren();
+  }
+
+  take({ choices: [choice], usage }) {
+    if (choice) this.add(choice.delta?.content ?? "", choice.trace);
+    this.finish = choice?.finish_reason ?? this.finish;
+    this.count = usage?.completion_tokens ?? this.count;
+    this.report("writing");
+    if (this === steered) drawChart();
+  }
+
+  /** Shows what a chunk brings; without a trace a piece of text passes for a token. */
+  add(content, trace) {
+    const brought = trace ?? { tokens: content && !this.trace.weights ? [content] : [] };
+    for (const [name, list] of Object.entries(brought)) (this.trace[name] ??= []).push(...list);
+    this.text += content;
+    const kind = this === steered ? { className: "token", tabIndex: -1 } : {};
+    this.box.append(...brought.tokens.map((token) => make("span", kind, token)));
+    if (!brought.tokens.length) return;
+    this.count += brought.tokens.length;
+    this.last = performance.now();
+    this.first ??= { count: this.count, time: this.last };
+  }
+
+  report(state, error = "") {
+    const speed = this.first && (1000 * (this.count - this.first.count)) / (this.last - this.first.time);
+    const pace = speed > 0 && speed < Infinity ? ` · ${speed.toFixed(1)} tokens/s` : "";
+    this.status.textContent = `tokens: ${this.count}${pace} · ${state}`;
+    this.error.textContent = error;
+    this.box.setAttribute("aria-busy", ["waiting", "writing"].includes(state));
+  }
+
+  /** Gives the spans the answer's own text, once all of it is there. */
+  settle() {
+    spread(this.text, this.trace.tokens).forEach((piece, i) => { this.box.children[i].textContent = piece; });
+  }
+}
+
+/** Cuts a text at its tokens. A character of several goes to the last of them, an end mark gets "". */
+function spread(text, tokens) {
+  const pieces = tokens.map(() => "");
+  let end = 0;
+  tokens.forEach((token, i) => {
+    const at = text.indexOf(token, end);
+    if (at < 0 || at > end + 8) return;
+    pieces[Math.max(i - 1, 0)] += text.slice(end, at);
+    pieces[i] += token;
+    end = at + token.length;
+  });
+  const broken = tokens.findLastIndex((token) => token.includes("\uFFFD"));
+  if (end < text.length) pieces.splice(broken, 1, pieces.at(broken) + text.slice(end));
+  return pieces;
+}
+
+async function stream(answer, request, signal) {
+  answer.report("waiting");
+  try {
+    for await (const chunk of chunks(request, signal)) answer.take(chunk);
+    answer.settle();
+    answer.report(`finish: ${answer.finish ?? "none"}`);
+  } catch (error) {
+    if (signal !== running.signal) return; // the page shows the next run by now
+    if (signal.aborted) answer.report("stopped");
+    else answer.report("failed", sentence(error));
+  }
+}
+
+async function run() {
+  if (!methods.size) await load();
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  $("stop").disabled = false;
+  const plain = stream(new Answer("plain"), question(), signal);
+  steered = new Answer("steered", branches());
+  showSteered();
+  const request = { ...question(), steering: { ...steering(), trace: true } };
+  if (wishes().length) await stream(steered, request, signal);
+  else steered.report("not run", "Steering needs a wish; add one.");
+  await plain;
+  if (signal === running.signal) $("stop").disabled = true;
+}
+
+// The chart and the panel
+
+function showSteered() {
+  drawChart();
+  showDetail();
+}
+
+function swatch({ text, colour }) {
+  return make("span", { className: "branch" }, make("span", { className: `swatch wish-${colour}` }), text);
+}
+
+function drawChart() {
+  const { branches, selected, trace: { tokens, weights = [] } } = steered;
+  const right = Math.max($("chart").clientWidth, 200) - 12;
+  const x = (i) => (32 + (i * (right - 32)) / Math.max(tokens.length - 1, 1)).toFixed(1);
+  const y = (weight) => (160 - 150 * weight).toFixed(1);
+  const gap = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => tokens.length / each < 8) ?? 1000;
+  const rule = (w) => `<path class="grid" d="M32,${y(w)}H${right}"/><text x="4" y="${+y(w) + 4}">${w}</text>`;
+  const tick = (_, i) => ((i + 1) % gap ? "" : `<text class="tick" x="${x(i)}" y="178">${i + 1}</text>`);
+  const curve = ({ colour }, k) => {
+    const points = weights.map((each, i) => `${x(i)},${y(each[k])}`);
+    const path = points.length ? `M${points.join("L")}h0` : ""; // h0 makes a dot of a single point
+    return `<path class="weight wish-${colour}" data-points="${points.length}" d="${path}"/>`;
+  };
+  const mark = selected < 0 ? "" : `<path class="mark" d="M${x(selected)},10V160"/>`;
+  const title = `<text class="tick" x="${right / 2 + 16}" y="196">token number</text>`;
+  const parts = [...[0, 0.5, 1].map(rule), ...tokens.map(tick), title, mark, ...branches.map(curve)];
+  const head = `<svg width="100%" height="200" role="img" aria-label="Weights over the tokens">`;
+  $("chart").innerHTML = `${head}${parts.join("")}</svg>`; // all numbers, so nothing to escape
+  $("legend").replaceChildren(...branches.map((branch) => make("li", {}, swatch(branch))));
+}
+
+function showDetail() {
+  const { branches, selected, trace } = steered;
+  if (selected < 0) return $("detail").replaceChildren(HINT);
+  if (!trace.weights) return $("detail").replaceChildren("This answer has no trace.");
+  const [strength, kl] = [trace.strength[selected].toFixed(2), trace.kl[selected]?.toFixed(3) ?? "none"];
+  const title = `Token ${selected + 1} of ${trace.tokens.length}: ${JSON.stringify(trace.tokens[selected])}`;
+  const head = ["Branch", "Probability", "Weight"].map((text) => make("th", { scope: "col" }, text));
+  const [logprobs, weights] = [trace.branch_logprobs[selected], ["", ...trace.weights[selected]]];
+  const rows = [BASE, ...branches].map((branch, i) => detailRow(branch, logprobs[i], weights[i]));
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
+  const numbers = `Strength: ${strength} · KL in nats: ${kl}`;
+  $("detail").replaceChildren(make("p", {}, title), make("p", {}, numbers), table);
+}
+
+function detailRow(branch, logprob, weight) {
+  const percent = logprob === null ? 0 : 100 * Math.exp(logprob);
+  const bar = make("span", { className: `bar wish-${branch.colour}` }, make("span"));
+  bar.firstChild.style.width = `${percent}%`;
+  const name = make("th", { scope: "row" }, swatch(branch));
+  const probability = make("td", {}, `${percent.toFixed(1)}%`, bar);
+  return make("tr", {}, name, probability, make("td", {}, weight && weight.toFixed(3)));
+}
+
+function pointAt({ target }) {
+  const index = [...$("steered").children].indexOf(target);
+  if (index < 0 || index === steered.selected) return;
+  $("steered").children[steered.selected]?.classList.remove("selected");
+  target.classList.add("selected");
+  steered.selected = index;
+  showSteered();
+}
+
+function moveFocus(event) {
+  const [tokens, at] = [$("steered").children, steered.selected];
+  const goals = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 };
+  const token = tokens[goals[event.key]];
+  if (token) event.preventDefault();
+  token?.focus();
+}
+
+// The same call elsewhere
+
+function callBody() {
+  const body = wishes().length ? { ...question(), steering: steering() } : question();
+  return JSON.parse(JSON.stringify(body)); // without what is undefined
+}
+
+function asCurl() {
+  const key = $("key").value && `-H "Authorization: Bearer $TRIMTAB_API_KEY" \\\n  `;
+  const json = JSON.stringify(callBody(), null, 2).replaceAll("'", "'\\''");
+  return `curl ${location.origin}/v1/chat/completions \\
+  ${key}-H 'Content-Type: application/json' \\
+  -d '${json}'`;
+}
+
+function asPython() {
+  const { steering, ...given } = callBody();
+  if (steering) given.extra_body = { steering };
+  const literal = (value) => JSON.stringify(value, null, 4).replaceAll("\n", "\n    ");
+  const lines = Object.entries(given).map(([name, value]) => `    ${name}=${literal(value)},\n`);
+  const [head, key] = $("key").value ? ["import os\n\n", 'os.environ["TRIMTAB_API_KEY"]'] : ["", '"none"'];
+  return `${head}from openai import OpenAI
+
+client = OpenAI(base_url="${location.origin}/v1", api_key=${key})
+answer = client.chat.completions.create(
+${lines.join("")})
+print(answer.choices[0].message.content)`;
+}
+
+/** Over plain http from another machine a page has no clipboard, so there the shown text is selected. */
+async function copy(text) {
+  Object.assign($("copied"), { textContent: text, hidden: false });
+  const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+  if (!done) getSelection().selectAllChildren($("copied"));
+  $("copy-status").textContent = done || document.execCommand("copy") ? "Copied." : "Copy it from below.";
+}
+
+// What starts what
+
+const on = (id, type, action) => $(id).addEventListener(type, action);
+on("controls", "submit", (event) => { event.preventDefault(); run(); });
+on("stop", "click", () => { running.abort(); $("run").focus(); });
+on("add", "click", () => addWish("", 0.5).focus());
+on("key", "change", load);
+on("method", "change", showBudget);
+on("steered", "pointerover", pointAt);
+on("steered", "focusin", pointAt);
+on("steered", "keydown", moveFocus);
+on("copy-curl", "click", () => copy(asCurl()));
+on("copy-python", "click", () => copy(asPython()));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault(); // else it would also press the button that has the focus
+  run();
+});
+
+addWish("Your answer should be uplifting.", 0.7);
+addWish("Your answer should be one short sentence.", 0.3);
+steered = new Answer("steered");
+new ResizeObserver(showSteered).observe($("chart"));
+load();

@@ -1,0 +1,266 @@
+"""A generating call from its body to its last byte: whole, or as server-sent events.
+
+Whoever leaves before the end takes the request along: it is aborted within a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from ..strict_json import COMPACT, dumps
+from .answers import Answers
+from .bodies import read
+from .errors import SERVER, ApiError, api_error
+from .record import LOG, Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.requests import Request as HttpRequest
+    from starlette.types import Receive, Scope, Send
+
+    from ..async_engine import AsyncEngine, Stream
+    from ..output import Delta
+    from .asking import Asked
+    from .config import ServerConfig
+    from .metrics import Metrics
+
+GONE = 499
+"""nginx's number for a client that did not wait."""
+STOPPED = ApiError(503, "the server is stopping", SERVER)
+
+
+class Served:
+    """One call under way: its streams, one for each prompt, and the record of it."""
+
+    def __init__(self, asked: Asked, streams: list[Stream], record: Record, answers: Answers) -> None:
+        self.asked, self.record, self.answers = asked, record, answers
+        self._streams = streams
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Delta]]:
+        """The pieces of all answers as they come, each with its choice's index. Raises ApiError."""
+        arrived: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue()
+
+        async def follow(first: int, stream: Stream) -> None:
+            try:
+                async for delta in stream:
+                    arrived.put_nowait((first + delta.index, delta))
+            except Exception as error:  # told to whoever waits for the pieces
+                arrived.put_nowait((first, error))
+
+        n = self.asked.requests[0].sampling.n
+        tasks = [asyncio.create_task(follow(n * at, stream)) for at, stream in enumerate(self._streams)]
+        try:
+            left = self.asked.answers
+            while left:
+                index, news = await arrived.get()
+                if isinstance(news, Exception):
+                    raise api_error(news)
+                self.record.saw(index, news)
+                left -= news.output is not None
+                yield index, news
+                if news.output is not None:
+                    _require_end(news)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.close()
+
+    def close(self) -> None:
+        """Aborts what is left."""
+        for stream in self._streams:
+            stream.close()
+
+
+class Serving:
+    """Serves the generating calls of one engine."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        config: ServerConfig,
+        model: str,
+        metrics: Metrics,
+        text_of: Callable[[int], str],
+    ) -> None:
+        self._engine, self._config, self._model = engine, config, model
+        self._metrics, self._text_of = metrics, text_of
+
+    async def serve(self, http: HttpRequest, ask: Callable[[dict[str, Any]], Asked]) -> Response:
+        """The response to a call; `ask` makes of its body what is asked."""
+        kind = "chatcmpl" if http.url.path.startswith("/v1/chat") else "cmpl"
+        client = http.client.host if http.client else ""
+        record = Record(
+            f"{kind}-{uuid.uuid4().hex}", http.url.path, client, self._metrics, self._config.log_prompts
+        )
+        try:
+            values = await body(http, self._config)
+            asked = await asyncio.to_thread(ask, values)
+            record.asked(asked, values)
+            served = await self._begin(asked, record)
+        except Exception as error:
+            return _refused(record, error)
+        if asked.stream:
+            return EventStream(served)
+        try:
+            return await _unless_gone(http, _whole(served), record)
+        except (Exception, asyncio.CancelledError) as error:
+            return _refused(record, error)
+        finally:
+            served.close()
+
+    async def _begin(self, asked: Asked, record: Record) -> Served:
+        streams: list[Stream] = []
+        try:
+            for request in asked.requests:
+                streams.append(await self._engine.begin(request, self._config.request_timeout))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        answers = Answers(record.id, int(time.time()), self._model, asked.chat, self._text_of)
+        return Served(asked, streams, record, answers)
+
+
+class EventStream(Response):
+    """The pieces of a call as server-sent events."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = self._served.record
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_gone(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                record.end(200, sending.result())
+            else:
+                record.end(GONE)
+        except asyncio.CancelledError:  # the server stops and has waited long enough
+            record.end(STOPPED.status, STOPPED.message)
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            self._served.close()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+
+    async def _send(self, send: Send) -> str:
+        """Sends all chunks. Returns the error that ended them, "" where none did."""
+
+        async def event(data: dict[str, Any] | str, more: bool = True) -> None:
+            text = data if isinstance(data, str) else dumps(data, COMPACT)
+            await send(
+                {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": more}
+            )
+
+        error = ""
+        try:
+            async for chunk in self._chunks():
+                await event(chunk)
+        except ApiError as failure:
+            error = failure.message
+            await event(failure.body)
+        except OSError:  # the client is gone
+            return "the client left"
+        await event("[DONE]", more=False)
+        return error
+
+    async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
+        served, answers = self._served, self._served.answers
+        with_usage = served.asked.include_usage
+        opened: set[int] = set()
+        async for index, delta in served.pieces():
+            found = [] if index in opened else [answers.opening(index)]
+            opened.add(index)
+            found.append(answers.piece(index, delta))
+            if delta.output is not None and delta.output.error is None:
+                found.append(answers.closing(index, delta.output.finish_reason))
+            for chunk in found:
+                if chunk is not None:
+                    yield {**chunk, "usage": None} if with_usage else chunk
+        if with_usage:
+            yield answers.usage(served.record.prompts, served.record.tokens)
+
+
+async def body(http: HttpRequest, config: ServerConfig) -> dict[str, Any]:
+    """The JSON object of a call's body. Raises ApiError when it is too large, too slow, or none."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"Content-Type is {kind!r}; it must be application/json")
+    try:
+        return read(await asyncio.wait_for(_bytes(http, config), config.body_timeout))
+    except (TimeoutError, asyncio.TimeoutError) as error:
+        message = f"the body did not come within {config.body_timeout:g} s"
+        raise ApiError(408, message, "timeout_error") from error
+    except ClientDisconnect as error:
+        raise ApiError(GONE, "the client left") from error
+
+
+async def _bytes(http: HttpRequest, config: ServerConfig) -> bytes:
+    limit, found = config.max_body_bytes, bytearray()
+    async for part in http.stream():
+        found += part
+        if len(found) > limit:
+            raise ApiError(413, f"the body has more than {limit} bytes, the most that this server takes")
+    return bytes(found)
+
+
+async def _whole(served: Served) -> Response:
+    async for _ in served.pieces():
+        pass
+    outputs = [served.record.outputs[index] for index in range(served.asked.answers)]
+    found = served.answers.whole(outputs, served.record.prompts)
+    response = Response(dumps(found), media_type="application/json")
+    served.record.end(200)
+    return response
+
+
+async def _unless_gone(http: HttpRequest, work: Any, record: Record) -> Response:
+    """What the work gives; it is cancelled as soon as the client is gone."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(http.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            response: Response = working.result()
+            return response
+        record.end(GONE)
+        return Response(status_code=GONE)
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refused(record: Record, error: BaseException) -> Response:
+    failure = STOPPED if isinstance(error, asyncio.CancelledError) else api_error(error)
+    if failure.status == 500:
+        LOG.error("request %s failed", record.id, exc_info=error)
+    record.end(failure.status, failure.message)
+    return failure.response
+
+
+def _require_end(delta: Delta) -> None:
+    """Raises ApiError for an answer that did not come to an end of its own."""
+    output = delta.output
+    if output is not None and output.error is not None:
+        late = output.finish_reason == "abort" and "timeout" in output.error
+        raise ApiError(504 if late else 500, output.error, "timeout_error" if late else SERVER)

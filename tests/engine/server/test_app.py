@@ -1,0 +1,361 @@
+"""The application in this process, on the tiny model: manners, limits, shapes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.engine import (
+    Amulet,
+    AsyncEngine,
+    Guidance,
+    Mato,
+    Objective,
+    Request,
+    SamplingParams,
+)
+from trimtab.engine.methods import METHODS
+from trimtab.engine.server.bodies import NEUTRAL, SAMPLING
+from trimtab.engine.server.steering import Profiles
+from trimtab.kernels.errors import InputError
+
+from .conftest import QUESTION, Client, events
+
+KIND = {"text": "Be kind.", "weight": 2}
+STEERING = {"objectives": [KIND, "Be brief."]}
+MakeClient = Callable[..., Client]
+
+
+def error(response: Any, status: int) -> dict[str, Any]:
+    """The error of a response, which has OpenAI's shape."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["message", "type", "param", "code"]
+    assert "Traceback" not in response.text
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+def test_it_says_what_it_is(client: Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert "version" in client.get("/version").json()
+    assert client.get("/v1/models").json()["data"][0]["max_model_len"] == 512
+    assert client.get("/v1/models/tiny").json()["id"] == "tiny"
+    assert error(client.get("/v1/models/other"), 404)["code"] == "model_not_found"
+    methods = client.get("/v1/steer/methods").json()["methods"]
+    assert [method["name"] for method in methods] == [cls.name for cls in METHODS]
+    assert client.get("/docs").status_code == 200
+    described = client.get("/openapi.json").json()
+    assert "/v1/chat/completions" in described["paths"]
+
+
+def test_the_page_is_served_and_loads_nothing_from_elsewhere(client: Client) -> None:
+    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        response = client.get(path)
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(kind)
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+        assert "https://" not in response.text.replace("http://www.w3.org", "")
+
+
+def test_an_answer_is_that_of_the_engine(client: Client, one_async_engine: AsyncEngine) -> None:
+    method = Mato([Objective("Be kind.", 2), Objective("Be brief.")], kl_budget=0.3)
+    sampling = SamplingParams(max_tokens=20, temperature=0.8, seed=3, top_k=50, ignore_eos=True)
+    expected = one_async_engine.submit(Request(QUESTION, method, sampling)).result()
+    asked = {
+        "max_tokens": 20,
+        "temperature": 0.8,
+        "seed": 3,
+        "top_k": 50,
+        "ignore_eos": True,
+        "steering": {**STEERING, "kl_budget": 0.3, "trace": True},
+    }
+    found = client.chat(**asked).json()
+    choice = found["choices"][0]
+    assert choice["message"]["content"] == expected.text
+    assert expected.trace is not None
+    for name in ("weights", "rewards", "strength", "kl", "branch_logprobs"):
+        assert choice["trace"][name] == getattr(expected.trace, name)
+    lengths = [len(branch.prompt_token_ids) for branch in expected.branches]
+    assert found["usage"] == {
+        "prompt_tokens": lengths[0],
+        "completion_tokens": 20,
+        "total_tokens": lengths[0] + 20,
+        "prompt_tokens_details": {"branches": lengths[1:]},
+    }
+    chunks = events(client.chat(**asked, stream=True))
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected.text
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_a_negative_prompt_is_guidance_away_from_it(client: Client, one_async_engine: AsyncEngine) -> None:
+    plain, rude = one_async_engine.render(Request(QUESTION, Guidance([Objective("Be rude.")])))
+    request = Request(
+        branch_token_ids=[rude.prompt_token_ids, plain.prompt_token_ids],
+        steering=Guidance([Objective("any")], guidance_scale=1.8),
+        sampling=SamplingParams(max_tokens=6),
+    )
+    expected = one_async_engine.submit(request).result()
+    found = client.chat(temperature=0, guidance_scale=1.8, negative_prompt="Be rude.").json()
+    assert found["choices"][0]["message"]["content"] == expected.text
+    assert error(client.chat(guidance_scale=1.8), 400)["param"] == "guidance_scale"
+    assert client.chat(guidance_scale=1).status_code == 200
+
+
+def test_a_completion_puts_the_wish_before_the_text(client: Client, one_async_engine: AsyncEngine) -> None:
+    encode = one_async_engine.tokenizer.encode
+    request = Request(
+        branch_token_ids=[encode("Why", True), encode("Be kind.\n\nWhy", True)],
+        steering=Amulet([Objective("Be kind.")]),
+        sampling=SamplingParams(max_tokens=6),
+    )
+    expected = one_async_engine.submit(request).result()
+    steering = {"method": "amulet", "objectives": ["Be kind."]}
+    assert client.complete(temperature=0, steering=steering).json()["choices"][0]["text"] == expected.text
+    assert error(client.complete(prompt=[5, 6], steering=steering), 400)["param"] == "prompt"
+
+
+def test_the_preview_shows_the_branches(client: Client, one_async_engine: AsyncEngine) -> None:
+    body = {"messages": QUESTION, "steering": STEERING}
+    found = client("POST", "/v1/steer/preview", json=body).json()
+    prompts = one_async_engine.render(
+        Request(QUESTION, Mato([Objective("Be kind.", 2), Objective("Be brief.")]))
+    )
+    assert found["branches"] == [
+        {"name": each.name, "prompt": each.prompt, "tokens": len(each.prompt_token_ids)} for each in prompts
+    ]
+    assert (found["method"], found["weights"]) == ("mato", [2 / 3, 1 / 3])
+    doubtful = {**body, "steering": {"method": "amulet", **STEERING}}
+    assert "uneven weights" in client("POST", "/v1/steer/preview", json=doubtful).json()["notes"][0]
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_asks_for_nothing_is_taken_and_all_else_of_it_refused(client: Client, name: str) -> None:
+    for value in (None, *NEUTRAL[name]):
+        assert client.chat(**{name: value}).status_code == 200
+    for value in ({"type": "json_object"}, 1, "required", ["audio"]):
+        refused = error(client.chat(**{name: value}), 400)
+        assert refused["param"] == name
+        assert "not supported" in refused["message"]
+
+
+def test_what_clients_send_along_is_taken(client: Client) -> None:
+    response = client.chat(
+        user="u", metadata={"a": "b"}, presence_penalty=0, frequency_penalty=0.0, n=1, logit_bias={}, top_p=1,
+        stop=None, seed=None, stream=False, stream_options=None, model="tiny", logprobs=False, top_k=-1,
+    )  # fmt: skip
+    assert response.status_code == 200
+    assert client.chat(logit_bias={"5": 1e30}, temperature=0).json()["usage"]["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"temprature": 1}, "temprature", "did you mean temperature?"),
+        ({"temperature": "hot"}, "temperature", "it must be a number"),
+        ({"temperature": -1}, "temperature", "-1"),
+        ({"max_tokens": 0}, "max_tokens", "≥ 1"),
+        ({"n": 1000}, "n", "from 1 to 128"),
+        ({"top_p": 2}, "top_p", "at most 1"),
+        ({"stop": ["a", 5]}, "stop", "item 1 of stop is 5"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"logit_bias": {"99999": 1}}, None, "99999"),
+        ({"top_logprobs": 2}, "top_logprobs", "unless logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "logprobs", "0 to 20"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "'x'"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"messages": []}, "messages", "empty"),
+        ({"messages": "hi"}, "messages", "hi"),
+        ({"messages": [{"role": "user"}]}, "messages", "empty"),
+        ({"messages": [{"content": "x"}]}, None, "role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "only parts of type"),
+        ({"steering": 5}, "steering", "an object"),
+        ({"steering": "kind"}, "steering", "profiles are none"),
+        ({"steering": {"method": "x"}}, "steering.method", "methods are base"),
+        ({"steering": {"method": "mato"}}, "steering", "at least one objective"),
+        ({"steering": {**STEERING, "tau": 0}}, "steering.tau", "above 0"),
+        ({"steering": {**STEERING, "tua": 1}}, "steering.tua", "no setting"),
+        ({"steering": {**STEERING, "trace": 1}}, "steering.trace", "true or false"),
+        ({"steering": {"objectives": [{"text": "a", "weight": -3}]}}, "steering.objectives[0]", "-3"),
+        ({"steering": {"objectives": ["a", {"txt": "b"}]}}, "steering.objectives[1]", "a text"),
+        ({"steering": {"objectives": "a"}}, "steering.objectives", "a list"),
+        ({"steering": {"objectives": ["a", "a"]}}, "steering", "twice"),
+        ({"steering": STEERING, "negative_prompt": "x"}, "negative_prompt", "left out"),
+    ],
+)
+def test_wrong_values_are_named(client: Client, body: dict[str, Any], param: str | None, says: str) -> None:
+    response = client("POST", "/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 2, **body})
+    found = error(response, 400)
+    assert found["param"] == param
+    assert says in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a", 5]}, "prompt"),
+        ({"prompt": [[1], []]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 3}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"messages": QUESTION}, "messages"),
+    ],
+)
+def test_wrong_completions_are_named(client: Client, body: dict[str, Any], param: str) -> None:
+    assert error(client.complete(**body), 400)["param"] == param
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"n": NaN}', b"[" * 100_000, b'{"n": ' + b"9" * 6000 + b"}"],
+)
+def test_what_is_no_json_is_refused(client: Client, raw: bytes) -> None:
+    kind = {"content-type": "application/json"}
+    error(client("POST", "/v1/chat/completions", content=raw, headers=kind), 400)
+
+
+def test_half_a_character_is_refused(client: Client) -> None:
+    raw = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
+    kind = {"content-type": "application/json"}
+    refused = client("POST", "/v1/chat/completions", content=raw, headers=kind)
+    assert "lone surrogate" in error(refused, 400)["message"]
+
+
+def test_a_body_has_a_type_and_a_size(client_of: MakeClient) -> None:
+    client = client_of(max_body_bytes=1000)
+    assert client.chat().status_code == 200
+    assert "1000 bytes" in error(client.chat(user="x" * 1000), 413)["message"]
+    kind = {"content-type": "text/plain"}
+    error(client("POST", "/v1/chat/completions", content=b"{}", headers=kind), 415)
+
+
+def test_other_paths_and_verbs_are_refused_alike(client: Client) -> None:
+    assert error(client.get("/v2"), 404)["message"] == "there is no GET /v2"
+    error(client.get("/v1/chat/completions"), 405)
+
+
+def test_a_key_is_asked_for_under_v1_alone(client_of: MakeClient) -> None:
+    client = client_of(api_key="secret")
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+        refused = client.get("/v1/models", headers=headers)
+        assert error(refused, 401)["code"] == "invalid_api_key"
+        assert refused.headers["www-authenticate"] == "Bearer"
+    assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+    assert [client.get(path).status_code for path in ("/", "/health", "/metrics")] == [200] * 3
+
+
+def test_profiles_are_steerings_by_name(client_of: MakeClient, tmp_path: Path) -> None:
+    file = tmp_path / "profiles.toml"
+    file.write_text(
+        '[kind]\nmethod = "mato"\nkl_budget = 0.2\n'
+        'objectives = [{text = "Be kind.", weight = 2}, "Be brief."]\n'
+    )
+    client = client_of(profiles=str(file))
+    named = client.chat(temperature=0, steering="kind").json()
+    written = client.chat(temperature=0, steering={**STEERING, "kl_budget": 0.2}).json()
+    assert named["choices"] == written["choices"]
+    assert list(client.get("/v1/steer/profiles").json()["profiles"]) == ["kind"]
+    assert "profiles are kind" in error(client.chat(steering="other"), 400)["message"]
+    file.write_text('[kind]\nobjectives = ["a"]\ntau = -1\n')
+    with pytest.raises(InputError, match=r"profile 'kind' .* tau of mato is -1"):
+        Profiles.from_file(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        Profiles.from_file(tmp_path / "none.toml")
+
+
+def test_an_answer_that_takes_too_long_is_ended(client_of: MakeClient) -> None:
+    client = client_of(request_timeout=0.2)
+    body = {"max_tokens": 400, "ignore_eos": True, "logit_bias": {"5": 50}, "n": 4}
+    assert "timeout of 0.2 s" in error(client.chat(**body), 504)["message"]
+    *_, last = events(client.chat(**body, stream=True))
+    assert last["error"]["type"] == "timeout_error"
+
+
+def test_metrics_count_what_was_served(client: Client) -> None:
+    client.chat(n=2, steering=STEERING)
+    client.chat(temperature=-1)
+    text = client.get("/metrics").text
+    assert 'trimtab:request_success_total{finished_reason="length"} 2.0' in text
+    assert 'trimtab:request_refused_total{status="400"} 1.0' in text
+    for name in ("generation_tokens_total", "time_to_first_token_seconds", "inter_token_latency_seconds"):
+        assert f"trimtab:{name}" in text
+    assert "trimtab:request_branches_sum 6.0" in text
+    assert "trimtab:num_requests_running 0.0" in text
+
+
+@pytest.fixture
+def held(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AsyncEngine, threading.Event]]:
+    """An engine with room for one waiting answer, which takes no step before the event."""
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_waiting=1)
+    go, step = threading.Event(), engine._core.step
+
+    def late() -> None:
+        go.wait(60)
+        step()
+
+    monkeypatch.setattr(engine._core, "step", late)
+    yield engine, go
+    go.set()
+    engine.shutdown()
+
+
+def test_too_many_waiting_are_told_to_come_again(held: tuple[AsyncEngine, threading.Event]) -> None:
+    from trimtab.engine.server import create_app  # noqa: PLC0415
+
+    engine, go = held
+    client = Client(create_app(engine))
+    first = engine.submit(Request("a", sampling=SamplingParams(max_tokens=2)))
+    while not engine.stats.waiting:
+        pass
+    refused = client.chat()
+    assert error(refused, 429)["code"] == "rate_limit_exceeded"
+    assert refused.headers["retry-after"] == "1"
+    assert client.chat(stream=True).status_code == 429
+    go.set()
+    first.result()
+    assert client.chat().status_code == 200
+
+
+def test_a_broken_engine_is_not_healthy_and_says_so(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab.engine.server import create_app  # noqa: PLC0415
+
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
+    client = Client(create_app(engine))
+
+    def fail() -> None:
+        raise OSError("a disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._core, "step", fail)
+        assert "a disk is gone" in error(client.chat(), 503)["message"]
+        *_, last = events(client.chat(stream=True))
+        assert "a disk is gone" in last["error"]["message"]
+    assert client.chat().status_code == 200
+    engine.shutdown()
+    assert error(client.get("/health"), 503)["message"] == "the engine is closed"
+    error(client.chat(), 503)
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    from trimtab.engine.strict_json import dumps  # noqa: PLC0415
+
+    assert json.loads(dumps({"a": [float("nan"), (1.0, float("inf"))]})) == {"a": [None, [1.0, None]]}
+
+
+def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
+    schema = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    properties = schema["content"]["application/json"]["schema"]["properties"]
+    assert set(SAMPLING) <= set(properties)
+    assert all(properties[name]["description"] for name in SAMPLING)
