@@ -22,9 +22,10 @@ SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for 
 """Names that both have: one flag sets both, so that `--seed 1` repeats whatever is drawn."""
 
 
-def add_prompt(parser: flags.Parser) -> None:
+def add_prompt(parser: flags.Parser, optional: bool = False) -> None:
     """PROMPT and --system."""
-    parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from standard input")
+    help = "what to ask; - reads it from standard input"
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?" if optional else None, help=help)
     add_system(parser)
 
 

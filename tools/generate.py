@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..engine.request import Request
 from ..engine.strict_json import dumps
-from . import answer, asking, loading, plain, report, steering
+from ..kernels.errors import InputError
+from . import answer, asking, batch, loading, plain, report, steering
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,10 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = (
         "A prompt that starts with a dash stands after --, last; a value of a flag may start with one."
     )
-    asking.add_prompt(parser)
+    asking.add_prompt(parser, optional=True)
+    group = parser.add_argument_group("many prompts", "A file of prompts instead of PROMPT; see the README.")
+    group.add_argument("--input", metavar="FILE", help="a prompt a line, as JSON")
+    group.add_argument("--output", metavar="FILE", help="where an answer a line is added, as JSON")
     steering.add_flags(parser)
     asking.add_sampling(parser)
     asking.add_model(parser)
@@ -30,6 +34,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Everything typed is checked before the model is loaded."""
+    if args.input is not None or args.output is not None:
+        _require_files(args)
+        return batch.run(args)
+    if args.prompt is None:
+        raise InputError("there is no PROMPT; say what to ask, or give --input and --output")
     wishes = steering.wishes(args)
     request = Request(
         asking.messages(asking.prompt_text(args.prompt), args.system),
@@ -47,6 +56,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         output = _stream(engine, request)
     return _status(output)
+
+
+def _require_files(args: argparse.Namespace) -> None:
+    if args.input is None or args.output is None:
+        raise InputError("--input and --output belong together: prompts from one, answers to the other")
+    if args.prompt is not None:
+        raise InputError(f"the prompt {args.prompt!r} and --input {args.input!r} exclude each other")
 
 
 def _stream(engine: Engine, request: Request) -> Output:

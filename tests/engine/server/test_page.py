@@ -1,0 +1,108 @@
+"""The page in a real browser, Debian's Chromium, against a real server of the demo model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from .process import Server
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; apt-get install chromium")
+SECONDS = 1000
+
+
+@pytest.fixture
+def page(demo_server: Server) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1180, "height": 1000})
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on(
+            "request", lambda sent: None if sent.url.startswith(demo_server.url) else wrong.append(sent.url)
+        )
+        page.goto(demo_server.url)
+        expect(page.locator("#method option")).not_to_have_count(0)
+        yield page
+        browser.close()
+        assert wrong == []
+
+
+def points(page: Page) -> int:
+    """How many tokens the chart shows."""
+    return int(page.locator("#chart path.weight").first.get_attribute("data-points") or 0)
+
+
+def test_a_slider_moves_both_answers_stream_and_the_call_can_be_taken_away(page: Page) -> None:
+    row = page.locator(".objective").first
+    row.locator("input[type=range]").press("ArrowRight")
+    expect(row.locator("input[type=number]")).to_have_value("0.75")
+    page.fill("#max-tokens", "24")
+    page.click("#run")
+    expect(page.locator("#plain")).not_to_be_empty(timeout=20 * SECONDS)
+    expect(page.locator("#steered .token")).not_to_have_count(0, timeout=20 * SECONDS)
+    early = points(page)
+    expect(page.locator("#steered-status")).to_contain_text("finish", timeout=60 * SECONDS)
+    expect(page.locator("#plain-status")).to_contain_text("finish", timeout=60 * SECONDS)
+    assert 0 < early < points(page) <= 24
+    expect(page.locator("#chart path.weight")).to_have_count(2)
+    plain, steered = (page.locator(side).text_content() for side in ("#plain", "#steered"))
+    assert plain
+    assert steered
+    assert plain != steered
+    page.locator("#steered .token").nth(2).hover()
+    expect(page.locator("#detail tbody tr")).to_have_count(3)
+    expect(page.locator("#detail")).to_contain_text("Token 3 of")
+    page.focus("#steered")
+    page.keyboard.press("End")
+    expect(page.locator("#detail")).to_contain_text(f"Token {points(page)} of")
+    for button, run in (("#copy-curl", ["bash", "-c"]), ("#copy-python", [sys.executable, "-c"])):
+        page.click(button)
+        call = page.locator("#copied").text_content()
+        assert call
+        ended = subprocess.run([*run, call], capture_output=True, text=True, check=True, timeout=60)
+        is_curl = button == "#copy-curl"
+        found = json.loads(ended.stdout)["choices"][0]["message"]["content"] if is_curl else ended.stdout[:-1]
+        assert found == steered
+
+
+def test_stop_stops_and_the_server_rests(page: Page, demo_server: Server) -> None:
+    page.fill("#max-tokens", "2000")
+    page.fill("#temperature", "1")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#steered .token")).not_to_have_count(0, timeout=20 * SECONDS)
+    page.click("#stop")
+    expect(page.locator("#steered-status")).to_contain_text("stopped")
+    page.wait_for_timeout(SECONDS)
+    assert demo_server.metric("num_requests_running") == 0
+
+
+def test_wishes_come_and_go_and_an_error_is_said_where_it_belongs(page: Page) -> None:
+    page.click("#add")
+    expect(page.locator(".objective")).to_have_count(3)
+    for _ in range(3):
+        page.locator(".objective .remove").first.click()
+    page.fill("#max-tokens", "3")
+    page.click("#run")
+    expect(page.locator("#steered-error")).to_contain_text("needs a wish")
+    expect(page.locator("#plain-status")).to_contain_text("finish", timeout=30 * SECONDS)
+
+
+def test_it_is_readable_on_a_phone_in_light_and_dark(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    colours = set()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        colours.add(page.evaluate("getComputedStyle(document.body).color"))
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert len(colours) == 2
+    unlabelled = "[...document.querySelectorAll('input, select, textarea')].filter(e => !e.labels.length)"
+    assert page.evaluate(f"{unlabelled}.filter(e => !e.ariaLabel).length") == 0

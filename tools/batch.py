@@ -1,0 +1,182 @@
+"""Prompts from a file: a line of JSON in, a line of JSON out. What an earlier run has answered stays so.
+
+A line is a prompt, as a JSON string, or an object: `prompt` or `messages`, and perhaps `id`, `prefer` (a list
+of "TEXT=WEIGHT") and any field of SamplingParams, each in place of the flag of its name. An answer's line has
+the number, the id and a digest of the line that it answers, and what `--json` prints; a wrong line's has the
+error. Answers are written as they end, so in any order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engine.options import fitted, quoted
+from ..engine.request import Request
+from ..engine.sampling import SamplingParams
+from ..engine.strict_json import dumps
+from ..kernels.errors import BusyError, InputError
+from . import asking, loading, report, steering
+from .display import progress
+from .plain import say
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..engine.async_engine import AsyncEngine
+    from ..engine.output import Output
+
+SAMPLING = {field.name for field in fields(SamplingParams)}
+KNOWN = ("prompt", "messages", "id", "prefer")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the input: its number from 1, and its text."""
+
+    number: int
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """What tells it from another line."""
+        return blake2b(self.text.encode(), digest_size=8).hexdigest()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers every line that has no answer yet. 1 when a line of this run failed."""
+    steering.choice(args, steering.wishes(args))
+    sampling, config = asking.sampling(args), asking.config(args)
+    source, target = Path(args.input), Path(args.output)
+    lines = _lines(source)
+    done = _done(source, target, lines)
+    left = [line for line in lines if line.number not in done]
+    if not left:
+        say(f"every line of {str(source)!r} is answered in {str(target)!r}")
+        return 0
+    failed = 0
+    engine = loading.open_async_engine(config)
+    with ExitStack() as ending:
+        ending.callback(engine.shutdown)
+        file = ending.enter_context(target.open("a", encoding="utf-8"))
+        show = ending.enter_context(progress("trimtab: answering …"))
+        for count, found in enumerate(_answers(engine, left, args, sampling), 1):
+            failed += bool(found.get("error"))
+            file.write(dumps(found) + "\n")
+            file.flush()
+            if show:
+                show(len(done) + count, len(lines))
+    say(f"answered {len(left) - failed} of {len(left)} lines" + (f"; {failed} failed" if failed else ""))
+    return 1 if failed else 0
+
+
+def _answers(
+    engine: AsyncEngine, left: list[Line], args: argparse.Namespace, sampling: SamplingParams
+) -> Iterator[dict[str, Any]]:
+    """What is to be written of each line, as it becomes known. Twice what fits the engine is under way."""
+    running: dict[Future[Output], tuple[dict[str, Any], str]] = {}
+    width, waiting = 2 * engine.config.max_num_seqs, deque(left)
+    while waiting or running:
+        if waiting and len(running) < width:
+            line = waiting.popleft()
+            head: dict[str, Any] = {"line": line.number, "input": line.digest}
+            try:
+                values = _read(line)
+                head |= {"id": values["id"]} if "id" in values else {}
+                request = _request(values, args, sampling)
+                running[engine.submit(request)] = head, request.steering.name
+                continue
+            except InputError as error:
+                yield {**head, "error": str(error)}
+                continue
+            except BusyError:
+                if not running:
+                    raise
+                waiting.appendleft(line)
+        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            head, method = running.pop(ended)
+            yield {**head, **report.describe(ended.result(), method)}
+
+
+def _read(line: Line) -> dict[str, Any]:
+    try:
+        found = json.loads(line.text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"the line is no JSON ({error}); it must be a text in quotes or an object"
+        ) from error
+    values = {"prompt": found} if isinstance(found, str) else found
+    if not isinstance(values, dict):
+        raise InputError(f"the line is {quoted(values)}; it must be a text or an object")
+    for name in values:
+        if name not in KNOWN and name not in SAMPLING:
+            raise InputError(
+                f"the line has {quoted(name)}; it may have {', '.join(KNOWN)} and fields of SamplingParams"
+            )
+    return values
+
+
+def _request(values: Mapping[str, Any], args: argparse.Namespace, sampling: SamplingParams) -> Request:
+    given = fitted("prefer", values.get("prefer", args.prefer), Sequence[str])
+    wishes = [steering.parse_wish(text) for text in given]
+    if "prompt" in values and "messages" in values:
+        raise InputError("the line has prompt and messages; it must have one of them")
+    prompt = values.get("messages", values.get("prompt"))
+    if args.system is not None and isinstance(prompt, str):
+        prompt = asking.messages(prompt, args.system)
+    own = {name: value for name, value in values.items() if name in SAMPLING}
+    if isinstance(bias := own.get("logit_bias"), Mapping):
+        own["logit_bias"] = {int(key) if key.isdigit() else key: value for key, value in bias.items()}
+    return Request(
+        prompt,
+        steering=steering.choice(args, wishes).build(wishes),
+        sampling=replace(sampling, **own),
+        trace=args.trace,
+    )
+
+
+def _lines(source: Path) -> list[Line]:
+    """The lines that are not blank. Raises InputError for what is no text."""
+    try:
+        texts = source.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(source)!r} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+    return [Line(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
+
+
+def _done(source: Path, target: Path, lines: list[Line]) -> set[int]:
+    """The lines that an earlier run has answered; what it left half-written is cut off.
+
+    Raises InputError when the file holds anything else, or answers to another input.
+    """
+    if not target.exists():
+        return set()
+    written = target.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    digests = {line.number: line.digest for line in lines}
+    found = set()
+    for index, text in enumerate(whole.splitlines(), 1):
+        try:
+            answer = json.loads(text)
+            number, digest = answer["line"], answer["input"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"line {index} of {str(target)!r} is no answer of an earlier run; name another --output"
+            ) from None
+        if digests.get(number) != digest:
+            raise InputError(
+                f"line {index} of {str(target)!r} answers another line {number} than {str(source)!r} has; "
+                "name another --output"
+            )
+        found.add(number)
+    if len(whole) < len(written):
+        os.truncate(target, len(whole))
+    return found
