@@ -151,31 +151,27 @@ class EventStream(Response):
                 record.end(GONE)
         except asyncio.CancelledError:  # the server stops and has waited long enough
             record.end(STOPPED.status, STOPPED.message)
+            sending.cancel()
+            await _event(send, STOPPED.body)
+            await _event(send, "[DONE]", more=False)
         finally:
             for task in (sending, leaving):
                 task.cancel()
             self._served.close()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def _send(self, send: Send) -> str:
         """Sends all chunks. Returns the error that ended them, "" where none did."""
 
-        async def event(data: dict[str, Any] | str, more: bool = True) -> None:
-            text = data if isinstance(data, str) else dumps(data, COMPACT)
-            await send(
-                {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": more}
-            )
-
         error = ""
         try:
             async for chunk in self._chunks():
-                await event(chunk)
+                await _event(send, chunk)
         except ApiError as failure:
             error = failure.message
-            await event(failure.body)
+            await _event(send, failure.body)
         except OSError:  # the client is gone
             return "the client left"
-        await event("[DONE]", more=False)
+        await _event(send, "[DONE]", more=False)
         return error
 
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
@@ -242,6 +238,12 @@ async def _unless_gone(http: HttpRequest, work: Any, record: Record) -> Response
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _event(send: Send, data: dict[str, Any] | str, more: bool = True) -> None:
+    """Sends a server-sent event; after the last there is no more."""
+    text = data if isinstance(data, str) else dumps(data, COMPACT)
+    await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": more})
 
 
 async def _gone(receive: Receive) -> None:
