@@ -1,0 +1,68 @@
+"""The README's programs run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from .engine.server.process import serving
+
+README = Path(__file__).parent.parent / "README.md"
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+SERVICE = "# service.py"
+CLIENT = "from openai"
+
+
+def program(start: str) -> str:
+    """The one that begins so."""
+    (found,) = [each for each in PROGRAMS if each.startswith(start)]
+    return found
+
+
+@pytest.mark.parametrize("text", [each for each in PROGRAMS if not each.startswith((SERVICE, CLIENT))])
+def test_a_program_prints_an_answer(text: str, demo_folder: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout) > 20
+
+
+def test_a_client_adds_one_key(demo_folder: Path) -> None:
+    with serving("--dtype", "bfloat16") as server:
+        text = program(CLIENT).replace("http://127.0.0.1:8000", server.url)
+        ended = subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"\[0\.\d+, 0\.\d+\]$", ended.stdout)
+
+
+def test_an_engine_lives_in_a_service_of_ones_own(demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(program(SERVICE))
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}) as service:
+        try:
+            for _ in range(300):
+                try:
+                    asked = {"text": "What is rain?", "kindness": 0.7}
+                    found = httpx.post(f"http://127.0.0.1:{port}/answer", json=asked, timeout=60)
+                    break
+                except httpx.ConnectError:
+                    time.sleep(0.1)
+            assert found.status_code == 200
+            assert found.json()["answer"]
+            assert len(found.json()["weights"]) == 2
+        finally:
+            service.terminate()
