@@ -69,7 +69,7 @@ def _cost(args: argparse.Namespace) -> dict[str, list[float]]:
         ended.readline()
         for index in range(args.rounds + 1):
             engine, beside = _used(alone.pid, in_engine)
-            server, loop = _used(pid, lambda: asyncio.run(_wave(port, STREAMS, args.tokens)))
+            server, loop = _used(pid, lambda: asyncio.run(wave(port, STREAMS, args.tokens)))
             if index:  # the first round warms up
                 for name, value in zip(
                     found, (engine, server, server / engine - 1, (loop - beside) / engine), strict=True
@@ -85,8 +85,8 @@ def _cost(args: argparse.Namespace) -> dict[str, list[float]]:
 def _storm(args: argparse.Namespace) -> dict[str, Any]:
     with _serving(args) as (pid, port):
         memory, ends = [], Counter[str]()
-        for wave in range(3):
-            ends += Counter(end for end, _ in asyncio.run(_wave(port, CLIENTS, 16, wave)))
+        for seed in range(3):
+            ends += Counter(end for end, _ in asyncio.run(wave(port, CLIENTS, 16, seed)))
             while _metric(port, "num_requests_running"):
                 time.sleep(0.05)
             memory.append(_resident(pid))
@@ -97,10 +97,10 @@ def _storm(args: argparse.Namespace) -> dict[str, Any]:
 
 def _overload(args: argparse.Namespace) -> dict[str, Any]:
     with _serving(args, "--max-waiting", str(STREAMS)) as (_, port):
-        asyncio.run(_wave(port, STREAMS, 16))
-        running = _latency(asyncio.run(_wave(port, STREAMS, 16)))
-        full = _latency(asyncio.run(_wave(port, 2 * STREAMS, 16)))
-        ends = asyncio.run(_wave(port, CLIENTS, 16))
+        asyncio.run(wave(port, STREAMS, 16))
+        running = _latency(asyncio.run(wave(port, STREAMS, 16)))
+        full = _latency(asyncio.run(wave(port, 2 * STREAMS, 16)))
+        ends = asyncio.run(wave(port, CLIENTS, 16))
     statuses = Counter(end for end, _ in ends)
     found = {"running": running, "full": full, "overloaded": _latency(ends), "ends": statuses}
     print(f"{CLIENTS} clients, room for {STREAMS} and a queue of {STREAMS}: {dict(statuses)}")
@@ -114,7 +114,7 @@ def _latency(ends: list[tuple[str, float]]) -> float:
     return max(seconds for end, seconds in ends if end == "done")
 
 
-async def _wave(port: int, clients: int, tokens: int, leaving: int | None = None) -> list[tuple[str, float]]:
+async def wave(port: int, clients: int, tokens: int, leaving: int | None = None) -> list[tuple[str, float]]:
     """How each client's stream ended, and after how long. `leaving` is the seed of who leaves and when."""
     chance = random.Random(leaving)
     leaves = [

@@ -53,6 +53,7 @@ class Asking:
             chat_template_kwargs=body.chat_template_kwargs or {},
             sampling=sampling,
         )
+        self._require_room(sampling.n, "n")
         steering = self._profiles.steering(body.steering)
         if body.negative_prompt is None:
             request = replace(request, steering=steering.method, trace=steering.trace)
@@ -64,6 +65,7 @@ class Asking:
         """Of /v1/completions. A wish stands before the prompt, with an empty line between."""
         body, sampling = self._parsed(CompletionBody, values)
         steering = self._profiles.steering(body.steering)
+        self._require_room(len(body.prompts) * sampling.n, "prompt")
         requests = []
         for prompt in body.prompts:
             if body.negative_prompt is None:
@@ -84,6 +86,12 @@ class Asking:
         if body.model not in (None, self._model):
             raise unknown_model(body.model, self._model)
         return body, sampling
+
+    def _require_room(self, answers: int, param: str) -> None:
+        """Before anything is made of them: a small body can ask for millions."""
+        most = self._engine.config.max_waiting
+        if answers > most:
+            raise bad(f"the request asks for {answers} answers; max_waiting allows {most} at once", param)
 
     def _request(self, param: str, **parts: Any) -> Request:
         try:

@@ -39,6 +39,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Fields of the OpenAI API that are not supported, and their values that ask for nothing."""
+MOST = {"stop": 64, "stop_token_ids": 1000, "logit_bias": 1000}
+"""Entries of a field that each token costs time for, and so the neighbours of a request."""
 UNBOUNDED = 2**62
 """Of max_tokens: as long as the context allows."""
 
@@ -168,6 +170,9 @@ def parsed(cls: type[Body], values: Mapping[str, Any]) -> tuple[Any, SamplingPar
         if name in NEUTRAL and not any(value == ok and type(value) is type(ok) for ok in NEUTRAL[name]):
             raise bad(f"{name} is {quoted(value)}, which is not supported; leave it out", name)
     _known_field({*own, *SAMPLING, *IGNORED, *NEUTRAL}, values)
+    for name, most in MOST.items():
+        if isinstance(given := values.get(name), list | dict) and len(given) > most:
+            raise bad(f"{name} has {len(given)} entries; this server takes {most}", name)
     try:
         body: Any = cls(**{name: values[name] for name in own if name in values})
         return body, SamplingParams(**_sampling(values), max_tokens=body.longest, logprobs=body.top)

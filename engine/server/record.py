@@ -76,8 +76,11 @@ class Record:
         """Of all answers, so far."""
         return self._tokens
 
-    def end(self, status: int, error: str = "") -> None:
-        """The response has been sent, or nobody waits for it any more (499)."""
+    def end(self, status: int, error: str = "", param: str | None = None) -> None:
+        """The response has been sent, or nobody waits for it any more (499).
+
+        A client's own mistake is logged by the field that it is in: the sentence may quote the prompt.
+        """
         seconds = time.perf_counter() - self._start
         outputs = [self.outputs[index] for index in sorted(self.outputs)]
         self._metrics.generation_tokens.inc(self._tokens)
@@ -97,7 +100,9 @@ class Record:
         self._line |= {"status": status, "tokens": self._tokens, "seconds": round(seconds, 4)}
         if self._first is not None:
             self._line["first_token"] = round(self._first - self._start, 4)
-        if error:
+        if param:
+            self._line["param"] = param
+        if error and (status >= 500 or self._prompts):
             self._line["error"] = error
         if self._prompts and outputs:
             self._line["answer"] = [output.text for output in outputs]

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from .config import ServerConfig
     from .metrics import Metrics
 
-GONE = 499
-"""nginx's number for a client that did not wait."""
+LEFT = ApiError(499, "the client left")
+"""With nginx's number for it."""
+PATIENCE = 30.0
+"""Seconds after the end of an answer in which a client must have read it."""
 STOPPED = ApiError(503, "the server is stopping", SERVER)
 
 
@@ -107,7 +109,7 @@ class Serving:
         except Exception as error:
             return _refused(record, error)
         if asked.stream:
-            return EventStream(served)
+            return EventStream(served, self._config.request_timeout + PATIENCE)
         try:
             return await _unless_gone(http, _whole(served), record)
         except (Exception, asyncio.CancelledError) as error:
@@ -133,46 +135,43 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, timeout: float) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._served = served
+        self._served, self._timeout = served, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = self._served.record
-        sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_gone(receive))
+        tasks: set[asyncio.Task[Any]] = set()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                record.end(200, sending.result())
-            else:
-                record.end(GONE)
+            sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))
+            tasks = {sending, leaving}
+            await asyncio.wait(tasks, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+            _end(self._served.record, sending.result() if sending.done() else LEFT)
         except asyncio.CancelledError:  # the server stops and has waited long enough
-            record.end(STOPPED.status, STOPPED.message)
-            sending.cancel()
+            for task in tasks:
+                task.cancel()
+            _end(self._served.record, STOPPED)
             await _event(send, STOPPED.body)
             await _event(send, "[DONE]", more=False)
         finally:
-            for task in (sending, leaving):
+            for task in tasks:
                 task.cancel()
             self._served.close()
 
-    async def _send(self, send: Send) -> str:
-        """Sends all chunks. Returns the error that ended them, "" where none did."""
-
-        error = ""
+    async def _send(self, send: Send) -> ApiError | None:
+        """Sends all chunks. Returns the error that ended them before their time."""
+        failure = None
         try:
             async for chunk in self._chunks():
                 await _event(send, chunk)
-        except ApiError as failure:
-            error = failure.message
+        except ApiError as error:
+            failure = error
             await _event(send, failure.body)
-        except OSError:  # the client is gone
-            return "the client left"
+        except OSError:
+            return LEFT
         await _event(send, "[DONE]", more=False)
-        return error
+        return failure
 
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
         served, answers = self._served, self._served.answers
@@ -202,7 +201,7 @@ async def body(http: HttpRequest, config: ServerConfig) -> dict[str, Any]:
         message = f"the body did not come within {config.body_timeout:g} s"
         raise ApiError(408, message, "timeout_error") from error
     except ClientDisconnect as error:
-        raise ApiError(GONE, "the client left") from error
+        raise LEFT from error
 
 
 async def _bytes(http: HttpRequest, config: ServerConfig) -> bytes:
@@ -232,8 +231,8 @@ async def _unless_gone(http: HttpRequest, work: Any, record: Record) -> Response
         if working.done():
             response: Response = working.result()
             return response
-        record.end(GONE)
-        return Response(status_code=GONE)
+        _end(record, LEFT)
+        return LEFT.response
     finally:
         for task in (working, leaving):
             task.cancel()
@@ -256,8 +255,15 @@ def _refused(record: Record, error: BaseException) -> Response:
     failure = STOPPED if isinstance(error, asyncio.CancelledError) else api_error(error)
     if failure.status == 500:
         LOG.error("request %s failed", record.id, exc_info=error)
-    record.end(failure.status, failure.message)
+    _end(record, failure)
     return failure.response
+
+
+def _end(record: Record, failure: ApiError | None) -> None:
+    if failure is None:
+        record.end(200)
+    else:
+        record.end(failure.status, failure.message, failure.param)
 
 
 def _require_end(delta: Delta) -> None:

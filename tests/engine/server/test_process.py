@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,11 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from trimtab.tools.bench_server import wave
 
 from .process import Server, serving
 
@@ -58,11 +61,19 @@ def test_who_leaves_takes_the_request_along(server: Server, stream: bool) -> Non
     assert server.metric("generation_tokens_total") - before < 400
 
 
+def test_two_hundred_clients_of_whom_a_third_leaves_disturb_nobody(server: Server) -> None:
+    port = int(server.url.rpartition(":")[2])
+    ends = Counter(end for end, _ in asyncio.run(wave(port, 200, 12, leaving=1)))
+    assert ends == {"done": 133, "left": 67}
+    soon(lambda: rests(server))
+
+
 def test_a_log_has_one_line_a_request_and_no_prompt(server: Server) -> None:
     server.post(
         "/v1/chat/completions", {**LONG, "max_tokens": 3, "messages": [{"role": "user", "content": "x7x"}]}
     )
-    server.post("/v1/chat/completions", {**LONG, "temperature": -1})
+    server.post("/v1/chat/completions", {**LONG, "messages": [{"role": "x7x"}], "temperature": -1})
+    server.post("/v1/chat/completions", {**LONG, "messages": [{"role": "user", "content": {"x7x": 1}}]})
     soon(lambda: any('"status": 400' in line for line in server.log))
     lines = [json.loads(line) for line in server.log if line.startswith("{")]
     good = next(line for line in lines if line["status"] == 200)
