@@ -163,7 +163,8 @@ class KeyGuard:
         self._app, self._expected = app, f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+        own_path = scope.get("path", "").removeprefix(scope.get("root_path", ""))  # also where it is mounted
+        if scope["type"] == "http" and own_path.startswith("/v1"):
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"

@@ -96,7 +96,7 @@ class Serving:
 
     async def serve(self, http: HttpRequest, ask: Callable[[dict[str, Any]], Asked]) -> Response:
         """The response to a call; `ask` makes of its body what is asked."""
-        kind = "chatcmpl" if http.url.path.startswith("/v1/chat") else "cmpl"
+        kind = "chatcmpl" if "/chat/" in http.url.path else "cmpl"
         client = http.client.host if http.client else ""
         record = Record(
             f"{kind}-{uuid.uuid4().hex}", http.url.path, client, self._metrics, self._config.log_prompts

@@ -30,7 +30,7 @@ async function call(path, options = {}) {
 
 async function* chunks(request, signal) {
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-  const response = await call("/v1/chat/completions", { method: "POST", body, signal });
+  const response = await call("v1/chat/completions", { method: "POST", body, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -51,7 +51,7 @@ const sentence = (error) => (error instanceof TypeError ? "The connection has fa
 
 async function load() {
   try {
-    const paths = ["/v1/models", "/v1/steer/methods"];
+    const paths = ["v1/models", "v1/steer/methods"];
     const [models, known] = await Promise.all(paths.map(async (path) => (await call(path)).json()));
     model = models.data[0].id;
     $("model").textContent = `The model is ${model}.`;
@@ -280,6 +280,8 @@ function moveFocus(event) {
 
 // The same call elsewhere
 
+const here = (path) => new URL(path, location).href;
+
 function callBody() {
   const body = wishes().length ? { ...question(), steering: steering() } : question();
   return JSON.parse(JSON.stringify(body)); // without what is undefined
@@ -288,7 +290,7 @@ function callBody() {
 function asCurl() {
   const key = $("key").value && `-H "Authorization: Bearer $TRIMTAB_API_KEY" \\\n  `;
   const json = JSON.stringify(callBody(), null, 2).replaceAll("'", "'\\''");
-  return `curl ${location.origin}/v1/chat/completions \\
+  return `curl ${here("v1/chat/completions")} \\
   ${key}-H 'Content-Type: application/json' \\
   -d '${json}'`;
 }
@@ -301,7 +303,7 @@ function asPython() {
   const [head, key] = $("key").value ? ["import os\n\n", 'os.environ["TRIMTAB_API_KEY"]'] : ["", '"none"'];
   return `${head}from openai import OpenAI
 
-client = OpenAI(base_url="${location.origin}/v1", api_key=${key})
+client = OpenAI(base_url="${here("v1")}", api_key=${key})
 answer = client.chat.completions.create(
 ${lines.join("")})
 print(answer.choices[0].message.content)`;

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from trimtab.engine import (
     Amulet,
     AsyncEngine,
@@ -19,6 +20,7 @@ from trimtab.engine import (
     SamplingParams,
 )
 from trimtab.engine.methods import METHODS
+from trimtab.engine.server import ServerConfig, create_app
 from trimtab.engine.server.bodies import NEUTRAL, SAMPLING
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.errors import InputError
@@ -258,6 +260,18 @@ def test_a_key_is_asked_for_under_v1_alone(client_of: MakeClient) -> None:
     assert [client.get(path).status_code for path in ("/", "/health", "/metrics")] == [200] * 3
 
 
+def test_mounted_in_another_service_it_is_guarded_all_the_same(one_async_engine: AsyncEngine) -> None:
+    outer = FastAPI()
+    outer.mount("/llm", create_app(one_async_engine, ServerConfig(api_key="secret")))
+    client = Client(outer)
+    assert client.get("/llm/v1/models").status_code == 401
+    headers = {"authorization": "Bearer secret"}
+    assert client.get("/llm/v1/models", headers=headers).status_code == 200
+    page = client.get("/llm/")
+    assert page.status_code == 200
+    assert '="/' not in page.text, "the page finds its parts beside it"
+
+
 def test_profiles_are_steerings_by_name(client_of: MakeClient, tmp_path: Path) -> None:
     file = tmp_path / "profiles.toml"
     file.write_text(
@@ -314,8 +328,6 @@ def held(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[A
 
 
 def test_too_many_waiting_are_told_to_come_again(held: tuple[AsyncEngine, threading.Event]) -> None:
-    from trimtab.engine.server import create_app  # noqa: PLC0415
-
     engine, go = held
     client = Client(create_app(engine))
     first = engine.submit(Request("a", sampling=SamplingParams(max_tokens=2)))
@@ -333,8 +345,6 @@ def test_too_many_waiting_are_told_to_come_again(held: tuple[AsyncEngine, thread
 def test_a_broken_engine_is_not_healthy_and_says_so(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.engine.server import create_app  # noqa: PLC0415
-
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
     client = Client(create_app(engine))
 
