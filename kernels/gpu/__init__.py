@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..spec import KernelSpec
 from .cases import ITERATE, STEER
+from .layer_cases import LAYER_SPECS
 
-SPECS: tuple[KernelSpec, ...] = (STEER, ITERATE)
+SPECS: tuple[KernelSpec, ...] = (STEER, ITERATE, *LAYER_SPECS)
 """Every kernel that is compiled in the tests and listed by `trimtab profile kernels`."""

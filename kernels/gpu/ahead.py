@@ -72,7 +72,7 @@ class Build:
     @property
     def name(self) -> str:
         """What sets it apart: the type of its first numbers, its constants, and the switches that are on."""
-        numbers = next(kind for kind in self.types.values() if "f" in kind).removeprefix("*")
+        numbers = next((kind for kind in self.types.values() if "f" in kind), "integers").removeprefix("*")
         switches = (
             name if value is True else f"{name}={value}"
             for name, value in self.constants.items()
@@ -133,6 +133,8 @@ def _build(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
         elif isinstance(value, Tensor):
             types[param.name] = f"*{TYPES[value.dtype]}"
             aligned.add(param.name)
+        elif isinstance(value, float):
+            types[param.name] = "fp32"
         else:
             types[param.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             aligned |= {param.name} if free and value % 16 == 0 else set()

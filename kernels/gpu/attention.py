@@ -1,0 +1,188 @@
+"""Attention over a paged cache: a tile of a branch's tokens against its keys, all heads of a group at once.
+
+    attend (tile, kv_head, split)   scores, shares and their sums over one split of the keys, online
+    merge  (tile, kv_head)          the splits of a decoding token, in order
+
+Tokens that decode are tiles of one token, whose keys are cut into splits of one length, so that a long text
+fills the device and a result does not depend on the neighbours. Prompts have tiles of many tokens and one
+split. Only tiles of keys that some token does not see are masked. Heads of a group share their keys, so they
+are rows of one product. Offsets into the cache are of 64 bits.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..paged import Tiles
+
+KEYS = {2: 64, 4: 32}
+"""Keys of one product, by the bytes of a number."""
+SPLIT = 256
+"""Keys of one split of a decoding token."""
+LEAST_ROWS = 16
+"""Rows that a tensor core's product has at least."""
+HIDDEN = tl.constexpr(-1e30)
+LOG2E = tl.constexpr(1.4426950408889634)
+UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
+"""The interpreter has no bfloat16 arithmetic."""
+
+
+@triton.jit
+def attend_keys(
+    query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table_ptr, head,
+    KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    KEYS: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Takes KEYS more keys into the running maximum, the sum and the mixed values of every row."""
+    at = tl.arange(0, PADDED)
+    key = first_key + tl.arange(0, KEYS)
+    there = key < high
+    page = tl.load(table_ptr + key // BLOCK, mask=there, other=0).to(tl.int64)
+    place = ((page * KV_HEADS + head) * BLOCK + key % BLOCK) * WIDTH
+    inside = there[:, None] & (at < WIDTH)[None, :]
+    keys = tl.load(key_ptr + place[:, None] + at[None, :], mask=inside, other=0.0)
+    values = tl.load(value_ptr + place[:, None] + at[None, :], mask=inside, other=0.0)
+    if UPCAST:
+        keys, values = keys.to(tl.float32), values.to(tl.float32)
+    scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * LOG2E
+    if MASKED:
+        seen = (key[None, :] <= position[:, None]) & there[None, :]
+        if WINDOWED:
+            seen = seen & (key[None, :] > position[:, None] - window)
+        scores = tl.where(seen, scores, HIDDEN)
+    higher = tl.maximum(top, tl.max(scores, axis=1))
+    shares = tl.exp2(scores - higher[:, None])
+    if MASKED:
+        shares = tl.where(seen, shares, 0.0)
+    fade = tl.exp2(top - higher)
+    total = total * fade + tl.sum(shares, axis=1)
+    mixed = mixed * fade[:, None] + tl.dot(shares.to(values.dtype), values, input_precision="ieee")
+    return higher, total, mixed
+
+
+@triton.jit(do_not_specialize=["width", "splits", "window"])
+def attend_kernel(
+    query_ptr, key_ptr, value_ptr, table_ptr, first_ptr, start_ptr, count_ptr, row_ptr,
+    out_ptr, top_ptr, total_ptr, width, splits, window,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
+    WINDOWED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """width: pages of a table's row. SPLIT 0: one split has all keys, and the result is final."""
+    tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first, start = tl.load(first_ptr + tile).to(tl.int64), tl.load(start_ptr + tile)
+    count = tl.load(count_ptr + tile)
+    end = start + count
+    low = start * 0
+    high = end
+    if WINDOWED:
+        low = tl.maximum(start - window + 1, 0) // KEYS * KEYS
+    if SPLIT > 0:
+        low = tl.maximum(low, split * SPLIT)
+        high = tl.minimum(end, split * SPLIT + SPLIT)
+    if low >= high:
+        return
+    table = table_ptr + tl.load(row_ptr + tile).to(tl.int64) * width
+    at, row = tl.arange(0, PADDED), tl.arange(0, ROWS)
+    position = start + row // GROUP
+    asking = row < count * GROUP
+    token = first + row // GROUP
+    own = (token * KV_HEADS + head) * GROUP + row % GROUP
+    inside = asking[:, None] & (at < WIDTH)[None, :]
+    query = tl.load(query_ptr + own[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
+    if UPCAST:
+        query = query.to(tl.float32)
+    top = tl.full([ROWS], HIDDEN, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, PADDED], tl.float32)
+    clear = low
+    if not WINDOWED:  # whole tiles of keys that every token sees
+        clear = low + tl.maximum(tl.minimum(high, start + 1) - low, 0) // KEYS * KEYS
+        for first_key in range(low, clear, KEYS):
+            top, total, mixed = attend_keys(
+                query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table, head,
+                KV_HEADS, WIDTH, PADDED, BLOCK, KEYS, WINDOWED, False, UPCAST,
+            )  # fmt: skip
+    for first_key in range(clear, high, KEYS):
+        top, total, mixed = attend_keys(
+            query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table, head,
+            KV_HEADS, WIDTH, PADDED, BLOCK, KEYS, WINDOWED, True, UPCAST,
+        )  # fmt: skip
+    if SPLIT > 0:
+        part = ((tile.to(tl.int64) * KV_HEADS + head) * splits + split) * GROUP + row
+        tl.store(top_ptr + part, top, mask=asking)
+        tl.store(total_ptr + part, total, mask=asking)
+        tl.store(out_ptr + part[:, None] * WIDTH + at[None, :], mixed, mask=inside)
+    else:
+        total = tl.where(asking, total, 1.0)
+        tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)
+
+
+@triton.jit(do_not_specialize=["splits", "window"])
+def merge_kernel(
+    part_ptr, top_ptr, total_ptr, first_ptr, start_ptr, out_ptr, splits, window,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, WIDTH: tl.constexpr,
+    PADDED: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    tile, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    first, start = tl.load(first_ptr + tile).to(tl.int64), tl.load(start_ptr + tile)
+    at, row = tl.arange(0, PADDED), tl.arange(0, GROUP_PADDED)
+    asking = row < GROUP
+    inside = asking[:, None] & (at < WIDTH)[None, :]
+    top = tl.full([GROUP_PADDED], HIDDEN, tl.float32)
+    total = tl.zeros([GROUP_PADDED], tl.float32)
+    mixed = tl.zeros([GROUP_PADDED, PADDED], tl.float32)
+    low = start * 0
+    if WINDOWED:
+        low = tl.maximum(start - window + 1, 0) // KEYS * KEYS // SPLIT
+    for split in range(low, start // SPLIT + 1):
+        part = ((tile * KV_HEADS + head) * splits + split) * GROUP + row
+        peak = tl.load(top_ptr + part, mask=asking, other=HIDDEN)
+        higher = tl.maximum(top, peak)
+        fade, share = tl.exp2(top - higher), tl.exp2(peak - higher)
+        total = total * fade + share * tl.load(total_ptr + part, mask=asking, other=0.0)
+        values = tl.load(part_ptr + part[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
+        mixed = mixed * fade[:, None] + share[:, None] * values
+        top = higher
+    total = tl.where(asking, total, 1.0)
+    own = (first * KV_HEADS + head) * GROUP + row
+    tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)
+
+
+def paged_attention(
+    queries: Tensor, cache: Tensor, tables: Tensor, tiles: Tiles, window: int | None = None
+) -> Tensor:
+    """See `kernels.paged.paged_attention`; tiles of one token are decoded in splits."""
+    _, heads, width = queries.shape
+    _, _, kv_heads, block, _ = cache.shape
+    group, padded = heads // kv_heads, max(16, triton.next_power_of_2(width))
+    decoding = tiles.size == 1
+    splits = triton.cdiv(tiles.longest, SPLIT) if decoding else 1
+    out = torch.empty_like(queries)
+    part, top, total = out, out, out
+    if decoding:
+        part = torch.empty(len(tiles.first), kv_heads, splits, group, width, device=queries.device)
+        top, total = (torch.empty(part.shape[:-1], device=queries.device) for _ in range(2))
+    shape = {"KV_HEADS": kv_heads, "GROUP": group, "WIDTH": width, "PADDED": padded}
+    shape["KEYS"] = KEYS[cache.itemsize]
+    windowed = {"WINDOWED": window is not None}
+    rows = max(LEAST_ROWS, triton.next_power_of_2(group * tiles.size))
+    attend_kernel[(len(tiles.first), kv_heads, splits)](
+        queries, cache[0], cache[1], tables, tiles.first, tiles.start, tiles.count, tiles.table,
+        part, top, total, tables.shape[1], splits, window or 0,
+        **shape, **windowed, BLOCK=block, ROWS=rows, SPLIT=SPLIT if decoding else 0, UPCAST=UPCAST,
+        num_warps=4 if decoding else 8, num_stages=2,
+    )  # fmt: skip
+    if decoding:
+        merge_kernel[(len(tiles.first), kv_heads)](
+            part, top, total, tiles.first, tiles.start, out, splits, window or 0,
+            **shape, **windowed, GROUP_PADDED=triton.next_power_of_2(group), SPLIT=SPLIT,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,139 @@
+"""The specifications of what layers and steps launch, at the shapes of Llama 3.1 8B and the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, device, dtype
+
+from .. import advance as advance_reference
+from .. import norm, paged, rope
+from .. import swiglu as swiglu_reference
+from ..spec import Case, KernelSpec
+from .advance import advance
+from .attention import paged_attention
+from .norm import add_rms_norm
+from .rope import rope_write
+from .swiglu import swiglu
+
+BF16, F32 = torch.bfloat16, torch.float32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, and the type that it is held in."""
+
+    name: str
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    width: int
+    block: int
+    dtype: dtype
+
+
+LLAMA = Shape("Llama 3.1 8B", 4096, 14336, 32, 8, 128, 16, BF16)
+DEMO = Shape("demo", 576, 1536, 9, 3, 64, 64, BF16)
+
+
+def _random(generator: Generator, where: device, kind: dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator).to(where, kind)
+
+
+def _norm(model: Shape, rows: int, adds: bool) -> Case:
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        x, added = (_random(generator, where, model.dtype, rows, model.hidden) for _ in range(2))
+        weight = _random(generator, where, F32, model.hidden)
+        return x, added if adds else None, weight, torch.tensor([1e-5], device=where)
+
+    moved = (4 if adds else 2) * rows * model.hidden * model.dtype.itemsize
+    return Case(f"{model.name}, {rows} rows{', added' if adds else ''}", make, moved)
+
+
+def _swiglu(model: Shape, rows: int) -> Case:
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        return (_random(generator, where, model.dtype, rows, 2 * model.inner),)
+
+    return Case(f"{model.name}, {rows} rows", make, 3 * rows * model.inner * model.dtype.itemsize)
+
+
+def _cache(model: Shape, pages: int, where: device, generator: Generator) -> Tensor:
+    return _random(generator, where, model.dtype, 2, pages, model.kv_heads, model.block, model.width)
+
+
+def _rope(model: Shape, rows: int, normed: bool) -> Case:
+    all_heads = model.heads + 2 * model.kv_heads
+
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        cos, sin = (_random(generator, where, F32, rows, model.width) for _ in range(2))
+        weight = _random(generator, where, F32, model.heads + model.kv_heads, model.width)
+        norm = (weight, torch.tensor([1e-6], device=where)) if normed else ()
+        page = torch.arange(rows, device=where)
+        return (
+            _random(generator, where, model.dtype, rows, all_heads, model.width),
+            cos,
+            sin,
+            _cache(model, rows, where, generator),
+            page,
+            page % model.block,
+            rope.Heads(model.heads, model.width**-0.5, *norm),
+        )
+
+    moved = 2 * rows * all_heads * model.width * model.dtype.itemsize + 8 * rows * model.width
+    return Case(f"{model.name}, {rows} rows{', with norms' if normed else ''}", make, moved)
+
+
+def _attention(model: Shape, branches: int, context: int, new: int, window: int | None = None) -> Case:
+    """Each branch has `new` tokens at the end of its context."""
+    size = 1 if new == 1 else 16
+    pages = -(-context // model.block)
+
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        runs = [(branch * new, context - new, new, branch) for branch in range(branches)]
+        tables = torch.arange(branches * pages, dtype=torch.int32, device=where).view(branches, pages)
+        return (
+            _random(generator, where, model.dtype, branches * new, model.heads, model.width),
+            _cache(model, branches * pages, where, generator),
+            tables,
+            paged.Tiles.of(runs, size, where),
+            window,
+        )
+
+    read = 2 * branches * min(context, window or context) * model.kv_heads
+    moved = (read + 2 * branches * new * model.heads) * model.width * model.dtype.itemsize
+    what = f"{branches} decoding" if new == 1 else f"{branches} x {new} tokens"
+    return Case(f"{model.name}, {what} at {context}{f', window {window}' if window else ''}", make, moved)
+
+
+def _advance(rows: int, pages: int) -> Case:
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        group = torch.arange(rows, device=where) // 3
+        tables = torch.arange(rows * pages, device=where).view(rows, pages)
+        state = [torch.full((rows,), 14, device=where) for _ in range(4)]
+        return group * 7, group, tables, *state, 16
+
+    return Case(f"{rows} rows", make, 8 * 8 * rows)
+
+
+NORM = KernelSpec(
+    "add_rms_norm", norm.add_rms_norm, add_rms_norm, (_norm(LLAMA, 16, True), _norm(DEMO, 3, False))
+)
+SWIGLU = KernelSpec("swiglu", swiglu_reference.swiglu, swiglu, (_swiglu(LLAMA, 16), _swiglu(DEMO, 3)))
+ROPE = KernelSpec("rope_write", rope.rope_write, rope_write, (_rope(LLAMA, 16, True), _rope(DEMO, 3, False)))
+ATTENTION = KernelSpec(
+    "paged_attention",
+    paged.paged_attention,
+    paged_attention,
+    (
+        _attention(LLAMA, 5, 2048, 1),
+        _attention(LLAMA, 2, 1024, 512),
+        _attention(LLAMA, 5, 8192, 1, window=4096),
+        _attention(DEMO, 3, 512, 1),
+        _attention(DEMO, 2, 128, 64),
+    ),
+)
+ADVANCE = KernelSpec("advance", advance_reference.advance, advance, (_advance(48, 64),))
+LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION, ADVANCE)

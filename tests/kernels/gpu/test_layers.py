@@ -1,0 +1,189 @@
+"""What layers and steps launch gives what the torch references give, and touches nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from trimtab.kernels import advance as advance_reference
+from trimtab.kernels import norm, paged, rope, swiglu
+from trimtab.kernels.gpu.advance import advance
+from trimtab.kernels.gpu.attention import paged_attention
+from trimtab.kernels.gpu.norm import LONGEST, add_rms_norm
+from trimtab.kernels.gpu.rope import rope_write
+from trimtab.kernels.gpu.swiglu import swiglu as launch_swiglu
+from trimtab.kernels.paged import Tiles
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ULP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+types = pytest.mark.parametrize("dtype", ULP, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """New tensors are filled with NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype).to(DEVICE)
+
+
+def near(found: Tensor, exact: Tensor, sums: int = 1) -> None:
+    """Within a few roundings of the result's type, and of float32 sums of so many terms."""
+    assert found.isfinite().all()
+    size = exact.abs().clamp(min=exact.abs().mean())
+    error = ((found.double() - exact) / size).abs().max()
+    assert float(error) <= 3 * ULP[found.dtype] + 4 * sums**0.5 * ULP[torch.float32]
+
+
+@types
+@pytest.mark.parametrize("hidden", [1, 33, 576])
+def test_norm(dtype: torch.dtype, hidden: int) -> None:
+    x, added = random(3, hidden, dtype=dtype), random(3, hidden, dtype=dtype)
+    weight, eps = random(hidden), torch.tensor([1e-5], device=DEVICE)
+    for more in (added, None):
+        total, found = add_rms_norm(x, more, weight, eps)
+        exact = x.double() + (0 if more is None else more.double())
+        near(total, exact)
+        near(found, total.double() * (total.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
+        both = norm.add_rms_norm(x, more, weight, eps)
+        assert (both[0].dtype, both[1].dtype) == (total.dtype, found.dtype)
+    with pytest.raises(ValueError, match="at most"):
+        add_rms_norm(random(1, LONGEST + 1), None, random(LONGEST + 1), eps)
+
+
+@types
+def test_swiglu(dtype: torch.dtype) -> None:
+    gate_up = 4 * random(3, 2 * 1050, dtype=dtype)
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    near(launch_swiglu(gate_up), torch.nn.functional.silu(gate) * up)
+    near(swiglu.swiglu(gate_up), torch.nn.functional.silu(gate) * up)
+
+
+@types
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("width", [2, 10, 64])
+def test_rope_write(dtype: torch.dtype, normed: bool, width: int) -> None:
+    tokens, heads, kv_heads, block = 5, 6, 2, 16
+    qkv = random(tokens, heads + 2 * kv_heads, width, dtype=dtype)
+    turns = torch.arange(tokens, device=DEVICE)[:, None] * torch.rand(width // 2).to(DEVICE).repeat(2)
+    sign = torch.tensor([-1.0, 1.0], device=DEVICE).repeat_interleave(width // 2)
+    weight, eps = random(heads + kv_heads, width), torch.tensor([1e-6], device=DEVICE)
+    ready = rope.Heads(heads, width**-0.5, *((weight, eps) if normed else ()))
+    page, offset = torch.tensor([3, 0, 3, 6, 1], device=DEVICE), torch.tensor([0, 15, 1, 7, 7], device=DEVICE)
+    empty = torch.full((2, 7, kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
+    caches = empty, empty.clone(), empty.double()
+    cos, sin = turns.cos(), turns.sin() * sign
+    found = rope_write(qkv, cos, sin, caches[0], page, offset, ready)
+    near(rope.rope_write(qkv, cos, sin, caches[1], page, offset, ready), found.double())
+    wide = rope.Heads(heads, ready.scale, *((weight.double(), eps.double()) if normed else ()))
+    exact = _exact_rope(qkv.double(), cos.double(), sin.double(), wide)
+    near(found, exact[:, :heads] * ready.scale)
+    written = torch.zeros(7, block, dtype=torch.bool, device=DEVICE)
+    written[page, offset] = True
+    for side, first in ((0, heads), (1, heads + kv_heads)):
+        near(caches[0][side, page, :, offset], exact[:, first : first + kv_heads])
+        near(caches[1][side, page, :, offset], exact[:, first : first + kv_heads])
+        assert caches[0][side].movedim(1, 2)[~written].isnan().all()
+
+
+def _exact_rope(qkv: Tensor, cos: Tensor, sin: Tensor, ready: rope.Heads) -> Tensor:
+    turned = qkv[:, :-2]
+    if ready.norm is not None and ready.eps is not None:
+        turned = turned * (turned.square().mean(-1, keepdim=True) + ready.eps).rsqrt() * ready.norm
+    turned = turned * cos[:, None] + turned.roll(qkv.shape[-1] // 2, -1) * sin[:, None]
+    return torch.cat((turned, qkv[:, -2:]), 1)
+
+
+def test_advance() -> None:
+    rows, block = 150, 16
+    tables = torch.randperm(rows * 5, device=DEVICE).view(rows, 5)
+    group = torch.randint(0, 40, (rows,), device=DEVICE)
+    tokens = torch.randint(0, 1000, (40,), device=DEVICE)
+    states = [[torch.full((rows,), -9, device=DEVICE) for _ in range(4)] for _ in range(2)]
+    positions = torch.randint(0, 5 * block - 1, (rows,), device=DEVICE)
+    for state, call in zip(states, (advance, advance_reference.advance), strict=True):
+        state[1].copy_(positions)
+        call(tokens, group, tables, *state, block)
+    for found, expected in zip(*states, strict=True):
+        assert torch.equal(found, expected)
+    assert states[0][3].tolist() == [(p + 1) % block for p in positions.tolist()]
+
+
+RUNS = {
+    "decoding": [(0, 0, 1), (1, 63, 1), (2, 64, 1), (3, 255, 1), (4, 256, 1), (5, 517, 1), (6, 30, 1)],
+    "prompts": [(0, 0, 1), (1, 0, 70), (71, 33, 5), (76, 250, 21), (97, 64, 16)],
+}
+
+
+def cached(
+    kv_heads: int, block: int, width: int, dtype: torch.dtype, runs: list[Any]
+) -> tuple[Tensor, Tensor]:
+    """A cache in which only what the runs hold is not NaN, and their tables, in pages in no order."""
+    depth = max(-(-(start + count) // block) for _, start, count in runs)
+    order = torch.randperm(len(runs) * depth + 3, device=DEVICE)
+    cache = torch.full((2, len(order), kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
+    tables = torch.full((len(runs), depth), 1 << 30, dtype=torch.int32, device=DEVICE)
+    for index, (_, start, count) in enumerate(runs):
+        for place in range(-(-(start + count) // block)):
+            page = int(order[index * depth + place])
+            tables[index, place] = page
+            held = min(block, start + count - place * block)
+            cache[:, page, :, :held] = random(2, kv_heads, held, width, dtype=dtype)
+    return cache, tables
+
+
+def tiled(runs: list[Any], size: int) -> Tiles:
+    return Tiles.of([(*run, index) for index, run in enumerate(runs)], size, DEVICE)
+
+
+SMALL, DEMO, SINGLE = (
+    (4, 2, 16, 10, torch.float32),
+    (9, 3, 64, 64, torch.float16),
+    (3, 3, 16, 32, torch.bfloat16),
+)
+WINDOWS = [
+    *((shape, window) for shape in (SMALL, DEMO, SINGLE) for window in (None, 40)),
+    (SMALL, 1),
+    (SMALL, 300),
+]
+
+
+@pytest.mark.parametrize(("shape", "window"), WINDOWS)
+@pytest.mark.parametrize("kind", RUNS)
+def test_attention(kind: str, shape: tuple[int, int, int, int, torch.dtype], window: int | None) -> None:
+    heads, kv_heads, block, width, dtype = shape
+    runs = RUNS[kind]
+    cache, tables = cached(kv_heads, block, width, dtype, runs)
+    rows = max(first + count for first, _, count in runs)
+    queries = 2 * random(rows, heads, width, dtype=dtype) * width**-0.5
+    tiles = Tiles.of(
+        [(*run, index) for index, run in enumerate(runs)], 1 if kind == "decoding" else 16, DEVICE
+    )
+    found = paged_attention(queries, cache, tables, tiles, window)
+    exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, window)
+    assert found.shape == exact.shape
+    assert found.isfinite().all()
+    # the result is rounded, and on a GPU the shares of keys as they are multiplied
+    allowed = 2e-6 + (ULP[dtype] * (exact.abs() + 1) if dtype != torch.float32 else 0.0)
+    assert bool(((found.double() - exact).abs() <= allowed).all())
+
+
+def test_a_token_attends_alike_alone_and_in_a_crowd() -> None:
+    runs = RUNS["decoding"]
+    cache, tables = cached(2, 16, 32, torch.float32, runs)
+    queries = random(len(runs), 6, 32)
+    together = paged_attention(queries, cache, tables, tiled(runs, 1))
+    for index in (1, 5):
+        _, start, count = runs[index]
+        tiles = Tiles.of([(0, start, count, index)], 1, DEVICE)
+        assert torch.equal(
+            paged_attention(queries[index : index + 1], cache, tables, tiles)[0], together[index]
+        )
