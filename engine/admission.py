@@ -44,10 +44,10 @@ class Admission:
         fitted("a request", request, Request)
         for ids in request.branch_token_ids or ():
             self.check_ids("branch_token_ids", ids)
+        self._require_rows(1 + len(request.steering.branches()))
         prompts = self._prompts(request)
-        limit = self._limit(request, prompts)
-        for prompt in prompts:
-            self.check_ids(f"the prompt of branch {quoted(prompt.name)}", prompt.prompt_token_ids)
+        longest = max(len(prompt.prompt_token_ids) for prompt in prompts)
+        limit = min(request.sampling.max_tokens, self._max_length - longest)
         self.check_ids("logit_bias", request.sampling.logit_bias)
         self.check_ids("stop_token_ids", request.sampling.stop_token_ids)
         first = request.sampling.seed if request.sampling.seed is not None else self._random.getrandbits(63)
@@ -64,19 +64,24 @@ class Admission:
         """Raises InputError when there is one that the model does not have."""
         for token in ids:
             if not 0 <= token < self._vocab:
-                raise InputError(
+                error = InputError(
                     f"{name} has token id {quoted(token)}; the model's ids are 0 to {self._vocab - 1}"
                 )
+                error.field = name if name.isidentifier() else ""
+                raise error
 
     def _prompts(self, request: Request) -> list[BranchPrompt]:
         wishes = request.steering.branches()
         if request.branch_token_ids is not None:
             names = ("base", *wishes)
             decode = self._tokenizer.decode
-            return [
+            found = [
                 BranchPrompt(name, decode(ids, skip_special_tokens=False), list(ids))
                 for name, ids in zip(names, request.branch_token_ids, strict=True)
             ]
+            for prompt in found:
+                self._require_fit(prompt)
+            return found
         return render_branches(
             self._template,
             self._tokenizer,
@@ -84,22 +89,26 @@ class Admission:
             wishes,
             request.steering.placement,
             request.chat_template_kwargs,
+            self._require_fit,
         )
 
-    def _limit(self, request: Request, prompts: list[BranchPrompt]) -> int:
-        for prompt in prompts:
-            if not prompt.prompt_token_ids:
-                raise InputError(
-                    f"the prompt of branch {quoted(prompt.name)} has no tokens; it needs at least one"
-                )
-        longest = max(prompts, key=lambda prompt: len(prompt.prompt_token_ids))
-        length = len(longest.prompt_token_ids)
+    def _require_rows(self, branches: int) -> None:
+        """Before any prompt is made: each costs time."""
+        if branches > self._max_rows:
+            raise InputError(
+                f"the request has {branches} branches; max_num_seqs allows {self._max_rows} at once"
+            )
+
+    def _require_fit(self, prompt: BranchPrompt) -> None:
+        name, length = quoted(prompt.name), len(prompt.prompt_token_ids)
+        if not length:
+            raise InputError(f"the prompt of branch {name} has no tokens; it needs at least one")
         if length >= self._max_length:
             raise InputError(
-                f"the prompt of branch {quoted(longest.name)} has {length} tokens; with a token of answer "
-                f"at least it must fit max_model_len, which is {self._max_length}"
+                f"the prompt of branch {name} has {length} tokens; with a token of answer at least it must "
+                f"fit max_model_len, which is {self._max_length}"
             )
-        return min(request.sampling.max_tokens, self._max_length - length)
+        self.check_ids(f"the prompt of branch {name}", prompt.prompt_token_ids)
 
     def _group(
         self, request: Request, prompts: list[BranchPrompt], limit: int, sample: int, seed: int
@@ -108,10 +117,6 @@ class Admission:
         branches = [Branch(index, prompts[index].prompt_token_ids) for index in running_branches(request)]
         turned_by = self._rope.turned_by(max(len(prompt.prompt_token_ids) for prompt in prompts))
         group = Group(request, prompts, branches, answer, sample, seed, limit, turned_by)
-        if len(branches) > self._max_rows:
-            raise InputError(
-                f"the request has {len(branches)} branches; max_num_seqs allows {self._max_rows} at once"
-            )
         pages = self._blocks.most(group)
         if pages > self._blocks.total:
             raise InputError(

@@ -77,7 +77,8 @@ class Method:
             return (1.0,)
         top = max((o.weight for o in self.objectives), default=1.0)
         shares = [o.weight / top for o in self.objectives]  # by the largest first: weights may be 1e-300
-        return tuple(share / sum(shares) for share in shares)
+        total = sum(shares)
+        return tuple(share / total for share in shares)
 
     def program(self) -> Program:
         """The numeric row of this method. Raises InputError when a hyperparameter is out of range."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
 from . import foreign as outside
+from .fields import shown
 from .template import Message
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def render_branches(
     wishes: Sequence[str],
     placement: str = "system",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    check: Callable[[BranchPrompt], None] = lambda prompt: None,
 ) -> list[BranchPrompt]:
     """The prompts of a request's K+1 branches: the base, then one a wish.
 
@@ -47,6 +49,7 @@ def render_branches(
 
     All text is encoded together, so that words join as in training. But added tokens are the template's to
     write: one in a message, a wish or an argument of the template is encoded as the text it is spelled with.
+    `check` is shown each prompt before the next is made, the base first, and may raise.
 
     Raises InputError when there is no template, or it cannot render these messages.
     """
@@ -64,14 +67,19 @@ def render_branches(
         list if _shows_system(template, conversation, extra) else _folded
     )
     append = _append_to_system if placement == "system" else _append_to_user
-    branches = [("base", conversation), *((wish, append(conversation, wish)) for wish in wishes)]
-    return [_prompt(name, template, tokenizer, arrange(branch), extra) for name, branch in branches]
+    found = []
+    for name, branch in (("base", conversation), *((wish, append(conversation, wish)) for wish in wishes)):
+        found.append(_prompt(name, template, tokenizer, arrange(branch), extra))
+        check(found[-1])
+    return found
 
 
 def _checked(index: int, message: Message) -> dict[str, Any]:
     """The message with its content as one text. Other keys, such as tool_calls, pass through."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InputError(f"messages[{index}] is {message!r}; it must be an object with a role and a content")
+        raise InputError(
+            f"messages[{index}] is {shown(message)}; it must be an object with a role and a content"
+        )
     content = message.get("content")
     if content is None and message["role"] == "assistant" and message.get("tool_calls"):
         return dict(message)
@@ -79,7 +87,7 @@ def _checked(index: int, message: Message) -> dict[str, Any]:
         return {**message, "content": "".join(_part(index, part) for part in content)}
     if not isinstance(content, str):
         raise InputError(
-            f"the content of messages[{index}] is {content!r}; it must be a text or a list of text parts"
+            f"the content of messages[{index}] is {shown(content)}; it must be a text or a list of text parts"
         )
     return dict(message)
 
@@ -88,9 +96,8 @@ def _part(index: int, part: Any) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type", part) if isinstance(part, Mapping) else part
-    raise InputError(
-        f"the content of messages[{index}] holds a part {kind!r}; only parts of type 'text' are supported"
-    )
+    what = f"the content of messages[{index}] holds a part {shown(kind)}"
+    raise InputError(f"{what}; only parts of type 'text' are supported")
 
 
 def _with_system(messages: Messages) -> Messages:

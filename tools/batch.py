@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SAMPLING = {field.name for field in fields(SamplingParams)}
 KNOWN = ("prompt", "messages", "id", "prefer")
+BEGINNING = b'{"line": '
+"""Of every line of the output."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,16 @@ def run(args: argparse.Namespace) -> int:
     steering.choice(args, steering.wishes(args))
     sampling, config = asking.sampling(args), asking.config(args)
     source, target = Path(args.input), Path(args.output)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"--output {args.output!r} is --input, too; name another --output")
     lines = _lines(source)
     done = _done(source, target, lines)
     left = [line for line in lines if line.number not in done]
     if not left:
-        say(f"every line of {str(source)!r} is answered in {str(target)!r}")
-        return 0
+        before = sum(done.values())
+        failures = f"; {before} of them with an error" if before else ""
+        say(f"every line of {str(source)!r} is answered in {str(target)!r}{failures}")
+        return 1 if before else 0
     failed = 0
     engine = loading.open_async_engine(config)
     with ExitStack() as ending:
@@ -146,37 +152,50 @@ def _request(values: Mapping[str, Any], args: argparse.Namespace, sampling: Samp
 def _lines(source: Path) -> list[Line]:
     """The lines that are not blank. Raises InputError for what is no text."""
     try:
-        texts = source.read_text(encoding="utf-8").split("\n")
+        texts = source.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{str(source)!r} is no UTF-8 text ({error.reason} at byte {error.start})") from None
     return [Line(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
 
 
-def _done(source: Path, target: Path, lines: list[Line]) -> set[int]:
-    """The lines that an earlier run has answered; what it left half-written is cut off.
+def _done(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
+    """The lines that an earlier run has answered, and whether with an error. What it left half-written is
+    cut off.
 
     Raises InputError when the file holds anything else, or answers to another input.
     """
-    if not target.exists():
-        return set()
+    if not target.is_file():  # none, or a device
+        return {}
     written = target.read_bytes()
     whole = written[: written.rfind(b"\n") + 1]
     digests = {line.number: line.digest for line in lines}
-    found = set()
+    found = {}
     for index, text in enumerate(whole.splitlines(), 1):
-        try:
-            answer = json.loads(text)
-            number, digest = answer["line"], answer["input"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"line {index} of {str(target)!r} is no answer of an earlier run; name another --output"
-            ) from None
+        number, digest, failed = _answered(text, index, target)
         if digests.get(number) != digest:
             raise InputError(
                 f"line {index} of {str(target)!r} answers another line {number} than {str(source)!r} has; "
                 "name another --output"
             )
-        found.add(number)
-    if len(whole) < len(written):
+        found[number] = failed
+    rest = written[len(whole) :]
+    if not rest.startswith(BEGINNING[: len(rest)]):
+        raise _foreign(len(found) + 1, target)
+    if rest:
         os.truncate(target, len(whole))
     return found
+
+
+def _answered(text: bytes, index: int, target: Path) -> tuple[int, str, bool]:
+    """The number and the digest of the line that a line of the output answers, and whether with an error."""
+    try:
+        answer = json.loads(text)
+        return int(answer["line"]), str(answer["input"]), bool(answer.get("error"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _foreign(index, target) from None
+
+
+def _foreign(index: int, target: Path) -> InputError:
+    return InputError(
+        f"line {index} of {str(target)!r} is no answer of an earlier run; name another --output"
+    )

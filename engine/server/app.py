@@ -160,13 +160,14 @@ class KeyGuard:
     """ASGI middleware that asks every call under /v1 for the key, in the same time right or wrong."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._expected = app, f"Bearer {key}".encode()
+        self._app, self._key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        own_path = scope.get("path", "").removeprefix(scope.get("root_path", ""))  # also where it is mounted
-        if scope["type"] == "http" and own_path.startswith("/v1"):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+        path = scope.get("path", "")
+        own = path.removeprefix(scope.get("root_path", ""))  # where it is mounted in another application
+        if scope["type"] == "http" and (path.startswith("/v1") or own.startswith("/v1")):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
                 await ApiError(401, message, code="invalid_api_key").response(scope, receive, send)
                 return

@@ -20,6 +20,7 @@ from .errors import ApiError, api_error, bad
 OWN = ("max_tokens", "logprobs")
 """Fields of SamplingParams that the two calls spell in their own ways."""
 SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name not in OWN)
+ROLES = ("system", "user", "assistant")
 IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 """What says nothing about the answer."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -41,6 +42,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields of the OpenAI API that are not supported, and their values that ask for nothing."""
 MOST = {"stop": 64, "stop_token_ids": 1000, "logit_bias": 1000}
 """Entries of a field that each token costs time for, and so the neighbours of a request."""
+LONGEST_STOP = 256
+"""Characters of a stop text, for the same reason."""
 UNBOUNDED = 2**62
 """Of max_tokens: as long as the context allows."""
 
@@ -90,6 +93,11 @@ class ChatBody(Body):
         super().__post_init__()
         if self.top_logprobs is not None and not self.logprobs:
             raise refusal("top_logprobs", self.top_logprobs, "left out unless logprobs is true")
+        newer = self.max_completion_tokens
+        if newer is not None and self.max_tokens not in (None, newer):
+            raise refusal("max_tokens", self.max_tokens, f"max_completion_tokens ({newer}), or left out")
+        for index, message in enumerate(self.messages):
+            _check_message(index, message)
 
     @property
     def longest(self) -> int:
@@ -173,10 +181,16 @@ def parsed(cls: type[Body], values: Mapping[str, Any]) -> tuple[Any, SamplingPar
     for name, most in MOST.items():
         if isinstance(given := values.get(name), list | dict) and len(given) > most:
             raise bad(f"{name} has {len(given)} entries; this server takes {most}", name)
+    stops = values.get("stop", ())
+    for text in [stops] if isinstance(stops, str) else stops if isinstance(stops, list) else ():
+        if isinstance(text, str) and len(text) > LONGEST_STOP:
+            raise bad(f"a stop has {len(text)} characters; this server takes {LONGEST_STOP}", "stop")
     try:
         body: Any = cls(**{name: values[name] for name in own if name in values})
         return body, SamplingParams(**_sampling(values), max_tokens=body.longest, logprobs=body.top)
     except InputError as error:
+        if error.field == "logprobs" and values.get("logprobs") is True:
+            error.field = "top_logprobs"  # as a chat spells it
         raise api_error(error) from error
 
 
@@ -190,10 +204,23 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token_id(key: str) -> int:
-    try:
+    if key.isascii() and key.isdigit() and str(int(key[:20])) == key:
         return int(key)
-    except ValueError:
-        raise bad(f"logit_bias has the key {quoted(key)}; keys must be token ids", "logit_bias") from None
+    raise bad(f"logit_bias has the key {quoted(key)}; keys must be token ids", "logit_bias")
+
+
+def _check_message(index: int, message: Mapping[str, Any]) -> None:
+    """What a template would show otherwise, or not at all, is refused."""
+    role = message.get("role")
+    if role not in ROLES:
+        raise bad(
+            f"the role of messages[{index}] is {quoted(role)}; known are {', '.join(ROLES)}", "messages"
+        )
+    for name, value in message.items():
+        if name not in ("role", "content", "name") and value:
+            raise bad(
+                f"messages[{index}] has {quoted(name)}, which is not supported; leave it out", "messages"
+            )
 
 
 def _known_field(known: set[str], values: Mapping[str, Any]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from ...kernels.errors import BusyError, InputError, RunError
+from ..options import quoted
+from ..strict_json import dumps
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_AFTER = "1"
@@ -33,11 +35,11 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         headers = {"Retry-After": RETRY_AFTER} if self.status == 429 else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers)
+        return Response(dumps(self.body), self.status, headers, "application/json")
 
 
 def bad(message: str, param: str | None, code: str | None = None) -> ApiError:
@@ -47,7 +49,7 @@ def bad(message: str, param: str | None, code: str | None = None) -> ApiError:
 
 def unknown_model(name: str, known: str) -> ApiError:
     """A model that is not here."""
-    message = f"there is no model {name!r}; the one here is {known!r}"
+    message = f"there is no model {quoted(name)}; the one here is {quoted(known)}"
     return ApiError(404, message, INVALID, "model", "model_not_found")
 
 

@@ -6,17 +6,20 @@ Whoever leaves before the end takes the request along: it is aborted within a st
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from ...kernels.errors import InputError
 from ..strict_json import COMPACT, dumps
 from .answers import Answers
-from .bodies import read
-from .errors import SERVER, ApiError, api_error
+from .bodies import IGNORED, NEUTRAL, SAMPLING, ChatBody, CompletionBody, read
+from .errors import SERVER, ApiError, api_error, bad
 from .record import LOG, Record
 
 if TYPE_CHECKING:
@@ -27,15 +30,25 @@ if TYPE_CHECKING:
 
     from ..async_engine import AsyncEngine, Stream
     from ..output import Delta
+    from ..sampling import SamplingParams
     from .asking import Asked
     from .config import ServerConfig
     from .metrics import Metrics
 
-LEFT = ApiError(499, "the client left")
-"""With nginx's number for it."""
+NAMES = frozenset({*IGNORED, *NEUTRAL, *(f.name for f in (*fields(ChatBody), *fields(CompletionBody)))})
+"""Of fields: what else stands in a body may be anybody's words, and is not logged."""
 PATIENCE = 30.0
 """Seconds after the end of an answer in which a client must have read it."""
-STOPPED = ApiError(503, "the server is stopping", SERVER)
+
+
+def left() -> ApiError:
+    """Nobody waits for the answer any more; the number is nginx's."""
+    return ApiError(499, "the client left")
+
+
+def stopped() -> ApiError:
+    """The server stops, and has waited long enough."""
+    return ApiError(503, "the server is stopping", SERVER)
 
 
 class Served:
@@ -68,7 +81,7 @@ class Served:
                 left -= news.output is not None
                 yield index, news
                 if news.output is not None:
-                    _require_end(news)
+                    _require_end(news, self.asked.requests[0].sampling)
         finally:
             for task in tasks:
                 task.cancel()
@@ -106,7 +119,7 @@ class Serving:
             asked = await asyncio.to_thread(ask, values)
             record.asked(asked, values)
             served = await self._begin(asked, record)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             return _refused(record, error)
         if asked.stream:
             return EventStream(served, self._config.request_timeout + PATIENCE)
@@ -122,9 +135,11 @@ class Serving:
         try:
             for request in asked.requests:
                 streams.append(await self._engine.begin(request, self._config.request_timeout))
-        except BaseException:
+        except BaseException as error:
             for stream in streams:
                 stream.close()
+            if isinstance(error, InputError) and error.field in ("", "branch_token_ids"):
+                error.field = "messages" if asked.chat else "prompt"
             raise
         answers = Answers(record.id, int(time.time()), self._model, asked.chat, self._text_of)
         return Served(asked, streams, record, answers)
@@ -147,12 +162,14 @@ class EventStream(Response):
             sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))
             tasks = {sending, leaving}
             await asyncio.wait(tasks, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
-            _end(self._served.record, sending.result() if sending.done() else LEFT)
-        except asyncio.CancelledError:  # the server stops and has waited long enough
+            _end(self._served.record, sending.result() if sending.done() else left())
+        except (OSError, RuntimeError):  # the connection is closed
+            _end(self._served.record, left())
+        except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()
-            _end(self._served.record, STOPPED)
-            await _event(send, STOPPED.body)
+            _end(self._served.record, stopped())
+            await _event(send, stopped().body)
             await _event(send, "[DONE]", more=False)
         finally:
             for task in tasks:
@@ -168,8 +185,6 @@ class EventStream(Response):
         except ApiError as error:
             failure = error
             await _event(send, failure.body)
-        except OSError:
-            return LEFT
         await _event(send, "[DONE]", more=False)
         return failure
 
@@ -201,7 +216,7 @@ async def body(http: HttpRequest, config: ServerConfig) -> dict[str, Any]:
         message = f"the body did not come within {config.body_timeout:g} s"
         raise ApiError(408, message, "timeout_error") from error
     except ClientDisconnect as error:
-        raise LEFT from error
+        raise left() from error
 
 
 async def _bytes(http: HttpRequest, config: ServerConfig) -> bytes:
@@ -231,8 +246,8 @@ async def _unless_gone(http: HttpRequest, work: Any, record: Record) -> Response
         if working.done():
             response: Response = working.result()
             return response
-        _end(record, LEFT)
-        return LEFT.response
+        _end(record, left())
+        return left().response
     finally:
         for task in (working, leaving):
             task.cancel()
@@ -252,8 +267,8 @@ async def _gone(receive: Receive) -> None:
 
 
 def _refused(record: Record, error: BaseException) -> Response:
-    failure = STOPPED if isinstance(error, asyncio.CancelledError) else api_error(error)
-    if failure.status == 500:
+    failure = stopped() if isinstance(error, asyncio.CancelledError) else api_error(error)
+    if failure.status == 500 and not isinstance(error, ApiError):
         LOG.error("request %s failed", record.id, exc_info=error)
     _end(record, failure)
     return failure.response
@@ -263,12 +278,18 @@ def _end(record: Record, failure: ApiError | None) -> None:
     if failure is None:
         record.end(200)
     else:
-        record.end(failure.status, failure.message, failure.param)
+        param = re.split(r"[.\[]", failure.param or "")[0]
+        record.end(failure.status, failure.message, param if param in NAMES or param in SAMPLING else None)
 
 
-def _require_end(delta: Delta) -> None:
+def _require_end(delta: Delta, sampling: SamplingParams) -> None:
     """Raises ApiError for an answer that did not come to an end of its own."""
     output = delta.output
-    if output is not None and output.error is not None:
-        late = output.finish_reason == "abort" and "timeout" in output.error
-        raise ApiError(504 if late else 500, output.error, "timeout_error" if late else SERVER)
+    if output is None or output.error is None:
+        return
+    if output.finish_reason == "abort":
+        late = "timeout" in output.error
+        raise ApiError(504 if late else 503, output.error, "timeout_error" if late else SERVER)
+    if sampling.logit_bias or sampling.min_tokens:  # they may leave no token to choose
+        raise bad(output.error, None)
+    raise ApiError(500, output.error, SERVER)

@@ -197,4 +197,4 @@ def _occupancy(arch: str, registers: int, shared: int, warps: int) -> float:
     else:
         by_registers = 4 * min(8, 512 // (8 * math.ceil(max(registers, 1) / 8)))
         programs = min(by_registers // warps, SHARED[arch] // max(shared, 1))
-    return programs * warps / WARPS[arch]
+    return min(1.0, programs * warps / WARPS[arch])

@@ -461,7 +461,9 @@ def test_pieces_of_a_stream_join_to_the_text_whatever_bytes_come(seed: int, tiny
         assert [token for delta in mine for token in delta.token_ids] == sample.token_ids
         assert [delta.output is not None for delta in mine] == [False] * (len(mine) - 1) + [True]
         assert sample.trace is not None
-        assert [delta.weights for delta in mine] == sample.trace.weights
+        traces = [delta.trace for delta in mine if delta.trace]
+        assert [row for trace in traces for row in trace.weights] == sample.trace.weights
+        assert [kl for trace in traces for kl in trace.kl] == sample.trace.kl
         last = mine[-1].output
         assert last is not None
         assert (last.text, last.token_ids, last.trace) == (sample.text, sample.token_ids, sample.trace)

@@ -43,6 +43,7 @@ RIGHT: dict[str, str] = {
     "model": "empty x",
     "max_model_len": "none",
     "chat_template": "empty x none",
+    "served_model_name": "empty x none",
     "seed": "none -1",
     "temperature": "1.5",
     "stop": "x [] [x]",

@@ -83,7 +83,7 @@ def test_what_was_answered_stays_and_a_half_written_line_is_done_again(answer: A
     assert files[1].read_bytes().startswith(first)
     assert sorted(written(files[1])) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     before = files[1].read_bytes()
-    assert answer().status == 0
+    assert "6 of them with an error" in answer().err
     assert files[1].read_bytes() == before
 
 
@@ -98,6 +98,28 @@ def test_another_runs_output_is_not_touched(answer: Answer, files: Files) -> Non
     refused = answer()
     assert "is no answer of an earlier run" in refused.err
     assert files[1].read_text() == "my notes\n" != before
+
+
+@pytest.mark.parametrize("text", ["precious notes", '{"line": [1], "input": "x"}\n', "[]\n", "\n"])
+def test_a_file_that_is_no_output_is_not_touched(answer: Answer, files: Files, text: str) -> None:
+    files[1].write_text(text)
+    refused = answer()
+    assert (refused.status, "is no answer of an earlier run" in refused.err) == (2, True)
+    assert files[1].read_text() == text
+
+
+def test_the_input_is_not_the_output(answer: Answer, files: Files) -> None:
+    files[1].symlink_to(files[0])
+    before = files[0].read_text()
+    assert "is --input, too" in answer().err
+    assert files[0].read_text() == before
+
+
+def test_a_device_may_take_the_answers(run: Callable[..., Ran], files: Files, tiny_folder: Path) -> None:
+    flags = ["--model", str(tiny_folder), "--max-tokens", "2", "--kv-cache-memory", "2MiB"]
+    for _ in range(2):
+        ran = run("generate", "--input", str(files[0]), "--output", "/dev/null", *flags)
+        assert "answered 3 of 9" in ran.err
 
 
 def test_flags_that_do_not_go_together(run: Callable[..., Ran], files: Files) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request as HttpRequest
 from trimtab.engine import (
     Amulet,
     AsyncEngine,
@@ -166,19 +170,23 @@ def test_what_clients_send_along_is_taken(client: Client) -> None:
         ({"top_p": 2}, "top_p", "at most 1"),
         ({"stop": ["a", 5]}, "stop", "item 1 of stop is 5"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
-        ({"logit_bias": {"99999": 1}}, None, "99999"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
         ({"logit_bias": dict.fromkeys(range(1001), 1)}, "logit_bias", "1001 entries"),
         ({"stop": ["a"] * 65}, "stop", "takes 64"),
         ({"top_logprobs": 2}, "top_logprobs", "unless logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "logprobs", "0 to 20"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "'x'"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"messages": []}, "messages", "empty"),
         ({"messages": "hi"}, "messages", "hi"),
         ({"messages": [{"role": "user"}]}, "messages", "empty"),
-        ({"messages": [{"content": "x"}]}, None, "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "only parts of type"),
+        ({"messages": [{"content": "x"}]}, "messages", "role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages",
+            "only parts of",
+        ),
         ({"steering": 5}, "steering", "an object"),
         ({"steering": "kind"}, "steering", "profiles are none"),
         ({"steering": {"method": "x"}}, "steering.method", "methods are base"),
@@ -373,3 +381,101 @@ def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
     properties = schema["content"]["application/json"]["schema"]["properties"]
     assert set(SAMPLING) <= set(properties)
     assert all(properties[name]["description"] for name in SAMPLING)
+
+
+def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:
+    """Each branch is a prompt to make: too many are refused before any, a long one before the second."""
+    wishes = [{"text": f"wish {index}", "weight": 0} for index in range(20_000)]
+    start = time.perf_counter()
+    refused = error(client.chat(steering={"objectives": [*wishes, "a"]}), 400)
+    assert "20002 branches" in refused["message"]
+    many = [f"wish {index}" for index in range(11)]
+    long = [{"role": "user", "content": "ab " * 20_000}]
+    refused = error(client.chat(messages=long, steering={"objectives": many}), 400)
+    assert refused["code"] == "context_length_exceeded"
+    assert refused["param"] == "messages"
+    assert time.perf_counter() - start < 10
+    assert error(client.chat(stop="a" * 257), 400)["param"] == "stop"
+
+
+def test_what_cannot_be_written_as_text_is_still_told(client: Client) -> None:
+    for body in (b'{"\\ud800": 1}', b'{"messages": [], "steering": {"method": "base", "\\ud800": 1}}'):
+        kind = {"content-type": "application/json"}
+        error(client("POST", "/v1/chat/completions", content=body, headers=kind), 400)
+
+
+def test_bans_of_every_token_are_the_clients_mistake(client: Client) -> None:
+    banned = {str(index): -1e30 for index in range(300)}
+    body = {"min_tokens": 6, "stop_token_ids": list(range(300))}
+    assert "no finite score" in error(client.chat(**body), 400)["message"]
+    *_, last = events(client.chat(**body, stream=True))
+    assert last["error"]["type"] == "invalid_request_error"
+    assert client.chat(logit_bias=banned).status_code == 200  # all alike is still a choice
+
+
+def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(one_async_engine: AsyncEngine) -> None:
+    app = create_app(one_async_engine)
+
+    async def leave() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        kind = [(b"content-type", b"application/json")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": kind,
+            "query_string": b"",
+        }
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    async def many() -> int:
+        for _ in range(50):
+            await leave()
+        gc.collect()
+        return sum(type(each) is HttpRequest for each in gc.get_objects())
+
+    assert asyncio.run(many()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "tool", "content": "x"}, "the role of messages[0]"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, "'tool_calls'"),
+        ({"role": "user", "content": "x", "audio": {"id": "y"}}, "'audio'"),
+        ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a text"),
+    ],
+)
+def test_parts_of_a_message_that_would_not_be_seen_are_refused(
+    client: Client, message: dict[str, Any], says: str
+) -> None:
+    refused = error(client.chat(messages=[message]), 400)
+    assert refused["param"] == "messages"
+    assert says in refused["message"]
+    assert len(refused["message"]) < 400
+    assert (
+        client.chat(messages=[{"role": "user", "content": "x", "name": "y", "tool_calls": []}]).status_code
+        == 200
+    )
+
+
+def test_two_lengths_that_disagree_are_refused(client: Client) -> None:
+    assert error(client.chat(max_tokens=3, max_completion_tokens=7), 400)["param"] == "max_tokens"
+    assert client.chat(max_tokens=3, max_completion_tokens=3).status_code == 200
+    for key in ("05", " 5 ", "1_0", "-1"):
+        assert error(client.chat(logit_bias={key: 1}), 400)["param"] == "logit_bias"
+
+
+def test_a_key_is_asked_for_wherever_the_application_is_mounted(one_async_engine: AsyncEngine) -> None:
+    for root, at in (("/", ""), ("/v", ""), ("", "/llm"), ("", "")):
+        outer = FastAPI(root_path=root)
+        outer.mount(at, create_app(one_async_engine, ServerConfig(api_key="secret")))
+        assert Client(outer).get(f"{at}/v1/models").status_code == 401
+        for written in ("Bearer secret", "bearer  secret "):
+            headers = {"authorization": written}
+            assert Client(outer).get(f"{at}/v1/models", headers=headers).status_code == 200
