@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .options import check_fields, option, refusal
 
+KERNELS = ("auto", "torch", "triton")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 MAX_SEQS = 1 << 16
@@ -34,6 +35,9 @@ class EngineConfig:
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
     )
     served_model_name: str | None = option(None, "the name of the model in a service; none is that of model")
+    kernels: str = option(
+        "auto", "what computes; auto takes torch on a CPU, where triton is interpreted, for tests", KERNELS
+    )
     seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
     chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels.attention import PagedKV
+from ..kernels.backend import TORCH, Backend
 from ..kernels.errors import InputError
 from ..kernels.steer_table import SteerTable
 from ..models.opening import open_model
@@ -41,10 +42,11 @@ class Core:
         shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
-        model = opened.load(dtype, torch.device("cpu"), progress)
+        backend = _backend(config.kernels)
+        model = opened.load(dtype, torch.device("cpu"), progress, backend.ops)
         sizes = (config.block_size, shape.num_kv_heads, shape.head_dim)
-        pages = _pages(config, PagedKV.page_bytes(shape.num_layers, *sizes, dtype))
-        cache = PagedKV(shape.num_layers, pages, *sizes, dtype)
+        pages = _pages(config, backend.cache.page_bytes(shape.num_layers, *sizes, dtype))
+        cache = backend.cache(shape.num_layers, pages, *sizes, dtype)
         blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
@@ -52,7 +54,7 @@ class Core:
             tokenizer, opened.template, blocks, length, config.max_num_seqs, vocab, config.seed, shape.rope
         )
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
-        self.runner = Runner(model, cache, SteerTable(vocab))
+        self.runner = Runner(model, cache, SteerTable(vocab), backend.steer)
 
     def admit(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
@@ -98,6 +100,20 @@ class Core:
                 group.end("error", f"the answer's text failed: {type(error).__name__}: {error}", now)
             if group.ended:
                 self.scheduler.remove(group)
+
+
+def _backend(kernels: str) -> Backend:
+    """Raises InputError for Triton's kernels where nothing can run them."""
+    if kernels != "triton":
+        return TORCH
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise InputError(
+            "kernels is 'triton', and this version decodes on the CPU, where they are interpreted, for "
+            "tests: set TRITON_INTERPRET=1 before the process starts, or take 'torch'"
+        )
+    from ..kernels.gpu.backend import TRITON  # noqa: PLC0415 - it brings triton
+
+    return TRITON
 
 
 def _max_length(config: EngineConfig, shape: ModelConfig) -> int:

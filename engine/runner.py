@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels.attention import PagedKV
 from ..kernels.layout import Batch, Segment
 from ..kernels.linear import steady_rows
-from ..kernels.steer import Choice, steer
+from ..kernels.steer import Choice
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from ..kernels.backend import Cache
     from ..models.llama import Llama
     from .group import Group
     from .scheduler import Plan
@@ -37,8 +37,8 @@ class Runner:
     steps, step_seconds, steer_seconds: how many, how long they took, and how much of it steering took.
     """
 
-    def __init__(self, model: Llama, cache: PagedKV, table: SteerTable) -> None:
-        self.model, self.cache, self.table = model, cache, table
+    def __init__(self, model: Llama, cache: Cache, table: SteerTable, steer: Callable[..., Choice]) -> None:
+        self.model, self.cache, self.table, self.steer = model, cache, table, steer
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
 
     def admit(self, group: Group) -> None:
@@ -82,7 +82,7 @@ class Runner:
         return self.model.logits(hidden[filled(rows)])[: len(rows)]
 
     def _steer(self, groups: Sequence[Group], logits: torch.Tensor) -> Choice:
-        return steer(
+        return self.steer(
             logits,
             Groups.of([(group.row, [branch.index for branch in group.branches]) for group in groups]),
             self.table,
@@ -97,14 +97,14 @@ class Runner:
         config = self.model.config
         pages = -(-len(token_ids) // self.cache.block_size)
         sizes = (self.cache.block_size, config.num_kv_heads, config.head_dim)
-        cache = PagedKV(config.num_layers, pages, *sizes, self.cache.pages.dtype)
+        cache = type(self.cache)(config.num_layers, pages, *sizes, self.cache.pages.dtype)
         cache.clear(list(range(pages)))
         turned_by = [config.rope.turned_by(len(token_ids))] * len(token_ids)
         hidden = self._forward([Segment(0, len(token_ids), list(range(pages)))], token_ids, turned_by, cache)
         return self.model.logits(hidden)[: len(token_ids)].log_softmax(-1)
 
     def _forward(
-        self, segments: list[Segment], token_ids: Sequence[int], turned_by: list[int], cache: PagedKV
+        self, segments: list[Segment], token_ids: Sequence[int], turned_by: list[int], cache: Cache
     ) -> torch.Tensor:
         """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden]."""
         ids = filled(token_ids)

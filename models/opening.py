@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
+from ..kernels.ops import TORCH, Ops
 from .checkpoint import Checkpoint
 from .dummy import DummyWeights, IdVocabulary
 from .llama import Llama, shapes
@@ -33,15 +34,23 @@ class Opened:
     template: ChatTemplate | None
     checkpoint: Path | None
 
-    def load(self, dtype: torch.dtype, device: torch.device, progress: Progress | None = None) -> Llama:
-        """The model with its weights. Raises InputError when they do not fit the config, RunError when the
-        device lacks the memory."""
+    def load(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None = None,
+        ops: Ops = TORCH,
+    ) -> Llama:
+        """The model with its weights, made of these operations.
+
+        Raises InputError when the weights do not fit the config, RunError when the device lacks the memory.
+        """
         weights = (
             DummyWeights(shapes(self.config), dtype, device)
             if self.checkpoint is None
             else Checkpoint(self.checkpoint)
         )
-        return Llama(self.config, weights, dtype, device, progress=progress)
+        return Llama(self.config, weights, dtype, device, ops, progress)
 
 
 def open_model(

@@ -157,15 +157,23 @@ def merge_kernel(
 
 
 def paged_attention(
-    queries: Tensor, cache: Tensor, tables: Tensor, tiles: Tiles, window: int | None = None
+    queries: Tensor,
+    cache: Tensor,
+    tables: Tensor,
+    tiles: Tiles,
+    window: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """See `kernels.paged.paged_attention`; tiles of one token are decoded in splits."""
+    """See `kernels.paged.paged_attention`; tiles of one token are decoded in splits.
+
+    Only the tiles' tokens are written to `out`, which is as the queries are.
+    """
     _, heads, width = queries.shape
     _, _, kv_heads, block, _ = cache.shape
     group, padded = heads // kv_heads, max(16, triton.next_power_of_2(width))
     decoding = tiles.size == 1
     splits = triton.cdiv(tiles.longest, SPLIT) if decoding else 1
-    out = torch.empty_like(queries)
+    out = torch.empty_like(queries) if out is None else out
     part, top, total = out, out, out
     if decoding:
         part = torch.empty(len(tiles.first), kv_heads, splits, group, width, device=queries.device)

@@ -108,3 +108,11 @@ def test_a_cache_smaller_than_one_page_is_refused_with_the_bytes_of_a_page(tiny_
 def test_a_folder_that_is_not_there_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"it must be 'demo', a folder with config\.json"):
         Engine.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_kernels_that_nothing_can_run_are_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(InputError, match="kernels is 'triton', and this version decodes on the CPU"):
+        Engine.from_pretrained(str(tiny_folder), kernels="triton")
+    with pytest.raises(InputError, match="kernels is 'cuda'; it must be one of auto, torch, triton"):
+        EngineConfig(kernels="cuda")

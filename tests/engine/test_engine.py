@@ -22,7 +22,6 @@ from trimtab.engine import (
     Prompt,
     Request,
     SamplingParams,
-    runner,
 )
 from trimtab.kernels.errors import InputError
 from trimtab.kernels.steer import Choice, steer
@@ -679,7 +678,7 @@ def test_a_branch_that_cannot_matter_is_not_run_without_a_trace(
         seen.append(len(logits))
         return steer(logits, *args, **more)
 
-    monkeypatch.setattr(runner, "steer", counted)
+    monkeypatch.setattr(tiny._core.runner, "steer", counted)
     bare = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True), trace=False))
     assert seen == [rows] * 5
     traced = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True)))

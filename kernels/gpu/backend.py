@@ -1,0 +1,24 @@
+"""The Triton kernels as one backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backend import Backend
+from ..norm import rms_norm as torch_norm
+from ..ops import Ops
+from ..rope import rotate
+from .cache import TritonKV
+from .norm import add_rms_norm
+from .steer import steer
+from .swiglu import swiglu
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """See `kernels.norm.rms_norm`; the norms of heads, a few numbers each, are torch's."""
+    if x.dim() > 2:
+        return torch_norm(x, weight, eps)
+    return add_rms_norm(x.contiguous(), None, weight, eps)[1]
+
+
+TRITON = Backend(Ops(rms_norm=rms_norm, rotate=rotate, swiglu=swiglu), TritonKV, steer)
