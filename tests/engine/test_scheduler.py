@@ -279,9 +279,9 @@ def test_a_request_of_more_branches_than_run_at_once_is_refused_with_both_number
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_its_length(tiny_folder: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=40)
-    with pytest.raises(InputError, match=r"branch 'base' has 40 tokens; .* max_model_len, which is 40"):
-        engine.generate(Request(branch_token_ids=[[5] * 40]))
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=60)
+    with pytest.raises(InputError, match=r"branch 'base' has 60 tokens; .* max_model_len, which is 60"):
+        engine.generate(Request(branch_token_ids=[[5] * 60]))
     long = Objective("Be kind. " * 30)
-    with pytest.raises(InputError, match=r"branch 'Be kind\..* tokens; .* max_model_len, which is 40"):
+    with pytest.raises(InputError, match=r"branch 'Be kind\..* tokens; .* max_model_len, which is 60"):
         engine.generate(Request("Why?", Amulet([long])))
