@@ -39,7 +39,7 @@ def test_nothing_that_fits_or_misfits_the_description_breaks_it(
     statuses: Counter[tuple[str, int]] = Counter()
     for operation in found:
 
-        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode), kept=st.sets(st.integers(0, 30), max_size=2))
         def call(case: schemathesis.Case, kept: set[int]) -> None:
             if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
