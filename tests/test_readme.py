@@ -39,6 +39,7 @@ def test_a_program_prints_an_answer(text: str, tiny_folder: Path) -> None:
     assert len(ended.stdout) > 20
 
 
+@pytest.mark.long
 def test_a_client_adds_one_key(demo_folder: Path) -> None:
     with serving("--dtype", "bfloat16") as server:
         text = program(CLIENT).replace("http://127.0.0.1:8000", server.url)
