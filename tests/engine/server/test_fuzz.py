@@ -39,7 +39,7 @@ def test_nothing_that_fits_or_misfits_the_description_breaks_it(
     statuses: Counter[tuple[str, int]] = Counter()
     for operation in found:
 
-        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode), kept=st.sets(st.integers(0, 30), max_size=2))
         def call(case: schemathesis.Case, kept: set[int]) -> None:
             if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
@@ -54,6 +54,6 @@ def test_nothing_that_fits_or_misfits_the_description_breaks_it(
 
         with suppress(Unsatisfiable):  # a call without arguments cannot be wrong
             call()
-    for path in ("chat/completions", "completions", "steer/preview"):
-        expected = 200 if mode == GenerationMode.POSITIVE else 400
-        assert statuses[f"POST /v1/{path}", expected], statuses
+    expected = 200 if mode == GenerationMode.POSITIVE else 400
+    paths = ("chat/completions", "completions", "steer/preview")
+    assert sum(statuses[f"POST /v1/{path}", expected] for path in paths) > 5, statuses
