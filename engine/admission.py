@@ -64,11 +64,10 @@ class Admission:
         """Raises InputError when there is one that the model does not have."""
         for token in ids:
             if not 0 <= token < self._vocab:
-                error = InputError(
-                    f"{name} has token id {quoted(token)}; the model's ids are 0 to {self._vocab - 1}"
+                raise InputError(
+                    f"{name} has token id {quoted(token)}; the model's ids are 0 to {self._vocab - 1}",
+                    name if name.isidentifier() else "",
                 )
-                error.field = name if name.isidentifier() else ""
-                raise error
 
     def _prompts(self, request: Request) -> list[BranchPrompt]:
         wishes = request.steering.branches()

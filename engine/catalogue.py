@@ -19,9 +19,8 @@ def method_class(name: str) -> type[Method]:
     for cls in METHODS:
         if cls.name == name:
             return cls
-    error = InputError(f"there is no method {name!r}; methods are {', '.join(c.name for c in METHODS)}")
-    error.field = "method"
-    raise error
+    known = ", ".join(cls.name for cls in METHODS)
+    raise InputError(f"there is no method {name!r}; methods are {known}", "method")
 
 
 def default_method(wishes: Sequence[Objective]) -> str:

@@ -104,9 +104,7 @@ class Method:
     def require(self, name: str, ok: bool, right: str) -> None:
         """Refuses the field `name` in one sentence unless `ok`."""
         if not ok:
-            error = refusal(f"{name} of {self.name}", getattr(self, name), right)
-            error.field = name
-            raise error
+            raise refusal(f"{name} of {self.name}", getattr(self, name), right, name)
 
     def positive(self, *names: str) -> None:
         """Refuses each named field that is not a finite number above 0."""

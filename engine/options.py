@@ -60,9 +60,8 @@ def check_known(cls: type, names: Iterable[str]) -> None:
     known = [each.name for each in fields(cls)]
     for name in names:
         if name not in known:
-            alike = get_close_matches(name, known)
-            meant = f"did you mean {' or '.join(alike)}?" if alike else f"its fields are {', '.join(known)}"
-            raise InputError(f"{cls.__name__} has no field {name!r}; {meant}")
+            help = meant(name, known) or f"its fields are {', '.join(known)}"
+            raise InputError(f"{cls.__name__} has no field {name!r}; {help}")
 
 
 @cache
@@ -102,11 +101,17 @@ def fitted(name: str, value: Any, annotation: Any, right: str = "") -> Any:
     raise refusal(name, value, right)
 
 
-def refusal(name: str, value: Any, right: str) -> InputError:
-    """The error for a value that `name` must not have. `right` says what would be."""
-    error = InputError(f"{name} is {quoted(value)}; it must be {right}")
-    error.field = name if name.isidentifier() else ""
-    return error
+def refusal(name: str, value: Any, right: str, field: str = "") -> InputError:
+    """The error for a value that `name` must not have. `right` says what would be; `field` is the field that
+    it is about, where that is not the name itself."""
+    own = name if name.isidentifier() else ""
+    return InputError(f"{name} is {quoted(value)}; it must be {right}", field or own)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """`did you mean x or y?` for a name that looks like these; "" where none does."""
+    alike = get_close_matches(name, known)
+    return f"did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def quoted(value: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .options import check_fields, option, refusal
+from ..kernels.errors import InputError
+from .options import check_fields, option, quoted, refusal
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -90,3 +91,10 @@ class SamplingParams:
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
         ]
+
+
+def token_id(key: str) -> int:
+    """The token id that a key of logit_bias is, as JSON has it. Raises InputError for any other text."""
+    if key.isascii() and key.isdigit() and str(int(key[:20])) == key:
+        return int(key)
+    raise InputError(f"logit_bias has the key {quoted(key)}; keys must be token ids", "logit_bias")

@@ -10,7 +10,9 @@ class InputError(ValueError):
     is about, "" where it is not about one.
     """
 
-    field = ""
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class RunError(RuntimeError):

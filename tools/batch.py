@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.options import fitted, quoted
 from ..engine.request import Request
-from ..engine.sampling import SamplingParams
+from ..engine.sampling import SamplingParams, token_id
 from ..engine.strict_json import dumps
 from ..kernels.errors import BusyError, InputError
 from . import asking, loading, report, steering
@@ -140,7 +140,7 @@ def _request(values: Mapping[str, Any], args: argparse.Namespace, sampling: Samp
         prompt = asking.messages(prompt, args.system)
     own = {name: value for name, value in values.items() if name in SAMPLING}
     if isinstance(bias := own.get("logit_bias"), Mapping):
-        own["logit_bias"] = {int(key) if key.isdigit() else key: value for key, value in bias.items()}
+        own["logit_bias"] = {token_id(key): value for key, value in bias.items()}
     return Request(
         prompt,
         steering=steering.choice(args, wishes).build(wishes),

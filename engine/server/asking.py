@@ -65,9 +65,9 @@ class Asking:
         """Of /v1/completions. A wish stands before the prompt, with an empty line between."""
         body, sampling = self._parsed(CompletionBody, values)
         steering = self._profiles.steering(body.steering)
-        self._require_room(len(body.prompts) * sampling.n, "prompt")
-        requests = []
-        for prompt in body.prompts:
+        prompts, requests = body.prompts, []
+        self._require_room(len(prompts) * sampling.n, "prompt")
+        for prompt in prompts:
             if body.negative_prompt is None:
                 branches = [self._text(wish, prompt) for wish in (None, *steering.method.branches())]
                 method, trace = steering.method, steering.trace

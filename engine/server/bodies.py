@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 from ...kernels.errors import InputError
-from ..options import check_fields, option, quoted, refusal
-from ..sampling import SamplingParams
-from .errors import ApiError, api_error, bad
+from ..options import check_fields, meant, option, quoted, refusal
+from ..sampling import SamplingParams, token_id
+from .errors import api_error, bad
 
 OWN = ("max_tokens", "logprobs")
 """Fields of SamplingParams that the two calls spell in their own ways."""
@@ -199,14 +198,8 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("top_k") == -1:  # vLLM's "all"
         found["top_k"] = 0
     if isinstance(bias := found.get("logit_bias"), Mapping):
-        found["logit_bias"] = {_token_id(key): value for key, value in bias.items()}
+        found["logit_bias"] = {token_id(key): value for key, value in bias.items()}
     return found
-
-
-def _token_id(key: str) -> int:
-    if key.isascii() and key.isdigit() and str(int(key[:20])) == key:
-        return int(key)
-    raise bad(f"logit_bias has the key {quoted(key)}; keys must be token ids", "logit_bias")
 
 
 def _check_message(index: int, message: Mapping[str, Any]) -> None:
@@ -226,9 +219,9 @@ def _check_message(index: int, message: Mapping[str, Any]) -> None:
 def _known_field(known: set[str], values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in known:
-            alike = get_close_matches(name, known)
-            meant = f"; did you mean {' or '.join(alike)}?" if alike else ""
-            raise bad(f"there is no field {quoted(name)}{meant}", name)
+            raise bad(
+                "; ".join(filter(None, (f"there is no field {quoted(name)}", meant(name, known)))), name
+            )
 
 
 def _known(owner: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -244,4 +237,4 @@ def _are_ids(value: Any) -> bool:
 
 
 def _no_number(name: str) -> float:
-    raise ApiError(400, f"the body holds {name}; JSON has no such number", "invalid_request_error")
+    raise bad(f"the body holds {name}; JSON has no such number", None)

@@ -73,6 +73,13 @@ def test_an_answer_is_that_of_the_command_for_one(
     assert json.loads(alone.out)["token_ids"] == written(files[1])[1]["token_ids"]
 
 
+@pytest.mark.parametrize("key", ["\u00b2", "05", "x", "-1"])
+def test_a_key_that_is_no_token_id_is_a_wrong_line(answer: Answer, files: Files, key: str) -> None:
+    files[0].write_text(json.dumps({"prompt": "x", "logit_bias": {key: 1}}))
+    assert answer().status == 1
+    assert "keys must be token ids" in written(files[1])[1]["error"]
+
+
 def test_what_was_answered_stays_and_a_half_written_line_is_done_again(answer: Answer, files: Files) -> None:
     answer()
     whole = files[1].read_bytes()
