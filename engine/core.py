@@ -12,6 +12,7 @@ import torch
 from ..kernels.backend import TORCH, Backend
 from ..kernels.errors import InputError
 from ..kernels.steer_table import SteerTable
+from ..models import memory
 from ..models.opening import open_model
 from .admission import Admission
 from .blocks import KVBlocks
@@ -44,6 +45,7 @@ class Core:
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
         backend = _backend(config.kernels)
         model = opened.load(dtype, torch.device("cpu"), progress, backend.ops)
+        memory.keep()
         sizes = (config.block_size, shape.num_kv_heads, shape.head_dim)
         pages = _pages(config, backend.cache.page_bytes(shape.num_layers, *sizes, dtype))
         cache = backend.cache(shape.num_layers, pages, *sizes, dtype)

@@ -19,8 +19,9 @@ ROWS, NARROW, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 64, 12, 400, 8, 16
 """What products must be of for their bits to be always the same: a multiple of rows (at least twice as many
 where a row is wider than NARROW), rows of one that may stand alone, multiplications, a multiple of columns,
 and of keys in a page."""
-BUFFER = 1 << 20
-"""Numbers that are widened to float32 at once: few enough to be read again from a processor's cache."""
+BUFFER = 1 << 21
+"""Numbers that are widened to float32 at once: few enough to be read again from a processor's cache, and so
+many that the widening is hardly ever cut, each piece of which the threads have to meet for."""
 
 Read = Callable[[int, int], Tensor]
 
@@ -42,10 +43,10 @@ class PagePool:
         self.width = padded_width(head_dim)
         page = (kv_heads, block_size, self.width)
         self.pages = torch.empty(layers, 2, max(pages, 2), *page, dtype=dtype)
-        self.at_once = max(2, BUFFER // (2 * math.prod(page)))
+        self.at_once = max(2, BUFFER // math.prod(page))
         few = ROWS if self.width <= NARROW else 2 * ROWS
         self._least = -(-LEAST_WORK // (block_size * self.width * few)) * few  # rows of a product
-        self._buffer = torch.empty(2, self.at_once * kv_heads, block_size, self.width)
+        self._buffer = torch.empty(self.at_once * kv_heads, block_size, self.width)
         self._products = [layer.flatten(1, 2) for layer in self.pages]  # [2, pages · kv_heads, …]
         self._tokens = [layer.view(-1, self.width) for layer in self.pages]
 
@@ -66,14 +67,16 @@ class PagePool:
         if self.pages.dtype == torch.float32:
             sides = [layer.unbind(0) for layer in lying]
             return lambda layer, side: sides[layer][side]
-        wide = self._buffer[:, : at.stop - at.start]
-        keys_and_values = wide.unbind(0)
-        if not alone:
-            return lambda layer, side: keys_and_values[side].copy_(lying[layer][side])
+        count = at.stop - at.start
+        if not alone or 2 * count > len(self._buffer):
+            wide = self._buffer[:count]
+            return lambda layer, side: wide.copy_(lying[layer][side])
+        both = self._buffer[: 2 * count].unflatten(0, (2, -1))
+        keys_and_values = both.unbind(0)
 
         def read(layer: int, side: int) -> Tensor:
             if side == 0:
-                wide.copy_(lying[layer])
+                both.copy_(lying[layer])
             return keys_and_values[side]
 
         return read

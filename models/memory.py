@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GIB = 1024**3
+KEPT, LARGEST = 256 << 20, 32 << 20
+"""What the heap keeps at its end, and the largest block that comes from it: glibc takes no larger number."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""malloc.h's names of these two."""
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """A control group's files in version 2 and 1: the most it may hold, and what it holds."""
@@ -44,6 +48,17 @@ def release() -> None:
     """Gives memory that was freed back to the system, which glibc does by itself only at the heap's end."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+def keep() -> None:
+    """Has glibc keep what is freed for what is asked for next, up to `KEPT` bytes.
+
+    By itself it gives the heap's end back as soon as some megabytes are free there, which is at the end of every
+    step: a step of 48 rows then began with ten thousand page faults, a fifth of its time. Of the whole process.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(M_MMAP_THRESHOLD, LARGEST)
+        set_option(M_TRIM_THRESHOLD, KEPT)
 
 
 def _available() -> int:
