@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..kernels.errors import InputError, SteeringWarning
 from ..kernels.program import EMA, MEAN, SUM, Program
 from ..kernels.strength import reward_strength, strength
 from .objective import Objective
 from .options import check_fields, option, quoted, refusal
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_STRENGTH = 1000.0
 PLACEMENTS = ("system", "user")
@@ -30,11 +33,13 @@ class Method:
     """What all methods share: the objectives, and where their texts go in the prompt.
 
     `wishes` is "none", "one" or "many". A method for one preference that is given several objectives
-    joins their texts with a space in one branch. `name` is the method's name on the command line.
+    joins their texts with a space in one branch. `name` is the method's name on the command line. `presets` are
+    settings by name that are not the published ones, see `preset`.
     """
 
     wishes: ClassVar[str] = "many"
     name: ClassVar[str] = "method"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     objectives: tuple[Objective, ...] = ()
     placement: str = field(
@@ -64,6 +69,22 @@ class Method:
             raise refusal(f"the program of {self.name}", self.compiled, "of type Program")
         for doubt in self.doubts():
             warnings.warn(doubt, SteeringWarning, stacklevel=3)
+
+    @classmethod
+    def preset(cls, preset: str, objectives: Sequence[Objective], **settings: Any) -> Self:
+        """The method with the settings of a preset, and others in their place where they are given.
+
+        Raises InputError when the method has no preset of that name.
+        """
+        return cls(tuple(objectives), **{**cls.preset_settings(preset), **settings})
+
+    @classmethod
+    def preset_settings(cls, preset: str) -> Mapping[str, Any]:
+        """The settings of a preset. Raises InputError when the method has none of that name."""
+        if preset not in cls.presets:
+            there = f"presets are {', '.join(cls.presets)}" if cls.presets else "it has none"
+            raise InputError(f"{cls.name} has no preset {quoted(preset)}; {there}", "preset")
+        return cls.presets[preset]
 
     def branches(self) -> tuple[str, ...]:
         """The wish of each objective branch, 1..K."""
@@ -267,7 +288,12 @@ class Mato(Method):
     Scores z_0 + a_T Σ w_k(t) (z_k − z_0), see `kernels.strength`; a_T = 1.9347 as published. The weights are
     w_k ∝ w⁰_k exp(−R_k/τ) with R_k = Σ β [l_k − l_0] over the tokens so far: what lags gets more weight.
     Not public, and so our reading: the utility, sum or mean of rewards, β, and when weights first act.
+
+    The preset "balanced" is what docs/evidence.md recommends: strong, in a trust region, with weights that
+    stay near what was asked.
     """
+
+    presets = {"balanced": {"alpha": 2.0, "lam": 2.0, "tau": 20.0, "kl_budget": 0.3}}  # noqa: RUF012 - as above
 
     alpha: float = option(0.5, "weight of the utility")
     lam: float = option(1.0, "weight of the regulariser toward the merged policy")

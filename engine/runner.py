@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..kernels.layout import Batch, Segment
-from ..kernels.linear import steady_rows
+from ..kernels.linear import filled
 from ..kernels.steer import Choice
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
 
@@ -112,11 +112,6 @@ class Runner:
         cache.begin(batch)
         lengths = torch.tensor(filled(turned_by)) if self.model.config.rope.kind == "dynamic" else None
         return self.model.forward(torch.tensor(ids), batch.positions, cache, lengths)
-
-
-def filled(rows: Sequence[int]) -> list[int]:
-    """The rows, the last repeated until there are so many that none depends on the others' number."""
-    return [*rows, *([rows[-1]] * (steady_rows(len(rows)) - len(rows)))]
 
 
 def edits(groups: Sequence[Group], vocab: int) -> Edits | None:

@@ -14,7 +14,7 @@ tensor with a larger one is held in float32. Measurements: docs/findings/cpu-dec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ def steady_rows(rows: int) -> int:
     while rows > 16 * step:
         step *= 2
     return max(2, -(-rows // step) * step)
+
+
+def filled(rows: Sequence[int]) -> list[int]:
+    """The rows, the last repeated until there are so many that none depends on the others' number."""
+    return [*rows, *([rows[-1]] * (steady_rows(len(rows)) - len(rows)))]
 
 
 class Linear:

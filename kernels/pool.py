@@ -71,8 +71,8 @@ class PagePool:
         if not alone or 2 * count > len(self._buffer):
             wide = self._buffer[:count]
             return lambda layer, side: wide.copy_(lying[layer][side])
-        both = self._buffer[: 2 * count].unflatten(0, (2, -1))
-        keys_and_values = both.unbind(0)
+        both: Tensor = self._buffer[: 2 * count].unflatten(0, (2, -1))
+        keys_and_values: tuple[Tensor, ...] = both.unbind(0)
 
         def read(layer: int, side: int) -> Tensor:
             if side == 0:

@@ -26,7 +26,8 @@ class Heads:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x, cos, sin [tokens, heads, head_dim]; sin has the sign of its half, see `models.rope`: the rotation is
-    x · cos + swap(x) · sin. A head with cos 1 and sin 0 stays as it is."""
+    x · cos + swap(x) · sin, in the type of cos. A head with cos 1 and sin 0 stays as it is."""
+    x = x.to(cos.dtype)  # once: each operation on two types would cast for itself
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 

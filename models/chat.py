@@ -69,9 +69,26 @@ def render_branches(
     append = _append_to_system if placement == "system" else _append_to_user
     found = []
     for name, branch in (("base", conversation), *((wish, append(conversation, wish)) for wish in wishes)):
-        found.append(_prompt(name, template, tokenizer, arrange(branch), extra))
+        found.append(render_prompt(name, template, tokenizer, arrange(branch), extra))
         check(found[-1])
     return found
+
+
+def render_prompt(
+    name: str,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    extra: Mapping[str, Any],
+) -> BranchPrompt:
+    """One conversation as it stands, with `extra` variables for the template; BOS and texts as above.
+
+    Raises InputError when the template cannot render it.
+    """
+    text, foreign = outside.render(template, tokenizer, messages, extra)
+    ids, prefix = tokenizer.encode(text, foreign=foreign), tokenizer.prefix_token_ids
+    has_prefix = ids[: len(prefix)] == prefix or ids[:1] == tokenizer.ids_of(tokenizer.bos_token)
+    return BranchPrompt(name, text, ids if has_prefix else prefix + ids)
 
 
 def _checked(index: int, message: Message) -> dict[str, Any]:
@@ -140,12 +157,3 @@ def _shows_system(template: ChatTemplate, messages: Messages, extra: dict[str, A
         return PROBE in template.render(_append_to_system(messages, PROBE), **extra)
     except InputError:
         return False  # if the system message was not the reason, the folded conversation fails the same way
-
-
-def _prompt(
-    name: str, template: ChatTemplate, tokenizer: Tokenizer, messages: Messages, extra: dict[str, Any]
-) -> BranchPrompt:
-    text, foreign = outside.render(template, tokenizer, messages, extra)
-    ids, prefix = tokenizer.encode(text, foreign=foreign), tokenizer.prefix_token_ids
-    has_prefix = ids[: len(prefix)] == prefix or ids[:1] == tokenizer.ids_of(tokenizer.bos_token)
-    return BranchPrompt(name, text, ids if has_prefix else prefix + ids)

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-MAX_LAYERS = 1 << 12
+MAX_LAYERS, MAX_LABELS = 1 << 12, 1 << 12
 DEFAULT_WINDOW = 4096
 SLIDING, FULL = "sliding_attention", "full_attention"
+CAUSAL, CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
+"""Of an architecture's name: what its head is for."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ModelConfig:
     qk_norm: queries and keys are normalised within each head, before they are turned.
     windows: for each layer how many tokens a token sees, itself included; None is all before it.
     dtype: that of the checkpoint, "float32" when it does not say.
+    labels: of a classifier, what its head gives a number for; () for a model that writes.
     """
 
     architecture: str
@@ -79,6 +82,7 @@ class ModelConfig:
     qk_norm: bool
     tie_word_embeddings: bool
     dtype: str
+    labels: tuple[str, ...] = ()
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
@@ -98,7 +102,7 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Reads the keys of a config.json, in the spelling of transformers 4 or 5."""
         architecture = _architecture(data)
-        family, config = FAMILIES[architecture], Fields(data)
+        family, config = FAMILIES[_causal(architecture)], Fields(data)
         _refuse_unsupported(config)
         hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
         kv_heads = _kv_heads(config, family, heads)
@@ -110,6 +114,7 @@ class ModelConfig:
         layers = config.size("num_hidden_layers", most=MAX_LAYERS)
         context = config.size("max_position_embeddings", family.context)
         biased = {key for key in family.may_bias if config.flag(key)}
+        labels = _labels(config) if architecture.endswith(CLASSIFIER) else ()
         return cls(
             architecture=architecture,
             vocab_size=config.size("vocab_size"),
@@ -127,8 +132,9 @@ class ModelConfig:
             output_bias="attention_bias" in biased,
             mlp_bias="mlp_bias" in biased,
             qk_norm=family.qk_norm,
-            tie_word_embeddings=config.flag("tie_word_embeddings"),
+            tie_word_embeddings=config.flag("tie_word_embeddings") and not labels,
             dtype=_dtype(config),
+            labels=labels,
         )
 
     @property
@@ -144,13 +150,29 @@ class ModelConfig:
 
 def _architecture(data: Mapping[str, Any]) -> str:
     """By its name, or where config.json names none by its model_type, such as "llama"."""
-    named = {name.removesuffix("ForCausalLM").lower(): name for name in FAMILIES}
+    named = {name.removesuffix(CAUSAL).lower(): name for name in FAMILIES}
     kind = data.get("model_type")
     found = data.get("architectures") or named.get(str(kind), kind)
     name = found[0] if isinstance(found, list) else found
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise InputError(f"architecture {shown(name)} is not supported; known are {', '.join(FAMILIES)}")
+    if not isinstance(name, str) or _causal(name) not in FAMILIES:
+        raise InputError(
+            f"architecture {shown(name)} is not supported; known are {', '.join(FAMILIES)}, and for reward "
+            f"models the same with {CLASSIFIER}"
+        )
     return name
+
+
+def _causal(architecture: str) -> str:
+    """The one that writes with the same layers: LlamaForSequenceClassification → LlamaForCausalLM."""
+    stem = architecture.removesuffix(CLASSIFIER)
+    return architecture if stem == architecture else stem + CAUSAL
+
+
+def _labels(config: Fields) -> tuple[str, ...]:
+    """Named by id2label, where it does; without it transformers takes two."""
+    named = config.object("id2label")
+    count = config.size("num_labels", len(named) or 2, most=MAX_LABELS)
+    return tuple(str(named.get(str(index), f"LABEL_{index}")) for index in range(count))
 
 
 def _dtype(config: Fields) -> str:

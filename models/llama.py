@@ -46,7 +46,9 @@ SWITCHED = {
 }
 """Those that a layer has besides, where the switch of that name is on in the config."""
 
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
+HEAD, SCORE = "lm_head.weight", "score.weight"
+"""Of a model that writes, and of a classifier."""
 
 
 class Weights(Protocol):
@@ -98,9 +100,15 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for name, dims in layer.items():
             found[f"model.layers.{index}.{name}"] = tuple(sizes[dim] for dim in dims)
     found[FINAL_NORM] = (config.hidden_size,)
-    if not config.tie_word_embeddings:
-        found[HEAD] = (config.vocab_size, config.hidden_size)
+    found[_head(config)] = (len(config.labels) or config.vocab_size, config.hidden_size)
     return found
+
+
+def _head(config: ModelConfig) -> str:
+    """The tensor that the last product multiplies by."""
+    if config.labels:
+        return SCORE
+    return EMBEDDING if config.tie_word_embeddings else HEAD
 
 
 def held_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
@@ -132,7 +140,7 @@ class Llama:
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         # the head first: packing the largest weight takes a multiple of its memory for a moment
         self._embedding = load.embedding()
-        head = self._embedding if config.tie_word_embeddings else load.tensor(HEAD)
+        head = self._embedding if config.tie_word_embeddings else load.tensor(_head(config))
         self._head = Linear(head.to(dtype), dtype=torch.float32 if device.type == "cpu" else dtype)
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._norm = load.norm(FINAL_NORM)
@@ -170,7 +178,7 @@ class Llama:
         return ops.rms_norm(x.to(self._head.dtype), self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, vocab], float32."""
+        """[rows, hidden] → [rows, vocab], of a classifier [rows, labels]; float32."""
         return self._head(hidden).float()
 
 

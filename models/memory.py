@@ -53,8 +53,8 @@ def release() -> None:
 def keep() -> None:
     """Has glibc keep what is freed for what is asked for next, up to `KEPT` bytes.
 
-    By itself it gives the heap's end back as soon as some megabytes are free there, which is at the end of every
-    step: a step of 48 rows then began with ten thousand page faults, a fifth of its time. Of the whole process.
+    By itself it gives the heap's end back as soon as some megabytes are free there, which is after every
+    step: one of 48 rows then took ten thousand page faults, a fifth of its time. It is for the whole process.
     """
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
         set_option(M_MMAP_THRESHOLD, LARGEST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
@@ -66,6 +66,11 @@ def open_model(
     there is no such model, or it lacks a row for an id of its tokenizer.
     """
     config, folder = find(model, progress, dtype)
+    if config.labels:
+        raise InputError(
+            f"model is {model!r}, a {config.architecture}, which scores texts and writes none; give a causal "
+            "language model"
+        )
     dummy = load_format == "dummy"
     if folder is None and not dummy:
         raise InputError(
@@ -75,7 +80,12 @@ def open_model(
         if chat_template is not None:
             raise InputError(f"chat_template is given, but {model!r} has no tokenizer to read a chat with")
         return Opened(config, Tokenizer(IdVocabulary(config.vocab_size)), None, None)
+    opened = open_folder(config, folder, chat_template)
+    return replace(opened, checkpoint=None) if dummy else opened
+
+
+def open_folder(config: ModelConfig, folder: Path, chat_template: str | None = None) -> Opened:
+    """The model of a folder whose config is known. Raises InputError as `open_model` does."""
     tokenizer = Tokenizer.from_folder(folder)
     tokenizer.require_rows(config.vocab_size)
-    template = ChatTemplate.from_folder(folder, tokenizer, chat_template)
-    return Opened(config, tokenizer, template, None if dummy else folder)
+    return Opened(config, tokenizer, ChatTemplate.from_folder(folder, tokenizer, chat_template), folder)

@@ -52,6 +52,10 @@ def add_flags(parser: flags.Parser) -> None:
     add_prefer(group)
     names = ", ".join(cls.name for cls in METHODS)
     group.add_argument("--method", metavar="NAME", help=f"{names} (default: mato with wishes, base without)")
+    presets = ", ".join(f"{name} ({cls.name})" for cls in METHODS for name in cls.presets)
+    group.add_argument(
+        "--preset", metavar="NAME", help=f"settings by name, under those that are given: {presets}"
+    )
     for name, having in owners().items():
         choices = _field(having[0], name).metadata.get("choices", ())
         flags.add_flag(group, name, flags.kinds(having[0])[name], _help(name, having), choices)
@@ -80,17 +84,23 @@ def choice(namespace: argparse.Namespace, wished: Sequence[Objective]) -> Choice
     for name in owners():
         if name in vars(namespace):
             require_setting(cls, name, flags.flag(name))
-    return Choice(cls, flags.given(cls, namespace, UNFLAGGED), cls.name)
+    under = {} if namespace.preset is None else cls.preset_settings(namespace.preset)
+    return Choice(cls, {**under, **flags.given(cls, namespace, UNFLAGGED)}, cls.name)
 
 
 def named(name: str, settings: Iterable[str]) -> Choice:
     """A method by name with settings as `field=value`, as chat and compare take them."""
     cls = method_class(name)
     values: dict[str, Any] = {}
+    under: Mapping[str, Any] = {}
     written = [name]
     for setting in settings:
         field, equals, text = setting.partition("=")
         field = field.strip().lstrip("-").replace("-", "_")
+        if field == "preset":
+            under = cls.preset_settings(text)
+            written.append(f"preset={text}")
+            continue
         require_setting(cls, field, repr(field))
         if not equals:
             raise InputError(f"{setting!r} sets nothing; say it like {field}=VALUE")
@@ -98,7 +108,7 @@ def named(name: str, settings: Iterable[str]) -> Choice:
             raise InputError(f"{field} of {name} is set twice; once is enough")
         values[field] = flags.read(field, flags.kinds(cls)[field], text)
         written.append(f"{field}={text}")
-    return Choice(cls, values, ":".join(written))
+    return Choice(cls, {**under, **values}, ":".join(written))
 
 
 def columns(text: str) -> list[Choice]:

@@ -146,7 +146,7 @@ def _method(cls: Any) -> dict[str, Any]:
     named = {
         name: {"default": known[name].default, "help": known[name].metadata["help"]} for name in settings(cls)
     }
-    return {"name": cls.name, "wishes": cls.wishes, "fields": named}
+    return {"name": cls.name, "wishes": cls.wishes, "fields": named, "presets": cls.presets}
 
 
 def _page(file: str) -> Callable[[], Awaitable[Response]]:

@@ -63,6 +63,11 @@ def _method(cls: type[Method]) -> dict[str, Any]:
         "trace": {"type": "boolean", "description": "how each token was chosen, at choices[i].trace"},
         **_described(cls, settings(cls)),
     }
+    if cls.presets:
+        properties["preset"] = {
+            "enum": [*cls.presets, None],
+            "description": "settings by name, under those that are given",
+        }
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

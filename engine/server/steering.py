@@ -83,12 +83,15 @@ def _made(value: Any) -> Steering:
     objectives = _objectives(settings.pop("objectives", []))
     name = fitted("method", settings.pop("method", default_method(objectives)), str)
     cls = method_class(name)
+    preset = settings.pop("preset", None)
     for key in settings:
         try:
             require_setting(cls, key, quoted(key))
         except InputError as error:
             error.field = key
             raise
+    if preset is not None:
+        settings = {**cls.preset_settings(fitted("preset", preset, str)), **settings}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SteeringWarning)
         return Steering(cls(tuple(objectives), **settings), trace)

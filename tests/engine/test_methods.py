@@ -323,3 +323,16 @@ class Forgetful(Method):
 def test_a_method_whose_program_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="the program of forgetful is None; it must be of type Program"):
         Forgetful([KIND], shares=[1j])
+
+
+@pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.presets])
+def test_a_preset_sets_what_is_not_given_and_the_defaults_stay_as_published(cls: type[Method]) -> None:
+    wishes = (KIND, SHORT)
+    for name, settings_of_preset in cls.presets.items():
+        assert cls.preset(name, wishes) == cls(wishes, **settings_of_preset)
+        assert cls.preset(name, wishes, placement="user") == cls(
+            wishes, **settings_of_preset, placement="user"
+        )
+        assert cls.preset(name, wishes) != cls(wishes)
+    with pytest.raises(InputError, match="has no preset 'bold'; presets are "):
+        cls.preset("bold", wishes)

@@ -64,9 +64,21 @@ def test_a_switch_may_be_set_by_a_word() -> None:
     assert steering.named("mato", ["optimise_weights=off"]).values == {"optimise_weights": False}
 
 
+def test_a_preset_stands_under_what_is_given_whichever_comes_first() -> None:
+    under = Mato.presets["balanced"]
+    for text in ("mato:preset=balanced:tau=3", "mato:tau=3:preset=balanced"):
+        assert steering.columns(text)[0].build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
+    parser = flags.Parser("trimtab test", "A test.")
+    steering.add_flags(parser)
+    typed = steering.choice(parser.read(["--preset", "balanced", "--tau", "3"]), WISHES)
+    assert typed.build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("mato:preset=bold", "mato has no preset 'bold'; presets are balanced"),
+        ("amulet:preset=balanced", "amulet has no preset 'balanced'; it has none"),
         ("mto", f"there is no method 'mto'; methods are {', '.join(cls.name for cls in METHODS)}"),
         ("amulet:tau=1", "'tau' belongs to mato, not to amulet"),
         ("base:alpha=1", "'alpha' belongs to amulet and mato, not to base"),

@@ -58,7 +58,7 @@ async function load() {
     known.methods.filter((each) => each.wishes !== "none").forEach((each) => methods.set(each.name, each));
     $("method").replaceChildren(...[...methods.keys()].map((name) => new Option(name)));
     $("method").value = "mato";
-    showBudget();
+    showPresets();
     $("page-error").textContent = "";
   } catch (error) {
     $("page-error").textContent = sentence(error);
@@ -96,10 +96,19 @@ function branches() {
   return joined ? [{ text: "all wishes", colour: 0 }] : wishes();
 }
 
+function showPresets() {
+  const names = Object.keys(methods.get($("method").value).presets);
+  $("preset").replaceChildren(...["published", ...names].map((name) => new Option(name)));
+  $("preset").value = names[0] ?? "published";
+  $("presets").hidden = !names.length;
+  showBudget();
+}
+
 function showBudget() {
-  const { fields } = methods.get($("method").value);
+  const { fields, presets } = methods.get($("method").value);
   const masked = fields.mask_top_p?.default != null; // such a method refuses a budget
   $("budget").hidden = masked || !("kl_budget" in fields);
+  $("kl-budget").placeholder = presets[$("preset").value]?.kl_budget ?? "off";
 }
 
 /** The number in a box; undefined, and so left to the server, when it is empty. */
@@ -114,7 +123,8 @@ function question() {
 function steering() {
   const objectives = wishes().map(({ text, weight }) => ({ text, weight }));
   const kl_budget = $("budget").hidden ? undefined : number("kl-budget");
-  return { method: $("method").value || "mato", objectives, kl_budget };
+  const preset = $("presets").hidden || $("preset").value === "published" ? undefined : $("preset").value;
+  return { method: $("method").value || "mato", preset, objectives, kl_budget };
 }
 
 // The answers
@@ -324,7 +334,8 @@ on("controls", "submit", (event) => { event.preventDefault(); run(); });
 on("stop", "click", () => { running.abort(); $("run").focus(); });
 on("add", "click", () => addWish("", 0.5).focus());
 on("key", "change", load);
-on("method", "change", showBudget);
+on("method", "change", showPresets);
+on("preset", "change", showBudget);
 on("steered", "pointerover", pointAt);
 on("steered", "focusin", pointAt);
 on("steered", "keydown", moveFocus);

@@ -99,6 +99,22 @@ def test_an_answer_is_that_of_the_engine(client: Client, one_async_engine: Async
     assert not any("usage" in chunk for chunk in chunks)
 
 
+def test_a_preset_is_asked_for_by_name_and_refused_by_it(
+    client: Client, one_async_engine: AsyncEngine
+) -> None:
+    method = Mato.preset("balanced", [Objective("Be kind.", 2), Objective("Be brief.")], tau=3.0)
+    expected = one_async_engine.submit(Request(QUESTION, method, SamplingParams(max_tokens=6))).result()
+    asked = {"max_tokens": 6, "temperature": 0}
+    found = client.chat(**asked, steering={**STEERING, "preset": "balanced", "tau": 3}).json()
+    assert found["choices"][0]["message"]["content"] == expected.text
+    refused = client.chat(**asked, steering={**STEERING, "preset": "bold"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "mato has no preset 'bold'; presets are balanced"
+    assert refused.json()["error"]["param"] == "steering.preset"
+    (mato,) = (each for each in client.get("/v1/steer/methods").json()["methods"] if each["name"] == "mato")
+    assert mato["presets"] == Mato.presets
+
+
 def test_a_negative_prompt_is_guidance_away_from_it(client: Client, one_async_engine: AsyncEngine) -> None:
     plain, rude = one_async_engine.render(Request(QUESTION, Guidance([Objective("Be rude.")])))
     request = Request(
