@@ -32,6 +32,7 @@ VERBS = {
     "convert": "turn a GGUF file into a model folder",
     "info": "what a model is, and what it takes to hold",
     "profile": "what the kernels take on each GPU",
+    "evaluate": "how far each method turns toward wishes, and what it costs",
 }
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("engine", "kernels", "models", "tools")

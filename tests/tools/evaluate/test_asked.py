@@ -1,0 +1,229 @@
+"""What is asked: aims, weights, wordings, questions, settings, and the requests a study makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.kernels.errors import InputError
+from trimtab.tools.evaluate import aim, grid, question, settings, study, wording
+from trimtab.tools.evaluate.aim import Aim
+from trimtab.tools.evaluate.question import Question
+from trimtab.tools.evaluate.settings import Settings
+
+KIND, BRIEF = "Be kind.", "Be brief."
+ASKED = Settings(
+    aim=(f"{KIND}=vader", f"{BRIEF}=-length"), methods="base,prompt,amulet,mato", weights=5, limit=3
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Be kind.=vader", Aim("Be kind.", "vader")),
+        ("Be brief.=-length:tokens", Aim("Be brief.", "length:tokens", -1)),
+        ("Say x=y.= vader ", Aim("Say x=y.", "vader")),
+        ("Be kind.=judge:http://h/v1?model=m", Aim("Be kind.", "judge:http://h/v1?model=m")),
+        ("Be odd.=lexical:a=b", Aim("Be odd.", "lexical:a=b")),
+        ("=vader", Aim(None, "vader")),
+    ],
+)
+def test_an_aim_is_split_where_a_scorer_follows(text: str, expected: Aim) -> None:
+    assert aim.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["Be kind.", "Be kind.=vadr", "Be kind.=", "vader"])
+def test_an_aim_without_a_scorer_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="WISH=SCORER"):
+        aim.parse(text)
+
+
+def test_an_aim_without_a_wish_stands_for_each_preference_of_the_question() -> None:
+    asked = [Question(0, "a?", ("x", "y")), Question(1, "b?", ("z", "w"))]
+    found = aim.aims(["=-length"], asked)
+    assert [[each.wish(q) for each in found] for q in asked] == [["x", "y"], ["z", "w"]]
+    assert [each.label for each in found] == ["-length 1", "-length 2"]
+    with pytest.raises(InputError, match="question 1 has 1 preferences"):
+        aim.aims(["=vader"], [asked[0], Question(1, "b?", ("z",))])
+    with pytest.raises(InputError, match="give it alone"):
+        aim.aims(["=vader", "Be kind.=vader"], asked)
+
+
+def test_two_wishes_have_a_line_of_weights_and_three_a_triangle() -> None:
+    assert grid.simplex(2, 5) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
+    triangle = grid.simplex(3, 4)
+    assert len(triangle) == len(set(triangle)) == 10
+    assert all(sum(weights) == pytest.approx(1) for weights in triangle)
+    assert grid.simplex(4, 1) == [(0.25,) * 4]
+    assert grid.simplex(1, 7) == [(1,)]
+    assert grid.shown((1 / 6, 5 / 6)) == "1/6 : 5/6"
+
+
+@pytest.mark.parametrize("way", ["percent", "words", "order"])
+def test_a_wording_says_seven_weights_apart_and_keeps_both_wishes(way: str) -> None:
+    inner = [weights for weights in grid.simplex(2, 7) if min(weights) > 0]
+    said = [wording.WORDINGS[way]([KIND, BRIEF], weights) for weights in inner]
+    assert all(KIND in text and BRIEF in text for text in said)
+    assert len(set(said)) == (3 if way == "order" else 5)
+    assert said[0].index(KIND) < said[0].index(BRIEF)
+    assert way == "percent" or said[-1].index(BRIEF) < said[-1].index(KIND)
+
+
+def test_a_share_is_said_in_per_cent_and_degrees_of_a_wish_by_its_words() -> None:
+    assert "Be kind. (importance: 83 %) Be brief. (importance: 17 %)" in wording.percent(
+        [KIND, BRIEF], [5 / 6, 1 / 6]
+    )
+    assert wording.words([BRIEF, KIND], [1 / 6, 5 / 6]) == "Above all: Be kind. Only a little: Be brief."
+
+
+def test_the_projects_questions_are_64_different_ones_and_fall_into_two_halves() -> None:
+    asked = question.read(None)
+    assert [q.index for q in asked] == list(range(64))
+    assert len({q.text for q in asked}) == 64
+    first, second = question.read(None, "first"), question.read(None, "second")
+    assert sorted([*first, *second], key=lambda q: q.index) == list(asked)
+    assert {q.index % 2 for q in first} == {0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"index": 4, "question": "a?", "preferences": ["x", "y"]}]',
+        '{"index": 4, "prompt": "a?", "rubric": [{"criteria": "x"}, {"criteria": "y"}]}\n',
+        '\ufeff[{"index": 4, "instruction": "a?", "preference_set": [{"preference": "x"}, '
+        '{"preference": "y"}]}]',
+    ],
+)
+def test_the_shapes_of_files_in_use_are_read(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "questions"
+    file.write_text(text, encoding="utf-8")
+    assert question.read(str(file)) == (Question(4, "a?", ("x", "y")),)
+
+
+def test_plain_texts_a_line_are_numbered(tmp_path: Path) -> None:
+    file = tmp_path / "questions"
+    file.write_text('"a?"\n\n"b?"\n')
+    assert question.read(str(file)) == (Question(0, "a?"), Question(1, "b?"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "neither"),
+        ("[]", "no questions"),
+        ("[5]", "row 0"),
+        ('[{"question": " "}]', "row 0"),
+        ('[{"question": "a?", "index": "x"}]', "index 'x'"),
+        ('[{"question": "a?", "index": 1}, {"question": "b?", "index": 1}]', "same index"),
+        ('[{"question": "a?", "preferences": [5]}]', "preferences"),
+        ('[{"question": "a?", "preferences": "x"}]', "preferences"),
+        ("\u00ff", "neither"),
+    ],
+)
+def test_a_file_that_holds_no_questions_is_refused_in_a_sentence(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    file = tmp_path / "questions"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=says):
+        question.read(str(file))
+
+
+def test_settings_come_back_from_their_json() -> None:
+    rich = replace(
+        ASKED,
+        scorers=("lexical:a,b", "length, vader"),
+        sampling={"temperature": 0.5, "logit_bias": {3: -1.0}, "stop": ("x",), "seed": 4},
+        model={"model": "m", "enable_prefix_caching": False},
+    )
+    assert rich.extras == ("lexical:a,b", "length", "vader")
+    back = settings.from_description(json.loads(json.dumps(rich.described())))
+    assert (back.params, back.config, back.described()) == (rich.params, rich.config, rich.described())
+    for typed in ("--aim 'Be kind.=vader'", "--no-enable-prefix-caching", "--logit-bias 3=-1.0", "--seed 4"):
+        assert typed in rich.command
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"weights": 0}, "weights is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"fluent": 0.5}, "fluent is 0.5"),
+        ({"half": "third"}, "half is 'third'"),
+        ({"scorers": ("a,,b",)}, "empty name"),
+        ({"sampling": {"n": 2}}, "greedy answers are all the same"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Settings(**values)
+
+
+def test_drawn_answers_are_seeded_alike_for_all_rows_and_apart_by_question() -> None:
+    made = study.make(replace(ASKED, sampling={"temperature": 1.0, "n": 2, "seed": 10}))
+    seeds = {(cell.question.index, cell.request.sampling.seed) for cell in made.cells.values()}
+    assert seeds == {(0, 10), (1, 12), (2, 14)}
+    assert Settings(sampling={"temperature": 1.0}).params.seed == 0
+    assert Settings().params.seed is None
+
+
+def test_what_asks_for_the_same_is_one_request() -> None:
+    made = study.make(ASKED)
+    # base 1; prompt: each alone, both; percent, words: the 3 inner weights; order: 2, its middle is "both";
+    # amulet: each alone, both; mato: 5
+    assert len(made.cells) == 3 * (1 + 3 + 3 + 3 + 2 + 3 + 5)
+    rows = {row.label: row for row in made.rows}
+    assert list(rows) == [
+        "base",
+        "prompt",
+        "prompt/percent",
+        "prompt/words",
+        "prompt/order",
+        "amulet",
+        "mato",
+    ]
+    for weights in made.weights:
+        joined = min(weights) > 0
+        same = made.key(rows["prompt"], weights, made.questions[0]) == made.key(
+            rows["prompt/percent"], weights, made.questions[0]
+        )
+        assert same == (not joined)
+
+
+def test_a_method_with_its_default_written_out_asks_for_the_same() -> None:
+    made = study.make(replace(ASKED, methods="mato,mato:tau=1,mato:tau=2"))
+    assert len(made.cells) == 3 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: replace(s, sampling={"max_tokens": 9}),
+        lambda s: replace(s, model={"dtype": "float32"}),
+        lambda s: replace(s, model={"model": "other"}),
+        lambda s: replace(s, system="You are a bird."),
+        lambda s: replace(s, aim=("Be kind!=vader", "Be brief!=-length"), methods="mato"),
+        lambda s: replace(s, methods="mato:placement=user"),
+    ],
+)
+def test_whatever_changes_an_answer_changes_its_key(change: Callable[[Settings], Settings]) -> None:
+    assert (
+        not study.make(replace(ASKED, methods="mato")).cells.keys()
+        & study.make(change(replace(ASKED, methods="mato"))).cells.keys()
+    )
+
+
+def test_scorers_and_what_an_answer_does_not_depend_on_leave_keys_as_they_are() -> None:
+    other = replace(
+        ASKED, scorers=("vader",), fluent=2.0, model={"max_num_seqs": 7, "kv_cache_memory": "1GiB"}
+    )
+    assert study.make(ASKED).cells.keys() == study.make(other).cells.keys()
+
+
+def test_comparing_with_base_needs_base() -> None:
+    with pytest.raises(InputError, match="add base"):
+        study.make(replace(ASKED, methods="mato", fluent=3.0))

@@ -1,0 +1,340 @@
+"""`trimtab evaluate` from its flags to its report, over the tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.engine.engine import Engine
+from trimtab.engine.methods import Mato, Prompt
+from trimtab.engine.objective import Objective
+from trimtab.engine.request import Request
+from trimtab.engine.sampling import SamplingParams
+from trimtab.tools.cli import main
+from trimtab.tools.evaluate import study as studies
+from trimtab.tools.evaluate.settings import Settings
+
+from ..conftest import Ran
+
+AIMS = ("Be kind.=lexical:[aeiou]", "Be brief.=-length:characters")
+FLAGS = ["--aim", AIMS[0], "--aim", AIMS[1], "--methods", "base,prompt,mato", "--weights", "3"]
+SIZE = ["--limit", "3", "--max-tokens", "6", "--scorers", "repetition,perplexity,length"]
+Evaluate = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_folder: Path) -> list[str]:
+    return [*FLAGS, *SIZE, "--model", str(tiny_folder), "--kv-cache-memory", "2MiB"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that has been made, for tests to copy."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert main(["evaluate", *flags, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def made(whole: Path, out: Path) -> Path:
+    """The same study, to be changed."""
+    shutil.copytree(whole, out)
+    return out
+
+
+@pytest.fixture
+def evaluate(run: Callable[..., Ran], flags: list[str], out: Path) -> Evaluate:
+    """Runs the command with the flags of this test and more."""
+    return lambda *more: run("evaluate", *flags, "--output", str(out), *more)
+
+
+def answers(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+
+
+def reported(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def test_a_study_leaves_answers_a_report_and_two_pictures(whole: Path) -> None:
+    out = whole
+    names = {"answers.jsonl", "dial.png", "pareto.png", "report.json", "report.md", "study.json"}
+    assert {path.name for path in out.iterdir()} == names
+    for picture in ("dial.png", "pareto.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    found = reported(out)
+    rows = {row["label"]: row for row in found["rows"]}
+    assert list(rows) == [
+        "base", "prompt", "prompt/percent", "prompt/words", "prompt/order", "prompt, all wordings", "mato",
+    ]  # fmt: skip
+    assert rows["mato"]["points"] == 3
+    assert rows["base"]["wins"]["base"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert found["questions"]["count"] == 3
+    assert set(found["provenance"]["reported"]) >= {"commit", "dirty", "packages", "machine"}
+    text = (out / "report.md").read_text()
+    assert "| mato |" in text
+    assert found["command"] in text
+    assert "--weights 3 is fewer than 7" in text
+
+
+def test_an_answer_is_the_engines_own_and_its_perplexity_that_of_plain_decoding(
+    whole: Path, tiny: Engine
+) -> None:
+    out = whole
+    asked = studies.make(Settings(aim=AIMS, methods="base,prompt,mato", weights=3, limit=3))
+    texts = {question.index: question.text for question in asked.questions}
+    weights = {"mato": [0.5, 0.5], "prompt": [1.0, 0.0]}
+    steering = {
+        "mato": Mato([Objective("Be kind.", 0.5), Objective("Be brief.", 0.5)]),
+        "prompt": Prompt([Objective("Be kind.")]),
+    }
+    for method, made in steering.items():
+        line = next(x for x in answers(out) if (x["method"], x["weights"]) == (method, weights[method]))
+        output = tiny.generate(Request(texts[line["question"]], made, SamplingParams(max_tokens=6)))
+        assert (line["text"], line["tokens"]) == (output.text, len(output.token_ids))
+        prompt = output.branches[0].prompt_token_ids
+        scored = tiny.score([*prompt, *output.token_ids])
+        own = [float(scored[len(prompt) - 1 + i, token]) for i, token in enumerate(output.token_ids)]
+        assert line["base_logprob"] == pytest.approx(sum(own) / len(own), abs=1e-4)
+    points = reported(out)["points"]
+    base = next(point for point in points if point["label"] == "base")
+    per_answer = sorted(math.exp(-x["base_logprob"]) for x in answers(out) if x["method"] == "base")
+    assert base["measures"]["perplexity"]["value"] == pytest.approx(per_answer[1])
+
+
+def test_a_wish_of_weight_nothing_changes_no_token(tiny: Engine) -> None:
+    both = Mato([Objective("Be kind."), Objective("Be brief.", 0.0)])
+    one = Mato([Objective("Be kind.")])
+    outputs = tiny.generate(
+        [Request("What is rain?", made, SamplingParams(max_tokens=8)) for made in (both, one)]
+    )
+    assert outputs[0].token_ids == outputs[1].token_ids
+
+
+def test_a_run_again_decodes_nothing_and_output_alone_reports_again(
+    evaluate: Evaluate, run: Callable[..., Ran], made: Path
+) -> None:
+    out = made
+    before = (out / "answers.jsonl").read_bytes()
+    report = reported(out)
+    (out / "report.md").unlink()
+    assert evaluate() == Ran(0, f"{out / 'report.md'}\n", "")
+    assert run("evaluate", "--output", str(out)) == Ran(0, f"{out / 'report.md'}\n", "")
+    assert (out / "answers.jsonl").read_bytes() == before
+    again = reported(out)
+    for name in ("rows", "points", "ranges", "notes", "settings", "questions"):
+        assert again[name] == report[name], name
+
+
+def test_other_scorers_and_more_methods_keep_the_answers_there_are(evaluate: Evaluate, made: Path) -> None:
+    out = made
+    before = answers(out)
+    assert evaluate("--methods", "base,prompt,mato,mixture", "--scorers", "vader").status == 0
+    assert answers(out)[: len(before)] == before
+    assert {line["method"] for line in answers(out)[len(before) :]} == {"mixture"}
+    assert set(reported(out)["rows"][0]["measures"]) >= {"length", "vader", "words"}
+
+
+def test_what_was_left_half_written_is_decoded_again(evaluate: Evaluate, made: Path) -> None:
+    out = made
+    path, whole = out / "answers.jsonl", answers(out)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    evaluate()
+    assert answers(out)[:5] == whole[:5]
+    assert sorted(map(json.dumps, answers(out))) == sorted(map(json.dumps, whole))
+
+
+def test_a_run_that_is_ended_goes_on_where_it_stopped(
+    flags: list[str], evaluate: Evaluate, out: Path
+) -> None:
+    command = [sys.executable, "-m", "trimtab", "evaluate", *flags, "--limit", "40", "--output", str(out)]
+    path = out / "answers.jsonl"
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (path.exists() and path.read_bytes().count(b"\n") > 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    before = answers(out)
+    assert not (out / "report.json").exists()
+    assert evaluate("--limit", "40").status == 0
+    assert answers(out)[: len(before)] == before
+    keys = [line["key"] for line in answers(out)]
+    assert len(keys) == len(set(keys)) == 40 * 9
+
+
+def test_a_report_repeats_its_study(
+    evaluate: Evaluate, run: Callable[..., Ran], out: Path, tmp_path: Path
+) -> None:
+    evaluate("--temperature", "1", "--n", "2")
+    other = tmp_path / "other"
+    assert run("evaluate", "--from", str(out / "report.json"), "--output", str(other)).status == 0
+    assert sorted(map(json.dumps, answers(other))) == sorted(map(json.dumps, answers(out)))
+    assert reported(other)["rows"] == reported(out)["rows"]
+    assert {line["sample"] for line in answers(out)} == {0, 1}
+    texts = {line["text"] for line in answers(out) if line["question"] == 0 and line["method"] == "base"}
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--max-tokens", "5"), "answers what this study does not ask"),
+        (("--limit", "2"), "answers what this study does not ask"),
+    ],
+)
+def test_answers_of_another_study_are_left_alone(
+    evaluate: Evaluate, made: Path, more: tuple[str, str], says: str
+) -> None:
+    out = made
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    ran = evaluate(*more)
+    assert ran.status == 2
+    assert says in ran.err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("line", ['{"key": "x"}\n', "notes\n", "no", "[]\n"])
+def test_a_file_that_holds_no_answers_is_left_alone(evaluate: Evaluate, out: Path, line: str) -> None:
+    out.mkdir()
+    (out / "answers.jsonl").write_text(line)
+    ran = evaluate()
+    assert ran.status == 2
+    assert "line 1 of" in ran.err
+    assert (out / "answers.jsonl").read_text() == line
+
+
+def test_questions_that_changed_are_told(
+    run: Callable[..., Ran], flags: list[str], out: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.json"
+    file.write_text('["a?", "b?"]')
+    assert run("evaluate", *flags, "--questions", str(file), "--output", str(out)).status == 0
+    file.write_text('["a?", "c?"]')
+    ran = run("evaluate", "--output", str(out))
+    assert ran.status == 2
+    assert "holds other questions" in ran.err
+
+
+def test_a_questions_own_preferences_are_aims(
+    run: Callable[..., Ran], tiny_folder: Path, out: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"{word}?", "preferences": [f"Be {word}.", "Be brief."]} for word in ("odd", "even")]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    made = ["--aim", "=length", "--methods", "base,mato", "--weights", "1", "--max-tokens", "4"]
+    model = ["--model", str(tiny_folder), "--kv-cache-memory", "2MiB"]
+    assert run("evaluate", *made, *model, "--questions", str(file), "--output", str(out)).status == 0
+    assert [aim["label"] for aim in reported(out)["aims"]] == ["length 1", "length 2"]
+    assert {line["method"]: line["weights"] for line in answers(out)} == {
+        "base": [0.5, 0.5],
+        "mato": [0.5, 0.5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), "no --output"),
+        (("--output", "OUT"), "no --aim"),
+        (("--output", "OUT", "--aim", "Be kind."), "WISH=SCORER"),
+        (("--output", "OUT", "--aim", "Be kind.=length:miles"), "no unit 'miles'"),
+        (("--output", "OUT", "--aim", "Be kind.=length", "--methods", "mat"), "no method 'mat'"),
+        (("--output", "OUT", "--aim", "Be kind.=length", "--questions", "nowhere.json"), "nowhere.json"),
+        (("--output", "OUT", "--from", "OUT/none.json"), "none.json"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_sentence_and_makes_nothing(
+    run: Callable[..., Ran], out: Path, more: tuple[str, ...], says: str
+) -> None:
+    ran = run("evaluate", *(word.replace("OUT", str(out)) for word in more))
+    assert ran.status in (1, 2)
+    assert says in ran.err
+    assert ran.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_file_without_settings_is_no_report(run: Callable[..., Ran], out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    for text in ("[]", "{}", '{"settings": {"aim": 5}}', '{"settings": {"nothing": 5}}', "{"):
+        file.write_text(text)
+        ran = run("evaluate", "--from", str(file), "--output", str(out))
+        assert ran.status == 2, text
+        assert "settings" in ran.err or "aim" in ran.err
+    assert not out.exists()
+
+
+class Marker(BaseHTTPRequestHandler):
+    """A judge that marks by the length of what it is asked, finds the first answer better, and counts."""
+
+    def do_GET(self) -> None:
+        self._send({"data": [{"id": "m"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = json.dumps(body)
+        self.server.asked += 1  # type: ignore[attr-defined]
+        verdict = "first" if "better" in text.lower() else str(1 + len(text) % 5)
+        self._send({"choices": [{"message": {"role": "assistant", "content": f"Verdict: {verdict}"}}]})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+    def _send(self, found: dict[str, Any]) -> None:
+        data = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def judge() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Marker)
+    server.asked = 0  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_judge_marks_and_compares_and_what_it_said_is_kept(
+    run: Callable[..., Ran], tiny_folder: Path, out: Path, judge: ThreadingHTTPServer
+) -> None:
+    url = f"judge:http://127.0.0.1:{judge.server_address[1]}/v1"
+    aims = ["--aim", f"Be kind.={url}", "--aim", f"Be brief.={url}", "--pairwise", url]
+    more = ["--methods", "base,mato", "--weights", "3", "--limit", "2", "--max-tokens", "4"]
+    model = ["--model", str(tiny_folder), "--kv-cache-memory", "2MiB"]
+    assert run("evaluate", *aims, *more, *model, "--output", str(out)).status == 0
+    base, mato = reported(out)["rows"]
+    assert set(base["marks"]) == {"AMR", "APS", "Worst"}
+    assert 1 <= mato["marks"]["Worst"]["value"] <= mato["marks"]["APS"]["value"] <= 5
+    # whoever stands first wins, so the two orders disagree
+    assert mato["judged"] == base["judged"] == {"base": {"value": 0.5, "low": 0.5, "high": 0.5}}
+    assert "| judged vs base | AMR | APS | Worst |" in (out / "report.md").read_text()
+    asked = judge.asked  # type: ignore[attr-defined]
+    # two questions, four different answers to each (one of base, three of mato), two wishes
+    assert asked >= 2 * 4 * 2
+    assert run("evaluate", "--output", str(out)).status == 0
+    assert judge.asked == asked  # type: ignore[attr-defined]
+    assert reported(out)["rows"] == [base, mato]

@@ -1,0 +1,58 @@
+"""The Pareto front and its hypervolume, against counting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.tools.evaluate import front
+
+TOP = 4
+
+
+def clouds(most: int = 6) -> st.SearchStrategy[np.ndarray]:
+    """Points of whole coordinates, some below 0, of 1 to 4 objectives."""
+    return st.integers(1, 4).flatmap(
+        lambda k: st.lists(st.tuples(*[st.integers(-1, TOP)] * k), min_size=1, max_size=most).map(
+            lambda points: np.array(points, dtype=float)
+        )
+    )
+
+
+@given(clouds())
+@settings(max_examples=200)
+def test_the_hypervolume_of_whole_coordinates_is_the_number_of_cells_under_a_point(
+    points: np.ndarray,
+) -> None:
+    cells = itertools.product(range(TOP), repeat=points.shape[1])
+    covered = sum(
+        any(all(c + 1 <= x for c, x in zip(cell, p, strict=True)) for p in points) for cell in cells
+    )
+    assert front.hypervolume(points) == pytest.approx(covered)
+
+
+@given(clouds())
+def test_on_the_front_is_who_is_beaten_by_none(points: np.ndarray) -> None:
+    found = front.on_front(points)
+    for index, point in enumerate(points):
+        beaten = any((other >= point).all() and (other > point).any() for other in points)
+        assert found[index] == (not beaten)
+
+
+def test_a_known_area_and_its_spread() -> None:
+    points = np.array([[1.0, 0.25], [0.5, 0.75], [0.25, 0.5]])
+    assert front.hypervolume(points) == pytest.approx(0.25 + 0.25)
+    assert front.spread(points) == pytest.approx(0.5)
+    assert front.spread(points[:1]) == 0
+
+
+def test_points_that_are_not_known_are_left_out() -> None:
+    points = np.array([[0.5, 0.5], [math.nan, 9.0]])
+    assert front.on_front(points).tolist() == [True, False]
+    assert front.hypervolume(points) == pytest.approx(0.25)
+    assert math.isnan(front.hypervolume(points[1:]))
+    assert math.isnan(front.spread(points[1:]))

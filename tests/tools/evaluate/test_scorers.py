@@ -1,0 +1,120 @@
+"""What scorers say of small texts, and which ones there are."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+from trimtab.kernels.errors import InputError
+from trimtab.tools.evaluate import scorers
+from trimtab.tools.evaluate.answer import Answer
+
+
+def answered(text: str, base_logprob: float | None = -1.0) -> Answer:
+    return Answer("What is rain?", ("Be kind.",), (1.0,), text, 7, base_logprob, "stop")
+
+
+def score(scorer: str, text: str) -> float | None:
+    return scorers.make(scorer).score([answered(text)])[0]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "text", "expected"),
+    [
+        ("length", "It's a well-known fact: 3 of them.", 7),
+        ("length:words", "naïve café", 2),
+        ("length:characters", "  abc d ", 5),
+        ("length:sentences", "One. Two! “Three?” Four\nFive 3.5", 5),
+        ("length:tokens", "abc", 7),
+        ("lexical:sea|sky", "The Sea and the sky, the sea.", 3 / 7),
+        (r"lexical:\bsea\b", "season sea", 1 / 2),
+        ("lexical:a{1,2}", "aaa b", 2 / 2),
+        ("repetition", "a b c d", 0),
+        ("repetition", "a b c a b c a b c", 1 - 3 / 7),
+        ("repetition:1", "a A b", 1 / 3),
+        ("repetition", "two words", 0),
+        ("perplexity", "x", math.e),
+    ],
+)
+def test_a_score_is_what_counting_gives(scorer: str, text: str, expected: float) -> None:
+    assert score(scorer, text) == pytest.approx(expected)
+    assert scorers.make(scorer).name == scorer
+
+
+@pytest.mark.parametrize("scorer", ["length", "lexical:a", "repetition", "vader", "textstat"])
+@pytest.mark.parametrize("text", ["", " \n", ':||"'])
+def test_text_without_words_has_no_score(scorer: str, text: str) -> None:
+    assert score(scorer, text) is None
+
+
+def test_perplexity_needs_tokens_and_stays_a_number() -> None:
+    found = scorers.make("perplexity").score([answered("x", None), answered("x", -1e9)])
+    assert found[0] is None
+    assert found[1] is not None
+    assert math.isfinite(found[1])
+
+
+def test_vader_hears_joy_and_grief_and_not_how_long_they_last() -> None:
+    joy, grief = score("vader", "I love this wonderful day!"), score("vader", "I hate this horrible day.")
+    assert joy is not None
+    assert grief is not None
+    assert grief < -0.5 < 0.5 < joy
+    plain = score("vader", "This is good.")
+    assert score("vader", "This is good. " * 9) == pytest.approx(plain)
+    whole = score("vader:whole", "This is good. " * 9)
+    assert whole is not None
+    assert plain is not None
+    assert whole > plain
+
+
+def test_textstat_finds_plain_words_easier() -> None:
+    plain, hard = (
+        "The cat sat on the mat.",
+        "Institutional heterogeneity complicates epistemological generalisation.",
+    )
+    for index, easier in (("flesch_reading_ease", 1), ("gunning_fog", -1)):
+        first, second = score(f"textstat:{index}", plain), score(f"textstat:{index}", hard)
+        assert first is not None
+        assert second is not None
+        assert easier * first > easier * second
+
+
+def test_every_readability_index_there_is_gives_a_number() -> None:
+    from trimtab.tools.evaluate.scorers.readability import INDICES  # noqa: PLC0415
+
+    found = [
+        score(f"textstat:{index}", "The rain falls. It is wet, and we stay at home.") for index in INDICES
+    ]
+    assert all(value is not None and math.isfinite(value) for value in found)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "says"),
+    [
+        ("vadr", "no scorer 'vadr'; scorers are vader, length"),
+        ("vader:x", "vader has no 'x'"),
+        ("length:miles", "no unit 'miles'"),
+        ("textstat:x", "no index 'x'"),
+        ("lexical", "needs a regular expression"),
+        ("lexical:(", "no regular expression"),
+        ("repetition:0", "number of words"),
+        ("perplexity:x", "takes no argument"),
+    ],
+)
+def test_a_scorer_there_is_not_is_refused_in_a_sentence(scorer: str, says: str) -> None:
+    with pytest.raises(InputError, match=says.replace("(", r"\(")):
+        scorers.make(scorer)
+
+
+@pytest.mark.parametrize(("scorer", "package"), [("vader", "vaderSentiment"), ("textstat", "textstat")])
+def test_a_missing_package_is_named_with_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, scorer: str, package: str
+) -> None:
+    module = f"{scorers.__name__}.{scorers.SCORERS[scorer][0]}"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"needs the package {package}.*trimtab\[evaluate\]"):
+        scorers.make(scorer)

@@ -1,0 +1,95 @@
+"""Means, medians, intervals, rank correlation and wins, against the slow and obvious way."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.tools.evaluate import statistics
+
+SCORES = st.lists(st.sampled_from([0.0, 1.0, 2.5, -3.0, math.nan]), min_size=1, max_size=8)
+PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 2)), min_size=2, max_size=9)
+
+
+def test_a_draw_is_as_many_questions_with_replacement_and_the_first_is_the_data() -> None:
+    counts = statistics.resampled(9, draws=200, seed=3)
+    assert counts.shape == (201, 9)
+    assert (counts[0] == 1).all()
+    assert (counts.sum(axis=1) == 9).all()
+    assert (counts[1:] == 0).any(axis=1).mean() > 0.9
+    assert abs(counts[1:].mean() - 1) < 1e-9
+    assert (counts == statistics.resampled(9, draws=200, seed=3)).all()
+    assert (counts != statistics.resampled(9, draws=200, seed=4)).any()
+
+
+@given(SCORES, st.integers(0, 9))
+def test_a_mean_is_that_of_the_questions_as_often_as_they_were_drawn(scores: list[float], seed: int) -> None:
+    counts = statistics.resampled(len(scores), draws=5, seed=seed)
+    found = statistics.means(np.array(scores), counts)
+    for drawn, mean in zip(counts, found, strict=True):
+        pool = [s for s, count in zip(scores, drawn, strict=True) for _ in range(int(count))]
+        known = [s for s in pool if not math.isnan(s)]
+        assert mean == pytest.approx(sum(known) / len(known) if known else math.nan, nan_ok=True)
+
+
+@given(st.integers(1, 3), SCORES, st.integers(0, 9))
+def test_a_median_is_the_lower_middle_one_of_all_that_were_drawn(
+    points: int, scores: list[float], seed: int
+) -> None:
+    table = np.array([[score + point for score in scores] for point in range(points)])
+    counts = statistics.resampled(len(scores), draws=5, seed=seed)
+    for drawn, median in zip(counts, statistics.medians(table, counts), strict=True):
+        pool = sorted(
+            value
+            for line in table.tolist()
+            for value, count in zip(line, drawn, strict=True)
+            for _ in range(int(count))
+            if not math.isnan(value)
+        )
+        assert median == pytest.approx(pool[(len(pool) - 1) // 2] if pool else math.nan, nan_ok=True)
+
+
+def test_an_interval_covers_the_mean_of_a_normal_sample_as_often_as_it_says() -> None:
+    generator, covered = np.random.default_rng(0), 0
+    counts = statistics.resampled(40, draws=300)
+    for _ in range(200):
+        found = statistics.estimate(statistics.means(generator.normal(2.0, 1.0, 40), counts))
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 2.0 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_an_estimate_without_a_value_has_none() -> None:
+    assert statistics.estimate(np.array([math.nan, 1.0])) == statistics.Estimate(None)
+    assert statistics.estimate(np.array([1.0, math.nan])) == statistics.Estimate(1.0)
+
+
+@given(PAIRS)
+@settings(max_examples=200)
+def test_spearman_is_the_correlation_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
+    x, y = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
+
+    def slow_ranks(values: np.ndarray) -> np.ndarray:
+        return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+    a, b = slow_ranks(x), slow_ranks(y)
+    constant = len(set(x)) == 1 or len(set(y)) == 1
+    expected = math.nan if constant else float(np.corrcoef(a, b)[0, 1])
+    assert statistics.spearman(x, y[None])[0] == pytest.approx(expected, nan_ok=True)
+
+
+def test_spearman_without_ties_is_the_textbook_formula_and_leaves_out_the_unknown() -> None:
+    x = np.array([1.0, 2, 3, 4, 5])
+    y = np.array([[2.0, 1, 4, 3, 5], [1, math.nan, 2, 3, 4], [4, 3, 2, math.nan, 1], [math.nan] * 5])
+    expected = [1 - 6 * 4 / (5 * 24), 1, -1, math.nan]
+    assert statistics.spearman(x, y).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_win_is_one_a_tie_half_and_the_unknown_loses() -> None:
+    low = -math.inf
+    mine, other = np.array([2.0, 1, 0, low, low, 0]), np.array([1.0, 1, 1, 0, low, low])
+    assert statistics.wins(mine, other).tolist() == [1, 0.5, 0, 0, 0.5, 1]

@@ -1,0 +1,53 @@
+"""`trimtab evaluate`: how far each method turns toward wishes, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...kernels.errors import InputError
+from .. import asking
+from . import settings
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..flags import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """--output, --from, and the flags of study, sampling and model."""
+    parser.epilog = (
+        "A run that was interrupted goes on where it stopped: give the same --output. With --output alone "
+        "the study in that folder is completed and reported again. Draws have seed 0 unless --seed is given."
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="where answers and report are kept")
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", help="repeat the study of this report.json, into --output"
+    )
+    settings.add_flags(parser)
+    asking.add_sampling(parser, skip=settings.NOT_SAMPLED)
+    asking.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything typed is checked before the model is loaded. 1 when an answer failed."""
+    if args.output is None:
+        raise InputError("there is no --output; name the folder for answers and report")
+    # What follows is not needed for --help.
+    from . import conducting, report, study  # noqa: PLC0415
+
+    folder = Path(args.output)
+    source = _source(args, folder)
+    made = study.make(settings.read(args, settings.from_file(source) if source else None))
+    if source:
+        report.check(made, source)
+    return conducting.conduct(made, folder)
+
+
+def _source(args: argparse.Namespace, folder: Path) -> Path | None:
+    """Where settings start from: the file of --from, else, without --aim, what the folder has."""
+    if args.source is not None:
+        return Path(args.source)
+    kept = folder / settings.STUDY
+    return kept if kept.exists() and "aim" not in args else None

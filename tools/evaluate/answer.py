@@ -1,0 +1,25 @@
+"""An answer as scorers see it: what was asked and wished for, what was said, and nothing of who said it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to be scored.
+
+    preferences:   the texts of the wishes to score it by: the aim's own for an aim's scorer, all for others.
+    weights:       how much each of them counts; they sum to 1.
+    tokens:        length in tokens, a stop token included.
+    base_logprob:  mean log-probability of its tokens under the model without wishes; None without tokens.
+    finish_reason: "stop", "length" (cut off) or "error".
+    """
+
+    question: str
+    preferences: tuple[str, ...]
+    weights: tuple[float, ...]
+    text: str
+    tokens: int
+    base_logprob: float | None
+    finish_reason: str

@@ -1,0 +1,37 @@
+"""The weights that are asked for: a grid over the simplex."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Weights = tuple[float, ...]
+
+
+def simplex(objectives: int, points: int) -> list[Weights]:
+    """All weights of `objectives` wishes that are multiples of 1/(points - 1) and sum to 1; ends included.
+
+    For two wishes these are `points` weights, the first wish's falling from 1 to 0. One point is the centre,
+    all weights equal.
+    """
+    if points == 1 or objectives == 1:
+        return [(1 / objectives,) * objectives]
+    steps = points - 1
+    return [tuple(part / steps for part in parts) for parts in _compositions(steps, objectives)]
+
+
+def shown(weights: Weights) -> str:
+    """`1/6 : 5/6`, as a table has it."""
+    return " : ".join(str(Fraction(weight).limit_denominator(1000)) for weight in weights)
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(total, -1, -1):
+        for rest in _compositions(total - first, parts - 1):
+            yield (first, *rest)

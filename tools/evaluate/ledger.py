@@ -1,0 +1,54 @@
+"""The file of answers, answers.jsonl: what is in it stays, and a run goes on where it was left."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ...engine.strict_json import dumps
+from ...kernels.errors import InputError
+from . import lines
+from .record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+    from typing import TextIO
+
+BEGINNING = b'{"key": '
+
+Answers = dict[str, list[Record]]
+"""By key, the n answers of a cell."""
+
+
+def read(path: Path, keys: Collection[str], samples: int) -> Answers:
+    """The answers of an earlier run; none of those of which a crash left only some.
+
+    Raises InputError when the file holds anything else, or answers of another study.
+    """
+    found: dict[str, dict[int, Record]] = {}
+    for number, line in enumerate(lines.whole(path, BEGINNING), 1):
+        record = _record(line, number, path)
+        if record.key not in keys:
+            raise InputError(
+                f"line {number} of {str(path)!r} answers what this study does not ask; name another --output"
+            )
+        found.setdefault(record.key, {})[record.sample] = record
+    return {
+        key: [records[sample] for sample in range(samples)]
+        for key, records in found.items()
+        if records.keys() >= set(range(samples))
+    }
+
+
+def write(file: TextIO, records: list[Record]) -> None:
+    """Adds all answers of a cell."""
+    file.write("".join(dumps(record.described()) + "\n" for record in records))
+    file.flush()
+
+
+def _record(line: bytes, number: int, path: Path) -> Record:
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError):
+        raise lines.foreign(number, path) from None

@@ -1,0 +1,63 @@
+"""What measures an answer, by name. Scorers see texts alone, never how they were decoded."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Protocol, cast
+
+from ....kernels.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..answer import Answer
+
+SCORERS = {
+    "vader": ("sentiment", "Vader", "sentiment from -1 to 1"),
+    "length": ("length", "Length", "how long: words, characters, sentences or tokens"),
+    "textstat": (
+        "readability",
+        "Readability",
+        "a readability index of textstat, such as flesch_reading_ease",
+    ),
+    "lexical": ("lexical", "Lexical", "the share of words that a regular expression matches"),
+    "repetition": ("repetition", "Repetition", "the share of word triples that were there before"),
+    "perplexity": ("perplexity", "Perplexity", "how unlikely the text is for the model without wishes"),
+    "reward": ("reward", "Reward", "a reward model from a folder"),
+    "judge": ("judge", "Judge", "marks from 1 to 5 by a model behind an OpenAI-compatible URL"),
+}
+"""Module, class and meaning of each name."""
+
+
+class Scorer(Protocol):
+    """A measure of answers. `scale` is its lowest and highest score, None where it has no such range."""
+
+    name: str
+    scale: tuple[float, float] | None
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One score an answer, higher for more of what it measures; None where it cannot be said."""
+        ...
+
+
+def make(text: str) -> Scorer:
+    """The scorer of `NAME` or `NAME:ARGUMENT`.
+
+    Raises InputError for a name or an argument there is not, or when the scorer's package is missing.
+    """
+    name, _, argument = text.partition(":")
+    if name not in SCORERS:
+        raise InputError(f"there is no scorer {name!r}; scorers are {', '.join(SCORERS)}")
+    module, cls, _ = SCORERS[name]
+    try:
+        found = importlib.import_module(f".{module}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("trimtab"):
+            raise
+        raise missing(f"the scorer {name!r}", error.name) from None
+    return cast("Callable[[str], Scorer]", getattr(found, cls))(argument)
+
+
+def missing(what: str, package: str | None) -> InputError:
+    """The error for an optional package that is not installed."""
+    return InputError(f"{what} needs the package {package}; pip install 'trimtab[evaluate]' brings it")

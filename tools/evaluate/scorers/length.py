@@ -1,0 +1,38 @@
+"""How long an answer is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ....kernels.errors import InputError
+from .plain import sentences, words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..answer import Answer
+
+UNITS = ("words", "characters", "sentences", "tokens")
+
+
+class Length:
+    """The number of words, or of another unit."""
+
+    scale: ClassVar[tuple[float, float] | None] = None
+
+    def __init__(self, argument: str) -> None:
+        self._unit = argument or UNITS[0]
+        if self._unit not in UNITS:
+            raise InputError(f"the scorer length has no unit {argument!r}; units are {', '.join(UNITS)}")
+        self.name = f"length:{argument}" if argument else "length"
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One an answer; None for one without words, for nothing said is not said briefly."""
+        return [self._one(answer) if words(answer.text) else None for answer in answers]
+
+    def _one(self, answer: Answer) -> float:
+        if self._unit == "tokens":
+            return float(answer.tokens)
+        if self._unit == "characters":
+            return float(len(answer.text.strip()))
+        return float(len((words if self._unit == "words" else sentences)(answer.text)))

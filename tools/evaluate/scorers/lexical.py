@@ -1,0 +1,40 @@
+"""What share of an answer is of certain words."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar
+
+from ....kernels.errors import InputError
+from .plain import words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..answer import Answer
+
+
+class Lexical:
+    """Matches of a regular expression for every word of the answer; upper and lower case are the same."""
+
+    scale: ClassVar[tuple[float, float] | None] = None
+
+    def __init__(self, argument: str) -> None:
+        if not argument:
+            raise InputError(r"the scorer lexical needs a regular expression, such as lexical:\bsea\b")
+        try:
+            self._pattern = re.compile(argument, re.IGNORECASE)
+        except re.error as error:
+            raise InputError(
+                f"the scorer lexical has {argument!r}, no regular expression ({error})"
+            ) from None
+        self.name = f"lexical:{argument}"
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One an answer; None for one without words."""
+        return [self._one(answer.text) for answer in answers]
+
+    def _one(self, text: str) -> float | None:
+        count = len(words(text))
+        matches = sum(1 for found in self._pattern.finditer(text) if found.group())
+        return matches / count if count else None

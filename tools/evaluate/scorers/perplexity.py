@@ -1,0 +1,33 @@
+"""How fluent an answer is to the model that is steered."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from .plain import without_argument
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..answer import Answer
+
+LARGEST = 700.0
+"""exp of more is beyond a float."""
+
+
+class Perplexity:
+    """exp of the mean negative log-probability of the answer's tokens under the model without wishes."""
+
+    name = "perplexity"
+    scale: ClassVar[tuple[float, float] | None] = None
+
+    def __init__(self, argument: str) -> None:
+        without_argument(self.name, argument)
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One an answer, at least 1; None for one without tokens."""
+        return [
+            None if answer.base_logprob is None else math.exp(min(LARGEST, -answer.base_logprob))
+            for answer in answers
+        ]

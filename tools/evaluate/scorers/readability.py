@@ -1,0 +1,47 @@
+"""Readability indices by the package textstat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import textstat
+
+from ....kernels.errors import InputError
+from .plain import words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..answer import Answer
+
+INDICES = (
+    "flesch_reading_ease",
+    "flesch_kincaid_grade",
+    "gunning_fog",
+    "smog_index",
+    "automated_readability_index",
+    "coleman_liau_index",
+    "linsear_write_formula",
+    "dale_chall_readability_score",
+    "mcalpine_eflaw",
+)
+"""Higher is easier for the first, harder for all others."""
+
+
+class Readability:
+    """A readability index of the answer."""
+
+    scale: ClassVar[tuple[float, float] | None] = None
+
+    def __init__(self, argument: str) -> None:
+        self._index = argument or INDICES[0]
+        if self._index not in INDICES:
+            raise InputError(
+                f"the scorer textstat has no index {argument!r}; indices are {', '.join(INDICES)}"
+            )
+        self.name = f"textstat:{self._index}"
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One an answer; None for one without words."""
+        index = getattr(textstat, self._index)
+        return [float(index(answer.text)) if words(answer.text) else None for answer in answers]

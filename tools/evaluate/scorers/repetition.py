@@ -1,0 +1,40 @@
+"""How much an answer goes round in loops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ....kernels.errors import InputError
+from .plain import words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..answer import Answer
+
+LENGTH = 3
+
+
+class Repetition:
+    """The share of n-grams of words (n = 3 unless given) that stood in the answer before, from 0 to 1.
+
+    That is 1 − distinct/all, the rep-n of Welleck et al. (2020).
+    """
+
+    scale: ClassVar[tuple[float, float] | None] = (0.0, 1.0)
+
+    def __init__(self, argument: str) -> None:
+        if argument and not (argument.isascii() and argument.isdigit() and int(argument[:9]) > 0):
+            raise InputError(f"the scorer repetition has {argument!r}; it must be a number of words ≥ 1")
+        self._n = int(argument or LENGTH)
+        self.name = f"repetition:{argument}" if argument else "repetition"
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One an answer, 0 for one that is too short to repeat itself; None for one without words."""
+        return [self._one(words(answer.text)) for answer in answers]
+
+    def _one(self, said: list[str]) -> float | None:
+        if not said:
+            return None
+        grams = [tuple(said[i : i + self._n]) for i in range(len(said) - self._n + 1)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,42 @@
+"""Sentiment by VADER (Hutto and Gilbert, 2014): a lexicon and rules, no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from ....kernels.errors import InputError
+from .plain import sentences, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..answer import Answer
+
+
+class Vader:
+    """The compound sentiment of a text, from -1 to 1: the mean over its sentences.
+
+    VADER is made for sentences: over a whole answer its score nears ±1 with length alone, and would measure
+    length. `vader:whole` asks for that one.
+    """
+
+    scale: ClassVar[tuple[float, float] | None] = (-1.0, 1.0)
+
+    def __init__(self, argument: str) -> None:
+        if argument not in ("", "whole"):
+            raise InputError(f"the scorer vader has no {argument!r}; it is vader or vader:whole")
+        self.name = f"vader:{argument}" if argument else "vader"
+        self._parts: Callable[[str], list[str]] = (lambda text: [text]) if argument else sentences
+        self._analyser: Any = SentimentIntensityAnalyzer()
+
+    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+        """One an answer; None for one without words."""
+        return [self._one(answer.text) for answer in answers]
+
+    def _one(self, text: str) -> float | None:
+        found = [s for s in self._parts(text) if words(s)]
+        if not found:
+            return None
+        return sum(float(self._analyser.polarity_scores(s)["compound"]) for s in found) / len(found)
