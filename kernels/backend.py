@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from .attention import PagedKV
+from .device_cache import DeviceKV
 from .ops import TORCH as TORCH_OPS
 from .ops import Ops
 from .steer import Choice, steer
@@ -24,13 +25,6 @@ class Cache(Protocol):
     pages: Tensor
     block_size: int
 
-    def __init__(
-        self, layers: int, pages: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> None: ...
-
-    @staticmethod
-    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int: ...
-
     def begin(self, batch: Batch) -> None: ...
 
     def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor: ...
@@ -42,12 +36,34 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """The decoder's operations, the cache that they attend over, and the steering step."""
+    """The decoder's operations, the cache that they attend over, and the steering step.
+
+    cache: from layers, pages, block_size, kv_heads, head_dim, dtype and device. page_bytes: what one page
+    takes, from layers, block_size, kv_heads, head_dim and dtype. graphs: the host reads nothing back between
+    a decoding step's token ids and its hidden states, so that they may be captured once and replayed.
+    """
 
     ops: Ops
-    cache: type[Cache]
+    cache: Callable[[int, int, int, int, int, torch.dtype, torch.device], Cache]
+    page_bytes: Callable[[int, int, int, int, torch.dtype], int]
     steer: Callable[..., Choice]
+    graphs: bool = False
 
 
-TORCH = Backend(TORCH_OPS, PagedKV, steer)
+def _on_cpu(
+    layers: int,
+    pages: int,
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PagedKV:
+    assert device.type == "cpu", "this cache lies in the memory of a CPU"
+    return PagedKV(layers, pages, block_size, kv_heads, head_dim, dtype)
+
+
+TORCH = Backend(TORCH_OPS, _on_cpu, PagedKV.page_bytes, steer)
 """The torch references, which a CPU decodes with."""
+PLAIN = Backend(TORCH_OPS, DeviceKV, DeviceKV.page_bytes, steer)
+"""The torch references on any device: what its kernels are checked by, and slow."""

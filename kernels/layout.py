@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .parcel import send
+
+CPU = torch.device("cpu")
 HIDDEN = -1e30
 """The score of a key that may not be seen; finite, so that a page with no visible key makes no NaN."""
 SCORES = 1 << 21
@@ -39,12 +43,15 @@ class Batch:
     offsets: Tensor
 
     @classmethod
-    def of(cls, segments: list[Segment], block_size: int, padding: int = 0) -> Batch:
+    def of(
+        cls, segments: list[Segment], block_size: int, padding: int = 0, device: torch.device = CPU
+    ) -> Batch:
         """The layout of these segments, in their order."""
         positions = [s.start + i for s in segments for i in range(s.count)]
         pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
-        where = torch.tensor([pages, [p % block_size for p in positions]])
-        return cls(segments, torch.tensor(positions + positions[-1:] * padding), *where.unbind(0))
+        offsets = [p % block_size for p in positions]
+        columns = (positions + positions[-1:] * padding, pages, offsets)
+        return cls(segments, *send(device, *(np.array(column, np.int64) for column in columns)))
 
 
 @dataclass(frozen=True)

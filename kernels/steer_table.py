@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .parcel import send
 from .program import Program
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class SteerTable:
         for name, value in values.items():
             self.columns[name][row] = value
         self.asked[row] = 0
-        self.asked[row, : len(weights)] = torch.tensor(weights, dtype=torch.float64)
+        (asked,) = send(self.device, np.array(weights, np.float64))
+        self.asked[row, : len(weights)] = asked
         self.rewards[row] = 0
         self.steps[row] = 0
         self.admitted[row] = program, draw
@@ -117,7 +120,7 @@ class Groups:
             [branch for _, branches in requests for branch in branches],
             [index for index, count in enumerate(counts) for _ in range(count)],
         )
-        tensors = [torch.tensor(column, dtype=torch.int64, device=device) for column in columns]
+        tensors = send(torch.device(device), *(np.array(column, np.int64) for column in columns))
         table, first, count, branch, owner = tensors
         rows = tuple(columns[0])
         return cls(table, first, count, branch, owner, width=max(counts), rows=rows)

@@ -136,7 +136,7 @@ class DynamicRope(Rope):
         """ω [tokens, head_dim / 2] where each token's request turns by `lengths` [tokens]."""
         stretch = self.factor * lengths.clamp(min=self.original).float() / self.original - (self.factor - 1)
         theta = self.theta * stretch ** (head_dim / (head_dim - 2))
-        return 1.0 / theta[:, None] ** _exponents(head_dim).to(lengths.device)
+        return 1.0 / theta[:, None] ** _exponents(head_dim, lengths.device)
 
     def context(self, trained: int) -> int:
         return _longer(trained, self.factor)
@@ -256,8 +256,8 @@ def _longer(length: int, factor: float) -> int:
     return int(min(length * factor, MAX_SIZE))
 
 
-def _exponents(head_dim: int) -> Tensor:
-    return torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+def _exponents(head_dim: int, device: torch.device | None = None) -> Tensor:
+    return torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
 
 
 def _both_ways(frequencies: Tensor) -> Tensor:

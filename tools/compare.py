@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..engine.output import Output
     from .flags import Parser
 
-METHODS = "base,prompt,amulet,mato,mato:kl_budget=0.2"
+METHODS = "base,prompt,amulet,mato,mato:preset=balanced"
 TABLE_WIDTH = 100
 """A terminal narrower than this gets the answers one below the other."""
 

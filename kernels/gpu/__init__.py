@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..spec import KernelSpec
 from .cases import ITERATE, STEER
 from .layer_cases import LAYER_SPECS
+from .lm_head_steer_cases import LM_HEAD_STEER
 
-SPECS: tuple[KernelSpec, ...] = (STEER, ITERATE, *LAYER_SPECS)
+SPECS: tuple[KernelSpec, ...] = (STEER, LM_HEAD_STEER, ITERATE, *LAYER_SPECS)
 """Every kernel that is compiled in the tests and listed by `trimtab profile kernels`."""

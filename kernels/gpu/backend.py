@@ -7,9 +7,9 @@ from torch import Tensor
 from ..backend import Backend
 from ..norm import rms_norm as torch_norm
 from ..ops import Ops
-from ..rope import rotate
 from .cache import TritonKV
 from .norm import add_rms_norm
+from .rotate import rotate
 from .steer import steer
 from .swiglu import swiglu
 
@@ -21,4 +21,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     return add_rms_norm(x.contiguous(), None, weight, eps)[1]
 
 
-TRITON = Backend(Ops(rms_norm=rms_norm, rotate=rotate, swiglu=swiglu), TritonKV, steer)
+TRITON = Backend(
+    Ops(rms_norm=rms_norm, rotate=rotate, swiglu=swiglu), TritonKV, TritonKV.page_bytes, steer, graphs=True
+)

@@ -20,7 +20,7 @@ WISH = (Objective("Be brief.", 1.0),)
 def test_the_published_methods_are_compared_by_default(run: Run, engine: FakeEngine) -> None:
     assert run("compare", "hi", "--prefer", "Be brief.").status == 0
     asked = [request.steering for request in engine.asked]
-    assert asked == [Base(), Prompt(WISH), Amulet(WISH), Mato(WISH), Mato(WISH, kl_budget=0.2)]
+    assert asked == [Base(), Prompt(WISH), Amulet(WISH), Mato(WISH), Mato.preset("balanced", WISH)]
 
 
 def test_a_pipe_gets_plain_sections(run: Run, engine: FakeEngine) -> None:

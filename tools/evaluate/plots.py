@@ -76,6 +76,7 @@ def _fronts(study: Study, result: Result) -> Any:
 def _dials(study: Study, result: Result) -> Any:
     """A panel for each aim: its mean score over its own asked weight."""
     figure, panels = _panels(min(len(study.aims), MOST_PANELS))
+    shade = 0.4 / max(4, len(study.rows))  # many bands upon each other hide the lines
     for k, axes in enumerate(panels):
         for label, points, style in _styled(study, result):
             at = _by_weight(points, k)
@@ -86,7 +87,7 @@ def _dials(study: Study, result: Result) -> Any:
             axes.plot(weights, values, label=label, linewidth=1.2, **style)
             lows = [s.value if s.low is None else s.low for s in scores]
             highs = [s.value if s.high is None else s.high for s in scores]
-            axes.fill_between(weights, lows, highs, color=style["color"], alpha=0.1, linewidth=0)
+            axes.fill_between(weights, lows, highs, color=style["color"], alpha=shade, linewidth=0)
         axes.set_xlabel(f"asked weight of {study.aims[k].label} (share)")
         _label(axes.set_ylabel, axes.invert_yaxis, study.aims[k])
     panels[0].set_title("Mean score by asked weight, 95 % bands", fontsize=10)

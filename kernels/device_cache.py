@@ -1,0 +1,146 @@
+"""A paged KV cache that may lie on any device, and the layout of a step over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .paged import Tiles, paged_attention
+from .parcel import send
+from .store import store
+
+if TYPE_CHECKING:
+    from .layout import Batch, Segment
+
+PROMPT_TILE = 16
+"""Tokens of a prompt that attend together."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a step's tokens go and what they read.
+
+    pages, offsets [tokens] int64: each token's place. tables [branches, pages] int32: the pages of each, in
+    order. tiles: see `Tiles`; those that decode, and those of prompts.
+    """
+
+    pages: Tensor
+    offsets: Tensor
+    tables: Tensor
+    tiles: tuple[Tiles, ...]
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> Layout:
+        """The layout of any step, in one copy to the device."""
+        runs = [(size, found) for size, found in _runs(batch.segments).items() if found]
+        cut = [_cut(found, size) for size, found in runs]
+        tables, *columns = send(device, _tables(batch.segments), *(column for one in cut for column in one))
+        tiles = []
+        for index, ((size, _), one) in enumerate(zip(runs, cut, strict=True)):
+            longest = int((one[1] + one[2]).max())
+            tiles.append(Tiles(*columns[4 * index : 4 * index + 4], size=size, longest=longest))
+        return cls(batch.pages, batch.offsets, tables, tuple(tiles))
+
+    @classmethod
+    def decoding(cls, pages: Tensor, offsets: Tensor, starts: Tensor, tables: Tensor, longest: int) -> Layout:
+        """That of a step in which every branch has one token: starts [branches] int32, each token's position.
+
+        longest: the most tokens that a branch may have with it; no tensor is read for it.
+        """
+        row = torch.arange(len(starts), dtype=torch.int32, device=starts.device)
+        tiles = Tiles(row, starts, torch.ones_like(row), row, size=1, longest=longest)
+        return cls(pages, offsets, tables, (tiles,))
+
+
+class DeviceKV:
+    """As `kernels.attention.PagedKV`: call `begin` once a step, then `attend` once a layer.
+
+    pages: [layers, 2, pages + 1, kv_heads, block_size, head_dim], keys then values; the last page, `spare`,
+    is nobody's: rows that only fill a batch up are written there. layout: of the step that has begun.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        pages: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        self.block_size, self.kv_heads, self.spare = block_size, kv_heads, pages
+        shape = (layers, 2, pages + 1, kv_heads, block_size, head_dim)
+        self.pages = torch.empty(shape, dtype=dtype, device=device or torch.device("cpu"))
+        self.layout: Layout | None = None
+
+    @staticmethod
+    def page_bytes(
+        layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> int:
+        """What one page takes."""
+        return layers * 2 * kv_heads * block_size * head_dim * dtype.itemsize
+
+    def begin(self, batch: Batch) -> None:
+        """Prepares a step."""
+        self.layout = Layout.of(batch, self.pages.device)
+
+    def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor:
+        """Stores keys and values, and returns softmax(q kᵀ) v over each branch's context.
+
+        qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, scaled, then keys, then values
+        → [rows, heads · head_dim]. With a window, a token sees itself and the window − 1 before it.
+        """
+        assert self.layout is not None, "attend before begin"
+        return self._attend(self.layout, self.pages[layer], qkv, window).flatten(1)
+
+    def _attend(self, layout: Layout, pages: Tensor, qkv: Tensor, window: int | None) -> Tensor:
+        queries = store(qkv, pages, layout.pages, layout.offsets)
+        found = torch.zeros_like(queries)
+        for tiles in layout.tiles:  # each gives zeros but for its own tokens
+            found += paged_attention(queries, pages, layout.tables, tiles, window)
+        return found
+
+    def clear(self, pages: list[int]) -> None:
+        """Nothing: what a page held before is never read."""
+
+    def swap(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Exchanges what pages hold, two by two, one after the other."""
+        for one, other in pairs:
+            held = self.pages[:, :, one].clone()
+            self.pages[:, :, one] = self.pages[:, :, other]
+            self.pages[:, :, other] = held
+
+
+def _runs(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int, int]]]:
+    """Tokens that decode, and prompts, by the size of their tiles; see `Tiles.of`."""
+    found: dict[int, list[tuple[int, int, int, int]]] = {1: [], PROMPT_TILE: []}
+    first = 0
+    for index, segment in enumerate(segments):
+        size = 1 if segment.count == 1 else PROMPT_TILE
+        found[size].append((first, segment.start, segment.count, index))
+        first += segment.count
+    return found
+
+
+def _cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """Runs (first row, position, tokens, row of the tables) in tiles of `size`, [4, tiles]."""
+    tiles = [
+        (first + at, start + at, min(size, count - at), table)
+        for first, start, count, table in runs
+        for at in range(0, count, size)
+    ]
+    return np.ascontiguousarray(np.array(tiles, np.int32).T)
+
+
+def _tables(segments: Sequence[Segment]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """The segments' pages, one below the other, [segments, most pages]; beyond a segment's own 0."""
+    found = np.zeros((len(segments), max(len(segment.pages) for segment in segments)), np.int32)
+    for row, segment in zip(found, segments, strict=True):
+        row[: len(segment.pages)] = segment.pages
+    return found
