@@ -5,8 +5,9 @@
 Cost: 16 streams of a MATO request with two wishes, from an AsyncEngine in a process of its own and from a
 server, in turn; CPU seconds of the whole process, and of the thread that is not the engine's. Storm: 200
 clients at once, a third of which leave at a random token, three times. Overload: 200 clients against a server
-with room for 16 requests and a queue of 16, beside as many clients as just fit. The client is a bare socket,
-and client and server share the machine. The last line is JSON.
+with room for 16 requests and a queue of 16, beside as many clients as just fit. Client and server share the
+machine. It is not `trimtab bench serve`, which asks any server and sees it from outside: this one starts the
+servers and weighs their processes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ import asyncio
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ..kernels.errors import RunError
+from .bench import machine
+from .bench.client import Client, RefusedError
+from .bench.figures import spread
+from .bench.stream import CHAT
 
 STREAMS, CLIENTS = 16, 200
 QUESTION = "What happens if an earthworm is cut in {} parts?"
@@ -47,7 +53,7 @@ def main() -> None:
         asyncio.run(_alone(args.model, args.tokens))
         return
     found = {"cost": _cost(args), "storm": _storm(args), "overload": _overload(args)}
-    print(json.dumps({**vars(args), **found}))
+    print(json.dumps({**vars(args), **machine.where(), **found}))
 
 
 def _cost(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -76,9 +82,9 @@ def _cost(args: argparse.Namespace) -> dict[str, list[float]]:
                 ):
                     found[name].append(value)
         turn.close()
-    print(f"{STREAMS} streams, CPU seconds of the engine {_spread(found['engine'])},")
-    print(f"  of the server {_spread(found['server'])}")
-    print(f"  added by the server: {_spread(found['added'])}; in its own thread {_spread(found['loop'])}")
+    print(f"{STREAMS} streams, CPU seconds of the engine {spread(found['engine'])},")
+    print(f"  of the server {spread(found['server'])}")
+    print(f"  added by the server: {spread(found['added'])}; in its own thread {spread(found['loop'])}")
     return found
 
 
@@ -126,32 +132,29 @@ async def wave(port: int, clients: int, tokens: int, leaving: int | None = None)
 
 async def _stream(port: int, index: int, tokens: int, leave_at: int | None) -> tuple[str, float]:
     objectives = [{"text": text, "weight": weight} for text, weight in WISHES.items()]
-    body = json.dumps(
-        {
-            "messages": [{"role": "user", "content": QUESTION.format(index)}],
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "stream": True,
-            "steering": {"objectives": objectives, "trace": True},
-        }
-    )
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-    start = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-    status = (await reader.readline()).split()[1].decode()
-    end, pieces = status if status != "200" else "broken", 0
-    while line := await reader.readline():
-        pieces += line.startswith(b"data: {")
-        if b'"error"' in line:
-            end = status if status != "200" else "error"
-        if line.startswith(b"data: [DONE]") and end == "broken":
-            end = "done"
-        if leave_at is not None and pieces >= leave_at:
-            end = "left"
-            break
-    writer.close()
+    body = {
+        "messages": [{"role": "user", "content": QUESTION.format(index)}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "steering": {"objectives": objectives, "trace": True},
+    }
+    start, end, pieces = time.perf_counter(), "broken", 0
+    with suppress(RunError):
+        try:
+            async with aclosing(Client(f"http://127.0.0.1:{port}").lines(CHAT, body)) as lines:
+                async for line in lines:
+                    pieces += line.startswith(b"data: {")
+                    if b'"error"' in line:
+                        end = "error"
+                    if line.startswith(b"data: [DONE]") and end == "broken":
+                        end = "done"
+                    if leave_at is not None and pieces >= leave_at:
+                        end = "left"
+                        break
+        except RefusedError as error:
+            end = str(error.status)
     return end, time.perf_counter() - start
 
 
@@ -212,10 +215,6 @@ def _metric(port: int, name: str) -> float:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         text: str = response.read().decode()
     return float(text.partition(f"\ntrimtab:{name} ")[2].split()[0])
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

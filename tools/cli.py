@@ -31,6 +31,7 @@ VERBS = {
     "pull": "download the demo model",
     "convert": "turn a GGUF file into a model folder",
     "info": "what a model is, and what it takes to hold",
+    "bench": "how fast it is: latency, throughput, serving, beside peers, beside another commit",
     "profile": "what the kernels take on each GPU",
     "evaluate": "how far each method turns toward wishes, and what it costs",
 }

@@ -1,0 +1,121 @@
+"""The client against servers that answer by the byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from trimtab.kernels.errors import InputError, RunError
+from trimtab.tools.bench.client import Client, RefusedError
+from trimtab.tools.bench.stream import CHAT, Streamed, stream
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: Chunked\r\n\r\n"
+
+
+@asynccontextmanager
+async def answering(*pieces: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
+    """A server that reads a request's head, writes these pieces with a pause between, and hangs up."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield Client(f"http://127.0.0.1:{port}/below/", "hush"), heads
+
+
+def read(*pieces: bytes) -> tuple[list[bytes], bytes]:
+    async def call() -> tuple[list[bytes], bytes]:
+        async with answering(*pieces) as (client, heads):
+            return [line async for line in client.lines("/x", {"a": 1})], heads[0]
+
+    return asyncio.run(asyncio.wait_for(call(), 10))
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (CHUNKED, b"4\r\nab\nc\r\n3;x=y\r\nd\ne\r\n", b"0\r\n\r\n"),
+        (HEAD + b"content-length: 7\r\n\r\nab\ncd\ne",),
+        (HEAD + b"\r\n", b"ab\r", b"\ncd\ne"),
+    ],
+)
+def test_lines_are_the_same_however_the_content_is_cut(pieces: tuple[bytes, ...]) -> None:
+    assert read(*pieces)[0] == [b"ab", b"cd", b"e"]
+
+
+def test_a_request_says_where_it_goes_and_whose_it_is() -> None:
+    head = read(HEAD + b"\r\n")[1].decode()
+    assert head.startswith("POST /below/x HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert "Authorization: Bearer hush\r\n" in head
+    assert "Content-Length: 8\r\n" in head
+
+
+def test_a_refusal_is_said_with_its_status() -> None:
+    with pytest.raises(RefusedError, match="the server answered 429: too many") as caught:
+        read(b"HTTP/1.1 429 No\r\nContent-Length: 9\r\n\r\ntoo many\n")
+    assert caught.value.status == 429
+
+
+@pytest.mark.parametrize(
+    "pieces", [(), (CHUNKED, b"4\r\na"), (CHUNKED,), (HEAD + b"content-length: 9\r\n\r\nab",), (b"what\r\n",)]
+)
+def test_an_answer_that_breaks_off_is_a_failed_run(pieces: tuple[bytes, ...]) -> None:
+    with pytest.raises(RunError, match="gave no whole answer"):
+        read(*pieces)
+
+
+@pytest.mark.parametrize("url", ["", "here", "http://", "ftp://x", "http://x:port", "http://x:0"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="base_url is "):
+        Client(url)
+
+
+def streamed(*lines: bytes) -> Streamed:
+    async def call() -> Streamed:
+        async with answering(HEAD + b"\r\n", *lines) as (client, _):
+            return await stream(client, CHAT, {}, steered=False)
+
+    return asyncio.run(asyncio.wait_for(call(), 10))
+
+
+def test_first_piece_and_gaps_are_those_of_text() -> None:
+    answer = streamed(
+        b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n',
+        b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n: a comment\n\n',
+        b'data: {"choices": [{"delta": {"content": "b"}}]}\n\n',
+        b'data: {"choices": [{"delta": {"reasoning_content": "c"}}]}\n\n',
+        b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}\n\ndata: [DONE]\n\n',
+    )
+    assert answer.error is None
+    assert (answer.prompt_tokens, answer.tokens, len(answer.gaps)) == (7, 5, 2)
+    assert 0.01 <= answer.ttft < answer.latency
+    assert answer.tpot == pytest.approx((answer.latency - answer.ttft) / 4)
+    assert sum(answer.gaps) <= answer.latency - answer.ttft
+
+
+def test_without_a_count_a_piece_is_a_token() -> None:
+    piece = b'data: {"choices": [{"text": "a"}]}\n\n'
+    assert streamed(piece, piece, b"data: [DONE]\n").tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b'data: {"choices": []}\n', "the server broke off an answer"),
+        (b'data: {"error": {"message": "no room"}}\n', "no room"),
+        (b"data: {\n", "what is no event of a stream"),
+        (b'data: {"usage": {"tokens": 1}}\n', "what is no event of a stream"),
+    ],
+)
+def test_a_stream_that_fails_says_why(line: bytes, sentence: str) -> None:
+    assert sentence in (streamed(line).error or "")

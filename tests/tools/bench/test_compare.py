@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab import InputError
+from trimtab.tools.bench import machine
+from trimtab.tools.bench.compare import Verdict
+from trimtab.tools.bench.worktree import resolved, side_by_side
+
+from ..conftest import Ran
+
+PACKAGE = machine.ROOT
+CODE = ("__init__.py", "__main__.py", "kernels", "models", "engine", "tools")
+
+
+def git(root: Path, *words: str) -> str:
+    who = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", "-C", str(root), *who, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Two commits of one file."""
+    root = tmp_path / "here"
+    root.mkdir()
+    git(root, "init", "--quiet")
+    for text in ("first", "second"):
+        (root / "file").write_text(text)
+        git(root, "add", ".")
+        git(root, "commit", "--quiet", "-m", text)
+    return root
+
+
+def test_the_other_commit_stands_beside_the_tree_as_it_lies(repository: Path) -> None:
+    (repository / "file").write_text("third")
+    with side_by_side(repository, resolved(repository, "HEAD~1")) as (ours, theirs):
+        assert (ours / "trimtab" / "file").read_text() == "third"
+        assert (theirs / "trimtab" / "file").read_text() == "first"
+        assert git(repository, "worktree", "list").count("\n") == 1
+    assert not theirs.exists()
+
+
+def test_a_failure_leaves_no_worktree(repository: Path) -> None:
+    with pytest.raises(ZeroDivisionError), side_by_side(repository, "HEAD") as (_, theirs):
+        raise ZeroDivisionError
+    assert git(repository, "worktree", "list").count("\n") == 0
+    assert not theirs.exists()
+    assert git(repository, "status", "--porcelain") == ""
+
+
+def test_a_commit_that_is_not_there_is_refused_by_name(repository: Path, tmp_path: Path) -> None:
+    assert resolved(repository, "HEAD") == git(repository, "rev-parse", "HEAD")
+    for name in ("nobody", "--help", ""):
+        with pytest.raises(InputError, match=f"BASE is {name!r}"):
+            resolved(repository, name)
+    with pytest.raises(InputError, match="is no git checkout"):
+        resolved(tmp_path, "HEAD")
+
+
+def test_a_commit_is_told_with_its_changes(repository: Path, tmp_path: Path) -> None:
+    head = git(repository, "rev-parse", "HEAD")
+    assert machine.commit(repository) == head
+    (repository / "new").touch()
+    assert machine.commit(repository) == f"{head}-dirty"
+    assert machine.commit(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("this", "base", "slower"),
+    [
+        ([11.0, 11.2, 20.0], [10.0, 10.0, 10.0], True),
+        ([10.4, 10.4, 10.4], [10.0, 10.0, 10.0], False),  # within the share
+        ([1.2, 1.2, 1.2], [1.0, 1.0, 1.0], False),  # by less than counts
+        ([9.0, 9.0, 30.0], [10.0, 10.0, 10.0], False),  # one round is none
+        ([22.0, 11.0, 11.0], [20.0, 10.0, 10.0], True),  # the machine was slow for both
+    ],
+)
+def test_slower_is_beyond_both_thresholds(this: list[float], base: list[float], slower: bool) -> None:
+    assert Verdict(this, base, relative=0.05, absolute_ms=0.5).slower is slower
+
+
+@pytest.mark.parametrize(
+    ("tests", "status", "sentence"),
+    [
+        ("false", 1, "the tests are red ('false' gave 1); no speed is compared"),
+        ("no-such-command", 2, "tests is 'no-such-command', which cannot be run"),
+        ("'", 2, "which cannot be run: No closing quotation"),
+    ],
+)
+def test_nothing_is_compared_while_tests_are_red(
+    run: Callable[..., Ran],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tests: str,
+    status: int,
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", repository)
+    ran = run("bench", "compare", "HEAD~1", f"--tests={tests}")
+    assert (ran.status, ran.out) == (status, "")
+    assert sentence in ran.err
+
+
+@pytest.mark.long
+def test_a_commit_that_dawdles_is_found_slower_and_one_like_it_is_not(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    root = tmp_path / "code"
+    for name in CODE:
+        copy = shutil.copytree if (PACKAGE / name).is_dir() else shutil.copy
+        root.mkdir(exist_ok=True)
+        copy(PACKAGE / name, root / name)
+    (root / ".gitignore").write_text("__pycache__\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "whole")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "trimtab").symlink_to(root)
+
+    def compare() -> tuple[int, Any]:
+        words = ["bench", "compare", "HEAD", "--tests", "true", "--model", str(tiny_folder)]
+        done = subprocess.run(
+            [sys.executable, "-m", "trimtab", *words, "--relative", "0.5", "--output-len", "8"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "path")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+    status, found = compare()
+    assert (status, found["slower"]) == (0, [])
+    assert found["commit"] == found["base"]
+    core = root / "engine" / "core.py"
+    text = core.read_text()
+    core.write_text(
+        text.replace("plan = self.scheduler.plan()", "time.sleep(0.05); plan = self.scheduler.plan()")
+    )
+    assert core.read_text() != text
+    status, found = compare()
+    assert (status, found["slower"]) == (1, ["base", "mato", "8 x mato"])
+    assert found["commit"] == f"{found['base']}-dirty"
+    assert git(root, "worktree", "list").count("\n") == 0

@@ -1,0 +1,118 @@
+"""latency and throughput on a tiny model, as people run them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.tools.bench import roof
+
+from ...tiny import Tiny, write_json
+from ..conftest import Ran
+
+Run = Callable[..., Ran]
+SHORT = ("--input-len", "9", "--output-len", "5", "--kv-cache-memory", "8MiB")
+WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3")
+
+
+@pytest.fixture(autouse=True)
+def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roof, "READ", 1 << 20)
+    monkeypatch.setattr(roof, "ROWS", 64)
+
+
+def last_line(ran: Ran) -> Any:
+    assert ran.status == 0, ran.err
+    return json.loads(ran.out.splitlines()[-1])
+
+
+def test_latency_says_what_a_step_takes_beside_its_roofs(run: Run, tiny_folder: Path) -> None:
+    iterations = ("--batch-size", "2", "--num-iters", "3", "--num-iters-warmup", "0")
+    ran = run("bench", "latency", "--model", str(tiny_folder), *SHORT, *WISHES, *iterations)
+    found = last_line(ran)
+    assert {len(values) for values in found["raw"].values()} == {3}
+    assert found["rows"] == 6
+    assert found["method"]["name"] == "mato"
+    assert found["config"]["batch_size"] == 2
+    step = found["median_step_ms"] / 1e3
+    assert found["decode_throughput"] == pytest.approx(2 / step)
+    assert found["gigabytes_per_second"] == pytest.approx(found["bytes"] / step / 1e9)
+    ratio = found["gigabytes_per_second"] / found["measured_bandwidth"]
+    assert found["bandwidth_share"] == pytest.approx(ratio)
+    assert found["median_latency_ms"] > found["median_ttft_ms"] > 0
+    assert "a step of 6 rows, ms" in ran.out
+
+
+def test_a_step_reads_each_weight_once_and_the_cache_of_each_row(run: Run, tiny_folder: Path) -> None:
+    ran = run("bench", "latency", "--model", str(tiny_folder), *SHORT, "--num-iters", "1")
+    shape = Tiny()
+    weights = sum(tensor.numel() for tensor in shape.tensors().values())
+    kept = (9 + 5 / 2) * 2 * shape.layers * shape.kv_heads * shape.hidden // shape.heads
+    assert last_line(ran)["bytes"] == 4 * (weights + kept)
+
+
+def test_throughput_counts_requests_tokens_and_branches(run: Run, tiny_folder: Path) -> None:
+    many = ("--num-prompts", "4", "--num-iters", "2", "--one-by-one", "--steered-share", "0.5")
+    found = last_line(run("bench", "throughput", "--model", str(tiny_folder), *SHORT, *WISHES, *many))
+    rows = 2 * 1 + 2 * 3
+    assert (found["completed"], found["branches"]) == (4, rows)
+    assert (found["total_input_tokens"], found["total_output_tokens"]) == (rows * 9, 4 * 5)
+    assert found["output_throughput"] == pytest.approx(20 / found["duration"])
+    assert found["total_token_throughput"] == pytest.approx((20 + rows * 9) / found["duration"])
+    once, apart = found["raw"]["at_once"], found["raw"]["one_by_one"]
+    assert found["raw"]["ratios"] == pytest.approx([b / a for a, b in zip(once, apart, strict=True)])
+
+
+def test_a_shape_without_weights_can_be_measured(run: Run, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", Tiny().config())
+    dummy = ("--model", str(tmp_path), "--load-format", "dummy", "--num-iters", "1")
+    assert last_line(run("bench", "throughput", *dummy, *SHORT, "--num-prompts", "2"))["completed"] == 2
+
+
+def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path) -> None:
+    ran = run("bench", "throughput", "--model", str(tiny_folder), "--input-len", "600")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("trimtab: a request ended after 0 of 64 tokens: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "there is no BENCH; say what to measure: latency, throughput, serve, peers, compare"),
+        (("weather",), "there is no bench 'weather'; benches are latency, throughput, serve, peers, compare"),
+        (("latency", "--num-iters", "0"), "num_iters is 0; it must be a whole number from 1 to 10000"),
+        (("latency", "--steered-share", "0.5"), "steered_share is 0.5, but there is no wish to steer to"),
+        (
+            ("latency", "--batch-size", "20", "--prefer", "x", "--prefer", "y"),
+            "batch_size is 20, which makes 60 branches; max_num_seqs allows 48 at once",
+        ),
+        (("latency", "--tau", "1"), "--tau belongs to mato, not to base"),
+        (("throughput", "--num-prompts", "x"), "--num-prompts is 'x'; it must be a whole number"),
+        (("serve", "--base-url", "ftp://x"), "base_url is 'ftp://x'; it must be like http://127.0.0.1:8000"),
+        (("serve", "--request-rate", "0"), "request_rate is 0.0; it must be a number above 0, or inf"),
+        (("serve", "--endpoint", "/x"), "endpoint is '/x'; it must be one of /v1/chat/completions, "),
+        (("peers", "--peer", "llama"), "--peer is 'llama'; it must be like vllm=/path/to/python"),
+        (("peers", "--skip", "gpt"), "--skip is 'gpt'; contestants are trimtab base, "),
+        (("peers", "--batch-size", "3"), "batch_size is 3; it must be from 1 to num_prompts (2)"),
+        (("peers", "--gguf", "nowhere.gguf"), "gguf is 'nowhere.gguf'; it must be a file that is there"),
+        (("compare",), "the following arguments are required: BASE; see trimtab bench compare --help"),
+        (("compare", "HEAD", "--tests", " "), "tests is ' '; it must be a command"),
+    ],
+)
+def test_wrong_input_is_one_sentence_before_anything_is_loaded(
+    run: Run, words: tuple[str, ...], sentence: str
+) -> None:
+    ran = run("bench", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"trimtab: {sentence}")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bench", ["latency", "throughput", "serve", "peers", "compare"])
+def test_every_bench_explains_itself(run: Run, bench: str) -> None:
+    ran = run("bench", bench, "--help")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"usage: trimtab bench {bench} ")

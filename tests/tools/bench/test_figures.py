@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trimtab.tools.bench import figures
+
+VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
+
+
+@given(values=VALUES, percent=st.floats(0, 100))
+def test_a_percentile_is_numpys(values: list[float], percent: float) -> None:
+    assert figures.percentile(values, percent) == pytest.approx(np.percentile(values, percent), abs=1e-6)
+
+
+def test_a_summary_has_the_names_that_other_benches_use() -> None:
+    values = [float(value) for value in range(1, 102)]
+    found = figures.summary(values, "ttft_ms")
+    assert found == {"mean_ttft_ms": 51, "median_ttft_ms": 51, "p90_ttft_ms": 91, "p99_ttft_ms": 100}
+    assert found["mean_ttft_ms"] == statistics.fmean(values)
+
+
+def test_nothing_measured_is_not_a_number() -> None:
+    assert all(math.isnan(value) for value in figures.summary([], "x").values())
+    assert figures.spread([]) == "none"
+
+
+def test_a_spread_is_median_lowest_and_highest() -> None:
+    assert figures.spread([3.0, 1234.56, 2.005]) == "3 (2 to 1235)"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.tools.bench.serve import Load
+
+from ...engine.server.process import Server, serving
+from ..conftest import Ran
+
+Run = Callable[..., Ran]
+WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--tau", "5")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder: Path) -> Iterator[Server]:
+    with serving("--model", str(tiny_folder), "--kv-cache-memory", "8MiB", "--api-key", "hush") as server:
+        yield server
+
+
+@pytest.fixture
+def asked(run: Run, server: Server) -> Callable[..., Any]:
+    """What the bench says in its last line."""
+
+    def command(*words: str) -> Any:
+        ran = run("bench", "serve", "--base-url", server.url, "--api-key", "hush", *words)
+        assert ran.status == 0, ran.err
+        return json.loads(ran.out.splitlines()[-1])
+
+    return command
+
+
+def test_a_mix_of_plain_and_steered_chats_is_answered_and_counted(asked: Callable[..., Any]) -> None:
+    found = asked(
+        "--num-prompts", "6", "--input-len", "4", "--output-len", "5", "--steered-share", "0.5", *WISHES
+    )
+    assert (found["completed"], found["failed"], found["steered"]) == (6, 0, 3)
+    assert found["total_output_tokens"] == 6 * 5
+    assert found["total_input_tokens"] == sum(answer["prompt_tokens"] for answer in found["raw"]) > 6 * 4
+    assert found["output_throughput"] == pytest.approx(30 / found["duration"])
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        assert 0 < found[f"median_{name}_ms"] <= found[f"p99_{name}_ms"]
+    steered = [answer["end"] - answer["start"] for answer in found["raw"] if answer["steered"]]
+    assert found["steered_requests"]["mean_e2el_ms"] == pytest.approx(1e3 * statistics.fmean(steered))
+    assert found["method"]["tau"] == 5
+    assert "hush" not in json.dumps(found)
+
+
+def test_completions_are_asked_no_more_than_the_limit_at_a_time(asked: Callable[..., Any]) -> None:
+    few = ("--num-prompts", "5", "--input-len", "3", "--output-len", "4", "--max-concurrency", "2")
+    found = asked("--endpoint", "/v1/completions", *few)
+    assert (found["completed"], found["steered"]) == (5, 0)
+    spans = [(answer["start"], answer["end"]) for answer in found["raw"]]
+    assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) == 2
+
+
+def test_a_server_that_is_not_there_or_refuses_is_a_failed_run(run: Run, server: Server) -> None:
+    ran = run("bench", "serve", "--base-url", "http://127.0.0.1:9", "--num-prompts", "1")
+    assert (ran.status, ran.out) == (1, "")
+    assert "http://127.0.0.1:9 gave no whole answer" in ran.err
+    ran = run("bench", "serve", "--base-url", server.url, "--api-key", "wrong")
+    assert (ran.status, "the server answered 401" in ran.err) == (1, True)
+    few = ("--num-prompts", "2", "--model", "gpt", "--api-key", "hush")
+    ran = run("bench", "serve", "--base-url", server.url, *few)
+    assert (ran.status, "none of 2 requests was answered; the server answered 404" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize("burstiness", [1.0, 4.0])
+def test_requests_come_at_the_rate_asked_with_gamma_gaps(burstiness: float) -> None:
+    load = Load(num_prompts=20_001, request_rate=8.0, burstiness=burstiness)
+    times = list(load.arrivals(seed=3))
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    mean, deviation = statistics.fmean(gaps), statistics.stdev(gaps)
+    assert times[0] == 0
+    assert mean == pytest.approx(1 / 8, rel=0.03)
+    assert deviation / mean == pytest.approx(1 / math.sqrt(burstiness), rel=0.05)
+    assert times == list(load.arrivals(seed=3)) != list(load.arrivals(seed=4))
+
+
+def test_at_an_infinite_rate_all_come_at_once() -> None:
+    assert list(Load(num_prompts=3).arrivals(seed=0)) == [0, 0, 0]

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trimtab import InputError, Mato, Objective
+from trimtab.tools.bench.traffic import Traffic
+
+METHOD = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
+
+
+@given(share=st.floats(0, 1), count=st.integers(0, 200))
+def test_of_any_first_requests_the_share_is_steered(share: float, count: int) -> None:
+    traffic = Traffic(steered_share=share)
+    assert sum(traffic.is_steered(index) for index in range(count)) == int(count * share)
+
+
+def test_steered_requests_stand_evenly_among_the_others() -> None:
+    traffic = Traffic(steered_share=0.5, input_len=3)
+    requests = next(traffic.requests(6, 100, METHOD))
+    assert [request.steering.name for request in requests] == ["base", "mato"] * 3
+    rows = [len(request.branch_token_ids or ()) for request in requests]
+    assert rows == [1, 3] * 3
+    assert traffic.rows(6, METHOD) == sum(rows)
+
+
+def test_prompts_are_as_long_as_asked_and_the_seed_repeats_them() -> None:
+    drawn, again, other = (Traffic(input_len=7, seed=seed).requests(3, 50, METHOD) for seed in (1, 1, 2))
+    first, second = next(drawn), next(drawn)
+    assert first == next(again) != next(other)
+    rows = [tuple(ids) for request in first + second for ids in request.branch_token_ids or ()]
+    assert len(set(rows)) == len(rows) == 18
+    assert all(len(row) == 7 and max(row) < 50 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("input_len", 0), ("output_len", 1), ("steered_share", 1.5), ("steered_share", -0.1)]
+)
+def test_what_cannot_be_decoded_is_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{field} is {value}"):
+        Traffic(**{field: value})

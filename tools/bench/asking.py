@@ -1,0 +1,59 @@
+"""What latency and throughput share: their flags, the engine, and what their JSON says of both."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from ...engine.config import EngineConfig
+from ...kernels.errors import RunError
+from .. import flags, steering
+from . import machine
+from .traffic import Traffic
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ...engine.engine import Engine
+    from ...engine.methods import Method
+    from ...engine.output import Output
+
+SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for f in fields(Traffic))
+"""Names that both have: one flag sets both."""
+
+
+def add_traffic(parser: flags.Parser) -> None:
+    """A flag for each field of Traffic, and those of the methods."""
+    flags.add_fields(parser, "traffic", Traffic)
+    steering.add_flags(parser)
+
+
+def add_model(parser: flags.Parser) -> None:
+    """A flag for each field of EngineConfig."""
+    flags.add_fields(parser, "model", EngineConfig, skip=SHARED)
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """Raises InputError for a value out of range."""
+    return EngineConfig(**flags.given(EngineConfig, args))
+
+
+def said(bench: str, method: Method, *options: Any) -> dict[str, Any]:
+    """The head of a bench's JSON: settings (the later of one name), method, machine and commit."""
+    settings = {name: value for each in options for name, value in asdict(each).items()}
+    steered = {"name": method.name, **asdict(method)}
+    return {"bench": bench, "config": settings, "method": steered, **machine.where()}
+
+
+def vocabulary(engine: Engine) -> int:
+    """Ids below this have both a token and a row of the model."""
+    return min(engine.tokenizer.vocab_size, engine.model_config.vocab_size)
+
+
+def require_answers(outputs: list[Output], tokens: int) -> None:
+    """Raises RunError where one is not as long as it was to be, and says why."""
+    for output in outputs:
+        if len(output.token_ids) != tokens:
+            raise RunError(
+                f"a request ended after {len(output.token_ids)} of {tokens} tokens: {output.error}"
+            )

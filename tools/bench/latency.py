@@ -1,0 +1,151 @@
+"""`trimtab bench latency`: one batch from its prompts to its last token, and what a decoding step takes.
+
+The time of a step is that from the first token to the last of the request whose prompt was computed last, by
+the tokens between. It stands beside two roofs: the bytes that a step must read by the measured bandwidth, and
+the step's matrix products alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...engine.options import check_fields, option, refusal
+from ...engine.strict_json import dumps
+from ...kernels.errors import InputError
+from .. import flags, loading
+from . import asking, figures, traffic
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from ...engine.engine import Engine
+    from ...engine.request import Request
+
+FEW = "a whole number from 1 to 10000"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How much is decoded at once, and how often."""
+
+    batch_size: int = option(1, "requests that are decoded together")
+    num_iters: int = option(10, "how often it is measured")
+    num_iters_warmup: int = option(2, "how often it runs before that")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, ok, right in (
+            ("batch_size", 1 <= self.batch_size <= 10_000, FEW),
+            ("num_iters", 1 <= self.num_iters <= 10_000, FEW),
+            ("num_iters_warmup", 0 <= self.num_iters_warmup <= 10_000, "a whole number from 0 to 10000"),
+        ):
+            if not ok:
+                raise refusal(name, getattr(self, name), right)
+
+
+@dataclass
+class Times:
+    """Seconds, an entry an iteration: the whole batch, its median first token, a decoding step, and the
+    matrix products of one, measured right after it."""
+
+    latency: list[float] = field(default_factory=list)
+    ttft: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+    products: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Step / products, within each iteration."""
+        return [a / b for a, b in zip(self.step, self.products, strict=True)]
+
+
+def add_arguments(parser: flags.Parser) -> None:
+    flags.add_fields(parser, "latency", Batch)
+    asking.add_traffic(parser)
+    asking.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints; everything typed is checked before the model is loaded."""
+    batch = Batch(**flags.given(Batch, args))
+    load, _, method = traffic.asked(args)
+    config = asking.engine_config(args)
+    rows = load.rows(batch.batch_size, method)
+    if rows > config.max_num_seqs:
+        raise InputError(
+            f"batch_size is {batch.batch_size}, which makes {rows} branches; max_num_seqs allows "
+            f"{config.max_num_seqs} at once"
+        )
+    engine = loading.open_engine(config)
+    requests = load.requests(batch.batch_size, asking.vocabulary(engine), method)
+    times = _measured(engine, requests, load.output_len, batch, rows)
+    found = _figures(engine, rows, load, times, batch.batch_size)
+    print("\n".join(_lines(rows, found, times)))
+    said = asking.said("latency", method, batch, config, load)
+    print(dumps({**said, **found, "raw": {**vars(times), "ratios": times.ratios}}))
+    return 0
+
+
+def _measured(
+    engine: Engine, requests: Iterator[list[Request]], tokens: int, batch: Batch, rows: int
+) -> Times:
+    from .products import Products  # noqa: PLC0415 - it brings torch, which --help does not need
+
+    times, products = Times(), Products(engine, rows)
+    for index in range(batch.num_iters_warmup + batch.num_iters):
+        asked = next(requests)
+        start = time.perf_counter()
+        outputs = engine.generate(asked)
+        whole = time.perf_counter() - start
+        asking.require_answers(outputs, tokens)
+        if index >= batch.num_iters_warmup:
+            times.latency.append(whole)
+            times.ttft.append(figures.median([o.timings.queue + o.timings.prefill for o in outputs]))
+            times.step.append(min(o.timings.decode for o in outputs) / (tokens - 1))
+            times.products.append(products.seconds())
+    return times
+
+
+def _figures(
+    engine: Engine, rows: int, load: traffic.Traffic, times: Times, batch_size: int
+) -> dict[str, Any]:
+    from . import roof  # noqa: PLC0415 - it brings torch, too
+
+    model = engine._core.runner.model
+    roofs = roof.measured(model.dtype, model.device)
+    read = roof.weight_bytes(engine) + roof.kv_bytes(engine, rows, load.mean_len)
+    step = figures.median(times.step)
+    return {
+        **figures.summary([1e3 * s for s in times.latency], "latency_ms"),
+        **figures.summary([1e3 * s for s in times.ttft], "ttft_ms"),
+        **figures.summary([1e3 * s for s in times.step], "step_ms"),
+        "rows": rows,
+        "decode_throughput": batch_size / step,
+        "row_throughput": rows / step,
+        "bytes": read,
+        "gigabytes_per_second": read / step / 1e9,
+        "measured_bandwidth": roofs.bandwidth / 1e9,
+        "bandwidth_share": read / step / roofs.bandwidth,
+        "gigaflops": roof.step_work(engine, rows) / step / 1e9,
+        "measured_gigaflops": roofs.products / 1e9,
+        "products_ms": 1e3 * figures.median(times.products),
+        "step_over_products": figures.median(times.ratios),
+    }
+
+
+def _lines(rows: int, found: dict[str, Any], times: Times) -> list[str]:
+    """The figures for people."""
+    share = f"{found['bandwidth_share']:.0%} of the {found['measured_bandwidth']:.1f} that memory gives"
+    return [
+        figures.line("latency, ms", figures.spread([1e3 * s for s in times.latency])),
+        figures.line("first token, ms", figures.spread([1e3 * s for s in times.ttft])),
+        figures.line(f"a step of {rows} rows, ms", figures.spread([1e3 * s for s in times.step])),
+        figures.line("  tok/s", f"{found['decode_throughput']:.1f}, rows {found['row_throughput']:.1f}"),
+        figures.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
+        figures.line("  GFLOP/s", f"{found['gigaflops']:.0f}, of {found['measured_gigaflops']:.0f}"),
+        figures.line("its matrix products alone, ms", figures.spread([1e3 * s for s in times.products])),
+        figures.line("  a step / its products", figures.spread(times.ratios)),
+    ]

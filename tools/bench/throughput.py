@@ -1,0 +1,136 @@
+"""`trimtab bench throughput`: many requests at once, and if asked as many one after another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...engine.options import check_fields, option, refusal
+from ...engine.strict_json import dumps
+from .. import flags, loading
+from . import asking, figures, traffic
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from ...engine.engine import Engine
+    from ...engine.request import Request
+
+MOST = "a whole number from 1 to 100000"
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many requests, how often, and beside what."""
+
+    num_prompts: int = option(16, "requests that are given at once")
+    num_iters: int = option(3, "how often it is measured")
+    num_iters_warmup: int = option(1, "how often it runs before that")
+    one_by_one: bool = option(False, "run as many requests one after another, too, in every round")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, ok, right in (
+            ("num_prompts", 1 <= self.num_prompts <= 100_000, MOST),
+            ("num_iters", 1 <= self.num_iters <= 100_000, MOST),
+            ("num_iters_warmup", 0 <= self.num_iters_warmup <= 100_000, "a whole number from 0 to 100000"),
+        ):
+            if not ok:
+                raise refusal(name, getattr(self, name), right)
+
+
+@dataclass
+class Times:
+    """Seconds, an entry a round: all at once, and one after another; steps of the engine at once."""
+
+    at_once: list[float] = field(default_factory=list)
+    one_by_one: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """One after another / at once, within each round; none where only one of them was measured."""
+        return [b / a for a, b in zip(self.at_once, self.one_by_one, strict=False)]
+
+
+def add_arguments(parser: flags.Parser) -> None:
+    flags.add_fields(parser, "throughput", Crowd)
+    asking.add_traffic(parser)
+    asking.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints; everything typed is checked before the model is loaded."""
+    crowd = Crowd(**flags.given(Crowd, args))
+    load, _, method = traffic.asked(args)
+    config = asking.engine_config(args)
+    engine = loading.open_engine(config)
+    requests = load.requests(crowd.num_prompts, asking.vocabulary(engine), method)
+    times = _measured(engine, requests, load.output_len, crowd)
+    found = _figures(engine, load, load.rows(crowd.num_prompts, method), times, crowd.num_prompts)
+    print("\n".join(_lines(found, times)))
+    said = asking.said("throughput", method, crowd, config, load)
+    print(dumps({**said, **found, "raw": {**vars(times), "ratios": times.ratios}}))
+    return 0
+
+
+def _measured(engine: Engine, requests: Iterator[list[Request]], tokens: int, crowd: Crowd) -> Times:
+    times = Times()
+    for index in range(crowd.num_iters_warmup + crowd.num_iters):
+        asked, singly = next(requests), next(requests)
+        before, start = engine.stats.steps, time.perf_counter()
+        asking.require_answers(engine.generate(asked), tokens)
+        middle, steps = time.perf_counter(), engine.stats.steps - before
+        if crowd.one_by_one:
+            asking.require_answers([engine.generate(request) for request in singly], tokens)
+        end = time.perf_counter()
+        if index >= crowd.num_iters_warmup:
+            times.at_once.append(middle - start)
+            times.steps.append(steps)
+            times.one_by_one += [end - middle] if crowd.one_by_one else []
+    return times
+
+
+def _figures(engine: Engine, load: traffic.Traffic, rows: int, times: Times, requests: int) -> dict[str, Any]:
+    from . import roof  # noqa: PLC0415 - it brings torch, which --help does not need
+
+    model = engine._core.runner.model
+    seconds = figures.median(times.at_once)
+    bandwidth = roof.measured(model.dtype, model.device).bandwidth
+    kept = load.output_len * roof.kv_bytes(engine, rows, load.mean_len)
+    read = figures.median(times.steps) * roof.weight_bytes(engine) + kept
+    output, prompts = requests * load.output_len, rows * load.input_len
+    return {
+        "duration": seconds,
+        "completed": requests,
+        "branches": rows,
+        "total_input_tokens": prompts,
+        "total_output_tokens": output,
+        "request_throughput": requests / seconds,
+        "output_throughput": output / seconds,
+        "total_token_throughput": (prompts + output) / seconds,
+        "row_throughput": rows * load.output_len / seconds,
+        "gigabytes_per_second": read / seconds / 1e9,
+        "measured_bandwidth": bandwidth / 1e9,
+        "bandwidth_share": read / seconds / bandwidth,
+        "at_once_over_one_by_one": figures.median(times.ratios),
+    }
+
+
+def _lines(found: dict[str, Any], times: Times) -> list[str]:
+    """The figures for people."""
+    share = f"{found['bandwidth_share']:.0%} of the {found['measured_bandwidth']:.1f} that memory gives"
+    lines = [
+        figures.line(f"{found['completed']} requests at once, s", figures.spread(times.at_once)),
+        figures.line("  requests/s", f"{found['request_throughput']:.2f}"),
+        figures.line("  output tok/s", f"{found['output_throughput']:.1f}"),
+        figures.line("  output tok/s of all branches", f"{found['row_throughput']:.1f}"),
+        figures.line("  tok/s with the prompts of all branches", f"{found['total_token_throughput']:.1f}"),
+        figures.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
+    ]
+    if times.one_by_one:
+        lines.append(figures.line("one after another, s", figures.spread(times.one_by_one)))
+        lines.append(figures.line("at once / one after another", figures.spread(times.ratios)))
+    return lines

@@ -1,0 +1,39 @@
+"""llama.cpp as a contestant, by llama-cpp-python: plain decoding of a GGUF file as it is."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import Any
+
+import llama_cpp  # type: ignore[import-not-found]
+
+
+class Peer:
+    """A context of llama.cpp, with the threads that torch would have. It decodes one prompt at a time."""
+
+    def __init__(self, gguf: str, length: int, **_: Any) -> None:
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        self._llama = llama_cpp.Llama(
+            gguf, n_ctx=length, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+        size = os.path.getsize(gguf)
+        self.about = {
+            "version": llama_cpp.__version__,
+            "threads": threads,
+            "weights": f"{os.path.basename(gguf)} as it is, {size / 1e6:.0f} MB, {self._kind()}",
+        }
+
+    def _kind(self) -> str:
+        """How most of the file's numbers are written, such as Q4_1."""
+        code, prefix = self._llama.metadata.get("general.file_type"), "LLAMA_FTYPE_MOSTLY_"
+        known = {str(getattr(llama_cpp, name)): name for name in dir(llama_cpp) if name.startswith(prefix)}
+        return known.get(str(code), "of unknown type").removeprefix(prefix)
+
+    def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
+        """Decodes the prompts one after another, greedily, each computed anew."""
+        found = []
+        for prompt in prompts:
+            self._llama.reset()
+            found.append(list(islice(self._llama.generate(prompt[0], temp=0.0), tokens)))
+        return {"token_ids": found}
