@@ -29,7 +29,7 @@ from ..steer_table import Groups
 from .lm_head_steer_plan import TUNING, Plan, Tuning
 from .lm_head_steer_project import blend_kernel, project_kernel
 from .lm_head_steer_settle import settle_kernel
-from .steer import Features, _Step, steer
+from .steer import Features, Step, steer
 
 if TYPE_CHECKING:
     from ..steer import Choice
@@ -104,7 +104,7 @@ class _Found(NamedTuple):
     strength: Tensor
 
 
-class _Ends(_Step):
+class _Ends(Step):
     """What is launched over all rows, before and after; to `finish` the vocabulary is the chosen token."""
 
     def __init__(
@@ -209,7 +209,7 @@ class _Ends(_Step):
         return tokens
 
 
-class _Rows(_Step):
+class _Rows(Step):
     """A step over the rows that were kept, as of requests of one or two branches, between its two ends."""
 
     def __init__(self, ends: _Ends) -> None:

@@ -101,7 +101,7 @@ def steer(
     logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another type or layout.
     """
     _check(logits, groups)
-    return _Step(logits, groups, table, trace=trace, top=top).run(edits)
+    return Step(logits, groups, table, trace=trace, top=top).run(edits)
 
 
 def _check(logits: Tensor, groups: Groups) -> None:
@@ -115,7 +115,7 @@ def _check(logits: Tensor, groups: Groups) -> None:
         raise ValueError(f"logits are on {logits.device} and the groups on {groups.table.device}")
 
 
-class _Step:
+class Step:
     """One step's buffers, and its launches in their order."""
 
     def __init__(self, logits: Tensor, groups: Groups, table: SteerTable, *, trace: bool, top: bool) -> None:
