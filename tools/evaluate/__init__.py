@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...kernels.errors import InputError
 from .. import asking
-from . import settings
+from . import scorers, settings
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """--output, --from, and the flags of study, sampling and model."""
+    known = "; ".join(f"{name}: {meaning}" for name, (_, _, meaning) in scorers.SCORERS.items())
     parser.epilog = (
+        f"Scorers, as NAME or NAME:ARGUMENT: {known}. "
         "A run that was interrupted goes on where it stopped: give the same --output. With --output alone "
         "the study in that folder is completed and reported again. Draws have seed 0 unless --seed is given."
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 METHODS = (
     "base,prompt,linear-alignment,context-steering,opad,amulet,mato,mato:optimise_weights=off,"
-    "mato:optimise_online=off,mato:kl_budget=0.2"
+    "mato:optimise_online=off,mato:kl_budget=0.2,mato:preset=balanced"
 )
 STUDY = "study.json"
 """Where a folder keeps them."""
