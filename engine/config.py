@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 
 from .options import check_fields, option, refusal
@@ -13,6 +14,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 MAX_SEQS = 1 << 16
 MAX_BYTES = 1 << 63
+CPU_CACHE = "2GiB"
+"""What the KV cache of a CPU takes where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -21,22 +24,29 @@ class EngineConfig:
 
     model: str = option("demo", "'demo', a folder with config.json and safetensors, or a .gguf file")
     dtype: str = option("auto", "type of the weights; auto takes the checkpoint's", DTYPES)
-    device: str = option("auto", "where to decode; this version decodes on the CPU", ("auto", "cpu"))
+    device: str = option("auto", "cpu, cuda or cuda:N; auto takes a GPU where torch finds one")
     max_model_len: int | None = option(None, "longest prompt and answer together; none takes the model's own")
     max_num_seqs: int = option(48, "most branches decoded at once")
     max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
     max_waiting: int = option(1024, "most answers that may wait for room in a service; more are refused")
     kv_cache_memory: str | int = option(
-        "2GiB", "memory for the pages of the KV cache, such as 512MiB or 4GiB"
+        "auto",
+        f"memory for the KV cache, such as 4GiB; auto takes {CPU_CACHE} on a CPU, and of a GPU what is left",
+    )
+    gpu_memory_utilization: float = option(
+        0.9, "share of a GPU's memory that weights, the largest step and the KV cache may take together"
     )
     block_size: int = option(64, "tokens in a page of the KV cache; a multiple of 16")
     enable_prefix_caching: bool = option(True, "keep computed prompts for requests that begin alike")
+    enforce_eager: bool = option(False, "capture no steps as CUDA graphs: a quicker start, slower decoding")
     load_format: str = option(
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
     )
     served_model_name: str | None = option(None, "the name of the model in a service; none is that of model")
     kernels: str = option(
-        "auto", "what computes; auto takes torch on a CPU, where triton is interpreted, for tests", KERNELS
+        "auto",
+        "what computes; auto takes triton on a GPU, and torch on a CPU, which interprets triton",
+        KERNELS,
     )
     seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
     chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
@@ -47,6 +57,8 @@ class EngineConfig:
                 object.__setattr__(self, name, os.fspath(path))
         check_fields(self)
         for name, ok, right in (
+            ("device", re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device), "auto, cpu, cuda or cuda:N"),
+            ("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "a whole number ≥ 1"),
             ("max_num_seqs", 1 <= self.max_num_seqs <= MAX_SEQS, f"a whole number from 1 to {MAX_SEQS}"),
             (
@@ -65,8 +77,9 @@ class EngineConfig:
 def parse_bytes(size: str | int) -> int:
     """`"512MiB"` → 536870912. Units: none or B, KiB, MiB, GiB, TiB (also K, M, G, T, KB, …: the same).
 
-    An int counts bytes. Raises InputError for anything else.
+    An int counts bytes, "auto" is what a CPU takes. Raises InputError for anything else.
     """
+    size = CPU_CACHE if size == "auto" else size
     value = size if isinstance(size, int) else _bytes(size.strip())
     if not 1 <= value < MAX_BYTES:
         raise refusal("kv_cache_memory", size, "a size of memory such as 512MiB or 4GiB")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels.backend import TORCH, Backend
-from ..kernels.errors import InputError
+from ..kernels.device_cache import DeviceKV
+from ..kernels.errors import InputError, RunError
 from ..kernels.steer_table import SteerTable
 from ..models import memory
 from ..models.opening import open_model
 from .admission import Admission
 from .blocks import KVBlocks
-from .config import DTYPES, EngineConfig, parse_bytes
+from .config import DTYPES, EngineConfig
+from .devices import backend_of, device_of
+from .graphs import DecodeGraphs, captured
 from .options import fitted
 from .pick import split
-from .runner import Runner
+from .room import pages_of
+from .runner import Runner, plain_tensors
 from .scheduler import Scheduler
 from .stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..kernels.backend import Cache
     from ..models.config import ModelConfig
     from .group import Group
     from .request import Request
@@ -39,16 +42,22 @@ class Core:
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         fitted("config", config, EngineConfig)
+        device = device_of(config.device)
+        backend = backend_of(config.kernels, device)
         opened = open_model(config.model, config.load_format, config.chat_template, progress, config.dtype)
         shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
-        backend = _backend(config.kernels)
-        model = opened.load(dtype, torch.device("cpu"), progress, backend.ops)
-        memory.keep()
+        model = opened.load(dtype, device, progress, backend.ops)
+        if device.type == "cpu":
+            memory.keep()
         sizes = (config.block_size, shape.num_kv_heads, shape.head_dim)
-        pages = _pages(config, backend.cache.page_bytes(shape.num_layers, *sizes, dtype))
-        cache = backend.cache(shape.num_layers, pages, *sizes, dtype)
+
+        def new_cache(pages: int) -> Cache:
+            return backend.cache(shape.num_layers, pages, *sizes, dtype, device)
+
+        page = backend.page_bytes(shape.num_layers, *sizes, dtype)
+        pages = pages_of(config, model, backend, new_cache, page)
         blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
@@ -56,7 +65,9 @@ class Core:
             tokenizer, opened.template, blocks, length, config.max_num_seqs, vocab, config.seed, shape.rope
         )
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
-        self.runner = Runner(model, cache, SteerTable(vocab), backend.steer)
+        self.runner = Runner(model, new_cache, pages, SteerTable(vocab, device), backend.steer)
+        if device.type == "cuda" and backend.graphs and not config.enforce_eager:
+            _capture(self.runner, config.max_num_seqs, length)
 
     def admit(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
@@ -104,18 +115,19 @@ class Core:
                 self.scheduler.remove(group)
 
 
-def _backend(kernels: str) -> Backend:
-    """Raises InputError for Triton's kernels where nothing can run them."""
-    if kernels != "triton":
-        return TORCH
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        raise InputError(
-            "kernels is 'triton', and this version decodes on the CPU, where they are interpreted, for "
-            "tests: set TRITON_INTERPRET=1 before the process starts, or take 'torch'"
-        )
-    from ..kernels.gpu.backend import TRITON  # noqa: PLC0415 - it brings triton
-
-    return TRITON
+def _capture(runner: Runner, rows: int, length: int) -> None:
+    """Captures the runner's decoding steps. Raises RunError when the GPU has too little memory for them."""
+    cache = runner.cache
+    assert isinstance(cache, DeviceKV), "only such a cache has a spare page"
+    try:
+        with plain_tensors(), runner.on_device():
+            runner.graphs = DecodeGraphs(runner.model, cache, rows, length, captured())
+            torch.cuda.empty_cache()
+    except torch.cuda.OutOfMemoryError:
+        raise RunError(
+            f"{runner.device} has too little memory left to capture steps of {rows} rows; lower "
+            "gpu_memory_utilization or max_num_seqs, or give enforce_eager"
+        ) from None
 
 
 def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
@@ -123,15 +135,6 @@ def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
     if asked is not None and asked > own:
         raise InputError(f"max_model_len is {asked}; the model was trained for at most {own}")
     return own if asked is None else asked
-
-
-def _pages(config: EngineConfig, page: int) -> int:
-    pages = parse_bytes(config.kv_cache_memory) // page
-    if not pages:
-        raise InputError(
-            f"kv_cache_memory is {config.kv_cache_memory!r}; one page of this model takes {page} bytes"
-        )
-    return pages
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -33,8 +33,8 @@ class Method:
     """What all methods share: the objectives, and where their texts go in the prompt.
 
     `wishes` is "none", "one" or "many". A method for one preference that is given several objectives
-    joins their texts with a space in one branch. `name` is the method's name on the command line. `presets` are
-    settings by name that are not the published ones, see `preset`.
+    joins their texts with a space in one branch. `name` is the method's name on the command line. `presets`
+    are settings by name that are not the published ones, see `preset`.
     """
 
     wishes: ClassVar[str] = "many"

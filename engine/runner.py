@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..kernels.layout import Batch, Segment
 from ..kernels.linear import filled
+from ..kernels.parcel import fetch, send
 from ..kernels.steer import Choice
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..kernels.backend import Cache
     from ..models.llama import Llama
+    from .graphs import DecodeGraphs
     from .group import Group
     from .scheduler import Plan
 
@@ -34,22 +38,44 @@ def plain_tensors() -> Iterator[None]:
 class Runner:
     """The model, its KV cache and the table of running requests; `step` moves all of them on.
 
-    steps, step_seconds, steer_seconds: how many, how long they took, and how much of it steering took.
+    new_cache: makes a cache of so many pages. graphs: what of decoding is captured, where anything is.
+    steps, step_seconds, steer_seconds: how many, how long they took, and how much of it steering took; on a
+    GPU that is its launches and the wait for all that was launched before.
     """
 
-    def __init__(self, model: Llama, cache: Cache, table: SteerTable, steer: Callable[..., Choice]) -> None:
-        self.model, self.cache, self.table, self.steer = model, cache, table, steer
+    def __init__(
+        self,
+        model: Llama,
+        new_cache: Callable[[int], Cache],
+        pages: int,
+        table: SteerTable,
+        steer: Callable[..., Choice],
+    ) -> None:
+        self.model, self.new_cache, self.table, self.steer = model, new_cache, table, steer
+        self.cache, self.device = new_cache(pages), model.device
+        self.graphs: DecodeGraphs | None = None
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Launches within go to this runner's GPU, whichever the thread's own is."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def admit(self, group: Group) -> None:
         """Writes the group's method and sampling into its row of the table."""
         sampling, method = group.request.sampling, group.request.steering
         draw = Draw(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed)
-        self.table.admit(group.row, method.compiled, method.weights(), draw)
+        with self.on_device():
+            self.table.admit(group.row, method.compiled, method.weights(), draw)
 
-    @plain_tensors()
     def step(self, plan: Plan) -> Choice | None:
-        """Computes the plan's tokens; the choice of each ready group, in their order, or None without any."""
+        """Computes the plan's tokens; the choice of each ready group, in their order, or None without any.
+
+        The choice is on the host, which has waited for it.
+        """
+        with plain_tensors(), self.on_device():
+            return self._step(plan)
+
+    def _step(self, plan: Plan) -> Choice | None:
         self.cache.swap(plan.swaps)
         self.cache.clear(plan.fresh)
         if not plan.shares:
@@ -73,48 +99,67 @@ class Runner:
             for token in group.token_ids(branch, branch.computed, count)
         ]
         turned_by = [group.turned_by for group, _, count in plan.shares for _ in range(count)]
-        hidden = self._forward(segments, token_ids, turned_by, self.cache)
+        hidden = self.graphs.run(token_ids, segments, turned_by) if self.graphs else None
+        if hidden is None:
+            hidden = self.forward(segments, token_ids, turned_by, self.cache)
         ends = accumulate(count for _, _, count in plan.shares)
         last = {branch: end - 1 for (_, branch, _), end in zip(plan.shares, ends, strict=True)}
         if not plan.ready:
             return None
         rows = [last[branch] for group in plan.ready for branch in group.branches]
-        return self.model.logits(hidden[filled(rows)])[: len(rows)]
+        (at,) = send(self.device, np.array(self._filled(rows), np.int64))
+        return self.model.logits(hidden[at])[: len(rows)]
 
     def _steer(self, groups: Sequence[Group], logits: torch.Tensor) -> Choice:
-        return self.steer(
+        branches = [(group.row, [branch.index for branch in group.branches]) for group in groups]
+        choice = self.steer(
             logits,
-            Groups.of([(group.row, [branch.index for branch in group.branches]) for group in groups]),
+            Groups.of(branches, self.device),
             self.table,
-            edits(groups, logits.shape[1]),
+            edits(groups, logits.shape[1], self.device),
             trace=any(group.request.trace for group in groups),
             top=any(group.request.sampling.logprobs is not None for group in groups),
         )
+        return choice if self.device.type == "cpu" else _on_host(choice)
 
-    @plain_tensors()
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Log-probabilities of the next token after each position, [tokens, vocab] float32."""
-        config = self.model.config
+        """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host."""
+        rope = self.model.config.rope
         pages = -(-len(token_ids) // self.cache.block_size)
-        sizes = (self.cache.block_size, config.num_kv_heads, config.head_dim)
-        cache = type(self.cache)(config.num_layers, pages, *sizes, self.cache.pages.dtype)
-        cache.clear(list(range(pages)))
-        turned_by = [config.rope.turned_by(len(token_ids))] * len(token_ids)
-        hidden = self._forward([Segment(0, len(token_ids), list(range(pages)))], token_ids, turned_by, cache)
-        return self.model.logits(hidden)[: len(token_ids)].log_softmax(-1)
+        segments = [Segment(0, len(token_ids), list(range(pages)))]
+        with plain_tensors(), self.on_device():
+            cache = self.new_cache(pages)
+            cache.clear(list(range(pages)))
+            turned_by = [rope.turned_by(len(token_ids))] * len(token_ids)
+            hidden = self.forward(segments, token_ids, turned_by, cache)
+            return self.model.logits(hidden)[: len(token_ids)].log_softmax(-1).cpu()
 
-    def _forward(
+    def forward(
         self, segments: list[Segment], token_ids: Sequence[int], turned_by: list[int], cache: Cache
     ) -> torch.Tensor:
         """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden]."""
-        ids = filled(token_ids)
-        batch = Batch.of(segments, cache.block_size, padding=len(ids) - len(token_ids))
+        columns = [self._filled(token_ids)]
+        if self.model.config.rope.kind == "dynamic":
+            columns.append(self._filled(turned_by))
+        batch = Batch.of(segments, cache.block_size, len(columns[0]) - len(token_ids), self.device)
         cache.begin(batch)
-        lengths = torch.tensor(filled(turned_by)) if self.model.config.rope.kind == "dynamic" else None
-        return self.model.forward(torch.tensor(ids), batch.positions, cache, lengths)
+        ids, *lengths = send(self.device, *(np.array(column, np.int64) for column in columns))
+        return self.model.forward(ids, batch.positions, cache, *lengths)
+
+    def _filled(self, rows: Sequence[int]) -> Sequence[int]:
+        """On a CPU, so many rows that none depends on the others' number."""
+        return filled(rows) if self.device.type == "cpu" else rows
 
 
-def edits(groups: Sequence[Group], vocab: int) -> Edits | None:
+def _on_host(choice: Choice) -> Choice:
+    """The same, read in one copy."""
+    names = [field.name for field in fields(choice) if field.name != "top"]
+    found = fetch([*(getattr(choice, name) for name in names), *(choice.top or ())])
+    top = (found[-2], found[-1]) if choice.top else None
+    return replace(choice, **dict(zip(names, found, strict=False)), top=top)
+
+
+def edits(groups: Sequence[Group], vocab: int, device: torch.device) -> Edits | None:
     """The single scores that bias, bans and penalties change in this step; None where there are none."""
     bias: list[tuple[int, int, float]] = []
     repetition: list[tuple[int, int, float]] = []
@@ -126,9 +171,8 @@ def edits(groups: Sequence[Group], vocab: int) -> Edits | None:
             repetition += [(index, token, penalty) for token in seen]
     if not bias and not repetition:
         return None
-    at, values = _columns(bias)
-    repeated, penalties = _columns(repetition)
-    return Edits(bias_at=at, bias=values, repetition_at=repeated, repetition=penalties)
+    columns = send(device, *(column for entries in (bias, repetition) for column in _columns(entries)))
+    return Edits((columns[0], columns[1]), columns[2], (columns[3], columns[4]), columns[5])
 
 
 def _bias(group: Group) -> Iterator[tuple[int, float]]:
@@ -141,6 +185,7 @@ def _bias(group: Group) -> Iterator[tuple[int, float]]:
         yield from ((token, -torch.inf) for token in group.answer.stop_ids)
 
 
-def _columns(entries: list[tuple[int, int, float]]) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    groups, tokens = (torch.tensor([entry[i] for entry in entries], dtype=torch.int64) for i in (0, 1))
-    return (groups, tokens), torch.tensor([entry[2] for entry in entries], dtype=torch.float32)
+def _columns(entries: list[tuple[int, int, float]]) -> list[np.ndarray[Any, Any]]:
+    """Groups, tokens and values."""
+    groups, tokens = (np.array([entry[i] for entry in entries], np.int64) for i in (0, 1))
+    return [groups, tokens, np.array([entry[2] for entry in entries], np.float32)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class Layout:
         tiles = []
         for index, ((size, _), one) in enumerate(zip(runs, cut, strict=True)):
             longest = int((one[1] + one[2]).max())
-            tiles.append(Tiles(*columns[4 * index : 4 * index + 4], size=size, longest=longest))
+            first, start, count, table = columns[4 * index : 4 * index + 4]
+            tiles.append(Tiles(first, start, count, table, size, longest))
         return cls(batch.pages, batch.offsets, tables, tuple(tiles))
 
     @classmethod
@@ -128,7 +129,7 @@ def _runs(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int, in
     return found
 
 
-def _cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+def _cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Runs (first row, position, tokens, row of the tables) in tiles of `size`, [4, tiles]."""
     tiles = [
         (first + at, start + at, min(size, count - at), table)
@@ -138,7 +139,7 @@ def _cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[tup
     return np.ascontiguousarray(np.array(tiles, np.int32).T)
 
 
-def _tables(segments: Sequence[Segment]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+def _tables(segments: Sequence[Segment]) -> np.ndarray[Any, np.dtype[np.int32]]:
     """The segments' pages, one below the other, [segments, most pages]; beyond a segment's own 0."""
     found = np.zeros((len(segments), max(len(segment.pages) for segment in segments)), np.int32)
     for row, segment in zip(found, segments, strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ALIGNED = 16
-"""Each part begins at a multiple of so many bytes: Triton compiles another kernel for a pointer that does not."""
+"""Bytes that each part's beginning is a multiple of: for other pointers Triton compiles other kernels."""
 TYPES = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.int32): torch.int32,

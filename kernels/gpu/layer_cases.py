@@ -10,12 +10,15 @@ from torch import Generator, Tensor, device, dtype
 
 from .. import advance as advance_reference
 from .. import norm, paged, rope
+from .. import store as store_reference
 from .. import swiglu as swiglu_reference
 from ..spec import Case, KernelSpec
 from .advance import advance
 from .attention import paged_attention
 from .norm import add_rms_norm
 from .rope import rope_write
+from .rotate import rotate
+from .store import store
 from .swiglu import swiglu
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -86,6 +89,29 @@ def _rope(model: Shape, rows: int, normed: bool) -> Case:
     return Case(f"{model.name}, {rows} rows{', with norms' if normed else ''}", make, moved)
 
 
+def _rotate(model: Shape, rows: int) -> Case:
+    shape = (rows, model.heads + 2 * model.kv_heads, model.width)
+
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        cos, sin = (_random(generator, where, F32, *shape) for _ in range(2))
+        return _random(generator, where, model.dtype, *shape), cos, sin
+
+    numbers = rows * shape[1] * model.width
+    return Case(f"{model.name}, {rows} rows", make, numbers * (model.dtype.itemsize + 3 * F32.itemsize))
+
+
+def _store(model: Shape, rows: int) -> Case:
+    all_heads = model.heads + 2 * model.kv_heads
+
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        page = torch.arange(rows, device=where)
+        qkv = _random(generator, where, F32, rows, all_heads, model.width)
+        return qkv, _cache(model, rows, where, generator), page, page % model.block
+
+    moved = rows * all_heads * model.width * (F32.itemsize + model.dtype.itemsize)
+    return Case(f"{model.name}, {rows} rows", make, moved)
+
+
 def _attention(model: Shape, branches: int, context: int, new: int, window: int | None = None) -> Case:
     """Each branch has `new` tokens at the end of its context."""
     size = 1 if new == 1 else 16
@@ -136,4 +162,6 @@ ATTENTION = KernelSpec(
     ),
 )
 ADVANCE = KernelSpec("advance", advance_reference.advance, advance, (_advance(48, 64),))
-LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION, ADVANCE)
+ROTATE = KernelSpec("rotate", rope.rotate, rotate, (_rotate(LLAMA, 16), _rotate(DEMO, 3)))
+STORE = KernelSpec("store", store_reference.store, store, (_store(LLAMA, 16), _store(DEMO, 3)))
+LAYER_SPECS = (NORM, SWIGLU, ROPE, ROTATE, STORE, ATTENTION, ADVANCE)

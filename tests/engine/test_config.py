@@ -12,7 +12,10 @@ from trimtab.kernels.errors import InputError
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "int8"}, "dtype is 'int8'; it must be one of auto, float32, bfloat16, float16"),
-    ({"device": "tpu"}, "device is 'tpu'"),
+    ({"device": "tpu"}, "device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
+    ({"device": "cuda:"}, "device is 'cuda:'; it must be"),
+    ({"gpu_memory_utilization": 0}, "gpu_memory_utilization is 0"),
+    ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5; it must be above 0 and at most 1"),
     ({"max_model_len": 0}, "max_model_len is 0"),
     ({"max_num_seqs": 0}, "max_num_seqs is 0"),
     ({"max_num_seqs": 65537, "max_num_batched_tokens": 65537}, "a whole number from 1 to 65536"),
@@ -112,7 +115,7 @@ def test_a_folder_that_is_not_there_is_refused_with_what_would_be_right(tmp_path
 
 def test_kernels_that_nothing_can_run_are_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(InputError, match="kernels is 'triton', and this version decodes on the CPU"):
+    with pytest.raises(InputError, match="kernels is 'triton' and device a CPU"):
         Engine.from_pretrained(str(tiny_folder), kernels="triton")
     with pytest.raises(InputError, match="kernels is 'cuda'; it must be one of auto, torch, triton"):
         EngineConfig(kernels="cuda")

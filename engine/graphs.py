@@ -1,0 +1,158 @@
+"""Decoding steps as CUDA graphs: captured for some sizes when the engine starts, then replayed in one launch.
+
+A layer of a decoder is a dozen launches, each of which costs the host about as much as the device needs for
+it. A step in which every branch has one token always launches the same with other numbers: it is captured for
+some numbers of rows and some longest texts, and a step takes the smallest that holds it. Rows that only fill
+it up are tokens at position 0 which are written to the cache's spare page and read it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.device_cache import DeviceKV, Layout
+from ..kernels.parcel import pack, unpack
+
+if TYPE_CHECKING:
+    from ..kernels.layout import Segment
+    from ..models.llama import Llama
+
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""Makes of a call another that does the same again with the same tensors."""
+Columns = list["np.ndarray[Any, Any]"]
+
+MOST_ROWS, ROWS_APART = 256, 8
+SHORTEST, LONGEST = 1024, 32_768
+"""Beyond so many rows, and tokens of a text, a step is not captured: it would keep memory for all of them."""
+
+
+def row_sizes(most: int) -> list[int]:
+    """Numbers of rows that steps are captured for: 1, 2, 4, and multiples of eight."""
+    most = min(most, MOST_ROWS)
+    sizes = {1, 2, 4, *range(ROWS_APART, most, ROWS_APART)}
+    return sorted({size for size in sizes if size < most} | {most})
+
+
+def lengths(longest: int) -> list[int]:
+    """Longest texts that steps are captured for, each twice the one before."""
+    longest, found = min(longest, LONGEST), []
+    length = SHORTEST
+    while length < longest:
+        found.append(length)
+        length *= 2
+    return [*found, longest]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One size of step: the bytes that all its inputs lie in, and what runs it to its hidden states.
+
+    layout: kept since its kernels read it, of which nothing else knows once they are captured.
+    """
+
+    inputs: Tensor
+    layout: Layout
+    replay: Callable[[], Tensor]
+
+
+class DecodeGraphs:
+    """All that is captured of one model and cache. `capture` is `captured` on a GPU.
+
+    Raises torch.cuda.OutOfMemoryError, as what is captured keeps its memory.
+    """
+
+    def __init__(
+        self, model: Llama, cache: DeviceKV, max_rows: int, max_length: int, capture: Capture
+    ) -> None:
+        self._model, self._cache = model, cache
+        self._rows, self._lengths = row_sizes(max_rows), lengths(max_length)
+        self._dynamic = model.config.rope.kind == "dynamic"
+        # the largest first: its memory serves the others
+        sizes = [(rows, length) for rows in reversed(self._rows) for length in reversed(self._lengths)]
+        self._graphs = {size: self._captured(*size, capture) for size in sizes}
+
+    @property
+    def count(self) -> int:
+        """How many sizes there are."""
+        return len(self._graphs)
+
+    def run(
+        self, token_ids: Sequence[int], segments: Sequence[Segment], turned_by: list[int]
+    ) -> Tensor | None:
+        """Hidden states of the tokens and of what fills them up, [rows, hidden], until the next run.
+
+        None for a step that is not captured: with a prompt in it, or larger than all that are.
+        """
+        longest = max(segment.start for segment in segments) + 1
+        rows = next((size for size in self._rows if size >= len(segments)), 0)
+        length = next((size for size in self._lengths if size >= longest), 0)
+        if not rows or not length or any(segment.count > 1 for segment in segments):
+            return None
+        graph = self._graphs[rows, length]
+        columns = self._blank(rows, length)
+        self._fill(columns, token_ids, segments, turned_by)
+        graph.inputs.copy_(pack(self._model.device, columns), non_blocking=True)
+        return graph.replay()
+
+    def _blank(self, rows: int, length: int) -> Columns:
+        """Ids, positions, pages, offsets, what a rope turns by, starts and tables of rows that fill up."""
+        columns: Columns = [np.zeros(rows, np.int64) for _ in range(5)]
+        columns[2][:] = self._cache.spare
+        tables = np.full((rows, -(-length // self._cache.block_size)), self._cache.spare, np.int32)
+        return [*columns, np.zeros(rows, np.int32), tables]
+
+    def _fill(
+        self, columns: Columns, token_ids: Sequence[int], segments: Sequence[Segment], turned_by: list[int]
+    ) -> None:
+        ids, positions, pages, offsets, turns, starts, tables = columns
+        count, block = len(segments), self._cache.block_size
+        ids[:count], turns[:count] = token_ids, turned_by
+        positions[:count] = starts[:count] = [segment.start for segment in segments]
+        offsets[:count] = positions[:count] % block
+        pages[:count] = [segment.pages[segment.start // block] for segment in segments]
+        for row, segment in zip(tables, segments, strict=False):
+            held = segment.pages[: segment.start // block + 1]
+            row[: len(held)] = held
+
+    def _captured(self, rows: int, length: int, capture: Capture) -> _Graph:
+        columns, model, cache = self._blank(rows, length), self._model, self._cache
+        inputs = pack(model.device, columns).to(model.device)
+        ids, positions, pages, offsets, turns, starts, tables = unpack(inputs, columns)
+        layout = Layout.decoding(pages, offsets, starts, tables, length)
+
+        def step() -> Tensor:
+            cache.layout = layout
+            return model.forward(ids, positions, cache, turns if self._dynamic else None)
+
+        return _Graph(inputs, layout, capture(step))
+
+
+def captured() -> Capture:
+    """Captures on the current GPU; all that one captures shares its memory, so one result holds at a time."""
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def capture(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            step()  # kernels are compiled and libraries open their handles here: a capture allows neither
+            torch.cuda.synchronize()
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                hidden = step()
+            finally:
+                graph.capture_end()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return hidden
+
+        return replay
+
+    return capture

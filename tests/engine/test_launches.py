@@ -1,0 +1,143 @@
+"""What an engine launches on a GPU, without one: tensors have no numbers, and launches are noted, not made.
+
+Host and device are told apart by torch itself, which mixes no tensors of two devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("an interpreting process cannot compile", allow_module_level=True)
+
+from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
+from trimtab.engine import core as cores
+from trimtab.engine import runner as runners
+from trimtab.engine.graphs import DecodeGraphs
+from trimtab.engine.room import rehearse
+from trimtab.engine.runner import plain_tensors
+from trimtab.kernels.gpu import ahead
+from trimtab.kernels.gpu.ahead import Build, compile_for, recorded
+from trimtab.kernels.gpu.backend import TRITON
+from trimtab.models import memory
+from trimtab.models.dummy import DummyWeights
+
+if TYPE_CHECKING:
+    from trimtab.engine.core import Core
+
+META = torch.device("meta")
+ONE, TWO = Objective("a", 0.7), Objective("b", 0.3)
+EDITED = SamplingParams(
+    temperature=0.8, top_k=5, top_p=0.9, min_p=0.1, logit_bias={3: 1.0}, repetition_penalty=1.1, logprobs=2
+)
+REQUESTS = [
+    Request(branch_token_ids=[[1, 2, 3]] * 3, steering=Mato([ONE, TWO], kl_budget=0.2), sampling=EDITED),
+    Request(branch_token_ids=[[1, 2, 3] * 30, [4]], steering=Opad([ONE])),
+    Request(branch_token_ids=[[5]], steering=Base(), trace=False),
+]
+
+
+def empty(weights: DummyWeights, name: str) -> torch.Tensor:
+    return torch.empty(weights.shapes[name], dtype=torch.bfloat16, device=META)
+
+
+def built(function: Any, args: tuple[Any, ...], more: Any, *, build: Callable[..., Build]) -> Build:
+    """What is launched takes tensors of the device alone; Triton would not look."""
+    given = [value for value in args if isinstance(value, torch.Tensor)]
+    assert {tensor.device for tensor in given} == {META}, function
+    return build(function, args, more)
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> Core:
+    """Llama 3.1 8B, whose chosen tokens stay where they are."""
+    monkeypatch.setattr(cores, "device_of", lambda name: META)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(DummyWeights, "tensor", empty)
+    monkeypatch.setattr(runners, "fetch", list)
+    monkeypatch.setattr(ahead, "_build", partial(built, build=ahead._build))
+    engine = Engine.from_pretrained(
+        "llama-3.1-8b", load_format="dummy", kv_cache_memory="1GiB", max_num_seqs=8
+    )
+    return engine._core
+
+
+def steps(core: Core, count: int) -> None:
+    """So many steps of all requests, each of which is told some token."""
+    for request in REQUESTS:
+        for group in core.admit(request):
+            core.scheduler.add(group)
+    for _ in range(count):
+        plan = core.scheduler.plan()
+        for group in plan.admitted:
+            core.runner.admit(group)
+        choice = core.runner.step(plan)
+        core.scheduler.commit(plan)
+        assert choice is not None
+        assert choice.tokens.device == META
+        for group in plan.ready:
+            group.tokens.append(9)
+
+
+def names(builds: list[Build]) -> set[str]:
+    return {build.kernel for build in builds}
+
+
+def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    return step
+
+
+def test_a_step_mixes_nothing_of_host_and_device_and_its_kernels_compile_for_hopper(core: Core) -> None:
+    with recorded() as builds:
+        steps(core, 2)
+    layers = {"norm", "rotate", "store", "attend", "merge", "swiglu"}
+    assert names(builds) >= layers | {"weigh", "mix", "refine", "search", "score", "choose", "finish"}
+    found: dict[Any, Build] = {}
+    for build in builds:
+        if build.kernel in layers:  # the others are compiled with their cases
+            found.setdefault((build.kernel, *build.types.items(), *build.constants.items()), build)
+    spilled = {f"{key[0]} {build.name}": compile_for(build, "sm_90").spills for key, build in found.items()}
+    assert set(spilled.values()) == {0}, spilled
+
+
+def test_captured_steps_launch_what_a_step_launches_and_nothing_of_prompts(core: Core) -> None:
+    runner = core.runner
+    with plain_tensors(), recorded() as builds:
+        runner.graphs = DecodeGraphs(runner.model, runner.cache, 8, 4096, again)  # type: ignore[arg-type]
+        assert runner.graphs.count == 4 * 3
+        builds.clear()
+        steps(core, 1)  # prompts
+        prompts = len([build for build in builds if build.kernel == "attend"])
+        builds.clear()
+        runner.step(core.scheduler.plan())
+    attends = [build for build in builds if build.kernel == "attend"]
+    assert prompts == 2 * len(attends) == 2 * core.model_config.num_layers
+    assert {build.constants["SPLIT"] for build in attends} == {256}
+
+
+def test_the_largest_step_is_rehearsed_as_it_would_be_made(core: Core) -> None:
+    with plain_tensors(), recorded() as builds:
+        rehearse(core.config, core.runner.model, TRITON, core.runner.new_cache)
+    assert names(builds) >= {"attend", "merge", "search", "choose", "finish"}
+
+
+def test_amulet_needs_no_more_launches_than_plain_decoding(core: Core) -> None:
+    counts = []
+    for method in (Base(), Amulet([ONE])):
+        ids = [[1]] * (1 + len(method.branches()))
+        (group,) = core.admit(Request(branch_token_ids=ids, steering=method))
+        core.scheduler.add(group)
+        with recorded() as builds:
+            plan = core.scheduler.plan()
+            core.runner.admit(group)
+            core.runner.step(plan)
+        counts.append(len(builds))
+        core.scheduler.remove(group)
+    assert counts[0] == counts[1]

@@ -1,0 +1,124 @@
+"""The check of a GPU: it runs where there is none, small; it finds what is wrong, and goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trimtab.engine.output import Output, Timings, TokenLogprobs, Trace
+from trimtab.tools.gpu import check
+from trimtab.tools.gpu.agreement import compared
+from trimtab.tools.gpu.check import main
+from trimtab.tools.gpu.nearness import difference, widened
+from trimtab.tools.gpu.report import Report
+
+PLACES = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+WORDS = ("--device", "cpu", "--seconds", "3000")
+SCRIPT = Path(__file__).parents[3] / "tools" / "gpu_check"
+
+
+def test_all_of_it_runs_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    there = {**PLACES, "OUT": str(tmp_path)}
+    ran = subprocess.run([SCRIPT, *WORDS], env=there, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    assert (said["failures"], said["skipped"]) == ([], [])
+    rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
+    assert {row["section"] for row in rows} == {"kernels", "decode", "bench", "steps"}
+    assert all(row["p50_us"] > 0 for row in rows if "p50_us" in row)
+    assert [row for row in rows if "times_floor" in row]
+
+
+def test_a_device_that_is_not_there_and_a_section_that_is_none_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--device", "cuda:99"]) == 2
+    assert "gpu_check: device is 'cuda:99'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["everything"])
+    assert "known are kernels, decode, bench" in capsys.readouterr().err
+
+
+def test_what_fails_is_told_of_and_stops_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(time.monotonic() + 100)
+    with report.part("kernels", "one"):
+        raise RuntimeError("no such kernel")
+    with report.part("kernels", "two") as row:
+        row["error_share"], row["wrong"] = 3.0, "three times as far off"
+    with report.part("kernels", "three") as row:
+        row["error_share"] = 0.5
+    assert [failure["name"] for failure in report.failures] == ["one", "two"]
+    assert "RuntimeError: no such kernel" in report.failures[0]["wrong"]
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert not report.leaves_out("kernels", "four")
+    assert replace(report, deadline=time.monotonic()).leaves_out("kernels", "four")
+    assert report.skipped == ["kernels: four"]
+
+
+def test_another_process_goes_on_where_one_lost_its_gpu_or_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [(3, 2, True), (-11, 4, False), (0, 5, False)]
+    asked = []
+
+    def process(words: list[str], seconds: float) -> int:
+        status, seen, broken = ends[len(asked)]
+        asked.append(words[3])
+        wrong = [{"name": f"part {seen}"}] if broken else []
+        found = {
+            "rows": [{"name": str(seen)}],
+            "failures": wrong,
+            "seen": seen,
+            "broken": broken,
+            "gpu": "one",
+        }
+        Path(words[-1]).write_text(json.dumps(found))
+        return status
+
+    monkeypatch.setattr(check, "_process", process)
+    found: dict[str, Any] = {}
+    check._conduct("kernels", "cuda", time.monotonic() + 9, found)
+    assert asked == ["0", "2", "4"]
+    assert [row["name"] for row in found["rows"]] == ["2", "4", "5"]
+    assert [failure["name"] for failure in found["failures"]] == ["part 2", "all of it"]
+    assert "ended with status -11 in its part 4" in found["failures"][1]["wrong"]
+    assert found.keys() == {"rows", "failures", "skipped", "gpu"}
+    ends, asked = [(1, 0, False)], []
+    check._conduct("kernels", "cuda", time.monotonic() + 9, found)
+    assert asked == ["0"], "what ends at its beginning would end there again"
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-2, math.nan])
+def test_a_result_that_is_off_is_found(error: float) -> None:
+    exact = torch.randn(3, 5, dtype=torch.float64)
+    rough, got = exact.float(), exact.float()
+    got[1, 2] += error
+    share, wrong = difference((got, None), (rough, None), widened((exact, None)))
+    assert (share <= 1, wrong == "") == ((True, True) if error == 0 else (False, False))
+
+
+def output(tokens: list[int], logprob: float = -1.0, likeliest: float = -1.0) -> Output:
+    timings = Timings(queue=0.0, prefill=0.0, decode=0.0, tokens_per_second=0.0)
+    trace = Trace(strength=[1.0] * len(tokens), branch_logprobs=[[logprob, -2.0]] * len(tokens))
+    logprobs = [TokenLogprobs(token, -1.0, {1: likeliest, 2: -1.5}) for token in tokens]
+    return Output("", tokens, "length", [], trace, logprobs, timings, seed=0)
+
+
+def test_answers_agree_up_to_a_near_tie_and_no_further() -> None:
+    exact = output([1, 2, 3])
+    assert compared([exact], [exact], 1e-3) == {"same": "1 of 1", "worst": 0.0, "mean": 0.0, "wrong": ""}
+    near = compared([output([1, 3, 3], likeliest=-1.002)], [exact], 1e-3)
+    assert (near["same"], near["wrong"]) == ("0 of 1", "")
+    far = compared([output([1, 3, 3], likeliest=-1.2)], [exact], 1e-3)
+    assert "parts at token 1" in far["wrong"]
+    assert "0.5 off" in compared([output([1, 2, 3], logprob=-1.5)], [exact], 1e-3)["wrong"]
+    assert "is inf off" in compared([output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
+    failed = replace(exact, error="no finite score")
+    assert "no finite score" in compared([failed], [exact], 1e-3)["wrong"]

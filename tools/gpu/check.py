@@ -1,0 +1,106 @@
+"""`tools/gpu_check`: is all right on this machine's GPU, and how fast is it? One line of JSON at the end.
+
+    kernels   every kernel's cases beside the torch references, new memory poisoned
+    decode    small models of each kind beside the CPU's engine in float32
+    bench     every kernel's time, and a decoding step's of Llama 3.1 8B, beside their floors
+
+What fails is told of and stops nothing else: each section is a process of its own, and where one has lost its
+GPU, or died, another goes on behind that place. The exit status is 1 then, and 2 for a wrong question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+SECTIONS = {"kernels": ("kernels",), "decode": ("decode",), "bench": ("steps", "bench")}
+"""What may be asked for, and the processes' names of it."""
+SECONDS, GRACE = 480, 60
+"""What all may take, and how long a section that has no more time may need to end."""
+LISTS = ("rows", "failures", "skipped")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks, prints, and writes gpu_check.json into the folder that the environment names as OUT."""
+    args = _arguments(argv)
+    from ...engine.devices import device_of  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...engine.strict_json import dumps  # noqa: PLC0415
+    from ...kernels.errors import InputError  # noqa: PLC0415
+
+    try:
+        device_of(args.device)
+    except InputError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    found: dict[str, Any] = {}
+    for section in (part for asked in args.sections or SECTIONS for part in SECTIONS[asked]):
+        _conduct(section, args.device, start + args.seconds, found)
+    lists = {name: found.pop(name, []) for name in LISTS}
+    summary = {**found, "seconds": round(time.monotonic() - start, 1), **lists}
+    _write(dumps(summary))
+    print(dumps({key: value for key, value in summary.items() if key != "rows"}), flush=True)
+    return 1 if summary["failures"] else 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tools/gpu_check", description=__doc__.split("\n\n")[0])
+    known = ", ".join(SECTIONS)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {known}; all without")
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu tries this program out, small")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after these nothing more begins")
+    args = parser.parse_args(argv)
+    for section in args.sections:
+        if section not in SECTIONS:
+            parser.error(f"there is no section {section!r}; known are {known}")
+    return args
+
+
+def _conduct(section: str, device: str, deadline: float, found: dict[str, Any]) -> None:
+    """Runs a section to its end, in as many processes as that takes; adds to `found` what they found."""
+    seen, status = 0, 1
+    while status:
+        with TemporaryDirectory() as scratch:
+            into = Path(scratch) / "found.json"
+            left = max(0.0, deadline - time.monotonic())
+            status = _process([section, device, str(left), str(seen), str(into)], left + GRACE)
+            news = json.loads(into.read_text(encoding="utf-8")) if into.exists() else {}
+        for name in LISTS:
+            found[name] = found.get(name, []) + news.pop(name, [])
+        reached = news.pop("seen", 0)
+        if not news.pop("broken", False) and status:
+            wrong = f"its process ended with status {status} in its part {reached}"
+            found["failures"].append({"section": section, "name": "all of it", "wrong": wrong})
+        found.update(news)
+        if reached <= seen:
+            return  # it would end there again
+        seen = reached
+
+
+def _process(words: list[str], seconds: float) -> int:
+    """The exit status of a process for a section; 124 when it was ended after its time."""
+    command = [sys.executable, "-m", "trimtab.tools.gpu.section", *words]
+    try:
+        return subprocess.run(command, timeout=seconds, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return 124
+
+
+def _write(text: str) -> None:
+    folder = os.environ.get("OUT")
+    if folder:
+        part = Path(folder) / ".gpu_check.json.part"
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(Path(folder) / "gpu_check.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Every kernel's cases, checked against its torch reference on the same device, and timed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...kernels.paged import Tiles
+from ...kernels.spec import Case, KernelSpec
+from ...kernels.steer import Choice
+from ...kernels.steer_table import Groups
+from .nearness import difference, of_choices, widened
+from .report import Report
+from .timing import Clock, Rates, Spread
+
+FUSED, LOOP, ATTENTION = "lm_head_steer", "iterate", "paged_attention"
+"""Kernels that are known by name. The first one's product is the vendor's in the reference too, so that there
+is none in float64, and its cases have no weights on a CPU. The second gives scores up to a constant."""
+LITTLE = 1 << 20
+"""Bytes of a case that the interpreter takes at most."""
+LOOSE = 1e-3
+"""What sixty steps in float32 may be off; they are no part of a decoding step."""
+
+
+def specs_of(device: torch.device) -> list[KernelSpec]:
+    """All of them; for the interpreter the smallest case of each that is small enough."""
+    from ...kernels.gpu import SPECS  # noqa: PLC0415 - it brings triton, which is told first what it is to do
+
+    if device.type == "cuda":
+        return list(SPECS)
+    least = [(spec, min(spec.cases, key=lambda case: case.bytes)) for spec in SPECS if spec.name != FUSED]
+    return [replace(spec, cases=(case,)) for spec, case in least if case.bytes <= LITTLE]
+
+
+def check(report: Report, device: torch.device, specs: list[KernelSpec]) -> None:
+    """A row a case: the largest error over what is allowed."""
+    for spec in specs:
+        for case in spec.cases:
+            if report.leaves_out("kernels", f"{spec.name}, {case.name}"):
+                continue
+            with report.part("kernels", f"{spec.name}, {case.name}") as row:
+                row["error_share"], row["wrong"] = compared(spec, case, device)
+
+
+def compared(spec: KernelSpec, case: Case, device: torch.device) -> tuple[float, str]:
+    """The kernel's results and what it wrote, beside those of the reference as it is and in float64."""
+    ours, rough = made(case, device), made(case, device)
+    with poisoned():
+        got = spec.launch(*ours)
+    single = spec.reference(*rough)
+    if isinstance(got, Choice):
+        arguments = made(case, device)
+        truth = single if spec.name == FUSED else spec.reference(*widened(arguments))
+        groups = next(value for value in ours if isinstance(value, Groups))
+        return of_choices(got, truth, groups)
+    wide = widened(made(case, device))
+    exact = spec.reference(*wide)
+    if spec.name == LOOP:
+        got, single, exact = (scores.log_softmax(-1) for scores in (got, single, exact))
+        return difference(got, single, exact, LOOSE)
+    return difference((got, *_written(ours)), (single, *_written(rough)), (exact, *_written(wide)))
+
+
+def _written(arguments: tuple[Any, ...]) -> list[Any]:
+    """What a kernel may have written into: its tensors."""
+    return [value for value in arguments if isinstance(value, torch.Tensor)]
+
+
+def made(case: Case, device: torch.device) -> tuple[Any, ...]:
+    """A case's arguments, always the same."""
+    torch.manual_seed(1)
+    return case.make(device, torch.Generator().manual_seed(1))
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New tensors are filled with NaN within."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def measure(report: Report, clock: Clock, rates: Rates, specs: list[KernelSpec]) -> None:
+    """A row a case: microseconds of the device alone, and with launches, and shares of the roofs."""
+    for spec in specs:
+        for case in spec.cases:
+            if report.leaves_out("bench", f"{spec.name}, {case.name}"):
+                continue
+            with report.part("bench", f"{spec.name}, {case.name}") as row:
+                arguments = made(case, clock.device)
+                row["launched_us"] = Spread.of(clock.seconds(lambda: spec.launch(*arguments))).p50  # noqa: B023
+                replay = clock.captured(lambda: spec.launch(*arguments))  # noqa: B023
+                spread = Spread.of(clock.seconds(replay))
+                row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
+                row["gigabytes_per_second"] = case.bytes / spread.p50 / 1e3
+                row["bandwidth_share"] = 1e6 * case.bytes / spread.p50 / rates.bandwidth
+                if work := operations(spec.name, arguments):
+                    row["teraflops"] = work / spread.p50 / 1e6
+                    row["products_share"] = 1e6 * work / spread.p50 / rates.products
+
+
+def operations(name: str, arguments: tuple[Any, ...]) -> float:
+    """Multiplications and additions of a kernel's products; 0 where it has none."""
+    if name == FUSED:
+        return 2.0 * len(arguments[0]) * float(arguments[1].numel())
+    if name == ATTENTION:
+        tiles = next(value for value in arguments if isinstance(value, Tiles))
+        keys = (tiles.start + (tiles.count + 1) / 2).clamp(max=arguments[4] or torch.inf)
+        return 4.0 * float((tiles.count * keys).sum()) * float(arguments[0][0].numel())
+    return 0.0

@@ -1,0 +1,108 @@
+"""What a check found: rows, printed as they come, and what went wrong, none of which stops the rest."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...engine.strict_json import dumps
+
+DEEPEST = 4
+"""Calls of a failure that are told of, the innermost last."""
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Report:
+    """Rows, failures, and what was left out once the time was up.
+
+    deadline: a time of `time.monotonic`, after which nothing begins. passed: parts that another process has
+    seen to. into: a file that holds all this after every row. more: what belongs to all rows. seen: parts
+    that were asked about. broken: the GPU does nothing more for this process.
+    """
+
+    deadline: float
+    device: torch.device = CPU
+    passed: int = 0
+    into: Path | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+    seen: int = 0
+    broken: bool = False
+
+    @contextmanager
+    def part(self, section: str, name: str) -> Iterator[dict[str, Any]]:
+        """A row to be filled in. What is raised within is a failure of this row alone.
+
+        A row whose "wrong" is not empty failed by what it found. Ask `leaves_out` first.
+        """
+        row: dict[str, Any] = {"section": section, "name": name}
+        start = time.monotonic()
+        try:
+            yield row
+            self._wait()
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-DEEPEST:]
+            row["wrong"] = f"{type(error).__name__}: {str(error).strip()[-600:]}"
+            row["at"] = " > ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in where)
+            self._look()
+        row["seconds"] = round(time.monotonic() - start, 3)
+        self.rows.append(row)
+        if row.get("wrong"):
+            self.failures.append({key: row[key] for key in ("section", "name", "wrong", "at") if key in row})
+        print(_line(row), flush=True)
+        self._save()
+
+    def leaves_out(self, section: str, name: str) -> bool:
+        """Whether a part is left out: seen to by another process, or there is no time, or no GPU any more."""
+        if self.broken:
+            return True
+        self.seen += 1
+        if self.seen <= self.passed:
+            return True
+        self._save()  # so that it is known where this process died, if it does
+        if time.monotonic() < self.deadline:
+            return False
+        self.skipped.append(f"{section}: {name}")
+        return True
+
+    def _wait(self) -> None:
+        """Failures of a kernel show when the host waits for it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _look(self) -> None:
+        """After a failure: does the GPU still do anything?"""
+        try:
+            self._wait()
+        except Exception:
+            self.broken = True
+
+    def _save(self) -> None:
+        if self.into is not None:
+            part = self.into.with_suffix(".part")
+            lists = {"rows": self.rows, "failures": self.failures, "skipped": self.skipped}
+            part.write_text(dumps({**self.more, **lists, "seen": self.seen, "broken": self.broken}))
+            part.replace(self.into)
+
+
+def _line(row: dict[str, Any]) -> str:
+    told = {key: value for key, value in row.items() if key not in ("section", "name", "wrong", "at")}
+    figures = ", ".join(f"{key} {_number(value)}" for key, value in told.items())
+    mark = f"WRONG {row['wrong']} at {row.get('at', 'its results')}; " if row.get("wrong") else ""
+    return f"{row['section']:<8} {row['name']:<58} {mark}{figures}"
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,78 @@
+"""One section of the check of a GPU, in a process of its own: what it finds goes to a file as it is found."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from .report import Report
+
+BROKEN = 3
+"""The exit status where the GPU does nothing more for this process."""
+
+
+def main(words: list[str]) -> int:
+    """Section, device, seconds, how many parts to pass over, and the file."""
+    section, name, seconds, passed, into = words
+    if name == "cpu":  # before triton is imported
+        os.environ["TRITON_INTERPRET"] = "1"
+    from ...engine.devices import device_of  # noqa: PLC0415
+    from .report import Report  # noqa: PLC0415
+
+    device = device_of(name)
+    report = Report(time.monotonic() + float(seconds), device, int(passed), Path(into))
+    with report.part(section, "all of it"):  # what its own parts do not catch
+        report.more["machine"] = _machine(device)
+        _run(section, report, device)
+    return BROKEN if report.broken else 0
+
+
+def _run(section: str, report: Report, device: torch.device) -> None:
+    from . import decode, kernels, shapes, steps  # noqa: PLC0415 - triton has been told what it is to do
+    from .timing import Clock  # noqa: PLC0415
+
+    small, place = device.type == "cpu", str(device)
+    with TemporaryDirectory() as scratch:
+        if section == "kernels":
+            kernels.check(report, device, kernels.specs_of(device))
+        elif section == "decode":
+            decode.check(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
+        else:
+            clock = Clock(device, tries=1) if small else Clock(device)
+            rates = clock.rates()
+            report.more |= {"bandwidth": rates.bandwidth, "products": rates.products}
+            if section == "bench":
+                kernels.measure(report, clock, rates, kernels.specs_of(device))
+                return
+            del clock  # the model wants its memory
+            plan = steps.FULL
+            if small:
+                folder = shapes.write(Path(scratch) / "model", "llama", shapes.TINY, decode.LITTLE.dtypes[0])
+                plan = steps.with_model(steps.LITTLE, str(folder))
+            steps.measure(report, place, plan, rates)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch  # noqa: PLC0415
+    import triton  # noqa: PLC0415
+
+    from ..bench.machine import where  # noqa: PLC0415
+
+    found = {**where(), "triton": triton.__version__, "cuda": torch.version.cuda, "device": str(device)}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "memory": properties.total_memory}
+        found["multiprocessors"] = properties.multi_processor_count
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
