@@ -55,6 +55,7 @@ RIGHT: dict[str, str] = {
     "presence_penalty": "-1 1.5",
     "frequency_penalty": "-1 1.5",
     "enable_prefix_caching": "true",
+    "enforce_eager": "true",
     "skip_special_tokens": "true",
     "include_stop_str_in_output": "true",
     "text": "x",
