@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import signal
@@ -11,15 +10,14 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..kernels.errors import InputError, RunError, SteeringWarning
-from .flags import Parser
+from . import verb
 from .plain import say
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
@@ -38,14 +36,6 @@ VERBS = {
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("engine", "kernels", "models", "tools")
 WRONG_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 1, 130, 141, 143
-
-
-class Verb(Protocol):
-    """What each verb's module has."""
-
-    def add_arguments(self, parser: Parser) -> None: ...
-
-    def run(self, args: argparse.Namespace) -> int: ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,14 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in VERBS:
         raise InputError(f"there is no verb {name!r}; verbs are {', '.join(VERBS)}; see trimtab --help")
-    verb = cast("Verb", importlib.import_module(f".{name}", __package__))
-    parser = Parser(f"trimtab {name}", f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
-    verb.add_arguments(parser)
-    try:
-        args = parser.read(rest)
-    except SystemExit:  # argparse has printed the help
-        return 0
-    return verb.run(args)
+    return verb.run(f"{__package__}.{name}", f"trimtab {name}", VERBS[name], rest)
 
 
 def _require_text(argument: str) -> None:

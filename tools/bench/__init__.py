@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from ...kernels.errors import InputError
-from ..flags import Parser
+from .. import verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ..flags import Parser
 
 BENCHES = {
     "latency": "one batch: first token, a step, and how near it comes to the memory's speed",
@@ -19,14 +18,6 @@ BENCHES = {
     "peers": "the same prompts on transformers, vLLM, llama.cpp and a literal Amulet",
     "compare": "this commit beside another; fails when it is slower",
 }
-
-
-class Bench(Protocol):
-    """What each bench's module has."""
-
-    def add_arguments(self, parser: Parser) -> None: ...
-
-    def run(self, args: argparse.Namespace) -> int: ...
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,17 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs one bench. Raises InputError for one that there is not."""
     if args.bench is None:
         raise InputError(f"there is no BENCH; say what to measure: {', '.join(BENCHES)}")
-    return _run(args.bench, args.rest)
-
-
-def _run(name: str, rest: Sequence[str]) -> int:
-    if name not in BENCHES:
-        raise InputError(f"there is no bench {name!r}; benches are {', '.join(BENCHES)}")
-    bench = cast("Bench", importlib.import_module(f".{name}", __package__))
-    parser = Parser(f"trimtab bench {name}", f"{BENCHES[name][0].upper()}{BENCHES[name][1:]}.")
-    bench.add_arguments(parser)
-    try:
-        asked = parser.read(rest)
-    except SystemExit:  # argparse has printed the help
-        return 0
-    return bench.run(asked)
+    if args.bench not in BENCHES:
+        raise InputError(f"there is no bench {args.bench!r}; benches are {', '.join(BENCHES)}")
+    module, command = f"{__package__}.{args.bench}", f"trimtab bench {args.bench}"
+    return verb.run(module, command, BENCHES[args.bench], args.rest)
