@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import RunError
-from .bench import machine
+from . import machine
 from .bench.client import Client, RefusedError
 from .bench.figures import spread
 from .bench.stream import CHAT

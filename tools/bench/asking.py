@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.config import EngineConfig
 from ...kernels.errors import RunError
-from .. import flags, steering
-from . import machine
+from .. import flags, machine, steering
 from .traffic import Traffic
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from ...engine.config import DTYPES
 from ...engine.options import check_fields, option, refusal
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError, RunError
-from .. import flags
+from .. import flags, machine
 from ..plain import say
-from . import figures, machine
+from . import figures
 from .peers import QUESTION, WISHES
 from .worker import Worker
 from .worktree import resolved, side_by_side

@@ -18,9 +18,9 @@ from ...engine.config import DTYPES
 from ...engine.options import check_fields, option, refusal
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
-from .. import flags, steering
+from .. import flags, machine, steering
 from ..plain import say
-from . import figures, machine
+from . import figures
 from .contestants import CONTESTANTS, RATIOS, Contestant, Prompts, Score, compared
 from .worker import MissingError, Worker
 

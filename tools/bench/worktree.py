@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...kernels.errors import InputError, RunError
-from .machine import git
+from ..machine import git
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

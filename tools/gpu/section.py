@@ -64,7 +64,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
     import torch  # noqa: PLC0415
     import triton  # noqa: PLC0415
 
-    from ..bench.machine import where  # noqa: PLC0415
+    from ..machine import where  # noqa: PLC0415
 
     found = {**where(), "triton": triton.__version__, "cuda": torch.version.cuda, "device": str(device)}
     if device.type == "cuda":

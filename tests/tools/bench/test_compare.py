@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from trimtab import InputError
-from trimtab.tools.bench import machine
+from trimtab.tools import machine
 from trimtab.tools.bench.compare import Verdict
 from trimtab.tools.bench.worktree import resolved, side_by_side
 
