@@ -9,10 +9,7 @@ error. Answers are written as they end, so in any order.
 from __future__ import annotations
 
 import json
-import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
@@ -23,16 +20,17 @@ from ..engine.options import fitted, quoted
 from ..engine.request import Request
 from ..engine.sampling import SamplingParams, token_id
 from ..engine.strict_json import dumps
-from ..kernels.errors import BusyError, InputError
+from ..kernels.errors import InputError
 from . import asking, loading, report, steering
+from .crowd import decoded
 from .display import progress
+from .lines import Lines
 from .plain import say
 
 if TYPE_CHECKING:
     import argparse
 
     from ..engine.async_engine import AsyncEngine
-    from ..engine.output import Output
 
 SAMPLING = {field.name for field in fields(SamplingParams)}
 KNOWN = ("prompt", "messages", "id", "prefer")
@@ -87,29 +85,23 @@ def run(args: argparse.Namespace) -> int:
 def _answers(
     engine: AsyncEngine, left: list[Line], args: argparse.Namespace, sampling: SamplingParams
 ) -> Iterator[dict[str, Any]]:
-    """What is to be written of each line, as it becomes known. Twice what fits the engine is under way."""
-    running: dict[Future[Output], tuple[dict[str, Any], str]] = {}
-    width, waiting = 2 * engine.config.max_num_seqs, deque(left)
-    while waiting or running:
-        if waiting and len(running) < width:
-            line = waiting.popleft()
-            head: dict[str, Any] = {"line": line.number, "input": line.digest}
-            try:
-                values = _read(line)
-                head |= {"id": values["id"]} if "id" in values else {}
-                request = _request(values, args, sampling)
-                running[engine.submit(request)] = head, request.steering.name
-                continue
-            except InputError as error:
-                yield {**head, "error": str(error)}
-                continue
-            except BusyError:
-                if not running:
-                    raise
-                waiting.appendleft(line)
-        for ended in wait(running, return_when=FIRST_COMPLETED).done:
-            head, method = running.pop(ended)
-            yield {**head, **report.describe(ended.result(), method)}
+    """What is to be written of each line, as it becomes known."""
+    heads: dict[Line, dict[str, Any]] = {}
+    methods: dict[Line, str] = {}
+
+    def request(line: Line) -> Request:
+        head = heads[line] = {"line": line.number, "input": line.digest}
+        values = _read(line)
+        head |= {"id": values["id"]} if "id" in values else {}
+        made = _request(values, args, sampling)
+        methods[line] = made.steering.name
+        return made
+
+    for line, found in decoded(engine, left, request):
+        if isinstance(found, InputError):
+            yield {**heads.pop(line), "error": str(found)}
+        else:
+            yield {**heads.pop(line), **report.describe(found, methods.pop(line))}
 
 
 def _read(line: Line) -> dict[str, Any]:
@@ -164,38 +156,25 @@ def _done(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
 
     Raises InputError when the file holds anything else, or answers to another input.
     """
-    if not target.is_file():  # none, or a device
-        return {}
-    written = target.read_bytes()
-    whole = written[: written.rfind(b"\n") + 1]
+    file = Lines(target, BEGINNING, "no answer of an earlier run")
     digests = {line.number: line.digest for line in lines}
     found = {}
-    for index, text in enumerate(whole.splitlines(), 1):
-        number, digest, failed = _answered(text, index, target)
+    for index, text in enumerate(file.whole(), 1):
+        number, digest, failed = _answered(text, file.foreign(index))
         if digests.get(number) != digest:
             raise InputError(
                 f"line {index} of {str(target)!r} answers another line {number} than {str(source)!r} has; "
                 "name another --output"
             )
         found[number] = failed
-    rest = written[len(whole) :]
-    if not rest.startswith(BEGINNING[: len(rest)]):
-        raise _foreign(len(found) + 1, target)
-    if rest:
-        os.truncate(target, len(whole))
+    file.cut()
     return found
 
 
-def _answered(text: bytes, index: int, target: Path) -> tuple[int, str, bool]:
+def _answered(text: bytes, foreign: InputError) -> tuple[int, str, bool]:
     """The number and the digest of the line that a line of the output answers, and whether with an error."""
     try:
         answer = json.loads(text)
         return int(answer["line"]), str(answer["input"]), bool(answer.get("error"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise _foreign(index, target) from None
-
-
-def _foreign(index: int, target: Path) -> InputError:
-    return InputError(
-        f"line {index} of {str(target)!r} is no answer of an earlier run; name another --output"
-    )
+        raise foreign from None

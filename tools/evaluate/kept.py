@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...engine.strict_json import dumps
 from ..display import progress
-from . import lines
+from ..lines import Lines
+from .ledger import FOREIGN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,13 +45,14 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, Any] = {}
-        for number, line in enumerate(lines.whole(path, BEGINNING), 1):
+        file = Lines(path, BEGINNING, FOREIGN)
+        for number, line in enumerate(file.whole(), 1):
             try:
                 found = json.loads(line)
                 self._known[found["scored"]] = found["as"]
             except (ValueError, KeyError, TypeError):
-                raise lines.foreign(number, path) from None
-        lines.cut(path)
+                raise file.foreign(number) from None
+        file.cut()
 
     def scores(self, scorer: Scorer, answers: Sequence[Answer]) -> list[float | None]:
         """As `scorer.score`."""

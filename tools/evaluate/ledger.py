@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
-from . import lines
+from ..lines import Lines
 from .record import Record
 
 if TYPE_CHECKING:
@@ -16,9 +16,16 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 BEGINNING = b'{"key": '
+FOREIGN = "not of a study"
+"""What another line is called."""
 
 Answers = dict[str, list[Record]]
 """By key, the n answers of a cell."""
+
+
+def of(path: Path) -> Lines:
+    """The file as lines."""
+    return Lines(path, BEGINNING, FOREIGN)
 
 
 def read(path: Path, keys: Collection[str], samples: int) -> Answers:
@@ -27,8 +34,9 @@ def read(path: Path, keys: Collection[str], samples: int) -> Answers:
     Raises InputError when the file holds anything else, or answers of another study.
     """
     found: dict[str, dict[int, Record]] = {}
-    for number, line in enumerate(lines.whole(path, BEGINNING), 1):
-        record = _record(line, number, path)
+    file = of(path)
+    for number, line in enumerate(file.whole(), 1):
+        record = _record(line, file.foreign(number))
         if record.key not in keys:
             raise InputError(
                 f"line {number} of {str(path)!r} answers what this study does not ask; name another --output"
@@ -47,8 +55,8 @@ def write(file: TextIO, records: list[Record]) -> None:
     file.flush()
 
 
-def _record(line: bytes, number: int, path: Path) -> Record:
+def _record(line: bytes, foreign: InputError) -> Record:
     try:
         return Record(**json.loads(line))
     except (ValueError, TypeError):
-        raise lines.foreign(number, path) from None
+        raise foreign from None

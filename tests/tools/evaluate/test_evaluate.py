@@ -153,6 +153,12 @@ def test_other_scorers_and_more_methods_keep_the_answers_there_are(evaluate: Eva
     assert set(reported(out)["rows"][0]["measures"]) >= {"length", "vader", "words"}
 
 
+def test_many_answers_a_request_wait_for_room_in_a_short_queue(evaluate: Evaluate, out: Path) -> None:
+    drawn = ["--n", "4", "--temperature", "1", "--max-waiting", "5", "--max-num-seqs", "4"]
+    assert evaluate(*drawn).status == 0
+    assert {line["sample"] for line in answers(out)} == {0, 1, 2, 3}
+
+
 def test_what_was_left_half_written_is_decoded_again(evaluate: Evaluate, made: Path) -> None:
     out = made
     path, whole = out / "answers.jsonl", answers(out)
