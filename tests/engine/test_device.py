@@ -23,6 +23,7 @@ from trimtab.kernels.backend import PLAIN, TORCH
 from trimtab.kernels.errors import InputError, RunError
 from trimtab.models.memory import GIB
 
+from ..replaying import again
 from ..tiny import Tiny, at_rest
 
 if TYPE_CHECKING:
@@ -139,17 +140,6 @@ def test_nothing_of_a_step_is_made_on_a_device_that_was_not_asked_for(
         scored = plain.score([5, 6, 7])
     assert [one.token_ids for one in found] == [one.token_ids for one in reference.generate(requests())]
     assert scored.device == CPU
-
-
-def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """As a captured step: what it gives lies where it lay the first time."""
-    hidden = step()
-
-    def replay() -> torch.Tensor:
-        hidden.copy_(step())
-        return hidden
-
-    return replay
 
 
 def test_replayed_steps_are_those_that_are_launched_one_by_one(plain: Engine, reference: Engine) -> None:

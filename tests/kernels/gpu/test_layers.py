@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,13 +21,12 @@ ULP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7
 types = pytest.mark.parametrize("dtype", ULP, ids=str)
 
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
 @pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors are filled with NaN."""
-    torch.use_deterministic_algorithms(True)
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

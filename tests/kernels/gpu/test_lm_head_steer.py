@@ -42,11 +42,13 @@ from .test_steer import (
     of_request,
     same,
     table_of,
+    told_alike,
     wishes,
+    without_region,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from trimtab.kernels.steer import Choice
     from trimtab.kernels.steer_table import Groups
@@ -59,12 +61,7 @@ PAIRS = [request for request in EVERY if len(request.branches) <= 2]
 MANY = [request for request in EVERY if not (isinstance(request.method, LinearAlignment | Opad))]
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors are filled with NaN, and those of integers with their largest value."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def head_of(vocab: int = VOCAB, width: int = WIDTH, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -125,16 +122,10 @@ def agree(
     options.pop("tuning", None)
     truths = expected(exactly, requests, hidden, weight, edits, **options)
     rough = expected(product, requests, hidden, weight, edits, **options)
-    limits = [request.method.program().kl_budget == math.inf for request in requests]
-    free = torch.tensor(limits, device=DEVICE)
+    free = without_region(requests)
     for ours, single, truth in zip(got, rough, truths, strict=True):
         assert torch.equal(ours.tokens, truth.tokens)
-        assert not ours.failed.any()
-        for name in ("weights", "rewards", "branch_logprobs"):
-            assert near(getattr(ours, name), getattr(single, name), getattr(truth, name)), name
-        for name in ("logprob", "strength", "kl"):
-            assert near(*(getattr(choice, name)[free] for choice in (ours, single, truth))), name
-        assert torch.allclose(ours.strength[~free], truth.strength[~free], rtol=1e-3)
+        told_alike(ours, single, truth, free)
         if options.get("top"):
             assert ours.top is not None
             assert single.top is not None

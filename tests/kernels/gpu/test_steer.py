@@ -30,7 +30,7 @@ from trimtab.kernels.steer import steer as reference
 from trimtab.kernels.steer_table import Draw, Edits, Groups, SteerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from trimtab.kernels.steer import Choice
 
@@ -40,12 +40,7 @@ SAMPLED = Draw(temperature=0.8, top_k=30, top_p=0.95, min_p=0.01, seed=-7)
 FLAT = Draw(temperature=3.0, top_p=0.9, seed=2**63 + 5)
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors are filled with NaN, and those of integers with their largest value."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def wishes(*weights: float) -> tuple[Objective, ...]:
@@ -157,6 +152,24 @@ def edits_of(groups: int) -> Edits:
     return Edits(at(3, 5, 5), bias, at(*range(5, 25)), torch.full((20 * len(even),), 1.3, device=DEVICE))
 
 
+def told_alike(ours: Choice, single: Choice, truth: Choice, free: Tensor) -> None:
+    """What is told of a choice is as near to that of float64 as torch in float32 is.
+
+    free [groups]: without a trust region, whose strength is only near.
+    """
+    assert not ours.failed.any()
+    for name in ("weights", "rewards", "branch_logprobs"):
+        assert near(getattr(ours, name), getattr(single, name), getattr(truth, name)), name
+    for name in ("logprob", "strength", "kl"):
+        assert near(*(getattr(choice, name)[free] for choice in (ours, single, truth))), name
+    assert torch.allclose(ours.strength[~free], truth.strength[~free], rtol=1e-3)
+
+
+def without_region(requests: Sequence[Request]) -> Tensor:
+    """Which of the requests have no trust region, [groups]."""
+    return torch.tensor([each.method.program().kl_budget == math.inf for each in requests], device=DEVICE)
+
+
 def test_every_method_and_draw_in_one_batch_equals_the_reference_over_several_steps() -> None:
     vocab, named = 333, 326
     groups, edits = layout(EVERY), edits_of(len(EVERY))
@@ -164,16 +177,10 @@ def test_every_method_and_draw_in_one_batch_equals_the_reference_over_several_st
     exact = steps_of(reference, EVERY, [z.double() for z in logits], named, edits, top=True)
     rough = steps_of(reference, EVERY, logits, named, edits, top=True)
     got = steps_of(steer, EVERY, logits, named, edits, top=True)
-    free = torch.tensor([request.method.program().kl_budget == math.inf for request in EVERY], device=DEVICE)
+    free = without_region(EVERY)
     for ours, single, truth in zip(got, rough, exact, strict=True):
         assert torch.equal(ours.tokens, single.tokens)
-        assert not ours.failed.any()
-        for name in ("weights", "rewards", "branch_logprobs"):
-            assert near(getattr(ours, name), getattr(single, name), getattr(truth, name)), name
-        for name in ("logprob", "strength", "kl"):
-            assert near(*(getattr(choice, name)[free] for choice in (ours, single, truth))), name
-        limited = [choice.strength[~free] for choice in (ours, truth)]
-        assert torch.allclose(*limited, rtol=1e-3)
+        told_alike(ours, single, truth, free)
         assert ours.top
         assert single.top
         assert truth.top

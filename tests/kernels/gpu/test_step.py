@@ -19,10 +19,10 @@ from trimtab.kernels.spec import Case, KernelSpec
 from trimtab.kernels.steer import Choice
 from trimtab.tools.gpu.kernels import compared
 
+from ...replaying import again
 from ...tiny import Tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from trimtab.kernels.device_cache import DeviceKV
@@ -65,17 +65,6 @@ def test_heads_are_turned_in_float32(rows: int, heads: int, width: int, dtype: t
     found, exact = rotate(x, cos, sin), rope.rotate(x, cos, sin)
     assert found.dtype == torch.float32
     assert torch.allclose(found, exact, atol=1e-6, rtol=1e-6)
-
-
-def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """As a captured step: what it gives lies where it lay the first time."""
-    hidden = step()
-
-    def replay() -> torch.Tensor:
-        hidden.copy_(step())
-        return hidden
-
-    return replay
 
 
 def test_replayed_steps_say_what_launched_ones_say_and_make_nothing_on_another_device(tmp_path: Path) -> None:
