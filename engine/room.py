@@ -12,8 +12,9 @@ from ..kernels.layout import Segment
 from ..kernels.program import Program
 from ..kernels.steer_table import Draw, Groups, SteerTable
 from ..models import memory
+from ..models.ragged import forward
 from .config import EngineConfig, parse_bytes
-from .runner import Runner, plain_tensors
+from .runner import plain_tensors
 
 if TYPE_CHECKING:
     from ..kernels.backend import Backend, Cache
@@ -61,9 +62,9 @@ def rehearse(config: EngineConfig, model: Llama, backend: Backend, new_cache: Ca
     counts = [tokens - rows + 1, *[1] * (rows - 1)]
     pages = list(range(-(-counts[0] // block)))
     table = SteerTable(model.config.vocab_size, model.device)
-    runner = Runner(model, new_cache, len(pages), table, backend.steer)
+    cache = new_cache(len(pages))
     segments = [Segment(0, count, pages) for count in counts]
-    hidden = runner.forward(segments, [0] * tokens, [tokens] * tokens, runner.cache)
+    hidden = forward(model, segments, [0] * tokens, [tokens] * tokens, cache)
     for row in range(rows):
         table.admit(row, Program(), (), FILTERED)
     groups = Groups.of([(row, [0]) for row in range(rows)], model.device)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..kernels.layout import Batch, Segment
+from ..kernels.layout import Segment
 from ..kernels.linear import filled
 from ..kernels.parcel import fetch, send
 from ..kernels.steer import Choice
 from ..kernels.steer_table import Draw, Edits, Groups, SteerTable
+from ..models.ragged import forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -101,13 +102,13 @@ class Runner:
         turned_by = [group.turned_by for group, _, count in plan.shares for _ in range(count)]
         hidden = self.graphs.run(token_ids, segments, turned_by) if self.graphs else None
         if hidden is None:
-            hidden = self.forward(segments, token_ids, turned_by, self.cache)
+            hidden = forward(self.model, segments, token_ids, turned_by, self.cache)
         ends = accumulate(count for _, _, count in plan.shares)
         last = {branch: end - 1 for (_, branch, _), end in zip(plan.shares, ends, strict=True)}
         if not plan.ready:
             return None
         rows = [last[branch] for group in plan.ready for branch in group.branches]
-        (at,) = send(self.device, np.array(self._filled(rows), np.int64))
+        (at,) = send(self.device, np.array(filled(rows, self.device), np.int64))
         return self.model.logits(hidden[at])[: len(rows)]
 
     def _steer(self, groups: Sequence[Group], logits: torch.Tensor) -> Choice:
@@ -131,24 +132,8 @@ class Runner:
             cache = self.new_cache(pages)
             cache.clear(list(range(pages)))
             turned_by = [rope.turned_by(len(token_ids))] * len(token_ids)
-            hidden = self.forward(segments, token_ids, turned_by, cache)
+            hidden = forward(self.model, segments, token_ids, turned_by, cache)
             return self.model.logits(hidden)[: len(token_ids)].log_softmax(-1).cpu()
-
-    def forward(
-        self, segments: list[Segment], token_ids: Sequence[int], turned_by: list[int], cache: Cache
-    ) -> torch.Tensor:
-        """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden]."""
-        columns = [self._filled(token_ids)]
-        if self.model.config.rope.kind == "dynamic":
-            columns.append(self._filled(turned_by))
-        batch = Batch.of(segments, cache.block_size, len(columns[0]) - len(token_ids), self.device)
-        cache.begin(batch)
-        ids, *lengths = send(self.device, *(np.array(column, np.int64) for column in columns))
-        return self.model.forward(ids, batch.positions, cache, *lengths)
-
-    def _filled(self, rows: Sequence[int]) -> Sequence[int]:
-        """On a CPU, so many rows that none depends on the others' number."""
-        return filled(rows) if self.device.type == "cpu" else rows
 
 
 def _on_host(choice: Choice) -> Choice:

@@ -45,8 +45,10 @@ def steady_rows(rows: int) -> int:
     return max(2, -(-rows // step) * step)
 
 
-def filled(rows: Sequence[int]) -> list[int]:
-    """The rows, the last repeated until there are so many that none depends on the others' number."""
+def filled(rows: Sequence[int], device: torch.device) -> Sequence[int]:
+    """On a CPU the last repeated until there are so many that none depends on the others' number."""
+    if device.type != "cpu":
+        return rows
     return [*rows, *([rows[-1]] * (steady_rows(len(rows)) - len(rows)))]
 
 

@@ -9,12 +9,13 @@ import torch
 
 from ..kernels.attention import PagedKV
 from ..kernels.errors import InputError
-from ..kernels.layout import Batch, Segment
+from ..kernels.layout import Segment
 from ..kernels.linear import filled
 from .chat import render_prompt
 from .config import CLASSIFIER, ModelConfig
 from .folder import read_json
 from .opening import Opened, open_folder
+from .ragged import forward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,21 +111,15 @@ class Classifier:
         for start in range(0, max(map(len, group)), MOST_TOKENS):
             pieces = [ids[start : start + MOST_TOKENS] for ids in group]
             segments = [Segment(start, len(ids), pages) for ids, pages in zip(pieces, tables, strict=True)]
-            turned_by = [config.rope.turned_by(len(ids)) for ids in group]
-            hidden = self._forward(pieces, segments, turned_by, cache)
+            tokens = [token for ids in pieces for token in ids]
+            turned_by = [
+                turn
+                for ids, piece in zip(group, pieces, strict=True)
+                for turn in [config.rope.turned_by(len(ids))] * len(piece)
+            ]
+            hidden = forward(self._model, segments, tokens, turned_by, cache)
         rows = [end - 1 for end in accumulate(map(len, pieces))]
-        return self._model.logits(hidden[filled(rows)])[: len(rows)]
-
-    def _forward(
-        self, pieces: list[Sequence[int]], segments: list[Segment], turned_by: list[int], cache: PagedKV
-    ) -> Tensor:
-        """Hidden states of the pieces' tokens, and of rows that only fill the batch up: [rows, hidden]."""
-        tokens = [token for ids in pieces for token in ids]
-        lengths = [turn for ids, turn in zip(pieces, turned_by, strict=True) for _ in ids]
-        rows = torch.tensor([filled(tokens), filled(lengths)])
-        batch = Batch.of(segments, BLOCK, padding=rows.shape[1] - len(tokens))
-        cache.begin(batch)
-        return self._model.forward(rows[0], batch.positions, cache, rows[1])
+        return self._model.logits(hidden[filled(rows, hidden.device)])[: len(rows)]
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -23,7 +23,7 @@ class Products:
     def __init__(self, engine: Engine, rows: int) -> None:
         self._model, config = engine._core.runner.model, engine.model_config
         like: dict[str, Any] = {"dtype": self._model._arithmetic, "device": self._model.device}
-        rows = len(filled(range(rows)))
+        rows = len(filled(range(rows), self._model.device))
         with plain_tensors():
             self._hidden = torch.randn(rows, config.hidden_size, **like)
             self._attended = torch.randn(rows, config.num_heads * config.head_dim, **like)

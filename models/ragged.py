@@ -1,0 +1,35 @@
+"""One forward over the tokens of many branches, each at its own place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernels.layout import Batch, Segment
+from ..kernels.linear import filled
+from ..kernels.parcel import send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ..kernels.backend import Cache
+    from .llama import Llama
+
+
+def forward(
+    model: Llama, segments: list[Segment], token_ids: Sequence[int], turned_by: Sequence[int], cache: Cache
+) -> Tensor:
+    """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden].
+
+    turned_by: for each token what its request turns by, which matters where the model's rope is dynamic.
+    """
+    columns = [filled(token_ids, model.device)]
+    if model.config.rope.kind == "dynamic":
+        columns.append(filled(turned_by, model.device))
+    batch = Batch.of(segments, cache.block_size, len(columns[0]) - len(token_ids), model.device)
+    cache.begin(batch)
+    ids, *lengths = send(model.device, *(np.array(column, np.int64) for column in columns))
+    return model.forward(ids, batch.positions, cache, *lengths)
