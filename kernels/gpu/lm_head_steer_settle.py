@@ -11,17 +11,8 @@ import triton
 import triton.language as tl
 
 from .lm_head_steer_project import NO_TOKEN
+from .steer_finish import merged
 from .steer_region import node_moments
-
-
-@triton.jit
-def merged(tops_ptr, sums_ptr, parts, PAD: tl.constexpr):
-    """(max, Σ exp) of all parts."""
-    part = tl.arange(0, PAD)
-    tops = tl.load(tops_ptr + part, mask=part < parts, other=float("-inf"))
-    top = tl.max(tops, axis=0)
-    sums = tl.load(sums_ptr + part, mask=part < parts, other=0.0)
-    return top, tl.sum(sums * tl.exp(tops - top), axis=0)
 
 
 @triton.jit

@@ -17,13 +17,20 @@ MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
 
 
 @triton.jit
+def merged(tops_ptr, sums_ptr, parts, PAD: tl.constexpr):
+    """(max, Σ exp) of a row from those of its parts."""
+    part = tl.arange(0, PAD)
+    tops = tl.load(tops_ptr + part, mask=part < parts, other=float("-inf"))
+    top = tl.max(tops, axis=0)
+    sums = tl.load(sums_ptr + part, mask=part < parts, other=0.0)
+    return top, tl.sum(sums * tl.exp(tops - top), axis=0)
+
+
+@triton.jit
 def log_total(tops_ptr, sums_ptr, splits, S_PAD: tl.constexpr):
     """logsumexp of a row from (max, Σ exp) of its splits."""
-    part = tl.arange(0, S_PAD)
-    tops = tl.load(tops_ptr + part, mask=part < splits, other=float("-inf"))
-    top = tl.max(tops, axis=0)
-    sums = tl.load(sums_ptr + part, mask=part < splits, other=0.0)
-    return top + tl.log(tl.sum(sums * tl.exp(tops - top), axis=0))
+    top, total = merged(tops_ptr, sums_ptr, splits, S_PAD)
+    return top + tl.log(total)
 
 
 @triton.jit
