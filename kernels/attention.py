@@ -128,19 +128,17 @@ class PagedKV(PagePool):
         count, heads, depth = pieces.count, self.kv_heads, pieces.depth
         queries = queries.view(len(pieces.hidden) * heads, -1, self.width)
         held = self.pages[layer].index_select(1, pieces.pages).float().unflatten(1, (-1, depth))
-        keys, values = (
-            held.transpose(2, 3).flatten(1, 2).unbind(0)
-        )  # [pieces · kv_heads, depth, block_size, width]
+        # [pieces · kv_heads, depth, block_size, width]
+        keys, values = held.transpose(2, 3).flatten(1, 2).unbind(0)
         scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
         seen = scores[:, : count * group, pieces.first :].unflatten(1, (count, group))
         seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
         shares = scores.softmax(-1).unflatten(2, (depth, -1))
-        if depth == 1:
-            found = torch.bmm(shares[:, :, 0], values[:, 0])
-        else:
-            by_page = [torch.bmm(p.transpose(0, 1), v) for p, v in zip(shares, values, strict=True)]
-            found = pairwise_sum(torch.stack(by_page, 1))
-        by_token = found[:, : count * group].unflatten(1, (count, group)).unflatten(0, (-1, heads))
+        found = queries.new_empty(depth, *queries.shape)
+        for page, by_page in enumerate(found):
+            torch.bmm(shares[:, :, page], values[:, page], out=by_page)
+        total = pairwise_sum(found)[:, : count * group]
+        by_token = total.unflatten(1, (count, group)).unflatten(0, (-1, heads))
         own: Tensor = by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, pieces.own)
         return own
 

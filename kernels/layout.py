@@ -118,17 +118,21 @@ class Pieces:
     def cut(
         cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
     ) -> list[Pieces]:
-        """prompts: (first token, segment). Pieces are short enough for their scores to stay in a cache."""
+        """prompts: (first token, segment).
+
+        A piece ends where its page does, so that it is hardly multiplied with keys that come after it, and
+        before its scores leave the cache.
+        """
         alike: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = {}
         for at, segment in prompts:
             end, done = segment.start + segment.count, 0
             while done < segment.count:
                 start = segment.start + done
                 most = max(1, SCORES // (heads * end))
-                count = min(most, segment.count - done)
+                count = min(most, segment.count - done, block_size - start % block_size)
                 lowest = 0 if window is None else max(0, start - window + 1) // block_size
                 pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
-                size = min(most, 1 << (count - 1).bit_length())
+                size = min(most, filled_up(count))
                 piece = (at + done, start - lowest * block_size, count, pages)
                 alike.setdefault((len(pages), size), []).append(piece)
                 done += count
@@ -165,6 +169,12 @@ class Pieces:
             first=first,
             hidden=hidden_keys(key, (starts + reach)[:, :, None], window)[:, None, :, None],
         )
+
+
+def filled_up(count: int) -> int:
+    """What a piece of `count` tokens is filled up to: sizes are a quarter apart, so that many are alike."""
+    step = max(16, 1 << max(0, (count - 1).bit_length() - 3))
+    return -(-count // step) * step
 
 
 def hidden_keys(key: Tensor, token: Tensor, window: int | None) -> Tensor:
