@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from ...engine.options import check_fields, option, refusal
 from ...engine.strict_json import dumps
 from .. import flags, loading
+from ..evaluate import question
 from . import asking, figures, traffic
 
 if TYPE_CHECKING:
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...engine.engine import Engine
+    from ...engine.output import Output
     from ...engine.request import Request
 
+OWN = "questions"
+"""What trimtab's own are called among the datasets."""
 MOST = "a whole number from 1 to 100000"
 
 
@@ -29,6 +34,10 @@ class Crowd:
     num_iters: int = option(3, "how often it is measured")
     num_iters_warmup: int = option(1, "how often it runs before that")
     one_by_one: bool = option(False, "run as many requests one after another, too, in every round")
+    dataset_path: str | None = option(
+        None,
+        f"questions to ask instead of random tokens: a file as evaluate reads it, or {OWN!r}, our own",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -40,14 +49,26 @@ class Crowd:
             if not ok:
                 raise refusal(name, getattr(self, name), right)
 
+    def asked(self, requests: Iterator[list[Request]]) -> Iterator[list[Request]]:
+        """The requests; with a dataset its first questions instead of their tokens, every time the same."""
+        if self.dataset_path is None:
+            return requests
+        file = None if self.dataset_path == OWN else self.dataset_path
+        questions = question.read(file)
+        return ([_with(*pair) for pair in zip(some, cycle(questions), strict=False)] for some in requests)
+
 
 @dataclass
 class Times:
-    """Seconds, an entry a round: all at once, and one after another; steps of the engine at once."""
+    """Seconds, an entry a round: all at once, and one after another; steps of the engine at once.
+
+    prompts: tokens of all branches' prompts.
+    """
 
     at_once: list[float] = field(default_factory=list)
     one_by_one: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    prompts: int = 0
 
     @property
     def ratios(self) -> list[float]:
@@ -65,9 +86,11 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
     crowd = Crowd(**flags.given(Crowd, args))
     load, _, method = traffic.asked(args)
+    if crowd.dataset_path is not None and vars(args).get("input_len"):
+        raise refusal("input_len", load.input_len, "left out where dataset_path has the prompts")
     config = asking.engine_config(args)
     engine = loading.open_engine(config)
-    requests = load.requests(crowd.num_prompts, asking.vocabulary(engine), method)
+    requests = crowd.asked(load.requests(crowd.num_prompts, asking.vocabulary(engine), method))
     times = _measured(engine, requests, load.output_len, crowd)
     found = _figures(engine, load, load.rows(crowd.num_prompts, method), times, crowd.num_prompts)
     print("\n".join(_lines(found, times)))
@@ -81,7 +104,9 @@ def _measured(engine: Engine, requests: Iterator[list[Request]], tokens: int, cr
     for index in range(crowd.num_iters_warmup + crowd.num_iters):
         asked, singly = next(requests), next(requests)
         before, start = engine.stats.steps, time.perf_counter()
-        asking.require_answers(engine.generate(asked), tokens)
+        outputs = engine.generate(asked)
+        asking.require_answers(outputs, tokens)
+        times.prompts = _prompt_tokens(outputs)
         middle, steps = time.perf_counter(), engine.stats.steps - before
         if crowd.one_by_one:
             asking.require_answers([engine.generate(request) for request in singly], tokens)
@@ -93,24 +118,32 @@ def _measured(engine: Engine, requests: Iterator[list[Request]], tokens: int, cr
     return times
 
 
+def _with(request: Request, asked: question.Question) -> Request:
+    return replace(request, prompt=asked.text, branch_token_ids=None)
+
+
+def _prompt_tokens(outputs: list[Output]) -> int:
+    return sum(len(branch.prompt_token_ids) for output in outputs for branch in output.branches)
+
+
 def _figures(engine: Engine, load: traffic.Traffic, rows: int, times: Times, requests: int) -> dict[str, Any]:
     from . import roof  # noqa: PLC0415 - it brings torch, which --help does not need
 
     model = engine._core.runner.model
     seconds = figures.median(times.at_once)
     bandwidth = roof.measured(model.dtype, model.device).bandwidth
-    kept = load.output_len * roof.kv_bytes(engine, rows, load.mean_len)
+    kept = load.output_len * roof.kv_bytes(engine, rows, times.prompts / rows + load.output_len / 2)
     read = figures.median(times.steps) * roof.weight_bytes(engine) + kept
-    output, prompts = requests * load.output_len, rows * load.input_len
+    output = requests * load.output_len
     return {
         "duration": seconds,
         "completed": requests,
         "branches": rows,
-        "total_input_tokens": prompts,
+        "total_input_tokens": times.prompts,
         "total_output_tokens": output,
         "request_throughput": requests / seconds,
         "output_throughput": output / seconds,
-        "total_token_throughput": (prompts + output) / seconds,
+        "total_token_throughput": (times.prompts + output) / seconds,
         "row_throughput": rows * load.output_len / seconds,
         "gigabytes_per_second": read / seconds / 1e9,
         "measured_bandwidth": bandwidth / 1e9,

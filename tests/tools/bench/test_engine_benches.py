@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trimtab import Engine, Mato, Objective, Request
 from trimtab.tools.bench import roof
 
 from ...tiny import Tiny, write_json
@@ -66,6 +67,19 @@ def test_throughput_counts_requests_tokens_and_branches(run: Run, tiny_folder: P
     assert found["raw"]["ratios"] == pytest.approx([b / a for a, b in zip(once, apart, strict=True)])
 
 
+def test_a_dataset_has_its_questions_rendered_for_each_branch(
+    run: Run, tiny_folder: Path, tmp_path: Path
+) -> None:
+    asked = ["What is rain?", "Who was Ada Lovelace, the first of us?"]
+    write_json(tmp_path / "asked.json", asked)
+    dataset = ("--dataset-path", str(tmp_path / "asked.json"), "--output-len", "2", "--num-prompts", "2")
+    found = last_line(run("bench", "throughput", "--model", str(tiny_folder), *dataset, *WISHES))
+    engine = Engine.from_pretrained(str(tiny_folder))
+    wishes = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
+    prompts = [branch for text in asked for branch in engine.render(Request(text, wishes))]
+    assert found["total_input_tokens"] == sum(len(branch.prompt_token_ids) for branch in prompts)
+
+
 def test_a_shape_without_weights_can_be_measured(run: Run, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", Tiny().config())
     dummy = ("--model", str(tmp_path), "--load-format", "dummy", "--num-iters", "1")
@@ -91,6 +105,10 @@ def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path
         ),
         (("latency", "--tau", "1"), "--tau belongs to mato, not to base"),
         (("throughput", "--num-prompts", "x"), "--num-prompts is 'x'; it must be a whole number"),
+        (
+            ("throughput", "--dataset-path", "questions", "--input-len", "9"),
+            "input_len is 9; it must be left out where dataset_path has the prompts",
+        ),
         (("serve", "--base-url", "ftp://x"), "base_url is 'ftp://x'; it must be like http://127.0.0.1:8000"),
         (("serve", "--request-rate", "0"), "request_rate is 0.0; it must be a number above 0, or inf"),
         (("serve", "--endpoint", "/x"), "endpoint is '/x'; it must be one of /v1/chat/completions, "),

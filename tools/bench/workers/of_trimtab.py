@@ -48,9 +48,9 @@ class Peer:
         method, sampling = self._methods[contestant]
         count = 1 + len(method.branches())
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, **sampling)
-        outputs = self._engine.generate(
-            [Request(None, method, params, branch_token_ids=prompt[:count]) for prompt in prompts]
-        )
+        # without a trace, which none of the others keeps
+        untraced = ((prompt[:count], False) for prompt in prompts)
+        outputs = self._engine.generate([Request(None, method, params, *each) for each in untraced])
         if failed := [output.error for output in outputs if output.error]:
             raise RuntimeError(failed[0])
         return {
