@@ -24,15 +24,16 @@ class KVBlocks:
 
     caching: keep the pages of what has ended for whoever begins alike. Without it pages are shared only
     among branches that run at the same time.
+    dense: keep what is held at the beginning of the pool, which is read as it lies up to there on a CPU.
     fresh: pages given out that must be cleared before their first use; whoever does so empties the list.
     found: how many tokens branches did not have to compute, since their pages were known.
     """
 
-    def __init__(self, total: int, block_size: int, caching: bool = True) -> None:
-        self.total, self.block_size, self.caching = total, block_size, caching
+    def __init__(self, total: int, block_size: int, caching: bool = True, dense: bool = True) -> None:
+        self.total, self.block_size, self.caching, self.dense = total, block_size, caching, dense
         self.fresh: list[int] = []
         self.found = 0
-        self._empty = list(range(total))  # a heap: pages in use are to be dense at the beginning
+        self._empty = list(range(total))  # a heap: what is given out lies at the beginning
         self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, but known by hash; oldest first
         self._holders = [0] * total
         self._hash: dict[int, bytes] = {}
@@ -125,6 +126,8 @@ class KVBlocks:
 
         Returns the pairs of pages whose contents are to be exchanged; the page tables are changed here.
         """
+        if not self.dense:
+            return []
         branches = [branch for group in groups for branch in group.branches]
         held = sorted({page for branch in branches for page in branch.pages})
         if not held or held[-1] + 1 <= max(2, len(held) + len(held) // 2):

@@ -58,7 +58,8 @@ class Core:
 
         page = backend.page_bytes(shape.num_layers, *sizes, dtype)
         pages = pages_of(config, model, backend, new_cache, page)
-        blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching)
+        dense = device.type == "cpu"
+        blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching, dense)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
         self.admission = Admission(

@@ -166,3 +166,14 @@ def test_pages_in_use_are_brought_to_the_beginning_when_they_are_sparse() -> Non
     again = group_of([[0, 0, 5]], limit=1)
     blocks.match(again, again.branches[0], set())
     assert again.branches[0].computed == 2, "what was kept is still found after it has moved"
+
+
+def test_where_pages_need_not_be_dense_none_moves() -> None:
+    blocks = KVBlocks(64, 2, dense=False)
+    first, last = (group_of([[n, n, n]], limit=1) for n in range(2))
+    assert compute(blocks, first)
+    assert compute(blocks, last)
+    pages = list(last.branches[0].pages)
+    blocks.release(first)
+    assert blocks.compact([last]) == []
+    assert last.branches[0].pages == pages
