@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..kernels.errors import InputError
 from . import foreign as outside
 from .fields import shown
+from .renderer import LimitError
 from .template import Message
 
 if TYPE_CHECKING:
@@ -155,5 +156,7 @@ def _shows_system(template: ChatTemplate, messages: Messages, extra: dict[str, A
     """Whether the template takes a system message and lets its text through."""
     try:
         return PROBE in template.render(_append_to_system(messages, PROBE), **extra)
+    except LimitError:
+        raise
     except InputError:
         return False  # if the system message was not the reason, the folded conversation fails the same way

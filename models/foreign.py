@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
+from .renderer import LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
@@ -23,11 +24,6 @@ PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Code points that Unicode leaves to private use."""
 ESCAPED = frozenset('"\\')
 """Letters that templates writing JSON put a backslash before, which no other letter would get."""
-SEARCHES = (
-    *("__contains__", "__eq__", "__getitem__", "__ne__", "count", "endswith", "find", "index", "lstrip"),
-    *("partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit"),
-    *("rstrip", "split", "splitlines", "startswith", "strip"),
-)
 
 
 def render(
@@ -44,26 +40,26 @@ def render(
     """
     texts: list[tuple[str, str]] = []
 
-    def noted(text: str, place: str) -> str:
+    def noted(text: str, place: str) -> bool:
         texts.append((text, place))
-        return text
+        return False
 
-    rendered = template.render_spelled(messages, extra, noted)
+    rendered = template.render_disguised(messages, extra, noted, ("", ""))
     suspects = {text: token for text, _ in texts if (token := tokenizer.added_token_in(text))}
     taken = set(rendered + template.source).union(*(text for text, _ in texts))
 
     def followed(is_outside: Callable[[str, str], bool]) -> _Places | None:
-        cipher = _cipher(set().union(*(text for text, place in texts if is_outside(text, place))), taken)
-        clear = {ord(letter): chr(code) for code, letter in cipher.items()}
-
-        def spelled(text: str, place: str) -> str:
-            return Disguised(text, cipher) if is_outside(text, place) else text
-
+        plain, other = _cipher(
+            set().union(*(text for text, place in texts if is_outside(text, place))), taken
+        )
         try:
-            other = template.render_spelled(messages, extra, spelled)
+            disguised = template.render_disguised(messages, extra, is_outside, (plain, other))
+        except LimitError:
+            raise
         except InputError:
             return None
-        return _Places(other, frozenset(cipher.values())) if other.translate(clear) == rendered else None
+        clear = disguised.translate(str.maketrans(other, plain))
+        return _Places(disguised, frozenset(other)) if clear == rendered else None
 
     places = followed(lambda text, place: _is_said(place) or text in suspects)
     if places is None and suspects:
@@ -92,50 +88,13 @@ def _is_said(place: str) -> bool:
     return place.startswith("messages[") and not place.endswith("['role']")
 
 
-class Disguised(str):
-    """A text in other letters, which can be searched as if it stood in its own."""
-
-    _cipher: dict[int, str]
-
-    def __new__(cls, text: str, cipher: dict[int, str]) -> Disguised:
-        made = super().__new__(cls, text.translate(cipher))
-        made._cipher = cipher
-        return made
-
-    def _spelled(self, value: Any) -> Any:
-        """What is looked for, in these letters."""
-        if isinstance(value, tuple):
-            return tuple(map(self._spelled, value))
-        return value.translate(self._cipher) if isinstance(value, str) else value
-
-    def _like(self, value: Any) -> Any:
-        """What was found, to be searched in turn."""
-        if isinstance(value, list | tuple):
-            return type(value)(map(self._like, value))
-        return Disguised(value, self._cipher) if isinstance(value, str) else value
-
-
-def _search(name: str) -> Callable[..., Any]:
-    method = getattr(str, name)
-
-    def search(self: Disguised, *args: Any, **kwargs: Any) -> Any:
-        named = {key: self._spelled(value) for key, value in kwargs.items()}
-        return self._like(method(self, *map(self._spelled, args), **named))
-
-    return search
-
-
-for _name in SEARCHES:
-    setattr(Disguised, _name, _search(_name))
-
-
-def _cipher(letters: set[str], taken: set[str]) -> dict[int, str]:
-    """For each visible letter another that is not taken."""
+def _cipher(letters: set[str], taken: set[str]) -> tuple[str, str]:
+    """The visible letters, and for each another that is not taken."""
     visible = [letter for letter in letters - ESCAPED if letter.isprintable() and not letter.isspace()]
     free = (letter for letter in map(chr, chain(*PRIVATE)) if letter not in taken)
-    cipher = dict(zip(map(ord, visible), free, strict=False))
-    if len(cipher) < len(visible):
+    others = [letter for letter, _ in zip(free, visible, strict=False)]
+    if len(others) < len(visible):
         raise InputError(
-            f"a text of the conversation has {len(visible)} different letters; at most {len(cipher)} will do"
+            f"a text of the conversation has {len(visible)} different letters; at most {len(others)} will do"
         )
-    return cipher
+    return "".join(visible), "".join(others)

@@ -1,52 +1,37 @@
-"""The checkpoint's own chat template: Jinja in the dialect of transformers, in a sandbox."""
+"""The checkpoint's own chat template, found and given plain texts to render."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
 from .folder import read_json
+from .renderer import LIMITS, Limits, Renderer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jinja2.parser import Parser
-
     from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-Spell = Callable[[str, str], str]
-"""What a template gets for a text at a place, such as "messages[0]['content']", or "" for a key."""
+Choice = Callable[[str, str], bool]
+"""Whether a text is to be disguised, by itself and its place: "messages[0]['content']", or "" for a key."""
 
 
 class ChatTemplate:
-    """A Jinja chat template in the dialect of transformers, sandboxed: checkpoints are not trusted.
+    """A Jinja chat template in the dialect of transformers. Checkpoints are not trusted: see `Renderer`.
 
     Raises InputError when the source is no valid template.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(
+        self, source: str, bos_token: str = "", eos_token: str = "", limits: Limits = LIMITS
+    ) -> None:
         self.source = source
-        self._special = {"bos_token": bos_token, "eos_token": eos_token}
-        try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
-            where = f"line {error.lineno} of the chat template"
-            raise InputError(f"{where} is no valid Jinja: {_sentence(error)}") from error
-        except (
-            Exception
-        ) as error:  # jinja leaves some faults, like a break outside a loop, to Python's compiler
-            raise InputError(f"the chat template is no valid Jinja: {_sentence(error)}") from error
+        self._special = {"=bos_token": f"={bos_token}", "=eos_token": f"={eos_token}"}
+        self._renderer = Renderer(source, limits)
 
     @classmethod
     def from_folder(
@@ -66,26 +51,33 @@ class ChatTemplate:
         `kwargs` are more variables for the template. Raises InputError when the template refuses the
         conversation or fails on it.
         """
-        return self.render_spelled(messages, kwargs, lambda text, place: text)
+        return self.render_disguised(messages, kwargs, lambda text, place: False, ("", ""))
 
-    def render_spelled(self, messages: Sequence[Message], extra: Mapping[str, Any], spell: Spell) -> str:
-        """The same, with each text of `messages` and `extra` as `spell` gives it."""
+    def render_disguised(
+        self,
+        messages: Sequence[Message],
+        extra: Mapping[str, Any],
+        chosen: Choice,
+        disguise: tuple[str, str],
+    ) -> str:
+        """The same, with the chosen texts of `messages` and `extra` in other letters.
+
+        `disguise` is the letters, and those that stand for them.
+        """
         try:
             variables = {
-                "tools": None,  # templates test these for none, as transformers always defines them
-                "documents": None,
-                "add_generation_prompt": True,
+                "=tools": None,  # templates test these for none, as transformers always defines them
+                "=documents": None,
+                "=add_generation_prompt": True,
                 **self._special,
-                **_plain(extra, "chat_template_kwargs", spell),
-                "messages": _plain(messages, "messages", spell),
+                **_plain(extra, "chat_template_kwargs", chosen),
+                "=messages": _plain(messages, "messages", chosen),
             }
-            return self._template.render(variables)
-        except InputError:
-            raise
-        except Exception as error:  # a template is foreign code and may fail in any way
+        except RecursionError as error:
             raise InputError(
-                f"the chat template cannot render this conversation: {_sentence(error)}"
+                "the chat template cannot render this conversation: it is nested too deep"
             ) from error
+        return self._renderer.render(variables, disguise)
 
 
 def _folder_source(folder: Path) -> str | None:
@@ -125,102 +117,23 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _plain(value: Any, name: str, spell: Spell) -> Any:
-    """A copy in plain JSON types: a template reaches neither the caller's data nor methods of objects."""
+def _plain(value: Any, name: str, chosen: Choice) -> Any:
+    """A copy in plain JSON types, with texts as `Renderer` takes them."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {spell(str(key), ""): _plain(item, f"{name}[{key!r}]", spell) for key, item in value.items()}
+        return {
+            _marked(str(key), "", chosen): _plain(item, f"{name}[{key!r}]", chosen)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{name}[{index}]", spell) for index, item in enumerate(value)]
+        return [_plain(item, f"{name}[{index}]", chosen) for index, item in enumerate(value)]
     if isinstance(value, str):  # a subclass, such as an enum's member, becomes its plain value
-        return spell(str.__str__(value), name)
+        return _marked(str.__str__(value), name, chosen)
     if isinstance(value, int | float):
         return int.__int__(value) if isinstance(value, int) else float.__float__(value)
     raise InputError(f"{name} is {value!r}; a chat template takes only JSON values")
 
 
-def _sentence(error: Exception) -> str:
-    """The reason of an error in one line."""
-    text = error.message if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-    return " ".join((text or type(error).__name__).split()).rstrip(".")
-
-
-class _Generation(Extension):
-    """`{% generation %}`, which marks the assistant's text for training: here only its body counts."""
-
-    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class _Dict:
-    """`dict` for templates: calling it, and fromkeys, without the type and what hangs on it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _Namespace(Namespace):
-    """`namespace` for templates, closed to names that reach Python's internals."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may name an attribute `self`
-        self, *rest = args
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _refuse_private(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}, a name with a leading underscore")
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Says so when a template reaches for what is closed to it; jinja itself would render nothing there."""
-
-    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise SecurityError(f"it may not reach {attribute!r} of a {type(obj).__name__}")
-
-
-def _environment() -> _Sandbox:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
-    )
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: jinja's own filter escapes HTML and sorts keys, which a model never saw in training."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _marked(text: str, place: str, chosen: Choice) -> str:
+    return ("~" if chosen(text, place) else "=") + text

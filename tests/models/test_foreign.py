@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from trimtab.kernels.errors import InputError
 from trimtab.models.chat import render_branches
-from trimtab.models.foreign import SEARCHES, Disguised
+from trimtab.models.sandbox import SEARCHES, Disguised
 from trimtab.models.sentencepiece_model import SentencePieceModel
 from trimtab.models.template import ChatTemplate
 from trimtab.models.tokenizer import Tokenizer

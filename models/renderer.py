@@ -1,0 +1,202 @@
+"""A chat template in a child process with limits: it is a stranger's code, and may loop, swell or crash."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..kernels.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROGRAM = Path(__file__).with_name("sandbox.py")
+START = 60.0
+"""Seconds in which Python and jinja2 must be there: they are no strangers, but a machine may be busy."""
+KEPT = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""All that the child has of the environment: the zone of the local time, and what Pythons need to start."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a template may take for a conversation.
+
+    cpu: seconds of a processor. wall: seconds by the clock. memory: bytes of address space, Python's own
+    included. text: bytes of its answer, UTF-8. Where the system keeps no limits, as on Windows, there are
+    only wall and text.
+    """
+
+    cpu: float = 2.0
+    wall: float = 5.0
+    memory: int = 256 << 20
+    text: int = 32 << 20
+
+
+LIMITS = Limits()
+
+
+class LimitError(InputError):
+    """A template took more than it may, or its process ended: nothing is known of what it would say."""
+
+
+class Renderer:
+    """Renders one template in a child process, which ends with this object. Any thread may ask.
+
+    Raises InputError when the source is no valid template, LimitError when it takes too much to find out,
+    and RunError when no process can be started.
+    """
+
+    def __init__(self, source: str, limits: Limits = LIMITS) -> None:
+        self._source, self._limits = source, limits
+        self._held = _Held(_Child(source, limits))
+
+    def render(self, variables: dict[str, Any], disguise: tuple[str, str] = ("", "")) -> str:
+        """The template's text for these variables, in which each text begins with "=" or "~".
+
+        One after "~" is disguised: to the template it is in other letters. `disguise` has the letters, and
+        these others. Raises InputError when the template fails, LimitError when it takes more than it may.
+        """
+        line = _line({"variables": variables, "disguise": disguise})
+        held = self._held
+        if held.owner != os.getpid():  # a fork: the child has another parent, and the lock may be held there
+            held = self._held = _Held(_Child(self._source, self._limits))
+        with held.lock:
+            if held.child.ended:
+                held.child = _Child(self._source, self._limits)
+            answer = held.child.ask(line, self._limits.wall)
+        if "error" in answer:
+            raise InputError(f"the chat template cannot render this conversation: {answer['error']}")
+        return str(answer.get("text"))
+
+
+class _Child:
+    """One child process, from its start to its end, with a template."""
+
+    def __init__(self, source: str, limits: Limits) -> None:
+        self._limits, self._process = limits, _started(limits)
+        self._end = weakref.finalize(self, _end, self._process, os.getpid())
+        try:
+            self.ask(b"", START)
+        except LimitError as error:
+            raise RunError(f"what renders chat templates does not start with {sys.executable}") from error
+        answer = self.ask(_line({"source": source}), START)
+        if "error" in answer:
+            where = (
+                f"line {answer['line']} of the chat template" if answer.get("line") else "the chat template"
+            )
+            raise InputError(f"{where} is no valid Jinja: {answer['error']}")
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody is there to ask."""
+        return self._process.poll() is not None
+
+    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
+        """The program's answer to a line. Without one in time the process is ended; raises LimitError."""
+        try:
+            with _killed_after(seconds, self._process) as late:
+                reply = _exchange(self._process, line, self._limits.text)
+            if reply.endswith(b"\n") and not late.is_set():
+                answer: dict[str, Any] = json.loads(reply.decode("utf-8", "surrogatepass"))
+                return answer
+        except BaseException:  # an interrupt, say: what it still answers would be taken for the next answer
+            self._end()
+            raise
+        self._end()
+        raise LimitError(
+            f"the chat template {self._excess(seconds if late.is_set() else None, len(reply))}; shorten the "
+            "conversation, or give another chat_template"
+        )
+
+    def _excess(self, late: float | None, length: int) -> str:
+        limits, status = self._limits, self._process.returncode
+        if late is not None:
+            return f"takes longer than {late:g} s"
+        if length == limits.text:
+            return f"writes more than {limits.text / 2**20:g} MiB"
+        if status == errno.ENOMEM:
+            return f"takes more than {limits.memory / 2**20:g} MiB of memory"
+        if status == -getattr(signal, "SIGPROF", 0):
+            return f"takes more than {limits.cpu:g} s of a processor"
+        return f"ended the process that renders it, with status {status}"
+
+
+@dataclass
+class _Held:
+    """The child of a renderer, whose turn it is to ask it, and the process that is its parent."""
+
+    child: _Child
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    owner: int = field(default_factory=os.getpid)
+
+
+def _started(limits: Limits) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-S", str(PROGRAM), str(limits.cpu), str(limits.memory)]
+    found = [find_spec(name) for name in ("jinja2", "markupsafe")]
+    paths = {str(Path(spec.origin).parents[1]): None for spec in found if spec and spec.origin}
+    try:
+        return subprocess.Popen(
+            [*command, *paths],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in KEPT if name in os.environ},
+            start_new_session=True,  # an interrupt at the terminal is its parent's to see
+        )
+    except OSError as error:
+        raise RunError(f"no process can be started to render chat templates: {error}") from error
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Ends the process and waits for it, unless it is the child of another: this is a fork then."""
+    if owner == os.getpid():
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """The process is killed if what is done here takes longer; the event says whether it was."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def _exchange(process: subprocess.Popen[bytes], line: bytes, most: int) -> bytes:
+    """Says a line and hears one; less than one when the process ends or says more than `most` bytes."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    rest = memoryview(line)
+    try:
+        while rest:
+            rest = rest[os.write(process.stdin.fileno(), rest) :]  # no buffer, which a fork would write again
+        return process.stdout.readline(most)
+    except OSError:
+        return b""
+
+
+def _line(request: dict[str, Any]) -> bytes:
+    """JSON on one line; lone surrogates stay what they are."""
+    return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -1,0 +1,234 @@
+"""The program that renders a chat template: Jinja in the dialect of transformers, in a process of its own.
+
+It runs as a script, with Python's library and jinja2 alone: a template is a stranger's code, and what it
+finds here is the conversation. A line in is a JSON object, a line out its answer; `renderer.py` has the other
+end.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path += sys.argv[3:]  # where jinja2 is: this Python looks nowhere else
+
+import errno
+import importlib
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+if TYPE_CHECKING:
+    from jinja2.environment import Template
+    from jinja2.parser import Parser
+
+LATE = (
+    *("encodings.unicode_escape", "jinja2.constants", "jinja2.debug", "pprint", "random", "textwrap"),
+    "unicodedata",
+)
+"""What templates need and is otherwise imported when they do, and could not be any more."""
+LONGEST_ERROR = 1000
+SEARCHES = (
+    *("__contains__", "__eq__", "__getitem__", "__ne__", "count", "endswith", "find", "index", "lstrip"),
+    *("partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit"),
+    *("rstrip", "split", "splitlines", "startswith", "strip"),
+)
+
+
+def main(cpu: float, memory: int) -> None:
+    """Answers line by line: each within `cpu` seconds of a processor, all within `memory` bytes."""
+    for name in LATE:
+        importlib.import_module(name)
+    datetime.now()  # reads the time zone
+    _confine(memory)
+    template = None
+    _say({})
+    for line in sys.stdin.buffer:
+        _allow(cpu)
+        try:
+            request = json.loads(line.decode("utf-8", "surrogatepass"))
+            if template is None:
+                template, answer = _environment().from_string(request["source"]), {}
+            else:
+                answer = {"text": _rendered(template, request["variables"], request["disguise"])}
+            _say(answer)
+        except MemoryError:
+            os._exit(errno.ENOMEM)
+        except Exception as error:  # a template is foreign code and may fail in any way
+            _say({"error": _sentence(error), "line": getattr(error, "lineno", None)})
+        _allow(0)
+
+
+def _confine(memory: int) -> None:
+    """This much memory, and from now on no other file, no connection, no core dump."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows, where the other end's clock must do
+    except ImportError:
+        return
+    limits = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_CORE, 0))
+    for what, most in limits:
+        with suppress(ValueError, OSError):  # a limit that this system does not keep
+            resource.setrlimit(what, (most, most))
+
+
+def _allow(seconds: float) -> None:
+    """Ends this process after so much time of a processor; 0 is for ever. C code is ended too."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    line = json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _rendered(template: Template, variables: dict[str, Any], disguise: tuple[str, str]) -> str:
+    cipher = str.maketrans(*disguise)
+
+    def told(value: Any) -> Any:
+        """The first letter of a text says whether it is to be disguised."""
+        if isinstance(value, str):
+            return Disguised(value[1:], cipher) if value[0] == "~" else value[1:]
+        if isinstance(value, dict):
+            return {told(key): told(item) for key, item in value.items()}
+        return [told(item) for item in value] if isinstance(value, list) else value
+
+    return template.render(told(variables))
+
+
+def _sentence(error: Exception) -> str:
+    """The reason of an error in one line."""
+    text = error.message if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    return " ".join((text or type(error).__name__)[:LONGEST_ERROR].split()).rstrip(".")
+
+
+class Disguised(str):
+    """A text in other letters, which can be searched as if it stood in its own."""
+
+    _cipher: Mapping[int, Any]
+
+    def __new__(cls, text: str, cipher: Mapping[int, Any]) -> Disguised:
+        made = super().__new__(cls, text.translate(cipher))
+        made._cipher = cipher
+        return made
+
+    def _spelled(self, value: Any) -> Any:
+        """What is looked for, in these letters."""
+        if isinstance(value, tuple):
+            return tuple(map(self._spelled, value))
+        return value.translate(self._cipher) if isinstance(value, str) else value
+
+    def _like(self, value: Any) -> Any:
+        """What was found, to be searched in turn."""
+        if isinstance(value, list | tuple):
+            return type(value)(map(self._like, value))
+        return Disguised(value, self._cipher) if isinstance(value, str) else value
+
+
+def _search(name: str) -> Callable[..., Any]:
+    method = getattr(str, name)
+
+    def search(self: Disguised, *args: Any, **kwargs: Any) -> Any:
+        named = {key: self._spelled(value) for key, value in kwargs.items()}
+        return self._like(method(self, *map(self._spelled, args), **named))
+
+    return search
+
+
+for _name in SEARCHES:
+    setattr(Disguised, _name, _search(_name))
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks the assistant's text for training: here only its body counts."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Dict:
+    """`dict` for templates: calling it, and fromkeys, without the type and what hangs on it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """`namespace` for templates, closed to names that reach Python's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may name an attribute `self`
+        self, *rest = args
+        attributes = dict(*rest, **kwargs)
+        for name in attributes:
+            _refuse_private(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}, a name with a leading underscore")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Says so when a template reaches for what is closed to it; jinja itself would render nothing there."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise SecurityError(f"it may not reach {attribute!r} of a {type(obj).__name__}")
+
+
+def _environment() -> _Sandbox:
+    environment = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(
+        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
+    )
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: jinja's own filter escapes HTML and sorts keys, which a model never saw in training."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
