@@ -38,7 +38,7 @@ class Limits:
     """
 
     cpu: float = 2.0
-    wall: float = 5.0
+    wall: float = 10.0
     memory: int = 256 << 20
     text: int = 32 << 20
 
@@ -159,10 +159,14 @@ def _started(limits: Limits) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Ends the process and waits for it, unless it is the child of another: this is a fork then."""
+    """Ends the process and waits for it; in a fork, of which it is no child, it only lets go of it."""
     if owner == os.getpid():
         process.kill()
         process.wait()
+    else:
+        process.returncode = 0
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        pipe.close()
 
 
 @contextmanager
