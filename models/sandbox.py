@@ -51,14 +51,14 @@ def main(cpu: float, memory: int) -> None:
         importlib.import_module(name)
     datetime.now()  # reads the time zone
     _confine(memory)
-    template = None
-    _say({})
+    template, answer = None, dict[str, Any]()
+    _say(answer)
     for line in sys.stdin.buffer:
         _allow(cpu)
         try:
             request = json.loads(line.decode("utf-8", "surrogatepass"))
             if template is None:
-                template, answer = _environment().from_string(request["source"]), {}
+                template = _environment().from_string(request["source"])
             else:
                 answer = {"text": _rendered(template, request["variables"], request["disguise"])}
             _say(answer)

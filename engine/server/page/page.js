@@ -16,6 +16,13 @@ const make = (tag, properties, ...children) => {
   return element;
 };
 
+const draw = (tag, attributes, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+};
+
 // The server
 
 async function call(path, options = {}) {
@@ -233,18 +240,20 @@ function drawChart() {
   const x = (i) => (32 + (i * (right - 32)) / Math.max(tokens.length - 1, 1)).toFixed(1);
   const y = (weight) => (160 - 150 * weight).toFixed(1);
   const gap = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => tokens.length / each < 8) ?? 1000;
-  const rule = (w) => `<path class="grid" d="M32,${y(w)}H${right}"/><text x="4" y="${+y(w) + 4}">${w}</text>`;
-  const tick = (_, i) => ((i + 1) % gap ? "" : `<text class="tick" x="${x(i)}" y="178">${i + 1}</text>`);
+  const write = (x, y, text, more) => draw("text", { x, y, ...more }, text);
+  const below = { class: "tick" };
+  const rule = (w) => [draw("path", { class: "grid", d: `M32,${y(w)}H${right}` }), write(4, +y(w) + 4, w)];
+  const tick = (_, i) => ((i + 1) % gap ? [] : write(x(i), 178, i + 1, below));
   const curve = ({ colour }, k) => {
     const points = weights.map((each, i) => `${x(i)},${y(each[k])}`);
-    const path = points.length ? `M${points.join("L")}h0` : ""; // h0 makes a dot of a single point
-    return `<path class="weight wish-${colour}" data-points="${points.length}" d="${path}"/>`;
+    const d = points.length ? `M${points.join("L")}h0` : ""; // h0 makes a dot of a single point
+    return draw("path", { class: `weight wish-${colour}`, "data-points": points.length, d });
   };
-  const mark = selected < 0 ? "" : `<path class="mark" d="M${x(selected)},10V160"/>`;
-  const title = `<text class="tick" x="${right / 2 + 16}" y="196">token number</text>`;
-  const parts = [...[0, 0.5, 1].map(rule), ...tokens.map(tick), title, mark, ...branches.map(curve)];
-  const head = `<svg width="100%" height="200" role="img" aria-label="Weights over the tokens">`;
-  $("chart").innerHTML = `${head}${parts.join("")}</svg>`; // all numbers, so nothing to escape
+  const mark = selected < 0 ? [] : draw("path", { class: "mark", d: `M${x(selected)},10V160` });
+  const title = write(right / 2 + 16, 196, "token number", below);
+  const parts = [[0, 0.5, 1].map(rule), tokens.map(tick), title, mark, branches.map(curve)].flat(2);
+  const head = { width: "100%", height: 200, role: "img", "aria-label": "Weights over the tokens" };
+  $("chart").replaceChildren(draw("svg", head, ...parts));
   $("legend").replaceChildren(...branches.map((branch) => make("li", {}, swatch(branch))));
 }
 

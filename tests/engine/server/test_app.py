@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -282,6 +283,26 @@ def test_a_key_is_asked_for_under_v1_alone(client_of: MakeClient) -> None:
         assert refused.headers["www-authenticate"] == "Bearer"
     assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
     assert [client.get(path).status_code for path in ("/", "/health", "/metrics")] == [200] * 3
+
+
+def test_the_page_comes_with_a_policy_that_lets_in_nothing_but_its_own_files(client: Client) -> None:
+    for path in ("/", "/page.js", "/page.css"):
+        headers = client.get(path).headers
+        policy = dict(each.strip().split(" ", 1) for each in headers["content-security-policy"].split(";"))
+        assert policy == {
+            "default-src": "'none'",
+            **dict.fromkeys(("script-src", "style-src", "connect-src"), "'self'"),
+            "img-src": "data:",
+            **dict.fromkeys(("base-uri", "form-action", "frame-ancestors", "trusted-types"), "'none'"),
+            "require-trusted-types-for": "'script'",
+        }
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+    page, script = client.get("/").text, client.get("/page.js").text
+    assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:|<script(?! type=.module. src)", page)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\(", script
+    )
 
 
 def test_mounted_in_another_service_it_is_guarded_all_the_same(one_async_engine: AsyncEngine) -> None:

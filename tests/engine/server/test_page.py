@@ -7,33 +7,45 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, Route, expect, sync_playwright
 
-from .process import Server
+from .process import Server, serving
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; apt-get install chromium")
 SECONDS = 1000
 
 
-@pytest.fixture
-def page(demo_server: Server) -> Iterator[Page]:
+MARKUP = "<img src=x onerror=\"document.title='ran'\"><script>document.title='ran'</script>"
+REPORTED = "addEventListener('securitypolicyviolation', (event) => console.error(event.violatedDirective))"
+
+
+@contextmanager
+def shown(server: Server) -> Iterator[Page]:
+    """The page of a server. Nothing goes wrong in it, nothing violates its policy or comes from elsewhere."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
         wrong: list[str] = []
+        page.add_init_script(REPORTED)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on(
-            "request", lambda sent: None if sent.url.startswith(demo_server.url) else wrong.append(sent.url)
-        )
-        page.goto(demo_server.url)
+        page.on("request", lambda sent: None if sent.url.startswith(server.url) else wrong.append(sent.url))
+        page.goto(server.url)
         expect(page.locator("#method option")).not_to_have_count(0)
         yield page
         browser.close()
         assert wrong == []
+
+
+@pytest.fixture
+def page(demo_server: Server) -> Iterator[Page]:
+    with shown(demo_server) as page:
+        yield page
 
 
 def points(page: Page) -> int:
@@ -106,3 +118,59 @@ def test_it_is_readable_on_a_phone_in_light_and_dark(page: Page) -> None:
     assert len(colours) == 2
     unlabelled = "[...document.querySelectorAll('input, select, textarea')].filter(e => !e.labels.length)"
     assert page.evaluate(f"{unlabelled}.filter(e => !e.ariaLabel).length") == 0
+
+
+def test_no_text_is_ever_markup(tiny_folder: Path) -> None:
+    """Not a model's name, an answer's, a wish's or an error's; each is shown as it is written."""
+
+    def with_markup(route: Route) -> None:
+        """The server's answer, each of its tokens replaced."""
+        lines = route.fetch().text().split("\n\n")
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            for trace in filter(None, [choice.get("trace")]):
+                trace["tokens"] = [MARKUP for _ in trace["tokens"]]
+            if choice["delta"].get("content"):
+                choice["delta"]["content"] = MARKUP
+        sent = [*(f"data: {json.dumps(chunk)}" for chunk in chunks), "data: [DONE]", ""]
+        route.fulfill(body="\n\n".join(sent), content_type="text/event-stream")
+
+    with serving("--model", str(tiny_folder), "--served-model-name", MARKUP) as server, shown(server) as page:
+        expect(page.locator("#model")).to_have_text(f"The model is {MARKUP}.")
+        page.locator(".objective input[type=text]").first.fill(MARKUP)
+        page.fill("#max-tokens", "3")
+        page.route("**/v1/chat/completions", with_markup)
+        page.click("#run")
+        expect(page.locator("#steered-status")).to_contain_text("finish", timeout=60 * SECONDS)
+        expect(page.locator("#plain-status")).to_contain_text("finish", timeout=60 * SECONDS)
+        page.locator("#steered .token").first.hover()
+        for place in ("#plain", "#steered", "#legend", "#detail"):
+            expect(page.locator(place)).to_contain_text(MARKUP)
+        page.unroute("**/v1/chat/completions")
+        error = f"data: {json.dumps({'error': {'message': MARKUP}})}\n\n"
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=error))
+        page.click("#run")
+        expect(page.locator("#steered-error")).to_have_text(MARKUP)
+        page.wait_for_timeout(SECONDS / 5)
+        assert page.title() == "trimtab playground"
+        assert page.locator("img, script:not([src='page.js'])").count() == 0
+
+
+def test_the_policy_stops_what_a_slip_would_let_in(demo_server: Server) -> None:
+    """Text as markup, text as code, other servers, pictures: were the page to try, the browser would not."""
+    picture = "Object.assign(new Image(), { src: '/x', onerror: () => no(Error('none')) })"
+    slips = {
+        "document.body.innerHTML = '<b>x</b>'": "TrustedHTML",
+        "eval('1')": "unsafe-eval",
+        "fetch('http://127.0.0.1:9/')": "fetch",
+        f"new Promise((_, no) => {picture})": "none",
+    }
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(demo_server.url)
+        page.on("request", lambda sent: pytest.fail(f"{sent.url} was asked for"))
+        for slip, reason in slips.items():
+            with pytest.raises(Error, match=reason):
+                page.evaluate(f"() => {slip}")
+        browser.close()
