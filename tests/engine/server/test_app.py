@@ -66,7 +66,7 @@ def test_the_page_is_served_and_loads_nothing_from_elsewhere(client: Client) -> 
         response = client.get(path)
         assert response.status_code == 200
         assert response.headers["content-type"].startswith(kind)
-        assert "default-src 'self'" in response.headers["content-security-policy"]
+        assert "default-src 'none'" in response.headers["content-security-policy"]
         assert "https://" not in response.text.replace("http://www.w3.org", "")
 
 
@@ -516,3 +516,15 @@ def test_a_key_is_asked_for_wherever_the_application_is_mounted(one_async_engine
         for written in ("Bearer secret", "bearer  secret "):
             headers = {"authorization": written}
             assert Client(outer).get(f"{at}/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("depth", [100, 900, 3000, 30_000])
+@pytest.mark.parametrize("where", ['"chat_template_kwargs": {"x": %s}', '"metadata": %s', '"messages": %s'])
+def test_a_body_that_is_nested_deep_is_served_or_refused(client: Client, where: str, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    head = '{"max_tokens": 1, "messages": [{"role": "user", "content": "Why?"}], '
+    kind = {"content-type": "application/json"}
+    raw = (head + where % deep + "}").encode()
+    response = client("POST", "/v1/chat/completions", content=raw, headers=kind)
+    if response.status_code != 200 or where == '"messages": %s':
+        error(response, 400)
