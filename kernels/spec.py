@@ -11,18 +11,25 @@ from typing import Any
 
 import torch
 
+from .work import Work
+
 
 @dataclass(frozen=True)
 class Case:
     """One shape of a real model.
 
     make: fresh arguments, the same for the reference and the launcher, from a device and a generator of the
-    CPU's. bytes: the least that must cross the memory bus.
+    CPU's. work: what it moves and computes at least.
     """
 
     name: str
     make: Callable[[torch.device, torch.Generator], tuple[Any, ...]]
-    bytes: int
+    work: Work
+
+    @property
+    def bytes(self) -> int:
+        """The least that must cross the memory bus."""
+        return int(self.work.bytes)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ VERBS = {
     "info": "what a model is, and what it takes to hold",
     "bench": "how fast it is: latency, throughput, serving, beside peers, beside another commit",
     "profile": "what the kernels take on each GPU",
+    "plan": "how many GPUs a load takes, how fast it is then and what it costs",
     "evaluate": "how far each method turns toward wishes, and what it costs",
 }
 PACKAGE = Path(__file__).parent.parent

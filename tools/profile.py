@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..engine.strict_json import dumps
 from ..kernels.errors import InputError
+from .gpus import SHEETS
 from .plain import watched
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from .flags import Parser
 
 SUBJECTS = ("kernels",)
-BANDWIDTHS = {"A100": 2039e9, "H100": 3350e9, "H200": 4800e9, "MI300X": 5300e9}
-"""Bytes a second of a GPU's memory, as the vendors' data sheets have it (A100 80GB SXM, H100 SXM)."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -76,7 +75,7 @@ def _cases() -> list[dict[str, Any]]:
             "kernel": spec.name,
             "case": case.name,
             "bytes": case.bytes,
-            **{gpu: round(1e6 * case.bytes / rate, 2) for gpu, rate in BANDWIDTHS.items()},
+            **{gpu.name: round(1e6 * case.bytes / gpu.bandwidth, 2) for gpu in SHEETS.values()},
         }
         for spec in SPECS
         for case in spec.cases

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import work
 from ..program import Program
 from ..spec import Case, KernelSpec
 from ..steer import steer as steer_reference
@@ -41,7 +42,9 @@ def _steering(
         )
 
     kind = "sampled" if draw.temperature else "greedy"
-    return Case(f"{requests} x {objectives + 1} of {vocab}, {kind}", make, rows * vocab * dtype.itemsize)
+    return Case(
+        f"{requests} x {objectives + 1} of {vocab}, {kind}", make, work.steer(rows, vocab, dtype.itemsize)
+    )
 
 
 STEER = KernelSpec(
@@ -62,7 +65,7 @@ def _loop(rows: int, vocab: int, dtype: torch.dtype) -> Case:
         base, anchor = (torch.randn(rows, vocab, generator=generator, dtype=dtype) for _ in range(2))
         return *(x.log_softmax(-1).to(device) for x in (base, anchor)), 2.0, 2.0, 10.0, 60
 
-    return Case(f"{rows} of {vocab}, 60 iterations", make, 3 * rows * vocab * dtype.itemsize)
+    return Case(f"{rows} of {vocab}, 60 iterations", make, work.Work(3 * rows * vocab * dtype.itemsize))
 
 
 ITERATE = KernelSpec(

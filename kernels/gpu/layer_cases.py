@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, device, dtype
 
 from .. import advance as advance_reference
-from .. import norm, paged, rope
+from .. import norm, paged, rope, work
 from .. import store as store_reference
 from .. import swiglu as swiglu_reference
 from ..spec import Case, KernelSpec
@@ -37,6 +37,11 @@ class Shape:
     block: int
     dtype: dtype
 
+    @property
+    def attention(self) -> tuple[int, int, int, int]:
+        """Heads, those of keys and values, their width, and a number's bytes."""
+        return self.heads, self.kv_heads, self.width, self.dtype.itemsize
+
 
 LLAMA = Shape("Llama 3.1 8B", 4096, 14336, 32, 8, 128, 16, BF16)
 DEMO = Shape("demo", 576, 1536, 9, 3, 64, 64, BF16)
@@ -52,7 +57,7 @@ def _norm(model: Shape, rows: int, adds: bool) -> Case:
         weight = _random(generator, where, F32, model.hidden)
         return x, added if adds else None, weight, torch.tensor([1e-5], device=where)
 
-    moved = (4 if adds else 2) * rows * model.hidden * model.dtype.itemsize
+    moved = work.norm(rows, model.hidden, model.dtype.itemsize, added=adds)
     return Case(f"{model.name}, {rows} rows{', added' if adds else ''}", make, moved)
 
 
@@ -60,7 +65,7 @@ def _swiglu(model: Shape, rows: int) -> Case:
     def make(where: device, generator: Generator) -> tuple[Any, ...]:
         return (_random(generator, where, model.dtype, rows, 2 * model.inner),)
 
-    return Case(f"{model.name}, {rows} rows", make, 3 * rows * model.inner * model.dtype.itemsize)
+    return Case(f"{model.name}, {rows} rows", make, work.swiglu(rows, model.inner, model.dtype.itemsize))
 
 
 def _cache(model: Shape, pages: int, where: device, generator: Generator) -> Tensor:
@@ -85,7 +90,7 @@ def _rope(model: Shape, rows: int, normed: bool) -> Case:
             rope.Heads(model.heads, model.width**-0.5, *norm),
         )
 
-    moved = 2 * rows * all_heads * model.width * model.dtype.itemsize + 8 * rows * model.width
+    moved = work.rope_write(rows, *model.attention)
     return Case(f"{model.name}, {rows} rows{', with norms' if normed else ''}", make, moved)
 
 
@@ -96,8 +101,7 @@ def _rotate(model: Shape, rows: int) -> Case:
         cos, sin = (_random(generator, where, F32, *shape) for _ in range(2))
         return _random(generator, where, model.dtype, *shape), cos, sin
 
-    numbers = rows * shape[1] * model.width
-    return Case(f"{model.name}, {rows} rows", make, numbers * (model.dtype.itemsize + 3 * F32.itemsize))
+    return Case(f"{model.name}, {rows} rows", make, work.rotate(rows, *model.attention))
 
 
 def _store(model: Shape, rows: int) -> Case:
@@ -108,8 +112,7 @@ def _store(model: Shape, rows: int) -> Case:
         qkv = _random(generator, where, F32, rows, all_heads, model.width)
         return qkv, _cache(model, rows, where, generator), page, page % model.block
 
-    moved = rows * all_heads * model.width * (F32.itemsize + model.dtype.itemsize)
-    return Case(f"{model.name}, {rows} rows", make, moved)
+    return Case(f"{model.name}, {rows} rows", make, work.store(rows, *model.attention))
 
 
 def _attention(model: Shape, branches: int, context: int, new: int, window: int | None = None) -> Case:
@@ -128,8 +131,7 @@ def _attention(model: Shape, branches: int, context: int, new: int, window: int 
             window,
         )
 
-    read = 2 * branches * min(context, window or context) * model.kv_heads
-    moved = (read + 2 * branches * new * model.heads) * model.width * model.dtype.itemsize
+    moved = work.attention(branches, context, new, *model.attention, window)
     what = f"{branches} decoding" if new == 1 else f"{branches} x {new} tokens"
     return Case(f"{model.name}, {what} at {context}{f', window {window}' if window else ''}", make, moved)
 
@@ -141,7 +143,7 @@ def _advance(rows: int, pages: int) -> Case:
         state = [torch.full((rows,), 14, device=where) for _ in range(4)]
         return group * 7, group, tables, *state, 16
 
-    return Case(f"{rows} rows", make, 8 * 8 * rows)
+    return Case(f"{rows} rows", make, work.Work(8 * 8 * rows))
 
 
 NORM = KernelSpec(

@@ -11,6 +11,7 @@ from ..lm_head import lm_head_steer as reference
 from ..program import Program
 from ..spec import Case, KernelSpec
 from ..steer_table import Draw, Groups, SteerTable
+from ..work import Work
 from .lm_head_steer import lm_head_steer
 from .lm_head_steer_plan import Plan
 from .steer import Features
@@ -55,7 +56,8 @@ def _deciding(
     assert plan is not None, "a case is of what is fused"
     kind = {GREEDY: "greedy", DRAWN: "drawn", FILTERED: "filtered"}[draw]
     name = f"{requests} x {objectives + 1} of {vocab} x {width}, {kind}{', traced' if trace else ''}"
-    return Case(name, make, plan.bytes(rows, vocab, width, torch.bfloat16.itemsize))
+    moved = plan.bytes(rows, vocab, width, torch.bfloat16.itemsize)
+    return Case(name, make, Work(moved, plan.flops(vocab, width)))
 
 
 def _called(how: Callable[..., Any]) -> Callable[..., Any]:

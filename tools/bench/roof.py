@@ -9,7 +9,6 @@ and reads only; the products by squaring a matrix of 2048 rows in the type that 
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...kernels.linear import arithmetic_dtype
-from ...models.llama import EMBEDDING, shapes
+from ...models import work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,27 +47,20 @@ def measured(dtype: torch.dtype, device: torch.device) -> Roof:
 
 
 def weight_bytes(engine: Engine) -> float:
-    """What a step must read of the weights: each once, in the engine's type.
-
-    Of an embedding that is not the head as well only some rows are read, which do not count.
-    """
-    config = engine.model_config
-    sizes = {name: math.prod(shape) for name, shape in shapes(config).items()}
-    numbers = sum(sizes.values()) - (0 if config.tie_word_embeddings else sizes[EMBEDDING])
-    return numbers * engine._core.runner.model.dtype.itemsize
+    """What a step must read of the weights, each once, in the engine's type."""
+    return work.weight_bytes(engine.model_config, engine._core.runner.model.dtype.itemsize)
 
 
 def kv_bytes(engine: Engine, rows: int, tokens: float) -> float:
     """The keys and values that a step of `rows` branches reads, each with `tokens` tokens before it."""
-    return rows * tokens * engine.model_config.kv_size * engine._core.runner.cache.pages.dtype.itemsize
+    itemsize = engine._core.runner.cache.pages.dtype.itemsize
+    return work.kv_bytes(engine.model_config, rows, tokens, itemsize)
 
 
 def step_work(engine: Engine, rows: int) -> float:
     """Multiplications and additions of a step's products with the weights, without attention."""
-    found = shapes(engine.model_config)
-    products = sum(math.prod(s) for name, s in found.items() if len(s) == 2 and name != EMBEDDING)
-    head = engine.model_config.tie_word_embeddings * math.prod(found[EMBEDDING])
-    return 2.0 * rows * (products + head)
+    found = work.decoding(engine.model_config, rows, 1, engine._core.runner.model.dtype.itemsize)
+    return sum(part.flops for part in found if part.stage in work.PRODUCTS)
 
 
 def _least(call: Callable[[], Any], device: torch.device) -> float:
