@@ -30,7 +30,7 @@ VERBS = {
     "convert": "turn a GGUF file into a model folder",
     "info": "what a model is, and what it takes to hold",
     "bench": "how fast it is: latency, throughput, serving, beside peers, beside another commit",
-    "profile": "what the kernels take on each GPU",
+    "profile": "what the kernels take on each GPU; where a decoding step's time goes",
     "plan": "how many GPUs a load takes, how fast it is then and what it costs",
     "evaluate": "how far each method turns toward wishes, and what it costs",
 }

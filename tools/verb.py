@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
+from ..kernels.errors import InputError
 from .flags import Parser
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Verb(Protocol):
@@ -33,3 +34,22 @@ def run(module: str, command: str, text: str, argv: Sequence[str]) -> int:
     except SystemExit:  # argparse has printed the help
         return 0
     return verb.run(args)
+
+
+def add_kind(parser: Parser, kind: str, known: Mapping[str, str]) -> None:
+    """KIND, one of `known` with what it does, and whatever follows: each has flags of its own."""
+    told = "; ".join(f"{name}: {text}" for name, text in known.items())
+    parser.add_argument("kind", metavar=kind.upper(), nargs="?", help=told)
+    more = f"see {parser.prog} {kind.upper()} --help"
+    parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help=more)
+
+
+def run_kind(
+    package: str, command: str, kind: str, plural: str, known: Mapping[str, str], args: argparse.Namespace
+) -> int:
+    """Runs what was named, a module of `package`. Raises InputError where it is none of those."""
+    if args.kind is None:
+        raise InputError(f"there is no {kind.upper()}; say what to measure: {', '.join(known)}")
+    if args.kind not in known:
+        raise InputError(f"there is no {kind} {args.kind!r}; {plural} are {', '.join(known)}")
+    return run(f"{package}.{args.kind}", f"{command} {args.kind}", known[args.kind], args.rest)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from ...kernels.errors import InputError
 from .. import verb
 
 if TYPE_CHECKING:
+    import argparse
+
     from ..flags import Parser
 
 BENCHES = {
@@ -21,20 +21,11 @@ BENCHES = {
 
 
 def add_arguments(parser: Parser) -> None:
-    """BENCH, and whatever follows: each bench has flags of its own."""
-    known = "; ".join(f"{name}: {text}" for name, text in BENCHES.items())
-    parser.add_argument("bench", metavar="BENCH", nargs="?", help=known)
-    parser.add_argument(
-        "rest", metavar="...", nargs=argparse.REMAINDER, help="see trimtab bench BENCH --help"
-    )
+    """BENCH, and whatever follows."""
+    verb.add_kind(parser, "bench", BENCHES)
     parser.epilog = "The last line that a bench prints is JSON: settings, machine, commit and every value."
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one bench. Raises InputError for one that there is not."""
-    if args.bench is None:
-        raise InputError(f"there is no BENCH; say what to measure: {', '.join(BENCHES)}")
-    if args.bench not in BENCHES:
-        raise InputError(f"there is no bench {args.bench!r}; benches are {', '.join(BENCHES)}")
-    module, command = f"{__package__}.{args.bench}", f"trimtab bench {args.bench}"
-    return verb.run(module, command, BENCHES[args.bench], args.rest)
+    return verb.run_kind(__package__ or "", "trimtab bench", "bench", "benches", BENCHES, args)

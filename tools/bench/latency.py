@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from ...engine.config import EngineConfig
     from ...engine.engine import Engine
     from ...engine.request import Request
 
@@ -74,11 +75,7 @@ def run(args: argparse.Namespace) -> int:
     load, _, method = traffic.asked(args)
     config = asking.engine_config(args)
     rows = load.rows(batch.batch_size, method)
-    if rows > config.max_num_seqs:
-        raise InputError(
-            f"batch_size is {batch.batch_size}, which makes {rows} branches; max_num_seqs allows "
-            f"{config.max_num_seqs} at once"
-        )
+    require_room(batch, rows, config)
     engine = loading.open_engine(config)
     requests = load.requests(batch.batch_size, asking.vocabulary(engine), method)
     times = _measured(engine, requests, load.output_len, batch, rows)
@@ -87,6 +84,15 @@ def run(args: argparse.Namespace) -> int:
     said = asking.said("latency", method, batch, config, load)
     print(dumps({**said, **found, "raw": {**vars(times), "ratios": times.ratios}}))
     return 0
+
+
+def require_room(batch: Batch, rows: int, config: EngineConfig) -> None:
+    """Raises InputError where the batch's branches are more than are decoded at once."""
+    if rows > config.max_num_seqs:
+        raise InputError(
+            f"batch_size is {batch.batch_size}, which makes {rows} branches; max_num_seqs allows "
+            f"{config.max_num_seqs} at once"
+        )
 
 
 def _measured(

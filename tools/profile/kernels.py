@@ -8,32 +8,25 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ..engine.strict_json import dumps
-from ..kernels.errors import InputError
-from .gpus import SHEETS
-from .plain import watched
+from ...engine.strict_json import dumps
+from ...kernels.errors import InputError
+from ..gpus import SHEETS
+from ..plain import watched
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from .flags import Parser
-
-SUBJECTS = ("kernels",)
+    from ..flags import Parser
 
 
 def add_arguments(parser: Parser) -> None:
-    """SUBJECT, --json."""
-    parser.add_argument(
-        "subject", metavar="SUBJECT", help="kernels: registers, shared memory, spills, floors"
-    )
+    """--json."""
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compiles every kernel for every target, some seconds each the first time, and prints what it takes."""
-    if args.subject not in SUBJECTS:
-        raise InputError(f"there is nothing to profile in {args.subject!r}; known are {', '.join(SUBJECTS)}")
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise InputError("TRITON_INTERPRET is 1; kernels are interpreted then, not compiled: unset it")
     kernels, cases = _kernels(), _cases()
@@ -49,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 def _kernels() -> list[dict[str, Any]]:
     """A row for each kernel, build and target."""
     try:
-        from ..kernels.gpu import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
-        from ..kernels.gpu.ahead import TARGETS, builds_of, compile_for  # noqa: PLC0415
+        from ...kernels.gpu import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
+        from ...kernels.gpu.ahead import TARGETS, builds_of, compile_for  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise InputError(f"profiling kernels needs the package {error.name}; install it first") from None
     return [
@@ -68,7 +61,7 @@ def _kernels() -> list[dict[str, Any]]:
 
 def _cases() -> list[dict[str, Any]]:
     """A row for each real shape: the bytes that must move, and how long that takes at least."""
-    from ..kernels.gpu import SPECS  # noqa: PLC0415
+    from ...kernels.gpu import SPECS  # noqa: PLC0415
 
     return [
         {

@@ -1,0 +1,27 @@
+"""`trimtab profile`: what kernels take of a GPU, and where a decoding step's time goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import verb
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..flags import Parser
+
+SUBJECTS = {
+    "kernels": "registers, shared memory, spills and floors of the Triton kernels, from their compiled code",
+    "decode": "where a decoding step's time goes, stage by stage",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    """SUBJECT, and whatever follows."""
+    verb.add_kind(parser, "subject", SUBJECTS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Profiles one subject. Raises InputError for one that there is not."""
+    return verb.run_kind(__package__ or "", "trimtab profile", "subject", "subjects", SUBJECTS, args)
