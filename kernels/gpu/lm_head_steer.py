@@ -26,10 +26,11 @@ from torch import Tensor
 
 from ..lm_head import product
 from ..steer_table import Groups
-from .lm_head_steer_plan import TUNING, Plan, Tuning
+from .lm_head_steer_plan import Plan, Tuning
 from .lm_head_steer_project import blend_kernel, project_kernel
 from .lm_head_steer_settle import settle_kernel
 from .steer import Features, Step, steer
+from .tuning import of as launches_of
 
 if TYPE_CHECKING:
     from ..steer import Choice
@@ -55,14 +56,16 @@ def lm_head_steer(
     *,
     trace: bool = True,
     top: bool = False,
-    tuning: Tuning = TUNING,
+    tuning: Tuning | None = None,
 ) -> Choice:
     """Chooses one token for each request and moves the table on by it; see `kernels.lm_head.lm_head_steer`.
 
     hidden [rows, width] after the final norm, weight [vocab, width], contiguous, of one type: float32,
-    bfloat16 or float16; sums are float32. Raises ValueError for other types, shapes or layouts.
+    bfloat16 or float16; sums are float32. tuning: how it is launched, None for what the device is launched
+    with. Raises ValueError for other types, shapes or layouts.
     """
     _check(hidden, weight, groups)
+    tuning = tuning or launches_of(hidden.device).head
     features = Features.of(groups, table)
     plan = Plan.of(features, groups, table, trace=trace, top=top, edited=edits is not None, tuning=tuning)
     if plan is None:

@@ -25,7 +25,7 @@ GREEDY, DRAWN = Draw(), Draw(temperature=0.8, seed=1)
 FILTERED = Draw(temperature=0.8, min_p=0.05, seed=1)
 
 
-def _deciding(
+def deciding(
     head: tuple[int, int],
     requests: int,
     objectives: int,
@@ -70,13 +70,13 @@ LM_HEAD_STEER = KernelSpec(
     _called(reference),
     _called(lm_head_steer),
     (
-        _deciding(LLAMA, 1, 4, MATO, GREEDY),
-        _deciding(LLAMA, 1, 4, NEAR, GREEDY, trace=True),
-        _deciding(LLAMA, 8, 4, MATO, DRAWN),
-        _deciding(LLAMA, 16, 1, AMULET, DRAWN),
-        _deciding(LLAMA, 16, 1, AMULET, FILTERED),
-        _deciding(LLAMA, 64, 1, AMULET, GREEDY),
-        _deciding(DEMO, 8, 2, MATO, GREEDY),
-        _deciding(DEMO, 4, 0, BASE, GREEDY, trace=True),
+        deciding(LLAMA, 1, 4, MATO, GREEDY),
+        deciding(LLAMA, 1, 4, NEAR, GREEDY, trace=True),
+        deciding(LLAMA, 8, 4, MATO, DRAWN),
+        deciding(LLAMA, 16, 1, AMULET, DRAWN),
+        deciding(LLAMA, 16, 1, AMULET, FILTERED),
+        deciding(LLAMA, 64, 1, AMULET, GREEDY),
+        deciding(DEMO, 8, 2, MATO, GREEDY),
+        deciding(DEMO, 4, 0, BASE, GREEDY, trace=True),
     ),
 )

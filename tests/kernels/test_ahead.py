@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from trimtab.kernels.gpu import SPECS, ahead
 from trimtab.kernels.gpu.ahead import TARGETS, Build, builds_of, compile_for, recorded
+from trimtab.kernels.gpu.attention import paged_attention
+from trimtab.kernels.gpu.layer_cases import ATTENTION
+from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
+from trimtab.kernels.gpu.lm_head_steer_cases import AMULET, GREEDY, LLAMA, deciding
+from trimtab.kernels.gpu.tuning import SHIPPED
+from trimtab.tools import tune
 
 BUILDS = [build for spec in SPECS for build in builds_of(spec)]
 
@@ -51,3 +58,27 @@ def test_a_kernel_that_spills_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     crowded = Build(build.function, build.types, build.constants, build.aligned, 1, build.stages)
     assert compile_for(crowded, "sm_90").spills > 0
     assert ahead._occupancy("sm_90", 255, 0, 1) < ahead._occupancy("sm_90", 32, 0, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_all_that_tune_tries_compiles(arch: str) -> None:
+    """One number after another is changed from what is shipped; what spills or does not fit is only slow."""
+    builds: list[Build] = []
+    for name, values in tune.ATTENTION.items():
+        for case in ATTENTION.cases[:2]:
+            arguments = case.make(torch.device("cpu"), torch.Generator().manual_seed(0))
+            for value in values:
+                with recorded() as made:
+                    paged_attention(*arguments, tuned=replace(SHIPPED.attention, **{name: value}))
+                builds += made
+    case = deciding(LLAMA, 16, 1, AMULET, GREEDY)
+    *given, trace = case.make(torch.device("cpu"), torch.Generator().manual_seed(0))
+    for name, values in tune.TILE.items():
+        for value in values:
+            tile = replace(SHIPPED.head.tiles[16], **{name: value})
+            with recorded() as made:
+                lm_head_steer(*given, trace=trace, tuning=replace(SHIPPED.head, tiles={16: tile}))
+            builds += [build for build in made if build.kernel == "project"]
+    assert len(builds) > 40
+    assert all(compile_for(build, arch).registers > 0 for build in builds)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from trimtab.engine.engine import Engine
 from trimtab.kernels.errors import InputError, RunError
+from trimtab.kernels.places import cache_dir
 from trimtab.models import pull
 from trimtab.models.source import resolve
 
@@ -329,7 +330,7 @@ def test_the_cache_lies_where_the_environment_says(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    assert str(pull.cache_dir()) == right
+    assert str(cache_dir()) == right
 
 
 def test_a_folder_is_its_own_source(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from trimtab.kernels.gpu.attention import paged_attention
 from trimtab.kernels.gpu.norm import LONGEST, add_rms_norm
 from trimtab.kernels.gpu.rope import rope_write
 from trimtab.kernels.gpu.swiglu import swiglu as launch_swiglu
+from trimtab.kernels.gpu.tuning import Attention
 from trimtab.kernels.paged import Tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -172,6 +173,20 @@ def test_attention(kind: str, shape: tuple[int, int, int, int, torch.dtype], win
     # the result is rounded, and on a GPU the shares of keys as they are multiplied
     allowed = 2e-6 + (ULP[dtype] * (exact.abs() + 1) if dtype != torch.float32 else 0.0)
     assert bool(((found.double() - exact).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("tuned", [Attention(128, 32, 2, 4, 3), Attention(512, 128, 8, 8, 1)])
+def test_attention_is_the_same_however_it_is_launched(kind: str, tuned: Attention) -> None:
+    heads, kv_heads, block, width, dtype = DEMO
+    runs = RUNS[kind]
+    cache, tables = cached(kv_heads, block, width, dtype, runs)
+    rows = max(first + count for first, _, count in runs)
+    queries = 2 * random(rows, heads, width, dtype=dtype) * width**-0.5
+    tiles = tiled(runs, 1 if kind == "decoding" else 16)
+    found = paged_attention(queries, cache, tables, tiles, 300, tuned=tuned)
+    exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, 300)
+    assert bool(((found.double() - exact).abs() <= 2e-6 + ULP[dtype] * (exact.abs() + 1)).all())
 
 
 def test_a_token_attends_alike_alone_and_in_a_crowd() -> None:
