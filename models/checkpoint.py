@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..kernels.errors import InputError
+from .fields import MOST_SAID, cut, said, shown
+from .folder import readable, regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +23,6 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LISTED = 8
 """How many names an error lists before it counts the rest."""
-MAX_INDEX_BYTES = 1 << 27
-"""No real index is near this; one that is would be read into memory."""
 
 
 class Checkpoint:
@@ -42,7 +42,7 @@ class Checkpoint:
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
                 if name in self._files:
                     raise InputError(
-                        f"tensor {name!r} is in {path.name!r} and in another file of the checkpoint"
+                        f"tensor {shown(name)} is in {path.name!r} and in another file of the checkpoint"
                     )
                 view = file.get_slice(name)
                 self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
@@ -99,12 +99,12 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def warn_of_infinity(name: str) -> None:
     """Broken weights still load, as in other programs: they may be in a row that is never used."""
-    warnings.warn(f"tensor {name!r} has numbers that are infinite or none (NaN)", stacklevel=3)
+    warnings.warn(f"tensor {shown(name)} has numbers that are infinite or none (NaN)", stacklevel=3)
 
 
 def _listed(names: list[str]) -> str:
     more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(cut, names[:LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -112,26 +112,24 @@ def _shards(folder: Path) -> list[Path]:
     if not os.path.lexists(index):
         if not os.path.lexists(folder / SINGLE):
             raise InputError(f"{str(folder)!r} has neither {SINGLE} nor {INDEX}")
-        return [_regular(folder / SINGLE)]
-    if (size := _regular(index).stat().st_size) > MAX_INDEX_BYTES:
-        raise InputError(f"{str(index)!r} has {size} bytes; an index of shards has at most {MAX_INDEX_BYTES}")
+        return [regular(folder / SINGLE)]
+    readable(index)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{str(index)!r} is no index of shards: {type(error).__name__} {error}") from None
+        raise InputError(
+            f"{str(index)!r} is no index of shards: {type(error).__name__} {said(error)}"
+        ) from None
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
-            raise InputError(f"{INDEX} names the shard {name!r}; it must be a file in the same folder")
+            raise InputError(
+                f"{INDEX} names the shard {shown(name, MOST_SAID)}; it must be a file in the same folder"
+            )
         if not os.path.lexists(folder / name):
-            raise InputError(f"{str(folder)!r} lacks the shard {name!r}, which its {INDEX} names")
-    return [_regular(folder / name) for name in names]
-
-
-def _regular(path: Path) -> Path:
-    """The path itself. Raises InputError for what must not be opened: a folder, a pipe, a link to nothing."""
-    if not os.path.isfile(path):
-        raise InputError(f"{str(path)!r} is not a regular file, nor a link to one")
-    return path
+            raise InputError(
+                f"{str(folder)!r} lacks the shard {shown(name, MOST_SAID)}, which its {INDEX} names"
+            )
+    return [regular(folder / name) for name in names]
 
 
 def _open(path: Path) -> Any:
@@ -139,7 +137,7 @@ def _open(path: Path) -> Any:
         handle = safe_open(path, framework="pt", device="cpu")
         _refuse_twins(path)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} is truncated or no safetensors file: {error}") from None
+        raise InputError(f"{str(path)!r} is truncated or no safetensors file: {said(error)}") from None
     return handle
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
 from .fields import Fields, shown, wrong
+from .folder import readable
 from .rope import Rope, read_rope
 
 if TYPE_CHECKING:
@@ -88,10 +90,11 @@ class ModelConfig:
     def from_folder(cls, folder: Path) -> ModelConfig:
         """Reads `folder`/config.json. Raises InputError when it is missing, no JSON, or not such a model."""
         path = folder / "config.json"
+        if not os.path.lexists(path):
+            raise InputError(f"{str(folder)!r} has no config.json; a model is a folder with one")
+        readable(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{str(folder)!r} has no config.json; a model is a folder with one") from None
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 1 << 24
 """No real model has a dimension near this; a config that does is broken, and must not be allocated."""
-SHOWN = 60
+SHOWN, MOST_SAID = 60, 300
+"""Characters of a value, and of another library's sentence, that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,19 @@ def wrong(key: str, value: Any, right: str) -> InputError:
     return InputError(f"config.json has {key} {shown(value)}; {right}")
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, most: int = SHOWN) -> str:
     """A value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    try:
+        return cut(repr(value), most)
+    except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
+        return f"a value of type {type(value).__name__}"
+
+
+def cut(text: str, most: int = SHOWN) -> str:
+    """A text that may be anybody's, as long as a sentence can hold it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def said(error: BaseException) -> str:
+    """What another library says of an error, on one line, and cut where it is long."""
+    return cut(" ".join(str(error).split()), MOST_SAID)

@@ -12,6 +12,7 @@ import torch
 from ..kernels.errors import InputError
 from .arriving import arriving, refuse_occupied
 from .checkpoint import DTYPES, is_finite, warn_of_infinity
+from .config import ModelConfig
 from .gguf_config import Decoder
 from .gguf_file import GGUFFile
 from .gguf_tokenizer import generation_config, tokenizer, tokenizer_config
@@ -45,6 +46,10 @@ def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progres
     file = GGUFFile(path)
     decoder = Decoder(file)
     config, plan, backend = decoder.config(dtype), decoder.plan(), tokenizer(file)
+    try:
+        ModelConfig.from_dict(config)
+    except InputError as error:
+        raise InputError(f"the GGUF file's metadata make no model: {error}") from None
     template = file.text("tokenizer.chat_template")
     with arriving(folder) as part:
         part.mkdir()

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
+from .fields import cut, shown
 from .gguf_rope import FREQUENCIES, rope_scaling
+from .rope import MAX_THETA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,13 +88,16 @@ class Decoder:
         found = file.get("general.architecture")
         if not isinstance(found, str) or found not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise InputError(f"the GGUF file's general.architecture is {found!r}; known are {known}")
+            raise InputError(f"the GGUF file's general.architecture is {shown(found)}; known are {known}")
         self._file, self._prefix, self._kind = file, f"{found}.", ARCHITECTURES[found]
         self._refuse_unsupported()
 
     def config(self, dtype: str) -> dict[str, Any]:
         """The model's config.json."""
         file, theta = self._file, self._file.number(f"{self._prefix}rope.freq_base", 10_000.0)
+        if not 2 <= theta <= MAX_THETA:
+            key = f"{self._prefix}rope.freq_base"
+            raise InputError(f"the GGUF file's {key} is {theta:g}; it must be from 2 to {MAX_THETA:g}")
         config = {
             **self._kind.config,
             "vocab_size": self._vocab_size(),
@@ -175,10 +180,10 @@ class Decoder:
     def _refuse_unsupported(self) -> None:
         if (parts := self._file.get("split.count", 1)) not in (0, 1):
             raise InputError(
-                f"the GGUF file is one of {parts} parts; they must be merged into one file first"
+                f"the GGUF file is one of {shown(parts)} parts; they must be merged into one file first"
             )
         if experts := self._file.get(f"{self._prefix}expert_count", 0):
-            raise InputError(f"the GGUF file mixes {experts} experts; it must be a model without")
+            raise InputError(f"the GGUF file mixes {shown(experts)} experts; it must be a model without")
         if f"{self._prefix}attention.sliding_window_pattern" in self._file.metadata:
             raise InputError(
                 f"the GGUF file has {self._prefix}attention.sliding_window_pattern, which is not supported; "
@@ -203,7 +208,7 @@ class Decoder:
             if shapes.get(name, shape) != shape
         ]
         problems = [
-            f"{title}: {', '.join(names[:LISTED])}{' and more' * (len(names) > LISTED)}"
+            f"{title}: {', '.join(map(cut, names[:LISTED]))}{' and more' * (len(names) > LISTED)}"
             for title, names in (
                 ("missing", [name for name in expected if name not in shapes]),
                 ("unexpected", [name for name in shapes if name not in expected]),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from ..kernels.errors import InputError
+from .fields import shown
 from .gguf_pre import pre_tokenizer
+from .guard import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,22 +29,19 @@ def tokenizer(file: GGUFFile) -> Tokenizer:
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)
-        raise InputError(f"the GGUF file's tokenizer.ggml.tokens has {twice!r} twice; each token must differ")
+        raise InputError(
+            f"the GGUF file's tokenizer.ggml.tokens has {shown(twice)} twice; each token must differ"
+        )
     if kind not in ("gpt2", "llama"):
-        raise InputError(f"the GGUF file's tokenizer.ggml.model is {kind!r}; known are gpt2, llama")
+        raise InputError(f"the GGUF file's tokenizer.ggml.model is {shown(kind)}; known are gpt2, llama")
     types = (
         _list(file, "token_type") if "tokenizer.ggml.token_type" in file.metadata else [NORMAL] * len(vocab)
     )
-    try:
+    with guarded("the GGUF file's tokenizer.ggml entries do not fit together"):
         backend = _byte_level(file, vocab) if kind == "gpt2" else _sentencepiece(file, vocab, types)
-    except InputError:
-        raise
-    except Exception as error:  # the library raises plain Exception for whatever it cannot take
-        said = " ".join(str(error).split())
-        raise InputError(f"the GGUF file's tokenizer.ggml entries do not fit together: {said}") from error
-    backend.add_special_tokens(_added(tokens, types, (UNKNOWN, CONTROL), special=True))
-    backend.add_tokens(_added(tokens, types, (USER_DEFINED,), special=False))
-    _add_ends(backend, file)
+        backend.add_special_tokens(_added(tokens, types, (UNKNOWN, CONTROL), special=True))
+        backend.add_tokens(_added(tokens, types, (USER_DEFINED,), special=False))
+        _add_ends(backend, file)
     return backend
 
 
@@ -82,7 +82,7 @@ def _list(file: GGUFFile, name: str) -> Sequence[Any]:
     """A list with an entry for each token."""
     found, count = file.get(f"tokenizer.ggml.{name}"), len(file.tokens())
     if not isinstance(found, list) or len(found) != count:
-        have = f"{len(found)} entries" if isinstance(found, list) else repr(found)
+        have = f"{len(found)} entries" if isinstance(found, list) else shown(found)
         raise InputError(
             f"the GGUF file's tokenizer.ggml.{name} is {have}; it must have one for each of {count} tokens"
         )
@@ -109,7 +109,7 @@ def _pairs(file: GGUFFile) -> list[tuple[str, str]]:
     for merge in merges:
         if str(merge).count(" ") != 1:
             raise InputError(
-                f"the GGUF file's tokenizer.ggml.merges has {merge!r}; it must be two tokens and a space"
+                f"the GGUF file's tokenizer.ggml.merges has {shown(merge)}; it must be two tokens and a space"
             )
     return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
 
@@ -139,10 +139,11 @@ def _sentencepiece(file: GGUFFile, vocab: dict[str, int], types: Sequence[int]) 
 
 def _merges(pieces: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """SentencePiece joins the two neighbours whose joint piece scores best; the pairs, best first."""
+    lengths = sorted(set(map(len, pieces)))  # few: of a long piece not every cut is tried
     pairs = [
-        (scores[index], len(piece[:cut]), -index, piece[:cut], piece[cut:])
+        (scores[index], cut, -index, piece[:cut], piece[cut:])
         for piece, index in pieces.items()
-        for cut in range(1, len(piece))
+        for cut in lengths[: bisect_left(lengths, len(piece))]
         if piece[:cut] in pieces and piece[cut:] in pieces
     ]
     pairs.sort(key=lambda pair: pair[:3], reverse=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
-from .added_tokens import CONFIG, SPECIALS, added_tokens, special_token
-from .folder import read_json
+from .added_tokens import CONFIG, MAX_ID, SPECIALS, added_tokens, special_token
+from .fields import shown
+from .folder import read_json, readable
 from .tokenizer_json import JsonVocabulary
 from .tokenizer_spm import SentencePieceVocabulary
 from .vocabulary import Place, spliced
@@ -99,8 +100,8 @@ class Tokenizer:
         if last >= rows:
             token = self._vocabulary.token_of(last)
             raise InputError(
-                f"the tokenizer has id {last}, for {token!r}, and the model's embedding has {rows} rows, for "
-                f"ids up to {rows - 1}; both must be of the same model"
+                f"the tokenizer has id {last}, for {shown(token)}, and the model's embedding has {rows} rows, "
+                f"for ids up to {rows - 1}; both must be of the same model"
             )
 
     def _guarded(self, text: str, foreign: Container[int]) -> list[int]:
@@ -123,9 +124,9 @@ class Tokenizer:
 
 def _vocabulary(folder: Path) -> Vocabulary:
     if (path := folder / "tokenizer.json").is_file():
-        return JsonVocabulary.from_file(path, added_tokens(folder))
+        return JsonVocabulary.from_file(readable(path), added_tokens(folder))
     if (path := folder / "tokenizer.model").is_file():
-        return _sentencepiece(folder, path)
+        return _sentencepiece(folder, readable(path))
     raise InputError(
         f"{str(folder)!r} has no tokenizer.json and no tokenizer.model; give a model folder that holds one"
     )
@@ -141,7 +142,7 @@ def _sentencepiece(folder: Path, path: Path) -> Vocabulary:
     for name in FLAGS:
         if flags.get(name) is not None and not isinstance(flags[name], bool):
             raise InputError(
-                f"{name} in {str(folder / CONFIG)!r} is {flags[name]!r}; it must be true or false"
+                f"{name} in {str(folder / CONFIG)!r} is {shown(flags[name])}; it must be true or false"
             )
     prefix, legacy = flags.get("add_prefix_space"), flags.get("legacy") is not False
     vocabulary = SentencePieceVocabulary.from_file(path, added_tokens(folder), prefix, legacy)
@@ -161,7 +162,7 @@ def _special_text(folder: Path, vocabulary: Vocabulary, name: str) -> str:
         ids = (read_json(folder / file).get(f"{name}_id") for file in (GENERATION, MODEL))
         index = next((i for i in ids if i is not None), None)
         index = index[0] if isinstance(index, list) and index else index
-        text = vocabulary.token_of(index) if isinstance(index, int) and index >= 0 else None
+        text = vocabulary.token_of(index) if isinstance(index, int) and 0 <= index <= MAX_ID else None
     return text or ""
 
 
@@ -172,7 +173,7 @@ def _eos_ids(folder: Path) -> list[int]:
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
             raise InputError(
-                f"eos_token_id in {str(path)!r} is {value!r}; it must be a token id or a list of them"
+                f"eos_token_id in {str(path)!r} is {shown(value)}; it must be a token id or a list of them"
             )
         if ids:
             return ids

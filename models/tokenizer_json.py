@@ -10,6 +10,8 @@ from tokenizers import Tokenizer as Backend
 
 from ..kernels.errors import InputError
 from .detokenizer import ByteLevel, Detokenizer, Window
+from .fields import shown
+from .guard import guarded
 from .vocabulary import Found, Place
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 NEVER_TRAINED = "\U0010ffff"
 """A code point that is no character."""
+UNREADABLE, UNWRITABLE = "tokenizer.json fails to cut a text", "tokenizer.json fails to make a text of tokens"
 
 
 class JsonVocabulary:
@@ -49,13 +52,11 @@ class JsonVocabulary:
 
         Raises InputError when the file is broken, or numbers a token otherwise than those files do.
         """
-        try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for whatever it cannot read
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{str(path)!r} is no tokenizer that can be read ({reason}); fetch the model folder again"
-            ) from error
+        with guarded(f"{str(path)!r} is no tokenizer that can be read; fetch the model folder again"):
+            return cls(cls._with(Backend.from_file(str(path)), path, added))
+
+    @staticmethod
+    def _with(backend: Backend, path: Path, added: Iterable[tuple[AddedToken, int | None]]) -> Backend:
         known = {token.content for token in backend.get_added_tokens_decoder().values()}
         for token, index in added:
             if token.content in known or (index is None and backend.token_to_id(token.content) is None):
@@ -63,17 +64,19 @@ class JsonVocabulary:
             backend.add_tokens([token])
             if index is not None and (own := backend.token_to_id(token.content)) != index:
                 raise InputError(
-                    f"the token {token.content!r} has id {own} by {path.name} and id {index} by the files "
-                    "beside it; they must agree"
+                    f"the token {shown(token.content)} has id {own} by {path.name} and id {index} by the "
+                    "files beside it; they must agree"
                 )
-        return cls(backend)
+        return backend
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with guarded(UNREADABLE):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def read(self, text: str) -> tuple[list[int], list[Found]]:
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with guarded(UNREADABLE):
+            encoding = self._backend.encode(text, add_special_tokens=False)
         found: list[Found] = []
         since: list[int] = []  # ids since the last of them
         for index, offsets in zip(encoding.ids, encoding.offsets, strict=True):
@@ -85,21 +88,24 @@ class JsonVocabulary:
         return encoding.ids, found
 
     def ordinary(self, text: str, place: Place) -> list[int]:
-        pipeline = self._pipeline(place)
-        if pipeline.normalizer is not None:
-            text = pipeline.normalizer.normalize_str(text)
-        pieces = [text]
-        if pipeline.pre_tokenizer is not None:
-            pieces = [piece for piece, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
-        model = self._backend.model
-        return [token.id for piece in pieces for token in model.tokenize(piece)]
+        with guarded(UNREADABLE):
+            pipeline = self._pipeline(place)
+            if pipeline.normalizer is not None:
+                text = pipeline.normalizer.normalize_str(text)
+            pieces = [text]
+            if pipeline.pre_tokenizer is not None:
+                pieces = [piece for piece, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
+            model = self._backend.model
+            return [token.id for piece in pieces for token in model.tokenize(piece)]
 
     def normalized(self, text: str) -> str:
         normalizer = self._backend.normalizer
-        return text if normalizer is None else str(normalizer.normalize_str(text))
+        with guarded(UNREADABLE):
+            return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with guarded(UNWRITABLE):
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
@@ -122,7 +128,8 @@ class JsonVocabulary:
 
     def join(self, tokens: list[str]) -> str:
         """The text of vocabulary entries: `decode` is this of `tokens`."""
-        return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(tokens))
+        with guarded(UNWRITABLE):
+            return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(tokens))
 
     def id_of(self, token: str) -> int | None:
         index: int | None = self._backend.token_to_id(token)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
 
-from ..kernels.errors import InputError
 from .detokenizer import Pieces
+from .guard import guarded
 from .sentencepiece_model import SentencePieceModel
 from .splitter import Splitter
 from .vocabulary import Place, spliced
@@ -70,14 +70,8 @@ class SentencePieceVocabulary:
 
         Raises InputError when the file is broken.
         """
-        try:
-            model = SentencePieceModel(path.read_bytes(), prefix)
-        except Exception as error:  # the library raises plain RuntimeError, and Unicode errors for odd pieces
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{str(path)!r} is no SentencePiece model that can be read ({reason}); fetch the folder again"
-            ) from error
-        return cls(model, added, legacy)
+        with guarded(f"{str(path)!r} is no SentencePiece model that can be read; fetch the folder again"):
+            return cls(SentencePieceModel(path.read_bytes(), prefix), added, legacy)
 
     def encode(self, text: str) -> list[int]:
         return spliced(text, self._cuts.find(text), self.ordinary)

@@ -107,6 +107,7 @@ def _answers(
 def _read(line: Line) -> dict[str, Any]:
     try:
         found = json.loads(line.text)
+        dumps(found)  # an id is written again
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"the line is no JSON ({error}); it must be a text in quotes or an object"

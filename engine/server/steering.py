@@ -46,7 +46,7 @@ class Profiles:
         """Raises InputError that names the profile when one is wrong."""
         try:
             written = toml.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"the profiles {str(path)!r} cannot be read: {error}") from error
         for name, value in written.items():
             try:

@@ -417,5 +417,5 @@ def test_a_config_that_is_no_object_is_refused(value: object, tmp_path: Path) ->
 
 def test_a_config_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is not a regular file"):
         ModelConfig.from_folder(tmp_path)

@@ -37,5 +37,5 @@ def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, content: bytes
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(InputError, match=r"config\.json' cannot be read"):
+    with pytest.raises(InputError, match=r"config\.json' is not a regular file"):
         read_json(tmp_path / "config.json")

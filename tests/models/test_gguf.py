@@ -373,7 +373,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no sizes": (
         {"metadata": {"llama.block_count": None}},
-        ["llama.block_count is None", "whole number ≥ 1"],
+        ["llama.block_count is None", "whole number from 1 to"],
     ),
     "no heads": ({"metadata": {"llama.attention.head_count": 0}}, ["llama.attention.head_count is 0"]),
     "another width in each layer": (
@@ -396,8 +396,12 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "heads of an odd width": ({"metadata": dict.fromkeys(LENGTHS, 15)}, ["15 wide", "an even width"]),
     "more layers than tensors": (
-        {"metadata": {"llama.block_count": 2**31}},
+        {"metadata": {"llama.block_count": 2**20}},
         ["missing: blk.2.attn_norm.weight"],
+    ),
+    "more layers than any model": (
+        {"metadata": {"llama.block_count": 2**31}},
+        ["llama.block_count is 2147483648", "whole number from 1 to"],
     ),
     "a part of a file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
     "a missing tensor": ({"contents": without("blk.1.ffn_up.weight")}, ["missing: blk.1.ffn_up.weight"]),

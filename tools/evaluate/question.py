@@ -64,11 +64,11 @@ def _rows(file: Path) -> list[Any]:
     try:
         whole = json.loads(text)
         return whole if isinstance(whole, list) else [whole]
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{str(file)!r} is neither a JSON list of questions nor one a line ({error})"
         ) from None

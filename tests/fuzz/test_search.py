@@ -1,0 +1,34 @@
+"""Whatever strangers give works or is refused in one sentence: no crash, no hang, no memory beyond measure."""
+
+from __future__ import annotations
+
+import pytest
+
+from .searching import Search, search
+from .targets import TARGETS
+
+FEW, MANY = 30, 1000
+"""Inputs of each format."""
+
+
+@pytest.fixture(scope="module")
+def few() -> dict[str, Search]:
+    return {found.format: found for found in search(TARGETS, 0, FEW)}
+
+
+@pytest.mark.parametrize("format", TARGETS)
+def test_a_damaged_input_works_or_is_refused_in_one_sentence(few: dict[str, Search], format: str) -> None:
+    found = few[format]
+    assert not found.faults, "\n".join(found.faults[:5])
+    assert found.outcomes["refused"] + found.outcomes["works"] == FEW
+    assert found.outcomes["refused"], found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("format", TARGETS)
+def test_so_does_each_of_a_thousand(format: str) -> None:
+    (found,) = search([format], FEW, MANY)
+    print(found)
+    assert not found.faults, "\n".join(found.faults[:5])
+    assert found.outcomes["refused"] > MANY // 10, found
+    assert found.outcomes["works"] > MANY // 100, found
