@@ -69,8 +69,8 @@ class Stored:
             values = gguf_package().quants.dequantize(self.data[start:stop], self.kind)
         except NotImplementedError:
             raise InputError(
-                f"tensor {shown(self.name)} is of type {self.kind.name}, which this gguf package cannot read; a "
-                "type like Q4_0, Q8_0 or F16 would do"
+                f"tensor {shown(self.name)} is of type {self.kind.name}, which the gguf package here cannot "
+                "read; a type like Q4_0, Q8_0 or F16 would do"
             ) from None
         return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
 

@@ -1,4 +1,4 @@
-"""Whatever strangers give works or is refused in one sentence: no crash, no hang, no memory beyond measure."""
+"""Whatever strangers give works, or is refused in a sentence: no crash, no hang, no memory beyond measure."""
 
 from __future__ import annotations
 
