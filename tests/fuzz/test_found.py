@@ -140,6 +140,14 @@ def test_questions_that_are_nested_too_deep_are_refused(tmp_path: Path, text: st
         question.read(str(file))
 
 
+@pytest.mark.parametrize("wishes", [5, "Be brief.", {"text": "x"}, [5], [{}], [" "], True])
+def test_preferences_that_are_no_list_of_texts_are_refused(tmp_path: Path, wishes: Any) -> None:
+    file = tmp_path / "questions.json"
+    write_json(file, [{"question": "Why?", "preferences": wishes}])
+    with pytest.raises(InputError, match="they must be texts"):
+        question.read(str(file))
+
+
 @pytest.mark.parametrize("text", [f"a = {DEEP}", "a." * 5000 + "b = 1"], ids=["list", "keys"])
 def test_profiles_that_are_nested_too_deep_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "profiles.toml"
@@ -152,8 +160,8 @@ def test_a_line_whose_id_is_nested_too_deep_to_write_again_does_not_stop_the_res
     tmp_path: Path, tiny_folder: Path
 ) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    depths = [1, *range(860, 1000, 4)]
-    lines = [f'{{"prompt": "x", "id": {"[" * depth + "]" * depth}}}' for depth in depths]
+    depths = [1, *range(200, 1000, 20)]
+    lines = [f'{{"prompt": "x", "id": {"[" * depth + "NaN" + "]" * depth}}}' for depth in depths]
     source.write_text("\n".join(lines), encoding="utf-8")
     flags = ["--model", str(tiny_folder), "--max-tokens", "1", "--kv-cache-memory", "2MiB"]
     assert main(["generate", "--input", str(source), "--output", str(target), *flags]) == 1

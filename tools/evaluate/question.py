@@ -84,10 +84,11 @@ def _question(row: Any, place: int, file: Path) -> Question:
         raise InputError(
             f"row {place} of {str(file)!r} has the index {quoted(index)}; it must be a whole number"
         )
-    listed = _first(values, PREFERENCES) or []
-    wishes = [_first(p, PREFERENCE) if isinstance(p, dict) else p for p in listed if isinstance(listed, list)]
-    if not isinstance(listed, list) or not all(isinstance(wish, str) and wish.strip() for wish in wishes):
-        raise InputError(f"row {place} of {str(file)!r} has preferences {quoted(listed)}; they must be texts")
+    found = _first(values, PREFERENCES) or []
+    listed = found if isinstance(found, list) else [None]
+    wishes = [_first(p, PREFERENCE) if isinstance(p, dict) else p for p in listed]
+    if not all(isinstance(wish, str) and wish.strip() for wish in wishes):
+        raise InputError(f"row {place} of {str(file)!r} has preferences {quoted(found)}; they must be texts")
     return Question(index, text, tuple(wishes))
 
 
