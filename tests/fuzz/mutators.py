@@ -17,6 +17,10 @@ TEXTS += ["../outside", "/etc/passwd", "..", ".", "a/b", "auto", "nan", "-1", "0
 DEPTHS = [1, 40, 130, 900, 960, 985, 995, 20_000, 100_000]
 
 
+LARGEST = 1 << 20
+"""Bytes of a damaged text: what doubles often enough is cut."""
+
+
 class Raw(str):
     """A piece of JSON, or of what looks like it, as it is to stand."""
 
@@ -42,7 +46,7 @@ def json_damaged(data: bytes, rng: Random) -> bytes:
     last = rng.random()
     if last < 0.02:
         return text.encode(rng.choice(("utf-16", "utf-8-sig", "utf-32-be")), "surrogatepass")
-    found = text.encode("utf-8", "surrogatepass")
+    found = text.encode("utf-8", "surrogatepass")[:LARGEST]
     return damaged(found, rng) if last < 0.06 else found
 
 

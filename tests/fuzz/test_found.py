@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from trimtab.engine import AsyncEngine, Request, SamplingParams
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.errors import InputError
 from trimtab.models.config import ModelConfig
@@ -19,7 +20,7 @@ from trimtab.models.tokenizer import Tokenizer
 from trimtab.tools.cli import main
 from trimtab.tools.evaluate import question
 
-from ..models import ggufs
+from ..models import ggufs, vocabularies
 from ..tiny import Tiny, write_json
 
 if TYPE_CHECKING:
@@ -78,6 +79,51 @@ def test_a_sentence_stays_short_however_long_what_it_is_about(tmp_path: Path) ->
     with pytest.raises(InputError) as refusal:
         Tokenizer.from_folder(folder)
     assert len(str(refusal.value)) < MOST_SAID + len(str(folder))
+
+
+PANICS: dict[str, dict[str, Any]] = {
+    "decoder": {"decoder": {"type": "Strip", "content": "x", "start": 1, "stop": 1}},
+    "normalizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "pre_tokenizer": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "post_processor": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("part", PANICS)
+def test_what_the_tokenizers_package_panics_at_is_told_in_a_sentence(tmp_path: Path, part: str) -> None:
+    whole = json.loads(vocabularies.byte_fallback().to_str())
+    write_json(tmp_path / "tokenizer.json", {**whole, **PANICS[part]})
+    with pytest.raises(InputError, match=r"tokenizer\.json") as refusal:
+        Tokenizer.from_folder(tmp_path).decode(Tokenizer.from_folder(tmp_path).encode("xx x"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_panic_while_an_answer_is_written_ends_that_answer_alone(tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    write_json(folder / "tokenizer.json", {**whole, **PANICS["decoder"]})
+    engine = AsyncEngine.from_pretrained(str(folder), kv_cache_memory="1MiB")
+    one, other = [whole["model"]["vocab"][text] for text in "xy"]
+    asked = {
+        token: Request(
+            branch_token_ids=[[5]],
+            sampling=SamplingParams(max_tokens=1, logit_bias={token: 1e20}),
+            trace=False,
+        )
+        for token in (one, other)
+    }
+    try:
+        assert "fails to make a text of tokens" in str(engine.submit(asked[one]).result(60).error)
+        assert engine.submit(asked[other]).result(60).token_ids == [other]
+    finally:
+        engine.shutdown()
 
 
 def test_a_token_id_that_no_vocabulary_has_is_no_token(tmp_path: Path) -> None:
