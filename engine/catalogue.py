@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
 from .methods import METHODS, Method
+from .options import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ def method_class(name: str) -> type[Method]:
         if cls.name == name:
             return cls
     known = ", ".join(cls.name for cls in METHODS)
-    raise InputError(f"there is no method {name!r}; methods are {known}", "method")
+    raise InputError(f"there is no method {quoted(name)}; methods are {known}", "method")
 
 
 def default_method(wishes: Sequence[Objective]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...kernels.errors import InputError, SteeringWarning
+from ...models.fields import said
 from ..catalogue import default_method, method_class, require_setting
 from ..methods import Base, Method
 from ..objective import Objective
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARAM = "steering"
+LONG_KEY = re.compile(r"""((?<![\w-])[\w-]+\s*\.\s*|"[^"\n]*"\s*\.\s*|'[^'\n]*'\s*\.\s*){16}""")
+"""A dotted key of more parts than any steering has: reading one takes time and memory with their square."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,12 @@ class Profiles:
     def from_file(cls, path: Path) -> Profiles:
         """Raises InputError that names the profile when one is wrong."""
         try:
-            written = toml.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if LONG_KEY.search(text):
+                raise ValueError("a key has too many parts")
+            written = toml.loads(text)
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"the profiles {str(path)!r} cannot be read: {error}") from error
+            raise InputError(f"the profiles {str(path)!r} cannot be read: {said(error)}") from error
         for name, value in written.items():
             try:
                 _made(value)

@@ -298,9 +298,12 @@ class _Served:
         )
         self._loop = asyncio.new_event_loop()
 
-    def __call__(self, method: str, path: str, data: bytes = b"", **settings: Any) -> None:
+    def app(self, **settings: Any) -> Any:
+        """The application with these settings. Raises InputError when they are wrong."""
+        return create_app(self._engine, ServerConfig(request_timeout=8, **settings))
+
+    def call(self, app: Any, method: str, path: str, data: bytes = b"") -> None:
         """Raises InputError for a 4xx in OpenAI's shape, and AssertionError for what is no proper answer."""
-        app = create_app(self._engine, ServerConfig(request_timeout=8, **settings))
         response = self._loop.run_until_complete(self._called(app, method, path, data))
         status, text = response.status_code, response.text
         if status == 200:
@@ -321,12 +324,13 @@ class _Served:
 
 def bodies(folder: Path) -> Target:
     served = _Served(folder)
+    app = served.app(log_prompts=True)
 
     def take(seed: int, data: bytes) -> None:
         path = "/v1/chat/completions" if b'"prompt"' not in data else "/v1/completions"
         if b'"preview"' in data:
             path = "/v1/steer/preview"
-        served("POST", path, data, log_prompts=True)
+        served.call(app, "POST", path, data)
 
     return Target([json.dumps(body).encode() for body in BODIES], json_damaged, take)
 
@@ -390,7 +394,7 @@ def profiles(folder: Path) -> Target:
 
     def take(seed: int, data: bytes) -> None:
         path.write_bytes(data)
-        served("GET", "/v1/steer/profiles", profiles=str(path))
+        served.call(served.app(profiles=str(path)), "GET", "/v1/steer/profiles")
 
     return Target([PROFILES], toml_damaged, take)
 

@@ -194,12 +194,28 @@ def test_preferences_that_are_no_list_of_texts_are_refused(tmp_path: Path, wishe
         question.read(str(file))
 
 
-@pytest.mark.parametrize("text", [f"a = {DEEP}", "a." * 5000 + "b = 1"], ids=["list", "keys"])
+LONG = ("a." * 100_000 + "b", '"a".' * 100_000 + "b", "'a' . " * 100_000 + "b")
+TOO_DEEP = [
+    f"a = {DEEP}",
+    *(f"{key} = 1" for key in LONG),
+    *(f"[{key}]" for key in LONG),
+    f"a = {{{LONG[0]} = 1}}",
+]
+
+
+@pytest.mark.parametrize("text", TOO_DEEP, ids=range(len(TOO_DEEP)))
 def test_profiles_that_are_nested_too_deep_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "profiles.toml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"profiles\.toml"):
         Profiles.from_file(file)
+
+
+def test_texts_of_profiles_may_hold_dots(tmp_path: Path) -> None:
+    file = tmp_path / "profiles.toml"
+    wish = "Be brief. Be kind... Say 1.2.3.4, e.g. this. Or that: a.b.c.d. " * 9
+    file.write_text(f'[kind]\nobjectives = ["{wish}"]\n', encoding="utf-8")
+    assert list(Profiles.from_file(file).written) == ["kind"]
 
 
 def test_a_line_whose_id_is_nested_too_deep_to_write_again_does_not_stop_the_rest(
