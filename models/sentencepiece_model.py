@@ -44,6 +44,11 @@ class SentencePieceModel:
         self.pieces: list[str] = [self._full.id_to_piece(index) for index in range(len(self._full))]
         self.control = [piece for piece, kind in zip(self.pieces, types, strict=True) if kind == CONTROL]
         self.user_defined = [p for p, kind in zip(self.pieces, types, strict=True) if kind == USER_DEFINED]
+        self._bytes = {
+            index: bytes([int(piece[3:5], 16)])
+            for index, piece in enumerate(self.pieces)
+            if self._full.is_byte(index)
+        }
         self.unknown: int = self._full.unk_id()
         self.bos, self.eos = self._named(self._full.bos_id()), self._named(self._full.eos_id())
 
@@ -58,9 +63,7 @@ class SentencePieceModel:
 
     def byte(self, index: int) -> bytes | None:
         """The byte that a piece stands for, None where it stands for a text."""
-        if not 0 <= index < len(self.pieces) or not self._full.is_byte(index):
-            return None
-        return bytes([int(self.pieces[index][3:5], 16)])
+        return self._bytes.get(index)
 
     def text(self, index: int, first: bool) -> tuple[str, bool]:
         """The text of a piece, "" where there is none, and whether the next is still the first.

@@ -100,8 +100,8 @@ class Tokenizer:
         if last >= rows:
             token = self._vocabulary.token_of(last)
             raise InputError(
-                f"the tokenizer has id {last}, {shown(token)}, and the model's embedding has {rows} rows, "
-                f"for ids up to {rows - 1}; both must be of the same model"
+                f"the tokenizer has id {last}, for {shown(token)}, and the model's embedding has {rows} rows"
+                f", for ids up to {rows - 1}; both must be of the same model"
             )
 
     def _guarded(self, text: str, foreign: Container[int]) -> list[int]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .detokenizer import Detokenizer
     from .vocabulary import Found
 
+UNREADABLE = "tokenizer.model fails to cut a text"
+
 
 class SentencePieceVocabulary:
     """A `Vocabulary` over a SentencePiece model.
@@ -80,10 +82,12 @@ class SentencePieceVocabulary:
         return self.encode(text), self._all.find(text)
 
     def ordinary(self, text: str, place: Place) -> list[int]:
-        return self._model.encode(text, place in self._prefixed)
+        with guarded(UNREADABLE):
+            return self._model.encode(text, place in self._prefixed)
 
     def normalized(self, text: str) -> str:
-        return self._model.normalized(text)
+        with guarded(UNREADABLE):
+            return self._model.normalized(text)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         stream = self.detokenizer(skip_special_tokens)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from tokenizers import AddedToken
 from trimtab.engine import AsyncEngine, Request, SamplingParams
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.errors import InputError
@@ -16,7 +17,9 @@ from trimtab.models.config import ModelConfig
 from trimtab.models.fields import MOST_SAID, shown
 from trimtab.models.folder import MAX_BYTES, read_json
 from trimtab.models.gguf import convert
+from trimtab.models.splitter import Splitter
 from trimtab.models.tokenizer import Tokenizer
+from trimtab.models.vocabulary import Found, Place
 from trimtab.tools.cli import main
 from trimtab.tools.evaluate import question
 
@@ -131,6 +134,26 @@ def test_a_token_id_that_no_vocabulary_has_is_no_token(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     write_json(folder / "generation_config.json", {"bos_token_id": 2**63})
     assert Tokenizer.from_folder(folder).bos_token == ""
+
+
+def test_white_space_before_a_token_that_takes_it_is_looked_at_once() -> None:
+    splitter = Splitter(
+        [
+            (AddedToken("<mask>", lstrip=True), 7, Place.AFTER_TOKEN),
+            (AddedToken("  "), 8, Place.AFTER_TOKEN),
+        ]
+    )
+    assert splitter.find(" " * 99_999 + "x") == [
+        Found(at, at + 2, 8, Place.AFTER_TOKEN) for at in range(0, 99_998, 2)
+    ]
+    assert [each[:3] for each in splitter.find("x \n\t <mask>\n <mask>")] == [(1, 11, 7), (11, 19, 7)]
+    assert [each[:3] for each in splitter.find("  x   <mask>")] == [(0, 2, 8), (3, 12, 7)]
+    alone = Splitter([(AddedToken("<mask>", lstrip=True), 7, Place.AFTER_TOKEN)])
+    assert alone.find(" " * 10**6 + "x") == []
+    behind = Splitter(
+        [(AddedToken("a ", rstrip=False), 1, Place.START), (AddedToken("b", lstrip=True), 2, Place.START)]
+    )
+    assert [each[:3] for each in behind.find("a   b")] == [(0, 2, 1), (2, 5, 2)]
 
 
 def test_a_piece_of_a_million_letters_is_cut_only_where_pieces_may_end(tmp_path: Path) -> None:
