@@ -81,4 +81,4 @@ def cut(text: str, most: int = SHOWN) -> str:
 
 def said(error: BaseException) -> str:
     """What another library says of an error, on one line, and cut where it is long."""
-    return cut(" ".join(str(error).split()), MOST_SAID)
+    return cut(" ".join(str(error).split()) or type(error).__name__, MOST_SAID)

@@ -24,7 +24,7 @@ from .targets import TARGETS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .targets import Target
+    from .target import Target
 
 ROOM = 4 << 30
 """Address space beyond what the process has at rest: of a wild allocation the process must not die alone."""

@@ -1,0 +1,16 @@
+"""What a search aims at: a format of what strangers give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True)
+class Target:
+    """`take` gets which seed an input was made of, and raises InputError or RunError when it refuses it."""
+
+    seeds: list[bytes]
+    damage: Callable[[bytes, Random], bytes]
+    take: Callable[[int, bytes], None]
