@@ -40,9 +40,9 @@ def bits(keys: Tensor, tokens: Tensor) -> Tensor:
     return x
 
 
-def gumbel(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]."""
-    tokens = torch.arange(vocab, dtype=torch.int32, device=seeds.device)
+def gumbel(seeds: Tensor, positions: Tensor, vocab: int, first: int = 0) -> Tensor:
+    """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]; ids from `first`."""
+    tokens = torch.arange(first, first + vocab, dtype=torch.int32, device=seeds.device)
     u = (bits(keys(seeds, positions), tokens) & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
     return u.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_().log_().neg_()
 

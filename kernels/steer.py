@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .noise import gumbel
 from .program import EMA, MEAN
+from .shard import WHOLE, Whole
 from .steer_table import Edits, Groups, SteerTable
 from .support import nucleus_threshold, support_threshold
 from .trust_region import divergence, solve
@@ -70,6 +71,7 @@ def steer(
 
     logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN where nothing needs them.
     """
+    shard = table.shard
     columns = {name: column[groups.table] for name, column in table.columns.items()}
     steps = table.steps[groups.table]
     rewards = table.rewards[groups.table]
@@ -77,29 +79,31 @@ def steer(
     share = torch.where(groups.branch > 0, weights[groups.owner, (groups.branch - 1).clamp(min=0)], 0.0)
 
     scores, strength = _mix(logits, groups, columns, steps, share)
-    kl = _stay_near(logits, groups, columns, share, scores, strength, measure=trace)
+    kl = _stay_near(logits, groups, columns, share, scores, strength, shard, measure=trace)
     _add_delayed(logits, groups, columns, table, steps, scores)
-    failed = ~(scores.sum(-1).isfinite() & _all_finite(logits, groups))
+    failed = shard.any(~(scores.sum(-1).isfinite() & _all_finite(logits, groups)))
 
-    steered = scores.log_softmax(-1) if trace or top else None
+    steered = shard.log_softmax(scores) if trace or top else None
     allowed = scores.masked_fill(failed[:, None], 0.0)
-    _restrict(allowed, logits, groups, columns, table.vocab, edits)
-    failed |= allowed.amax(-1) == -torch.inf
-    tokens = draw(allowed, columns, steps).masked_fill(failed, 0)
+    _restrict(allowed, logits, groups, columns, table, edits)
+    failed |= shard.amax(allowed) == -torch.inf
+    tokens = draw(allowed, columns, steps, shard).masked_fill(failed, 0)
 
     normalised = trace or bool(columns["reward"].any())
-    branch_logprobs = _at(logits.log_softmax(-1), tokens[groups.owner]) if normalised else _unknown(logits)
+    branch_logprobs = (
+        shard.at(shard.log_softmax(logits), tokens[groups.owner]) if normalised else _unknown(logits)
+    )
     _advance(groups, columns, table, branch_logprobs)
     return Choice(
         tokens=tokens,
         failed=failed,
-        logprob=_at(steered, tokens) if steered is not None else _unknown(scores),
+        logprob=shard.at(steered, tokens) if steered is not None else _unknown(scores),
         weights=weights,
         rewards=rewards * columns["beta"][:, None],
         strength=strength,
         kl=kl,
         branch_logprobs=branch_logprobs,
-        top=_likeliest(steered) if top and steered is not None else None,
+        top=shard.topk(steered, TOP_LOGPROBS) if top and steered is not None else None,
     )
 
 
@@ -117,16 +121,16 @@ def reweight(asked: Tensor, rewards: Tensor, reward: Tensor) -> Tensor:
     return torch.where((reward == 0)[:, None], asked, unnormalised / total)
 
 
-def draw(scores: Tensor, columns: Columns, steps: Tensor) -> Tensor:
+def draw(scores: Tensor, columns: Columns, steps: Tensor, shard: Whole = WHOLE) -> Tensor:
     """A token for each row of scores [groups, vocab]: the arg max, or where there is a temperature a draw."""
-    tokens = scores.argmax(-1)
+    tokens = shard.argmax(scores)
     hot = (columns["temperature"] >= GREEDY_BELOW).nonzero()[:, 0]
     if len(hot):
         temperature, top_p, min_p = (columns[name][hot] for name in ("temperature", "top_p", "min_p"))
         warm = scores[hot] / temperature[:, None].to(scores.dtype)
-        threshold = support_threshold(warm, columns["top_k"][hot], top_p, min_p)
-        noise = gumbel(columns["seed"][hot], steps[hot], scores.shape[1])
-        tokens[hot] = noise.add_(warm).masked_fill_(warm < threshold, -torch.inf).argmax(-1)
+        threshold = support_threshold(warm, columns["top_k"][hot], top_p, min_p, shard)
+        noise = gumbel(columns["seed"][hot], steps[hot], scores.shape[1], shard.first)
+        tokens[hot] = shard.argmax(noise.add_(warm).masked_fill_(warm < threshold, -torch.inf))
     return tokens
 
 
@@ -148,6 +152,7 @@ def _stay_near(
     share: Tensor,
     scores: Tensor,
     strength: Tensor,
+    shard: Whole,
     *,
     measure: bool,
 ) -> Tensor:
@@ -167,10 +172,10 @@ def _stay_near(
     bounded = limited[rays]
     if not bool(bounded.all()):
         free = rays & ~limited
-        kl[free] = divergence(base[~bounded], direction[~bounded], strength[free])
+        kl[free] = divergence(base[~bounded], direction[~bounded], strength[free], shard)
     if bool(bounded.any()):
         a, kl[limited] = solve(
-            base[bounded], direction[bounded], strength[limited], columns["kl_budget"][limited]
+            base[bounded], direction[bounded], strength[limited], columns["kl_budget"][limited], shard
         )
         strength[limited] = a
         scores[limited] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
@@ -196,17 +201,17 @@ def _all_finite(logits: Tensor, groups: Groups) -> Tensor:
 
 
 def _restrict(
-    scores: Tensor, logits: Tensor, groups: Groups, columns: Columns, vocab: int, edits: Edits | None
+    scores: Tensor, logits: Tensor, groups: Groups, columns: Columns, table: SteerTable, edits: Edits | None
 ) -> None:
     """Support mask, ids without a token, bias, bans and penalties; scores [groups, vocab] in place."""
     masked = (columns["mask_top_p"] < 1).nonzero()[:, 0]
     if len(masked):
         last = groups.first[masked] + groups.count[masked] - 1  # one objective: the row after the base
         preferred = logits[last] / columns["mask_temperature"][masked, None].to(logits.dtype)
-        preferred[:, vocab:] = -torch.inf
-        outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked])
+        preferred[:, table.vocab :] = -torch.inf
+        outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked], table.shard)
         scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
-    scores[:, vocab:] = -torch.inf
+    scores[:, table.vocab :] = -torch.inf
     if edits is not None:
         edits.apply(scores)
 
@@ -232,13 +237,3 @@ def _advance(groups: Groups, columns: Columns, table: SteerTable, branch_logprob
 
 def _unknown(rows: Tensor) -> Tensor:
     return rows.new_full((len(rows),), torch.nan)
-
-
-def _at(rows: Tensor, tokens: Tensor) -> Tensor:
-    """The entry of each row at its token, [rows]."""
-    return rows.gather(1, tokens[:, None])[:, 0]
-
-
-def _likeliest(logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    found = logprobs.topk(min(TOP_LOGPROBS, logprobs.shape[-1]))
-    return found.values, found.indices

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from .parcel import send
 from .program import Program
+from .shard import WHOLE, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +39,12 @@ class SteerTable:
     slot:      which row of `contrast` a request of OPAD's has, −1 for others.
     contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step 0.
     admitted:  what each row was admitted with, known to the host.
-    vocab:     ids at or beyond it are never chosen (rows of the embedding that no token uses).
+    vocab:     columns at or beyond it are never chosen (rows of the embedding that no token uses).
+    shard:     which part of the vocabulary the columns are.
     """
 
-    def __init__(self, vocab: int, device: torch.device | str = "cpu") -> None:
-        self.vocab, self.device = vocab, torch.device(device)
+    def __init__(self, vocab: int, device: torch.device | str = "cpu", shard: Whole = WHOLE) -> None:
+        self.vocab, self.device, self.shard = vocab, torch.device(device), shard
         defaults = {**vars(Program()), **vars(Draw())}
         self.columns = {
             name: torch.zeros(0, dtype=torch.int64 if isinstance(v, int) else torch.float64, device=device)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .shard import WHOLE, Whole
+
 TOLERANCE = 1e-3
 """The search stops when KL is within this relative distance below ε."""
 PATIENCE = 3
@@ -26,15 +28,17 @@ MAX_SWEEPS = 60
 PIECE = 512
 
 
-def moments(base: Tensor, direction: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def moments(
+    base: Tensor, direction: Tensor, a: Tensor, shard: Whole = WHOLE
+) -> tuple[Tensor, Tensor, Tensor]:
     """A(a), A′(a), A″(a), each [rows] float64, for base, direction [rows, vocab] and a [rows]."""
     scores = torch.addcmul(base, direction, a[:, None].to(base.dtype))
     top = scores.amax(-1, keepdim=True)
     weights = (scores - top).exp_()
-    total = row_sum(weights)
-    first = row_sum(weights.mul_(direction)) / total
-    second = row_sum(weights.mul_(direction)) / total
-    return top[:, 0].double() + total.log(), first, (second - first * first).clamp(min=0)
+    sums = [row_sum(weights), row_sum(weights.mul_(direction)), row_sum(weights.mul_(direction))]
+    highest, total, first, second = shard.total(top[:, 0].double(), *sums)
+    first, second = first / total, second / total
+    return highest + total.log(), first, (second - first * first).clamp(min=0)
 
 
 def row_sum(x: Tensor) -> Tensor:
@@ -45,27 +49,29 @@ def row_sum(x: Tensor) -> Tensor:
     return pieces.sum(-1).double().sum(-1)
 
 
-def divergence(base: Tensor, direction: Tensor, a: Tensor) -> Tensor:
+def divergence(base: Tensor, direction: Tensor, a: Tensor, shard: Whole = WHOLE) -> Tensor:
     """KL(π_a ‖ π_m) in nats, [rows] float64."""
-    anchor, mean, _ = moments(base, direction, torch.ones_like(a))
-    value, first, _ = moments(base, direction - mean[:, None].to(direction.dtype), a)
+    anchor, mean, _ = moments(base, direction, torch.ones_like(a), shard)
+    value, first, _ = moments(base, direction - mean[:, None].to(direction.dtype), a, shard)
     return ((a - 1) * first - (value - (anchor - mean))).clamp(min=0)
 
 
-def solve(base: Tensor, direction: Tensor, limit: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
+def solve(
+    base: Tensor, direction: Tensor, limit: Tensor, budget: Tensor, shard: Whole = WHOLE
+) -> tuple[Tensor, Tensor]:
     """(a*, KL(π_a* ‖ π_m) in nats), each [rows] float64.
 
     base, direction: b and m − b [rows, vocab] float32; limit: a_T ≥ 1 [rows]; budget: ε > 0 [rows].
     A row that is not finite gets a* = 1 and KL = NaN.
     """
     one = torch.ones_like(limit)
-    anchor, mean, variance = moments(base, direction, one)
+    anchor, mean, variance = moments(base, direction, one, shard)
     centred = direction - mean[:, None].to(direction.dtype)
     anchor = anchor - mean  # A(1) of the centred direction, whose mean under π_1 is 0
 
     def evaluate(a: Tensor) -> tuple[Tensor, Tensor]:
         """KL(a) and its slope in log-log coordinates."""
-        value, first, second = moments(base, centred, a)
+        value, first, second = moments(base, centred, a, shard)
         kl = ((a - 1) * first - (value - anchor)).clamp(min=0)
         return kl, (a - 1) ** 2 * second / kl.clamp(min=1e-300)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from trimtab.kernels import trust_region
+from trimtab.kernels.shard import Whole
 from trimtab.kernels.trust_region import divergence, moments, row_sum, solve
 
 if TYPE_CHECKING:
@@ -173,9 +174,9 @@ def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each pass over the vocabulary had, one entry a pass."""
     seen: list[int] = []
 
-    def counted(base: Tensor, direction: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def counted(base: Tensor, direction: Tensor, a: Tensor, *shard: Whole) -> tuple[Tensor, Tensor, Tensor]:
         seen.append(len(a))
-        return moments(base, direction, a)
+        return moments(base, direction, a, *shard)
 
     monkeypatch.setattr(trust_region, "moments", counted)
     return seen
