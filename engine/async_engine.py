@@ -90,6 +90,7 @@ class AsyncEngine(Front):
         self._stopping = False
         self._worker = threading.Thread(target=self._work, name="trimtab", daemon=True)
         self._worker.start()
+        self._core.when_broken(self._broke)
 
     @property
     def refusal(self) -> str | None:
@@ -189,6 +190,7 @@ class AsyncEngine(Front):
             self._refusal, self._stopping = "the engine is closed", True
             self._changed.notify()
         self._worker.join()
+        self._core.close()
 
     async def __aenter__(self) -> AsyncEngine:
         return self
@@ -252,6 +254,8 @@ class AsyncEngine(Front):
                 self._core.step()
             except Exception as error:  # what ran in that step cannot be told apart: all of it has failed
                 self._fail(error)
+                if self._core.broken:
+                    self._broke(self._core.broken)
             for ticket in list(self._tickets):
                 self._tell(ticket)
 
@@ -293,6 +297,12 @@ class AsyncEngine(Front):
             self._tickets.discard(ticket)
         for delta in news:
             ticket.tell(delta)
+
+    def _broke(self, cause: str) -> None:
+        """No step will do any more: nothing is taken, and what is here fails at its next."""
+        with self._changed:
+            self._refusal = self._refusal or f"the engine has ended: {cause}"
+            self._changed.notify()
 
     def _fail(self, error: BaseException) -> None:
         """A step failed: everything that waits or runs is told why, and leaves."""

@@ -12,7 +12,7 @@ from .options import check_fields, option, refusal
 KERNELS = ("auto", "torch", "triton")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
-MAX_SEQS = 1 << 16
+MAX_SEQS, MAX_RANKS = 1 << 16, 1 << 10
 MAX_BYTES = 1 << 63
 CPU_CACHE = "2GiB"
 """What the KV cache of a CPU takes where nothing else is asked for."""
@@ -37,6 +37,9 @@ class EngineConfig:
         0.9, "share of a GPU's memory that weights, the largest step and the KV cache may take together"
     )
     block_size: int = option(64, "tokens in a page of the KV cache; a multiple of 16")
+    tensor_parallel_size: int = option(
+        1, "processes that share the model out, each with a GPU or some cores, and with a KV cache of its own"
+    )
     enable_prefix_caching: bool = option(True, "keep computed prompts for requests that begin alike")
     enforce_eager: bool = option(False, "capture no steps as CUDA graphs: a quicker start, slower decoding")
     load_format: str = option(
@@ -67,6 +70,11 @@ class EngineConfig:
                 f"at least max_num_seqs ({self.max_num_seqs}), so that every branch can take a step",
             ),
             ("max_waiting", self.max_waiting >= 1, "a whole number ≥ 1"),
+            (
+                "tensor_parallel_size",
+                1 <= self.tensor_parallel_size <= MAX_RANKS,
+                f"a whole number from 1 to {MAX_RANKS}",
+            ),
             ("block_size", self.block_size >= 16 and self.block_size % 16 == 0, "a multiple of 16"),
         ):
             if not ok:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..kernels.device_cache import DeviceKV
 from ..kernels.errors import InputError, RunError
+from ..kernels.steer import steer
 from ..kernels.steer_table import SteerTable
-from ..models import memory
+from ..models import memory, shards
+from ..models.llama import dimensions
 from ..models.opening import open_model
 from .admission import Admission
 from .blocks import KVBlocks
@@ -20,6 +24,7 @@ from .devices import backend_of, device_of
 from .graphs import DecodeGraphs, captured
 from .options import fitted
 from .pick import split
+from .place import Place
 from .room import pages_of
 from .runner import Runner, plain_tensors
 from .scheduler import Scheduler
@@ -28,9 +33,11 @@ from .stats import Stats
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..kernels.backend import Cache
+    from ..kernels.backend import Backend, Cache
     from ..models.config import ModelConfig
+    from ..models.opening import Opened
     from .group import Group
+    from .ranks import Ranks
     from .request import Request
 
 
@@ -42,33 +49,44 @@ class Core:
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         fitted("config", config, EngineConfig)
-        device = device_of(config.device)
+        place = Place.of(config.tensor_parallel_size)
+        device = device_of(config.device, place.local, place.beside if place.alone else 1)
         backend = backend_of(config.kernels, device)
         opened = open_model(config.model, config.load_format, config.chat_template, progress, config.dtype)
         shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
-        model = opened.load(dtype, device, progress, backend.ops)
-        if device.type == "cpu":
-            memory.keep()
-        sizes = (config.block_size, shape.num_kv_heads, shape.head_dim)
-
-        def new_cache(pages: int) -> Cache:
-            return backend.cache(shape.num_layers, pages, *sizes, dtype, device)
-
-        page = backend.page_bytes(shape.num_layers, *sizes, dtype)
-        pages = pages_of(config, model, backend, new_cache, page)
-        dense = device.type == "cpu"
-        blocks = KVBlocks(pages, config.block_size, config.enable_prefix_caching, dense)
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
+        self.ranks = _ranks(config, shape, place, device)
+        with self.ranks.together() if self.ranks else nullcontext():
+            self.runner = _runner(config, opened, dtype, device, backend, vocab, self.ranks, progress)
+        if self.ranks and place.rank:
+            self.ranks.follow(self.runner)
+            raise SystemExit(0)
+        if device.type == "cuda" and backend.graphs and not config.enforce_eager and not self.ranks:
+            _capture(self.runner, config.max_num_seqs, length)
+        dense = device.type == "cpu"
+        blocks = KVBlocks(self.runner.pages, config.block_size, config.enable_prefix_caching, dense)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
         self.admission = Admission(
             tokenizer, opened.template, blocks, length, config.max_num_seqs, vocab, config.seed, shape.rope
         )
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
-        self.runner = Runner(model, new_cache, pages, SteerTable(vocab, device), backend.steer)
-        if device.type == "cuda" and backend.graphs and not config.enforce_eager:
-            _capture(self.runner, config.max_num_seqs, length)
+
+    def close(self) -> None:
+        """Ends the processes that hold other parts of the model; nothing is decoded after."""
+        if self.ranks:
+            self.ranks.close()
+
+    @property
+    def broken(self) -> str | None:
+        """Why no step can be taken any more; None while they can."""
+        return self.ranks.broken if self.ranks else None
+
+    def when_broken(self, tell: Callable[[str], None]) -> None:
+        """Calls tell(cause), from another thread, should a process die that holds a part of the model."""
+        if self.ranks:
+            self.ranks.when_broken(tell)
 
     def admit(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
@@ -114,6 +132,52 @@ class Core:
                 group.end("error", f"the answer's text failed: {type(error).__name__}: {error}", now)
             if group.ended:
                 self.scheduler.remove(group)
+
+
+def _ranks(config: EngineConfig, shape: ModelConfig, place: Place, device: torch.device) -> Ranks | None:
+    """The processes that share the model out; None where one holds it whole."""
+    if config.tensor_parallel_size == 1:
+        return None
+    from .ranks import Ranks  # noqa: PLC0415 - not every torch can talk to other processes
+    from .workers import Workers  # noqa: PLC0415
+
+    shards.require(shape, config.tensor_parallel_size)
+    return Ranks(place, device, Workers(config) if place.alone else None)
+
+
+def _runner(
+    config: EngineConfig,
+    opened: Opened,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: Backend,
+    vocab: int,
+    ranks: Ranks | None,
+    progress: Callable[[int, int], None] | None,
+) -> Runner:
+    """The model, or this process's part of it, with its cache. Ids below `vocab` have a token."""
+    part = shards.Shards(opened.config, ranks.peers, dimensions(opened.config)) if ranks else None
+    if part:  # the kernels' steering reads whole rows
+        backend = replace(backend, steer=steer)
+    model = opened.load(dtype, device, progress, backend.ops, part)
+    if device.type == "cpu":
+        memory.keep()
+    shape = model.config
+    sizes = (config.block_size, shape.num_kv_heads, shape.head_dim)
+
+    def new_cache(pages: int) -> Cache:
+        return backend.cache(shape.num_layers, pages, *sizes, dtype, device)
+
+    table = SteerTable(vocab, device)
+    if part:
+        own = part.vocabulary
+        table = SteerTable(min(max(vocab - own.first, 0), own.width), device, own)
+    page = backend.page_bytes(shape.num_layers, *sizes, dtype)
+    pages = pages_of(config, model, backend, new_cache, page, table.shard)
+    runner = Runner(model, new_cache, ranks.least(pages) if ranks else pages, table, backend.steer)
+    if ranks:
+        runner.lead = ranks.lead
+    return runner
 
 
 def _capture(runner: Runner, rows: int, length: int) -> None:

@@ -11,8 +11,10 @@ from ..kernels.backend import PLAIN, TORCH, Backend
 from ..kernels.errors import InputError
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, offset: int = 0, used: int = 1) -> torch.device:
     """The device of that name; "auto" is the first GPU, a CPU without one. A GPU always has its number.
+
+    Of an engine that uses several from there on, the one at `offset`.
 
     Raises InputError when there is no such device.
     """
@@ -26,10 +28,15 @@ def device_of(name: str) -> torch.device:
             "device",
         )
     index = int(name.partition(":")[2] or 0)
+    there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
     if index >= count:
-        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise InputError(f"device is {name!r}; this machine has {there}", "device")
-    return torch.device("cuda", index)
+    if index + max(used, offset + 1) > count:
+        raise InputError(
+            f"device is {name!r} and tensor_parallel_size {used}, one GPU each; this machine has {there}",
+            "tensor_parallel_size",
+        )
+    return torch.device("cuda", index + offset)
 
 
 def backend_of(kernels: str, device: torch.device) -> Backend:

@@ -65,6 +65,19 @@ class Engine(Front):
         """
         return self._core.score(token_ids)
 
+    def close(self) -> None:
+        """Ends the processes that hold other parts of the model, after which nothing is decoded.
+
+        May be called again; the end of the program does it too, and that of the last reference to the engine.
+        """
+        self._core.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _deltas(self, groups: list[Group]) -> Iterator[Delta]:
         with closing(self._run(groups)) as run:
             for _, delta in run:

@@ -10,6 +10,7 @@ import torch
 from ..kernels.errors import InputError, RunError
 from ..kernels.layout import Segment
 from ..kernels.program import Program
+from ..kernels.shard import WHOLE, Whole
 from ..kernels.steer_table import Draw, Groups, SteerTable
 from ..models import memory
 from ..models.ragged import forward
@@ -24,13 +25,18 @@ FILTERED = Draw(temperature=1.0, top_k=50, top_p=0.9, min_p=0.01)
 
 
 def pages_of(
-    config: EngineConfig, model: Llama, backend: Backend, new_cache: Callable[[int], Cache], page: int
+    config: EngineConfig,
+    model: Llama,
+    backend: Backend,
+    new_cache: Callable[[int], Cache],
+    page: int,
+    shard: Whole = WHOLE,
 ) -> int:
     """The pages, each of `page` bytes. Raises InputError for less than one, RunError when memory is short."""
     if config.kv_cache_memory != "auto" or model.device.type == "cpu":
         return _asked(config, page, model.device)
     with plain_tensors(), torch.cuda.device(model.device):
-        largest = _peak(lambda: rehearse(config, model, backend, new_cache), model.device)
+        largest = _peak(lambda: rehearse(config, model, backend, new_cache, shard), model.device)
     free, total = torch.cuda.mem_get_info(model.device)
     room = int(total * config.gpu_memory_utilization) - (total - free) - largest
     if room < page:
@@ -53,7 +59,13 @@ def _asked(config: EngineConfig, page: int, device: torch.device) -> int:
     return pages
 
 
-def rehearse(config: EngineConfig, model: Llama, backend: Backend, new_cache: Callable[[int], Cache]) -> None:
+def rehearse(
+    config: EngineConfig,
+    model: Llama,
+    backend: Backend,
+    new_cache: Callable[[int], Cache],
+    shard: Whole = WHOLE,
+) -> None:
     """The largest step there may be, on a cache of its own: a long prompt beside branches that decode.
 
     All choose a token, each with scores of its own that are filtered and reported.
@@ -61,7 +73,7 @@ def rehearse(config: EngineConfig, model: Llama, backend: Backend, new_cache: Ca
     rows, tokens, block = config.max_num_seqs, config.max_num_batched_tokens, config.block_size
     counts = [tokens - rows + 1, *[1] * (rows - 1)]
     pages = list(range(-(-counts[0] // block)))
-    table = SteerTable(model.config.vocab_size, model.device)
+    table = SteerTable(model.config.vocab_size, model.device, shard)
     cache = new_cache(len(pages))
     segments = [Segment(0, count, pages) for count in counts]
     hidden = forward(model, segments, [0] * tokens, [tokens] * tokens, cache)

@@ -1,4 +1,4 @@
-"""The other processes that hold parts of the same model, and the two ways to exchange tensors with them."""
+"""The other processes that hold parts of the same model, and how tensors are exchanged with them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .errors import RunError
+
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Work
+
+
+class LostPeerError(RunError):
+    """Another process is gone, or has kept this one waiting for too long."""
 
 
 class Peers:
     """This process is number `rank` of `size`; all of them make the same calls in the same order.
 
-    group: gloo's for tensors on a CPU, NCCL's for those on a GPU. A call raises RuntimeError when another
-    process is gone.
+    group: gloo's for tensors on a CPU, NCCL's for those on a GPU. Every call may raise LostPeerError.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
@@ -23,7 +28,7 @@ class Peers:
     def gather(self, x: Tensor) -> Tensor:
         """Everyone's x, in the order of ranks: [size, *x's shape]. All must have the same shape."""
         parts = x.new_empty(self.size, *x.shape)
-        self._group._allgather_base(parts.view(-1), x.reshape(-1)).wait()
+        _wait(self._group._allgather_base(parts.view(-1), x.reshape(-1)))
         return parts
 
     def sum(self, x: Tensor) -> Tensor:
@@ -33,9 +38,21 @@ class Peers:
         so the bits of a row do not depend on which rows stand beside it. May reuse the memory of x.
         """
         if x.is_cuda:
-            self._group.allreduce([x]).wait()
+            _wait(self._group.allreduce([x]))
             return x
         total, *others = self.gather(x).unbind()
         for part in others:
             total += part
         return total
+
+    def tell(self, x: Tensor) -> Tensor:
+        """Gives everyone what x holds in the first process, in its place."""
+        _wait(self._group.broadcast(x, 0))
+        return x
+
+
+def _wait(work: Work) -> None:
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise LostPeerError(f"another process of the engine does not answer: {error}") from error

@@ -45,7 +45,7 @@ class Whole:
         return found.values, found.indices
 
     def total(self, top: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
-        """(top, sums) of the whole, [rows] float64, from each part's top and its sums relative to exp(top)."""
+        """(top, sums) of the whole from each part's: sums are relative to exp(top); [rows] float64."""
         return top, *sums
 
     def whole(self, rows: Tensor) -> Tensor:

@@ -71,12 +71,13 @@ class Checkpoint:
         if problems:
             raise InputError(f"the checkpoint does not fit its config.json; {'; '.join(problems)}")
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored, on the CPU; its pages come from the mapped file.
+    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> torch.Tensor:
+        """The tensor as stored, or a part of it, on the CPU; its pages come from the mapped file.
 
         Warns, with the name, of a number that is infinite or none.
         """
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        file = self._files[name]
+        tensor: torch.Tensor = file.get_tensor(name) if part is None else file.get_slice(name)[part]
         if not is_finite(tensor):
             warn_of_infinity(name)
         return tensor

@@ -37,8 +37,12 @@ class DummyWeights:
     def require(self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()) -> None:
         """Nothing can be missing: the shapes are those of the config."""
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of this name."""
+    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor:
+        """The tensor of this name, or a part of it: the same numbers as in the whole."""
+        found = self._made(name)
+        return found if part is None else found[part].clone()
+
+    def _made(self, name: str) -> Tensor:
         empty = torch.empty(self.shapes[name], dtype=self._dtype, device=self._device)
         if name.endswith("norm.weight"):
             return empty.fill_(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from ..kernels.ops import TORCH, Ops
 from . import memory
 from .config import ModelConfig
 from .rope import Rotary
+from .shards import PartialLinear, ShardEmbedding, Shards
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +62,7 @@ class Weights(Protocol):
         self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
     ) -> None: ...
 
-    def tensor(self, name: str) -> Tensor: ...
+    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -86,21 +87,28 @@ class Layer:
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this model holds."""
     sizes = {
+        "vocab": config.vocab_size,
+        "labels": len(config.labels),
         "hidden": config.hidden_size,
         "query": config.num_heads * config.head_dim,
         "kv": config.num_kv_heads * config.head_dim,
         "inner": config.intermediate_size,
         "head": config.head_dim,
     }
+    return {name: tuple(sizes[dim] for dim in dims) for name, dims in dimensions(config).items()}
+
+
+def dimensions(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """The names of the dimensions of each tensor."""
     layer = dict(LAYER)
     for switch, tensors in SWITCHED.items():
         layer |= tensors if getattr(config, switch) else {}
-    found: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
+    found: dict[str, tuple[str, ...]] = {EMBEDDING: ("vocab", "hidden")}
     for index in range(config.num_layers):
         for name, dims in layer.items():
-            found[f"model.layers.{index}.{name}"] = tuple(sizes[dim] for dim in dims)
-    found[FINAL_NORM] = (config.hidden_size,)
-    found[_head(config)] = (len(config.labels) or config.vocab_size, config.hidden_size)
+            found[f"model.layers.{index}.{name}"] = dims
+    found[FINAL_NORM] = ("hidden",)
+    found[_head(config)] = ("labels" if config.labels else "vocab", "hidden")
     return found
 
 
@@ -130,17 +138,20 @@ class Llama:
         device: torch.device,
         ops: Ops = TORCH,
         progress: Progress | None = None,
+        shards: Shards | None = None,
     ) -> None:
         """Streams the weights in, tensor by tensor. progress(done, total) counts their bytes.
 
+        With `shards` config and weights are those of a part, which computes with the others.
         Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`, RunError
         when the device has too little memory for them.
         """
-        load = _Loader(config, weights, dtype, device, ops, progress)
+        load = _Loader(config, weights, dtype, device, ops, progress, shards)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         # the head first: packing the largest weight takes a multiple of its memory for a moment
-        self._embedding = load.embedding()
-        head = self._embedding if config.tie_word_embeddings else load.tensor(_head(config))
+        table = load.embedding()
+        self._embedding = ShardEmbedding(table, shards.vocabulary) if shards else table
+        head = table if config.tie_word_embeddings else load.tensor(_head(config))
         self._head = Linear(head.to(dtype), dtype=torch.float32 if device.type == "cpu" else dtype)
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._norm = load.norm(FINAL_NORM)
@@ -178,7 +189,7 @@ class Llama:
         return ops.rms_norm(x.to(self._head.dtype), self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, vocab], of a classifier [rows, labels]; float32."""
+        """[rows, hidden] → [rows, vocab], of a classifier [rows, labels], of a part its columns; float32."""
         return self._head(hidden).float()
 
 
@@ -193,14 +204,16 @@ class _Loader:
         device: torch.device,
         ops: Ops,
         progress: Progress | None,
+        shards: Shards | None,
     ) -> None:
         self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
-        self._swiglu, self._progress = ops.swiglu, progress
+        self._swiglu, self._progress, self._shards = ops.swiglu, progress, shards
         self._expected = shapes(config)
         spare = {name for name in weights.shapes if name.endswith("rotary_emb.inv_freq")}
         weights.require(self._expected, frozenset(spare | ({HEAD} if config.tie_word_embeddings else set())))
         name = str(dtype).removeprefix("torch.")
-        memory.require(held_bytes(config, dtype.itemsize, device), f"the model in {name}", device)
+        beside = shards.peers.size if shards and device.type == "cpu" else 1  # they load at the same time
+        memory.require(held_bytes(config, dtype.itemsize, device) * beside, f"the model in {name}", device)
         self._total = sum(math.prod(shape) for shape in self._expected.values()) * dtype.itemsize
         self._done = 0
 
@@ -232,16 +245,24 @@ class _Loader:
             attention_norm=self.norm(f"{at}.input_layernorm.weight"),
             qkv=self._linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
             qk_norm=self._head_norms(attention) if self._config.qk_norm else None,
-            output=self._linear(f"{attention}.o_proj"),
+            output=self._summing(f"{attention}.o_proj"),
             mlp_norm=self.norm(f"{at}.post_attention_layernorm.weight"),
             gate_up=self._gated(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=self._linear(f"{mlp}.down_proj"),
+            down=self._summing(f"{mlp}.down_proj"),
         )
 
     def _linear(self, *names: str) -> Linear:
+        return Linear(*self._tensors(names))
+
+    def _summing(self, name: str) -> Linear:
+        weight, bias = self._tensors((name,))
+        return PartialLinear(weight, bias, self._shards.peers) if self._shards else Linear(weight, bias)
+
+    def _tensors(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of these products in one."""
         weights = [self.tensor(f"{name}.weight") for name in names]
         biases = [self.tensor(f"{name}.bias") for name in names if f"{name}.bias" in self._expected]
-        return Linear(_joined(weights), _joined(biases) if biases else None)
+        return _joined(weights), _joined(biases) if biases else None
 
     def _gated(self, gate: str, up: str) -> GatedLinear:
         weights = self.tensor(f"{gate}.weight"), self.tensor(f"{up}.weight")

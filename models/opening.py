@@ -11,6 +11,7 @@ from .checkpoint import Checkpoint
 from .dummy import DummyWeights, IdVocabulary
 from .llama import Llama, shapes
 from .presets import find
+from .shards import ShardWeights
 from .template import ChatTemplate
 from .tokenizer import Tokenizer
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from .config import ModelConfig
-    from .llama import Progress
+    from .llama import Progress, Weights
+    from .shards import Shards
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
@@ -40,17 +42,20 @@ class Opened:
         device: torch.device,
         progress: Progress | None = None,
         ops: Ops = TORCH,
+        shards: Shards | None = None,
     ) -> Llama:
-        """The model with its weights, made of these operations.
+        """The model with its weights, made of these operations; with `shards` the part that is held here.
 
         Raises InputError when the weights do not fit the config, RunError when the device lacks the memory.
         """
-        weights = (
-            DummyWeights(shapes(self.config), dtype, device)
-            if self.checkpoint is None
-            else Checkpoint(self.checkpoint)
+        whole = shapes(self.config)
+        weights: Weights = (
+            DummyWeights(whole, dtype, device) if self.checkpoint is None else Checkpoint(self.checkpoint)
         )
-        return Llama(self.config, weights, dtype, device, ops, progress)
+        if shards is None:
+            return Llama(self.config, weights, dtype, device, ops, progress)
+        own = ShardWeights(weights, shards, whole)
+        return Llama(shards.own, own, dtype, device, ops, progress, shards)
 
 
 def open_model(
