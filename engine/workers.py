@@ -34,7 +34,7 @@ PATIENCE = 2.0
 
 
 class Workers:
-    """Ranks 1 to tensor_parallel_size − 1 of an engine on this machine. `ended`: which died first, and how."""
+    """All ranks of an engine but the first, on this machine. `ended`: which of them died, and how."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._folder = tempfile.mkdtemp(prefix="trimtab-")  # none but this user may look into it
