@@ -137,11 +137,16 @@ class Ranks:
 
 
 def _gloo(store: Store, place: Place, timeout: timedelta) -> Any:
-    """A group for tensors on a CPU. Processes that were started here listen to this machine alone."""
+    """A group for tensors on a CPU. Where all processes are on one machine they listen to it alone."""
     gloo: Any = c10d.ProcessGroupGloo
-    here = {"hostname": "127.0.0.1"} if place.alone or STORE in os.environ else {}
     options = gloo._Options()
-    options._devices, options._timeout = [gloo.create_device(**here)], timeout
+    if place.beside == place.size:
+        device = gloo.create_device(hostname="127.0.0.1")
+    elif interface := os.environ.get("GLOO_SOCKET_IFNAME"):
+        device = gloo.create_device(interface=interface)
+    else:
+        device = gloo.create_default_device()
+    options._devices, options._timeout = [device], timeout
     return gloo(store, place.rank, place.size, options)
 
 
