@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .errors import RunError
@@ -32,15 +33,17 @@ class Peers:
         return parts
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of everyone's x.
+        """The sum of everyone's x. May reuse the memory of x.
 
         On a CPU always in the order of ranks, where gloo's own sum takes another for each piece of a tensor:
-        so the bits of a row do not depend on which rows stand beside it. May reuse the memory of x.
+        so the bits of a row do not depend on which rows stand beside it; in float32 at least.
         """
         if x.is_cuda:
             _wait(self._group.allreduce([x]))
             return x
         total, *others = self.gather(x).unbind()
+        if x.is_floating_point():
+            total = total.to(torch.promote_types(x.dtype, torch.float32))
         for part in others:
             total += part
         return total

@@ -108,8 +108,8 @@ class PartialLinear(Linear):
         self._peers = peers
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + the sum of the products."""
-        return residual + self._peers.sum(self(x))
+        """residual + the sum of the products, rounded once."""
+        return (residual + self._peers.sum(self(x))).to(residual.dtype)
 
 
 class ShardEmbedding:

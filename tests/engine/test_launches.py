@@ -58,7 +58,7 @@ def built(function: Any, args: tuple[Any, ...], more: Any, *, build: Callable[..
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     """Llama 3.1 8B, whose chosen tokens stay where they are."""
-    monkeypatch.setattr(cores, "device_of", lambda name: META)
+    monkeypatch.setattr(cores, "device_of", lambda *_: META)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(DummyWeights, "tensor", empty)
     monkeypatch.setattr(runners, "fetch", list)
