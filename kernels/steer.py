@@ -110,10 +110,13 @@ def steer(
 def reweight(asked: Tensor, rewards: Tensor, reward: Tensor) -> Tensor:
     """w ∝ w⁰ exp(−reward · R): asked, rewards [groups, K]; reward = β/τ [groups] → [groups, K].
 
-    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space: it holds for any finite rewards,
-    and a weight that was asked to be 0 stays 0. A request without objectives has a row of zeros.
+    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space, and from the least reward on: it
+    holds for any finite rewards and β/τ, and a weight that was asked to be 0 stays 0. A request without
+    objectives has a row of zeros.
     """
-    exponents = asked.log() - reward[:, None] * rewards
+    some = asked > 0
+    least = rewards.masked_fill(~some, torch.inf).amin(-1, keepdim=True)
+    exponents = asked.log() - reward[:, None] * torch.where(some, rewards - least, 0.0)
     exponents = exponents - exponents.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
     unnormalised = exponents.exp()
     # one after the other: `sum` would group a row by the columns that other requests need

@@ -1,6 +1,6 @@
 """MATO's weights and the coefficients of the mix: the first launch of a steering step, one program a request.
 
-    w_k ∝ w⁰_k exp(−(β/τ) R_k)        in log space and float64, as `kernels.steer.reweight`
+    w_k ∝ w⁰_k exp(−(β/τ) (R_k − min R))        in log space and float64, as `kernels.steer.reweight`
 
 Columns of the table are summed in chunks of one fixed size, zeros beyond a request's own objectives, so that
 its weights do not depend on how many objectives others have. A request whose scores lie on the ray
@@ -21,13 +21,13 @@ COLD = tl.constexpr(GREEDY_BELOW)
 
 
 @triton.jit
-def exponent(asked_ptr, rewards_ptr, at, inside, rate):
-    """log w⁰ − rate · R of the table's entries `at`, and w⁰; −∞ where w⁰ is 0."""
+def exponent(asked_ptr, rewards_ptr, at, inside, rate, least):
+    """log w⁰ − rate · (R − least) of the table's entries `at`, and w⁰; −∞ where w⁰ is 0."""
     asked = tl.load(asked_ptr + at, mask=inside, other=0.0)
     rewards = tl.load(rewards_ptr + at, mask=inside, other=0.0)
     some = asked > 0
     log_asked = tl.log(tl.where(some, asked, 1.0))
-    return tl.where(some, log_asked - rate * rewards, float("-inf")), asked
+    return tl.where(some, log_asked - rate * (rewards - least), float("-inf")), asked
 
 
 @triton.jit(do_not_specialize=["vocab", "width"])
@@ -72,24 +72,31 @@ def weigh_kernel(
     ray = limited | (contrasted & (base == 1.0 - scale) & (delay == 0))
 
     lanes = tl.arange(0, CHUNK)
+    leasts = tl.full([CHUNK], float("inf"), tl.float64)
+    for start in range(0, width, CHUNK):
+        column = start + lanes
+        asked = tl.load(asked_ptr + row * width + column, mask=column < width, other=0.0)
+        rewards = tl.load(rewards_ptr + row * width + column, mask=column < width, other=0.0)
+        leasts = tl.minimum(leasts, tl.where(asked > 0, rewards, float("inf")))
+    least = tl.min(leasts, axis=0)
     tops = tl.full([CHUNK], float("-inf"), tl.float64)
     for start in range(0, width, CHUNK):
         column = start + lanes
-        exponents, _ = exponent(asked_ptr, rewards_ptr, row * width + column, column < width, rate)
+        exponents, _ = exponent(asked_ptr, rewards_ptr, row * width + column, column < width, rate, least)
         tops = tl.maximum(tops, exponents)
     top = tl.max(tops, axis=0)
     top = tl.where(top == float("-inf"), 0.0, top)
     sums = tl.zeros([CHUNK], tl.float64)
     for start in range(0, width, CHUNK):
         column = start + lanes
-        exponents, _ = exponent(asked_ptr, rewards_ptr, row * width + column, column < width, rate)
+        exponents, _ = exponent(asked_ptr, rewards_ptr, row * width + column, column < width, rate, least)
         sums += tl.exp(exponents - top)
     total = tl.sum(sums, axis=0)
     total = tl.where(total > 0, total, 1.0)
     for start in range(0, width, CHUNK):
         column = start + lanes
         inside = column < width
-        exponents, asked = exponent(asked_ptr, rewards_ptr, row * width + column, inside, rate)
+        exponents, asked = exponent(asked_ptr, rewards_ptr, row * width + column, inside, rate, least)
         weights = tl.where(rate == 0, asked, tl.exp(exponents - top) / total)
         tl.store(weights_ptr + group * width + column, weights, mask=inside)
         rewards = tl.load(rewards_ptr + row * width + column, mask=inside, other=0.0)
@@ -100,7 +107,7 @@ def weigh_kernel(
         branch = tl.load(branch_ptr + first + place, mask=inside, other=0)
         objective = branch > 0
         at = row * width + tl.where(objective, branch - 1, 0)
-        exponents, asked = exponent(asked_ptr, rewards_ptr, at, inside & objective, rate)
+        exponents, asked = exponent(asked_ptr, rewards_ptr, at, inside & objective, rate, least)
         share = tl.where(rate == 0, asked, tl.exp(exponents - top) / total)
         free = tl.where(objective, scale * share, base)
         merged = tl.where(objective, share, 0.0)
