@@ -7,26 +7,32 @@ whoever asked of every piece as it comes. Only the worker touches what runs: oth
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import BusyError, InputError, RunError
+from ..kernels.errors import BusyError, InputError, RunError, said
 from .engine import together_of
 from .front import Front
+from .request import Request
+from .sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     import torch
 
     from .config import EngineConfig
     from .group import Group
     from .output import Delta, Output
-    from .request import Request
+
+LOG = logging.getLogger("trimtab.engine")
 
 
 @dataclass(eq=False)
@@ -66,7 +72,7 @@ class Stream:
 
     def tell(self, news: Delta | Exception) -> None:
         """Brings news, from any thread."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, news)
 
     def close(self) -> None:
@@ -87,6 +93,7 @@ class AsyncEngine(Front):
         self._changed = threading.Condition()
         self._tickets: set[_Ticket] = set()
         self._refusal: str | None = None
+        self._failed = False
         self._stopping = False
         self._worker = threading.Thread(target=self._work, name="trimtab", daemon=True)
         self._worker.start()
@@ -96,6 +103,20 @@ class AsyncEngine(Front):
     def refusal(self) -> str | None:
         """Why it takes no more requests: it is closed, drains, or broke. None while it does."""
         return self._refusal
+
+    async def ailment(self) -> str | None:
+        """Why requests are not served, None while they are.
+
+        It is the refusal, or, when the last step failed, what one token that is tried now fails of.
+        """
+        if self._refusal or not self._failed:
+            return self._refusal
+        sampling = SamplingParams(max_tokens=1, seed=0)
+        try:
+            await self.generate(Request(branch_token_ids=[[0]], sampling=sampling, trace=False))
+        except RunError as error:
+            return str(error)
+        return None
 
     @property
     def unfinished(self) -> int:
@@ -164,6 +185,8 @@ class AsyncEngine(Front):
 
         def run() -> None:
             try:
+                if self._stopping:
+                    self._check_open()
                 future.set_result(self._core.score(token_ids))
             except Exception as error:
                 future.set_exception(error)
@@ -235,12 +258,16 @@ class AsyncEngine(Front):
         """The worker. Whatever ends it, nobody is left waiting."""
         try:
             self._loop()
+        except BaseException as error:
+            with self._changed:
+                self._refusal, self._stopping = f"the engine broke: {said(error)}", True
+            self._fail(error, self._tickets)
+            raise
+        finally:
+            while self._notes:
+                self._notes.popleft()()
             for ticket in list(self._tickets):
                 self._end(ticket, "the engine was closed")
-        except BaseException as error:
-            self._refusal = f"the engine broke: {type(error).__name__}: {error}"
-            self._fail(error)
-            raise
 
     def _loop(self) -> None:
         """Notes, deadlines, a step, news; waits while there is nothing to do."""
@@ -250,14 +277,22 @@ class AsyncEngine(Front):
             self._expire(time.monotonic())
             if self._core.scheduler.idle:
                 continue
-            try:
-                self._core.step()
-            except Exception as error:  # what ran in that step cannot be told apart: all of it has failed
-                self._fail(error)
-                if self._core.broken:
-                    self._broke(self._core.broken)
+            self._step()
             for ticket in list(self._tickets):
                 self._tell(ticket)
+
+    def _step(self) -> None:
+        """A step; what ran in one that fails cannot be told apart, and all of it has failed."""
+        try:
+            self._core.step()
+            self._failed = False
+        except Exception as error:
+            LOG.info("a step of the engine failed", exc_info=error)  # whoever asked is told by an exception
+            lost = {*self._core.abandon(error)}
+            self._failed = True
+            if self._core.broken:
+                self._broke(self._core.broken)
+            self._fail(error, [ticket for ticket in list(self._tickets) if lost & ticket.open])
 
     def _wait(self) -> bool:
         """Blocks until there is work; False when the worker is to stop."""
@@ -267,7 +302,7 @@ class AsyncEngine(Front):
             return not self._stopping
 
     def _add(self, ticket: _Ticket) -> None:
-        for group in ticket.groups:
+        for group in ticket.groups if ticket in self._tickets else ():
             self._core.scheduler.add(group)
 
     def _drop(self, ticket: _Ticket) -> None:
@@ -304,10 +339,11 @@ class AsyncEngine(Front):
             self._refusal = self._refusal or f"the engine has ended: {cause}"
             self._changed.notify()
 
-    def _fail(self, error: BaseException) -> None:
-        """A step failed: everything that waits or runs is told why, and leaves."""
-        reason = RunError(f"a step of the engine failed: {type(error).__name__}: {error}")
-        reason.__cause__ = error
-        for ticket in list(self._tickets):
+    def _fail(self, error: BaseException, tickets: Iterable[_Ticket]) -> None:
+        """A step failed: these requests are told why, and leave."""
+        clear_frames(error.__traceback__)  # whoever keeps the reason does not keep the step's tensors
+        for ticket in list(tickets):
+            reason = RunError(f"a step of the engine failed: {said(error)}")
+            reason.__cause__ = error
             self._drop(ticket)
             ticket.tell(reason)

@@ -121,6 +121,13 @@ class KVBlocks:
                     self._let_go(page)
             branch.pages, branch.computed = [], 0
 
+    def forget(self) -> None:
+        """No page is known by what it holds any more: a step that failed may have moved some, not others."""
+        self._empty += self._kept
+        heapify(self._empty)
+        for known in (self._kept, self._hash, self._page):
+            known.clear()
+
     def compact(self, groups: Iterable[Group]) -> list[tuple[int, int]]:
         """Moves the held pages to the beginning of the pool when they have become sparse.
 

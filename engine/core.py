@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..kernels.device_cache import DeviceKV
-from ..kernels.errors import InputError, RunError
+from ..kernels.errors import InputError, said
 from ..kernels.steer import steer
 from ..kernels.steer_table import SteerTable
 from ..models import memory, shards
@@ -64,7 +64,8 @@ class Core:
             self.ranks.follow(self.runner)
             raise SystemExit(0)
         if device.type == "cuda" and backend.graphs and not config.enforce_eager and not self.ranks:
-            _capture(self.runner, config.max_num_seqs, length)
+            with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
+                _capture(self.runner, config.max_num_seqs, length)
         dense = device.type == "cpu"
         blocks = KVBlocks(self.runner.pages, config.block_size, config.enable_prefix_caching, dense)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
@@ -129,9 +130,22 @@ class Core:
             try:
                 group.append(picked, now)
             except Exception as error:  # the text of one answer is no other's concern
-                group.end("error", f"the answer's text failed: {type(error).__name__}: {error}", now)
+                group.end("error", f"the answer's text failed: {said(error)}", now)
             if group.ended:
                 self.scheduler.remove(group)
+
+    def abandon(self, error: BaseException) -> list[Group]:
+        """A step failed: ends all that ran in it, or what would have been the first to run, and frees it.
+
+        What waits is untouched, and may be decoded by the next step.
+        """
+        reason, now = f"a step of the engine failed: {said(error)}", time.perf_counter()
+        lost = self.scheduler.running[:] or list(self.scheduler.waiting)[:1]
+        for group in lost:
+            self.scheduler.remove(group)
+            group.end("error", reason, now)
+        self.scheduler.blocks.forget()
+        return lost
 
 
 def _ranks(config: EngineConfig, shape: ModelConfig, place: Place, device: torch.device) -> Ranks | None:
@@ -159,7 +173,8 @@ def _runner(
     part = shards.Shards(opened.config, ranks.peers, dimensions(opened.config)) if ranks else None
     if part:  # the kernels' steering reads whole rows
         backend = replace(backend, steer=steer)
-    model = opened.load(dtype, device, progress, backend.ops, part)
+    with memory.enough(device, "give a smaller model or dtype"):
+        model = opened.load(dtype, device, progress, backend.ops, part)
     if device.type == "cpu":
         memory.keep()
     shape = model.config
@@ -173,26 +188,22 @@ def _runner(
         own = part.vocabulary
         table = SteerTable(min(max(vocab - own.first, 0), own.width), device, own)
     page = backend.page_bytes(shape.num_layers, *sizes, dtype)
-    pages = pages_of(config, model, backend, new_cache, page, table.shard)
-    runner = Runner(model, new_cache, ranks.least(pages) if ranks else pages, table, backend.steer)
+    with memory.enough(device, "lower max_num_batched_tokens or max_num_seqs"):
+        pages = pages_of(config, model, backend, new_cache, page, table.shard)
+    with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs"):
+        runner = Runner(model, new_cache, ranks.least(pages) if ranks else pages, table, backend.steer)
     if ranks:
         runner.lead = ranks.lead
     return runner
 
 
 def _capture(runner: Runner, rows: int, length: int) -> None:
-    """Captures the runner's decoding steps. Raises RunError when the GPU has too little memory for them."""
+    """Captures the runner's decoding steps."""
     cache = runner.cache
     assert isinstance(cache, DeviceKV), "only such a cache has a spare page"
-    try:
-        with plain_tensors(), runner.on_device():
-            runner.graphs = DecodeGraphs(runner.model, cache, rows, length, captured())
-            torch.cuda.empty_cache()
-    except torch.cuda.OutOfMemoryError:
-        raise RunError(
-            f"{runner.device} has too little memory left to capture steps of {rows} rows; lower "
-            "gpu_memory_utilization or max_num_seqs, or give enforce_eager"
-        ) from None
+    with plain_tensors(), runner.on_device():
+        runner.graphs = DecodeGraphs(runner.model, cache, rows, length, captured())
+        torch.cuda.empty_cache()
 
 
 def _max_length(config: EngineConfig, shape: ModelConfig) -> int:

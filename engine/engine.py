@@ -83,6 +83,14 @@ class Engine(Front):
             for _, delta in run:
                 yield delta
 
+    def _step(self) -> None:
+        """A step; one that fails ends all that ran in it, whoever asked for that."""
+        try:
+            self._core.step()
+        except BaseException as error:
+            self._core.abandon(error)
+            raise
+
     def _finish(self, members: list[list[Group]]) -> list[Output]:
         """Runs all groups to their end; one output for each member, which holds its samples."""
         together = [group for groups in members for group in groups]
@@ -98,7 +106,7 @@ class Engine(Front):
             open_groups = list(groups)
             while open_groups:
                 if not any(group.outbox for group in open_groups):
-                    core.step()
+                    self._step()
                 for group in open_groups:
                     while group.outbox:
                         yield group, group.outbox.popleft()

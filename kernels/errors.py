@@ -23,5 +23,10 @@ class BusyError(RunError):
     """Too much is waiting already; the same request may be taken a little later."""
 
 
+def said(error: BaseException) -> str:
+    """A defect, or a failure of somebody else's code, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 class SteeringWarning(UserWarning):
     """A method does what it was told, and that may not be what was meant. A note on the command line."""

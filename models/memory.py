@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,15 @@ def require(needed: int, what: str, device: torch.device) -> None:
     if needed > free:
         place = "this machine" if device.type == "cpu" else str(device)
         raise RunError(f"{what} needs {gib(needed)} of memory; {place} has {gib(free)} free")
+
+
+@contextmanager
+def enough(device: torch.device, advice: str) -> Iterator[None]:
+    """Within, what takes more memory than the device has raises RunError. `advice` ends the sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{device} has too little memory: {' '.join(str(error).split())}; {advice}") from None
 
 
 def gib(count: int) -> str:

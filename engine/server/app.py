@@ -106,9 +106,9 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
 
     @app.get("/health")
     async def health() -> Response:
-        """200 when requests are taken, 503 with the reason when they are not."""
-        if engine.refusal:
-            raise ApiError(503, engine.refusal, SERVER)
+        """200 when requests are served, 503 with the reason when they are not."""
+        if ailment := await engine.ailment():
+            raise ApiError(503, ailment, SERVER)
         return JSONResponse({"status": "ok"})
 
     @app.get("/version")

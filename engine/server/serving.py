@@ -189,6 +189,14 @@ class EventStream(Response):
         return failure
 
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """Raises ApiError, whatever fails."""
+        try:
+            async for chunk in self._all_chunks():
+                yield chunk
+        except Exception as error:
+            raise _failure(self._served.record, error) from error
+
+    async def _all_chunks(self) -> AsyncIterator[dict[str, Any]]:
         served, answers = self._served, self._served.answers
         with_usage = served.asked.include_usage
         opened: set[int] = set()
@@ -267,11 +275,17 @@ async def _gone(receive: Receive) -> None:
 
 
 def _refused(record: Record, error: BaseException) -> Response:
+    failure = _failure(record, error)
+    _end(record, failure)
+    return failure.response
+
+
+def _failure(record: Record, error: BaseException) -> ApiError:
+    """What is told of it; the log says where a defect is."""
     failure = stopped() if isinstance(error, asyncio.CancelledError) else api_error(error)
     if failure.status == 500 and not isinstance(error, ApiError):
         LOG.error("request %s failed", record.id, exc_info=error)
-    _end(record, failure)
-    return failure.response
+    return failure
 
 
 def _end(record: Record, failure: ApiError | None) -> None:
