@@ -179,7 +179,8 @@ class AsyncEngine(Front):
     async def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
 
-        Raises InputError when there are no ids, too many, or one that the model does not have.
+        Raises InputError when there are no ids, too many, or one that the model does not have, and RunError
+        when the model is broken and gives no number.
         """
         future: Future[torch.Tensor] = Future()
 

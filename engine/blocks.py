@@ -121,6 +121,15 @@ class KVBlocks:
                     self._let_go(page)
             branch.pages, branch.computed = [], 0
 
+    def unlearn(self, group: Group) -> None:
+        """The group's pages are not found by others any more.
+
+        A token without numbers takes them from those before it too, where a masked weight of 0 meets NaN.
+        """
+        for branch in group.branches:
+            for page in self._hash.keys() & set(branch.pages):
+                del self._page[self._hash.pop(page)]
+
     def forget(self) -> None:
         """No page is known by what it holds any more: a step that failed may have moved some, not others."""
         self._empty += self._kept

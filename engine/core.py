@@ -131,6 +131,8 @@ class Core:
                 group.append(picked, now)
             except Exception as error:  # the text of one answer is no other's concern
                 group.end("error", f"the answer's text failed: {said(error)}", now)
+            if picked.failed:
+                self.scheduler.blocks.unlearn(group)
             if group.ended:
                 self.scheduler.remove(group)
 

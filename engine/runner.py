@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..kernels.errors import RunError
 from ..kernels.layout import Segment
 from ..kernels.linear import filled
 from ..kernels.parcel import fetch, send
@@ -82,9 +83,17 @@ class Runner:
         return choice
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host."""
+        """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host.
+
+        Raises RunError when the model gives no number there.
+        """
         with self.lead(Order(scored=list(token_ids))):
-            return self._score(token_ids)
+            found = self._score(token_ids)
+        broken = found.isnan().any(-1).nonzero()[:, 0]
+        if len(broken):
+            place = int(broken[0]) + 1
+            raise RunError(f"the model gave no finite score after token {place} of what was scored")
+        return found
 
     def follow(self, order: Order) -> None:
         """Does here what the first process does for this order: the same calls, on another part."""
