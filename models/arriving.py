@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STALE_SECONDS = 86_400
-"""A half-made folder untouched for so long has no process behind it."""
+"""A half-made folder untouched for so long has no process behind it, unless one has the number in its name:
+clocks jump."""
 
 
 @contextmanager
@@ -57,5 +58,18 @@ def _sweep(parent: Path, prefix: str) -> None:
     """Removes what killed processes left behind."""
     for leftover in parent.iterdir():
         with suppress(OSError):
-            if leftover.name.startswith(prefix) and time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+            if not leftover.name.startswith(prefix) or _lives(leftover.name[len(prefix) :].partition("-")[0]):
+                continue
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _lives(process: str) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True

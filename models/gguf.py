@@ -53,7 +53,7 @@ def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progres
     template = file.text("tokenizer.chat_template")
     with arriving(folder) as part:
         part.mkdir()
-        backend.save(str(part / "tokenizer.json"))
+        (part / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         _write_json(part / "tokenizer_config.json", tokenizer_config(file, config["max_position_embeddings"]))
         if template:
             (part / "chat_template.jinja").write_text(template, encoding="utf-8")

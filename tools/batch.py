@@ -70,12 +70,10 @@ def run(args: argparse.Namespace) -> int:
     engine = loading.open_async_engine(config)
     with ExitStack() as ending:
         ending.callback(engine.shutdown)
-        file = ending.enter_context(target.open("a", encoding="utf-8"))
         show = ending.enter_context(progress("trimtab: answering …"))
         for count, found in enumerate(_answers(engine, left, args, sampling), 1):
             failed += bool(found.get("error"))
-            file.write(dumps(found) + "\n")
-            file.flush()
+            _output(target).add([dumps(found)])
             if show:
                 show(len(done) + count, len(lines))
     say(f"answered {len(left) - failed} of {len(left)} lines" + (f"; {failed} failed" if failed else ""))
@@ -157,7 +155,7 @@ def _done(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
 
     Raises InputError when the file holds anything else, or answers to another input.
     """
-    file = Lines(target, BEGINNING, "no answer of an earlier run")
+    file = _output(target)
     digests = {line.number: line.digest for line in lines}
     found = {}
     for index, text in enumerate(file.whole(), 1):
@@ -170,6 +168,10 @@ def _done(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
         found[number] = failed
     file.cut()
     return found
+
+
+def _output(target: Path) -> Lines:
+    return Lines(target, BEGINNING, "no answer of an earlier run")
 
 
 def _answered(text: bytes, foreign: InputError) -> tuple[int, str, bool]:

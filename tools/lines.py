@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -36,6 +37,14 @@ class Lines:
         """Takes away a last line that is half-written."""
         if self.path.is_file():
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Writes lines at the end. Raises RunError when they cannot be."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise RunError(f"cannot write {str(self.path)!r}: {error.strerror or error}") from error
 
     def foreign(self, number: int) -> InputError:
         """The error for a line that such a file does not have."""

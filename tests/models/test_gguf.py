@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from trimtab.engine.engine import Engine
 from trimtab.kernels.errors import InputError, RunError
 from trimtab.models import gguf as conversion
 from trimtab.models import pull
+from trimtab.models.arriving import arriving
 from trimtab.models.checkpoint import Checkpoint
 from trimtab.models.config import ModelConfig
 from trimtab.models.gguf import convert
@@ -537,3 +539,14 @@ def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> Non
         exact = exact.log_softmax(-1)
         peer = (right.log_softmax(-1) - exact).abs().max()  # the rounding of 30 layers in float32
         assert (engine.score(ids.tolist()) - exact).abs().max() <= 4 * peer + 1e-5
+
+
+def test_a_clock_that_jumps_does_not_sweep_up_what_is_being_written(source: Path, tmp_path: Path) -> None:
+    """A machine without a battery begins in 1970, writes, and then hears what time it is."""
+    folder = tmp_path / "out"
+    with arriving(folder) as part:
+        part.mkdir()
+        os.utime(part.parent, (0, 0))
+        other = convert(source, folder)
+        assert part.is_dir()
+        shutil.rmtree(other)

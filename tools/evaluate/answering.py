@@ -31,14 +31,13 @@ def complete(study: Study, done: Answers, path: Path) -> Answers:
     with ExitStack() as ending:
         ending.callback(engine.shutdown)
         ledger.of(path).cut()
-        file = ending.enter_context(path.open("a", encoding="utf-8"))
         show = ending.enter_context(progress("trimtab: answering …"))
         for cell, output in decoded(engine, left, lambda cell: cell.request):
             if isinstance(output, InputError):
                 where = f"question {cell.question.index} with {cell.label}"
                 raise InputError(f"{where}: {output}", output.field)
             done[cell.key] = [record.of(cell, i, each) for i, each in enumerate(report.answers(output))]
-            ledger.write(file, done[cell.key])
+            ledger.write(path, done[cell.key])
             if show:
                 show(len(done), len(cells))
     return done

@@ -43,9 +43,8 @@ class Kept:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._known: dict[str, Any] = {}
-        file = Lines(path, BEGINNING, FOREIGN)
+        self._file = file = Lines(path, BEGINNING, FOREIGN)
         for number, line in enumerate(file.whole(), 1):
             try:
                 found = json.loads(line)
@@ -73,14 +72,13 @@ class Kept:
         left = [digest for digest in asked if digest not in self._known]
         if not left:
             return
-        with self._path.open("a", encoding="utf-8") as file, progress(label) as show:
+        with progress(label) as show:
             for start in range(0, len(left), AT_ONCE):
                 part = left[start : start + AT_ONCE]
                 said = answer([asked[digest] for digest in part])
                 new = {digest: one for digest, one in zip(part, said, strict=True) if one is not None}
                 self._known |= new
-                file.writelines(dumps({"scored": digest, "as": one}) + "\n" for digest, one in new.items())
-                file.flush()
+                self._file.add(dumps({"scored": digest, "as": one}) for digest, one in new.items())
                 if show:
                     show(start + len(part), len(left))
 

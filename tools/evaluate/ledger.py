@@ -13,7 +13,6 @@ from .record import Record
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
-    from typing import TextIO
 
 BEGINNING = b'{"key": '
 FOREIGN = "not of a study"
@@ -49,10 +48,9 @@ def read(path: Path, keys: Collection[str], samples: int) -> Answers:
     }
 
 
-def write(file: TextIO, records: list[Record]) -> None:
+def write(path: Path, records: list[Record]) -> None:
     """Adds all answers of a cell."""
-    file.write("".join(dumps(record.described()) + "\n" for record in records))
-    file.flush()
+    of(path).add(dumps(record.described()) for record in records)
 
 
 def _record(line: bytes, foreign: InputError) -> Record:
