@@ -1,7 +1,8 @@
 """The engine for services: many requests at once, from any task or thread, each with its own end.
 
 A worker thread steps the model. A request is checked where it is asked, waits in a bounded queue, and tells
-whoever asked of every piece as it comes. Only the worker touches what runs: others leave it a note.
+whoever asked of every piece as it comes. Only the worker touches what runs: others leave it a note. It works
+for as long as anybody has the engine; the interpreter's end waits for its last step.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from concurrent.futures import Future
+import weakref
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .config import EngineConfig
     from .group import Group
     from .output import Delta, Output
+
+    Note = Callable[[], None]
 
 LOG = logging.getLogger("trimtab.engine")
 
@@ -72,13 +76,14 @@ class Stream:
 
     def tell(self, news: Delta | Exception) -> None:
         """Brings news, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, news)
 
     def close(self) -> None:
-        """Aborts what is not ended, within a step."""
+        """Aborts what is not ended, within a step; a task that still waits for a piece gets no more."""
         self._open = 0
         self._leave()
+        self.tell(StopAsyncIteration())
 
 
 class AsyncEngine(Front):
@@ -89,14 +94,18 @@ class AsyncEngine(Front):
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         super().__init__(config, progress)
-        self._notes: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
+        self._notes: SimpleQueue[Note] = SimpleQueue()
+        self._entering = threading.Lock()
+        self._arriving = 0
         self._tickets: set[_Ticket] = set()
+        self._scores: set[Future[torch.Tensor]] = set()
         self._refusal: str | None = None
         self._failed = False
-        self._stopping = False
-        self._worker = threading.Thread(target=self._work, name="trimtab", daemon=True)
+        stopping = threading.Event()
+        work = (weakref.ref(self), self._notes, stopping)
+        self._worker = threading.Thread(target=_work, args=work, name="trimtab", daemon=True)
         self._worker.start()
+        self._stop = weakref.finalize(self, _stop, self._worker, self._notes, stopping)
         self._core.when_broken(self._broke)
 
     @property
@@ -164,44 +173,40 @@ class AsyncEngine(Front):
 
         def tell(news: Delta | Exception) -> None:
             if isinstance(news, Exception):
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(news)
+                _settle(future, news)
                 return
             if news.output is not None:
                 outputs[news.index] = news.output
-            if len(outputs) == len(groups) and future.set_running_or_notify_cancel():
-                future.set_result(together_of([outputs[index] for index in sorted(outputs)]))
+            if len(outputs) == len(groups):
+                _settle(future, together_of([outputs[index] for index in sorted(outputs)]))
+
+        def leave(done: Future[Output]) -> None:
+            if done.cancelled():
+                done.set_running_or_notify_cancel()  # whoever waits for several futures hears of it
+                self._leave(ticket)
 
         ticket = self._enter(groups, tell, timeout)
-        future.add_done_callback(lambda done: self._leave(ticket) if done.cancelled() else None)
+        future.add_done_callback(leave)
         return future
 
     async def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
 
         Raises InputError when there are no ids, too many, or one that the model does not have, and RunError
-        when the model is broken and gives no number.
+        when the engine is closed, or the model is broken and gives no number.
         """
         future: Future[torch.Tensor] = Future()
-
-        def run() -> None:
-            try:
-                if self._stopping:
-                    self._check_open()
-                future.set_result(self._core.score(token_ids))
-            except Exception as error:
-                future.set_exception(error)
-
-        with self._changed:
+        self._check_open()
+        with self._entering:
             self._check_open()
-            self._note(run)
+            self._scores.add(future)
+            self._notes.put(lambda: self._score(future, token_ids))
         return await asyncio.wrap_future(future)
 
     async def drain(self) -> None:
         """Takes no more requests, and returns when those that are here have ended."""
-        with self._changed:
-            self._refusal = self._refusal or "the engine is draining and takes no more requests"
-        while self._tickets and self._worker.is_alive():
+        self._refuse("the engine is draining and takes no more requests")
+        while (self._tickets or self._scores) and self._worker.is_alive():
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -210,10 +215,10 @@ class AsyncEngine(Front):
 
     def shutdown(self) -> None:
         """`close`, from an ordinary thread."""
-        with self._changed:
-            self._refusal, self._stopping = "the engine is closed", True
-            self._changed.notify()
-        self._worker.join()
+        self._refuse("the engine is closed", last=True)
+        self._stop()
+        if self._worker is not threading.current_thread():  # a future's callback may close its engine
+            self._worker.join()
         self._core.close()
 
     async def __aenter__(self) -> AsyncEngine:
@@ -229,61 +234,69 @@ class AsyncEngine(Front):
             raise InputError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         ticket = _Ticket(groups, tell, deadline, timeout)
-        with self._changed:
+        self._check_open()
+        with self._entering:
             self._check_open()
             limit = self.config.max_waiting
-            waiting = len(self._core.scheduler.waiting) + len(self._notes)
+            waiting = len(self._core.scheduler.waiting) + self._arriving
             if waiting >= limit:
                 raise BusyError(
                     f"{waiting} requests are waiting, and max_waiting is {limit}; try again later"
                 )
             self._tickets.add(ticket)
-            self._note(lambda: self._add(ticket))
+            self._arriving += len(groups)
+            self._notes.put(lambda: self._add(ticket))
         return ticket
 
     def _leave(self, ticket: _Ticket) -> None:
-        with self._changed:
-            if ticket in self._tickets:
-                self._note(lambda: self._drop(ticket))
+        if ticket in self._tickets:
+            self._notes.put(lambda: self._drop(ticket))
 
     def _check_open(self) -> None:
+        """Asked before the lock too: in a forked process a thread that is not there may have it."""
+        self._core.check_process()
         if self._refusal:
             raise RunError(self._refusal)
 
-    def _note(self, note: Callable[[], None]) -> None:
-        """Leaves the worker something to do before its next step; `_changed` is held."""
-        self._notes.append(note)
-        self._changed.notify()
+    def _refuse(self, why: str, last: bool = False) -> None:
+        """From now on nobody enters; `last` replaces what was said before."""
+        if self._worker.is_alive():
+            with self._entering:
+                self._refusal = why if last else self._refusal or why
 
-    def _work(self) -> None:
-        """The worker. Whatever ends it, nobody is left waiting."""
+    def _serve(self, note: Note, stopping: threading.Event) -> bool:
+        """The worker's part, from a first note until there is nothing to do. False at its end.
+
+        Whatever ends it, nobody is left waiting.
+        """
         try:
-            self._loop()
-        except BaseException as error:
-            with self._changed:
-                self._refusal, self._stopping = f"the engine broke: {said(error)}", True
-            self._fail(error, self._tickets)
-            raise
-        finally:
-            while self._notes:
-                self._notes.popleft()()
+            note()
+            while not stopping.is_set():
+                self._read_notes()
+                self._expire(time.monotonic())
+                if self._core.scheduler.idle:
+                    return True
+                self._advance()
+            self._refuse("the engine is closed")
             for ticket in list(self._tickets):
                 self._end(ticket, "the engine was closed")
+            self._fail_scores(RunError("the engine is closed"))
+            return False
+        except BaseException as error:
+            broken = RunError(f"the engine broke: {said(error)}")
+            broken.__cause__ = error
+            self._refuse(str(broken), last=True)
+            self._fail(error, self._tickets)
+            self._fail_scores(broken)
+            raise
 
-    def _loop(self) -> None:
-        """Notes, deadlines, a step, news; waits while there is nothing to do."""
-        while self._wait():
-            while self._notes:
-                self._notes.popleft()()
-            self._expire(time.monotonic())
-            if self._core.scheduler.idle:
-                continue
-            self._step()
-            for ticket in list(self._tickets):
-                self._tell(ticket)
+    def _read_notes(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._notes.get_nowait()()
 
-    def _step(self) -> None:
-        """A step; what ran in one that fails cannot be told apart, and all of it has failed."""
+    def _advance(self) -> None:
+        """A step, and its news; what ran in one that fails cannot be told apart, and all of it has failed."""
         try:
             self._core.step()
             self._failed = False
@@ -294,17 +307,28 @@ class AsyncEngine(Front):
             if self._core.broken:
                 self._broke(self._core.broken)
             self._fail(error, [ticket for ticket in list(self._tickets) if lost & ticket.open])
+        for ticket in list(self._tickets):
+            self._tell(ticket)
 
-    def _wait(self) -> bool:
-        """Blocks until there is work; False when the worker is to stop."""
-        with self._changed:
-            while not (self._notes or self._stopping or not self._core.scheduler.idle):
-                self._changed.wait()
-            return not self._stopping
+    def _score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
+        try:
+            if not future.cancelled():
+                _settle(future, self._core.score(token_ids))
+        except Exception as error:
+            _settle(future, error)
+        self._scores.discard(future)
+
+    def _fail_scores(self, error: RunError) -> None:
+        for future in list(self._scores):
+            _settle(future, error)
+        self._scores.clear()
 
     def _add(self, ticket: _Ticket) -> None:
-        for group in ticket.groups if ticket in self._tickets else ():
-            self._core.scheduler.add(group)
+        with self._entering:
+            self._arriving -= len(ticket.groups)
+            if ticket in self._tickets:  # it may have ended before it began, by its deadline or a failure
+                for group in ticket.groups:
+                    self._core.scheduler.add(group)
 
     def _drop(self, ticket: _Ticket) -> None:
         for group in ticket.groups:
@@ -336,9 +360,8 @@ class AsyncEngine(Front):
 
     def _broke(self, cause: str) -> None:
         """No step will do any more: nothing is taken, and what is here fails at its next."""
-        with self._changed:
-            self._refusal = self._refusal or f"the engine has ended: {cause}"
-            self._changed.notify()
+        self._refuse(f"the engine has ended: {cause}")
+        self._notes.put(lambda: None)
 
     def _fail(self, error: BaseException, tickets: Iterable[_Ticket]) -> None:
         """A step failed: these requests are told why, and leave."""
@@ -348,3 +371,30 @@ class AsyncEngine(Front):
             reason.__cause__ = error
             self._drop(ticket)
             ticket.tell(reason)
+
+
+def _work(ref: weakref.ref[AsyncEngine], notes: SimpleQueue[Note], stopping: threading.Event) -> None:
+    """The worker: while nothing is to be done it does not have the engine, so that it may be forgotten."""
+    goes_on = True
+    while goes_on:
+        note, engine = notes.get(), ref()
+        goes_on = engine is not None and engine._serve(note, stopping)
+        del note, engine
+
+
+def _stop(worker: threading.Thread, notes: SimpleQueue[Note], stopping: threading.Event) -> None:
+    """Ends the worker after its step."""
+    stopping.set()
+    notes.put(lambda: None)
+    at_exit = not threading.main_thread().is_alive()
+    if at_exit:  # a thread that came back from torch after the interpreter's end would bring the process down
+        worker.join()
+
+
+def _settle(future: Future[Any], news: Any) -> None:
+    """Gives the future its result or the exception that it is, unless it was cancelled."""
+    with suppress(InvalidStateError):
+        if isinstance(news, BaseException):
+            future.set_exception(news)
+        else:
+            future.set_result(news)

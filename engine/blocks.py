@@ -33,9 +33,19 @@ class KVBlocks:
         self.total, self.block_size, self.caching, self.dense = total, block_size, caching, dense
         self.fresh: list[int] = []
         self.found = 0
-        self._empty = list(range(total))  # a heap: what is given out lies at the beginning
+        self.forget([])
+
+    def forget(self, groups: Iterable[Group]) -> None:
+        """Frees every page and knows none any more, in whatever state an interruption has left them.
+
+        groups: all who may hold any; they stand at their beginning again.
+        """
+        for group in groups:
+            for branch in group.branches:
+                branch.pages, branch.computed = [], 0
+        self._empty = list(range(self.total))  # a heap: what is given out lies at the beginning
         self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, but known by hash; oldest first
-        self._holders = [0] * total
+        self._holders = [0] * self.total
         self._hash: dict[int, bytes] = {}
         self._page: dict[bytes, int] = {}
 
@@ -129,13 +139,6 @@ class KVBlocks:
         for branch in group.branches:
             for page in self._hash.keys() & set(branch.pages):
                 del self._page[self._hash.pop(page)]
-
-    def forget(self) -> None:
-        """No page is known by what it holds any more: a step that failed may have moved some, not others."""
-        self._empty += self._kept
-        heapify(self._empty)
-        for known in (self._kept, self._hash, self._page):
-            known.clear()
 
     def compact(self, groups: Iterable[Group]) -> list[tuple[int, int]]:
         """Moves the held pages to the beginning of the pool when they have become sparse.

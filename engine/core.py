@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..kernels.device_cache import DeviceKV
-from ..kernels.errors import InputError, said
+from ..kernels.errors import InputError, RunError, said
 from ..kernels.steer import steer
 from ..kernels.steer_table import SteerTable
 from ..models import memory, shards
@@ -20,7 +21,7 @@ from ..models.opening import open_model
 from .admission import Admission
 from .blocks import KVBlocks
 from .config import DTYPES, EngineConfig
-from .devices import backend_of, device_of
+from .devices import backend_of, device_of, without_lost_threads
 from .graphs import DecodeGraphs, captured
 from .options import fitted
 from .pick import split
@@ -49,6 +50,7 @@ class Core:
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         fitted("config", config, EngineConfig)
+        without_lost_threads()
         place = Place.of(config.tensor_parallel_size)
         device = device_of(config.device, place.local, place.beside if place.alone else 1)
         backend = backend_of(config.kernels, device)
@@ -56,6 +58,7 @@ class Core:
         shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)
         dtype = torch_dtype(shape.dtype if config.dtype == "auto" else config.dtype)
+        self._process = os.getpid()
         vocab = min(tokenizer.vocab_size, shape.vocab_size)
         self.ranks = _ranks(config, shape, place, device)
         with self.ranks.together() if self.ranks else nullcontext():
@@ -91,6 +94,7 @@ class Core:
 
     def admit(self, request: Request) -> list[Group]:
         """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
+        self.check_process()
         return self.admission.groups(request)
 
     @property
@@ -112,9 +116,15 @@ class Core:
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32."""
+        self.check_process()
         ids = fitted("token_ids", token_ids, Sequence[int])
         self.admission.check_scored(ids)
         return self.runner.score(ids)
+
+    def check_process(self) -> None:
+        """Raises RunError in a process forked since, which has none of the threads that it would wait for."""
+        if os.getpid() != self._process:
+            raise RunError("the engine was made before this process was forked; make one in each process")
 
     def step(self) -> None:
         """One step of everything that runs: plan, forward, steer, append. What ends leaves."""
@@ -137,16 +147,15 @@ class Core:
                 self.scheduler.remove(group)
 
     def abandon(self, error: BaseException) -> list[Group]:
-        """A step failed: ends all that ran in it, or what would have been the first to run, and frees it.
+        """A step failed or was interrupted: ends what ran in it, or would have been the first to run.
 
-        What waits is untouched, and may be decoded by the next step.
+        What else waits stays, and may be decoded by the next step.
         """
         reason, now = f"a step of the engine failed: {said(error)}", time.perf_counter()
-        lost = self.scheduler.running[:] or list(self.scheduler.waiting)[:1]
+        lost = self.scheduler.abandon()
         for group in lost:
-            self.scheduler.remove(group)
-            group.end("error", reason, now)
-        self.scheduler.blocks.forget()
+            if not group.ended:
+                group.end("error", reason, now)
         return lost
 
 

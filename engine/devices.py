@@ -10,6 +10,9 @@ import torch
 from ..kernels.backend import PLAIN, TORCH, Backend
 from ..kernels.errors import InputError
 
+STARTED = os.getpid()
+"""The process that imported torch; one that was forked from it since has another number."""
+
 
 def device_of(name: str, offset: int = 0, used: int = 1) -> torch.device:
     """The device of that name; "auto" is the first GPU, a CPU without one. A GPU always has its number.
@@ -37,6 +40,12 @@ def device_of(name: str, offset: int = 0, used: int = 1) -> torch.device:
             "tensor_parallel_size",
         )
     return torch.device("cuda", index + offset)
+
+
+def without_lost_threads() -> None:
+    """Leaves torch one thread in a forked process, where OpenMP would wait for those it had before."""
+    if os.getpid() != STARTED:
+        torch.set_num_threads(1)
 
 
 def backend_of(kernels: str, device: torch.device) -> Backend:

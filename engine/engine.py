@@ -85,7 +85,7 @@ class Engine(Front):
                 yield delta
 
     def _step(self) -> None:
-        """A step; one that fails ends all that ran in it, whoever asked for that."""
+        """A step; one that fails or is interrupted ends all that ran in it, whoever asked for that."""
         try:
             self._core.step()
         except BaseException as error:
@@ -101,9 +101,9 @@ class Engine(Front):
     def _run(self, groups: list[Group]) -> Generator[tuple[Group, Delta], None, None]:
         """Steps until these groups have ended, yielding their deltas; they leave the engine in any case."""
         core = self._core
-        for group in groups:
-            core.scheduler.add(group)
         try:
+            for group in groups:
+                core.scheduler.add(group)
             open_groups = list(groups)
             while open_groups:
                 if not any(group.outbox for group in open_groups):

@@ -64,18 +64,26 @@ class Scheduler:
         if group in self.running:
             self.running.remove(group)
             self.blocks.release(group)
-        elif group in self.waiting:
+        if group in self.waiting:
             self.waiting.remove(group)
-        else:
-            return
         self._rows.discard(group.row)
+        group.row = -1
+
+    def abandon(self) -> list[Group]:
+        """Takes out and returns what runs, wherever a step was interrupted; else the first that waits."""
+        lost, self.running = self.running or list(self.waiting)[:1], []
+        self.waiting = deque(group for group in self.waiting if group not in lost)
+        self._rows = {group.row for group in self.waiting if group.row >= 0}
+        self.blocks.forget([*lost, *self.waiting])
+        return lost
 
     def plan(self) -> Plan:
         """Admits what fits, and shares the step's tokens out: first to groups that decode, then in order."""
         plan = Plan(swaps=self.blocks.compact(self.running))
         while self.waiting and self._admit(self.waiting[0]):
-            group = self.waiting.popleft()
-            self.running.append(group)
+            group = self.waiting[0]
+            self.running.append(group)  # first, so that no interruption finds it nowhere
+            self.waiting.popleft()
             if group.row < 0:
                 self._give_row(group)
                 self.prompt_tokens += sum(len(branch.prompt_token_ids) for branch in group.branches)
@@ -126,10 +134,11 @@ class Scheduler:
     def _make_room(self, group: Group, shares: list[int], planned: dict[Group, list[int]]) -> bool:
         """Reserves the pages of these shares, preempting younger groups for them, or the group itself."""
         while not self.blocks.reserve(list(zip(group.branches, shares, strict=True))):
-            youngest = self.running.pop()
+            youngest = self.running[-1]
+            self.waiting.appendleft(youngest)
+            self.running.pop()
             self.blocks.release(youngest)
             planned.pop(youngest, None)
-            self.waiting.appendleft(youngest)
             self.preemptions += 1
             if youngest is group:
                 return False

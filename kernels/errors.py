@@ -25,7 +25,7 @@ class BusyError(RunError):
 
 def said(error: BaseException) -> str:
     """A defect, or a failure of somebody else's code, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
 
 
 class SteeringWarning(UserWarning):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -140,7 +139,7 @@ def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> Non
         str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=3, max_waiting=2
     )
     futures = [engine.submit(asked(2, tokens=200))]
-    while engine._core.scheduler.waiting or engine._notes:
+    while not engine.stats.running:
         time.sleep(0.01)
     futures += [engine.submit(asked(2)) for _ in range(2)]
     with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
@@ -220,64 +219,3 @@ def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
 
 def test_scores_are_those_of_the_engine(engine: AsyncEngine, tiny: Engine) -> None:
     assert run(lambda: engine.score([5, 6, 7])).equal(tiny.score([5, 6, 7]))
-
-
-def storm(engine: AsyncEngine, total: int, seed: int) -> dict[str, int]:
-    """Short requests from many tasks, some cancelled, some with a deadline, some left in mid-stream."""
-    choose = random.Random(seed)
-    plans = [(n, choose.random(), choose.uniform(0.0, 0.2)) for n in range(total)]
-    ends: dict[str, int] = {}
-
-    async def one(n: int, fate: float, moment: float) -> str:
-        request = asked(n % 7, tokens=1 + n % 5)
-        if fate < 0.1:
-            task = asyncio.create_task(engine.generate(request))
-            await asyncio.sleep(moment)
-            if not task.cancel():
-                return (await task).finish_reason
-            try:
-                return (await task).finish_reason
-            except asyncio.CancelledError:
-                return "cancelled"
-        if fate < 0.2:
-            return (await engine.generate(request, timeout=0.001 + moment)).finish_reason
-        if fate < 0.3:
-            async for _ in engine.stream(request):
-                return "left"
-        return (await engine.generate(request)).finish_reason
-
-    async def worker(mine: list[tuple[int, float, float]]) -> None:
-        for plan in mine:
-            end = await one(*plan)
-            ends[end] = ends.get(end, 0) + 1
-
-    async def everything() -> None:
-        await asyncio.gather(*(worker(plans[at::40]) for at in range(40)))
-
-    asyncio.run(everything())
-    return ends
-
-
-def test_nothing_is_lost_in_a_storm_of_short_requests(engine: AsyncEngine) -> None:
-    ends = storm(engine, 300, seed=1)
-    assert sum(ends.values()) == 300
-    assert ends["length"] > 150
-    assert {"cancelled", "left", "abort"} & set(ends)
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
-
-
-@pytest.mark.long
-def test_ten_thousand_requests_leave_memory_flat(engine: AsyncEngine) -> None:
-    """A first ten thousand fill what libraries keep for every number of tokens that they meet."""
-    sizes, ends = [resident()], dict[str, int]()
-    for seed in range(2):
-        ends = storm(engine, 10_000, seed)
-        sizes.append(resident())
-        assert sum(ends.values()) == 10_000
-        assert engine.unfinished == 0
-    print(ends, "memory", ", ".join(f"{size >> 20} MiB" for size in sizes))
-    assert sizes[2] - sizes[1] < 20 << 20

@@ -7,38 +7,21 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from trimtab.engine import (
-    Amulet,
-    Base,
-    ContextSteering,
-    Engine,
-    Guidance,
-    LinearAlignment,
-    Mato,
-    Mixture,
-    Objective,
-    Opad,
-    Prompt,
-    Request,
-    SamplingParams,
-)
+from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.engine.group import Group
 
 from ..bits import is_steady
 from ..tiny import at_rest
 from .paged import check_pages
+from .traffic import SYSTEM, methods
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine import Method
     from trimtab.engine.output import Output
 
 QUICK, LONG = 3, 350
 """Schedules for each engine."""
-WORDS = ("kind", "true", "short", "odd", "calm", "wise", "dry", "loud")
-WISHES = [Objective(f"Be {word}.", 1 + at) for at, word in enumerate(WORDS)]
-SYSTEM = "You are a helpful assistant. Your answer should be short, kind and true. " * 2
 ENGINES: list[dict[str, Any]] = [
     {"enable_prefix_caching": caching, **fields}
     for caching in (True, False)
@@ -49,24 +32,6 @@ ENGINES: list[dict[str, Any]] = [
     )
 ]
 """spare: pages beyond those of the largest request."""
-
-
-def methods() -> list[Method]:
-    """Every method, with 0 to 8 wishes."""
-    return [
-        *(Mato(WISHES[:count]) for count in (1, 2, 3, 5, 8)),
-        Base(),
-        Prompt(WISHES[:1]),
-        LinearAlignment(WISHES[:1]),
-        ContextSteering(WISHES[:4]),
-        Guidance(WISHES[1:2], kl_budget=0.3),
-        Opad(WISHES[2:3]),
-        Amulet(WISHES[:1]),
-        Amulet(WISHES[3:4], kl_budget=0.05),
-        Mixture(WISHES[:3]),
-        Mato(WISHES[2:6], accumulate="ema", kl_budget=0.2),
-        Mato(WISHES[4:6], accumulate="mean", placement="user"),
-    ]
 
 
 def catalogue() -> list[Request]:

@@ -86,7 +86,7 @@ def _question(row: Any, place: int, file: Path) -> Question:
         )
     found = _first(values, PREFERENCES) or []
     listed = found if isinstance(found, list) else [None]
-    wishes = [_first(p, PREFERENCE) if isinstance(p, dict) else p for p in listed]
+    wishes: list[Any] = [_first(p, PREFERENCE) if isinstance(p, dict) else p for p in listed]
     if not all(isinstance(wish, str) and wish.strip() for wish in wishes):
         raise InputError(f"row {place} of {str(file)!r} has preferences {quoted(found)}; they must be texts")
     return Question(index, text, tuple(wishes))

@@ -1,0 +1,431 @@
+"""Threads, tasks, forks, signals and ends at any moment: nobody waits in vain, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import trimtab
+from trimtab import AsyncEngine, BusyError, Engine, Mato, Objective, Request, RunError, SamplingParams
+from trimtab.engine.output import Output
+
+from ..tiny import at_rest
+from .paged import check_pages
+
+PACKAGE = Path(trimtab.__file__).parent
+WISHES = [Objective("Be kind."), Objective("Be short.", 2)]
+
+
+def asked(n: int, tokens: int = 8) -> Request:
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.7, seed=n, ignore_eos=True)
+    return Request(f"Why {n}?", Mato(WISHES), sampling)
+
+
+def opened(folder: Path, **fields: Any) -> AsyncEngine:
+    return AsyncEngine.from_pretrained(str(folder), kv_cache_memory="1MiB", **fields)
+
+
+@pytest.fixture(scope="module")
+def engine_of_all(tiny_folder: Path) -> Iterator[AsyncEngine]:
+    engine = opened(tiny_folder)
+    yield engine
+    engine.shutdown()
+    assert at_rest(engine)
+    assert engine.unfinished == 0
+
+
+@pytest.fixture
+def engine(engine_of_all: AsyncEngine) -> Iterator[AsyncEngine]:
+    """One that takes requests before and after the test."""
+    yield engine_of_all
+    assert engine_of_all.refusal is None
+
+
+def run(what: Callable[[], Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(what(), 120))
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What threads that start together give, or the RunError that they raise."""
+    barrier = threading.Barrier(len(calls))
+
+    def call(one: Callable[[], Any]) -> Any:
+        barrier.wait(60)
+        try:
+            return one()
+        except RunError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls, timeout=120))
+
+
+# Ends: of engines, loops, processes.
+
+
+def test_an_engine_that_nobody_has_any_more_ends_its_thread(tiny_folder: Path) -> None:
+    engines = [opened(tiny_folder)]
+    run(lambda: engines[0].generate(asked(0)))
+    worker, core = engines[0]._worker, weakref.ref(engines[0]._core)
+    engines.clear()
+    end = time.monotonic() + 60
+    while (worker.is_alive() or core()) and time.monotonic() < end:
+        gc.collect()
+        worker.join(0.01)
+    assert not worker.is_alive()
+    assert core() is None
+
+
+def test_an_answer_is_finished_for_its_callback_though_nobody_has_the_engine(tiny_folder: Path) -> None:
+    found, told = list[Future[Output]](), threading.Event()
+
+    def tell(future: Future[Output]) -> None:
+        found.append(future)
+        told.set()
+
+    opened(tiny_folder).submit(asked(0, 100)).add_done_callback(tell)
+    gc.collect()
+    assert told.wait(60)
+    assert found[0].result(0).finish_reason == "length"
+
+
+ENDS = {
+    "at once": "",
+    "in a step": "futures = [engine.submit(request(400)) for _ in range(4)]",
+    "in a stream": """
+async def leave():
+    async for _ in engine.stream(request(400)):
+        break
+asyncio.run(leave())""",
+    "from a thread": """
+def wait():
+    print(len(engine.submit(request(5)).result().token_ids))
+threading.Thread(target=wait).start()""",
+    "with an exception": "engine.submit(request(400)); sys.exit(3)",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_the_interpreter_ends_with_a_live_engine(tiny_folder: Path, how: str) -> None:
+    ended = python(
+        "engine = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')\n"
+        "def request(n):\n"
+        "    return Request('Why?', sampling=SamplingParams(max_tokens=n, ignore_eos=True))\n" + ENDS[how],
+        str(tiny_folder),
+    )
+    assert ended.stderr == ""
+    assert ended.returncode == (3 if how == "with an exception" else 0)
+    assert how != "from a thread" or ended.stdout == "5\n"
+
+
+def python(code: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    """A program of its own, ended by force when it hangs."""
+    head = (
+        "import asyncio, os, sys, threading, torch\n"
+        "from trimtab import AsyncEngine, Engine, Request, RunError, SamplingParams\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", head + code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+    )
+
+
+FORKED = """
+engine = Engine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
+served = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
+request = Request('What happens if an earthworm is cut in half? ' * 5, sampling=SamplingParams(max_tokens=4))
+torch.ones(400, 400) @ torch.ones(400, 400)  # OpenMP's threads are there
+expected = engine.generate(request).token_ids
+sys.stdout.flush()
+child = os.fork()
+if not child:
+    served._entering.acquire()  # as if a thread had it at the fork
+    for call in (engine.generate, served.submit, lambda request: engine.score([1, 2])):
+        try:
+            call(request)
+        except RunError as error:
+            print(error)
+    served.shutdown()
+    own = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
+    print(own.submit(request).result().token_ids == expected)
+    print(Engine.from_pretrained(sys.argv[1]).generate(request).token_ids == expected)
+    sys.exit(7)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), engine.generate(request).token_ids == expected)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_process_is_refused_its_parents_engine_and_makes_its_own(
+    tiny_folder: Path, threads: int
+) -> None:
+    ended = python(FORKED, str(tiny_folder), threads=threads)
+    refusal = "the engine was made before this process was forked; make one in each process"
+    assert ended.stdout.splitlines() == [refusal] * 3 + ["True", "True", "7 True"], ended.stderr
+
+
+def test_a_loop_that_is_closed_in_mid_stream_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
+    async def begin() -> Any:
+        return await engine.begin(asked(0, 100))
+
+    for _ in range(20):
+        pieces = asyncio.run(begin())
+    assert run(lambda: engine.generate(asked(1))).token_ids == tiny.generate(asked(1)).token_ids
+    pieces.close()
+
+
+def test_a_task_that_waits_for_a_closed_stream_gets_no_more(engine: AsyncEngine) -> None:
+    async def leave() -> None:
+        pieces = await engine.begin(asked(0, 400))
+
+        async def read() -> int:
+            return len([piece async for piece in pieces])
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        pieces.close()
+        assert await asyncio.wait_for(reading, 30) < 400
+
+    run(leave)
+
+
+# Scores and futures.
+
+
+def test_a_score_that_is_cancelled_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
+    async def cancel() -> None:
+        tasks = [asyncio.create_task(engine.score([5, 6, 7])) for _ in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError) for each in found[::2])
+        assert all(each.equal(tiny.score([5, 6, 7])) for each in found[1::2])
+
+    run(cancel)
+    assert engine.refusal is None
+
+
+def test_scores_that_a_closed_engine_has_not_computed_are_refused(tiny_folder: Path) -> None:
+    engine = opened(tiny_folder)
+
+    async def close() -> list[Any]:
+        busy = [asyncio.create_task(engine.generate(asked(n, 100))) for n in range(3)]
+        scores = [asyncio.create_task(engine.score([5] * 400)) for _ in range(30)]
+        await asyncio.sleep(0.02)
+        await engine.close()
+        await asyncio.gather(*busy, return_exceptions=True)
+        return await asyncio.gather(*scores, return_exceptions=True)
+
+    for found in run(close):
+        assert not isinstance(found, Exception) or str(found) == "the engine is closed"
+
+
+def test_whoever_waits_for_several_futures_hears_of_a_cancelled_one(engine: AsyncEngine) -> None:
+    futures = [engine.submit(asked(n, 5 if n else 400)) for n in range(3)]
+    assert futures[0].cancel()
+    assert wait(futures, timeout=60).not_done == set()
+
+
+def test_a_futures_callback_may_ask_again_and_close_the_engine(tiny_folder: Path) -> None:
+    engine, done = opened(tiny_folder), threading.Event()
+    second: list[Future[Output]] = []
+
+    def close(_: Future[Output]) -> None:
+        engine.shutdown()
+        done.set()
+
+    def again(_: Future[Output]) -> None:
+        second.append(engine.submit(asked(1)))
+        second[0].add_done_callback(close)
+
+    engine.submit(asked(0)).add_done_callback(again)
+    assert done.wait(60)
+    engine.shutdown()
+    assert second[0].result(60).finish_reason == "length"
+
+
+def test_those_who_left_do_not_count_as_waiting(tiny_folder: Path) -> None:
+    engine = opened(tiny_folder, max_waiting=2, max_num_seqs=3)
+    step, go = engine._core.step, threading.Event()
+    engine._core.step = lambda: go.wait(60) and step()  # type: ignore[method-assign,func-returns-value]
+    first = engine.submit(asked(0))
+    while not engine.stats.waiting:  # the worker has it, and is about to step
+        time.sleep(0.001)
+    waiting = engine.submit(asked(1))
+    with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
+        engine.submit(asked(2))
+    for _ in range(3):
+        asyncio.run(cancelled_score(engine))
+    waiting.cancel()
+    go.set()
+    assert first.result(60).finish_reason == "length"
+    assert engine.submit(asked(3)).result(60).finish_reason == "length"
+    engine.shutdown()
+
+
+async def cancelled_score(engine: AsyncEngine) -> None:
+    with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+        await asyncio.wait_for(engine.score([1]), 0.01)
+
+
+# All at once.
+
+
+@pytest.mark.parametrize("turn", range(6))
+def test_whoever_comes_as_the_engine_closes_is_answered_or_refused(tiny_folder: Path, turn: int) -> None:
+    engine = opened(tiny_folder)
+
+    def submit(n: int) -> Callable[[], Any]:
+        return lambda: engine.submit(asked(n), (None, 0.001)[n % 2])
+
+    def score() -> Any:
+        return run(lambda: engine.score([5, 6]))
+
+    calls = [*map(submit, range(6)), score, score, engine.shutdown, engine.shutdown]
+    random.Random(turn).shuffle(calls)
+    for found in at_once(*calls):
+        if isinstance(found, Future):
+            assert found.result(60).finish_reason in ("length", "abort")
+        elif isinstance(found, RunError):
+            assert "closed" in str(found)
+    assert at_rest(engine)
+    assert engine.unfinished == 0
+
+
+@pytest.mark.parametrize("turn", range(12))
+def test_who_leaves_as_the_answer_ends_gets_one_of_both(engine_of_all: AsyncEngine, turn: int) -> None:
+    future = engine_of_all.submit(asked(turn, 1 + turn % 3))
+    time.sleep(0.001 * turn)
+    cancelled, again = at_once(future.cancel, future.cancel)
+    assert cancelled == again == future.cancelled()
+    assert cancelled or future.result(60).finish_reason == "length"
+
+
+def test_two_engines_in_two_threads_answer_as_alone(tiny_folder: Path, tiny: Engine) -> None:
+    requests = [asked(n) for n in range(8)]
+    expected = [(output.token_ids, output.trace) for output in tiny.generate(requests)]
+    engines = [Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB") for _ in range(2)]
+
+    def answers(engine: Engine) -> list[Any]:
+        return [(output.token_ids, output.trace) for _ in range(3) for output in engine.generate(requests)]
+
+    for found in at_once(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
+        assert found == expected * 3
+
+
+# Interruptions.
+
+
+class Interrupted:
+    """An engine of which a step is interrupted at a line, any that is run in one."""
+
+    def __init__(self, folder: Path) -> None:
+        pages = 26 * 3072  # too few for all
+        self.engine = Engine.from_pretrained(str(folder), kv_cache_memory=pages, block_size=16)
+        sampling = [SamplingParams(max_tokens=12, temperature=1.0, seed=n) for n in range(4)]
+        self.requests = [Request("Why? " * 6, Mato(WISHES), each) for each in sampling]
+        self.expected = self.answers()
+        assert self.engine.stats.preemptions
+
+    def answers(self) -> list[Any]:
+        return [(output.token_ids, output.trace) for output in self.engine.generate(self.requests)]
+
+    def lines(self, at: int) -> int:
+        """Answers, and is interrupted at that line of all that the steps run; how many there were."""
+        count, core = 0, self.engine._core
+        step = core.step
+
+        def line(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal count
+            count += event == "line"
+            if count == at and event == "line":
+                raise KeyboardInterrupt
+            return line
+
+        def call(frame: FrameType, event: str, argument: Any) -> Any:
+            name = Path(frame.f_code.co_filename)
+            return line if PACKAGE in name.parents and "tests" not in name.parts else None
+
+        def traced() -> None:
+            sys.settrace(call)
+            try:
+                step()
+            finally:
+                sys.settrace(None)
+
+        core.step = traced  # type: ignore[method-assign]
+        try:
+            self.answers()
+        finally:
+            core.step = step  # type: ignore[method-assign]
+        return count
+
+    def check(self, at: int) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self.lines(at)
+        assert at_rest(self.engine), at
+        check_pages(self.engine._core.scheduler.blocks, [])
+        assert self.answers() == self.expected, at
+
+
+def test_a_step_may_be_interrupted_anywhere(tiny_folder: Path) -> None:
+    interrupted = Interrupted(tiny_folder)
+    total = interrupted.lines(-1)
+    for at in random.Random(1).sample(range(1, total), 12):
+        interrupted.check(at)
+
+
+@pytest.mark.long
+def test_a_step_may_be_interrupted_at_a_thousand_lines(tiny_folder: Path) -> None:
+    interrupted = Interrupted(tiny_folder)
+    total = interrupted.lines(-1)
+    for at in range(1, total, total // 1000):
+        interrupted.check(at)
+
+
+def test_other_streams_hear_of_an_interrupted_step(tiny_folder: Path) -> None:
+    interrupted = Interrupted(tiny_folder)
+    stream = interrupted.engine.stream(asked(0, 60))
+    next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.lines(2000)
+    *_, last = stream
+    assert last.output is not None
+    assert (last.output.finish_reason, last.output.error) == (
+        "error",
+        "a step of the engine failed: KeyboardInterrupt",
+    )
+    assert at_rest(interrupted.engine)
+
+
+def test_ctrl_c_leaves_an_engine_that_answers(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
+    expected = engine.generate(asked(0)).token_ids
+    for turn in range(10):
+        timer = threading.Timer(0.02 + 0.005 * turn, signal.raise_signal, (signal.SIGINT,))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([asked(n, 400) for n in range(8)])
+        timer.join()
+        assert at_rest(engine)
+        assert engine.generate(asked(0)).token_ids == expected
