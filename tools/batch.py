@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     source, target = Path(args.input), Path(args.output)
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"--output {args.output!r} is --input, too; name another --output")
-    lines = _lines(source)
-    done = _done(source, target, lines)
+    lines = lines_of(source)
+    done = answered(source, target, lines)
     left = [line for line in lines if line.number not in done]
     if not left:
         before = sum(done.values())
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as ending:
         ending.callback(engine.shutdown)
         show = ending.enter_context(progress("trimtab: answering …"))
-        for count, found in enumerate(_answers(engine, left, args, sampling), 1):
+        for count, found in enumerate(answers(engine, left, args, sampling), 1):
             failed += bool(found.get("error"))
             _output(target).add([dumps(found)])
             if show:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _answers(
+def answers(
     engine: AsyncEngine, left: list[Line], args: argparse.Namespace, sampling: SamplingParams
 ) -> Iterator[dict[str, Any]]:
     """What is to be written of each line, as it becomes known."""
@@ -140,8 +140,8 @@ def _request(values: Mapping[str, Any], args: argparse.Namespace, sampling: Samp
     )
 
 
-def _lines(source: Path) -> list[Line]:
-    """The lines that are not blank. Raises InputError for what is no text."""
+def lines_of(source: Path) -> list[Line]:
+    """The lines of a file that are not blank. Raises InputError for what is no text."""
     try:
         texts = source.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -149,7 +149,7 @@ def _lines(source: Path) -> list[Line]:
     return [Line(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
 
 
-def _done(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
+def answered(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
     """The lines that an earlier run has answered, and whether with an error. What it left half-written is
     cut off.
 
@@ -159,7 +159,7 @@ def _done(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
     digests = {line.number: line.digest for line in lines}
     found = {}
     for index, text in enumerate(file.whole(), 1):
-        number, digest, failed = _answered(text, file.foreign(index))
+        number, digest, failed = _parsed(text, file.foreign(index))
         if digests.get(number) != digest:
             raise InputError(
                 f"line {index} of {str(target)!r} answers another line {number} than {str(source)!r} has; "
@@ -174,7 +174,7 @@ def _output(target: Path) -> Lines:
     return Lines(target, BEGINNING, "no answer of an earlier run")
 
 
-def _answered(text: bytes, foreign: InputError) -> tuple[int, str, bool]:
+def _parsed(text: bytes, foreign: InputError) -> tuple[int, str, bool]:
     """The number and the digest of the line that a line of the output answers, and whether with an error."""
     try:
         answer = json.loads(text)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ..engine.request import Request
 from ..engine.strict_json import dumps
 from ..kernels.errors import InputError
-from . import answer, asking, batch, loading, plain, report, steering
+from . import answer, asking, batch, flags, loading, plain, report, steering
+from .ray.config import RayConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -24,19 +25,25 @@ def add_arguments(parser: Parser) -> None:
     )
     asking.add_prompt(parser, optional=True)
     group = parser.add_argument_group("many prompts", "A file of prompts instead of PROMPT; see the README.")
-    group.add_argument("--input", metavar="FILE", help="a prompt a line, as JSON")
-    group.add_argument("--output", metavar="FILE", help="where an answer a line is added, as JSON")
+    group.add_argument("--input", metavar="FILE", help="a prompt a line, as JSON; with --ray a folder, too")
+    group.add_argument(
+        "--output", metavar="FILE", help="where an answer a line is added; with --ray a folder"
+    )
     steering.add_flags(parser)
     asking.add_sampling(parser)
     asking.add_model(parser)
+    flags.add_fields(parser, "ray", RayConfig)
     asking.add_output(parser, json="print one line of JSON with everything about the answer")
 
 
 def run(args: argparse.Namespace) -> int:
     """Everything typed is checked before the model is loaded."""
+    ray = RayConfig(**flags.given(RayConfig, args))
     if args.input is not None or args.output is not None:
         _require_files(args)
-        return batch.run(args)
+        return _over_files(args, ray)
+    if ray.ray:
+        raise InputError("--ray answers files of prompts; give --input and --output")
     if args.prompt is None:
         raise InputError("there is no PROMPT; say what to ask, or give --input and --output")
     wishes = steering.wishes(args)
@@ -56,6 +63,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         output = _stream(engine, request)
     return _status(output)
+
+
+def _over_files(args: argparse.Namespace, ray: RayConfig) -> int:
+    if not ray.ray:
+        return batch.run(args)
+    from .ray import batch as on_ray  # noqa: PLC0415 - of the extra `ray`
+
+    return on_ray.run(args, ray)
 
 
 def _require_files(args: argparse.Namespace) -> None:

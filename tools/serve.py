@@ -14,6 +14,7 @@ from ..engine.server.config import ServerConfig
 from ..kernels.errors import InputError
 from . import asking, flags, loading
 from .plain import say
+from .ray.config import RayConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -24,6 +25,7 @@ KEY = "TRIMTAB_API_KEY"
 def add_arguments(parser: flags.Parser) -> None:
     flags.add_fields(parser, "server", ServerConfig)
     flags.add_fields(parser, "model", EngineConfig)
+    flags.add_fields(parser, "ray", RayConfig)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,13 +33,17 @@ def run(args: argparse.Namespace) -> int:
     config = ServerConfig(**flags.given(ServerConfig, args))
     if config.api_key is None and os.environ.get(KEY):
         config = replace(config, api_key=os.environ[KEY])
-    engine_config = asking.config(args)
+    engine_config, ray = asking.config(args), RayConfig(**flags.given(RayConfig, args))
     try:
         import uvicorn  # noqa: PLC0415 - of the extra `serve`
 
         from ..engine.server.app import create_app  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'trimtab[serve]'") from error
+    if ray.ray:
+        from .ray import application  # noqa: PLC0415 - of the extra `ray`
+
+        return application.run(application.Service(engine_config, config, ray))
     with socket.create_server((config.host, config.port)) as listener:
         engine = loading.open_async_engine(engine_config)
         try:

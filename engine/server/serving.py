@@ -218,8 +218,13 @@ async def body(http: HttpRequest, config: ServerConfig) -> dict[str, Any]:
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"Content-Type is {kind!r}; it must be application/json")
+    return read(await received(http, config))
+
+
+async def received(http: HttpRequest, config: ServerConfig) -> bytes:
+    """The bytes of a call's body. Raises ApiError when they are too many or too slow."""
     try:
-        return read(await asyncio.wait_for(_bytes(http, config), config.body_timeout))
+        return await asyncio.wait_for(_bytes(http, config), config.body_timeout)
     except (TimeoutError, asyncio.TimeoutError) as error:
         message = f"the body did not come within {config.body_timeout:g} s"
         raise ApiError(408, message, "timeout_error") from error

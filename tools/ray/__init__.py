@@ -1,0 +1,1 @@
+"""trimtab on Ray: several engines behind one address, or over one folder of prompts."""

@@ -1,0 +1,72 @@
+"""The Ray cluster that a command runs on, and what can be found out before it is asked for anything."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ...kernels.errors import InputError
+from ..display import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...engine.config import EngineConfig
+    from .config import RayConfig
+
+EXTRA = "--ray needs the ray extra: pip install 'trimtab[ray]'"
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # a library tells nobody who uses it
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Ray's 5 are too few where disks are slow
+}
+"""Of Ray, for a cluster that is started here; what the environment says goes before."""
+
+
+def require() -> None:
+    """Raises InputError where there is no Ray."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray.data  # noqa: PLC0415 - of the extra `ray`, as whatever this floor imports of it
+        import ray.serve  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise InputError(EXTRA) from error
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Within, there is a cluster: the one that this process is in, that of RAY_ADDRESS, or one of its own.
+
+    Raises InputError where Ray is not installed.
+    """
+    require()
+    import ray  # noqa: PLC0415
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_model(config: EngineConfig) -> None:
+    """Reads all of a model but its weights, so that what is wrong with it is said here and once, and what is
+    fetched is fetched once. Raises as opening it does."""
+    from ...models.opening import open_model  # noqa: PLC0415 - it brings torch, which --help does not need
+
+    with progress(f"trimtab: looking at {config.model} …") as report:
+        open_model(config.model, config.load_format, config.chat_template, report, config.dtype)
+
+
+def actor_options(config: RayConfig, engine: EngineConfig) -> dict[str, Any]:
+    """What Ray sets aside for an engine."""
+    import ray  # noqa: PLC0415
+
+    gpus = config.replica_gpus
+    if gpus is None:
+        gpus = float(engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+    return {"num_cpus": config.replica_cpus, "num_gpus": gpus}

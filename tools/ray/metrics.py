@@ -1,0 +1,38 @@
+"""The metrics of all replicas as one text for Prometheus: theirs, each with the label `replica`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.core import Metric
+
+
+def merged(texts: Iterable[tuple[str, str]]) -> bytes:
+    """`texts` are the replicas' names and what each of them tells."""
+    registry = CollectorRegistry()
+    registry.register(_Families(texts))
+    return generate_latest(registry)
+
+
+class _Families:
+    def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
+        self._families: dict[str, Metric] = {}
+        for replica, text in texts:
+            for family in text_string_to_metric_families(text):
+                samples = [
+                    each._replace(labels={**each.labels, "replica": replica}) for each in family.samples
+                ]
+                if family.name in self._families:
+                    self._families[family.name].samples += samples
+                else:
+                    family.samples = samples
+                    self._families[family.name] = family
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families.values())

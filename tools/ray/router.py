@@ -1,0 +1,35 @@
+"""What Ray Serve asks where to send a call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ray.serve.request_router import RequestRouter
+
+from .placing import ranked
+
+if TYPE_CHECKING:
+    from ray.serve.request_router import PendingRequest, RunningReplica
+
+
+class PrefixRouter(RequestRouter):
+    """Sends calls whose branches begin alike to the same replicas, see `ranked`; others to the idlest."""
+
+    def initialize_state(self, slack: int = 0) -> None:
+        """What Ray passes on of `request_router_kwargs`."""
+        self._slack = slack
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The replicas in the order in which they are tried."""
+        if pending_request is None or not pending_request.args:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True  # or Ray tries again without a pause
+        key = getattr(pending_request.args[0], "key", b"")
+        if not key:
+            return [candidate_replicas]  # all of one rank: the idlest takes it
+        by_name = {each.replica_id.unique_id: each for each in candidate_replicas}
+        known = self.replica_queue_len_cache
+        loads = {name: known.get(each.replica_id) or 0 for name, each in by_name.items()}
+        return [[by_name[name]] for name in ranked(key, loads, self._slack)]
