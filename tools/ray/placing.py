@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def ranked(key: bytes, loads: Mapping[str, int], slack: int) -> list[str]:
-    """The replicas in the order in which a call of `key` is offered to them. `loads` are their calls under way.
+    """The replicas in the order in which a call of `key` is offered to them; `loads` are their calls.
 
     Rendezvous hashing (Thaler and Ravishankar, 1998) with bounded load: each key has an order of its own, and
     who has more than `slack` calls above the idlest comes last. So calls of one key meet at few replicas,

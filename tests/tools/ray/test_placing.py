@@ -77,8 +77,8 @@ def test_who_has_too_much_to_do_comes_last() -> None:
 def test_prompts_that_begin_alike_are_computed_once_where_the_idler_of_two_computes_them_everywhere(
     tiny_folder: Path,
 ) -> None:
-    """Real engines and their counts of tokens; the network is left out, and two calls are under way at once."""
-    wishes = [f"Your answer should be {word}, kind and true, and end in half a worm." for word in "abcdef"]
+    """Real engines and their counts of tokens; no network, and three calls are under way at once."""
+    wishes = [f"{word}. " + "Your answer should be kind and true. " * 4 for word in "abcdef"]
     rng = random.Random(0)
     traffic = [(rng.choice(wishes), f"What is {index}?") for index in range(36)]
 
