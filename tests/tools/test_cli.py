@@ -94,7 +94,7 @@ def test_every_verb_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch, v
 
 def test_help_of_generate_is_grouped(run: Run) -> None:
     titles = re.findall(r"^(\w+):$", run("generate", "--help").out, re.MULTILINE)
-    assert titles == ["options", "method", "sampling", "model", "output"]
+    assert titles == ["options", "method", "sampling", "model", "ray", "output"]
 
 
 def test_help_needs_no_torch() -> None:

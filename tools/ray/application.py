@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...engine.async_engine import AsyncEngine
 
 NAME = "trimtab"
+ROUTER = f"{__package__}.router.PrefixRouter"
 GATEWAY_CALLS = 10_000
 """Calls under way that one gateway takes; it does little for each, so few are needed."""
 REPLICAS_A_GATEWAY = 4
@@ -62,7 +63,7 @@ class Service:
             graceful_shutdown_timeout_s=deadline,
             max_constructor_retry_count=3,
             request_router_config={
-                "request_router_class": f"{__package__}.router.PrefixRouter",
+                "request_router_class": ROUTER,
                 "request_router_kwargs": {"slack": max(1, self.fits // 2)},
             },
         )

@@ -1,0 +1,175 @@
+"""`trimtab serve --ray`: the tiny model in several processes, behind Ray's proxy.
+
+A step of each engine sleeps a fixed time, so that two of them can be told from one on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed")
+
+import httpx2 as httpx
+import ray
+from ray import serve
+from ray.util import list_named_actors
+from trimtab import EngineConfig
+from trimtab.engine.server import ServerConfig
+from trimtab.tools.ray import application
+from trimtab.tools.ray.application import Service
+from trimtab.tools.ray.config import RayConfig
+from trimtab.tools.ray.gateway import LOST
+
+from .paced import cluster, opening
+
+pytestmark = pytest.mark.long
+STEP = 0.1
+HEADERS = {"Authorization": "Bearer hush"}
+DEFAULT_ROUTER = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+
+
+@dataclass
+class Served:
+    """The service, and how many replicas it has."""
+
+    url: str
+    deploy: Callable[[int], None]
+
+    def chat(self, content: str = "Why?", **more: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 6, "temperature": 0, **more}
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=HEADERS, timeout=300)
+
+    def metric(self, name: str) -> dict[str, float]:
+        """A metric without labels of its own, by replica."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        found = [line for line in lines if line.startswith(f'trimtab:{name}{{replica="')]
+        return {line.split('"')[1]: float(line.rpartition(" ")[2]) for line in found}
+
+
+@pytest.fixture(scope="module")
+def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pids = tmp_path_factory.mktemp("pids")
+    fields = {"kv_cache_memory": "2MiB", "block_size": 16, "max_num_seqs": 4, "served_model_name": "tiny"}
+    config = EngineConfig(model=str(tiny_folder), **fields)
+    with cluster():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+
+        def deploy(replicas: int) -> None:
+            service = Service(
+                config, ServerConfig(api_key="hush"), RayConfig(ray=True, replicas=str(replicas))
+            )
+            made = service.application(opening(tiny_folder, STEP, pids, **fields))
+            serve.run(made, name=application.NAME)
+            end = time.monotonic() + 300
+            while len(found.metric("engine_steps_total")) != replicas:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+
+        found = Served(f"http://127.0.0.1:{port}", deploy)
+        deploy(1)
+        yield found
+        serve.delete(application.NAME)
+        serve.shutdown()
+
+
+def seconds_of(served: Served, calls: int) -> float:
+    """That so many calls take, all asked at once."""
+    start = time.monotonic()
+    with ThreadPoolExecutor(calls) as pool:
+        answers = list(
+            pool.map(lambda index: served.chat(f"{index}?", max_tokens=16, ignore_eos=True), range(calls))
+        )
+    assert {answer.status_code for answer in answers} == {200}
+    return time.monotonic() - start
+
+
+def test_two_replicas_answer_nearly_twice_as_much_as_one(served: Served) -> None:
+    seconds_of(served, 8)
+    one = seconds_of(served, 32)
+    served.deploy(2)
+    seconds_of(served, 8)
+    two = seconds_of(served, 32)
+    print(f"one replica {one:.1f} s, two {two:.1f} s: {one / two:.2f} times as fast")
+    assert one / two >= 1.8
+
+
+def test_the_key_is_asked_for(served: Served) -> None:
+    assert httpx.get(f"{served.url}/v1/models", timeout=60).status_code == 401
+    assert httpx.get(f"{served.url}/v1/models", headers=HEADERS, timeout=60).json()["data"][0]["id"] == "tiny"
+    assert httpx.get(f"{served.url}/health", timeout=60).json() == {"status": "ok"}
+
+
+def computed(served: Served, letters: str) -> float:
+    """Prompt tokens that are computed for calls that begin in few ways, two under way at once."""
+    before = sum(served.metric("prefix_cache_queries_total").values())
+    before -= sum(served.metric("prefix_cache_hits_total").values())
+    wishes = [f"{letter}. " + "Your answer should be kind and true. " * 4 for letter in letters * 4]
+
+    def ask(index: int) -> None:
+        assert served.chat(
+            f"What is {index}?", max_tokens=1, steering={"objectives": [wishes[index]]}
+        ).is_success
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ask, range(len(wishes))))
+    queries, hits = (served.metric(f"prefix_cache_{name}_total") for name in ("queries", "hits"))
+    assert all(queries.values())
+    return sum(queries.values()) - sum(hits.values()) - before
+
+
+def test_prompts_that_begin_alike_are_computed_less_often_than_with_rays_own_router(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.deploy(2)
+    ours = computed(served, "abcdefgh")
+    monkeypatch.setattr(application, "ROUTER", DEFAULT_ROUTER)
+    served.deploy(2)
+    theirs = computed(served, "ijklmnop")
+    monkeypatch.undo()
+    served.deploy(2)
+    print(f"{ours:.0f} tokens computed by prefix, {theirs:.0f} by the power of two choices")
+    assert ours < 0.85 * theirs
+
+
+def replicas() -> list[Any]:
+    """The actors of the engines."""
+    names = [each["name"] for each in list_named_actors(all_namespaces=True) if "#Replica#" in each["name"]]
+    return [ray.get_actor(name, namespace="serve") for name in names]
+
+
+def last_of(served: Served, index: int) -> dict[str, Any]:
+    """The last event of a stream, which ends as it must."""
+    answer = served.chat(f"{index}?", max_tokens=100, ignore_eos=True, stream=True)
+    *_, last, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return json.loads(last.removeprefix("data: "))  # type: ignore[no-any-return]
+
+
+def test_no_stream_hangs_when_its_replica_is_killed_and_the_service_goes_on(served: Served) -> None:
+    served.deploy(2)
+    start = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        streams = [pool.submit(last_of, served, index) for index in range(6)]
+        while sum(map(bool, served.metric("num_requests_running").values())) < 2:
+            time.sleep(0.1)
+        ray.kill(replicas()[0], no_restart=False)
+        ends = [stream.result(240) for stream in streams]
+    print(f"ends after {time.monotonic() - start:.1f} s: {[end.get('error') for end in ends]}")
+    errors = [end["error"]["message"] for end in ends if "error" in end]
+    assert errors
+    assert set(errors) == {LOST}
+    finished = [end["choices"][0]["finish_reason"] for end in ends if "error" not in end]
+    assert finished
+    assert set(finished) == {"length"}
+    assert served.chat().status_code == 200
