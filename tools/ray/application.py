@@ -71,6 +71,7 @@ class Service:
             num_replicas=-(-self.ray.most // REPLICAS_A_GATEWAY),
             ray_actor_options={"num_cpus": 0},
             max_ongoing_requests=GATEWAY_CALLS,
+            max_surge_percent=100,  # a new one is there before the old one goes
             graceful_shutdown_timeout_s=deadline + LAST_WORDS,
         )
         engine = opening or partial(loading.open_async_engine, self.engine)

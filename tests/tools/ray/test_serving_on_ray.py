@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,25 +84,28 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         serve.shutdown()
 
 
-def seconds_of(served: Served, calls: int) -> float:
-    """That so many calls take, all asked at once."""
+def tokens_a_second(served: Served, calls: int) -> float:
+    """Of calls of many lengths, of which sixteen are under way at all times."""
+    lengths = [8 + 7 * index % 17 for index in range(calls)]
+
+    def ask(index: int) -> int:
+        answer = served.chat(f"{index}?", max_tokens=lengths[index], ignore_eos=True)
+        return int(answer.json()["usage"]["completion_tokens"])
+
     start = time.monotonic()
-    with ThreadPoolExecutor(calls) as pool:
-        answers = list(
-            pool.map(lambda index: served.chat(f"{index}?", max_tokens=16, ignore_eos=True), range(calls))
-        )
-    assert {answer.status_code for answer in answers} == {200}
-    return time.monotonic() - start
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(calls))) == lengths
+    return sum(lengths) / (time.monotonic() - start)
 
 
 def test_two_replicas_answer_nearly_twice_as_much_as_one(served: Served) -> None:
-    seconds_of(served, 8)
-    one = seconds_of(served, 32)
+    tokens_a_second(served, 16)
+    one = tokens_a_second(served, 96)
     served.deploy(2)
-    seconds_of(served, 8)
-    two = seconds_of(served, 32)
-    print(f"one replica {one:.1f} s, two {two:.1f} s: {one / two:.2f} times as fast")
-    assert one / two >= 1.8
+    tokens_a_second(served, 16)
+    two = tokens_a_second(served, 96)
+    print(f"one replica {one:.1f} tokens/s, two {two:.1f}: {two / one:.2f} times as many")
+    assert two / one >= 1.8
 
 
 def test_the_key_is_asked_for(served: Served) -> None:
@@ -140,6 +144,26 @@ def test_prompts_that_begin_alike_are_computed_less_often_than_with_rays_own_rou
     served.deploy(2)
     print(f"{ours:.0f} tokens computed by prefix, {theirs:.0f} by the power of two choices")
     assert ours < 0.85 * theirs
+
+
+def test_a_new_version_takes_over_without_a_failed_call(served: Served) -> None:
+    done = threading.Event()
+
+    def ask(client: int) -> list[int]:
+        statuses = []
+        while not done.is_set():
+            statuses.append(served.chat(f"{client} {len(statuses)}?").status_code)
+        return statuses
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask, client) for client in range(3)]
+        before = set(served.metric("engine_steps_total"))
+        served.deploy(2)
+        done.set()
+        statuses = [status for each in asking for status in each.result(300)]
+    assert not before & set(served.metric("engine_steps_total"))
+    print(f"{len(statuses)} calls during a rolling restart")
+    assert set(statuses) == {200}
 
 
 def replicas() -> list[Any]:
