@@ -34,8 +34,6 @@ CHUNK = 16
 """Lines that an engine is given at once, and that are decoded again when it dies."""
 RETRIES = 3
 """How often a chunk is given to another engine when one dies over it."""
-BLOCK = 1 << 20
-"""Bytes that Ray keeps room for, for each chunk under way; its own guess fills a small object store alone."""
 ROOM = 1 << 20
 """Answers that may wait in an engine: all who ask are ours."""
 
@@ -114,9 +112,7 @@ def _rows(work: Work, options: dict[str, Any]) -> Iterator[tuple[str, int, str, 
     """Target, number, answer and whether it failed, of each line as it is answered."""
     import ray  # noqa: PLC0415
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = BLOCK
+    ray.data.DataContext.get_current().enable_progress_bars = False
     chunks = list(work.chunks())
     answered = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(Answerer, **options)
     try:

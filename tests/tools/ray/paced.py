@@ -44,6 +44,7 @@ def cluster() -> Iterator[None]:
     from trimtab.tools.ray.cluster import require  # noqa: PLC0415
 
     require()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves where others work, too
     own = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 200_000_000}
     ray.init(**({} if os.environ.get("RAY_ADDRESS") else own), log_to_driver=False)
     try:
