@@ -198,7 +198,8 @@ def test_a_vocabulary_of_a_quarter_of_a_million_is_steered_sampled_and_reported(
 def test_an_answer_of_a_hundred_thousand_tokens_stays_in_numbers(tmp_path: Path) -> None:
     tiny = Tiny(hidden=8, heads=1, kv_heads=1, inner=8, layers=1, context=131_072, theta=1e6)
     engine = Engine.from_pretrained(str(tiny.write(tmp_path)), kv_cache_memory="64MiB")
-    output = engine.generate(asked(Mato(wishes(1, 2), kl_budget=0.3), 100_000, temperature=1.0))
+    sampling = SamplingParams(max_tokens=100_000, temperature=1.0, seed=1, ignore_eos=True, logprobs=1)
+    output = engine.generate(Request("Why?", Mato(wishes(1, 2)), sampling))
     assert (output.finish_reason, len(output.token_ids)) == ("length", 100_000)
     assert all(map(math.isfinite, numbers(output)))
     assert output.trace is not None
