@@ -120,7 +120,12 @@ threading.Thread(target=wait).start()""",
 }
 
 
-@pytest.mark.parametrize("how", ENDS)
+QUICK = ("in a step", "from a thread")
+
+
+@pytest.mark.parametrize(
+    "how", [how if how in QUICK else pytest.param(how, marks=pytest.mark.long) for how in ENDS]
+)
 def test_the_interpreter_ends_with_a_live_engine(tiny_folder: Path, how: str) -> None:
     ended = python(
         "engine = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')\n"
@@ -174,7 +179,7 @@ print(os.waitstatus_to_exitcode(status), engine.generate(request).token_ids == e
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_forked_process_is_refused_its_parents_engine_and_makes_its_own(
     tiny_folder: Path, threads: int
 ) -> None:
@@ -391,7 +396,7 @@ class Interrupted:
 def test_a_step_may_be_interrupted_anywhere(tiny_folder: Path) -> None:
     interrupted = Interrupted(tiny_folder)
     total = interrupted.lines(-1)
-    for at in random.Random(1).sample(range(1, total), 12):
+    for at in random.Random(1).sample(range(1, total), 6):
         interrupted.check(at)
 
 
@@ -421,7 +426,7 @@ def test_other_streams_hear_of_an_interrupted_step(tiny_folder: Path) -> None:
 def test_ctrl_c_leaves_an_engine_that_answers(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
     expected = engine.generate(asked(0)).token_ids
-    for turn in range(10):
+    for turn in range(5):
         timer = threading.Timer(0.02 + 0.005 * turn, signal.raise_signal, (signal.SIGINT,))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
