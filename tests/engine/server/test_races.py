@@ -27,16 +27,16 @@ BODY: dict[str, Any] = {
 }
 
 
-def call(server: Server, kind: str, tokens: int) -> str:
+def call(client: httpx.Client, kind: str, tokens: int) -> str:
     """What becomes of a call: done, left, a status, or gone where nobody listens any more."""
     body = {**BODY, "max_tokens": tokens, "stream": kind in ("streamed", "left")}
     try:
         if kind in ("/health", "/metrics"):
-            return str(server.get(kind).status_code)
+            return str(client.get(kind).status_code)
         if kind in ("whole", "wrong"):
-            response = server.post(CHAT, body if kind == "whole" else {**body, "temperature": -1})
+            response = client.post(CHAT, json=body if kind == "whole" else {**body, "temperature": -1})
             return "done" if response.status_code == 200 else str(response.status_code)
-        with httpx.stream("POST", server.url + CHAT, json=body, timeout=60) as answer:
+        with client.stream("POST", CHAT, json=body) as answer:
             lines = [line for line in answer.iter_lines() if line] if kind == "streamed" else []
         if kind == "left" or answer.status_code != 200:
             return "left" if answer.status_code == 200 else str(answer.status_code)
@@ -51,8 +51,8 @@ def crowd(server: Server, seed: int, total: int) -> Counter[tuple[str, str]]:
     choose = random.Random(seed)
     kinds = ("whole", "whole", "streamed", "streamed", "left", "wrong", "/health", "/metrics")
     plans = [(choose.choice(kinds), choose.randint(1, 20)) for _ in range(total)]
-    with ThreadPoolExecutor(16) as pool:
-        ends = list(pool.map(lambda plan: call(server, *plan), plans, timeout=240))
+    with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(16) as pool:
+        ends = list(pool.map(lambda plan: call(client, *plan), plans, timeout=240))
     return Counter((kind, end) for (kind, _), end in zip(plans, ends, strict=True))
 
 
