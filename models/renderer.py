@@ -107,8 +107,7 @@ class _Child:
         try:
             with _killed_after(seconds, self._process) as late:
                 reply = _exchange(self._process, line, self._limits.text)
-            if reply.endswith(b"\n") and not late.is_set():
-                answer: dict[str, Any] = json.loads(reply.decode("utf-8", "surrogatepass"))
+            if not late.is_set() and isinstance(answer := _said(reply), dict):
                 return answer
         except BaseException:  # an interrupt, say: what it still answers would be taken for the next answer
             self._end()
@@ -199,6 +198,14 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes, most: int) -> bytes
         return process.stdout.readline(most)
     except OSError:
         return b""
+
+
+def _said(reply: bytes) -> Any:
+    """What a reply says; None when it is no whole line of JSON, as from a child that was taken over."""
+    try:
+        return json.loads(reply.decode("utf-8", "surrogatepass")) if reply.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _line(request: dict[str, Any]) -> bytes:

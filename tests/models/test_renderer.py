@@ -298,3 +298,15 @@ def test_what_cannot_be_started_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_what_jinja_imports_late_is_there(source: str) -> None:
     assert ChatTemplate(source).render(TURN)
+
+
+@pytest.mark.parametrize("reply", ["[1]", "no JSON", "\ud800", "[" * 100_000, "", "{}{}"], ids=range(6))
+def test_a_child_that_was_taken_over_has_no_say(
+    reply: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    say = "sys.stdout.buffer.write(reply.encode('utf-8', 'surrogatepass') + b'\\n'); sys.stdout.flush()"
+    program.write_text(f"import sys\nfor reply in ('{{}}', '{{}}', {reply!r}):\n    {say}\n    input()\n")
+    monkeypatch.setattr(renderer, "PROGRAM", program)
+    with pytest.raises(LimitError, match="ended the process that renders it"):
+        Renderer(PLAIN).render({})
