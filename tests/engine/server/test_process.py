@@ -140,3 +140,8 @@ def test_the_key_may_come_from_the_environment(tiny_folder: Path) -> None:
         assert server.get("/v1/models").status_code == 401
         headers = {"Authorization": "Bearer hush"}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+        wrong = {"Authorization": "Bearer hush2"}
+        assert httpx.post(f"{server.url}/v1/chat/completions", headers=wrong, json=LONG).status_code == 401
+        assert httpx.post(f"{server.url}/v1/chat/completions", headers=headers, json={}).status_code == 400
+        soon(lambda: any('"status": 400' in line for line in server.log))
+        assert not any("hush" in line for line in server.log)
