@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from ..kernels.errors import RunError
 from ..kernels.peers import LostPeerError, Peers
 from .order import Order
+from .undisturbed import undisturbed
 from .workers import STORE, Workers
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Ranks:
         self.place, self._device, self._workers = place, device, workers
         if device.type == "cpu":
             torch.set_num_threads(min(torch.get_num_threads(), max(1, _cores() // place.beside)))
+        self._cause: str | None = None
         self._leave: weakref.finalize[..., Ranks] | None = None
         if workers:
             self._leave = weakref.finalize(self, workers.close)
@@ -66,9 +68,9 @@ class Ranks:
     @property
     def broken(self) -> str | None:
         """Why no more orders can be carried out; None while they can."""
-        died = self._workers.ended if self._workers else None
+        cause = self._cause or (self._workers.ended if self._workers else None)
         closed = self._leave is not None and not self._leave.alive
-        return died or ("the engine is closed" if closed else None)
+        return cause or ("it was closed" if closed else None)
 
     def when_broken(self, tell: Callable[[str], None]) -> None:
         """Calls tell(cause), from another thread, when a process dies that was started here."""
@@ -86,9 +88,10 @@ class Ranks:
         except BaseException as error:
             lost = isinstance(error, LostPeerError)
             cause = self._workers.cause() if self._workers and lost else None
+            self._cause = cause or (str(error) if lost else None)
             self.close()
-            if cause:
-                raise RunError(f"the engine has ended: {cause}") from error
+            if self._cause:
+                raise RunError(f"the engine has ended: {self._cause}") from error
             raise
 
     @contextmanager
@@ -96,7 +99,7 @@ class Ranks:
         """Sends an order, which is to be carried out here within. Raises RunError as `together` does."""
         if broken := self.broken:
             raise RunError(f"the engine has ended: {broken}")
-        with self.together():
+        with undisturbed(), self.together():
             _send(self._orders, order.to_json())
             yield
 

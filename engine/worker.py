@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from ..kernels.errors import InputError, RunError
 from ..kernels.peers import LostPeerError
 from .config import EngineConfig
 from .core import Core
-from .workers import LOST
+from .workers import LOST, STORE
 
 
 def main() -> int:
@@ -39,6 +41,7 @@ def _line() -> bytes:
 def _end_with_the_first() -> None:
     while os.read(0, 1):
         pass
+    shutil.rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)  # the first may have been killed
     os._exit(0)
 
 

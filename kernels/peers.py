@@ -58,4 +58,4 @@ def _wait(work: Work) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        raise LostPeerError(f"another process of the engine does not answer: {error}") from error
+        raise LostPeerError("another process does not answer") from error

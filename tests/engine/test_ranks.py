@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -284,8 +285,22 @@ def test_closing_an_engine_ends_its_processes_and_its_answers(tiny_folder: Path)
     engine.close()
     engine.close()
     assert not any(map(alive, started))
-    with pytest.raises(RunError, match="the engine is closed"):
+    with pytest.raises(RunError, match="the engine has ended: it was closed"):
         engine.generate(Request(ASK))
+
+
+@pytest.mark.long
+def test_an_engine_goes_on_after_an_interrupt(tiny_folder: Path) -> None:
+    with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL) as engine:
+        expected = engine.generate(Request(ASK, sampling=greedy(5))).token_ids
+        pieces = engine.stream(Request(ASK, Mato([KIND, SHORT]), greedy(450, ignore_eos=True)))
+        next(pieces)
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(pieces)
+        timer.join()
+        assert engine.generate(Request(ASK, sampling=greedy(5))).token_ids == expected
 
 
 HOLD = """

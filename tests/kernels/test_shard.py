@@ -144,4 +144,4 @@ def test_a_part_that_does_not_come_is_an_error() -> None:
         except LostPeerError as error:
             return str(error)
 
-    assert "another process of the engine does not answer" in in_parts(2, 4, leave)[0]
+    assert "another process does not answer" in in_parts(2, 4, leave)[0]
