@@ -12,18 +12,18 @@ import logging
 import threading
 import time
 import weakref
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..kernels.errors import BusyError, InputError, RunError, said
 from .engine import together_of
 from .front import Front
 from .request import Request
 from .sampling import SamplingParams
+from .ticket import Stream, Ticket, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -39,53 +39,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("trimtab.engine")
 
 
-@dataclass(eq=False)
-class _Ticket:
-    """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when."""
-
-    groups: list[Group]
-    tell: Callable[[Delta | Exception], None]
-    deadline: float
-    timeout: float | None
-    open: set[Group] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.open = set(self.groups)
-
-
-class Stream:
-    """The pieces of a request's answers as they come: iterate over it, and close it if you leave before."""
-
-    def __init__(self, answers: int, leave: Callable[[], None]) -> None:
-        self._open, self._leave = answers, leave
-        self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if not self._open:
-            raise StopAsyncIteration
-        news: Delta | Exception = await self._arrived.get()
-        if isinstance(news, Exception):
-            self._open = 0
-            raise news
-        if news.output is not None:
-            self._open -= 1
-        return news
-
-    def tell(self, news: Delta | Exception) -> None:
-        """Brings news, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, news)
-
-    def close(self) -> None:
-        """Aborts what is not ended, within a step; a task that still waits for a piece gets no more."""
-        self._open = 0
-        self._leave()
-        self.tell(StopAsyncIteration())
-
-
 class AsyncEngine(Front):
     """Decodes requests from many tasks and threads in one batch. Close it, or use it as `async with`.
 
@@ -97,7 +50,7 @@ class AsyncEngine(Front):
         self._notes: SimpleQueue[Note] = SimpleQueue()
         self._entering = threading.Lock()
         self._arriving = 0
-        self._tickets: set[_Ticket] = set()
+        self._tickets: set[Ticket] = set()
         self._scores: set[Future[torch.Tensor]] = set()
         self._refusal: str | None = None
         self._failed = False
@@ -173,12 +126,12 @@ class AsyncEngine(Front):
 
         def tell(news: Delta | Exception) -> None:
             if isinstance(news, Exception):
-                _settle(future, news)
+                settle(future, news)
                 return
             if news.output is not None:
                 outputs[news.index] = news.output
             if len(outputs) == len(groups):
-                _settle(future, together_of([outputs[index] for index in sorted(outputs)]))
+                settle(future, together_of([outputs[index] for index in sorted(outputs)]))
 
         def leave(done: Future[Output]) -> None:
             if done.cancelled():
@@ -229,11 +182,11 @@ class AsyncEngine(Front):
 
     def _enter(
         self, groups: list[Group], tell: Callable[[Delta | Exception], None], timeout: float | None
-    ) -> _Ticket:
+    ) -> Ticket:
         if timeout is not None and not timeout > 0:
             raise InputError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-        ticket = _Ticket(groups, tell, deadline, timeout)
+        ticket = Ticket(groups, tell, deadline, timeout)
         self._check_open()
         with self._entering:
             self._check_open()
@@ -248,7 +201,7 @@ class AsyncEngine(Front):
             self._notes.put(lambda: self._add(ticket))
         return ticket
 
-    def _leave(self, ticket: _Ticket) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         if ticket in self._tickets:
             self._notes.put(lambda: self._drop(ticket))
 
@@ -313,29 +266,29 @@ class AsyncEngine(Front):
     def _score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
         try:
             if not future.cancelled():
-                _settle(future, self._core.score(token_ids))
+                settle(future, self._core.score(token_ids))
         except Exception as error:
-            _settle(future, error)
+            settle(future, error)
         self._scores.discard(future)
 
     def _fail_scores(self, error: RunError) -> None:
         for future in list(self._scores):
-            _settle(future, error)
+            settle(future, error)
         self._scores.clear()
 
-    def _add(self, ticket: _Ticket) -> None:
+    def _add(self, ticket: Ticket) -> None:
         with self._entering:
             self._arriving -= len(ticket.groups)
             if ticket in self._tickets:  # it may have ended before it began, by its deadline or a failure
                 for group in ticket.groups:
                     self._core.scheduler.add(group)
 
-    def _drop(self, ticket: _Ticket) -> None:
+    def _drop(self, ticket: Ticket) -> None:
         for group in ticket.groups:
             self._core.scheduler.remove(group)
         self._tickets.discard(ticket)
 
-    def _end(self, ticket: _Ticket, why: str) -> None:
+    def _end(self, ticket: Ticket, why: str) -> None:
         """Aborts what is open of a request and tells so."""
         for group in ticket.open:
             self._core.scheduler.remove(group)
@@ -347,7 +300,7 @@ class AsyncEngine(Front):
             if ticket.deadline <= now:
                 self._end(ticket, f"the request's timeout of {ticket.timeout:g} s has passed")
 
-    def _tell(self, ticket: _Ticket) -> None:
+    def _tell(self, ticket: Ticket) -> None:
         """Passes the news of a request's answers on; it has left before the last of them is told."""
         news = [delta for group in ticket.groups for delta in group.outbox]
         for group in ticket.groups:
@@ -363,7 +316,7 @@ class AsyncEngine(Front):
         self._refuse(f"the engine has ended: {cause}")
         self._notes.put(lambda: None)
 
-    def _fail(self, error: BaseException, tickets: Iterable[_Ticket]) -> None:
+    def _fail(self, error: BaseException, tickets: Iterable[Ticket]) -> None:
         """A step failed: these requests are told why, and leave."""
         clear_frames(error.__traceback__)  # whoever keeps the reason does not keep the step's tensors
         for ticket in list(tickets):
@@ -389,12 +342,3 @@ def _stop(worker: threading.Thread, notes: SimpleQueue[Note], stopping: threadin
     at_exit = not threading.main_thread().is_alive()
     if at_exit:  # a thread that came back from torch after the interpreter's end would bring the process down
         worker.join()
-
-
-def _settle(future: Future[Any], news: Any) -> None:
-    """Gives the future its result or the exception that it is, unless it was cancelled."""
-    with suppress(InvalidStateError):
-        if isinstance(news, BaseException):
-            future.set_exception(news)
-        else:
-            future.set_result(news)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.types import Receive, Scope, Send
 
-    from ..async_engine import AsyncEngine, Stream
+    from ..async_engine import AsyncEngine
+    from ..ticket import Stream
     from ..output import Delta
     from ..sampling import SamplingParams
     from .asking import Asked
