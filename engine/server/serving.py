@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ..async_engine import AsyncEngine
-    from ..ticket import Stream
     from ..output import Delta
     from ..sampling import SamplingParams
+    from ..ticket import Stream
     from .asking import Asked
     from .config import ServerConfig
     from .metrics import Metrics
