@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab import AsyncEngine, BusyError, Engine, InputError, Request
-from trimtab.engine.async_engine import Stream, _Ticket
 from trimtab.engine.group import Group
 from trimtab.engine.output import Output
+from trimtab.engine.ticket import Stream, Ticket
 
 from ..bits import is_steady
 from ..tiny import at_rest
@@ -246,7 +246,7 @@ def resident() -> int:
 def left_behind() -> int:
     """Objects of requests that are still there."""
     gc.collect()
-    return sum(type(each) in (Group, Stream, _Ticket, Output) for each in gc.get_objects())
+    return sum(type(each) in (Group, Stream, Ticket, Output) for each in gc.get_objects())
 
 
 def test_a_few_hundred_requests_of_all_kinds_end_as_they_may(engines: tuple[AsyncEngine, Engine]) -> None:
