@@ -31,13 +31,18 @@ SUMMED = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
 """What is added to a partial sum, and so by one process alone."""
 
 
+def divides(size: int, config: ModelConfig) -> bool:
+    """Whether the model can be shared out among `size` processes."""
+    counts = (config.num_heads, config.num_kv_heads, config.intermediate_size)
+    return not any(count % size for count in counts) and size <= config.vocab_size
+
+
 def require(config: ModelConfig, size: int) -> None:
     """Raises InputError when the model cannot be shared out among `size` processes."""
-    counts = (config.num_heads, config.num_kv_heads, config.intermediate_size)
-    if any(count % size for count in counts) or size > config.vocab_size:
+    if not divides(size, config):
         raise InputError(
-            f"tensor_parallel_size is {size}; it must divide the model's {counts[0]} heads, {counts[1]} key "
-            f"and value heads and feed-forward of {counts[2]}",
+            f"tensor_parallel_size is {size}; it must divide the model's {config.num_heads} heads, "
+            f"{config.num_kv_heads} key and value heads and feed-forward of {config.intermediate_size}",
             "tensor_parallel_size",
         )
 

@@ -7,6 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ...kernels.errors import InputError
+from ...models.shards import divides
 from ..gpus import NODE
 
 if TYPE_CHECKING:
@@ -51,15 +52,14 @@ def estimate(replica: Replica, shares: int | None = None) -> Estimate:
 
 def degrees(config: ModelConfig, gpu: Gpu, asked: int | None = None) -> list[int]:
     """Numbers of devices that the heads can be shared among, fewest first. Raises InputError for another."""
-    heads, kv_heads = config.num_heads, config.num_kv_heads
     most = NODE if gpu.link else 1
-    known = [n for n in range(1, most + 1) if not (heads % n or kv_heads % n or config.intermediate_size % n)]
+    known = [count for count in range(1, most + 1) if divides(count, config)]
     if asked is None:
         return known
     if asked not in known:
         raise InputError(
-            f"tensor_parallel_size is {asked}; {heads} heads, {kv_heads} for keys and values, go on "
-            f"{', '.join(map(str, known))} of {gpu.name}"
+            f"tensor_parallel_size is {asked}; {config.num_heads} heads, {config.num_kv_heads} for keys and "
+            f"values, go on {', '.join(map(str, known))} of {gpu.name}"
         )
     return [asked]
 
