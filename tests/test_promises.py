@@ -1,0 +1,26 @@
+"""The page of promises names tests that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+ROWS = [line for line in PAGE.splitlines() if re.search(r"`(tests/|test_)", line) and line.startswith("|")]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_promise_names_tests_that_are_there(row: str) -> None:
+    """A name that stands alone is in the file that was named before it."""
+    text = ""
+    for file, name in re.findall(r"`(?:(tests/[\w/.]+\.py))?(?:::)?(test_\w+)?`", row):
+        text = (ROOT / file).read_text(encoding="utf-8") if file else text
+        assert not name or f"def {name}(" in text, name
+    assert text
+
+
+def test_there_are_promises() -> None:
+    assert len(ROWS) > 25
