@@ -55,10 +55,12 @@ class Ranks:
         if workers:
             self._leave = weakref.finalize(self, workers.close)
         with self.together():
-            store = self._meet()
-            self._orders = Peers(_gloo(c10d.PrefixStore("orders", store), place, ORDER))
-            parts = _gloo if device.type == "cpu" else _nccl
-            group = parts(c10d.PrefixStore("parts", store), place, EXCHANGE)
+            store, kind = self._meet(), _gloo if device.type == "cpu" else _nccl
+            try:
+                self._orders = Peers(_gloo(c10d.PrefixStore("orders", store), place, ORDER))
+                group = kind(c10d.PrefixStore("parts", store), place, EXCHANGE)
+            except RuntimeError as error:
+                raise LostPeerError("another process does not connect") from error
             self.peers = Peers(group)
         if workers and device.type != "cpu":
             workers.when_one_dies(lambda cause: group.abort())  # NCCL does not notice by itself
@@ -90,7 +92,7 @@ class Ranks:
             cause = self._workers.cause() if self._workers and lost else None
             self._cause = cause or (str(error) if lost else None)
             self.close()
-            if self._cause:
+            if self._cause and not self.place.rank:
                 raise RunError(f"the engine has ended: {self._cause}") from error
             raise
 
