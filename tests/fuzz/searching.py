@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any
 
+TRIAL = "trimtab.tests.fuzz.trial"
 SECONDS = 10.0
 """The most of a processor's time that an input may take."""
 PATIENCE = 90.0
@@ -107,7 +108,7 @@ def _trial(left: list[Search]) -> Iterator[tuple[subprocess.Popen[str], Queue[st
     """A process, the lines that it writes, "" at their end, and its stderr."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
         tasks = [f"{each.format}:{each.next}:{each.end}" for each in left]
-        command = [sys.executable, "-m", f"{__package__}.trial", str(Path(folder)), *tasks]
+        command = [sys.executable, "-m", TRIAL, str(Path(folder)), *tasks]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             lines: Queue[str] = Queue()
 
