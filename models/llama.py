@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
+from ..kernels.lm_head import Head
 from ..kernels.ops import TORCH, Ops
 from . import memory
 from .config import ModelConfig
@@ -152,7 +153,7 @@ class Llama:
         table = load.embedding()
         self._embedding = ShardEmbedding(table, shards.vocabulary) if shards else table
         head = table if config.tie_word_embeddings else load.tensor(_head(config))
-        self._head = Linear(head.to(dtype), dtype=torch.float32 if device.type == "cpu" else dtype)
+        self._head = Head(head.to(dtype))
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._norm = load.norm(FINAL_NORM)
         self._eps = torch.tensor([config.rms_norm_eps], device=device)
@@ -190,7 +191,7 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab], of a classifier [rows, labels], of a part its columns; float32."""
-        return self._head(hidden).float()
+        return self._head(hidden)
 
 
 class _Loader:
