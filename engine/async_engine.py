@@ -227,9 +227,10 @@ class AsyncEngine(Front):
             while not stopping.is_set():
                 self._read_notes()
                 self._expire(time.monotonic())
-                if self._core.scheduler.idle:
+                if not self._core.scheduler.idle:
+                    self._advance()
+                elif not stopping.is_set():  # else the note that says so may have been read just now
                     return True
-                self._advance()
             self._refuse("the engine is closed")
             for ticket in list(self._tickets):
                 self._end(ticket, "the engine was closed")

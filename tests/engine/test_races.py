@@ -245,6 +245,21 @@ def test_scores_that_a_closed_engine_has_not_computed_are_refused(tiny_folder: P
         assert not isinstance(found, Exception) or str(found) == "the engine is closed"
 
 
+def test_an_end_that_is_asked_for_between_two_looks_is_not_missed(tiny_folder: Path) -> None:
+    engine = opened(tiny_folder)
+    entered = threading.Event()
+
+    def ask() -> None:
+        entered.wait(60)
+        engine._stop()  # its own note is read with this one
+
+    engine._notes.put(entered.set)
+    engine._notes.put(ask)
+    engine._worker.join(60)
+    assert not engine._worker.is_alive()
+    engine.shutdown()
+
+
 def test_whoever_waits_for_several_futures_hears_of_a_cancelled_one(engine: AsyncEngine) -> None:
     futures = [engine.submit(asked(n, 5 if n else 400)) for n in range(3)]
     assert futures[0].cancel()
