@@ -92,8 +92,10 @@ class PagePool:
 
     def swap(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Exchanges what pages hold, two by two, one after the other."""
-        for one, other in pairs:
-            self.pages[:, :, [one, other]] = self.pages[:, :, [other, one]]
+        for one, other in pairs:  # by slices: a list of indices would copy number by number
+            held = self.pages[:, :, one].clone()
+            self.pages[:, :, one] = self.pages[:, :, other]
+            self.pages[:, :, other] = held
 
 
 def padded_width(head_dim: int) -> int:
