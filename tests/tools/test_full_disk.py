@@ -6,31 +6,19 @@ The system's limit on the size of a file stands for a full disk: what goes beyon
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..models import ggufs
+from ..room import room
 from .conftest import Ran
 
 Run = Callable[..., Ran]
-
-
-@contextmanager
-def room(size: int) -> Iterator[None]:
-    """Within, no file of this process or its children grows beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def plain(path: Path) -> list[dict[str, Any]]:
