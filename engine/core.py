@@ -129,8 +129,6 @@ class Core:
     def step(self) -> None:
         """One step of everything that runs: plan, forward, steer, append. What ends leaves."""
         plan = self.scheduler.plan()
-        for group in plan.admitted:
-            self.runner.admit(group)
         choice = self.runner.step(plan)
         self.scheduler.commit(plan)
         if choice is None:

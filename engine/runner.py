@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..kernels.backend import Cache
     from ..models.llama import Llama
     from .graphs import DecodeGraphs
-    from .group import Group
     from .scheduler import Plan
 
 
@@ -64,9 +63,9 @@ class Runner:
         """Launches within go to this runner's GPU, whichever the thread's own is."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def admit(self, group: Group) -> None:
-        """Writes the group's method and sampling into its row of the table."""
-        self._admit(Admitted.of(group))
+    def admit(self, admitted: Admitted) -> None:
+        """Writes a request's method and sampling into its row of the table."""
+        self.table.admit(admitted.row, admitted.program, admitted.weights, admitted.draw)
 
     def step(self, plan: Plan) -> Choice | None:
         """Computes the plan's tokens; the choice of each ready group, in their order, or None without any.
@@ -99,20 +98,16 @@ class Runner:
         """Does here what the first process does for this order: the same calls, on another part."""
         if order.scored:
             self._score(order.scored)
-            return
-        for admitted in order.admitted:
-            self._admit(admitted)
-        self._carry_out(order)
-
-    def _admit(self, admitted: Admitted) -> None:
-        with self.on_device():
-            self.table.admit(admitted.row, admitted.program, admitted.weights, admitted.draw)
+        else:
+            self._carry_out(order)
 
     def _carry_out(self, order: Order) -> Choice | None:
         with plain_tensors(), self.on_device():
             return self._step(order)
 
     def _step(self, order: Order) -> Choice | None:
+        for admitted in order.admitted:
+            self.admit(admitted)
         self.cache.swap(order.swaps)
         self.cache.clear(order.fresh)
         if not order.segments:

@@ -76,8 +76,6 @@ def steps(core: Core, count: int) -> None:
             core.scheduler.add(group)
     for _ in range(count):
         plan = core.scheduler.plan()
-        for group in plan.admitted:
-            core.runner.admit(group)
         choice = core.runner.step(plan)
         core.scheduler.commit(plan)
         assert choice is not None
@@ -135,9 +133,7 @@ def test_amulet_needs_no_more_launches_than_plain_decoding(core: Core) -> None:
         (group,) = core.admit(Request(branch_token_ids=ids, steering=method))
         core.scheduler.add(group)
         with recorded() as builds:
-            plan = core.scheduler.plan()
-            core.runner.admit(group)
-            core.runner.step(plan)
+            core.runner.step(core.scheduler.plan())
         counts.append(len(builds))
         core.scheduler.remove(group)
     assert counts[0] == counts[1]
