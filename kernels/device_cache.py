@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .layout import exchange
 from .paged import Tiles, paged_attention
 from .parcel import send
 from .store import store
@@ -112,10 +113,7 @@ class DeviceKV:
 
     def swap(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Exchanges what pages hold, two by two, one after the other."""
-        for one, other in pairs:
-            held = self.pages[:, :, one].clone()
-            self.pages[:, :, one] = self.pages[:, :, other]
-            self.pages[:, :, other] = held
+        exchange(self.pages, pairs)
 
 
 def _runs(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int, int]]]:

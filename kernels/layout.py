@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,3 +184,11 @@ def hidden_keys(key: Tensor, token: Tensor, window: int | None) -> Tensor:
     if window is not None:
         hidden |= key <= token - window
     return torch.zeros(hidden.shape).masked_fill_(hidden, HIDDEN)
+
+
+def exchange(pages: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
+    """Exchanges what pages [layers, 2, pages, …] hold, two by two, one after the other."""
+    for one, other in pairs:  # by slices: a list of indices would copy number by number
+        held = pages[:, :, one].clone()
+        pages[:, :, one] = pages[:, :, other]
+        pages[:, :, other] = held

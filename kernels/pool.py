@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from .layout import exchange
+
 ROWS, NARROW, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 64, 12, 400, 8, 16
 """What products must be of for their bits to be always the same: a multiple of rows (at least twice as many
 where a row is wider than NARROW), rows of one that may stand alone, multiplications, a multiple of columns,
@@ -92,10 +94,7 @@ class PagePool:
 
     def swap(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Exchanges what pages hold, two by two, one after the other."""
-        for one, other in pairs:  # by slices: a list of indices would copy number by number
-            held = self.pages[:, :, one].clone()
-            self.pages[:, :, one] = self.pages[:, :, other]
-            self.pages[:, :, other] = held
+        exchange(self.pages, pairs)
 
 
 def padded_width(head_dim: int) -> int:
