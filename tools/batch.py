@@ -62,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
     done = answered(source, target, lines)
     left = [line for line in lines if line.number not in done]
     if not left:
-        before = sum(done.values())
-        failures = f"; {before} of them with an error" if before else ""
-        say(f"every line of {str(source)!r} is answered in {str(target)!r}{failures}")
-        return 1 if before else 0
+        return nothing_left(str(source), str(target), sum(done.values()))
     failed = 0
     engine = loading.open_async_engine(config)
     with ExitStack() as ending:
@@ -73,10 +70,22 @@ def run(args: argparse.Namespace) -> int:
         show = ending.enter_context(progress("trimtab: answering …"))
         for count, found in enumerate(answers(engine, left, args, sampling), 1):
             failed += bool(found.get("error"))
-            _output(target).add([dumps(found)])
+            output(target).add([dumps(found)])
             if show:
                 show(len(done) + count, len(lines))
-    say(f"answered {len(left) - failed} of {len(left)} lines" + (f"; {failed} failed" if failed else ""))
+    return ended(len(left), failed)
+
+
+def nothing_left(source: str, target: str, failed: int) -> int:
+    """Says that all is answered, of which so many lines with an error; the exit status."""
+    failures = f"; {failed} of them with an error" if failed else ""
+    say(f"every line of {source!r} is answered in {target!r}{failures}")
+    return 1 if failed else 0
+
+
+def ended(count: int, failed: int) -> int:
+    """Says how many of the lines of this run were answered; the exit status."""
+    say(f"answered {count - failed} of {count} lines" + (f"; {failed} failed" if failed else ""))
     return 1 if failed else 0
 
 
@@ -155,7 +164,7 @@ def answered(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
 
     Raises InputError when the file holds anything else, or answers to another input.
     """
-    file = _output(target)
+    file = output(target)
     digests = {line.number: line.digest for line in lines}
     found = {}
     for index, text in enumerate(file.whole(), 1):
@@ -170,7 +179,8 @@ def answered(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
     return found
 
 
-def _output(target: Path) -> Lines:
+def output(target: Path) -> Lines:
+    """The file of answers."""
     return Lines(target, BEGINNING, "no answer of an earlier run")
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from ...kernels.errors import InputError, RunError
 from .. import asking, batch, loading, steering
 from ..display import progress
-from ..plain import say
 from .answerer import Answerer
 from .cluster import actor_options, check_model, connected, require
 from .shards import shards_of
@@ -76,10 +75,7 @@ def run(args: argparse.Namespace, config: RayConfig, opening: Callable[[], Async
     sampling, engine = asking.sampling(args), replace(asking.config(args), max_waiting=ROOM)
     work = Work.of(shards_of(args.input, args.output))
     if not work.left:
-        before = work.failed_before
-        failures = f"; {before} of them with an error" if before else ""
-        say(f"every line of {args.input!r} is answered in {args.output!r}{failures}")
-        return 1 if before else 0
+        return batch.nothing_left(args.input, args.output, work.failed_before)
     check_model(engine)
     with connected():
         options: dict[str, Any] = {
@@ -88,9 +84,7 @@ def run(args: argparse.Namespace, config: RayConfig, opening: Callable[[], Async
             "fn_constructor_args": (opening or partial(loading.open_async_engine, engine), args, sampling),
         }
         failed = _write(work, _rows(work, options))
-    count = len(work.left)
-    say(f"answered {count - failed} of {count} lines" + (f"; {failed} failed" if failed else ""))
-    return 1 if failed else 0
+    return batch.ended(len(work.left), failed)
 
 
 def _pool(config: RayConfig, max_num_seqs: int) -> dict[str, Any]:
@@ -137,17 +131,12 @@ def _write(work: Work, rows: Iterator[tuple[str, int, str, bool]]) -> int:
             if number not in missing[target]:
                 continue
             missing[target].discard(number)
-            _add(target, answer)
+            path = Path(target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            batch.output(path).add([answer])
             failed, count = failed + wrong, count + 1
             if show:
                 show(count, work.lines)
     if lost := sum(map(len, missing.values())):
         raise RunError(f"{lost} lines have no answer; the same command goes on where it stopped")
     return failed
-
-
-def _add(target: str, answer: str) -> None:
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(answer + "\n")
