@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ...engine.config import EngineConfig
     from ...engine.engine import Engine
+    from ...engine.methods import Method
     from ...engine.request import Request
 
 FEW = "a whole number from 1 to 10000"
@@ -71,11 +72,8 @@ def add_arguments(parser: flags.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
-    batch = Batch(**flags.given(Batch, args))
-    load, _, method = traffic.asked(args)
-    config = asking.engine_config(args)
+    batch, load, method, config = settings(args)
     rows = load.rows(batch.batch_size, method)
-    require_room(batch, rows, config)
     engine = loading.open_engine(config)
     requests = load.requests(batch.batch_size, asking.vocabulary(engine), method)
     times = _measured(engine, requests, load.output_len, batch, rows)
@@ -86,13 +84,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def require_room(batch: Batch, rows: int, config: EngineConfig) -> None:
-    """Raises InputError where the batch's branches are more than are decoded at once."""
+def settings(args: argparse.Namespace) -> tuple[Batch, traffic.Traffic, Method, EngineConfig]:
+    """What is decoded, how it is steered, and by which engine.
+
+    Raises InputError for a value out of range, and where the batch's branches are more than are decoded at
+    once.
+    """
+    batch = Batch(**flags.given(Batch, args))
+    load, _, method = traffic.asked(args)
+    config = asking.engine_config(args)
+    rows = load.rows(batch.batch_size, method)
     if rows > config.max_num_seqs:
         raise InputError(
             f"batch_size is {batch.batch_size}, which makes {rows} branches; max_num_seqs allows "
             f"{config.max_num_seqs} at once"
         )
+    return batch, load, method, config
 
 
 def _measured(

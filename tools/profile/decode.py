@@ -20,8 +20,8 @@ from rich.table import Table
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
 from .. import flags, loading
-from ..bench import asking, figures, traffic
-from ..bench.latency import Batch, require_room
+from ..bench import asking, figures, latency
+from ..bench.latency import Batch
 from ..plain import watched
 from . import device
 from .stages import REST, STAGES, Stages, marked
@@ -48,11 +48,8 @@ def add_arguments(parser: flags.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
-    batch = Batch(**flags.given(Batch, args))
-    load, _, method = traffic.asked(args)
-    config = asking.engine_config(args)
+    batch, load, method, config = latency.settings(args)
     rows = load.rows(batch.batch_size, method)
-    require_room(batch, rows, config)
     trace = _trace_file(args.trace, load.output_len)
     engine = loading.open_engine(config)
     requests = load.requests(batch.batch_size, asking.vocabulary(engine), method)
