@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from traceback import clear_frames
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import BusyError, InputError, RunError, said
+from ..kernels.errors import BusyError, InputError, RunError, defect
 from .engine import together_of
 from .front import Front
 from .request import Request
@@ -237,7 +237,7 @@ class AsyncEngine(Front):
             self._fail_scores(RunError("the engine is closed"))
             return False
         except BaseException as error:
-            broken = RunError(f"the engine broke: {said(error)}")
+            broken = RunError(f"the engine broke: {defect(error)}")
             broken.__cause__ = error
             self._refuse(str(broken), last=True)
             self._fail(error, self._tickets)
@@ -321,7 +321,7 @@ class AsyncEngine(Front):
         """A step failed: these requests are told why, and leave."""
         clear_frames(error.__traceback__)  # whoever keeps the reason does not keep the step's tensors
         for ticket in list(tickets):
-            reason = RunError(f"a step of the engine failed: {said(error)}")
+            reason = RunError(f"a step of the engine failed: {defect(error)}")
             reason.__cause__ = error
             self._drop(ticket)
             ticket.tell(reason)

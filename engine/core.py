@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..kernels.device_cache import DeviceKV
-from ..kernels.errors import InputError, RunError, said
+from ..kernels.errors import InputError, RunError, defect
 from ..kernels.steer import steer
 from ..kernels.steer_table import SteerTable
 from ..models import memory, shards
@@ -138,7 +138,7 @@ class Core:
             try:
                 group.append(picked, now)
             except Exception as error:  # the text of one answer is no other's concern
-                group.end("error", f"the answer's text failed: {said(error)}", now)
+                group.end("error", f"the answer's text failed: {defect(error)}", now)
             if picked.failed:
                 self.scheduler.blocks.unlearn(group)
             if group.ended:
@@ -149,7 +149,7 @@ class Core:
 
         What else waits stays, and may be decoded by the next step.
         """
-        reason, now = f"a step of the engine failed: {said(error)}", time.perf_counter()
+        reason, now = f"a step of the engine failed: {defect(error)}", time.perf_counter()
         lost = self.scheduler.abandon()
         for group in lost:
             if not group.ended:

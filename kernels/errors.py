@@ -23,7 +23,7 @@ class BusyError(RunError):
     """Too much is waiting already; the same request may be taken a little later."""
 
 
-def said(error: BaseException) -> str:
+def defect(error: BaseException) -> str:
     """A defect, or a failure of somebody else's code, in one line."""
     return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
 
