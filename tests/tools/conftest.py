@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from trimtab.tools.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from trimtab.engine.config import EngineConfig
     from trimtab.engine.request import Request
@@ -100,3 +102,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         return Ran(status, captured.out, captured.err)
 
     return command
+
+
+def plain(path: Path) -> list[dict[str, Any]]:
+    """The answers in a file in the order of their lines, without what took how long."""
+
+    def untimed(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in found.items() if key != "timings"}
+
+    lines = [json.loads(line, object_hook=untimed) for line in path.read_text().splitlines()]
+    return sorted(lines, key=lambda line: line["line"])

