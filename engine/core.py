@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..kernels.backend import Backend, Cache
     from ..models.config import ModelConfig
     from ..models.opening import Opened
+    from .flight import Flight
     from .group import Group
     from .ranks import Ranks
     from .request import Request
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 class Core:
     """What `Engine` and `AsyncEngine` drive. One thread at a time may step; `admit` any thread may call.
 
+    looks_ahead: whether a step may be launched before the choice of the one before it is known.
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
 
@@ -69,6 +71,8 @@ class Core:
         if device.type == "cuda" and backend.graphs and not config.enforce_eager and not self.ranks:
             with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
                 _capture(self.runner, config.max_num_seqs, length)
+        self.looks_ahead = device.type == "cuda" and not self.ranks
+        self._next: Flight | None = None
         dense = device.type == "cpu"
         blocks = KVBlocks(self.runner.pages, config.block_size, config.enable_prefix_caching, dense)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
@@ -127,14 +131,25 @@ class Core:
             raise RunError("the engine was made before this process was forked; make one in each process")
 
     def step(self) -> None:
-        """One step of everything that runs: plan, forward, steer, append. What ends leaves."""
-        plan = self.scheduler.plan()
-        choice = self.runner.step(plan)
+        """One step of everything that runs: plan, forward, steer, append. What ends leaves.
+
+        On a GPU the step after it is launched before this one's choice is read, where it does not depend on
+        it but for the tokens, which stay on the device. What it computes for an answer that ends is dropped.
+        """
+        flight, self._next = self._next, None
+        if flight is None or flight.lost:
+            flight = self.runner.launch(self.scheduler.plan())
+        plan = flight.plan
         self.scheduler.commit(plan)
+        if self.looks_ahead and (ahead := self.scheduler.ahead(plan)):
+            self._next = self.runner.launch(ahead)
+        choice = flight.land()
         if choice is None:
             return
         now = time.perf_counter()
         for group, picked in zip(plan.ready, split(choice, plan.ready), strict=True):
+            if not group.present:
+                continue  # it ended, or was taken out, when this step was on its way
             try:
                 group.append(picked, now)
             except Exception as error:  # the text of one answer is no other's concern
@@ -150,6 +165,7 @@ class Core:
         What else waits stays, and may be decoded by the next step.
         """
         reason, now = f"a step of the engine failed: {defect(error)}", time.perf_counter()
+        self._next = None
         lost = self.scheduler.abandon()
         for group in lost:
             if not group.ended:

@@ -53,10 +53,12 @@ def lengths(longest: int) -> list[int]:
 class _Graph:
     """One size of step: the bytes that all its inputs lie in, and what runs it to its hidden states.
 
-    layout: kept since its kernels read it, of which nothing else knows once they are captured.
+    ids [rows]: the tokens among them. layout: kept since its kernels read it, of which nothing else knows
+    once they are captured.
     """
 
     inputs: Tensor
+    ids: Tensor
     layout: Layout
     replay: Callable[[], Tensor]
 
@@ -83,10 +85,15 @@ class DecodeGraphs:
         return len(self._graphs)
 
     def run(
-        self, token_ids: Sequence[int], segments: Sequence[Segment], turned_by: list[int]
+        self,
+        segments: Sequence[Segment],
+        token_ids: Sequence[int],
+        turned_by: Sequence[int],
+        chosen: Tensor | None = None,
     ) -> Tensor | None:
         """Hidden states of the tokens and of what fills them up, [rows, hidden], until the next run.
 
+        chosen [tokens] on the device: where given, token_ids are places among these.
         None for a step that is not captured: with a prompt in it, or larger than all that are.
         """
         longest = max(segment.start for segment in segments) + 1
@@ -96,8 +103,10 @@ class DecodeGraphs:
             return None
         graph = self._graphs[rows, length]
         columns = self._blank(rows, length)
-        self._fill(columns, token_ids, segments, turned_by)
+        self._fill(columns, segments, token_ids, turned_by)
         graph.inputs.copy_(pack(self._model.device, columns), non_blocking=True)
+        if chosen is not None:
+            graph.ids.copy_(chosen[graph.ids])
         return graph.replay()
 
     def _blank(self, rows: int, length: int) -> Columns:
@@ -108,7 +117,11 @@ class DecodeGraphs:
         return [*columns, np.zeros(rows, np.int32), tables]
 
     def _fill(
-        self, columns: Columns, token_ids: Sequence[int], segments: Sequence[Segment], turned_by: list[int]
+        self,
+        columns: Columns,
+        segments: Sequence[Segment],
+        token_ids: Sequence[int],
+        turned_by: Sequence[int],
     ) -> None:
         ids, positions, pages, offsets, turns, starts, tables = columns
         count, block = len(segments), self._cache.block_size
@@ -130,7 +143,7 @@ class DecodeGraphs:
             cache.layout = layout
             return model.forward(ids, positions, cache, turns if self._dynamic else None)
 
-        return _Graph(inputs, layout, capture(step))
+        return _Graph(inputs, ids, layout, capture(step))
 
 
 def captured() -> Capture:

@@ -67,6 +67,18 @@ class Group:
         return (prompt[start : start + count] + self.tokens[: max(0, start + count - len(prompt))])[:count]
 
     @property
+    def present(self) -> bool:
+        """Whether it has been admitted and not been taken out since, which follows upon its end."""
+        return self.row >= 0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether which tokens it has chosen changes the scores of the next."""
+        sampling = self.request.sampling
+        penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1
+        return any(penalties)
+
+    @property
     def ended(self) -> bool:
         """Whether the answer has its last token."""
         return self.answer.finish_reason is not None

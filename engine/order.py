@@ -49,6 +49,7 @@ class Order:
     """One step.
 
     swaps, fresh: see `Plan`. segments, with token_ids and turned_by for each of their tokens: the forward.
+    follows: token_ids are places among the tokens that the step before chose, of which only the device knows.
     last: of the tokens, those whose hidden states choose; groups: (row of the table, branches) of each group
     that they belong to. bias, repetition: single scores that change. scored: tokens to score instead.
     """
@@ -58,6 +59,7 @@ class Order:
     fresh: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    follows: bool = False
     turned_by: list[int] = field(default_factory=list)
     last: list[int] = field(default_factory=list)
     groups: list[tuple[int, list[int]]] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Order:
         """What the plan asks for."""
         ends = accumulate(count for _, _, count in plan.shares)
         last = {branch: end - 1 for (_, branch, _), end in zip(plan.shares, ends, strict=True)}
+        follows = plan.follows
         return cls(
             admitted=[Admitted.of(group) for group in plan.admitted],
             swaps=plan.swaps,
@@ -80,12 +83,19 @@ class Order:
             token_ids=[
                 token
                 for group, branch, count in plan.shares
-                for token in group.token_ids(branch, branch.computed, count)
+                for token in (
+                    [follows[group]] if follows else group.token_ids(branch, branch.computed, count)
+                )
             ],
+            follows=bool(follows),
             turned_by=[group.turned_by for group, _, count in plan.shares for _ in range(count)],
             last=[last[branch] for group in plan.ready for branch in group.branches],
             groups=[(group.row, [branch.index for branch in group.branches]) for group in plan.ready],
-            bias=[(index, *entry) for index, group in enumerate(plan.ready) for entry in _bias(group)],
+            bias=[
+                (index, *entry)
+                for index, group in enumerate(plan.ready)
+                for entry in _bias(group, unknown=1 if follows else 0)
+            ],
             repetition=[
                 (index, *entry) for index, group in enumerate(plan.ready) for entry in _repetition(group)
             ],
@@ -116,13 +126,14 @@ class Order:
         return Edits((columns[0], columns[1]), columns[2], (columns[3], columns[4]), columns[5])
 
 
-def _bias(group: Group) -> Iterator[tuple[int, float]]:
+def _bias(group: Group, unknown: int) -> Iterator[tuple[int, float]]:
+    """unknown: tokens of the answer that are chosen and not known yet."""
     sampling = group.request.sampling
     yield from sampling.logit_bias.items()
     if sampling.presence_penalty or sampling.frequency_penalty:
         for token, count in Counter(group.tokens).items():
             yield token, -sampling.presence_penalty - sampling.frequency_penalty * count
-    if len(group.tokens) < sampling.min_tokens:
+    if len(group.tokens) + unknown < sampling.min_tokens:
         yield from ((token, -np.inf) for token in group.answer.stop_ids)
 
 

@@ -17,6 +17,7 @@ from ..kernels.parcel import fetch, send
 from ..kernels.steer import Choice
 from ..kernels.steer_table import Groups, SteerTable
 from ..models.ragged import forward
+from .flight import Flight
 from .order import Admitted, Order
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Runner:
     new_cache: makes a cache of so many pages; `pages` is how many its own has.
     graphs: what of decoding is captured, where anything is.
     lead: what to do about an order before and after it is carried out, where others hold parts of the model.
-    steps, step_seconds, steer_seconds: how many, how long they took, and how much of it steering took; on a
-    GPU that is its launches and the wait for all that was launched before.
+    steps, step_seconds, steer_seconds: how many, how long the host was at them, and how much of it with
+    steering; on a GPU that is with its launches.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         self.lead: Callable[[Order], AbstractContextManager[object]] = nullcontext
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
+        self._chosen = torch.zeros(0, dtype=torch.int64, device=self.device)  # by the step before
 
     def on_device(self) -> AbstractContextManager[object]:
         """Launches within go to this runner's GPU, whichever the thread's own is."""
@@ -72,14 +74,30 @@ class Runner:
 
         The choice is on the host, which has waited for it.
         """
+        return self.launch(plan).land()
+
+    def launch(self, plan: Plan) -> Flight:
+        """Begins to compute the plan's tokens; on a CPU that is all there is to do.
+
+        Another plan may be launched before this one has landed.
+        """
         start = time.perf_counter()
         order = Order.of(plan)
         with self.lead(order):
             choice = self._carry_out(order)
+        with self.on_device():
+            arrival = _on_host(choice) if choice else lambda: None
         if order.segments:
             self.steps += 1
             self.step_seconds += time.perf_counter() - start
-        return choice
+
+        def land() -> Choice | None:
+            start = time.perf_counter()
+            found = arrival()
+            self.step_seconds += time.perf_counter() - start
+            return found
+
+        return Flight(plan, land)
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host.
@@ -117,15 +135,17 @@ class Runner:
             return None
         start = time.perf_counter()
         choice = self._steer(order, logits)
+        self._chosen = choice.tokens
         self.steer_seconds += time.perf_counter() - start
         return choice
 
     def _logits(self, order: Order) -> torch.Tensor | None:
         """Those of all branches of the ready groups, in order, [branches, vocab]; None without any."""
-        inputs = (order.token_ids, order.segments, order.turned_by)
-        hidden = self.graphs.run(*inputs) if self.graphs else None
+        chosen = self._chosen if order.follows else None
+        inputs = (order.segments, order.token_ids, order.turned_by)
+        hidden = self.graphs.run(*inputs, chosen) if self.graphs else None
         if hidden is None:
-            hidden = forward(self.model, order.segments, order.token_ids, order.turned_by, self.cache)
+            hidden = forward(self.model, *inputs, self.cache, chosen)
         if not order.last:
             return None
         (at,) = send(self.device, np.array(filled(order.last, self.device), np.int64))
@@ -133,7 +153,7 @@ class Runner:
 
     def _steer(self, order: Order, logits: torch.Tensor) -> Choice:
         first = self.table.shard.first
-        choice = self.steer(
+        return self.steer(
             logits,
             Groups.of(order.groups, self.device),
             self.table,
@@ -141,7 +161,6 @@ class Runner:
             trace=order.trace,
             top=order.top,
         )
-        return choice if self.device.type == "cpu" else _on_host(choice)
 
     def _score(self, token_ids: Sequence[int]) -> torch.Tensor:
         rope, shard = self.model.config.rope, self.table.shard
@@ -156,9 +175,14 @@ class Runner:
             return shard.whole(shard.log_softmax(logits)).cpu()
 
 
-def _on_host(choice: Choice) -> Choice:
-    """The same, read in one copy."""
+def _on_host(choice: Choice) -> Callable[[], Choice]:
+    """Sends it there in one copy, which the result waits for."""
     names = [field.name for field in fields(choice) if field.name != "top"]
-    found = fetch([*(getattr(choice, name) for name in names), *(choice.top or ())])
-    top = (found[-2], found[-1]) if choice.top else None
-    return replace(choice, **dict(zip(names, found, strict=False)), top=top)
+    arrived = fetch([*(getattr(choice, name) for name in names), *(choice.top or ())])
+
+    def land() -> Choice:
+        found = arrived()
+        top = (found[-2], found[-1]) if choice.top else None
+        return replace(choice, **dict(zip(names, found, strict=False)), top=top)
+
+    return land

@@ -27,6 +27,7 @@ class Plan:
     """One step: groups that start, tokens to compute of each branch, groups that then choose a token.
 
     swaps: pairs of pages to exchange, and `fresh`, pages to clear, before anything else.
+    follows: where each group stands among those that the step before chose for, if that is not known yet.
     """
 
     admitted: list[Group] = field(default_factory=list)
@@ -34,6 +35,7 @@ class Plan:
     ready: list[Group] = field(default_factory=list)
     swaps: list[tuple[int, int]] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)
+    follows: dict[Group, int] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -111,10 +113,29 @@ class Scheduler:
         plan.fresh, self.blocks.fresh = self.blocks.fresh, []
         return plan
 
+    def ahead(self, plan: Plan) -> Plan | None:
+        """The step after this one, which is committed, planned before anybody knows what it chooses.
+
+        None where more than that goes on: a prompt, somebody who waits and might begin, too few pages, or a
+        request whose scores depend on what it has said.
+        """
+        follows = {group: place for place, group in enumerate(plan.ready) if group.present}
+        going = [group for group in follows if len(group.tokens) + 1 < group.limit]
+        if not going or len(follows) < len(self.running) or any(group.looks_back for group in going):
+            return None
+        if self.waiting and (len(going) < len(follows) or self._admit(self.waiting[0])):
+            return None
+        if not self.blocks.reserve([(branch, 1) for group in going for branch in group.branches]):
+            return None
+        shares = [(group, branch, 1) for group in going for branch in group.branches]
+        fresh, self.blocks.fresh = self.blocks.fresh, []
+        return Plan(shares=shares, ready=going, fresh=fresh, follows=follows)
+
     def commit(self, plan: Plan) -> None:
-        """The plan's tokens have been computed."""
+        """The plan's tokens have been computed, or will have been before anything that is planned after."""
         for group, branch, count in plan.shares:
-            self.blocks.commit(group, branch, count)
+            if group.present:
+                self.blocks.commit(group, branch, count)
 
     def _catch_up(self, group: Group, budget: int, claimed: set[bytes]) -> list[int]:
         """Tokens for each branch. One waits while another computes a page that it can have from there.

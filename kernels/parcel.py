@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 ALIGNED = 16
 """Bytes that each part's beginning is a multiple of: for other pointers Triton compiles other kernels."""
 TYPES = {
@@ -32,7 +33,7 @@ def pack(device: torch.device, columns: Sequence[np.ndarray[Any, Any]]) -> Tenso
     """The bytes of all columns on the host, [bytes] uint8, in memory that a GPU copies from by itself."""
     starts = _starts([column.nbytes for column in columns])
     pinned = device.type == "cuda" and torch.cuda.is_available()
-    packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=pinned)
+    packed = torch.empty(starts[-1], dtype=torch.uint8, device=CPU, pin_memory=pinned)
     into = packed.numpy()
     for start, column in zip(starts, columns, strict=False):
         into[start : start + column.nbytes] = np.ascontiguousarray(column).reshape(-1).view(np.uint8)
@@ -48,14 +49,24 @@ def unpack(packed: Tensor, like: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]
     ]
 
 
-def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors on the host, which waits for them; those of a CPU as they are."""
+def fetch(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Sends the tensors to the host, which waits for them when it calls the result; a CPU's as they are."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        return list(tensors)
-    packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors]).cpu()
+        return lambda: list(tensors)
+    packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
+    host = torch.empty(packed.shape, dtype=torch.uint8, device=CPU, pin_memory=packed.is_cuda)
+    host.copy_(packed, non_blocking=True)
+    sent = torch.cuda.Event()
+    sent.record()
+    return lambda: _arrived(tensors, host, sent)
+
+
+def _arrived(tensors: Sequence[Tensor], host: Tensor, sent: torch.cuda.Event) -> list[Tensor]:
+    """Parts of the host's bytes, of the tensors' types and shapes."""
+    sent.synchronize()
     found, start = [], 0
     for tensor in tensors:
-        part = packed[start : start + tensor.nbytes].clone()  # a view must begin where its type allows
+        part = host[start : start + tensor.nbytes].clone()  # a view must begin where its type allows
         found.append(part.view(tensor.dtype).view(tensor.shape))
         start += tensor.nbytes
     return found

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 
 def forward(
-    model: Llama, segments: list[Segment], token_ids: Sequence[int], turned_by: Sequence[int], cache: Cache
+    model: Llama,
+    segments: list[Segment],
+    token_ids: Sequence[int],
+    turned_by: Sequence[int],
+    cache: Cache,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden].
 
     turned_by: for each token what its request turns by, which matters where the model's rope is dynamic.
+    chosen [tokens] on the device: where given, token_ids are places among these.
     """
     columns = [filled(token_ids, model.device)]
     if model.config.rope.kind == "dynamic":
@@ -32,4 +38,6 @@ def forward(
     batch = Batch.of(segments, cache.block_size, len(columns[0]) - len(token_ids), model.device)
     cache.begin(batch)
     ids, *lengths = send(model.device, *(np.array(column, np.int64) for column in columns))
+    if chosen is not None:
+        ids = chosen[ids]
     return model.forward(ids, batch.positions, cache, *lengths)

@@ -61,7 +61,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     monkeypatch.setattr(cores, "device_of", lambda *_: META)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(DummyWeights, "tensor", empty)
-    monkeypatch.setattr(runners, "fetch", list)
+    monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))
     monkeypatch.setattr(ahead, "_build", partial(built, build=ahead._build))
     engine = Engine.from_pretrained(
         "llama-3.1-8b", load_format="dummy", kv_cache_memory="1GiB", max_num_seqs=8

@@ -68,6 +68,7 @@ def alone(folder: Path) -> list[Output]:
 def run(engine: Engine, choose: random.Random) -> tuple[list[tuple[int, Group]], set[int]]:
     """One schedule: requests arrive at any step and some are aborted. All of them, and the ids of those."""
     core = engine._core
+    core.looks_ahead = choose.random() < 0.5
     arriving = [choose.randrange(len(REQUESTS)) for _ in range(choose.randint(1, 9))]
     rate, leaving = choose.choice((0.1, 0.5, 1.0)), choose.choice((0.0, 0.02, 0.1))
     groups, aborted = list[tuple[int, Group]](), set[int]()

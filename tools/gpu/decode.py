@@ -95,6 +95,9 @@ def _check_model(
         return  # the engine does not even open
     with report.part("decode", f"{name}: alone as in the crowd") as row:
         row.update(compared([engine.generate(one) for one in asked[::ALONE]], found[::ALONE], near))
+    with report.part("decode", f"{name}: each step awaited before the next") as row:
+        engine._core.looks_ahead = False
+        row.update(compared(engine.generate(asked), found, near))
     with report.part("decode", f"{name}: scores of a text") as row:
         ids = prompt(0, 0, min(plan.longest, 100), plan.size.vocab)
         exactly = opened(where, "cpu", dtype="float32", kernels="torch").score(ids)

@@ -94,13 +94,14 @@ def _timed(
 
 @contextmanager
 def _launched(engine: Engine) -> Iterator[None]:
-    """Within, steps are launched one by one: nothing can be seen within a captured one."""
-    runner = engine._core.runner
-    graphs, runner.graphs = runner.graphs, None
+    """Within, operations are launched one by one, of a step at a time: no captured step can be seen into."""
+    core, runner = engine._core, engine._core.runner
+    before = runner.graphs, core.looks_ahead
+    runner.graphs, core.looks_ahead = None, False
     try:
         yield
     finally:
-        runner.graphs = graphs
+        runner.graphs, core.looks_ahead = before
 
 
 def _answer(engine: Engine, asked: list[Request]) -> None:

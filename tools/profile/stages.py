@@ -63,12 +63,13 @@ class Stages:
 
         return timed
 
-    def plan(self, call: Callable[[], Plan]) -> Callable[[], Plan]:
+    def plan(self, call: Callable[..., Plan | None]) -> Callable[..., Plan | None]:
         """The scheduler's, which says whether every branch decodes."""
 
-        def planned() -> Plan:
-            plan = call()
-            self._decodes = [count for _, _, count in plan.shares] == [1] * self._rows
+        def planned(*before: Plan) -> Plan | None:
+            plan = call(*before)
+            if plan is not None:
+                self._decodes = [count for _, _, count in plan.shares] == [1] * self._rows
             return plan
 
         return self.of("plan", planned)
@@ -135,6 +136,7 @@ def marked(engine: Engine, stages: Stages) -> Iterator[None]:
     new: list[tuple[Any, str, Any]] = [
         (core, "step", stages.step(core.step)),
         (scheduler, "plan", stages.plan(scheduler.plan)),
+        (scheduler, "ahead", stages.plan(scheduler.ahead)),
         (scheduler, "commit", stages.of("plan", scheduler.commit)),
         (scheduler, "add", _adding(stages, scheduler.add)),
         (cache, "begin", stages.of("layout", cache.begin)),
