@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, device, dtype
 
-from .. import advance as advance_reference
 from .. import norm, paged, rope, work
 from .. import store as store_reference
 from .. import swiglu as swiglu_reference
 from ..spec import Case, KernelSpec
-from .advance import advance
 from .attention import paged_attention
 from .norm import add_rms_norm
 from .rope import rope_write
@@ -136,16 +134,6 @@ def _attention(model: Shape, branches: int, context: int, new: int, window: int 
     return Case(f"{model.name}, {what} at {context}{f', window {window}' if window else ''}", make, moved)
 
 
-def _advance(rows: int, pages: int) -> Case:
-    def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        group = torch.arange(rows, device=where) // 3
-        tables = torch.arange(rows * pages, device=where).view(rows, pages)
-        state = [torch.full((rows,), 14, device=where) for _ in range(4)]
-        return group * 7, group, tables, *state, 16
-
-    return Case(f"{rows} rows", make, work.Work(8 * 8 * rows))
-
-
 NORM = KernelSpec(
     "add_rms_norm", norm.add_rms_norm, add_rms_norm, (_norm(LLAMA, 16, True), _norm(DEMO, 3, False))
 )
@@ -163,7 +151,6 @@ ATTENTION = KernelSpec(
         _attention(DEMO, 2, 128, 64),
     ),
 )
-ADVANCE = KernelSpec("advance", advance_reference.advance, advance, (_advance(48, 64),))
 ROTATE = KernelSpec("rotate", rope.rotate, rotate, (_rotate(LLAMA, 16), _rotate(DEMO, 3)))
 STORE = KernelSpec("store", store_reference.store, store, (_store(LLAMA, 16), _store(DEMO, 3)))
-LAYER_SPECS = (NORM, SWIGLU, ROPE, ROTATE, STORE, ATTENTION, ADVANCE)
+LAYER_SPECS = (NORM, SWIGLU, ROPE, ROTATE, STORE, ATTENTION)

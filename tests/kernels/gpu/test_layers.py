@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trimtab.kernels import advance as advance_reference
 from trimtab.kernels import norm, paged, rope, swiglu
-from trimtab.kernels.gpu.advance import advance
 from trimtab.kernels.gpu.attention import paged_attention
 from trimtab.kernels.gpu.norm import LONGEST, add_rms_norm
 from trimtab.kernels.gpu.rope import rope_write
@@ -99,21 +97,6 @@ def _exact_rope(qkv: Tensor, cos: Tensor, sin: Tensor, ready: rope.Heads) -> Ten
         turned = turned * (turned.square().mean(-1, keepdim=True) + ready.eps).rsqrt() * ready.norm
     turned = turned * cos[:, None] + turned.roll(qkv.shape[-1] // 2, -1) * sin[:, None]
     return torch.cat((turned, qkv[:, -2:]), 1)
-
-
-def test_advance() -> None:
-    rows, block = 150, 16
-    tables = torch.randperm(rows * 5, device=DEVICE).view(rows, 5)
-    group = torch.randint(0, 40, (rows,), device=DEVICE)
-    tokens = torch.randint(0, 1000, (40,), device=DEVICE)
-    states = [[torch.full((rows,), -9, device=DEVICE) for _ in range(4)] for _ in range(2)]
-    positions = torch.randint(0, 5 * block - 1, (rows,), device=DEVICE)
-    for state, call in zip(states, (advance, advance_reference.advance), strict=True):
-        state[1].copy_(positions)
-        call(tokens, group, tables, *state, block)
-    for found, expected in zip(*states, strict=True):
-        assert torch.equal(found, expected)
-    assert states[0][3].tolist() == [(p + 1) % block for p in positions.tolist()]
 
 
 RUNS = {
