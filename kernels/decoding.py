@@ -58,6 +58,7 @@ class Decoding:
             total = at.stop
         place = self._place(readers, own, more, group)  # [depth, rows, kv_heads, group]
         there = ~readers.absent
+        place = torch.where(there[:, :, None, None], place, total)  # the row that no product writes
         depth, count = there.shape
         query = tokens[:, None] * (heads + 2 * kv_heads) + torch.arange(heads)
         part = torch.arange(place.numel()).view(count, kv_heads, group, depth).permute(3, 0, 1, 2)
@@ -68,9 +69,6 @@ class Decoding:
         last = torch.arange(count + padding).clamp(max=count - 1)
         self._out = place[:, last].flatten()
         self._shape = (depth, count + padding, heads, pool.width)
-        self._ragged = bool(readers.absent.any())
-        self._no_score = readers.absent.t()[:, None, :, None]
-        self._no_output = readers.absent[:, last, None, None]
 
     def bias(self, lengths: Tensor, window: int | None) -> list[Tensor]:
         """0 where a product's row sees a key, else HIDDEN, for each product. lengths [rows]: tokens held."""
@@ -91,26 +89,26 @@ class Decoding:
             torch.baddbmm(hidden, product.queries, keys, out=product.scores)
         depth, count, heads, width = self._shape
         if depth == 1:
-            torch.softmax(scores, -1, out=shares)
+            torch.softmax(scores[:-1], -1, out=shares)
         else:
             side_by_side = scores.index_select(0, self._gathered)
-            if self._ragged:
-                side_by_side.view(-1, heads, depth, pool.block_size).masked_fill_(self._no_score, HIDDEN)
             side_by_side = side_by_side.view(-1, depth * pool.block_size).softmax(-1)
             torch.index_select(side_by_side.view(-1, pool.block_size), 0, self._parted, out=shares)
         for product in self._products:
             torch.bmm(product.shares, product.read(layer, 1), out=product.found)
-        by_page = found.index_select(0, self._out).view(depth, count, heads, width)
-        if self._ragged:
-            by_page.masked_fill_(self._no_output, 0.0)
-        return pairwise_sum(by_page)
+        return pairwise_sum(found.index_select(0, self._out).view(depth, count, heads, width))
 
     def _buffer(self, readers: Readers, own: int, more: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, scores, shares and outputs of all products."""
+        """Queries, scores, shares and outputs of all products; of scores and outputs one row more.
+
+        It stands for the pages that a row lacks: hidden scores, and an output of zeros.
+        """
         pool = self._pool
         total = (readers.used * own + len(readers.stacked) * more) * pool.kv_heads
-        wide, long = (total, pool.width), (total, pool.block_size)
-        return torch.empty(wide), torch.empty(long), torch.empty(long), torch.empty(wide)
+        queries, shares = torch.empty(total, pool.width), torch.empty(total, pool.block_size)
+        scores, found = torch.empty(total + 1, pool.block_size), torch.empty(total + 1, pool.width)
+        scores[-1], found[-1] = HIDDEN, 0.0
+        return queries, scores, shares, found
 
     def _cut(self, readers: Readers, own: int, more: int) -> list[tuple[slice | Tensor, int, int]]:
         """(pages, how many, rows of a product with each) for every product."""

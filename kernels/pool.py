@@ -50,11 +50,13 @@ class PagePool:
         self._least = -(-LEAST_WORK // (block_size * self.width * few)) * few  # rows of a product
         self._buffer = torch.empty(self.at_once * kv_heads, block_size, self.width)
         self._products = [layer.flatten(1, 2) for layer in self.pages]  # [2, pages · kv_heads, …]
-        self._tokens = [layer.view(-1, self.width) for layer in self.pages]
+        # eight bytes as one number: what is written token by token is moved number by number
+        self._tokens = [layer.view(-1, self.width).view(torch.int64) for layer in self.pages]
 
     def store(self, layer: int, rows: Tensor, parts: Tensor) -> None:
         """Writes keys and values: parts [rows, …, width] to `rows` of a layer, seen as [rows, width]."""
-        self._tokens[layer].index_copy_(0, rows, parts.to(self.pages.dtype).reshape(-1, self.width))
+        written = parts.to(self.pages.dtype).reshape(-1, self.width).view(torch.int64)
+        self._tokens[layer].index_copy_(0, rows, written)
 
     def reader(self, pages: slice | Tensor, alone: bool) -> Read:
         """How a product has the keys (side 0) and values (side 1) of some pages, [pages · kv_heads, …].
