@@ -76,7 +76,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 def test_an_engine_that_nobody_has_any_more_ends_its_thread(tiny_folder: Path) -> None:
     engines = [opened(tiny_folder)]
     run(lambda: engines[0].generate(asked(0)))
-    worker, core = engines[0]._worker, weakref.ref(engines[0]._core)
+    worker, core = engines[0]._loop._worker, weakref.ref(engines[0]._core)
     engines.clear()
     end = time.monotonic() + 60
     while (worker.is_alive() or core()) and time.monotonic() < end:
@@ -158,7 +158,7 @@ expected = engine.generate(request).token_ids
 sys.stdout.flush()
 child = os.fork()
 if not child:
-    served._entering.acquire()  # as if a thread had it at the fork
+    served._loop._entering.acquire()  # as if a thread had it at the fork
     for call in (engine.generate, served.submit, lambda request: engine.score([1, 2])):
         try:
             call(request)
@@ -246,12 +246,12 @@ def test_an_end_that_is_asked_for_between_two_looks_is_not_missed(tiny_folder: P
 
     def ask() -> None:
         entered.wait(60)
-        engine._stop()  # its own note is read with this one
+        engine._loop._stop()  # its own note is read with this one
 
-    engine._notes.put(entered.set)
-    engine._notes.put(ask)
-    engine._worker.join(60)
-    assert not engine._worker.is_alive()
+    engine._loop._notes.put(entered.set)
+    engine._loop._notes.put(ask)
+    engine._loop._worker.join(60)
+    assert not engine._loop._worker.is_alive()
     engine.shutdown()
 
 
