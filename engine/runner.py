@@ -85,7 +85,7 @@ class Runner:
         order = Order.of(plan)
         with self.lead(order):
             choice = self._carry_out(order)
-        with self.on_device():
+        with plain_tensors(), self.on_device():
             arrival = _on_host(choice) if choice else lambda: None
         if order.segments:
             self.steps += 1

@@ -120,6 +120,30 @@ def test_captured_steps_launch_what_a_step_launches_and_nothing_of_prompts(core:
     assert {build.constants["SPLIT"] for build in attends} == {256}
 
 
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_step_follows_another_whose_tokens_only_the_device_has(core: Core, captured: bool) -> None:
+    runner, scheduler = core.runner, core.scheduler
+    if captured:
+        with plain_tensors(), recorded():
+            runner.graphs = DecodeGraphs(runner.model, runner.cache, 8, 4096, again)  # type: ignore[arg-type]
+    for ids, method in (([[1, 2, 3]] * 3, Mato([ONE, TWO])), ([[5]], Base())):
+        scheduler.add(*core.admit(Request(branch_token_ids=ids, steering=method)))
+    with recorded():
+        flight = runner.launch(scheduler.plan())
+        assert len(flight.plan.ready) == 2
+        for _ in range(2):
+            scheduler.commit(flight.plan)
+            ahead = scheduler.ahead(flight.plan)
+            assert ahead is not None
+            following = runner.launch(ahead)
+            choice = flight.land()
+            assert choice is not None
+            assert choice.tokens.device == META
+            for group in flight.plan.ready:
+                group.tokens.append(9)
+            flight = following
+
+
 def test_the_largest_step_is_rehearsed_as_it_would_be_made(core: Core) -> None:
     with plain_tensors(), recorded() as builds:
         rehearse(core.config, core.runner.model, TRITON, core.runner.new_cache)
