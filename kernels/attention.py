@@ -18,7 +18,9 @@ from torch.nn.functional import pad
 
 from .decoding import Decoding, pairwise_sum
 from .layout import Batch, Pieces, Readers, Segment
+from .norm import rms_norm
 from .pool import ALONE, PagePool, padded_width
+from .rope import HeadNorm, Turns, rotate
 
 
 @dataclass
@@ -89,18 +91,32 @@ class PagedKV(PagePool):
             first += segment.count
         self._step = step
 
-    def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor:
-        """Stores keys and values, and returns softmax(q kᵀ) v over each branch's context.
+    def attend(
+        self,
+        layer: int,
+        qkv: Tensor,
+        turns: Turns,
+        norm: HeadNorm | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Turns queries and keys, stores keys and values, and returns softmax(q kᵀ) v over each branch's
+        context, [rows, heads · head_dim] float32.
 
-        qkv [rows of the batch, heads + 2 · kv_heads, head_dim] float32, queries first, then keys, then values
-        → [rows, heads · head_dim]. Queries come with the factor 1/√head_dim: a product's own factor would be
-        rounded here on one road, there on another. With a window, a token sees itself and the window − 1
-        before it.
+        qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, then keys, then values, as the
+        products give them; their memory may be used again. norm: of queries and keys, before they are turned.
+        Queries get the factor 1/√head_dim as they are turned: a product's own factor would be rounded here on
+        one road, there on another. With a window, a token sees itself and the window − 1 before it.
         """
-        more = self.width - self.head_dim
+        qkv, more = self.turn(qkv, turns, norm), self.width - self.head_dim
         if not more:
             return self._attend(layer, qkv, window).flatten(1)
         return self._attend(layer, pad(qkv, (0, more)), window)[..., :-more].flatten(1)
+
+    def turn(self, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
+        """All heads ready for attention, float32: an operation less is worth more than values left out."""
+        if norm is not None:
+            qkv[:, : -self.kv_heads] = rms_norm(qkv[:, : -self.kv_heads], norm.weight, norm.eps)
+        return rotate(qkv, *turns.by_head)
 
     def _attend(self, layer: int, qkv: Tensor, window: int | None) -> Tensor:
         step = self._step

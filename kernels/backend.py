@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .layout import Batch
+    from .rope import HeadNorm, Turns
 
 
 class Cache(Protocol):
@@ -27,7 +28,9 @@ class Cache(Protocol):
 
     def begin(self, batch: Batch) -> None: ...
 
-    def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor: ...
+    def attend(
+        self, layer: int, qkv: Tensor, turns: Turns, norm: HeadNorm | None, window: int | None
+    ) -> Tensor: ...
 
     def clear(self, pages: list[int]) -> None: ...
 

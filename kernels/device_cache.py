@@ -13,10 +13,11 @@ from torch import Tensor
 from .layout import exchange
 from .paged import Tiles, paged_attention
 from .parcel import send
-from .store import store
+from .rope import rope_write
 
 if TYPE_CHECKING:
     from .layout import Batch, Segment
+    from .rope import HeadNorm, Turns
 
 PROMPT_TILE = 16
 """Tokens of a prompt that attend together."""
@@ -92,17 +93,32 @@ class DeviceKV:
         """Prepares a step."""
         self.layout = Layout.of(batch, self.pages.device)
 
-    def attend(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor:
-        """Stores keys and values, and returns softmax(q kᵀ) v over each branch's context.
+    def attend(
+        self,
+        layer: int,
+        qkv: Tensor,
+        turns: Turns,
+        norm: HeadNorm | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Turns queries and keys, stores keys and values, and returns softmax(q kᵀ) v over each branch's
+        context, [rows, heads · head_dim] in the cache's type.
 
-        qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, scaled, then keys, then values
-        → [rows, heads · head_dim]. With a window, a token sees itself and the window − 1 before it.
+        qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, then keys, then values, as the
+        products give them; norm: of queries and keys, before they are turned. With a window, a token sees
+        itself and the window − 1 before it.
         """
-        assert self.layout is not None, "attend before begin"
-        return self._attend(self.layout, self.pages[layer], qkv, window).flatten(1)
+        layout, pages = self.layout, self.pages[layer]
+        assert layout is not None, "attend before begin"
+        queries = self.turn(layout, pages, qkv, turns, norm)
+        return self.read(layout, pages, queries, window).flatten(1)
 
-    def _attend(self, layout: Layout, pages: Tensor, qkv: Tensor, window: int | None) -> Tensor:
-        queries = store(qkv, pages, layout.pages, layout.offsets)
+    def turn(self, layout: Layout, pages: Tensor, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
+        """Writes keys and values to a layer's pages; see `kernels.rope.rope_write`."""
+        return rope_write(qkv, turns, norm, pages, layout.pages, layout.offsets)
+
+    def read(self, layout: Layout, pages: Tensor, queries: Tensor, window: int | None) -> Tensor:
+        """What the queries find in a layer's pages; both [rows, heads, head_dim]."""
         found = torch.zeros_like(queries)
         for tiles in layout.tiles:  # each gives zeros but for its own tokens
             found += paged_attention(queries, pages, layout.tables, tiles, window)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .norm import rms_norm
-from .rope import rotate
 from .swiglu import swiglu
 
 
@@ -17,9 +16,8 @@ class Ops:
     """One implementation of each operation; shapes are in the docstrings of the functions named alike."""
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
-    rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
 
 
-TORCH = Ops(rms_norm=rms_norm, rotate=rotate, swiglu=swiglu)
+TORCH = Ops(rms_norm=rms_norm, swiglu=swiglu)
 """The torch references."""

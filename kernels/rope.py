@@ -3,49 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .norm import rms_norm
 
 
 @dataclass(frozen=True)
-class Heads:
-    """How a layer's heads are made ready for attention.
+class HeadNorm:
+    """The norm of a layer's queries and keys: weight [queries + kv_heads, head_dim], eps [1], float32."""
 
-    queries: how many there are. scale: what they are multiplied by. norm [queries + kv_heads, head_dim] and
-    eps [1] float32: of queries and keys, in models that have one.
+    weight: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How the heads of a step are turned, in every layer alike.
+
+    cos, sin [rows, head_dim] float32, sin with the sign of its half, see `rotate`. queries, kv_heads: how
+    many heads of each there are. scale: what queries are multiplied by.
     """
 
+    cos: Tensor
+    sin: Tensor
     queries: int
+    kv_heads: int
     scale: float
-    norm: Tensor | None = None
-    eps: Tensor | None = None
+
+    @cached_property
+    def by_head(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of every head, [rows, queries + 2 · kv_heads, head_dim]: of queries scaled, so that one
+        rotation does both, and of values, which are not turned, 1 and 0."""
+        return self._spread(self.cos, 1.0), self._spread(self.sin, 0.0)
+
+    def _spread(self, turn: Tensor, plain: float) -> Tensor:
+        turned = turn[:, None].expand(-1, self.queries + self.kv_heads, -1)
+        found = functional.pad(turned, (0, 0, 0, self.kv_heads), value=plain)
+        found.narrow(1, 0, self.queries).mul_(self.scale)
+        return found
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x, cos, sin [tokens, heads, head_dim]; sin has the sign of its half, see `models.rope`: the rotation is
+    """x, cos, sin [rows, heads, head_dim]; sin has the sign of its half, see `models.rope`: the rotation is
     x · cos + swap(x) · sin, in the type of cos. A head with cos 1 and sin 0 stays as it is."""
     x = x.to(cos.dtype)  # once: each operation on two types would cast for itself
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def rope_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, page: Tensor, offset: Tensor, heads: Heads
+    qkv: Tensor, turns: Turns, norm: HeadNorm | None, cache: Tensor, page: Tensor, offset: Tensor
 ) -> Tensor:
     """Norm and rotation of queries and keys; keys and values go into the cache.
 
-    qkv [tokens, queries + 2 · kv_heads, head_dim]; cos, sin [tokens, head_dim] float32, sin with the sign of
-    its half; cache [2, pages, kv_heads, block_size, head_dim], keys then values; page, offset [tokens] int64:
-    each token's place in it → the turned and scaled queries [tokens, queries, head_dim] in qkv's type.
+    qkv [rows, queries + 2 · kv_heads, head_dim]; cache [2, pages, kv_heads, block_size, head_dim], keys then
+    values; page, offset [tokens ≤ rows] int64: the place of each row's token in it, rows beyond them having
+    none → the turned and scaled queries [rows, queries, head_dim] in the cache's type.
     """
-    kv_heads = cache.shape[2]
-    wide = qkv.float()
-    turned, values = wide[:, :-kv_heads], wide[:, -kv_heads:]
-    if heads.norm is not None and heads.eps is not None:
-        turned = rms_norm(turned, heads.norm, heads.eps)
-    turned = rotate(turned, cos[:, None], sin[:, None])
-    cache[0, page, :, offset] = turned[:, heads.queries :].to(cache.dtype)
+    tokens, kv_heads = len(page), turns.kv_heads
+    wide = qkv.to(turns.cos.dtype)
+    turned, values = wide[:, :-kv_heads], wide[:tokens, -kv_heads:]
+    if norm is not None:
+        turned = rms_norm(turned, norm.weight, norm.eps)
+    turned = rotate(turned, turns.cos[:, None], turns.sin[:, None])
+    cache[0, page, :, offset] = turned[:tokens, turns.queries :].to(cache.dtype)
     cache[1, page, :, offset] = values.to(cache.dtype)
-    return (turned[:, : heads.queries] * heads.scale).to(qkv.dtype)
+    return (turned[:, : turns.queries] * turns.scale).to(cache.dtype)

@@ -47,16 +47,6 @@ def rope_write(rows: float, heads: float, kv_heads: float, width: int, itemsize:
     return Work(2 * rows * (heads + 2 * kv_heads) * width * itemsize + 8 * rows * width)
 
 
-def rotate(rows: int, heads: float, kv_heads: float, width: int, itemsize: int) -> Work:
-    """As `rope_write` without the cache: turns for every number, and float32 that is written."""
-    return Work(rows * (heads + 2 * kv_heads) * width * (itemsize + 3 * 4))
-
-
-def store(rows: int, heads: float, kv_heads: float, width: int, itemsize: int) -> Work:
-    """Float32 read, its queries and the cache's keys and values written."""
-    return Work(rows * (heads + 2 * kv_heads) * width * (4 + itemsize))
-
-
 def attention(
     branches: float,
     context: float,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
 from ..kernels.lm_head import Head
 from ..kernels.ops import TORCH, Ops
+from ..kernels.rope import HeadNorm, Turns
 from . import memory
 from .config import ModelConfig
 from .rope import Rotary
@@ -69,7 +70,9 @@ class Weights(Protocol):
 class Attention(Protocol):
     """The part of a KV cache that a decoder needs; see `kernels.attention.PagedKV.attend`."""
 
-    def attend(self, layer: int, qkv: Tensor, window: int | None) -> Tensor: ...
+    def attend(
+        self, layer: int, qkv: Tensor, turns: Turns, norm: HeadNorm | None, window: int | None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Layer:
 
     attention_norm: Tensor
     qkv: Linear
-    qk_norm: Tensor | None  # [heads + kv_heads, head_dim]
+    head_norm: HeadNorm | None
     output: Linear
     mlp_norm: Tensor
     gate_up: GatedLinear
@@ -156,10 +159,8 @@ class Llama:
         self._head = Head(head.to(dtype))
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._norm = load.norm(FINAL_NORM)
-        self._eps = torch.tensor([config.rms_norm_eps], device=device)
+        self._eps = load.eps
         self._rotary = Rotary(config.rope, config.head_dim, device)
-        self._scale = torch.ones(config.num_heads + 2 * config.num_kv_heads, 1, device=device)
-        self._scale[: config.num_heads] = config.head_dim**-0.5
         self._arithmetic = arithmetic_dtype(dtype, device)
 
     def forward(
@@ -172,19 +173,13 @@ class Llama:
         """
         config, ops = self.config, self.ops
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        # queries are scaled as they are turned
-        cos, sin = (
-            turn * self._scale for turn in self._rotary.at(positions, heads + kv_heads, kv_heads, lengths)
-        )
+        turns = Turns(*self._rotary.at(positions, lengths), heads, kv_heads, config.head_dim**-0.5)
         x = self._embedding[token_ids].to(self.dtype).to(self._arithmetic)
         for index, layer in enumerate(self._layers):
             normed = ops.rms_norm(x, layer.attention_norm, self._eps)
             qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim)
-            if layer.qk_norm is not None:
-                qkv[:, :-kv_heads] = ops.rms_norm(qkv[:, :-kv_heads], layer.qk_norm, self._eps)
-            qkv = ops.rotate(qkv, cos, sin)  # float32, as cos and sin are
-            attended = cache.attend(index, qkv, config.windows[index])
-            x = layer.output.add_to(x, attended if x.dtype == torch.float32 else attended.to(x.dtype))
+            attended = cache.attend(index, qkv, turns, layer.head_norm, config.windows[index])
+            x = layer.output.add_to(x, attended if attended.dtype == x.dtype else attended.to(x.dtype))
             normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
             x = layer.down.add_to(x, layer.gate_up(normed))
         return ops.rms_norm(x.to(self._head.dtype), self._norm, self._eps)
@@ -209,6 +204,7 @@ class _Loader:
     ) -> None:
         self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
         self._swiglu, self._progress, self._shards = ops.swiglu, progress, shards
+        self.eps = torch.tensor([config.rms_norm_eps], device=device)
         self._expected = shapes(config)
         spare = {name for name in weights.shapes if name.endswith("rotary_emb.inv_freq")}
         weights.require(self._expected, frozenset(spare | ({HEAD} if config.tie_word_embeddings else set())))
@@ -245,7 +241,7 @@ class _Loader:
         return Layer(
             attention_norm=self.norm(f"{at}.input_layernorm.weight"),
             qkv=self._linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-            qk_norm=self._head_norms(attention) if self._config.qk_norm else None,
+            head_norm=self._head_norm(attention) if self._config.qk_norm else None,
             output=self._summing(f"{attention}.o_proj"),
             mlp_norm=self.norm(f"{at}.post_attention_layernorm.weight"),
             gate_up=self._gated(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
@@ -271,9 +267,11 @@ class _Loader:
         biases = (self.tensor(f"{gate}.bias"), self.tensor(f"{up}.bias")) if with_bias else None
         return GatedLinear(*weights, biases, self._swiglu)
 
-    def _head_norms(self, attention: str) -> Tensor:
+    def _head_norm(self, attention: str) -> HeadNorm:
         q, k = (self.norm(f"{attention}.{name}.weight") for name in ("q_norm", "k_norm"))
-        return torch.cat((q.expand(self._config.num_heads, -1), k.expand(self._config.num_kv_heads, -1)))
+        config = self._config
+        weight = torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
+        return HeadNorm(weight, self.eps)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..kernels.errors import InputError
 from .fields import MAX_SIZE, Fields, shown, wrong
@@ -152,10 +151,8 @@ class Rotary:
         self._rope, self._head_dim = rope, head_dim
         self._turns = _both_ways(rope.frequencies(head_dim).to(device))
 
-    def at(
-        self, positions: Tensor, rotated: int, plain: int, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each [tokens, rotated + plain, head_dim]: the last `plain` heads are not turned.
+    def at(self, positions: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [tokens, head_dim].
 
         sin carries the sign of its half: x · cos + swap(x) · sin. `lengths` [tokens] are what each token's
         request turns by, and are needed where the rope is dynamic.
@@ -168,10 +165,7 @@ class Rotary:
         cos, sin = angles.cos(), angles.sin()
         if self._rope.magnitude != 1:
             cos, sin = cos * self._rope.magnitude, sin * self._rope.magnitude
-        return (
-            functional.pad(cos[:, None].expand(-1, rotated, -1), (0, 0, 0, plain), value=1.0),
-            functional.pad(sin[:, None].expand(-1, rotated, -1), (0, 0, 0, plain)),
-        )
+        return cos, sin
 
 
 def read_rope(config: Fields, trained: int, head_dim: int) -> Rope:

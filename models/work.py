@@ -117,13 +117,15 @@ def kv_bytes(config: ModelConfig, rows: float, tokens: float, itemsize: int) -> 
 def workspace_bytes(config: ModelConfig, tokens: float, rows: float, itemsize: int, shares: int = 1) -> float:
     """About what the largest step keeps beside weights and cache: `tokens` in it, `rows` that choose.
 
-    The larger of a layer's two moments (queries turned in float32, the feed-forward's inner numbers), and
-    each row's logits in the model's type, in float32, mixed, steered and filtered.
+    The larger of a layer's two moments (queries, keys and values, beside the queries turned and what they
+    find; the feed-forward's inner numbers), float32 turns, and each row's logits in the model's type, in
+    float32, mixed, steered and filtered.
     """
     hidden, width = config.hidden_size, config.head_dim
-    turned = (config.num_heads + 2 * config.num_kv_heads) * width / shares * (itemsize + 3 * 4)
+    heads = (3 * config.num_heads + 2 * config.num_kv_heads) * width / shares * itemsize
     inner = 3 * config.intermediate_size / shares * itemsize
-    return tokens * (2 * hidden * itemsize + max(turned, inner)) + rows * config.vocab_size * (itemsize + 16)
+    of_token = 2 * hidden * itemsize + 2 * width * 4 + max(heads, inner)
+    return tokens * of_token + rows * config.vocab_size * (itemsize + 16)
 
 
 def _attention(

@@ -5,22 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backend import Backend
-from ..norm import rms_norm as torch_norm
 from ..ops import Ops
 from .cache import TritonKV
 from .norm import add_rms_norm
-from .rotate import rotate
 from .steer import steer
 from .swiglu import swiglu
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """See `kernels.norm.rms_norm`; the norms of heads, a few numbers each, are torch's."""
-    if x.dim() > 2:
-        return torch_norm(x, weight, eps)
+    """See `kernels.norm.rms_norm`, of whole rows."""
     return add_rms_norm(x.contiguous(), None, weight, eps)[1]
 
 
-TRITON = Backend(
-    Ops(rms_norm=rms_norm, rotate=rotate, swiglu=swiglu), TritonKV, TritonKV.page_bytes, steer, graphs=True
-)
+TRITON = Backend(Ops(rms_norm=rms_norm, swiglu=swiglu), TritonKV, TritonKV.page_bytes, steer, graphs=True)

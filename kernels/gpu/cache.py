@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
 
 from ..device_cache import DeviceKV, Layout
 from .attention import paged_attention
-from .store import store
+from .rope import rope_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..rope import HeadNorm, Turns
 
 
 class TritonKV(DeviceKV):
     """As `DeviceKV`, by Triton's kernels; the host waits for nothing."""
 
-    def _attend(self, layout: Layout, pages: Tensor, qkv: Tensor, window: int | None) -> Tensor:
-        queries = store(qkv.contiguous(), pages, layout.pages, layout.offsets)
+    def turn(self, layout: Layout, pages: Tensor, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
+        return rope_write(qkv.contiguous(), turns, norm, pages, layout.pages, layout.offsets)
+
+    def read(self, layout: Layout, pages: Tensor, queries: Tensor, window: int | None) -> Tensor:
         found = torch.zeros_like(queries)
         for tiles in layout.tiles:
             paged_attention(queries, pages, layout.tables, tiles, window, found)

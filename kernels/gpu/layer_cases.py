@@ -9,14 +9,11 @@ import torch
 from torch import Generator, Tensor, device, dtype
 
 from .. import norm, paged, rope, work
-from .. import store as store_reference
 from .. import swiglu as swiglu_reference
 from ..spec import Case, KernelSpec
 from .attention import paged_attention
 from .norm import add_rms_norm
 from .rope import rope_write
-from .rotate import rotate
-from .store import store
 from .swiglu import swiglu
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -76,41 +73,18 @@ def _rope(model: Shape, rows: int, normed: bool) -> Case:
     def make(where: device, generator: Generator) -> tuple[Any, ...]:
         cos, sin = (_random(generator, where, F32, rows, model.width) for _ in range(2))
         weight = _random(generator, where, F32, model.heads + model.kv_heads, model.width)
-        norm = (weight, torch.tensor([1e-6], device=where)) if normed else ()
         page = torch.arange(rows, device=where)
         return (
             _random(generator, where, model.dtype, rows, all_heads, model.width),
-            cos,
-            sin,
+            rope.Turns(cos, sin, model.heads, model.kv_heads, model.width**-0.5),
+            rope.HeadNorm(weight, torch.tensor([1e-6], device=where)) if normed else None,
             _cache(model, rows, where, generator),
             page,
             page % model.block,
-            rope.Heads(model.heads, model.width**-0.5, *norm),
         )
 
     moved = work.rope_write(rows, *model.attention)
     return Case(f"{model.name}, {rows} rows{', with norms' if normed else ''}", make, moved)
-
-
-def _rotate(model: Shape, rows: int) -> Case:
-    shape = (rows, model.heads + 2 * model.kv_heads, model.width)
-
-    def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        cos, sin = (_random(generator, where, F32, *shape) for _ in range(2))
-        return _random(generator, where, model.dtype, *shape), cos, sin
-
-    return Case(f"{model.name}, {rows} rows", make, work.rotate(rows, *model.attention))
-
-
-def _store(model: Shape, rows: int) -> Case:
-    all_heads = model.heads + 2 * model.kv_heads
-
-    def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        page = torch.arange(rows, device=where)
-        qkv = _random(generator, where, F32, rows, all_heads, model.width)
-        return qkv, _cache(model, rows, where, generator), page, page % model.block
-
-    return Case(f"{model.name}, {rows} rows", make, work.store(rows, *model.attention))
 
 
 def _attention(model: Shape, branches: int, context: int, new: int, window: int | None = None) -> Case:
@@ -151,6 +125,4 @@ ATTENTION = KernelSpec(
         _attention(DEMO, 2, 128, 64),
     ),
 )
-ROTATE = KernelSpec("rotate", rope.rotate, rotate, (_rotate(LLAMA, 16), _rotate(DEMO, 3)))
-STORE = KernelSpec("store", store_reference.store, store, (_store(LLAMA, 16), _store(DEMO, 3)))
-LAYER_SPECS = (NORM, SWIGLU, ROPE, ROTATE, STORE, ATTENTION)
+LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION)

@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..rope import Heads
+    from ..rope import HeadNorm, Turns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "pages"])
 def rope_kernel(
     qkv_ptr,
     cos_ptr,
@@ -28,6 +28,7 @@ def rope_kernel(
     offset_ptr,
     query_ptr,
     cache_ptr,
+    tokens,
     pages,
     scale,
     HEADS: tl.constexpr,
@@ -37,7 +38,7 @@ def rope_kernel(
     BLOCK: tl.constexpr,
     NORMED: tl.constexpr,
 ):
-    """pages: how many the cache has; it is [2, pages, KV_HEADS, BLOCK, WIDTH]."""
+    """tokens: rows beyond have no place. The cache is [2, pages, KV_HEADS, BLOCK, WIDTH]."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, PADDED)
     inside = at < WIDTH
@@ -55,7 +56,7 @@ def rope_kernel(
         x = x * cos + other * sin
     if head < HEADS:
         tl.store(query_ptr + (token * HEADS + head) * WIDTH + at, x * scale, mask=inside)
-    else:
+    elif token < tokens:
         side, of_side = (head - HEADS) // KV_HEADS, (head - HEADS) % KV_HEADS
         page = side * pages + tl.load(page_ptr + token)
         place = ((page * KV_HEADS + of_side) * BLOCK + tl.load(offset_ptr + token)) * WIDTH
@@ -63,31 +64,16 @@ def rope_kernel(
 
 
 def rope_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, page: Tensor, offset: Tensor, heads: Heads
+    qkv: Tensor, turns: Turns, norm: HeadNorm | None, cache: Tensor, page: Tensor, offset: Tensor
 ) -> Tensor:
-    """Turned queries; keys and values go into the cache. See `kernels.rope.rope_write`."""
-    tokens, _, width = qkv.shape
+    """Turned queries; keys and values go into the cache. All contiguous. See `kernels.rope.rope_write`."""
+    rows, all_heads, width = qkv.shape
     _, pages, kv_heads, block, _ = cache.shape
-    queries = torch.empty(tokens, heads.queries, width, dtype=qkv.dtype, device=qkv.device)
-    normed = heads.norm is not None
-    rope_kernel[(tokens, heads.queries + 2 * kv_heads)](
-        qkv,
-        cos,
-        sin,
-        heads.norm if normed else cos,
-        heads.eps if normed else cos,
-        page,
-        offset,
-        queries,
-        cache,
-        pages,
-        heads.scale,
-        HEADS=heads.queries,
-        KV_HEADS=kv_heads,
-        WIDTH=width,
-        PADDED=triton.next_power_of_2(width),
-        BLOCK=block,
-        NORMED=normed,
-        num_warps=1,
-    )
+    queries = torch.empty(rows, turns.queries, width, dtype=cache.dtype, device=cache.device)
+    weight, eps = (norm.weight, norm.eps) if norm else (turns.cos, turns.cos)
+    rope_kernel[(rows, all_heads)](
+        qkv, turns.cos, turns.sin, weight, eps, page, offset, queries, cache, len(page), pages, turns.scale,
+        HEADS=turns.queries, KV_HEADS=kv_heads, WIDTH=width, PADDED=triton.next_power_of_2(width),
+        BLOCK=block, NORMED=norm is not None, num_warps=1,
+    )  # fmt: skip
     return queries

@@ -95,7 +95,7 @@ def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 def test_a_step_mixes_nothing_of_host_and_device_and_its_kernels_compile_for_hopper(core: Core) -> None:
     with recorded() as builds:
         steps(core, 2)
-    layers = {"norm", "rotate", "store", "attend", "merge", "swiglu"}
+    layers = {"norm", "rope", "attend", "merge", "swiglu"}
     assert names(builds) >= layers | {"weigh", "mix", "refine", "search", "score", "choose", "finish"}
     found: dict[Any, Build] = {}
     for build in builds:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from trimtab.kernels import pool
 from trimtab.kernels.attention import PagedKV
 from trimtab.kernels.layout import Batch, Segment
+from trimtab.kernels.rope import Turns
 
 from ..bits import steady
 
@@ -78,6 +79,11 @@ class World:
         branch.pages += own
         return branch
 
+    def unturned(self, rows: int) -> Turns:
+        """Nothing is turned, and queries are scaled."""
+        cos = torch.ones(rows, self.head_dim)
+        return Turns(cos, torch.zeros_like(cos), *self.sizes[:2], self.head_dim**-0.5)
+
     def leave(self, branch: Branch) -> None:
         """Gives the branch's own pages back as they are."""
         self.free += branch.pages[branch.shared // self.cache.block_size :]
@@ -93,10 +99,8 @@ class World:
                 torch.cat([b.given[layer][i][b.done : b.done + count] for b, count in shares])
                 for i in range(3)
             )
-            qkv = pad(
-                torch.cat((q * self.head_dim**-0.5, k, v), 1), (0, 0, 0, 0, 0, padding), value=torch.nan
-            )
-            out = self.cache.attend(layer, qkv, window)
+            qkv = pad(torch.cat((q, k, v), 1), (0, 0, 0, 0, 0, padding), value=torch.nan)
+            out = self.cache.attend(layer, qkv, self.unturned(len(qkv)), window=window)
             assert out.shape == (len(q) + padding, self.sizes[0] * self.head_dim)
             parts = out[: len(q)].unflatten(1, (self.sizes[0], -1)).split([count for _, count in shares])
             for found, part in zip(outputs, parts, strict=True):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from trimtab.kernels.norm import rms_norm
-from trimtab.kernels.rope import rotate
+from trimtab.kernels.rope import Turns, rotate
 from trimtab.kernels.swiglu import swiglu
 
 SIZES = [7, 9, 41, 576, 1536]
@@ -91,6 +91,14 @@ def test_scores_of_rotated_queries_and_keys_depend_on_their_distance_alone() -> 
 
     assert score(1000, 993) == pytest.approx(score(7, 0), abs=1e-9)
     assert score(1000, 993) != pytest.approx(score(8, 0), abs=1e-3)
+
+
+def test_all_heads_are_made_ready_by_one_rotation_that_scales_queries_and_leaves_values() -> None:
+    (cos, sin), qkv = table(64, torch.arange(5)), randn(5, 3 + 2 * 2, 64)
+    ready = rotate(qkv, *Turns(cos[:, 0], sin[:, 0], 3, 2, 0.125).by_head)
+    assert torch.equal(ready[:, :3], 0.125 * rotate(qkv[:, :3], cos, sin))  # a power of two rounds nothing
+    assert torch.equal(ready[:, 3:5], rotate(qkv[:, 3:5], cos, sin))
+    assert torch.equal(ready[:, 5:], qkv[:, 5:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -98,19 +98,17 @@ def test_a_model_held_in_half_precision_stays_near_itself(tiny_folder: Path) -> 
 
 def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
     table = Rotary(Rope(theta=500.0), 6, torch.device("cpu"))
-    cos, sin = table.at(torch.tensor([0, 1, 39]), rotated=2, plain=3)
-    assert cos.shape == sin.shape == (3, 5, 6)
-    for unturned in (0, slice(None)), (slice(None), slice(2, 5)):  # the first position, and plain heads
-        assert torch.equal(cos[unturned], torch.ones_like(cos[unturned]))
-        assert torch.equal(sin[unturned], torch.zeros_like(sin[unturned]))
+    cos, sin = table.at(torch.tensor([0, 1, 39]))
+    assert cos.shape == sin.shape == (3, 6)
+    assert torch.equal(cos[0], torch.ones_like(cos[0]))  # the first position
+    assert torch.equal(sin[0], torch.zeros_like(sin[0]))
     angles = torch.tensor([1.0, 39.0], dtype=torch.float64)[:, None] * 500.0 ** (
         -torch.tensor([0.0, 2, 4], dtype=torch.float64) / 6
     )
     # an angle of 39 has an error of 39 · 2⁻²³ in float32
     for half, sign in ((slice(0, 3), -1), (slice(3, 6), 1)):
-        for head in (0, 1):
-            torch.testing.assert_close(cos[1:, head, half].double(), angles.cos(), rtol=0, atol=1e-5)
-            torch.testing.assert_close(sin[1:, head, half].double(), sign * angles.sin(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(cos[1:, half].double(), angles.cos(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(sin[1:, half].double(), sign * angles.sin(), rtol=0, atol=1e-5)
 
 
 def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path: Path) -> None:

@@ -63,16 +63,13 @@ def test_turns_are_those_of_transformers(name: str) -> None:
     rope, config = pair(SECTIONS[name], 64, 1e4)
     positions = torch.tensor([0, 1, 2, 77, 1000, 4095])
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
-    cos, sin = Rotary(rope, 64, CPU).at(positions, rotated=3, plain=2)
-    assert cos.shape == sin.shape == (6, 5, 64)
-    assert torch.equal(cos[:, 3:], torch.ones(6, 2, 64))
-    assert torch.equal(sin[:, 3:], torch.zeros(6, 2, 64))
+    cos, sin = Rotary(rope, 64, CPU).at(positions)
+    assert cos.shape == sin.shape == (6, 64)
     signs = torch.cat((-torch.ones(32), torch.ones(32)))
     for ours, theirs in ((cos, expected[0][0]), (sin, expected[1][0] * signs)):
-        for head in range(3):
-            # an angle near 4095 has an error of 4095 · 2⁻²⁴ for each rounding
-            torch.testing.assert_close(ours[:, head], theirs, rtol=0, atol=1e-3)
-            torch.testing.assert_close(ours[:4, head], theirs[:4], rtol=0, atol=2e-5)
+        # an angle near 4095 has an error of 4095 · 2⁻²⁴ for each rounding
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+        torch.testing.assert_close(ours[:4], theirs[:4], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 7.5])
@@ -103,9 +100,9 @@ def test_requests_of_a_dynamic_rope_turn_by_their_own_lengths_in_one_batch() -> 
     rope, _ = pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
     rotary = Rotary(rope, 12, CPU)
     positions = torch.tensor([5, 5, 900])
-    together = rotary.at(positions, 1, 0, torch.tensor([8, 9000, 9000]))
+    together = rotary.at(positions, torch.tensor([8, 9000, 9000]))
     for index, length in enumerate((8, 9000, 9000)):
-        alone = rotary.at(positions[index : index + 1], 1, 0, torch.tensor([length]))
+        alone = rotary.at(positions[index : index + 1], torch.tensor([length]))
         assert all(torch.equal(t[index : index + 1], a) for t, a in zip(together, alone, strict=True))
     assert not torch.equal(together[0][0], together[0][1])
 
@@ -114,5 +111,5 @@ def test_a_long_context_takes_no_memory_before_it_is_used() -> None:
     rotary = Rotary(Rope(theta=1e4), 128, CPU)
     held = sum(value.nbytes for value in vars(rotary).values() if isinstance(value, torch.Tensor))
     assert held == 128 * 4
-    cos, sin = rotary.at(torch.tensor([2**24 - 1]), 1, 0)
-    torch.testing.assert_close(cos**2 + sin**2, torch.ones(1, 1, 128))
+    cos, sin = rotary.at(torch.tensor([2**24 - 1]))
+    torch.testing.assert_close(cos**2 + sin**2, torch.ones(1, 128))

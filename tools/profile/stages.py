@@ -27,7 +27,9 @@ STAGES = (
 )  # fmt: skip
 """In a step's order: cache is the write to it, text the detokeniser and all that an answer keeps."""
 LAYER = {"qkv": "qkv", "output": "output", "gate_up": "mlp", "down": "mlp"}
-OPS = {"rms_norm": "norm", "rotate": "rope"}
+OPS = {"rms_norm": "norm"}
+CACHE = {"turn": "rope", "store": "cache"}
+"""What a cache does besides attention, where it does it apart."""
 
 
 class Stages:
@@ -148,8 +150,9 @@ def marked(engine: Engine, stages: Stages) -> Iterator[None]:
         (model, "_layers", [_marked_layer(stages, layer) for layer in model._layers]),
         (model._rotary, "at", stages.of("rope", model._rotary.at)),
     ]
-    if hasattr(cache, "store"):
-        new.append((cache, "store", stages.of("cache", cache.store)))
+    for name, stage in CACHE.items():
+        if hasattr(cache, name):
+            new.append((cache, name, stages.of(stage, getattr(cache, name))))
     before = [(owner, name, vars(owner).get(name)) for owner, name, _ in new]
     for owner, name, value in new:
         setattr(owner, name, value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
+import torch
 from trimtab.engine import (
     Amulet,
     Base,
@@ -17,6 +19,7 @@ from trimtab.engine import (
     Request,
     SamplingParams,
 )
+from trimtab.tools.gpu import shapes
 
 from ...tiny import Tiny, at_rest
 
@@ -27,11 +30,11 @@ TOKENS = 4
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
     folder = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(tmp_path_factory.mktemp("tiny"))
-    triton, torch = (
+    triton, plain = (
         Engine.from_pretrained(str(folder), kv_cache_memory="1MiB", block_size=16, kernels=kernels)
         for kernels in ("triton", "torch")
     )
-    return triton, torch
+    return triton, plain
 
 
 def requests() -> list[Request]:
@@ -66,6 +69,22 @@ def test_answers_are_the_same_and_their_numbers_near(engines: tuple[Engine, Engi
 def test_scores_are_near(engines: tuple[Engine, Engine]) -> None:
     ids = [5 + 7 * n % 290 for n in range(40)]
     ours, reference = (engine.score(ids) for engine in engines)
+    assert float((ours - reference).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3"])
+def test_scores_are_near_with_windows_norms_of_heads_and_turns_by_the_length(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = shapes.write(tmp_path / "model", kind, shapes.TINY, torch.float32)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"max_position_embeddings": 20, "rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ids = [5 + 7 * n % 290 for n in range(50)]
+    ours, reference = (
+        Engine.from_pretrained(str(folder), kv_cache_memory="1MiB", block_size=16, kernels=kernels).score(ids)
+        for kernels in ("triton", "torch")
+    )
     assert float((ours - reference).abs().max()) < 1e-4
 
 

@@ -68,35 +68,53 @@ def test_swiglu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("width", [2, 10, 64])
 def test_rope_write(dtype: torch.dtype, normed: bool, width: int) -> None:
-    tokens, heads, kv_heads, block = 5, 6, 2, 16
-    qkv = random(tokens, heads + 2 * kv_heads, width, dtype=dtype)
-    turns = torch.arange(tokens, device=DEVICE)[:, None] * torch.rand(width // 2).to(DEVICE).repeat(2)
-    sign = torch.tensor([-1.0, 1.0], device=DEVICE).repeat_interleave(width // 2)
+    """The last row only fills the batch up: it is turned, and written nowhere."""
+    rows, tokens, heads, kv_heads, block = 6, 5, 6, 2, 16
+    qkv = random(rows, heads + 2 * kv_heads, width, dtype=dtype)
+    turns = turns_of(rows, heads, kv_heads, width)
     weight, eps = random(heads + kv_heads, width), torch.tensor([1e-6], device=DEVICE)
-    ready = rope.Heads(heads, width**-0.5, *((weight, eps) if normed else ()))
+    norm = rope.HeadNorm(weight, eps) if normed else None
     page, offset = torch.tensor([3, 0, 3, 6, 1], device=DEVICE), torch.tensor([0, 15, 1, 7, 7], device=DEVICE)
     empty = torch.full((2, 7, kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
-    caches = empty, empty.clone(), empty.double()
-    cos, sin = turns.cos(), turns.sin() * sign
-    found = rope_write(qkv, cos, sin, caches[0], page, offset, ready)
-    near(rope.rope_write(qkv, cos, sin, caches[1], page, offset, ready), found.double())
-    wide = rope.Heads(heads, ready.scale, *((weight.double(), eps.double()) if normed else ()))
-    exact = _exact_rope(qkv.double(), cos.double(), sin.double(), wide)
-    near(found, exact[:, :heads] * ready.scale)
+    caches = empty, empty.clone()
+    found = rope_write(qkv, turns, norm, caches[0], page, offset)
+    near(rope.rope_write(qkv, turns, norm, caches[1], page, offset), found.double())
+    exact = _exact_rope(qkv.double(), turns, norm)
+    near(found, exact[:, :heads] * turns.scale)
     written = torch.zeros(7, block, dtype=torch.bool, device=DEVICE)
     written[page, offset] = True
     for side, first in ((0, heads), (1, heads + kv_heads)):
-        near(caches[0][side, page, :, offset], exact[:, first : first + kv_heads])
-        near(caches[1][side, page, :, offset], exact[:, first : first + kv_heads])
-        assert caches[0][side].movedim(1, 2)[~written].isnan().all()
+        for cache in caches:
+            near(cache[side, page, :, offset], exact[:tokens, first : first + kv_heads])
+            assert cache[side].movedim(1, 2)[~written].isnan().all()
 
 
-def _exact_rope(qkv: Tensor, cos: Tensor, sin: Tensor, ready: rope.Heads) -> Tensor:
-    turned = qkv[:, :-2]
-    if ready.norm is not None and ready.eps is not None:
-        turned = turned * (turned.square().mean(-1, keepdim=True) + ready.eps).rsqrt() * ready.norm
+def test_rope_write_rounds_to_the_type_of_the_cache() -> None:
+    qkv, turns = random(2, 5, 64), turns_of(2, 3, 1, 64)
+    page = offset = torch.tensor([0, 1], device=DEVICE)
+    caches = [torch.empty(2, 2, 1, 16, 64, dtype=torch.float16, device=DEVICE) for _ in range(2)]
+    found, expected = (
+        write(qkv, turns, None, cache, page, offset)
+        for write, cache in zip((rope_write, rope.rope_write), caches, strict=True)
+    )
+    assert found.dtype == expected.dtype == torch.float16
+    near(found, expected.double())
+    near(caches[0][:, page, :, offset], caches[1][:, page, :, offset].double())
+
+
+def turns_of(rows: int, heads: int, kv_heads: int, width: int) -> rope.Turns:
+    angles = torch.arange(rows, device=DEVICE)[:, None] * torch.rand(width // 2).to(DEVICE).repeat(2)
+    sign = torch.tensor([-1.0, 1.0], device=DEVICE).repeat_interleave(width // 2)
+    return rope.Turns(angles.cos(), angles.sin() * sign, heads, kv_heads, width**-0.5)
+
+
+def _exact_rope(qkv: Tensor, turns: rope.Turns, norm: rope.HeadNorm | None) -> Tensor:
+    turned, cos, sin = qkv[:, : -turns.kv_heads], turns.cos.double(), turns.sin.double()
+    if norm is not None:
+        length = (turned.square().mean(-1, keepdim=True) + norm.eps.double()).rsqrt()
+        turned = turned * length * norm.weight.double()
     turned = turned * cos[:, None] + turned.roll(qkv.shape[-1] // 2, -1) * sin[:, None]
-    return torch.cat((turned, qkv[:, -2:]), 1)
+    return torch.cat((turned, qkv[:, -turns.kv_heads :]), 1)
 
 
 RUNS = {

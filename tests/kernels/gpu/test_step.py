@@ -10,11 +10,7 @@ import torch
 from trimtab.engine import Engine, Mato, Objective, Request, SamplingParams
 from trimtab.engine.graphs import DecodeGraphs
 from trimtab.engine.runner import plain_tensors
-from trimtab.kernels import rope
-from trimtab.kernels import store as reference
 from trimtab.kernels.gpu.cases import GREEDY, ITERATE, MASKED, NEAR, SAMPLED, STEER, _loop, _steering
-from trimtab.kernels.gpu.rotate import rotate
-from trimtab.kernels.gpu.store import store
 from trimtab.kernels.spec import Case, KernelSpec
 from trimtab.kernels.steer import Choice
 from trimtab.tools.gpu.kernels import compared
@@ -29,42 +25,6 @@ if TYPE_CHECKING:
 
 F32, BF16 = torch.float32, torch.bfloat16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SHAPES = [(5, 4, 2, 12), (3, 9, 3, 64), (40, 1, 1, 2)]
-ULP = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-
-
-def random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape).to(DEVICE)
-
-
-@pytest.mark.parametrize("dtype", ULP, ids=str)
-@pytest.mark.parametrize(("rows", "heads", "kv_heads", "width"), SHAPES)
-def test_a_step_is_stored_where_it_belongs_and_nowhere_else(
-    dtype: torch.dtype, rows: int, heads: int, kv_heads: int, width: int
-) -> None:
-    qkv = random(rows, heads + 2 * kv_heads, width)
-    shape = (2, rows + 2, kv_heads, 16, width)
-    caches = [torch.full(shape, torch.nan, dtype=dtype, device=DEVICE) for _ in range(2)]
-    tokens = rows - 1  # the last row only fills the batch up
-    page = torch.randperm(rows + 2, device=DEVICE)[:tokens]
-    offset = torch.arange(tokens, device=DEVICE) * 7 % 16
-    calls = zip((store, reference.store), caches, strict=True)
-    found = [call(qkv, cache, page, offset) for call, cache in calls]
-    assert found[0].dtype == caches[0].dtype
-    for ours, exact in (found, caches):
-        assert torch.equal(ours.isnan(), exact.isnan())
-        apart = (ours.float() - exact.float()).nan_to_num().abs()
-        assert bool((apart <= ULP[dtype] * exact.float().nan_to_num().abs()).all())
-
-
-@pytest.mark.parametrize(("rows", "heads", "width"), [(1, 3, 2), (7, 5, 10), (9, 12, 64)])
-@pytest.mark.parametrize("dtype", ULP, ids=str)
-def test_heads_are_turned_in_float32(rows: int, heads: int, width: int, dtype: torch.dtype) -> None:
-    x = random(rows, heads, width).to(dtype)
-    cos, sin = random(2, rows, heads, width)
-    found, exact = rotate(x, cos, sin), rope.rotate(x, cos, sin)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, exact, atol=1e-6, rtol=1e-6)
 
 
 def test_replayed_steps_say_what_launched_ones_say_and_make_nothing_on_another_device(tmp_path: Path) -> None:
