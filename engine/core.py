@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..kernels import lm_head
 from ..kernels.device_cache import DeviceKV
 from ..kernels.errors import InputError, RunError, defect
-from ..kernels.steer import steer
 from ..kernels.steer_table import SteerTable
 from ..models import memory, shards
 from ..models.llama import dimensions
@@ -196,8 +196,8 @@ def _runner(
 ) -> Runner:
     """The model, or this process's part of it, with its cache. Ids below `vocab` have a token."""
     part = shards.Shards(opened.config, ranks.peers, dimensions(opened.config)) if ranks else None
-    if part:  # the kernels' steering reads whole rows
-        backend = replace(backend, steer=steer)
+    if part:  # the kernels that choose read whole rows
+        backend = replace(backend, choose=lm_head.choose)
     with memory.enough(device, "give a smaller model or dtype"):
         model = opened.load(dtype, device, progress, backend.ops, part)
     if device.type == "cpu":
@@ -216,7 +216,7 @@ def _runner(
     with memory.enough(device, "lower max_num_batched_tokens or max_num_seqs"):
         pages = pages_of(config, model, backend, new_cache, page, table.shard)
     with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs"):
-        runner = Runner(model, new_cache, ranks.least(pages) if ranks else pages, table, backend.steer)
+        runner = Runner(model, new_cache, ranks.least(pages) if ranks else pages, table, backend.choose)
     if ranks:
         runner.lead = ranks.lead
     return runner

@@ -80,7 +80,7 @@ def rehearse(
     for row in range(rows):
         table.admit(row, Program(), (), FILTERED)
     groups = Groups.of([(row, [0]) for row in range(rows)], model.device)
-    backend.steer(model.logits(hidden[-rows:]), groups, table, None, trace=True, top=True)
+    backend.choose(model.head, hidden[-rows:], groups, table, None, trace=True, top=True)
 
 
 def _peak(call: Callable[[], None], device: torch.device) -> int:

@@ -42,8 +42,9 @@ class Runner:
     new_cache: makes a cache of so many pages; `pages` is how many its own has.
     graphs: what of decoding is captured, where anything is.
     lead: what to do about an order before and after it is carried out, where others hold parts of the model.
+    choose: see `kernels.lm_head.choose`.
     steps, step_seconds, steer_seconds: how many, how long the host was at them, and how much of it with
-    steering; on a GPU that is with its launches.
+    choosing tokens, from hidden states on: the vocabulary's product and steering, on a GPU their launches.
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class Runner:
         new_cache: Callable[[int], Cache],
         pages: int,
         table: SteerTable,
-        steer: Callable[..., Choice],
+        choose: Callable[..., Choice],
     ) -> None:
-        self.model, self.new_cache, self.table, self.steer = model, new_cache, table, steer
+        self.model, self.new_cache, self.table, self.choose = model, new_cache, table, choose
         self.pages, self.cache, self.device = pages, new_cache(pages), model.device
         self.graphs: DecodeGraphs | None = None
         self.lead: Callable[[Order], AbstractContextManager[object]] = nullcontext
@@ -130,17 +131,18 @@ class Runner:
         self.cache.clear(order.fresh)
         if not order.segments:
             return None
-        logits = self._logits(order)
-        if logits is None:
+        hidden = self._hidden(order)
+        if hidden is None:
             return None
         start = time.perf_counter()
-        choice = self._steer(order, logits)
+        choice = self._choose(order, hidden)
         self._chosen = choice.tokens
         self.steer_seconds += time.perf_counter() - start
         return choice
 
-    def _logits(self, order: Order) -> torch.Tensor | None:
-        """Those of all branches of the ready groups, in order, [branches, vocab]; None without any."""
+    def _hidden(self, order: Order) -> torch.Tensor | None:
+        """Those of all branches of the ready groups, in order, and of rows that only fill up, [rows, hidden];
+        None without any."""
         chosen = self._chosen if order.follows else None
         inputs = (order.segments, order.token_ids, order.turned_by)
         hidden = self.graphs.run(*inputs, chosen) if self.graphs else None
@@ -149,15 +151,16 @@ class Runner:
         if not order.last:
             return None
         (at,) = send(self.device, np.array(filled(order.last, self.device), np.int64))
-        return self.model.logits(hidden[at])[: len(order.last)]
+        return hidden[at]
 
-    def _steer(self, order: Order, logits: torch.Tensor) -> Choice:
-        first = self.table.shard.first
-        return self.steer(
-            logits,
+    def _choose(self, order: Order, hidden: torch.Tensor) -> Choice:
+        model, first = self.model, self.table.shard.first
+        return self.choose(
+            model.head,
+            hidden,
             Groups.of(order.groups, self.device),
             self.table,
-            order.edits(range(first, first + logits.shape[1]), self.device),
+            order.edits(range(first, first + model.config.vocab_size), self.device),
             trace=order.trace,
             top=order.top,
         )

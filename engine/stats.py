@@ -13,7 +13,8 @@ class Stats:
     pages, pages_held:          of the KV cache, and how many of them hold a running answer.
     preemptions:                how often an answer gave its pages back and started again.
     prompt_tokens, cached:      of all branches that began, and how many of these were in the prefix cache.
-    steps, step_seconds, steer_seconds: steps, the time they took, and how much of it steering and sampling.
+    steps, step_seconds, steer_seconds: steps, the time they took, and how much of it choosing tokens took, by
+                                the vocabulary's product, steering and sampling.
     """
 
     running: int

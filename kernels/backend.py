@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from .attention import PagedKV
 from .device_cache import DeviceKV
+from .lm_head import choose
 from .ops import TORCH as TORCH_OPS
 from .ops import Ops
-from .steer import Choice, steer
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .layout import Batch
     from .rope import HeadNorm, Turns
+    from .steer import Choice
 
 
 class Cache(Protocol):
@@ -39,17 +40,18 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """The decoder's operations, the cache that they attend over, and the steering step.
+    """The decoder's operations, the cache that they attend over, and what chooses tokens.
 
     cache: from layers, pages, block_size, kv_heads, head_dim, dtype and device. page_bytes: what one page
-    takes, from layers, block_size, kv_heads, head_dim and dtype. graphs: the host reads nothing back between
-    a decoding step's token ids and its hidden states, so that they may be captured once and replayed.
+    takes, from layers, block_size, kv_heads, head_dim and dtype. choose: from the head and hidden states, see
+    `lm_head.choose`. graphs: the host reads nothing back between a decoding step's token ids and its hidden
+    states, so that they may be captured once and replayed.
     """
 
     ops: Ops
     cache: Callable[[int, int, int, int, int, torch.dtype, torch.device], Cache]
     page_bytes: Callable[[int, int, int, int, torch.dtype], int]
-    steer: Callable[..., Choice]
+    choose: Callable[..., Choice]
     graphs: bool = False
 
 
@@ -66,7 +68,7 @@ def _on_cpu(
     return PagedKV(layers, pages, block_size, kv_heads, head_dim, dtype)
 
 
-TORCH = Backend(TORCH_OPS, _on_cpu, PagedKV.page_bytes, steer)
+TORCH = Backend(TORCH_OPS, _on_cpu, PagedKV.page_bytes, choose)
 """The torch references, which a CPU decodes with."""
-PLAIN = Backend(TORCH_OPS, DeviceKV, DeviceKV.page_bytes, steer)
+PLAIN = Backend(TORCH_OPS, DeviceKV, DeviceKV.page_bytes, choose)
 """The torch references on any device: what its kernels are checked by, and slow."""

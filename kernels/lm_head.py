@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,17 +21,52 @@ def product(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 class Head:
-    """`product` with a weight [vocab, width] made ready once. `dtype` is what it takes hidden states in."""
+    """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in."""
 
     def __init__(self, weight: Tensor) -> None:
-        on_cpu = weight.device.type == "cpu"
-        self.dtype = torch.float32 if on_cpu else weight.dtype
-        self._product: Callable[[Tensor], Tensor] = (
-            Linear(weight, dtype=self.dtype) if on_cpu else partial(product, weight=weight)
-        )
+        self.weight, self.dtype = weight, weight.dtype
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return product(hidden, self.weight)
+
+
+class PackedHead:
+    """As `Head`, of a weight that is packed once for a CPU's product."""
+
+    dtype = torch.float32
+
+    def __init__(self, weight: Tensor) -> None:
+        self._product = Linear(weight, dtype=self.dtype)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._product(hidden)
+
+
+AnyHead = Head | PackedHead
+
+
+def ready(weight: Tensor) -> AnyHead:
+    """A weight as its device multiplies best by it."""
+    return PackedHead(weight) if weight.device.type == "cpu" else Head(weight)
+
+
+def choose(
+    head: AnyHead,
+    hidden: Tensor,
+    groups: Groups,
+    table: SteerTable,
+    edits: Edits | None = None,
+    *,
+    trace: bool = True,
+    top: bool = False,
+    by: Callable[..., Choice] = steer,
+) -> Choice:
+    """The product, and then the steering `by`: see `kernels.steer.steer`.
+
+    hidden [rows, width] after the final norm; rows beyond those of the groups only fill the product up.
+    """
+    logits = head(hidden)[: len(groups.branch)]
+    return by(logits, groups, table, edits, trace=trace, top=top)
 
 
 def lm_head_steer(
@@ -45,5 +79,5 @@ def lm_head_steer(
     trace: bool = True,
     top: bool = False,
 ) -> Choice:
-    """`steer` of the logits hidden Wᵀ: hidden [rows, width] after the final norm, weight [vocab, width]."""
-    return steer(product(hidden, weight), groups, table, edits, trace=trace, top=top)
+    """`choose` with a weight [vocab, width] that nothing was made of yet."""
+    return choose(Head(weight), hidden, groups, table, edits, trace=trace, top=top)

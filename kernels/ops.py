@@ -7,17 +7,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .lm_head import AnyHead, ready
 from .norm import rms_norm
 from .swiglu import swiglu
 
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of each operation; shapes are in the docstrings of the functions named alike."""
+    """One implementation of each operation; shapes are in the docstrings of the functions named alike.
+
+    head: makes the vocabulary's product of its weight, as the backend's `choose` takes it.
+    """
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], AnyHead]
 
 
-TORCH = Ops(rms_norm=rms_norm, swiglu=swiglu)
+TORCH = Ops(rms_norm=rms_norm, swiglu=swiglu, head=ready)
 """The torch references."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
-from ..kernels.lm_head import Head
 from ..kernels.ops import TORCH, Ops
 from ..kernels.rope import HeadNorm, Turns
 from . import memory
@@ -132,7 +131,7 @@ def held_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
 
 
 class Llama:
-    """A decoder held on one device. `dtype` is the type of its weights' values."""
+    """A decoder held on one device. `dtype` is the type of its weights' values, `head` its last product."""
 
     def __init__(
         self,
@@ -156,7 +155,7 @@ class Llama:
         table = load.embedding()
         self._embedding = ShardEmbedding(table, shards.vocabulary) if shards else table
         head = table if config.tie_word_embeddings else load.tensor(_head(config))
-        self._head = Head(head.to(dtype))
+        self.head = ops.head(head.to(dtype))
         self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
         self._norm = load.norm(FINAL_NORM)
         self._eps = load.eps
@@ -182,11 +181,11 @@ class Llama:
             x = layer.output.add_to(x, attended if attended.dtype == x.dtype else attended.to(x.dtype))
             normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
             x = layer.down.add_to(x, layer.gate_up(normed))
-        return ops.rms_norm(x.to(self._head.dtype), self._norm, self._eps)
+        return ops.rms_norm(x.to(self.head.dtype), self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab], of a classifier [rows, labels], of a part its columns; float32."""
-        return self._head(hidden)
+        return self.head(hidden)
 
 
 class _Loader:

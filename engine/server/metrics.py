@@ -76,6 +76,6 @@ class _EngineNumbers:
             ("prefix_cache_hits", "tokens that the prefix cache had", stats.cached),
             ("engine_steps", "steps of the engine", stats.steps),
             ("engine_step_seconds", "seconds in steps", stats.step_seconds),
-            ("steering_seconds", "seconds of these in steering and sampling", stats.steer_seconds),
+            ("steering_seconds", "seconds of these in choosing tokens", stats.steer_seconds),
         ):
             yield CounterMetricFamily(PREFIX + name, help, value)

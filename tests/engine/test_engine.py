@@ -24,7 +24,7 @@ from trimtab.engine import (
     SamplingParams,
 )
 from trimtab.kernels.errors import InputError
-from trimtab.kernels.steer import Choice, steer
+from trimtab.kernels.lm_head import AnyHead, choose
 
 from ..bits import steady
 from ..literal import reference
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from trimtab.engine import Method
     from trimtab.engine.output import Output
+    from trimtab.kernels.steer import Choice
+    from trimtab.kernels.steer_table import Groups
 
 KIND, SHORT = Objective("Your answer should be kind.", 3), Objective("Your answer should be short.", 1)
 TRUE, ODD = Objective("Be true.", 0.25), Objective("東京 café!", 2)
@@ -290,19 +292,19 @@ def forced(engine: Engine, text: str, **fields: Any) -> Output:
     ids = [id_ for character in text for id_ in engine.tokenizer.encode(character)]
     request = Request("Say it.", sampling=SamplingParams(max_tokens=len(ids), **fields))
     given = iter(ids)
-    model = engine._core.runner.model
-    own = model.logits
+    head: Any = engine._core.runner.model.head
+    own = head._product
 
     def only(hidden: torch.Tensor) -> torch.Tensor:
         logits = own(hidden)
         logits[:, next(given)] = 1e4
         return logits
 
-    model.logits = only  # type: ignore[method-assign]
+    head._product = only
     try:
         return engine.generate(request)
     finally:
-        del model.logits
+        head._product = own
 
 
 @pytest.mark.parametrize(
@@ -674,11 +676,11 @@ def test_a_branch_that_cannot_matter_is_not_run_without_a_trace(
 ) -> None:
     seen: list[int] = []
 
-    def counted(logits: torch.Tensor, *args: Any, **more: Any) -> Choice:
-        seen.append(len(logits))
-        return steer(logits, *args, **more)
+    def counted(head: AnyHead, hidden: torch.Tensor, groups: Groups, *args: Any, **more: Any) -> Choice:
+        seen.append(len(groups.branch))
+        return choose(head, hidden, groups, *args, **more)
 
-    monkeypatch.setattr(tiny._core.runner, "steer", counted)
+    monkeypatch.setattr(tiny._core.runner, "choose", counted)
     bare = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True), trace=False))
     assert seen == [rows] * 5
     traced = tiny.generate(Request(ASK, method, greedy(5, ignore_eos=True)))

@@ -60,8 +60,8 @@ STAGES: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "the move of pages": lambda core: (core.runner.cache, "swap"),
     "the clearing of pages": lambda core: (core.runner.cache, "clear"),
     "the forward": lambda core: (core.runner.model, "forward"),
-    "the logits": lambda core: (core.runner.model, "logits"),
-    "the steering": lambda core: (core.runner, "steer"),
+    "the last product": lambda core: (core.runner.model.head, "_product"),
+    "the choice": lambda core: (core.runner, "choose"),
     "the end of the plan": lambda core: (core.scheduler, "commit"),
 }
 

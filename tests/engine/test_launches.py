@@ -30,6 +30,7 @@ from trimtab.models import memory
 from trimtab.models.dummy import DummyWeights
 
 if TYPE_CHECKING:
+    from trimtab.engine import Method
     from trimtab.engine.core import Core
 
 META = torch.device("meta")
@@ -150,14 +151,23 @@ def test_the_largest_step_is_rehearsed_as_it_would_be_made(core: Core) -> None:
     assert names(builds) >= {"attend", "merge", "search", "choose", "finish"}
 
 
+def launched(core: Core, method: Method, trace: bool) -> list[str]:
+    """The kernels of a step of one request, in order, of which every branch has one token."""
+    ids = [[1]] * (1 + len(method.branches()))
+    (group,) = core.admit(Request(branch_token_ids=ids, steering=method, trace=trace))
+    core.scheduler.add(group)
+    with recorded() as builds:
+        core.runner.step(core.scheduler.plan())
+    core.scheduler.remove(group)
+    return [build.kernel for build in builds]
+
+
 def test_amulet_needs_no_more_launches_than_plain_decoding(core: Core) -> None:
-    counts = []
-    for method in (Base(), Amulet([ONE])):
-        ids = [[1]] * (1 + len(method.branches()))
-        (group,) = core.admit(Request(branch_token_ids=ids, steering=method))
-        core.scheduler.add(group)
-        with recorded() as builds:
-            core.runner.step(core.scheduler.plan())
-        counts.append(len(builds))
-        core.scheduler.remove(group)
-    assert counts[0] == counts[1]
+    assert launched(core, Amulet([ONE]), trace=False) == launched(core, Base(), trace=False)
+
+
+def test_a_layer_takes_six_launches_and_a_choice_from_hidden_states_four(core: Core) -> None:
+    layer = ["norm", "rope", "attend", "merge", "norm", "swiglu"]  # and four products, the vendor's
+    found = launched(core, Mato([ONE, TWO]), trace=False)
+    assert found[: 6 * core.model_config.num_layers] == layer * core.model_config.num_layers
+    assert found[6 * core.model_config.num_layers :] == ["norm", "weigh", "project", "settle", "finish"]

@@ -115,7 +115,7 @@ def test_an_engine_is_as_it_was_after_it_was_profiled(tiny: Engine) -> None:
     assert len(stages.steps) == 5
     for owner, held in zip(owners, before, strict=True):
         assert vars(owner).keys() == held.keys()
-        same = [name for name in ("ops", "_layers", "_head", "steer", "cache") if name in held]
+        same = [name for name in ("ops", "_layers", "head", "choose", "cache") if name in held]
         assert all(vars(owner)[name] is held[name] for name in same)
 
 

@@ -40,7 +40,7 @@ class Products:
             layer.qkv(x)
             x = layer.output.add_to(x, self._attended)
             x = layer.down.add_to(x, layer.gate_up(x))
-        model.logits(x.to(model._head.dtype))
+        model.logits(x.to(model.head.dtype))
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         return time.perf_counter() - start

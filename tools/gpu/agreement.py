@@ -42,6 +42,20 @@ def compared(found: Sequence[Output], exact: Sequence[Output], near: float) -> d
     return {"same": f"{same} of {len(found)}", "worst": worst, "mean": mean, "wrong": wrong}
 
 
+def told_nothing(found: Sequence[Output], told: Sequence[Output], near: float) -> dict[str, Any]:
+    """How many greedy answers without a trace and log-probabilities are those that `told` has with them, and
+    what is "wrong", if anything: where two part, both tokens must have been nearly as likely."""
+    same, wrong = 0, ""
+    for index, (one, other) in enumerate(zip(found, told, strict=True)):
+        if one.error or other.error:
+            return {"wrong": f"answer {index} failed: {one.error or other.error}"}
+        parted = parting(one, other)
+        same += parted == len(one.token_ids)
+        if parted < len(one.token_ids) and not _nearly_chosen(one.token_ids[parted], other, parted, near):
+            wrong = wrong or f"answer {index} parts at token {parted}, with one that is not nearly as likely"
+    return {"same": f"{same} of {len(found)}", "wrong": wrong}
+
+
 def parting(one: Output, other: Output) -> int:
     """The first place at which they have different tokens; their length where there is none."""
     pairs = enumerate(zip(one.token_ids, other.token_ids, strict=False))
@@ -60,8 +74,20 @@ def _near_tie(one: Output, other: Output, at: int, near: float) -> bool:
     """Whether the likeliest tokens were nearly as likely to both; steering by a multiplies errors by 2a."""
     assert one.logprobs is not None
     assert other.logprobs is not None
-    assert one.trace is not None
-    allowed = near * (1 + 2 * abs(one.trace.strength[at]))
+    allowed = _allowed(one, at, near)
     ours, theirs = one.logprobs[at].top, other.logprobs[at].top
     both = ours.keys() & theirs.keys()
     return len(both) >= len(ours) // 2 and all(abs(ours[token] - theirs[token]) <= allowed for token in both)
+
+
+def _nearly_chosen(token: int, told: Output, at: int, near: float) -> bool:
+    """Whether a token was nearly as likely as the one that was chosen; both scores may be off."""
+    assert told.logprobs is not None
+    top = told.logprobs[at].top
+    return token in top and max(top.values()) - top[token] <= 2 * _allowed(told, at, near)
+
+
+def _allowed(told: Output, at: int, near: float) -> float:
+    """What the log-probability of a token may be off."""
+    assert told.trace is not None
+    return near * (1 + 2 * abs(told.trace.strength[at]))

@@ -2,7 +2,8 @@
 
     kernels   every kernel's cases beside the torch references, new memory poisoned
     decode    small models of each kind beside the CPU's engine in float32
-    bench     every kernel's time, and a decoding step's of Llama 3.1 8B, beside their floors
+    bench     every kernel's time, and a decoding step's of Llama 3.1 8B, as shipped and in other ways,
+              beside their floors
 
 What fails is told of and stops nothing else: each section is a process of its own, and where one has lost its
 GPU, or died, another goes on behind that place. The exit status is 1 then, and 2 for a wrong question.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from ...engine.objective import Objective
 from ...engine.request import Request
 from ...engine.sampling import SamplingParams
 from . import shapes
-from .agreement import MOST, compared
+from .agreement import MOST, compared, told_nothing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +95,9 @@ def _check_model(
         return  # the engine does not even open
     with report.part("decode", f"{name}: alone as in the crowd") as row:
         row.update(compared([engine.generate(one) for one in asked[::ALONE]], found[::ALONE], near))
+    with report.part("decode", f"{name}: with nothing told of the answers") as row:
+        greedy = slice(len(plan.methods))  # what is told decides which kernels choose
+        row.update(told_nothing([engine.generate(bare(one)) for one in asked[greedy]], exact[greedy], near))
     with report.part("decode", f"{name}: each step awaited before the next") as row:
         engine._core.looks_ahead = False
         row.update(compared(engine.generate(asked), found, near))
@@ -137,6 +140,11 @@ def requests(plan: Plan) -> list[Request]:
         ids = [prompt(index, branch, length, plan.size.vocab) for branch, length in enumerate(lengths)]
         found.append(Request(branch_token_ids=ids, steering=method, sampling=SamplingParams(**sampling)))
     return found
+
+
+def bare(request: Request) -> Request:
+    """The same with neither a trace nor log-probabilities."""
+    return replace(request, trace=False, sampling=replace(request.sampling, logprobs=None))
 
 
 def prompt(index: int, branch: int, length: int, vocab: int) -> list[int]:

@@ -18,6 +18,10 @@ from ..bench import roof
 from .timing import Spread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...engine.graphs import DecodeGraphs
+    from ...kernels.steer import Choice
     from .report import Report
     from .timing import Rates
 
@@ -72,8 +76,8 @@ def with_model(plan: Plan, model: str) -> Plan:
 
 
 def measure(report: Report, device: str, plan: Plan, rates: Rates) -> None:
-    """A row for opening the model, then three a load: as shipped, without captured steps, and without those
-    that are launched before the one before them is read."""
+    """A row for opening the model, then four a load: as shipped, without captured steps, without those that
+    are launched before the one before them is read, and with the last product apart from the steering."""
     gc.collect()  # engines of before: this one takes what memory is left
     if device != "cpu":
         torch.cuda.empty_cache()
@@ -96,13 +100,20 @@ def measure(report: Report, device: str, plan: Plan, rates: Rates) -> None:
 
 
 def _measure(report: Report, engine: Engine, load: Load, steps: int, rates: Rates) -> None:
+    from ...kernels.gpu.backend import choose_apart  # noqa: PLC0415 - triton has been told what it is to do
+
     core, runner = engine._core, engine._core.runner
-    graphs, ahead = runner.graphs, core.looks_ahead
-    ways = (("", graphs, ahead), (", launched one by one", None, ahead), (", each awaited", graphs, False))
-    for name, captured, looks_ahead in ways:
-        if name and (captured, looks_ahead) == (graphs, ahead):
-            continue  # that is how it is shipped here
-        runner.graphs, core.looks_ahead = captured, looks_ahead
+    graphs, ahead, choose = shipped = runner.graphs, core.looks_ahead, runner.choose
+    ways: dict[str, tuple[DecodeGraphs | None, bool, Callable[..., Choice]]] = {
+        "": shipped,
+        ", launched one by one": (None, ahead, choose),
+        ", each awaited": (graphs, False, choose),
+        ", product and steering apart": (graphs, ahead, choose_apart),
+    }
+    for name, way in ways.items():
+        if name and way == shipped:
+            continue  # that is how it is done here anyway
+        runner.graphs, core.looks_ahead, runner.choose = way
         with report.part("steps", load.name + name) as row:
             tokens = load.context + SETTLING + steps // 2
             rows = load.requests * (1 + len(load.method.branches()))
@@ -112,7 +123,7 @@ def _measure(report: Report, engine: Engine, load: Load, steps: int, rates: Rate
             row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
             row.update({"floor_us": floor, "times_floor": spread.p50 / floor, "rows": rows})
             row["tokens_per_second"] = 1e6 * load.requests / spread.p50
-    runner.graphs, core.looks_ahead = graphs, ahead
+    runner.graphs, core.looks_ahead, runner.choose = shipped
 
 
 def times(engine: Engine, load: Load, steps: int) -> list[float]:

@@ -25,7 +25,8 @@ STAGES = (
     "plan", "layout", "embed", "norm", "qkv", "rope", "cache", "attention", "output", "mlp", "head", "steer",
     "append", "text", REST,
 )  # fmt: skip
-"""In a step's order: cache is the write to it, text the detokeniser and all that an answer keeps."""
+"""In a step's order: cache is the write to it where that is no part of rope, steer has the head's product
+where one kernel does both, text is the detokeniser and all that an answer keeps."""
 LAYER = {"qkv": "qkv", "output": "output", "gate_up": "mlp", "down": "mlp"}
 OPS = {"rms_norm": "norm"}
 CACHE = {"turn": "rope", "store": "cache"}
@@ -143,10 +144,10 @@ def marked(engine: Engine, stages: Stages) -> Iterator[None]:
         (scheduler, "add", _adding(stages, scheduler.add)),
         (cache, "begin", stages.of("layout", cache.begin)),
         (cache, "attend", stages.of("attention", cache.attend)),
-        (runner, "steer", stages.of("steer", runner.steer)),
+        (runner, "choose", stages.of("steer", runner.choose)),
         (model, "ops", replace(model.ops, **ops)),
         (model, "_embedding", _Marked(stages, "embed", model._embedding)),
-        (model, "_head", _Marked(stages, "head", model._head)),
+        (model, "head", _Marked(stages, "head", model.head)),
         (model, "_layers", [_marked_layer(stages, layer) for layer in model._layers]),
         (model._rotary, "at", stages.of("rope", model._rotary.at)),
     ]

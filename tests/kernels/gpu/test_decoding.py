@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,14 +16,20 @@ from trimtab.engine import (
     Engine,
     LinearAlignment,
     Mato,
+    Mixture,
     Objective,
     Opad,
     Request,
     SamplingParams,
 )
+from trimtab.kernels.gpu import lm_head_steer as launching
+from trimtab.kernels.gpu.lm_head_steer_plan import Plan
 from trimtab.tools.gpu import shapes
 
 from ...tiny import Tiny, at_rest
+
+if TYPE_CHECKING:
+    from trimtab.engine import Method
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 4
@@ -50,13 +58,14 @@ def requests() -> list[Request]:
     ]
 
 
-def test_answers_are_the_same_and_their_numbers_near(engines: tuple[Engine, Engine]) -> None:
-    found, expected = (engine.generate(requests()) for engine in engines)
+def same(engines: tuple[Engine, Engine], asked: list[Request]) -> None:
+    """Both answer alike, and what is told of it is near."""
+    found, expected = (engine.generate(asked) for engine in engines)
     for one, other in zip(found, expected, strict=True):
-        assert one.error is None
-        assert one.token_ids == other.token_ids
-        assert one.trace is not None
-        assert other.trace is not None
+        assert (one.error, one.token_ids) == (None, other.token_ids)
+        assert (one.trace is None) == (other.trace is None)
+        if one.trace is None or other.trace is None:
+            continue
         for name in ("weights", "branch_logprobs", "rewards"):
             for row, exact in zip(getattr(one.trace, name), getattr(other.trace, name), strict=True):
                 assert row == pytest.approx(exact, abs=1e-4)
@@ -64,6 +73,53 @@ def test_answers_are_the_same_and_their_numbers_near(engines: tuple[Engine, Engi
         kls = zip(one.trace.kl, other.trace.kl, strict=True)
         assert all(a == b or math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-4) for a, b in kls)  # type: ignore[arg-type]
     assert all(map(at_rest, engines))
+
+
+def test_answers_are_the_same_and_their_numbers_near(engines: tuple[Engine, Engine]) -> None:
+    same(engines, requests())
+
+
+def asked(method: Method, trace: bool = False, **sampling: Any) -> Request:
+    """Of prompts of a few tokens."""
+    ids = [[5 + 9 * branch, 6] for branch in range(1 + len(method.branches()))]
+    greedy = SamplingParams(max_tokens=3, ignore_eos=True, **sampling)
+    return Request(branch_token_ids=ids, steering=method, sampling=greedy, trace=trace)
+
+
+WAYS = {
+    "on chip": [asked(Mato([KIND, SHORT])), asked(Base(), temperature=0.8, seed=3)],
+    "on chip, told of": [asked(Base(), trace=True), asked(Base(), trace=True, temperature=0.8, seed=3)],
+    "mixed before": [asked(Amulet([KIND])), asked(Mixture([KIND, SHORT]), temperature=0.8, seed=3)],
+    "mixed before, stored": [asked(Amulet([KIND])), asked(Base(), temperature=0.8, top_k=9, seed=3)],
+    "stored": [asked(Amulet([KIND]), trace=True, logprobs=2), asked(Mato([KIND, SHORT], kl_budget=0.2))],
+    "product, then steer": [asked(Opad([SHORT])), asked(Mato([KIND, SHORT], kl_budget=0.2))],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_from_hidden_states_to_tokens_is_met_and_gives_the_same(
+    engines: tuple[Engine, Engine], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[str] = []
+
+    def noting(*args: Any, **named: Any) -> Plan | None:
+        plan = Plan.of(*args, **named)
+        ways.append(name_of(plan))
+        return plan
+
+    monkeypatch.setattr(launching, "Plan", SimpleNamespace(of=noting))
+    same(engines, WAYS[way])
+    assert ways == [way] * 3
+
+
+def name_of(plan: Plan | None) -> str:
+    if plan is None:
+        return "product, then steer"
+    if plan.blended:
+        return "mixed before, stored" if plan.stored else "mixed before"
+    if plan.stored:
+        return "stored"
+    return "on chip, told of" if plan.normalised and plan.slots == 1 else "on chip"
 
 
 def test_scores_are_near(engines: tuple[Engine, Engine]) -> None:

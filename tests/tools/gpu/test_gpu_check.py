@@ -15,7 +15,7 @@ import pytest
 import torch
 from trimtab.engine.output import Output, Timings, TokenLogprobs, Trace
 from trimtab.tools.gpu import check
-from trimtab.tools.gpu.agreement import compared
+from trimtab.tools.gpu.agreement import compared, told_nothing
 from trimtab.tools.gpu.check import main
 from trimtab.tools.gpu.nearness import difference, widened
 from trimtab.tools.gpu.report import Report
@@ -122,3 +122,15 @@ def test_answers_agree_up_to_a_near_tie_and_no_further() -> None:
     assert "is inf off" in compared([output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
     failed = replace(exact, error="no finite score")
     assert "no finite score" in compared([failed], [exact], 1e-3)["wrong"]
+
+
+def test_answers_of_which_nothing_is_told_agree_up_to_a_near_tie_and_no_further() -> None:
+    told = output([1, 2, 1])  # where 1 is half a nat likelier than 2
+    bare = [
+        replace(output(tokens), trace=None, logprobs=None) for tokens in ([1, 2, 1], [1, 2, 2], [1, 2, 3])
+    ]
+    assert told_nothing(bare[:1], [told], 1e-3) == {"same": "1 of 1", "wrong": ""}
+    assert told_nothing(bare[1:2], [told], 0.1) == {"same": "0 of 1", "wrong": ""}
+    for one, near in ((bare[1], 0.05), (bare[2], 10.0)):  # 3 is not among the likeliest
+        assert "parts at token 2" in told_nothing([one], [told], near)["wrong"]
+    assert "no finite" in told_nothing([replace(bare[0], error="no finite score")], [told], 1e-3)["wrong"]
