@@ -50,8 +50,11 @@ class Turns:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x, cos, sin [rows, heads, head_dim]; sin has the sign of its half, see `models.rope`: the rotation is
     x · cos + swap(x) · sin, in the type of cos. A head with cos 1 and sin 0 stays as it is."""
-    x = x.to(cos.dtype)  # once: each operation on two types would cast for itself
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    wide = x.to(cos.dtype)  # once: each operation on two types would cast for itself
+    swapped = wide.roll(x.shape[-1] // 2, -1)
+    # in the memory that there is: three more copies of a prompt's heads would not stay in a cache
+    turned = wide * cos if wide is x else wide.mul_(cos)
+    return turned.addcmul_(swapped, sin)
 
 
 def rope_write(
