@@ -70,6 +70,12 @@ class Build:
         return name.removesuffix("_kernel")
 
     @property
+    def variant(self) -> tuple[Any, ...]:
+        """What Triton tells one compiled kernel from another by."""
+        known = (*self.types.items(), *self.constants.items())
+        return (self.kernel, *known, self.aligned, self.warps, self.stages)
+
+    @property
     def name(self) -> str:
         """What sets it apart: the type of its first numbers, its constants, and the switches that are on."""
         numbers = next((kind for kind in self.types.values() if "f" in kind), "integers").removeprefix("*")
@@ -102,8 +108,7 @@ def builds_of(spec: KernelSpec) -> list[Build]:
         with recorded() as builds:
             spec.launch(*arguments)
         for build in builds:
-            key = (build.kernel, *build.types.items(), *build.constants.items(), build.aligned, build.warps)
-            found.setdefault(key, build)
+            found.setdefault(build.variant, build)
     return list(found.values())
 
 
@@ -132,7 +137,7 @@ def _build(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
             constants[param.name] = value
         elif isinstance(value, Tensor):
             types[param.name] = f"*{TYPES[value.dtype]}"
-            aligned.add(param.name)
+            aligned |= {param.name} if value.data_ptr() % 16 == 0 else set()
         elif isinstance(value, float):
             types[param.name] = "fp32"
         else:

@@ -219,8 +219,9 @@ class Step:
             self.centre, self.bracket, self.inner, *(nucleus or (self.none, self.none)),
             self.strength, self.score_max, self.score_sum, self.measured, self.broken, self.allowed_max,
             self.best, self.index, self.vocab, self.table.vocab, self.tiling.count, self.size,
+            int(self.top),
             LIMITED=features.limited, MASKED=nucleus is not None, EDITED=edits is not None,
-            FILTERED=features.filtered, MEASURED=self.trace, REPORTED=self.trace or self.top, KEPT=self.top,
+            FILTERED=features.filtered, MEASURED=self.trace, REPORTED=self.trace or self.top,
             INNER=INNER, TILE=TILE, S_PAD=self.tiling.padded, **self.blocks,
         )  # fmt: skip
 

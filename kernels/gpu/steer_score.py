@@ -34,7 +34,7 @@ def warmed(scores, token, seed_ptr, temperature, row, position):
     return scores / temperature.to(tl.float32) + gumbel_at(tl.load(seed_ptr + row), position, token)
 
 
-@triton.jit(do_not_specialize=["splits", "groups", "named"])
+@triton.jit(do_not_specialize=["splits", "groups", "named", "kept"])
 def score_kernel(
     logits_ptr,
     mixed_ptr,
@@ -69,19 +69,21 @@ def score_kernel(
     named,
     splits,
     groups,
+    kept,
     LIMITED: tl.constexpr,
     MASKED: tl.constexpr,
     EDITED: tl.constexpr,
     FILTERED: tl.constexpr,
     MEASURED: tl.constexpr,
     REPORTED: tl.constexpr,
-    KEPT: tl.constexpr,
     INNER: tl.constexpr,
     TILE: tl.constexpr,
     S_PAD: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """added, penalty: what Edits add to and divide by, [groups, vocab]. KEPT: steered scores are stored."""
+    """added, penalty: what Edits add to and divide by, [groups, vocab]. kept: steered scores are stored where
+    they are REPORTED; it is asked as the kernel runs, which has variants enough.
+    """
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.load(table_ptr + group)
     first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
@@ -115,9 +117,9 @@ def score_kernel(
         scores = (1.0 - strength).to(tl.float32) * base + a * scores
     at = group * splits + split
     tl.store(broken_ptr + groups * splits + at, not_finite(scores, inside))
-    if KEPT:
-        tl.store(steered_ptr + here, scores, mask=inside)
     if REPORTED:
+        if kept:
+            tl.store(steered_ptr + here, scores, mask=inside)
         masked = tl.where(inside, scores, float("-inf"))
         top = tl.max(masked, axis=0)
         tl.store(score_max_ptr + at, top)
