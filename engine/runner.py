@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ..kernels.backend import Cache
+    from ..kernels.gpu.compiles import Compiles
     from ..models.llama import Llama
     from .graphs import DecodeGraphs
     from .scheduler import Plan
@@ -41,6 +42,7 @@ class Runner:
 
     new_cache: makes a cache of so many pages; `pages` is how many its own has.
     graphs: what of decoding is captured, where anything is.
+    compiles: what counts the kernels that its launches compile, where any are.
     lead: what to do about an order before and after it is carried out, where others hold parts of the model.
     choose: see `kernels.lm_head.choose`.
     steps, step_seconds, steer_seconds: how many, how long the host was at them, and how much of it with
@@ -58,13 +60,17 @@ class Runner:
         self.model, self.new_cache, self.table, self.choose = model, new_cache, table, choose
         self.pages, self.cache, self.device = pages, new_cache(pages), model.device
         self.graphs: DecodeGraphs | None = None
+        self.compiles: Compiles | None = None
         self.lead: Callable[[Order], AbstractContextManager[object]] = nullcontext
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
         self._chosen = torch.zeros(0, dtype=torch.int64, device=self.device)  # by the step before
 
-    def on_device(self) -> AbstractContextManager[object]:
-        """Launches within go to this runner's GPU, whichever the thread's own is."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Launches within go to this runner's GPU, whichever the thread's own is, and are counted as its."""
+        device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with device, self.compiles.by_this_thread() if self.compiles else nullcontext():
+            yield
 
     def admit(self, admitted: Admitted) -> None:
         """Writes a request's method and sampling into its row of the table."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .gpu.compiles import Compiles
     from .layout import Batch
     from .rope import HeadNorm, Turns
     from .steer import Choice
@@ -45,7 +46,8 @@ class Backend:
     cache: from layers, pages, block_size, kv_heads, head_dim, dtype and device. page_bytes: what one page
     takes, from layers, block_size, kv_heads, head_dim and dtype. choose: from the head and hidden states, see
     `lm_head.choose`. graphs: the host reads nothing back between a decoding step's token ids and its hidden
-    states, so that they may be captured once and replayed.
+    states, so that they may be captured once and replayed. compiles: what counts the kernels that first
+    launches compile, None where none do.
     """
 
     ops: Ops
@@ -53,6 +55,7 @@ class Backend:
     page_bytes: Callable[[int, int, int, int, torch.dtype], int]
     choose: Callable[..., Choice]
     graphs: bool = False
+    compiles: Callable[[], Compiles] | None = None
 
 
 def _on_cpu(

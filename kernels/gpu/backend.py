@@ -10,6 +10,7 @@ from ..backend import Backend
 from ..lm_head import Head
 from ..ops import Ops
 from .cache import TritonKV
+from .compiles import Compiles
 from .lm_head_steer import lm_head_steer
 from .norm import add_rms_norm
 from .steer import steer
@@ -45,5 +46,10 @@ def choose(
 choose_apart = partial(lm_head.choose, by=steer)
 """As `choose`, always one after the other."""
 TRITON = Backend(
-    Ops(rms_norm=rms_norm, swiglu=swiglu, head=Head), TritonKV, TritonKV.page_bytes, choose, graphs=True
+    Ops(rms_norm=rms_norm, swiglu=swiglu, head=Head),
+    TritonKV,
+    TritonKV.page_bytes,
+    choose,
+    graphs=True,
+    compiles=Compiles,
 )
