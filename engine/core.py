@@ -30,6 +30,7 @@ from .room import pages_of
 from .runner import Runner, plain_tensors
 from .scheduler import Scheduler
 from .stats import Stats
+from .warmup import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,12 +66,11 @@ class Core:
         self.ranks = _ranks(config, shape, place, device)
         with self.ranks.together() if self.ranks else nullcontext():
             self.runner = _runner(config, opened, dtype, device, backend, vocab, self.ranks, progress)
+            if device.type == "cuda":
+                _get_ready(self.runner, backend, config, length)
         if self.ranks and place.rank:
             self.ranks.follow(self.runner)
             raise SystemExit(0)
-        if device.type == "cuda" and backend.graphs and not config.enforce_eager and not self.ranks:
-            with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
-                _capture(self.runner, config.max_num_seqs, length)
         self.looks_ahead = device.type == "cuda" and not self.ranks
         self._next: Flight | None = None
         dense = device.type == "cpu"
@@ -116,6 +116,7 @@ class Core:
             steps=runner.steps,
             step_seconds=runner.step_seconds,
             steer_seconds=runner.steer_seconds,
+            late_compiles=runner.compiles.late if runner.compiles else 0,
         )
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -220,6 +221,16 @@ def _runner(
     if ranks:
         runner.lead = ranks.lead
     return runner
+
+
+def _get_ready(runner: Runner, backend: Backend, config: EngineConfig, length: int) -> None:
+    """Captures steps that are to be replayed and compiles kernels, so that no request waits for it."""
+    runner.compiles = backend.compiles() if backend.compiles else None
+    with memory.enough(runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
+        if backend.graphs and not config.enforce_eager and config.tensor_parallel_size == 1:
+            _capture(runner, config.max_num_seqs, length)
+        if backend.shapes:
+            warm_up(runner, backend.shapes(runner.device, config.max_num_seqs))
 
 
 def _capture(runner: Runner, rows: int, length: int) -> None:

@@ -15,6 +15,7 @@ from .lm_head_steer import lm_head_steer
 from .norm import add_rms_norm
 from .steer import steer
 from .swiglu import swiglu
+from .tuning import of as launches_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,4 +53,5 @@ TRITON = Backend(
     choose,
     graphs=True,
     compiles=Compiles,
+    shapes=lambda device, most: launches_of(device).head.shapes(most),
 )

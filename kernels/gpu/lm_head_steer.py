@@ -186,9 +186,10 @@ class _Ends(Step):
             kept, kept_coefficient, self.tile_max, self.tile_sum,
             found.score_max, found.score_sum, found.raw, found.broken, found.best, found.token,
             vocab, table.vocab, self.size, self.tiles,
-            BLENDED=plan.blended, STORED=plan.stored, NORMALISED=plan.normalised, REPORTED=self._reported,
-            KEPT=max(plan.kept, 1), SLOTS=plan.slots, ROWS=plan.rows, TOKENS=tile.tokens,
-            WIDTH=width, DEPTH=tile.depth, PAIRED=low is not self.none, UPCAST=UPCAST,
+            BLENDED=plan.blended, STORED=plan.stored, NORMALISED=plan.normalised,
+            REPORTED=self._reported and not plan.stored, KEPT=max(plan.kept, 1), SLOTS=plan.slots,
+            ROWS=plan.rows, TOKENS=tile.tokens, WIDTH=width, DEPTH=tile.depth,
+            PAIRED=low is not self.none, UPCAST=UPCAST,
             num_warps=tile.warps, num_stages=tile.stages, **FUSION,
         )  # fmt: skip
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ..steer_table import Groups, SteerTable
     from .steer import Features
 
+LEAST_BRANCHES = 8
+"""Places of a request's branches, with which a small step is too large for any tile."""
 LEAST_ROWS = 16
 """Rows that a tensor core's product has at least."""
 
@@ -37,6 +39,21 @@ class Tuning:
         """Rows of a tile for so many places: no request is cut in two."""
         wanted = max(LEAST_ROWS, triton.next_power_of_2(min(places, max(self.tiles))), slots)
         return min(rows for rows in self.tiles if rows >= wanted)
+
+    def shapes(self, most: int) -> list[tuple[int, int]]:
+        """(requests, branches of the widest) of the smallest steps that a tile of each kind is made for.
+
+        Of steps of at most so many rows, where the others have one branch; the first is one that none is for.
+        """
+        kinds = [(rows, 1 << power) for rows in self.tiles for power in range(rows.bit_length())]
+        found = [
+            (1 if rows == LEAST_ROWS else rows // slots // 2 + 1, slots // 2 + 1)
+            for rows, slots in kinds
+            if self.rows(rows, slots) == rows <= self.most_rows
+        ]
+        apart = self.most_rows // LEAST_BRANCHES + 1, LEAST_BRANCHES // 2 + 1
+        found.append((self.most_rows + 1, 1))
+        return [apart, *(shape for shape in found if sum(shape) - 1 <= most)]
 
 
 TUNING = Tuning({16: Tile(128, 64, 4, 4), 32: Tile(128, 64, 8, 3), 64: Tile(128, 64, 8, 3)}, most_rows=64)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,23 +16,19 @@ pytest.importorskip("triton", reason="kernels are compiled where there is triton
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
-from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
-from trimtab.engine import core as cores
-from trimtab.engine import runner as runners
+from trimtab.engine import Amulet, Base, Mato, Objective, Opad, Request, SamplingParams
 from trimtab.engine.graphs import DecodeGraphs
 from trimtab.engine.room import rehearse
 from trimtab.engine.runner import plain_tensors
-from trimtab.kernels.gpu import ahead
 from trimtab.kernels.gpu.ahead import Build, compile_for, recorded
 from trimtab.kernels.gpu.backend import TRITON
-from trimtab.models import memory
-from trimtab.models.dummy import DummyWeights
+
+from .on_meta import META, opened, steps
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
     from trimtab.engine.core import Core
 
-META = torch.device("meta")
 ONE, TWO = Objective("a", 0.7), Objective("b", 0.3)
 EDITED = SamplingParams(
     temperature=0.8, top_k=5, top_p=0.9, min_p=0.1, logit_bias={3: 1.0}, repetition_penalty=1.1, logprobs=2
@@ -45,44 +40,10 @@ REQUESTS = [
 ]
 
 
-def empty(weights: DummyWeights, name: str) -> torch.Tensor:
-    return torch.empty(weights.shapes[name], dtype=torch.bfloat16, device=META)
-
-
-def built(function: Any, args: tuple[Any, ...], more: Any, *, build: Callable[..., Build]) -> Build:
-    """What is launched takes tensors of the device alone; Triton would not look."""
-    given = [value for value in args if isinstance(value, torch.Tensor)]
-    assert {tensor.device for tensor in given} == {META}, function
-    return build(function, args, more)
-
-
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     """Llama 3.1 8B, whose chosen tokens stay where they are."""
-    monkeypatch.setattr(cores, "device_of", lambda *_: META)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
-    monkeypatch.setattr(DummyWeights, "tensor", empty)
-    monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))
-    monkeypatch.setattr(ahead, "_build", partial(built, build=ahead._build))
-    engine = Engine.from_pretrained(
-        "llama-3.1-8b", load_format="dummy", kv_cache_memory="1GiB", max_num_seqs=8
-    )
-    return engine._core
-
-
-def steps(core: Core, count: int) -> None:
-    """So many steps of all requests, each of which is told some token."""
-    for request in REQUESTS:
-        for group in core.admit(request):
-            core.scheduler.add(group)
-    for _ in range(count):
-        plan = core.scheduler.plan()
-        choice = core.runner.step(plan)
-        core.scheduler.commit(plan)
-        assert choice is not None
-        assert choice.tokens.device == META
-        for group in plan.ready:
-            group.tokens.append(9)
+    return opened(monkeypatch, "llama-3.1-8b", load_format="dummy", max_num_seqs=8)
 
 
 def names(builds: list[Build]) -> set[str]:
@@ -95,7 +56,7 @@ def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 def test_a_step_mixes_nothing_of_host_and_device_and_its_kernels_compile_for_hopper(core: Core) -> None:
     with recorded() as builds:
-        steps(core, 2)
+        steps(core, REQUESTS, 2)
     layers = {"norm", "rope", "attend", "merge", "swiglu"}
     assert names(builds) >= layers | {"weigh", "mix", "refine", "search", "score", "choose", "finish"}
     found: dict[Any, Build] = {}
@@ -112,7 +73,7 @@ def test_captured_steps_launch_what_a_step_launches_and_nothing_of_prompts(core:
         runner.graphs = DecodeGraphs(runner.model, runner.cache, 8, 4096, again)  # type: ignore[arg-type]
         assert runner.graphs.count == 4 * 3
         builds.clear()
-        steps(core, 1)  # prompts
+        steps(core, REQUESTS, 1)  # prompts
         prompts = len([build for build in builds if build.kernel == "attend"])
         builds.clear()
         runner.step(core.scheduler.plan())

@@ -91,6 +91,7 @@ def _check_model(
         found = engine.generate(asked)
         row.update(compared(found, exact, near))
         row["captured_sizes"] = engine._core.runner.graphs.count if engine._core.runner.graphs else 0
+        row["late_compiles"] = engine.stats.late_compiles
     if "captured_sizes" not in row:
         return  # the engine does not even open
     with report.part("decode", f"{name}: alone as in the crowd") as row:

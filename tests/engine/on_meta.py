@@ -1,0 +1,61 @@
+"""An engine as on a GPU, without one: its tensors have no numbers, its launches can be noted and not made."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trimtab.engine import Engine
+from trimtab.engine import core as cores
+from trimtab.engine import runner as runners
+from trimtab.kernels.gpu import ahead
+from trimtab.models import memory
+from trimtab.models.dummy import DummyWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pytest
+    from trimtab.engine import Request
+    from trimtab.engine.core import Core
+    from trimtab.kernels.gpu.ahead import Build
+
+META = torch.device("meta")
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Core:
+    """The core of an engine, whose results stay where they are."""
+    monkeypatch.setattr(cores, "device_of", lambda *_: META)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(DummyWeights, "tensor", _empty)
+    monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
+    monkeypatch.setattr(ahead, "_build", partial(_built, build=ahead._build))
+    return Engine.from_pretrained(model, kv_cache_memory="1GiB", **fields)._core
+
+
+def steps(core: Core, requests: Sequence[Request], count: int) -> None:
+    """So many steps of all that runs and of these requests, each of which is told some token."""
+    for request in requests:
+        for group in core.admit(request):
+            core.scheduler.add(group)
+    for _ in range(count):
+        plan = core.scheduler.plan()
+        choice = core.runner.step(plan)
+        core.scheduler.commit(plan)
+        assert (choice is not None) == bool(plan.ready)
+        assert choice is None or choice.tokens.device == META
+        for group in plan.ready:
+            group.tokens.append(9)
+
+
+def _empty(weights: DummyWeights, name: str) -> torch.Tensor:
+    return torch.empty(weights.shapes[name], dtype=torch.bfloat16, device=META)
+
+
+def _built(function: Any, args: tuple[Any, ...], more: Any, *, build: Callable[..., Build]) -> Build:
+    """What is launched takes tensors of the device alone; Triton would not look."""
+    given = [value for value in args if isinstance(value, torch.Tensor)]
+    assert {tensor.device for tensor in given} == {META}, function
+    return build(function, args, more)
