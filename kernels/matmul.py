@@ -1,0 +1,17 @@
+"""y = x Wᵀ + b, written plainly: what the kernel for it is measured by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """x [rows, in], weight [out, in], bias [out] → [rows, out]: summed in float32 at least, rounded once.
+
+    dtype: of the result, None for that of x.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    found = functional.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    return found.to(dtype or x.dtype)
