@@ -54,7 +54,7 @@ class Build:
     """A jitted function as one launch has it compiled.
 
     types: the run-time parameters, as triton spells types. constants: constexprs, and integers that are 1.
-    aligned: parameters that 16 divides.
+    aligned: parameters that 16 divides. fusion: whether a product and a sum may be rounded as one.
     """
 
     function: Any
@@ -63,6 +63,7 @@ class Build:
     aligned: frozenset[str]
     warps: int
     stages: int
+    fusion: bool = True
 
     @property
     def kernel(self) -> str:
@@ -73,7 +74,7 @@ class Build:
     def variant(self) -> tuple[Any, ...]:
         """What Triton tells one compiled kernel from another by."""
         known = (*self.types.items(), *self.constants.items())
-        return (self.kernel, *known, self.aligned, self.warps, self.stages)
+        return (self.kernel, *known, self.aligned, self.warps, self.stages, self.fusion)
 
     @property
     def name(self) -> str:
@@ -143,9 +144,9 @@ def _build(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
         else:
             types[param.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             aligned |= {param.name} if free and value % 16 == 0 else set()
-    return Build(
-        function, types, constants, frozenset(aligned), more.get("num_warps", 4), more.get("num_stages", 3)
-    )
+    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
+    said = [more.get(name, usual) for name, usual in options.items()]
+    return Build(function, types, constants, frozenset(aligned), *said)
 
 
 def compile_for(build: Build, arch: str) -> Resources:
@@ -158,7 +159,7 @@ def compile_for(build: Build, arch: str) -> Resources:
         attrs={place[name]: ALIGNED for name in build.aligned},
     )
     # contraction is on in triton 3.9 unless it is said, and off in 3.10
-    options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": True}
+    options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": build.fusion}
     compiled = triton.compile(source, target=TARGETS[arch], options=options)
     shared = compiled.metadata.shared
     if arch.startswith("sm"):

@@ -34,6 +34,23 @@ UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @triton.jit
+def asked(
+    query_ptr, first, start, count, head, first_row,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Of some rows of a tile: queries, positions, whether there is one, and its place among all queries."""
+    at, row = tl.arange(0, PADDED), first_row + tl.arange(0, ROWS)
+    asking = row < count * GROUP
+    own = ((first + row // GROUP) * KV_HEADS + head) * GROUP + row % GROUP
+    inside = asking[:, None] & (at < WIDTH)[None, :]
+    query = tl.load(query_ptr + own[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
+    if UPCAST:
+        query = query.to(tl.float32)
+    return query, start + row // GROUP, asking, own
+
+
+@triton.jit
 def attend_keys(
     query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table_ptr, head,
     KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
@@ -90,14 +107,10 @@ def attend_kernel(
         return
     table = table_ptr + tl.load(row_ptr + tile).to(tl.int64) * width
     at, row = tl.arange(0, PADDED), tl.arange(0, ROWS)
-    position = start + row // GROUP
-    asking = row < count * GROUP
-    token = first + row // GROUP
-    own = (token * KV_HEADS + head) * GROUP + row % GROUP
+    query, position, asking, own = asked(
+        query_ptr, first, start, count, head, 0, KV_HEADS, GROUP, WIDTH, PADDED, ROWS, UPCAST
+    )
     inside = asking[:, None] & (at < WIDTH)[None, :]
-    query = tl.load(query_ptr + own[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
-    if UPCAST:
-        query = query.to(tl.float32)
     top = tl.full([ROWS], HIDDEN, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, PADDED], tl.float32)
@@ -124,6 +137,14 @@ def attend_kernel(
         tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)
 
 
+@triton.jit
+def merged(top, total, mixed, peak, weight, values):
+    """The state of what was seen, and that of more: maximum, sum and mixed values of every row."""
+    higher = tl.maximum(top, peak)
+    fade, share = tl.exp2(top - higher), tl.exp2(peak - higher)
+    return higher, total * fade + share * weight, mixed * fade[:, None] + share[:, None] * values
+
+
 @triton.jit(do_not_specialize=["splits", "window"])
 def merge_kernel(
     part_ptr, top_ptr, total_ptr, first_ptr, start_ptr, out_ptr, splits, window,
@@ -144,12 +165,9 @@ def merge_kernel(
     for split in range(low, start // SPLIT + 1):
         part = ((tile * KV_HEADS + head) * splits + split) * GROUP + row
         peak = tl.load(top_ptr + part, mask=asking, other=HIDDEN)
-        higher = tl.maximum(top, peak)
-        fade, share = tl.exp2(top - higher), tl.exp2(peak - higher)
-        total = total * fade + share * tl.load(total_ptr + part, mask=asking, other=0.0)
+        weight = tl.load(total_ptr + part, mask=asking, other=0.0)
         values = tl.load(part_ptr + part[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
-        mixed = mixed * fade[:, None] + share[:, None] * values
-        top = higher
+        top, total, mixed = merged(top, total, mixed, peak, weight, values)
     total = tl.where(asking, total, 1.0)
     own = (first * KV_HEADS + head) * GROUP + row
     tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)

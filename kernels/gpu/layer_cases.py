@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, device, dtype
 
+from .. import matmul as matmul_reference
 from .. import norm, paged, rope, work
 from .. import swiglu as swiglu_reference
 from ..spec import Case, KernelSpec
 from .attention import paged_attention
+from .invariant_attention import invariant_attention
+from .matmul import matmul
 from .norm import add_rms_norm
 from .rope import rope_write
 from .swiglu import swiglu
@@ -44,6 +47,24 @@ DEMO = Shape("demo", 576, 1536, 9, 3, 64, 64, BF16)
 
 def _random(generator: Generator, where: device, kind: dtype, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator).to(where, kind)
+
+
+HELD = 1 << 22
+"""Numbers of a weight that a CPU fills: half a billion take seconds, and launches are only recorded there."""
+
+
+def _matmul(
+    model: Shape, rows: int, inner: int, out: int, biased: bool = False, dtype: dtype | None = None
+) -> Case:
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        x, bias = (_random(generator, where, model.dtype, *shape) for shape in ((rows, inner), (out,)))
+        weight = torch.empty(out, inner, device=where, dtype=model.dtype)
+        if where.type != "cpu" or weight.numel() <= HELD:
+            weight.normal_(std=inner**-0.5)
+        return x, weight, bias if biased else None, dtype
+
+    name = f"{model.name}, {rows} rows, {inner} to {out}{', biased' if biased else ''}"
+    return Case(name, make, work.product(rows, inner, out, model.dtype.itemsize))
 
 
 def _norm(model: Shape, rows: int, adds: bool) -> Case:
@@ -125,4 +146,20 @@ ATTENTION = KernelSpec(
         _attention(DEMO, 2, 128, 64),
     ),
 )
-LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION)
+INVARIANT_ATTENTION = KernelSpec(
+    "invariant_attention", paged.paged_attention, invariant_attention, ATTENTION.cases
+)
+MATMUL = KernelSpec(
+    "matmul",
+    matmul_reference.matmul,
+    matmul,
+    (
+        _matmul(LLAMA, 5, 4096, 6144, biased=True),
+        _matmul(LLAMA, 5, 4096, 4096),
+        _matmul(LLAMA, 80, 4096, 28672),
+        _matmul(LLAMA, 512, 14336, 4096),
+        _matmul(LLAMA, 5, 4096, 128_256, dtype=F32),
+        _matmul(DEMO, 5, 576, 576),
+    ),
+)
+LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION, INVARIANT_ATTENTION, MATMUL)

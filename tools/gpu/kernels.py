@@ -18,7 +18,8 @@ from .nearness import difference, of_choices, widened
 from .report import Report
 from .timing import Clock, Rates, Spread
 
-FUSED, LOOP, ATTENTION = "lm_head_steer", "iterate", "paged_attention"
+FUSED, LOOP, MATMUL = "lm_head_steer", "iterate", "matmul"
+ATTENTION = ("paged_attention", "invariant_attention")
 """Kernels that are known by name. The first one's product is the vendor's in the reference too, so that there
 is none in float64, and its cases have no weights on a CPU. The second gives scores up to a constant."""
 LITTLE = 1 << 20
@@ -110,9 +111,9 @@ def measure(report: Report, clock: Clock, rates: Rates, specs: list[KernelSpec])
 
 def operations(name: str, arguments: tuple[Any, ...]) -> float:
     """Multiplications and additions of a kernel's products; 0 where it has none."""
-    if name == FUSED:
+    if name in (FUSED, MATMUL):
         return 2.0 * len(arguments[0]) * float(arguments[1].numel())
-    if name == ATTENTION:
+    if name in ATTENTION:
         tiles = next(value for value in arguments if isinstance(value, Tiles))
         keys = (tiles.start + (tiles.count + 1) / 2).clamp(max=arguments[4] or torch.inf)
         return 4.0 * float((tiles.count * keys).sum()) * float(arguments[0][0].numel())
