@@ -155,6 +155,12 @@ class Edits:
     repetition_at: tuple[Tensor, Tensor]
     repetition: Tensor
 
+    @classmethod
+    def none(cls, device: torch.device) -> Edits:
+        """Those that change nothing."""
+        nowhere, nothing = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
+        return cls((nowhere, nowhere), nothing, (nowhere, nowhere), nothing)
+
     def apply(self, scores: Tensor) -> None:
         """Changes scores [groups, vocab] in place."""
         scores.index_put_(self.bias_at, self.bias.to(scores.dtype), accumulate=True)

@@ -13,7 +13,7 @@ from ..steer import steer as steer_reference
 from ..steer_table import Draw, Groups, SteerTable
 from ..strength import literal_loop
 from .literal import iterate
-from .steer import steer
+from .steer import invariant_steer, steer
 
 LLAMA, DEMO = 128_256, 49_152
 MATO = Program(base=-0.9347, scale=1.9347, reward=1.0)
@@ -56,6 +56,15 @@ STEER = KernelSpec(
         _steering(16, 4, LLAMA, NEAR, SAMPLED, torch.float32),
         _steering(16, 1, LLAMA, MASKED, SAMPLED, torch.bfloat16),
         _steering(4, 1, DEMO, OPAD, GREEDY, torch.float32),
+    ),
+)
+INVARIANT_STEER = KernelSpec(
+    "invariant_steer",
+    steer_reference,
+    invariant_steer,
+    (
+        _steering(16, 4, LLAMA, NEAR, SAMPLED, torch.float32),
+        _steering(1, 1, DEMO, OPAD, GREEDY, torch.float32),
     ),
 )
 

@@ -17,7 +17,7 @@ the stored scores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,7 @@ import triton
 from torch import Tensor
 
 from ..steer import GREEDY_BELOW, TOP_LOGPROBS, Choice
+from ..steer_table import Edits
 from .search import Kind, Search, search
 from .steer_finish import ROWS, finish_kernel
 from .steer_mix import mix_kernel
@@ -33,7 +34,7 @@ from .steer_score import choose_kernel, score_kernel
 from .steer_weights import CHUNK, weigh_kernel
 
 if TYPE_CHECKING:
-    from ..steer_table import Edits, Groups, SteerTable
+    from ..steer_table import Groups, SteerTable
 
 LONG_VOCABULARY = 65_536
 
@@ -70,6 +71,9 @@ class Features:
         )
 
 
+EVERYTHING = Features(**dict.fromkeys((field.name for field in fields(Features)), True))
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How a vocabulary is split: a function of its size alone."""
@@ -104,6 +108,26 @@ def steer(
     return Step(logits, groups, table, trace=trace, top=top).run(edits)
 
 
+def invariant_steer(
+    logits: Tensor,
+    groups: Groups,
+    table: SteerTable,
+    edits: Edits | None = None,
+    *,
+    trace: bool = True,
+    top: bool = False,
+) -> Choice:
+    """As `steer`, by the same launches of the same code whatever the step's requests ask for.
+
+    Code that is compiled for other features may round otherwise. A request without a feature skips it; what a
+    trace tells is measured in any case.
+    """
+    _check(logits, groups)
+    step = Step(logits, groups, table, trace=True, top=True, features=EVERYTHING)
+    choice = step.run(edits or Edits.none(logits.device))
+    return choice if top else replace(choice, top=None)
+
+
 def _check(logits: Tensor, groups: Groups) -> None:
     if logits.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"logits must be float32 or bfloat16 and are {logits.dtype}")
@@ -116,14 +140,23 @@ def _check(logits: Tensor, groups: Groups) -> None:
 
 
 class Step:
-    """One step's buffers, and its launches in their order."""
+    """One step's buffers, and its launches in their order; features None are those of its requests."""
 
-    def __init__(self, logits: Tensor, groups: Groups, table: SteerTable, *, trace: bool, top: bool) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        groups: Groups,
+        table: SteerTable,
+        *,
+        trace: bool,
+        top: bool,
+        features: Features | None = None,
+    ) -> None:
         self.logits, self.groups, self.table = logits, groups, table
         self.trace, self.top = trace, top
         self.rows, self.vocab = logits.shape
         self.size, self.width = len(groups.table), table.asked.shape[1]
-        self.features, self.tiling = Features.of(groups, table), Tiling.of(self.vocab)
+        self.features, self.tiling = features or Features.of(groups, table), Tiling.of(self.vocab)
         self.blocks = {"SPLIT": self.tiling.split, "num_warps": self.tiling.warps}
         splits, features = self.tiling.count, self.features
         self.none = self._new(1)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,3 +23,24 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted products sum as a tensor core does: all rows alike, and for each shape in its own order.
+
+    numpy's library rounds a row by its place in a tile, too.
+    """
+    if torch.cuda.is_available():
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # noqa: PLC0415
+
+    def create_dot(_: Any, a: Any, b: Any, d: Any, *__: Any) -> Any:
+        left, right = a.data, b.data
+        (rows, depth), columns = left.shape, right.shape[1]
+        order = np.random.default_rng([rows, depth, columns]).permutation(depth)
+        terms = left[:, order, None] * right[order]
+        total = np.add.reduce(terms, axis=1, dtype=d.data.dtype)  # one term after the other
+        return TensorHandle(total + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
