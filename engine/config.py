@@ -42,6 +42,11 @@ class EngineConfig:
     )
     enable_prefix_caching: bool = option(True, "keep computed prompts for requests that begin alike")
     enforce_eager: bool = option(False, "capture no steps as CUDA graphs: a quicker start, slower decoding")
+    batch_invariant: bool = option(
+        False,
+        "log-probabilities equal to the last bit whatever else is decoded and however prompts are cut; "
+        "slower on a GPU, and always so on a CPU",
+    )
     load_format: str = option(
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
     )

@@ -56,7 +56,7 @@ class Core:
         without_lost_threads()
         place = Place.of(config.tensor_parallel_size)
         device = device_of(config.device, place.local, place.beside if place.alone else 1)
-        backend = backend_of(config.kernels, device)
+        backend = backend_of(config.kernels, device, config.batch_invariant, config.tensor_parallel_size)
         opened = open_model(config.model, config.load_format, config.chat_template, progress, config.dtype)
         shape, tokenizer = opened.config, opened.tokenizer
         length = _max_length(config, shape)

@@ -48,9 +48,17 @@ def without_lost_threads() -> None:
         torch.set_num_threads(1)
 
 
-def backend_of(kernels: str, device: torch.device) -> Backend:
-    """What computes there. Raises InputError for Triton's kernels where nothing can run them."""
+def backend_of(
+    kernels: str, device: torch.device, batch_invariant: bool = False, processes: int = 1
+) -> Backend:
+    """What computes there. Raises InputError for Triton's kernels where nothing can run them.
+
+    batch_invariant: whether a row's bits must be its own, which on a CPU they always are. Raises InputError
+    on a GPU for torch's kernels, and for several processes, whose library adds up in an order of its own.
+    """
     on_cpu = device.type == "cpu"
+    if batch_invariant and not on_cpu:
+        _require_invariance(kernels, processes)
     if kernels == "torch" or (kernels == "auto" and on_cpu):
         return TORCH if on_cpu else PLAIN
     if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
@@ -65,6 +73,16 @@ def backend_of(kernels: str, device: torch.device) -> Backend:
             "which is slow on a GPU",
             "kernels",
         )
-    from ..kernels.gpu.backend import TRITON  # noqa: PLC0415 - it brings triton
+    from ..kernels.gpu.backend import INVARIANT, TRITON  # noqa: PLC0415 - it brings triton
 
-    return TRITON
+    return INVARIANT if batch_invariant else TRITON
+
+
+def _require_invariance(kernels: str, processes: int) -> None:
+    wrong = ""
+    if kernels == "torch":
+        wrong = "kernels is 'torch', whose products on a GPU round by the number of rows"
+    elif processes > 1:
+        wrong = f"tensor_parallel_size is {processes}; GPUs add up what each has in an order of their own"
+    if wrong:
+        raise InputError(f"batch_invariant is on, and {wrong}: leave one of them out", "batch_invariant")

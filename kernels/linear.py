@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .matmul import Matmul
+
 ROWS_HINT = {torch.bfloat16: 16, torch.float32: 256}
 """The row count that oneDNN's layout is chosen for: as good at one row as the layouts made for few rows."""
 
@@ -57,12 +59,18 @@ class Linear:
 
     Both are of type `dtype`, which is what the machine is best at unless it is given: float32 keeps results
     unrounded. On a CPU a row's result does not depend, to the last bit, on what stands beside it, as long
-    as there are `steady_rows` of them.
+    as there are `steady_rows` of them. matmul: what multiplies; None for what is fastest.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        matmul: Matmul | None = None,
+    ) -> None:
         self.dtype = dtype or arithmetic_dtype(weight.dtype, weight.device)
-        self._product = _product(weight, bias, self.dtype)
+        self._product = _product(weight, bias, self.dtype, matmul)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._product(x)
@@ -75,7 +83,8 @@ class Linear:
 class GatedLinear:
     """silu(x Gᵀ + g) · (x Uᵀ + u), the first half of a gated feed-forward: [rows, in] → [rows, out].
 
-    swiglu does it to [rows, 2 · out], gate first, where the products cannot take it along.
+    swiglu does it to [rows, 2 · out], gate first, where the products cannot take it along. matmul: see
+    `Linear`.
     """
 
     def __init__(
@@ -84,13 +93,15 @@ class GatedLinear:
         up: Tensor,
         biases: tuple[Tensor, Tensor] | None,
         swiglu: Callable[[Tensor], Tensor],
+        matmul: Matmul | None = None,
     ) -> None:
         dtype = arithmetic_dtype(gate.dtype, gate.device)
         first, second = biases or (None, None)
-        if _packs(gate, dtype) and _packs(up, dtype):
+        if matmul is None and _packs(gate, dtype) and _packs(up, dtype):
             self._apply = _gated(_OneDNN(gate, first, dtype), _OneDNN(up, second, dtype))
         else:
-            both = Linear(torch.cat((gate, up)), None if biases is None else torch.cat(biases))
+            joined = None if biases is None else torch.cat(biases)
+            both = Linear(torch.cat((gate, up)), joined, matmul=matmul)
             self._apply = lambda x: swiglu(both(x))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -109,6 +120,17 @@ class _Product:
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.add_(self(x))
+
+
+class _Chosen(_Product):
+    """What the caller says."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, matmul: Matmul) -> None:
+        super().__init__(weight, bias, dtype)
+        self._matmul = matmul
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._matmul(x, self._weight, self._bias, None)
 
 
 class _Half(_Product):
@@ -158,8 +180,12 @@ def _gated(gate: _OneDNN, up: _OneDNN) -> Callable[[Tensor], Tensor]:
     return lambda x: up.times(gate.swish(x), x)
 
 
-def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Product:
+def _product(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, matmul: Matmul | None = None
+) -> _Product:
     """The product with this weight for activations of `dtype`."""
+    if matmul is not None:
+        return _Chosen(weight, bias, dtype, matmul)
     if _packs_half(weight, dtype):
         return _Half(weight, bias)
     return _OneDNN(weight, bias, dtype) if _packs(weight, dtype) else _Product(weight, bias, dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .linear import Linear
+from .matmul import Matmul
 from .steer import Choice, steer
 from .steer_table import Edits, Groups, SteerTable
 
@@ -21,12 +22,17 @@ def product(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 class Head:
-    """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in."""
+    """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in.
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight, self.dtype = weight, weight.dtype
+    matmul: what multiplies; None for what is fastest.
+    """
+
+    def __init__(self, weight: Tensor, matmul: Matmul | None = None) -> None:
+        self.weight, self.dtype, self._matmul = weight, weight.dtype, matmul
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        if self._matmul is not None:
+            return self._matmul(hidden, self.weight, None, torch.float32)
         return product(hidden, self.weight)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .lm_head import AnyHead, ready
+from .matmul import Matmul
 from .norm import rms_norm
 from .swiglu import swiglu
 
@@ -17,11 +18,13 @@ class Ops:
     """One implementation of each operation; shapes are in the docstrings of the functions named alike.
 
     head: makes the vocabulary's product of its weight, as the backend's `choose` takes it.
+    matmul: what multiplies by weights; None leaves it to `kernels.linear`, which takes what is fastest.
     """
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], AnyHead]
+    matmul: Matmul | None = None
 
 
 TORCH = Ops(rms_norm=rms_norm, swiglu=swiglu, head=ready)

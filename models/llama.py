@@ -202,7 +202,7 @@ class _Loader:
         shards: Shards | None,
     ) -> None:
         self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
-        self._swiglu, self._progress, self._shards = ops.swiglu, progress, shards
+        self._ops, self._progress, self._shards = ops, progress, shards
         self.eps = torch.tensor([config.rms_norm_eps], device=device)
         self._expected = shapes(config)
         spare = {name for name in weights.shapes if name.endswith("rotary_emb.inv_freq")}
@@ -248,11 +248,13 @@ class _Loader:
         )
 
     def _linear(self, *names: str) -> Linear:
-        return Linear(*self._tensors(names))
+        return Linear(*self._tensors(names), matmul=self._ops.matmul)
 
     def _summing(self, name: str) -> Linear:
         weight, bias = self._tensors((name,))
-        return PartialLinear(weight, bias, self._shards.peers) if self._shards else Linear(weight, bias)
+        if self._shards:
+            return PartialLinear(weight, bias, self._shards.peers)
+        return Linear(weight, bias, matmul=self._ops.matmul)
 
     def _tensors(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of these products in one."""
@@ -264,7 +266,7 @@ class _Loader:
         weights = self.tensor(f"{gate}.weight"), self.tensor(f"{up}.weight")
         with_bias = self._config.mlp_bias
         biases = (self.tensor(f"{gate}.bias"), self.tensor(f"{up}.bias")) if with_bias else None
-        return GatedLinear(*weights, biases, self._swiglu)
+        return GatedLinear(*weights, biases, self._ops.swiglu, self._ops.matmul)
 
     def _head_norm(self, attention: str) -> HeadNorm:
         q, k = (self.norm(f"{attention}.{name}.weight") for name in ("q_norm", "k_norm"))

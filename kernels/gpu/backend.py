@@ -1,7 +1,8 @@
-"""The Triton kernels as one backend."""
+"""The Triton kernels as two backends: the fastest, and one by which a row's bits are its own."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,12 @@ from .. import lm_head
 from ..backend import Backend
 from ..lm_head import Head
 from ..ops import Ops
-from .cache import TritonKV
+from .cache import InvariantKV, TritonKV
 from .compiles import Compiles
 from .lm_head_steer import lm_head_steer
+from .matmul import matmul
 from .norm import add_rms_norm
-from .steer import steer
+from .steer import invariant_steer, steer
 from .swiglu import swiglu
 from .tuning import of as launches_of
 
@@ -55,3 +57,11 @@ TRITON = Backend(
     compiles=Compiles,
     shapes=lambda device, most: launches_of(device).head.shapes(most),
 )
+INVARIANT = replace(
+    TRITON,
+    ops=replace(TRITON.ops, matmul=matmul, head=partial(Head, matmul=matmul)),
+    cache=InvariantKV,
+    choose=partial(lm_head.choose, by=invariant_steer),
+    shapes=None,
+)
+"""Every launch runs the same code whatever is decoded with it, and no sum goes across rows."""

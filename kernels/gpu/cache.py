@@ -1,4 +1,4 @@
-"""A paged KV cache that the kernels write and read."""
+"""Paged KV caches that the kernels write and read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from ..device_cache import DeviceKV, Layout
 from .attention import paged_attention
+from .invariant_attention import invariant_attention
 from .rope import rope_write
 
 if TYPE_CHECKING:
@@ -19,11 +20,19 @@ if TYPE_CHECKING:
 class TritonKV(DeviceKV):
     """As `DeviceKV`, by Triton's kernels; the host waits for nothing."""
 
+    attention = staticmethod(paged_attention)
+
     def turn(self, layout: Layout, pages: Tensor, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
         return rope_write(qkv.contiguous(), turns, norm, pages, layout.pages, layout.offsets)
 
     def read(self, layout: Layout, pages: Tensor, queries: Tensor, window: int | None) -> Tensor:
         found = torch.zeros_like(queries)
         for tiles in layout.tiles:
-            paged_attention(queries, pages, layout.tables, tiles, window, found)
+            self.attention(queries, pages, layout.tables, tiles, window, found)
         return found
+
+
+class InvariantKV(TritonKV):
+    """As `TritonKV`, with bits that depend neither on a step's other tokens nor on how a prompt was cut."""
+
+    attention = staticmethod(invariant_attention)

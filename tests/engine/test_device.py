@@ -97,7 +97,7 @@ def open_engine(folder: Path) -> Engine:
 @pytest.fixture
 def plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine that decodes as on a GPU with torch's operations."""
-    monkeypatch.setattr("trimtab.engine.core.backend_of", lambda kernels, device: PLAIN)
+    monkeypatch.setattr("trimtab.engine.core.backend_of", lambda *_: PLAIN)
     return open_engine(folder)
 
 

@@ -56,6 +56,7 @@ RIGHT: dict[str, str] = {
     "frequency_penalty": "-1 1.5",
     "enable_prefix_caching": "true",
     "enforce_eager": "true",
+    "batch_invariant": "true",
     "skip_special_tokens": "true",
     "include_stop_str_in_output": "true",
     "text": "x",

@@ -15,12 +15,32 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from trimtab.kernels.gpu import SPECS, ahead
 from trimtab.kernels.gpu.ahead import TARGETS, Build, builds_of, compile_for, recorded
 from trimtab.kernels.gpu.attention import paged_attention
+from trimtab.kernels.gpu.backend import INVARIANT
 from trimtab.kernels.gpu.layer_cases import ATTENTION
 from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
-from trimtab.kernels.gpu.lm_head_steer_cases import AMULET, GREEDY, LLAMA, deciding
+from trimtab.kernels.gpu.lm_head_steer_cases import (
+    AMULET,
+    DRAWN,
+    FILTERED,
+    GREEDY,
+    LLAMA,
+    MATO,
+    NEAR,
+    deciding,
+)
 from trimtab.kernels.gpu.tuning import SHIPPED
+from trimtab.kernels.layout import Segment
+from trimtab.kernels.program import Program
+from trimtab.kernels.steer_table import Groups, SteerTable
+from trimtab.models.config import ModelConfig
+from trimtab.models.dummy import DummyWeights
+from trimtab.models.llama import Llama, shapes
+from trimtab.models.ragged import forward
 from trimtab.tools import tune
 
+from ..tiny import Tiny
+
+CPU = torch.device("cpu")
 BUILDS = [build for spec in SPECS for build in builds_of(spec)]
 
 
@@ -82,3 +102,32 @@ def test_all_that_tune_tries_compiles(arch: str) -> None:
             builds += [build for build in made if build.kernel == "project"]
     assert len(builds) > 40
     assert all(compile_for(build, arch).registers > 0 for build in builds)
+
+
+def test_with_batch_invariant_a_step_launches_the_same_code_whatever_is_in_it() -> None:
+    """But for `merge`, an elementwise launch more where a token of a long text decodes."""
+    config = ModelConfig.from_dict(Tiny(heads=4, head_dim=12, layers=1, context=2048).config())
+    weights = DummyWeights(shapes(config), torch.float32, CPU)
+    model = Llama(config, weights, torch.float32, CPU, INVARIANT.ops)
+    cache = INVARIANT.cache(1, 80, 16, config.num_kv_heads, config.head_dim, torch.float32, CPU)
+    table = SteerTable(config.vocab_size, CPU)
+    for row, (program, draw) in enumerate(((Program(), GREEDY), (NEAR, FILTERED), (MATO, DRAWN))):
+        table.admit(row, program, [0.5] * 2, draw)
+    pages = list(range(40))
+    steps = {
+        "one token": ([(40, 1)], [0], False),
+        "a long text and a short": ([(600, 1), (3, 1)], [1], True),
+        "a prompt": ([(0, 33)], [2], False),
+        "prompts and tokens": ([(0, 5), (7, 16), (300, 1), (2, 70)], [0, 1, 2], True),
+    }
+    found = {}
+    for name, (counts, rows, top) in steps.items():
+        with recorded() as builds, torch.inference_mode():
+            tokens = sum(count for _, count in counts)
+            segments = [Segment(start, count, pages) for start, count in counts]
+            hidden = forward(model, segments, [1] * tokens, [1] * tokens, cache)
+            logits = model.logits(hidden[[0] * (3 * len(rows))])
+            INVARIANT.steer(logits, Groups.of([(row, range(3)) for row in rows], CPU), table, top=top)
+        found[name] = {build.key for build in builds if build.kernel != "merge"}
+        assert len(found[name]) > 12
+    assert all(keys == found["one token"] for keys in found.values())
