@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
 
 
 def _run(section: str, report: Report, device: torch.device) -> None:
-    from . import decode, kernels, shapes, steps  # noqa: PLC0415 - triton has been told what it is to do
+    from . import decode, invariance, kernels, shapes, steps  # noqa: PLC0415 - triton has been told what it is to do
     from .timing import Clock  # noqa: PLC0415
 
     small, place = device.type == "cpu", str(device)
@@ -44,6 +44,8 @@ def _run(section: str, report: Report, device: torch.device) -> None:
             kernels.check(report, device, kernels.specs_of(device))
         elif section == "decode":
             decode.check(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
+        elif section == "invariance":
+            invariance.check(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
         else:
             clock = Clock(device, tries=1) if small else Clock(device)
             rates = clock.rates()

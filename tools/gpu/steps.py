@@ -1,4 +1,6 @@
-"""A decoding step of Llama 3.1 8B with random weights, beside the least time that its bytes take."""
+"""Steps of Llama 3.1 8B with random weights, beside the least time that their bytes take; and what
+batch_invariant makes of that time.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which model is decoded, with what, and which loads."""
+    """Which model is decoded, with what, and which loads; `again` of them with batch_invariant, too."""
 
     model: str
     fields: dict[str, Any]
     loads: tuple[Load, ...]
     steps: int
+    again: tuple[Load, ...]
 
 
 FULL = Plan(
@@ -66,8 +69,10 @@ FULL = Plan(
         Load(16, Mato(WISHES), 512),
     ),
     STEPS,
+    (Load(1, Mato(WISHES), 2048), Load(16, Mato(WISHES), 512)),
 )
-LITTLE = Plan("", {"dtype": "float32", "kv_cache_memory": "1MiB"}, (Load(1, Mato(WISHES[:2]), 20),), 2)
+SMALL_LOAD = Load(1, Mato(WISHES[:2]), 20)
+LITTLE = Plan("", {"dtype": "float32", "kv_cache_memory": "1MiB"}, (SMALL_LOAD,), 2, (SMALL_LOAD,))
 
 
 def with_model(plan: Plan, model: str) -> Plan:
@@ -77,29 +82,63 @@ def with_model(plan: Plan, model: str) -> Plan:
 
 def measure(report: Report, device: str, plan: Plan, rates: Rates) -> None:
     """A row for opening the model, then four a load: as shipped, without captured steps, without those that
-    are launched before the one before them is read, and with the last product apart from the steering."""
-    gc.collect()  # engines of before: this one takes what memory is left
-    if device != "cpu":
-        torch.cuda.empty_cache()
+    are launched before the one before them is read, and with the last product apart from the steering. Then
+    as shipped with batch_invariant, where times are told as multiples, too.
+    """
+    usual: dict[str, dict[str, Any]] = {}
+    for invariant, loads in ((False, plan.loads), (True, plan.again)):
+        gc.collect()  # engines of before: this one takes what memory is left
+        if device != "cpu":
+            torch.cuda.empty_cache()
+        _measure_all(report, device, plan, loads, invariant, rates, usual)
+
+
+def _measure_all(
+    report: Report,
+    device: str,
+    plan: Plan,
+    loads: tuple[Load, ...],
+    invariant: bool,
+    rates: Rates,
+    usual: dict[str, dict[str, Any]],
+) -> None:
+    """usual: the rows without batch_invariant, by name; they are noted, or compared with."""
+    what = ", batch_invariant" if invariant else ""
     engine: Engine | None = None
-    with report.part("steps", f"{plan.model or 'the model'} opens with random weights") as row:
+    if invariant and report.leaves_out("steps", f"the model opens{what}"):
+        return
+    with report.part("steps", f"{plan.model or 'the model'} opens with random weights{what}") as row:
         engine = Engine.from_pretrained(
             plan.model,
             device=device,
             load_format="dummy",
             kernels="triton",
             enable_prefix_caching=False,
+            batch_invariant=invariant,
             **plan.fields,
         )
         graphs = engine._core.runner.graphs
         row.update({"pages": engine.stats.pages, "captured_sizes": graphs.count if graphs else 0})
         row["weight_gigabytes"] = roof.weight_bytes(engine) / 1e9
-    for load in plan.loads if engine else ():
-        if engine and not report.leaves_out("steps", load.name):
-            _measure(report, engine, load, plan.steps, rates)
+    for load in loads if engine else ():
+        if engine and not report.leaves_out("steps", load.name + what):
+            rows = _measure(report, engine, load, plan.steps, rates, what)
+            if not invariant:
+                usual[load.name] = rows
+            elif load.name in usual:
+                _compare(report, load.name, rows, usual[load.name])
 
 
-def _measure(report: Report, engine: Engine, load: Load, steps: int, rates: Rates) -> None:
+def _compare(report: Report, name: str, found: dict[str, Any], usual: dict[str, Any]) -> None:
+    with report.part("steps", f"{name}: batch_invariant costs") as row:
+        for what in ("p50_us", "prompts_us"):
+            row[f"times_{what.removesuffix('_us')}"] = found[what] / usual[what]
+
+
+def _measure(
+    report: Report, engine: Engine, load: Load, steps: int, rates: Rates, what: str = ""
+) -> dict[str, Any]:
+    """The row of the steps as the engine takes them."""
     from ...kernels.gpu.backend import choose_apart  # noqa: PLC0415 - triton has been told what it is to do
 
     core, runner = engine._core, engine._core.runner
@@ -110,24 +149,31 @@ def _measure(report: Report, engine: Engine, load: Load, steps: int, rates: Rate
         ", each awaited": (graphs, False, choose),
         ", product and steering apart": (graphs, ahead, choose_apart),
     }
+    rows: list[dict[str, Any]] = []
     for name, way in ways.items():
-        if name and way == shipped:
-            continue  # that is how it is done here anyway
+        if name and (way == shipped or what):
+            continue  # that is how it is done here anyway, or the others are known
         runner.graphs, core.looks_ahead, runner.choose = way
-        with report.part("steps", load.name + name) as row:
+        with report.part("steps", load.name + name + what) as row:
+            rows.append(row)
             tokens = load.context + SETTLING + steps // 2
-            rows = load.requests * (1 + len(load.method.branches()))
-            spread = Spread.of(times(engine, load, steps))
-            moved = roof.weight_bytes(engine) + roof.kv_bytes(engine, rows, tokens)
+            branches = load.requests * (1 + len(load.method.branches()))
+            prompts, seconds = times(engine, load, steps)
+            spread = Spread.of(seconds)
+            moved = roof.weight_bytes(engine) + roof.kv_bytes(engine, branches, tokens)
             floor = 1e6 * moved / rates.bandwidth
             row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
-            row.update({"floor_us": floor, "times_floor": spread.p50 / floor, "rows": rows})
-            row["tokens_per_second"] = 1e6 * load.requests / spread.p50
+            row.update({"floor_us": floor, "times_floor": spread.p50 / floor, "rows": branches})
+            row.update({"tokens_per_second": 1e6 * load.requests / spread.p50, "prompts_us": 1e6 * prompts})
     runner.graphs, core.looks_ahead, runner.choose = shipped
+    return rows[0]
 
 
-def times(engine: Engine, load: Load, steps: int) -> list[float]:
-    """Seconds of each of some steps in which every branch decodes; the host has read each step's tokens."""
+def times(engine: Engine, load: Load, steps: int) -> tuple[float, list[float]]:
+    """Seconds until all requests have a token, and of each of some steps in which every branch decodes.
+
+    The host has read each step's tokens.
+    """
     core, vocab = engine._core, engine.model_config.vocab_size
     generator = torch.Generator().manual_seed(3)
     sampling = SamplingParams(max_tokens=SETTLING + steps + 1, ignore_eos=True)
@@ -141,8 +187,10 @@ def times(engine: Engine, load: Load, steps: int) -> list[float]:
     try:
         for group in groups:
             core.scheduler.add(group)
+        start = time.perf_counter()
         while any(not group.tokens for group in groups):
             core.step()
+        prompts = time.perf_counter() - start
         for at in range(SETTLING + steps):
             start = time.perf_counter()
             core.step()
@@ -156,4 +204,4 @@ def times(engine: Engine, load: Load, steps: int) -> list[float]:
     finally:
         for group in groups:
             core.scheduler.remove(group)
-    return found
+    return prompts, found

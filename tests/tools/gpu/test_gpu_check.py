@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from trimtab.engine.output import Output, Timings, TokenLogprobs, Trace
-from trimtab.tools.gpu import check
+from trimtab.tools.gpu import check, invariance
 from trimtab.tools.gpu.agreement import compared, told_nothing
 from trimtab.tools.gpu.check import main
+from trimtab.tools.gpu.decode import LITTLE
 from trimtab.tools.gpu.nearness import difference, widened
 from trimtab.tools.gpu.report import Report
 
@@ -33,7 +34,7 @@ def test_all_of_it_runs_without_a_gpu(tmp_path: Path) -> None:
     said = json.loads(ran.stdout.splitlines()[-1])
     assert (said["failures"], said["skipped"]) == ([], [])
     rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"kernels", "decode", "bench", "steps"}
+    assert {row["section"] for row in rows} == {"kernels", "decode", "invariance", "bench", "steps"}
     assert all(row["p50_us"] > 0 for row in rows if "p50_us" in row)
     assert [row for row in rows if "times_floor" in row]
 
@@ -45,7 +46,7 @@ def test_a_device_that_is_not_there_and_a_section_that_is_none_are_refused(
     assert "gpu_check: device is 'cuda:99'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["everything"])
-    assert "known are kernels, decode, bench" in capsys.readouterr().err
+    assert "known are kernels, decode, invariance, bench" in capsys.readouterr().err
 
 
 def test_what_fails_is_told_of_and_stops_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,3 +135,23 @@ def test_answers_of_which_nothing_is_told_agree_up_to_a_near_tie_and_no_further(
     for one, near in ((bare[1], 0.05), (bare[2], 10.0)):  # 3 is not among the likeliest
         assert "parts at token 2" in told_nothing([one], [told], near)["wrong"]
     assert "no finite" in told_nothing([replace(bare[0], error="no finite score")], [told], 1e-3)["wrong"]
+
+
+def test_numbers_that_differ_are_wrong_with_batch_invariant_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invariance, "counted", lambda *_: {"alone": (3, 3), "in pieces": (2, 3)})
+    report = Report(time.monotonic() + 100)
+    invariance.check(report, "cuda:0", LITTLE, tmp_path)
+    assert [(row["in pieces"], row["wrong"]) for row in report.rows] == [
+        ("2 of 3 the same", "numbers differ in pieces"),
+        ("2 of 3 the same", ""),
+    ]
+
+
+def test_answers_are_equal_only_to_the_last_bit() -> None:
+    one, other = output([3, 4]), output([3, 4])
+    assert invariance.equal([one], [other]) == 1
+    assert invariance.equal([output([3, 4], logprob=math.nextafter(-1.0, 0.0))], [other]) == 0
+    assert invariance.equal([output([3, 5])], [other]) == 0
+    assert invariance.equal([replace(one, error="x")], [replace(other, error="x")]) == 0
