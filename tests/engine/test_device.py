@@ -53,6 +53,13 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
 def test_kernels_are_those_that_the_device_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend_of("auto", CPU) is backend_of("torch", CPU) is TORCH
     assert backend_of("torch", torch.device("cuda", 0)) is PLAIN
+    assert backend_of("auto", CPU, batch_invariant=True, processes=2) is TORCH
+    for kernels, processes, said in (
+        ("torch", 1, "kernels is 'torch', whose"),
+        ("auto", 2, "parallel_size is 2;"),
+    ):
+        with pytest.raises(InputError, match=f"batch_invariant is on, and .*{said}"):
+            backend_of(kernels, torch.device("cuda", 0), batch_invariant=True, processes=processes)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(InputError, match="interpreted, for tests"):
         backend_of("triton", CPU)

@@ -16,7 +16,7 @@ from trimtab.kernels.gpu import SPECS, ahead
 from trimtab.kernels.gpu.ahead import TARGETS, Build, builds_of, compile_for, recorded
 from trimtab.kernels.gpu.attention import paged_attention
 from trimtab.kernels.gpu.backend import INVARIANT
-from trimtab.kernels.gpu.layer_cases import ATTENTION
+from trimtab.kernels.gpu.layer_cases import ATTENTION, INVARIANT_ATTENTION
 from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
 from trimtab.kernels.gpu.lm_head_steer_cases import (
     AMULET,
@@ -102,6 +102,14 @@ def test_all_that_tune_tries_compiles(arch: str) -> None:
             builds += [build for build in made if build.kernel == "project"]
     assert len(builds) > 40
     assert all(compile_for(build, arch).registers > 0 for build in builds)
+
+
+def test_decoding_and_prompts_attend_by_the_same_code_which_fuses_nothing() -> None:
+    builds = builds_of(INVARIANT_ATTENTION)
+    kernels = [build.kernel for build in builds]
+    assert (kernels.count("attend_splits"), kernels.count("merge")) == (3, 3)  # with a window, without, demo
+    assert [build.kernel for build in builds_of(ATTENTION)].count("attend") == 5  # so that it can fail
+    assert not any(build.fusion for build in builds)
 
 
 def test_with_batch_invariant_a_step_launches_the_same_code_whatever_is_in_it() -> None:
