@@ -32,7 +32,8 @@ class Tiles:
             for first, start, count, table in runs
             for at in range(0, count, size)
         ]
-        first, start, count, table = torch.tensor(cut, dtype=torch.int32, device=device).T.contiguous()
+        columns = zip(*cut, strict=True)  # a tensor each: parts of one would not all be aligned
+        first, start, count, table = (torch.tensor(c, dtype=torch.int32, device=device) for c in columns)
         return cls(first, start, count, table, size, max(start + count for _, start, count, _ in cut))
 
 

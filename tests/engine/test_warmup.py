@@ -41,7 +41,7 @@ from trimtab.engine.runner import plain_tensors
 from trimtab.engine.warmup import orders, warm_up
 from trimtab.kernels.backend import PLAIN
 from trimtab.kernels.gpu.ahead import TARGETS, Build, recorded
-from trimtab.kernels.gpu.backend import TRITON
+from trimtab.kernels.gpu.backend import INVARIANT, TRITON
 from trimtab.kernels.gpu.compiles import Compiles
 from trimtab.kernels.gpu.swiglu import swiglu
 from trimtab.kernels.gpu.tuning import of as launches_of
@@ -152,6 +152,23 @@ def test_requests_launch_no_kernel_that_the_warm_up_did_not(core: Core, replayed
     assert {late[variant] for variant in late.keys() - variants(ready)} == set()
     assert len(variants(launched)) > 40, "the requests are alike"
     assert len(variants(ready)) < 190, "a start takes long"
+
+
+def test_with_batch_invariant_few_kernels_are_enough_for_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "backend_of", lambda *_: INVARIANT)
+    fields: dict[str, Any] = {
+        "max_num_seqs": BRANCHES,
+        "enable_prefix_caching": False,
+        "load_format": "dummy",
+    }
+    core = opened(monkeypatch, "llama-3.1-8b", **fields)
+    assert INVARIANT.shapes is not None
+    with recorded() as ready:
+        warm_up(core.runner, INVARIANT.shapes(META, BRANCHES))
+    with recorded() as launched:
+        serve(core, Random(2), 10)
+    assert variants(launched) <= variants(ready)
+    assert len(variants(ready)) < 25
 
 
 @pytest.mark.long
