@@ -27,25 +27,31 @@ Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Makes of a call another that does the same again with the same tensors."""
 Columns = list["np.ndarray[Any, Any]"]
 
-MOST_ROWS, ROWS_APART = 256, 8
-SHORTEST, LONGEST = 1024, 32_768
+MOST_ROWS = 256
+SHORTEST, APART, LONGEST = 1024, 4, 32_768
 """Beyond so many rows, and tokens of a text, a step is not captured: it would keep memory for all of them."""
 
 
 def row_sizes(most: int) -> list[int]:
-    """Numbers of rows that steps are captured for: 1, 2, 4, and multiples of eight."""
+    """Numbers of rows that steps are captured for: 1, 2, 4, 8, 16, then each half as much again or a third.
+
+    Rows that fill a step up read one key each, and its weights are read for all rows at once.
+    """
     most = min(most, MOST_ROWS)
-    sizes = {1, 2, 4, *range(ROWS_APART, most, ROWS_APART)}
+    sizes = {1, 2, 4, 8, 16, *(of << power for power in range(3, 8) for of in (3, 4))}
     return sorted({size for size in sizes if size < most} | {most})
 
 
 def lengths(longest: int) -> list[int]:
-    """Longest texts that steps are captured for, each twice the one before."""
+    """Longest texts that steps are captured for, each four times the one before.
+
+    A length decides how many programs are launched for a row; those beyond its text end at once.
+    """
     longest, found = min(longest, LONGEST), []
     length = SHORTEST
     while length < longest:
         found.append(length)
-        length *= 2
+        length *= APART
     return [*found, longest]
 
 

@@ -185,9 +185,10 @@ def test_what_a_captured_step_reads_is_kept_as_long_as_the_step(plain: Engine) -
 
 
 def test_steps_are_captured_for_few_sizes_up_to_the_largest() -> None:
-    assert row_sizes(48) == [1, 2, 4, 8, 16, 24, 32, 40, 48]
-    assert (row_sizes(1), row_sizes(5), row_sizes(1000)[-1]) == ([1], [1, 2, 4, 5], 256)
-    assert lengths(4096) == [1024, 2048, 4096]
+    assert row_sizes(48) == [1, 2, 4, 8, 16, 24, 32, 48]
+    assert row_sizes(1000) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert (row_sizes(1), row_sizes(5)) == ([1], [1, 2, 4, 5])
+    assert lengths(8192) == [1024, 4096, 8192]
     assert (lengths(300), lengths(131_072)[-1]) == ([300], 32_768)
 
 

@@ -71,7 +71,7 @@ def test_captured_steps_launch_what_a_step_launches_and_nothing_of_prompts(core:
     runner = core.runner
     with plain_tensors(), recorded() as builds:
         runner.graphs = DecodeGraphs(runner.model, runner.cache, 8, 4096, again)  # type: ignore[arg-type]
-        assert runner.graphs.count == 4 * 3
+        assert runner.graphs.count == 4 * 2
         builds.clear()
         steps(core, REQUESTS, 1)  # prompts
         prompts = len([build for build in builds if build.kernel == "attend"])
