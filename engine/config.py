@@ -41,7 +41,11 @@ class EngineConfig:
         1, "processes that share the model out, each with a GPU or some cores, and with a KV cache of its own"
     )
     enable_prefix_caching: bool = option(True, "keep computed prompts for requests that begin alike")
-    enforce_eager: bool = option(False, "capture no steps as CUDA graphs: a quicker start, slower decoding")
+    enforce_eager: bool = option(
+        False,
+        "capture no steps as CUDA graphs and compile a kernel as it is first needed: a quicker start, "
+        "slower decoding",
+    )
     batch_invariant: bool = option(
         False,
         "log-probabilities equal to the last bit whatever else is decoded and however prompts are cut; "

@@ -226,15 +226,17 @@ def _runner(
 def _get_ready(runner: Runner, backend: Backend, config: EngineConfig, length: int) -> None:
     """Captures steps that are to be replayed and compiles kernels, so that no request waits for it."""
     runner.compiles = backend.compiles() if backend.compiles else None
+    if config.enforce_eager:
+        return
     with memory.enough(runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
-        if backend.graphs and not config.enforce_eager and config.tensor_parallel_size == 1:
-            _capture(runner, config.max_num_seqs, length)
+        if backend.graphs and config.tensor_parallel_size == 1:
+            capture(runner, config.max_num_seqs, length)
         if backend.shapes:
             warm_up(runner, backend.shapes(runner.device, config.max_num_seqs))
 
 
-def _capture(runner: Runner, rows: int, length: int) -> None:
-    """Captures the runner's decoding steps."""
+def capture(runner: Runner, rows: int, length: int) -> None:
+    """Captures the runner's decoding steps, of up to so many rows whose longest text is so long."""
     cache = runner.cache
     assert isinstance(cache, DeviceKV), "only such a cache has a spare page"
     with plain_tensors(), runner.on_device():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ...engine.request import Request
 from ...engine.sampling import SamplingParams
 from . import shapes
 from .agreement import MOST, compared, told_nothing
+from .opening import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Nats that a branch's log-probability of a token may be off, by the type that a model is held in."""
+SMALL: dict[str, Any] = {"kv_cache_memory": "64MiB", "block_size": 16}
+"""A cache for small models."""
 ALONE = 3
 """Each third request is decoded alone, too."""
 ONE, TWO, THREE = Objective("1"), Objective("2", 2.0), Objective("3", 0.5)
@@ -80,6 +84,8 @@ def check(report: Report, device: str, plan: Plan, folder: Path) -> None:
                 row["answers"] = len(exact)
             if not report.rows[-1].get("wrong"):
                 _check_model(report, name, where, device, plan, dtype, exact)
+            if (dtype, kind) == (plan.dtypes[0], plan.kinds[0]):
+                _check_served(report, name, where, device, requests(plan))
 
 
 def _check_model(
@@ -87,11 +93,10 @@ def _check_model(
 ) -> None:
     asked, near = requests(plan), NEAR[dtype]
     with report.part("decode", f"{name}: as on the CPU in float32") as row:
-        engine = opened(where, device, kernels="triton")
+        engine = opened(where, device, kernels="triton", **SMALL)
         found = engine.generate(asked)
         row.update(compared(found, exact, near))
         row["captured_sizes"] = engine._core.runner.graphs.count if engine._core.runner.graphs else 0
-        row["late_compiles"] = engine.stats.late_compiles
     if "captured_sizes" not in row:
         return  # the engine does not even open
     with report.part("decode", f"{name}: alone as in the crowd") as row:
@@ -104,27 +109,33 @@ def _check_model(
         row.update(compared(engine.generate(asked), found, near))
     with report.part("decode", f"{name}: scores of a text") as row:
         ids = prompt(0, 0, min(plan.longest, 100), plan.size.vocab)
-        exactly = opened(where, "cpu", dtype="float32", kernels="torch").score(ids)
+        exactly = opened(where, "cpu", dtype="float32", kernels="torch", **SMALL).score(ids)
         apart = (engine.score(ids) - exactly).abs()
         row.update(largest=float(apart.max()), mean=float(apart.mean()))
         # over all the vocabulary: unlikely tokens are further off than those that are chosen
         row["wrong"] = "" if row["mean"] <= near else f"scores are {near:g} off in the mean, or more"
     for what, more in (
-        ("without captured steps", {"kernels": "triton", "enforce_eager": True}),
+        ("without captured steps", {"kernels": "triton", "captured": False}),
         ("with torch's operations", {"kernels": "torch"}),
     ):
         with report.part("decode", f"{name}: {what}") as row:
             row.update(compared(answers(where, plan, device, **more), exact, near))
 
 
-def opened(where: str, device: str, **fields: Any) -> Engine:
-    """An engine with a small cache."""
-    return Engine.from_pretrained(where, device=device, kv_cache_memory="64MiB", block_size=16, **fields)
+def _check_served(report: Report, name: str, where: str, device: str, asked: list[Request]) -> None:
+    """As it is opened to serve: after its start nothing is compiled."""
+    with report.part("decode", f"{name}: no kernel is compiled after the start") as row:
+        start = time.monotonic()
+        engine = Engine.from_pretrained(where, device=device, kernels="triton", **SMALL)
+        row["start_seconds"] = time.monotonic() - start
+        engine.generate(asked)
+        row["late_compiles"] = late = engine.stats.late_compiles
+        row["wrong"] = f"{late} kernels were compiled" if late else ""
 
 
 def answers(where: str, plan: Plan, device: str, **fields: Any) -> list[Output]:
     """Those of one engine to all requests, decoded together."""
-    return opened(where, device, **fields).generate(requests(plan))
+    return opened(where, device, **SMALL, **fields).generate(requests(plan))
 
 
 def requests(plan: Plan) -> list[Request]:

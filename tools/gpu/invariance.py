@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...engine.engine import Engine
-from .decode import ALONE, Plan, opened, requests
+from .decode import ALONE, SMALL, Plan, requests
+from .opening import opened
 from .shapes import write
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def counted(where: str, device: str, plan: Plan, on: bool) -> dict[str, tuple[in
     """For each way to decode the requests: how many answers are those of all together, and of how many."""
 
     def engine(**fields: Any) -> Engine:
-        return opened(where, device, kernels="triton", batch_invariant=on, **fields)
+        return opened(where, device, kernels="triton", batch_invariant=on, **SMALL, **fields)
 
     asked, first = requests(plan), engine()
     found = first.generate(asked)
@@ -50,7 +51,7 @@ def counted(where: str, device: str, plan: Plan, on: bool) -> dict[str, tuple[in
         "alone": (equal(one_by_one, found[::ALONE]), len(one_by_one)),
         "again": (equal(first.generate(asked), found), len(asked)),
         "in pieces": (equal(engine(**PIECES).generate(asked), found), len(asked)),
-        "uncaptured": (equal(engine(enforce_eager=True).generate(asked), found), len(asked)),
+        "uncaptured": (equal(engine(captured=False).generate(asked), found), len(asked)),
     }
 
 

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...engine.engine import Engine
 from ...engine.methods import Base, Mato, Method
 from ...engine.objective import Objective
 from ...engine.request import Request
 from ...engine.sampling import SamplingParams
 from ..bench import roof
+from .opening import opened
 from .timing import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...engine.engine import Engine
     from ...engine.graphs import DecodeGraphs
     from ...kernels.steer import Choice
     from .report import Report
@@ -108,9 +109,9 @@ def _measure_all(
     if invariant and report.leaves_out("steps", f"the model opens{what}"):
         return
     with report.part("steps", f"{plan.model or 'the model'} opens with random weights{what}") as row:
-        engine = Engine.from_pretrained(
+        engine = opened(
             plan.model,
-            device=device,
+            device,
             load_format="dummy",
             kernels="triton",
             enable_prefix_caching=False,
