@@ -49,7 +49,7 @@ class EngineConfig:
     batch_invariant: bool = option(
         False,
         "log-probabilities equal to the last bit whatever else is decoded and however prompts are cut; "
-        "slower on a GPU, and always so on a CPU",
+        "a CPU's are in any case, a GPU decodes slower for it",
     )
     load_format: str = option(
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS

@@ -30,7 +30,7 @@ from .room import pages_of
 from .runner import Runner, plain_tensors
 from .scheduler import Scheduler
 from .stats import Stats
-from .warmup import warm_up
+from .warmup import PAIR, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,6 +159,8 @@ class Core:
                 self.scheduler.blocks.unlearn(group)
             if group.ended:
                 self.scheduler.remove(group)
+        if self._next and self._next.lost:
+            self._next = None  # it would keep them for as long as nobody asks for anything
 
     def abandon(self, error: BaseException) -> list[Group]:
         """A step failed or was interrupted: ends what ran in it, or would have been the first to run.
@@ -231,8 +233,10 @@ def _get_ready(runner: Runner, backend: Backend, config: EngineConfig, length: i
     with memory.enough(runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
         if backend.graphs and config.tensor_parallel_size == 1:
             capture(runner, config.max_num_seqs, length)
-        if backend.shapes:
-            warm_up(runner, backend.shapes(runner.device, config.max_num_seqs))
+        if backend.warm_shapes:
+            # several processes steer by torch, and each must take the same steps, whatever it is tuned to
+            alone = config.tensor_parallel_size == 1
+            warm_up(runner, backend.warm_shapes(runner.device, config.max_num_seqs) if alone else [PAIR])
 
 
 def capture(runner: Runner, rows: int, length: int) -> None:

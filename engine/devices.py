@@ -53,11 +53,11 @@ def backend_of(
 ) -> Backend:
     """What computes there. Raises InputError for Triton's kernels where nothing can run them.
 
-    batch_invariant: whether a row's bits must be its own, which on a CPU they always are. Raises InputError
-    on a GPU for torch's kernels, and for several processes, whose library adds up in an order of its own.
+    batch_invariant: whether a row's bits must be its own, which with torch's kernels on a CPU they are in any
+    case. Raises InputError elsewhere for these, and for several processes, which add up in their own order.
     """
     on_cpu = device.type == "cpu"
-    if batch_invariant and not on_cpu:
+    if batch_invariant and (kernels == "triton" or not on_cpu):
         _require_invariance(kernels, processes)
     if kernels == "torch" or (kernels == "auto" and on_cpu):
         return TORCH if on_cpu else PLAIN

@@ -27,9 +27,10 @@ Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Makes of a call another that does the same again with the same tensors."""
 Columns = list["np.ndarray[Any, Any]"]
 
-MOST_ROWS = 256
-SHORTEST, APART, LONGEST = 1024, 4, 32_768
+MOST_ROWS, LONGEST = 256, 32_768
 """Beyond so many rows, and tokens of a text, a step is not captured: it would keep memory for all of them."""
+SHORTEST, APART = 1024, 4
+"""The first length that steps are captured for, and how many times as long the next is."""
 
 
 def row_sizes(most: int) -> list[int]:

@@ -38,7 +38,7 @@ def plain_tensors() -> Iterator[None]:
 
 
 class Runner:
-    """The model, its KV cache and the table of running requests; `step` moves all of them on.
+    """The model, its KV cache and the table of running requests; `launch` moves all of them on.
 
     new_cache: makes a cache of so many pages; `pages` is how many its own has.
     graphs: what of decoding is captured, where anything is.
@@ -75,13 +75,6 @@ class Runner:
     def admit(self, admitted: Admitted) -> None:
         """Writes a request's method and sampling into its row of the table."""
         self.table.admit(admitted.row, admitted.program, admitted.weights, admitted.draw)
-
-    def step(self, plan: Plan) -> Choice | None:
-        """Computes the plan's tokens; the choice of each ready group, in their order, or None without any.
-
-        The choice is on the host, which has waited for it.
-        """
-        return self.launch(plan).land()
 
     def launch(self, plan: Plan) -> Flight:
         """Begins to compute the plan's tokens; on a CPU that is all there is to do.

@@ -75,6 +75,8 @@ class Scheduler:
         """Takes out and returns what runs, wherever a step was interrupted; else the first that waits."""
         lost, self.running = self.running or list(self.waiting)[:1], []
         self.waiting = deque(group for group in self.waiting if group not in lost)
+        for group in lost:
+            group.row = -1  # which may be another's before the group's reader leaves
         self._rows = {group.row for group in self.waiting if group.row >= 0}
         self.blocks.forget([*lost, *self.waiting])
         return lost

@@ -15,7 +15,7 @@ class Stats:
     prompt_tokens, cached:      of all branches that began, and how many of these were in the prefix cache.
     steps, step_seconds, steer_seconds: steps, the time they took, and how much of it choosing tokens took, by
                                 the vocabulary's product, steering and sampling.
-    late_compiles:              kernels that were compiled after the start, while requests waited.
+    late_compiles:              kernels that were compiled, or read from the disk, while requests waited.
     """
 
     running: int

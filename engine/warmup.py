@@ -35,7 +35,8 @@ GREEDY, FILTERED = Draw(), Draw(1.0, min_p=0.1)
 def warm_up(runner: Runner, shapes: Sequence[Shape]) -> None:
     """Launches all of them; compiles that come after are late. In every process of an engine alike.
 
-    shapes: see `Backend.shapes`; in steps of the first of them the vocabulary's product stands alone.
+    shapes: see `Backend.warm_shapes`; in steps of the first the vocabulary's product stands alone, but for
+    plain ones, which the last is for.
     """
     cache, table, seconds = runner.cache, runner.table, runner.steer_seconds
     assert isinstance(cache, DeviceKV), "only such a cache has a spare page"

@@ -47,8 +47,8 @@ class Backend:
     takes, from layers, block_size, kv_heads, head_dim and dtype. choose: from the head and hidden states, see
     `lm_head.choose`. graphs: the host reads nothing back between a decoding step's token ids and its hidden
     states, so that they may be captured once and replayed. compiles: what counts the kernels that first
-    launches compile, and shapes: (requests, branches of the widest) of steps for which different ones are,
-    from device and most rows; None where none are.
+    launches compile, and warm_shapes: steps to launch before the first request, as (requests, branches of the
+    widest), from device and most rows; None where none are.
     """
 
     ops: Ops
@@ -57,7 +57,7 @@ class Backend:
     choose: Callable[..., Choice]
     graphs: bool = False
     compiles: Callable[[], Compiles] | None = None
-    shapes: Callable[[torch.device, int], list[tuple[int, int]]] | None = None
+    warm_shapes: Callable[[torch.device, int], list[tuple[int, int]]] | None = None
 
 
 def _on_cpu(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .layout import exchange
-from .paged import Tiles, paged_attention
+from .paged import Tiles, cut, longest, paged_attention
 from .parcel import send
 from .rope import rope_write
 
@@ -40,13 +40,12 @@ class Layout:
     def of(cls, batch: Batch, device: torch.device) -> Layout:
         """The layout of any step, in one copy to the device."""
         runs = [(size, found) for size, found in _runs(batch.segments).items() if found]
-        cut = [_cut(found, size) for size, found in runs]
-        tables, *columns = send(device, _tables(batch.segments), *(column for one in cut for column in one))
+        parts = [cut(found, size) for size, found in runs]
+        tables, *columns = send(device, _tables(batch.segments), *(column for one in parts for column in one))
         tiles = []
-        for index, ((size, _), one) in enumerate(zip(runs, cut, strict=True)):
-            longest = int((one[1] + one[2]).max())
+        for index, ((size, _), one) in enumerate(zip(runs, parts, strict=True)):
             first, start, count, table = columns[4 * index : 4 * index + 4]
-            tiles.append(Tiles(first, start, count, table, size, longest))
+            tiles.append(Tiles(first, start, count, table, size, longest(one)))
         return cls(batch.pages, batch.offsets, tables, tuple(tiles))
 
     @classmethod
@@ -141,16 +140,6 @@ def _runs(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int, in
         found[size].append((first, segment.start, segment.count, index))
         first += segment.count
     return found
-
-
-def _cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Runs (first row, position, tokens, row of the tables) in tiles of `size`, [4, tiles]."""
-    tiles = [
-        (first + at, start + at, min(size, count - at), table)
-        for first, start, count, table in runs
-        for at in range(0, count, size)
-    ]
-    return np.ascontiguousarray(np.array(tiles, np.int32).T)
 
 
 def _tables(segments: Sequence[Segment]) -> np.ndarray[Any, np.dtype[np.int32]]:

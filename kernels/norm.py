@@ -17,12 +17,3 @@ def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
     normed = (wide * scale).mul_(weight)
     return normed if x.dtype == torch.float32 else normed.to(x.dtype)
-
-
-def add_rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """(x + added, its norm), both in x's type: the end of one half of a layer and the beginning of the next.
-
-    Without `added` the sum is x itself.
-    """
-    total = x if added is None else x + added
-    return total, rms_norm(total, weight, eps)

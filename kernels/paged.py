@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,16 +28,27 @@ class Tiles:
     longest: int
 
     @classmethod
-    def of(cls, runs: list[tuple[int, int, int, int]], size: int, device: torch.device) -> Tiles:
+    def of(cls, runs: Sequence[tuple[int, int, int, int]], size: int, device: torch.device) -> Tiles:
         """runs: (first row, position, tokens, row of the tables), cut into tiles of `size`."""
-        cut = [
-            (first + at, start + at, min(size, count - at), table)
-            for first, start, count, table in runs
-            for at in range(0, count, size)
-        ]
-        columns = zip(*cut, strict=True)  # a tensor each: parts of one would not all be aligned
-        first, start, count, table = (torch.tensor(c, dtype=torch.int32, device=device) for c in columns)
-        return cls(first, start, count, table, size, max(start + count for _, start, count, _ in cut))
+        columns = cut(runs, size)
+        # a tensor each: parts of one would not all be aligned
+        first, start, count, table = (torch.from_numpy(column.copy()).to(device) for column in columns)
+        return cls(first, start, count, table, size, longest(columns))
+
+
+def cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Runs, see `Tiles.of`, in tiles of `size`: their columns, [4, tiles]."""
+    tiles = [
+        (first + at, start + at, min(size, count - at), table)
+        for first, start, count, table in runs
+        for at in range(0, count, size)
+    ]
+    return np.ascontiguousarray(np.array(tiles, np.int32).T)
+
+
+def longest(columns: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+    """The most keys that a tile of these sees."""
+    return int((columns[1] + columns[2]).max())
 
 
 def paged_attention(

@@ -21,9 +21,9 @@ class Work:
         return max(self.bytes / bandwidth, self.flops / products)
 
 
-def product(rows: float, inner: float, outer: float, itemsize: int) -> Work:
-    """[rows, inner] by a weight [outer, inner], which is read once."""
-    moved = (inner * outer + rows * (inner + outer)) * itemsize
+def product(rows: float, inner: float, outer: float, itemsize: int, *, added: bool = False) -> Work:
+    """[rows, inner] by a weight [outer, inner], which is read once; added: to what is there already."""
+    moved = (inner * outer + rows * (inner + (2 if added else 1) * outer)) * itemsize
     return Work(moved, 2 * rows * inner * outer)
 
 
@@ -32,9 +32,9 @@ def embedding(rows: float, hidden: int, itemsize: int) -> Work:
     return Work(2 * rows * hidden * itemsize)
 
 
-def norm(rows: float, hidden: int, itemsize: int, *, added: bool = False) -> Work:
-    """With `added` a second tensor is read, and the sum is written beside the norm."""
-    return Work((4 if added else 2) * rows * hidden * itemsize)
+def norm(rows: float, hidden: int, itemsize: int) -> Work:
+    """Rows read and written."""
+    return Work(2 * rows * hidden * itemsize)
 
 
 def swiglu(rows: float, inner: float, itemsize: int) -> Work:

@@ -81,7 +81,7 @@ def parts(
     cut = tokens / passes
     return [
         Part("embed", passes, work.embedding(cut, hidden, itemsize)),
-        Part("norm", 2 * each + passes, work.norm(cut, hidden, itemsize, added=True)),
+        Part("norm", 2 * each + passes, work.norm(cut, hidden, itemsize)),
         Part("qkv", each, work.product(cut, hidden, (heads + 2 * kv_heads) * width, itemsize)),
         Part("rope", each, work.rope_write(cut, heads, kv_heads, width, itemsize)),
         *(
@@ -89,10 +89,10 @@ def parts(
             for run in runs
             for window, count in _counted(config.windows).items()
         ),
-        Part("output", each, work.product(cut, heads * width, hidden, itemsize)),
+        Part("output", each, work.product(cut, heads * width, hidden, itemsize, added=True)),
         Part("mlp", each, work.product(cut, hidden, 2 * inner, itemsize)),
         Part("mlp", each, work.swiglu(cut, inner, itemsize)),
-        Part("mlp", each, work.product(cut, inner, hidden, itemsize)),
+        Part("mlp", each, work.product(cut, inner, hidden, itemsize, added=True)),
         Part("head", 1, work.product(rows, hidden, vocab, itemsize)),
         Part("steer", 1, work.steer(rows, config.vocab_size, SCORES)),
     ]

@@ -77,6 +77,6 @@ class _EngineNumbers:
             ("engine_steps", "steps of the engine", stats.steps),
             ("engine_step_seconds", "seconds in steps", stats.step_seconds),
             ("steering_seconds", "seconds of these in choosing tokens", stats.steer_seconds),
-            ("late_compiles", "kernels compiled after the start, which stalls a step", stats.late_compiles),
+            ("late_compiles", "kernels made ready after the start, which stalls a step", stats.late_compiles),
         ):
             yield CounterMetricFamily(PREFIX + name, help, value)

@@ -11,7 +11,6 @@ are rows of one product. Offsets into the cache are of 64 bits.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,17 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
+from .products import LEAST_ROWS, UPCAST
 
 if TYPE_CHECKING:
     from ..paged import Tiles
     from .tuning import Attention
 
-LEAST_ROWS = 16
-"""Rows that a tensor core's product has at least."""
 HIDDEN = tl.constexpr(-1e30)
 LOG2E = tl.constexpr(1.4426950408889634)
-UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
-"""The interpreter has no bfloat16 arithmetic."""
 
 
 @triton.jit

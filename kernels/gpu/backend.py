@@ -14,7 +14,7 @@ from .cache import InvariantKV, TritonKV
 from .compiles import Compiles
 from .lm_head_steer import lm_head_steer
 from .matmul import matmul
-from .norm import add_rms_norm
+from .norm import rms_norm
 from .steer import invariant_steer, steer
 from .swiglu import swiglu
 from .tuning import of as launches_of
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
     from ..steer import Choice
     from ..steer_table import Edits, Groups, SteerTable
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """See `kernels.norm.rms_norm`, of whole rows."""
-    return add_rms_norm(x.contiguous(), None, weight, eps)[1]
 
 
 def choose(
@@ -55,13 +50,13 @@ TRITON = Backend(
     choose,
     graphs=True,
     compiles=Compiles,
-    shapes=lambda device, most: launches_of(device).head.shapes(most),
+    warm_shapes=lambda device, most: launches_of(device).head.shapes(most),
 )
 INVARIANT = replace(
     TRITON,
     ops=replace(TRITON.ops, matmul=matmul, head=partial(Head, matmul=matmul)),
     cache=InvariantKV,
     choose=partial(lm_head.choose, by=invariant_steer),
-    shapes=lambda device, most: [(1, 2)],
+    warm_shapes=lambda device, most: [(1, 2)],
 )
 """Every launch runs the same code whatever is decoded with it, and no sum goes across rows."""

@@ -53,7 +53,7 @@ class Compiles:
         self.count += 1
         if not self._expected:
             self.late += 1
-            LOG.warning("the kernel %s was compiled after the start, and requests waited for it", kernel)
+            LOG.warning("the kernel %s was made ready after the start, and requests waited for it", kernel)
 
 
 class _Link:

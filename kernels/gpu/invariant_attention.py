@@ -29,7 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .attention import HIDDEN, LEAST_ROWS, UPCAST, asked, attend_keys, merge_kernel, merged
+from .attention import HIDDEN, asked, attend_keys, merge_kernel, merged
+from .products import LEAST_ROWS, UPCAST
 
 if TYPE_CHECKING:
     from ..paged import Tiles

@@ -15,7 +15,7 @@ from ..spec import Case, KernelSpec
 from .attention import paged_attention
 from .invariant_attention import invariant_attention
 from .matmul import matmul
-from .norm import add_rms_norm
+from .norm import rms_norm
 from .rope import rope_write
 from .swiglu import swiglu
 
@@ -67,14 +67,12 @@ def _matmul(
     return Case(name, make, work.product(rows, inner, out, model.dtype.itemsize))
 
 
-def _norm(model: Shape, rows: int, adds: bool) -> Case:
+def _norm(model: Shape, rows: int) -> Case:
     def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        x, added = (_random(generator, where, model.dtype, rows, model.hidden) for _ in range(2))
-        weight = _random(generator, where, F32, model.hidden)
-        return x, added if adds else None, weight, torch.tensor([1e-5], device=where)
+        x = _random(generator, where, model.dtype, rows, model.hidden)
+        return x, _random(generator, where, F32, model.hidden), torch.tensor([1e-5], device=where)
 
-    moved = work.norm(rows, model.hidden, model.dtype.itemsize, added=adds)
-    return Case(f"{model.name}, {rows} rows{', added' if adds else ''}", make, moved)
+    return Case(f"{model.name}, {rows} rows", make, work.norm(rows, model.hidden, model.dtype.itemsize))
 
 
 def _swiglu(model: Shape, rows: int) -> Case:
@@ -129,9 +127,7 @@ def _attention(model: Shape, branches: int, context: int, new: int, window: int 
     return Case(f"{model.name}, {what} at {context}{f', window {window}' if window else ''}", make, moved)
 
 
-NORM = KernelSpec(
-    "add_rms_norm", norm.add_rms_norm, add_rms_norm, (_norm(LLAMA, 16, True), _norm(DEMO, 3, False))
-)
+NORM = KernelSpec("rms_norm", norm.rms_norm, rms_norm, (_norm(LLAMA, 16), _norm(DEMO, 3)))
 SWIGLU = KernelSpec("swiglu", swiglu_reference.swiglu, swiglu, (_swiglu(LLAMA, 16), _swiglu(DEMO, 3)))
 ROPE = KernelSpec("rope_write", rope.rope_write, rope_write, (_rope(LLAMA, 16, True), _rope(DEMO, 3, False)))
 ATTENTION = KernelSpec(

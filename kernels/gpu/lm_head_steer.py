@@ -15,7 +15,6 @@ that their arithmetic outlasts the reading of the weights, the vendor's product 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,6 +28,7 @@ from ..steer_table import Groups
 from .lm_head_steer_plan import Plan, Tuning
 from .lm_head_steer_project import blend_kernel, project_kernel
 from .lm_head_steer_settle import settle_kernel
+from .products import UPCAST
 from .steer import Features, Step, steer
 from .tuning import of as launches_of
 
@@ -43,8 +43,6 @@ PADDED = 4
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUSION = {"enable_fp_fusion": True}
 """Said, since what a launch does without it depends on Triton's version."""
-UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
-"""The interpreter has no bfloat16 arithmetic."""
 
 
 def lm_head_steer(

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import triton
 
+from .products import LEAST_ROWS
+
 if TYPE_CHECKING:
     from ..steer_table import Groups, SteerTable
     from .steer import Features
 
 LEAST_BRANCHES = 8
 """Places of a request's branches, with which a small step is too large for any tile."""
-LEAST_ROWS = 16
-"""Rows that a tensor core's product has at least."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Tuning:
     def shapes(self, most: int) -> list[tuple[int, int]]:
         """(requests, branches of the widest) of the smallest steps that a tile of each kind is made for.
 
-        Of steps of at most so many rows, where the others have one branch; the first is one that none is for.
+        Of steps of at most so many rows, where the others have one branch. The first is one that none is for,
+        but for a plain step, for which the last is.
         """
         kinds = [(rows, 1 << power) for rows in self.tiles for power in range(rows.bit_length())]
         found = [

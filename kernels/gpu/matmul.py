@@ -16,7 +16,6 @@ weight's shape alone: a small product is cut into narrow ones, so that there are
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .products import UPCAST
+
 ROWS = 64
 """Of a tile, whatever the number of rows."""
 PROGRAMS = 96
 """A tile is as wide as leaves so many programs for one tile of rows, or the narrowest."""
-UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
-"""The interpreter has no bfloat16 arithmetic."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Addition of a residual and root-mean-square normalisation, a row a program, in one pass over it."""
+"""Root-mean-square normalisation, a row a program. The residual was added by the product before."""
 
 from __future__ import annotations
 
@@ -14,47 +14,28 @@ LONGEST = 16_384
 @triton.jit
 def norm_kernel(
     x_ptr,
-    added_ptr,
     weight_ptr,
     eps_ptr,
-    total_ptr,
     out_ptr,
     hidden,
-    ADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * hidden
     at = tl.arange(0, BLOCK)
     inside = at < hidden
     x = tl.load(x_ptr + row + at, mask=inside, other=0.0).to(tl.float32)
-    if ADDED:
-        x += tl.load(added_ptr + row + at, mask=inside, other=0.0).to(tl.float32)
-        kept = x.to(total_ptr.dtype.element_ty)
-        tl.store(total_ptr + row + at, kept, mask=inside)
-        x = kept.to(tl.float32)  # what the next layer adds to is what is normalised here
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / hidden + tl.load(eps_ptr))
     weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
     tl.store(out_ptr + row + at, x * scale * weight, mask=inside)
 
 
-def add_rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """(x + added, its norm); see `kernels.norm.add_rms_norm`. Raises ValueError for too long a row."""
-    hidden = x.shape[-1]
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """See `kernels.norm.rms_norm`, of whole rows [rows, hidden]. Raises ValueError for too long ones."""
+    rows, hidden = x.shape
     if hidden > LONGEST:
         raise ValueError(f"a row has {hidden} numbers; at most {LONGEST} are normalised")
-    rows, block = x.numel() // hidden, triton.next_power_of_2(hidden)
+    x, block = x.contiguous(), triton.next_power_of_2(hidden)
     out = torch.empty_like(x)
-    total = x if added is None else torch.empty_like(x)
-    norm_kernel[(rows,)](
-        x,
-        x if added is None else added,
-        weight,
-        eps,
-        total,
-        out,
-        hidden,
-        ADDED=added is not None,
-        BLOCK=block,
-        num_warps=min(max(block // 512, 1), 16),
-    )
-    return total, out
+    warps = min(max(block // 512, 1), 16)
+    norm_kernel[(rows,)](x, weight, eps, out, hidden, BLOCK=block, num_warps=warps)
+    return out

@@ -18,8 +18,7 @@ import torch
 
 from ..errors import InputError
 from ..places import cache_dir
-from .lm_head_steer_plan import TUNING, Tile
-from .lm_head_steer_plan import Tuning as Head
+from .lm_head_steer_plan import TUNING, Tile, Tuning
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Launches:
     """All that is tuned."""
 
     attention: Attention
-    head: Head
+    head: Tuning
 
 
 SHIPPED = Launches(Attention(), TUNING)
@@ -81,7 +80,7 @@ def parsed(data: dict[str, Any]) -> Launches:
         raise ValueError("a number that is no whole number above 0")
     if attention.split % attention.keys or head["most_rows"] > max(tiles):
         raise ValueError("a split of no whole products, or more rows than tiles have")
-    return Launches(attention, Head(tiles, head["most_rows"]))
+    return Launches(attention, Tuning(tiles, head["most_rows"]))
 
 
 def written(launches: Launches) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def steps(core: Core, requests: Sequence[Request], count: int) -> None:
             core.scheduler.add(group)
     for _ in range(count):
         plan = core.scheduler.plan()
-        choice = core.runner.step(plan)
+        choice = core.runner.launch(plan).land()
         core.scheduler.commit(plan)
         assert (choice is not None) == bool(plan.ready)
         assert choice is None or choice.tokens.device == META

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,7 +98,7 @@ def test_answers_are_the_same(engine: Engine, reference: Engine) -> None:
 def test_replayed_steps_follow_one_another(
     tiny_folder: Path, reference: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.engine.core.backend_of", lambda kernels, device: PLAIN)
+    monkeypatch.setattr("trimtab.engine.core.backend_of", lambda *_: PLAIN)
     engine = open_engine(tiny_folder)
     core = engine._core
     core.looks_ahead = True
@@ -213,3 +215,48 @@ def test_a_failed_launch_loses_what_ran_and_nothing_else(
     assert core._next is None
     assert engine.generate(requests()[0]).error is None
     assert at_rest(engine)
+
+
+def test_an_answer_that_has_ended_is_not_kept_by_the_step_after_it(engine: Engine) -> None:
+    core, kept = engine._core, list[weakref.ref[Group]]()
+    admit = core.admit
+
+    def noted(request: Request) -> list[Group]:
+        groups = admit(request)
+        kept.extend(map(weakref.ref, groups))
+        return groups
+
+    core.admit = noted  # type: ignore[method-assign]
+    ends = SamplingParams(max_tokens=50, logit_bias={FAVOURED: 1e4}, stop_token_ids=(FAVOURED,))
+    assert len(engine.generate(Request("Why?", Base(), ends)).token_ids) == 1
+    gc.collect()
+    assert [group() for group in kept] == [None]
+
+
+def test_who_leaves_after_a_failed_step_takes_no_others_row(engine: Engine, reference: Engine) -> None:
+    """A stream that the step has failed for is read to its end when others have begun."""
+    core, launch = engine._core, engine._core.runner.launch
+
+    def asked(seed: int) -> Request:
+        sampling = SamplingParams(max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
+        return Request("Why? " * seed, Base(), sampling)
+
+    def failing(plan: Plan) -> Flight:
+        raise RuntimeError("no more memory")
+
+    one, two = engine.stream(asked(1)), engine.stream(asked(2))
+    next(one)
+    next(two)
+    core.runner.launch = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        list(one)
+    core.runner.launch = launch  # type: ignore[method-assign]
+    three, four = engine.stream(asked(3)), engine.stream(asked(4))
+    next(three)
+    next(four)
+    list(two)
+    five = engine.stream(asked(5))
+    next(five)
+    assert len({group.row for group in core.scheduler.running}) == 3
+    found = [list(stream)[-1].output for stream in (three, four, five)]
+    same([output for output in found if output], [reference.generate(asked(seed)) for seed in (3, 4, 5)])

@@ -21,9 +21,10 @@ KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))
 
 
-@pytest.fixture
-def engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
+@pytest.fixture(params=[False, True], ids=["", "looks ahead"])
+def engine(tiny_folder: Path, request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=12)
+    engine._core.looks_ahead = request.param
     yield engine
     engine.shutdown()
     assert at_rest(engine)

@@ -22,11 +22,15 @@ PACKAGE = Path(trimtab.__file__).parent
 
 
 class Interrupted:
-    """An engine of which a step is interrupted at a line, any that is run in one."""
+    """An engine of which a step is interrupted at a line, any that is run in one.
 
-    def __init__(self, folder: Path) -> None:
+    looks_ahead: whether the step after it is on its way then.
+    """
+
+    def __init__(self, folder: Path, looks_ahead: bool = False) -> None:
         pages = 26 * 3072  # too few for all
         self.engine = Engine.from_pretrained(str(folder), kv_cache_memory=pages, block_size=16)
+        self.engine._core.looks_ahead = looks_ahead
         sampling = [SamplingParams(max_tokens=12, temperature=1.0, seed=n) for n in range(4)]
         self.requests = [Request("Why? " * 6, Mato(WISHES), each) for each in sampling]
         self.expected = self.answers()
@@ -73,16 +77,18 @@ class Interrupted:
         assert self.answers() == self.expected, at
 
 
-def test_a_step_may_be_interrupted_anywhere(tiny_folder: Path) -> None:
-    interrupted = Interrupted(tiny_folder)
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_a_step_may_be_interrupted_anywhere(tiny_folder: Path, looks_ahead: bool) -> None:
+    interrupted = Interrupted(tiny_folder, looks_ahead)
     total = interrupted.lines(-1)
     for at in random.Random(1).sample(range(1, total), 6):
         interrupted.check(at)
 
 
 @pytest.mark.long
-def test_a_step_may_be_interrupted_at_a_thousand_lines(tiny_folder: Path) -> None:
-    interrupted = Interrupted(tiny_folder)
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_a_step_may_be_interrupted_at_a_thousand_lines(tiny_folder: Path, looks_ahead: bool) -> None:
+    interrupted = Interrupted(tiny_folder, looks_ahead)
     total = interrupted.lines(-1)
     for at in range(1, total, total // 1000):
         interrupted.check(at)

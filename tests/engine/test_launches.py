@@ -6,11 +6,9 @@ Host and device are told apart by torch itself, which mixes no tensors of two de
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 pytest.importorskip("triton", reason="kernels are compiled where there is triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -23,6 +21,7 @@ from trimtab.engine.runner import plain_tensors
 from trimtab.kernels.gpu.ahead import Build, compile_for, recorded
 from trimtab.kernels.gpu.backend import TRITON
 
+from ..replaying import again
 from .on_meta import META, opened, steps
 
 if TYPE_CHECKING:
@@ -50,10 +49,6 @@ def names(builds: list[Build]) -> set[str]:
     return {build.kernel for build in builds}
 
 
-def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    return step
-
-
 def test_a_step_mixes_nothing_of_host_and_device_and_its_kernels_compile_for_hopper(core: Core) -> None:
     with recorded() as builds:
         steps(core, REQUESTS, 2)
@@ -76,7 +71,7 @@ def test_captured_steps_launch_what_a_step_launches_and_nothing_of_prompts(core:
         steps(core, REQUESTS, 1)  # prompts
         prompts = len([build for build in builds if build.kernel == "attend"])
         builds.clear()
-        runner.step(core.scheduler.plan())
+        runner.launch(core.scheduler.plan()).land()
     attends = [build for build in builds if build.kernel == "attend"]
     assert prompts == 2 * len(attends) == 2 * core.model_config.num_layers
     assert {build.constants["SPLIT"] for build in attends} == {256}
@@ -118,7 +113,7 @@ def launched(core: Core, method: Method, trace: bool) -> list[str]:
     (group,) = core.admit(Request(branch_token_ids=ids, steering=method, trace=trace))
     core.scheduler.add(group)
     with recorded() as builds:
-        core.runner.step(core.scheduler.plan())
+        core.runner.launch(core.scheduler.plan()).land()
     core.scheduler.remove(group)
     return [build.kernel for build in builds]
 

@@ -60,6 +60,7 @@ class Engines(RuleBasedStateMachine):
         super().__init__()
         self.expected = alone(folder)
         self.engines = [Engine.from_pretrained(str(folder), **SMALL) for _ in range(2)]
+        self.engines[1]._core.looks_ahead = True
         self.streams: list[tuple[Iterator[Delta], int, list[list[int]]]] = []
 
     @rule(one=BOTH, which=st.lists(WHICH, max_size=5))
@@ -121,6 +122,7 @@ class Served(RuleBasedStateMachine):
         super().__init__()
         self.expected = alone(folder)
         self.engine = AsyncEngine.from_pretrained(str(folder), **SMALL)
+        self.engine._core.looks_ahead = True
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.refusal: str | None = None

@@ -49,11 +49,11 @@ from triton.compiler import make_backend
 from triton.runtime import jit
 
 from ..compiling import compile_only
+from ..replaying import again
 from ..tiny import Tiny
 from .on_meta import META, opened, steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from trimtab.engine.core import Core
@@ -77,10 +77,6 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def variants(builds: list[Build]) -> set[tuple[Any, ...]]:
     return {build.variant for build in builds}
-
-
-def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    return step
 
 
 def some_method(random: Random) -> Method:
@@ -162,9 +158,9 @@ def test_with_batch_invariant_few_kernels_are_enough_for_any_request(monkeypatch
         "load_format": "dummy",
     }
     core = opened(monkeypatch, "llama-3.1-8b", **fields)
-    assert INVARIANT.shapes is not None
+    assert INVARIANT.warm_shapes is not None
     with recorded() as ready:
-        warm_up(core.runner, INVARIANT.shapes(META, BRANCHES))
+        warm_up(core.runner, INVARIANT.warm_shapes(META, BRANCHES))
     with recorded() as launched:
         serve(core, Random(2), 10)
     assert variants(launched) <= variants(ready)
@@ -222,7 +218,7 @@ def test_a_compile_after_the_warm_up_is_in_the_engines_numbers(
     with runner.on_device():
         swiglu(torch.zeros(3, 46))
     assert core.stats.late_compiles == 1
-    assert "the kernel swiglu_kernel was compiled" in caplog.text
+    assert "the kernel swiglu_kernel was made ready" in caplog.text
 
 
 @pytest.mark.parametrize(

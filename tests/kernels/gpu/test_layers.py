@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from trimtab.kernels import norm, paged, rope, swiglu
 from trimtab.kernels.gpu.attention import paged_attention
-from trimtab.kernels.gpu.norm import LONGEST, add_rms_norm
+from trimtab.kernels.gpu.norm import LONGEST, rms_norm
 from trimtab.kernels.gpu.rope import rope_write
 from trimtab.kernels.gpu.swiglu import swiglu as launch_swiglu
 from trimtab.kernels.gpu.tuning import Attention
@@ -43,17 +43,12 @@ def near(found: Tensor, exact: Tensor, sums: int = 1) -> None:
 @types
 @pytest.mark.parametrize("hidden", [1, 33, 576])
 def test_norm(dtype: torch.dtype, hidden: int) -> None:
-    x, added = random(3, hidden, dtype=dtype), random(3, hidden, dtype=dtype)
-    weight, eps = random(hidden), torch.tensor([1e-5], device=DEVICE)
-    for more in (added, None):
-        total, found = add_rms_norm(x, more, weight, eps)
-        exact = x.double() + (0 if more is None else more.double())
-        near(total, exact)
-        near(found, total.double() * (total.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
-        both = norm.add_rms_norm(x, more, weight, eps)
-        assert (both[0].dtype, both[1].dtype) == (total.dtype, found.dtype)
+    x, weight, eps = random(3, hidden, dtype=dtype), random(hidden), torch.tensor([1e-5], device=DEVICE)
+    for found in (rms_norm(x, weight, eps), norm.rms_norm(x, weight, eps)):
+        assert found.dtype == dtype
+        near(found, x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
     with pytest.raises(ValueError, match="at most"):
-        add_rms_norm(random(1, LONGEST + 1), None, random(LONGEST + 1), eps)
+        rms_norm(random(1, LONGEST + 1), random(LONGEST + 1), eps)
 
 
 @types
