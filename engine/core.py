@@ -73,6 +73,7 @@ class Core:
             raise SystemExit(0)
         self.looks_ahead = device.type == "cuda" and not self.ranks
         self._next: Flight | None = None
+        self._lost: str | None = None
         dense = device.type == "cpu"
         blocks = KVBlocks(self.runner.pages, config.block_size, config.enable_prefix_caching, dense)
         self.config, self.model_config, self.tokenizer = config, shape, tokenizer
@@ -89,7 +90,7 @@ class Core:
     @property
     def broken(self) -> str | None:
         """Why no step can be taken any more; None while they can."""
-        return self.ranks.broken if self.ranks else None
+        return self.ranks.broken if self.ranks else self._lost
 
     def when_broken(self, tell: Callable[[str], None]) -> None:
         """Calls tell(cause), from another thread, should a process die that holds a part of the model."""
@@ -168,12 +169,22 @@ class Core:
         What else waits stays, and may be decoded by the next step.
         """
         reason, now = f"a step of the engine failed: {defect(error)}", time.perf_counter()
-        self._next = None
+        self._next, self._lost = None, self._lost or _fault(self.runner.device)
         lost = self.scheduler.abandon()
         for group in lost:
             if not group.ended:
                 group.end("error", reason, now)
         return lost
+
+
+def _fault(device: torch.device) -> str | None:
+    """Why a GPU does nothing more for this process, which it tells at every call; None while it does."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return f"{device} does nothing more: {defect(error)}"
+    return None
 
 
 def _ranks(config: EngineConfig, shape: ModelConfig, place: Place, device: torch.device) -> Ranks | None:

@@ -9,6 +9,7 @@ it up are tokens at position 0 which are written to the cache's spare page and r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,8 +167,11 @@ def captured() -> Capture:
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 hidden = step()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # what ended the capture is what there is to be told
+                    graph.capture_end()
+                raise
+            graph.capture_end()
 
         def replay() -> Tensor:
             graph.replay()

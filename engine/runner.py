@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from .scheduler import Plan
 
 
+SCORED = 768
+"""Tokens whose scores are on the device at once; three divides it, see `linear.steady_rows`."""
+
+
 @contextmanager
 def plain_tensors() -> Iterator[None]:
     """Neither gradients nor subclasses of Tensor: looking for those takes longer than some operations do."""
@@ -149,6 +153,8 @@ class Runner:
             hidden = forward(self.model, *inputs, self.cache, chosen)
         if not order.last:
             return None
+        if self.device.type != "cpu" and order.last == list(range(len(order.last))):
+            return hidden[: len(order.last)]
         (at,) = send(self.device, np.array(filled(order.last, self.device), np.int64))
         return hidden[at]
 
@@ -173,8 +179,8 @@ class Runner:
             cache.clear(list(range(pages)))
             turned_by = [rope.turned_by(len(token_ids))] * len(token_ids)
             hidden = forward(self.model, segments, token_ids, turned_by, cache)
-            logits = self.model.logits(hidden)[: len(token_ids)]
-            return shard.whole(shard.log_softmax(logits)).cpu()
+            parts = (self.model.logits(part) for part in hidden.split(SCORED))
+            return torch.cat([shard.whole(shard.log_softmax(part)).cpu() for part in parts])[: len(token_ids)]
 
 
 def _on_host(choice: Choice) -> Callable[[], Choice]:

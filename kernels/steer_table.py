@@ -30,7 +30,7 @@ class Draw:
 
 
 class SteerTable:
-    """One row for each running request, in columns; grows as rows are admitted.
+    """One row for each running request, in columns; has twice as many when they are not enough.
 
     columns:   the fields of `Program` and `Draw` by name, [rows] float64 or int64.
     asked:     w⁰ [rows, K], 0 beyond a request's own objectives.
@@ -62,15 +62,16 @@ class SteerTable:
         """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
         values = {**vars(program), **vars(draw), "seed": _signed(draw.seed)}
         self._reserve(row + 1, len(weights))
+        own = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
         for name, value in values.items():
-            self.columns[name][row] = value
-        self.asked[row] = 0
+            self.columns[name][own] = value
+        self.asked[own] = 0
         (asked,) = send(self.device, np.array(weights, np.float64))
         self.asked[row, : len(weights)] = asked
-        self.rewards[row] = 0
-        self.steps[row] = 0
+        self.rewards[own] = 0
+        self.steps[own] = 0
         self.admitted[row] = program, draw
-        self.slot[row] = self._slots.setdefault(row, len(self._slots)) if program.delay else -1
+        self.slot[own] = self._slots.setdefault(row, len(self._slots)) if program.delay else -1
 
     def hold(self, width: int) -> Tensor:
         """`contrast`, with a row of this width for every request admitted with a delay so far."""
@@ -80,11 +81,15 @@ class SteerTable:
         return self.contrast
 
     def _reserve(self, rows: int, objectives: int) -> None:
-        down, right = max(rows - len(self.steps), 0), max(objectives - self.asked.shape[1], 0)
+        held = len(self.steps)
+        down, right = max(rows, 2 * held) - held if rows > held else 0, objectives - self.asked.shape[1]
         if down:
             self.columns = {name: pad(column, (0, down)) for name, column in self.columns.items()}
             self.steps, self.slot = pad(self.steps, (0, down)), pad(self.slot, (0, down), value=-1)
-        self.asked, self.rewards = (pad(x, (0, right, 0, down)) for x in (self.asked, self.rewards))
+        if down or right > 0:
+            self.asked, self.rewards = (
+                pad(x, (0, max(right, 0), 0, down)) for x in (self.asked, self.rewards)
+            )
 
 
 def _signed(seed: int) -> int:

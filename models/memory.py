@@ -50,7 +50,9 @@ def gib(count: int) -> str:
 def free_memory(device: torch.device) -> int:
     """The bytes that can be had on the device without pushing anything out."""
     if device.type != "cpu":
-        return torch.cuda.mem_get_info(device)[0]
+        # what torch has kept of tensors that are gone it gives to the next
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return min([_available(), *map(_left, _groups())])
 
 

@@ -26,7 +26,8 @@ class TritonKV(DeviceKV):
         return rope_write(qkv.contiguous(), turns, norm, pages, layout.pages, layout.offsets)
 
     def read(self, layout: Layout, pages: Tensor, queries: Tensor, window: int | None) -> Tensor:
-        found = torch.zeros_like(queries)
+        found = torch.empty_like(queries)
+        found[len(layout.pages) :] = 0  # rows that only fill up have no tile
         for tiles in layout.tiles:
             self.attention(queries, pages, layout.tables, tiles, window, found)
         return found

@@ -45,7 +45,7 @@ def iterate(base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, 
         raise ValueError(f"base must be float32 or float64 and is {base.dtype}")
     base, anchor = base.contiguous(), anchor.contiguous()
     out = torch.empty_like(base)
-    loop = torch.tensor([alpha, lam, eta], dtype=base.dtype, device=base.device)
+    loop = torch.cat([base.new_full((1,), value) for value in (alpha, lam, eta)])  # nothing from the host
     grid = (triton.cdiv(base.numel(), BLOCK),)
     iterate_kernel[grid](base, anchor, loop, out, base.numel(), iterations, BLOCK=BLOCK)
     return out

@@ -66,7 +66,8 @@ def lm_head_steer(
     tuning = tuning or launches_of(hidden.device).head
     features = Features.of(groups, table)
     plan = Plan.of(features, groups, table, trace=trace, top=top, edited=edits is not None, tuning=tuning)
-    if plan is None:
+    exact = hidden.is_cuda and hidden.dtype == torch.float32  # no tensor core has that, and tiles of it spill
+    if plan is None or exact:
         return steer(product(hidden, weight), groups, table, edits, trace=trace, top=top)
     ends = _Ends(hidden, weight, groups, table, plan, trace=trace, top=top)
     return _Rows(ends).run(edits) if plan.stored else ends.decide()

@@ -88,6 +88,7 @@ def _nearly_chosen(token: int, told: Output, at: int, near: float) -> bool:
 
 
 def _allowed(told: Output, at: int, near: float) -> float:
-    """What the log-probability of a token may be off."""
+    """What the log-probability of a token may be off; rewards add up what was off before."""
     assert told.trace is not None
-    return near * (1 + 2 * abs(told.trace.strength[at]))
+    summed = 1 + at / 8 if any(told.trace.rewards[at]) else 1
+    return near * (1 + 2 * abs(told.trace.strength[at])) * summed

@@ -1,10 +1,10 @@
 """`tools/gpu_check`: is all right on this machine's GPU, and how fast is it? One line of JSON at the end.
 
     kernels      every kernel's cases beside the torch references, new memory poisoned
-    decode       small models of each kind beside the CPU's engine in float32
-    invariance   with batch_invariant, small models alone, together and in pieces: equal to the last bit
     bench        every kernel's time, and a decoding step's of Llama 3.1 8B, as shipped and in other ways,
                  beside their floors; what batch_invariant costs
+    invariance   with batch_invariant, small models alone, together and in pieces: equal to the last bit
+    decode       small models of each kind beside the CPU's engine in float32
 
 What fails is told of and stops nothing else: each section is a process of its own, and where one has lost its
 GPU, or died, another goes on behind that place. The exit status is 1 then, and 2 for a wrong question.
@@ -23,8 +23,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-SECTIONS = {name: (name,) for name in ("kernels", "decode", "invariance")} | {"bench": ("steps", "bench")}
-"""What may be asked for, and the processes' names of it."""
+SECTIONS = {
+    "kernels": ("kernels",),
+    "bench": ("steps", "bench"),
+    "invariance": ("invariance",),
+    "decode": ("decode",),
+}
+"""What may be asked for, in the order in which it is done, and the processes' names of it."""
 SECONDS, GRACE = 480, 60
 """What all may take, and how long a section that has no more time may need to end."""
 LISTS = ("rows", "failures", "skipped")

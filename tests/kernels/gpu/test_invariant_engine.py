@@ -26,14 +26,14 @@ from ...tiny import Tiny, at_rest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from trimtab.engine.methods import Method
     from trimtab.engine.output import Output
     from trimtab.kernels.device_cache import DeviceKV
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 3
-PAGE = 2 * 2 * 2 * 16 * 12 * 4
-"""Bytes: layers, keys and values, their heads, tokens, numbers of four bytes."""
-WORDS = "What happens if an earthworm is cut in half?"
+PAGE = 2 * 2 * 16 * 12 * 4
+"""Bytes: keys and values, their heads, tokens, numbers of four bytes."""
 
 pytestmark = pytest.mark.usefixtures("tensor_cores", "short_splits")
 
@@ -47,7 +47,7 @@ def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, layers=2, seed=3)
+    tiny = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, layers=1, seed=3)
     return tiny.write(tmp_path_factory.mktemp("tiny"))
 
 
@@ -60,12 +60,23 @@ def requests() -> list[Request]:
     """Each asks a step for something else; their prompts are of one and of several splits."""
     greedy: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
     drawn = {**greedy, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "seed": 5}
-    return [
-        Request(WORDS, Amulet([KIND], kl_budget=0.2), SamplingParams(**greedy)),
-        Request(WORDS, Base(), SamplingParams(**greedy, logprobs=3)),
-        Request(WORDS, Mato([KIND, SHORT]), SamplingParams(**drawn)),
-        Request("What?", Opad([SHORT]), SamplingParams(**greedy, repetition_penalty=1.2)),
+    asked: list[tuple[Method, dict[str, Any], tuple[int, ...]]] = [
+        (Amulet([KIND], kl_budget=0.2), greedy, (40, 37)),
+        (Base(), {**greedy, "logprobs": 3}, (41,)),
+        (Mato([KIND, SHORT]), drawn, (40, 20, 34)),
+        (Opad([SHORT]), {**greedy, "repetition_penalty": 1.2}, (9, 18)),
     ]
+    return [
+        Request(
+            branch_token_ids=list(map(prompt, lengths)), steering=method, sampling=SamplingParams(**fields)
+        )
+        for method, fields, lengths in asked
+    ]
+
+
+def prompt(length: int) -> list[int]:
+    """Ids that another length does not begin with."""
+    return [5 + length * n % 290 for n in range(length)]
 
 
 def alone(folder: Path, asked: list[Request]) -> list[Output]:
@@ -87,7 +98,7 @@ def test_together_and_from_the_prefix_cache_and_replayed_requests_are_as_alone(f
     runner, cached = engine._core.runner, engine.stats.cached
     cache: DeviceKV = runner.cache  # type: ignore[assignment]
     with plain_tensors():
-        runner.graphs = DecodeGraphs(runner.model, cache, 16, 512, again)
+        runner.graphs = DecodeGraphs(runner.model, cache, 8, 128, again)
     assert same(engine.generate(requests()), exact)
     assert engine.stats.cached > cached + 64
 
@@ -95,7 +106,7 @@ def test_together_and_from_the_prefix_cache_and_replayed_requests_are_as_alone(f
 def test_in_pieces_and_preempted_requests_are_as_alone(folder: Path) -> None:
     """Both need a fourth page for their answers, and there is one."""
     sampling = SamplingParams(max_tokens=6, ignore_eos=True, logprobs=2)
-    prompts = [[5 + step * n % 290 for n in range(48)] for step in (7, 11)]
+    prompts = [[first, *prompt(47)] for first in (7, 11)]
     asked = [Request(branch_token_ids=[ids], steering=Base(), sampling=sampling) for ids in prompts]
     engine = opened(folder, kv_cache_memory=7 * PAGE, max_num_seqs=2, max_num_batched_tokens=19)
     assert engine.stats.pages == 7

@@ -46,7 +46,7 @@ def test_a_device_that_is_not_there_and_a_section_that_is_none_are_refused(
     assert "gpu_check: device is 'cuda:99'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["everything"])
-    assert "known are kernels, decode, invariance, bench" in capsys.readouterr().err
+    assert "known are kernels, bench, invariance, decode" in capsys.readouterr().err
 
 
 def test_what_fails_is_told_of_and_stops_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,9 +105,12 @@ def test_a_result_that_is_off_is_found(error: float) -> None:
     assert (share <= 1, wrong == "") == ((True, True) if error == 0 else (False, False))
 
 
-def output(tokens: list[int], logprob: float = -1.0, likeliest: float = -1.0) -> Output:
+def output(tokens: list[int], logprob: float = -1.0, likeliest: float = -1.0, rewards: float = 0.0) -> Output:
     timings = Timings(queue=0.0, prefill=0.0, decode=0.0, tokens_per_second=0.0)
-    trace = Trace(strength=[1.0] * len(tokens), branch_logprobs=[[logprob, -2.0]] * len(tokens))
+    places = len(tokens)
+    trace = Trace(
+        strength=[1.0] * places, branch_logprobs=[[logprob, -2.0]] * places, rewards=[[rewards]] * places
+    )
     logprobs = [TokenLogprobs(token, -1.0, {1: likeliest, 2: -1.5}) for token in tokens]
     return Output("", tokens, "length", [], trace, logprobs, timings, seed=0)
 
@@ -119,6 +122,10 @@ def test_answers_agree_up_to_a_near_tie_and_no_further() -> None:
     assert (near["same"], near["wrong"]) == ("0 of 1", "")
     far = compared([output([1, 3, 3], likeliest=-1.2)], [exact], 1e-3)
     assert "parts at token 1" in far["wrong"]
+    for rewards, wrong in ((0.0, True), (0.5, False)):  # which add up what was off in sixteen tokens before
+        parted = output([1] * 16 + [3], likeliest=-1.006, rewards=rewards)
+        same = output([1] * 17, rewards=rewards)
+        assert bool(compared([parted], [same], 1e-3)["wrong"]) is wrong
     assert "0.5 off" in compared([output([1, 2, 3], logprob=-1.5)], [exact], 1e-3)["wrong"]
     assert "is inf off" in compared([output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
     failed = replace(exact, error="no finite score")
