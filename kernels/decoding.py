@@ -49,6 +49,7 @@ class Decoding:
         own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
         self._products, total = list[_Product](), 0
         self._buffers = self._buffer(readers, own, more)
+        self._scored = self._buffers[1][:-1]
         cut = self._cut(readers, own, more)
         for pages, count, rows in cut:
             at = slice(total, total + count * kv_heads * rows)
@@ -89,7 +90,7 @@ class Decoding:
             torch.baddbmm(hidden, product.queries, keys, out=product.scores)
         depth, count, heads, width = self._shape
         if depth == 1:
-            torch.softmax(scores[:-1], -1, out=shares)
+            torch.softmax(self._scored, -1, out=shares)
         else:
             side_by_side = scores.index_select(0, self._gathered)
             side_by_side = side_by_side.view(-1, depth * pool.block_size).softmax(-1)

@@ -25,6 +25,9 @@ BUFFER = 1 << 21
 """Numbers that are widened to float32 at once: few enough to be read again from a processor's cache, and so
 many that the widening is hardly ever cut, each piece of which the threads have to meet for."""
 
+WORDS = 64
+"""So many rows are written eight bytes at a time: torch moves numbers, and a view costs a microsecond."""
+
 Read = Callable[[int, int], Tensor]
 
 
@@ -50,13 +53,16 @@ class PagePool:
         self._least = -(-LEAST_WORK // (block_size * self.width * few)) * few  # rows of a product
         self._buffer = torch.empty(self.at_once * kv_heads, block_size, self.width)
         self._products = [layer.flatten(1, 2) for layer in self.pages]  # [2, pages · kv_heads, …]
-        # eight bytes as one number: what is written token by token is moved number by number
-        self._tokens = [layer.view(-1, self.width).view(torch.int64) for layer in self.pages]
+        self._tokens = [layer.view(-1, self.width) for layer in self.pages]
+        self._words = [tokens.view(torch.int64) for tokens in self._tokens]
 
     def store(self, layer: int, rows: Tensor, parts: Tensor) -> None:
         """Writes keys and values: parts [rows, …, width] to `rows` of a layer, seen as [rows, width]."""
-        written = parts.to(self.pages.dtype).reshape(-1, self.width).view(torch.int64)
-        self._tokens[layer].index_copy_(0, rows, written)
+        written = parts.to(self.pages.dtype).reshape(-1, self.width)
+        if len(rows) < WORDS:
+            self._tokens[layer].index_copy_(0, rows, written)
+        else:
+            self._words[layer].index_copy_(0, rows, written.view(torch.int64))
 
     def reader(self, pages: slice | Tensor, alone: bool) -> Read:
         """How a product has the keys (side 0) and values (side 1) of some pages, [pages · kv_heads, …].
