@@ -84,10 +84,11 @@ def steer(
     failed = shard.any(~(scores.sum(-1).isfinite() & _all_finite(logits, groups)))
 
     steered = shard.log_softmax(scores) if trace or top else None
-    allowed = scores.masked_fill(failed[:, None], 0.0)
-    _restrict(allowed, logits, groups, columns, table, edits)
-    failed |= shard.amax(allowed) == -torch.inf
-    tokens = draw(allowed, columns, steps, shard).masked_fill(failed, 0)
+    if bool(failed.any()):
+        scores.masked_fill_(failed[:, None], 0.0)
+    _restrict(scores, logits, groups, columns, table, edits)
+    failed |= shard.amax(scores) == -torch.inf
+    tokens = draw(scores, columns, steps, shard).masked_fill(failed, 0)
 
     normalised = trace or bool(columns["reward"].any())
     branch_logprobs = (
