@@ -20,18 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .features import Features
 from .noise import gumbel
 from .program import EMA, MEAN
 from .shard import WHOLE, Whole
-from .steer_table import Edits, Groups, SteerTable
+from .steer_table import GREEDY_BELOW, Columns, Edits, Groups, SteerTable
 from .support import nucleus_threshold, support_threshold
 from .trust_region import divergence, solve
 
 TOP_LOGPROBS = 20
-GREEDY_BELOW = 1e-5
-"""A temperature under this is greedy: scores divided by it would leave float32."""
-
-Columns = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,29 +69,40 @@ def steer(
     logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN where nothing needs them.
     """
     shard = table.shard
-    columns = {name: column[groups.table] for name, column in table.columns.items()}
+    # between two steps' products an operation costs its dispatch: what nobody asks for is left out
+    asks, columns = Features.of(groups, table), Columns(table, groups.table)
     steps = table.steps[groups.table]
-    rewards = table.rewards[groups.table]
-    weights = reweight(table.asked[groups.table], rewards, columns["reward"])
+    rewards, weights = table.rewards[groups.table], table.asked[groups.table]
+    if asks.rewarded:
+        weights = reweight(weights, rewards, columns["reward"])
     share = torch.where(groups.branch > 0, weights[groups.owner, (groups.branch - 1).clamp(min=0)], 0.0)
 
-    scores, strength = _mix(logits, groups, columns, steps, share)
-    kl = _stay_near(logits, groups, columns, share, scores, strength, shard, measure=trace)
-    _add_delayed(logits, groups, columns, table, steps, scores)
+    scores, strength = _mix(logits, groups, columns, steps, share, delayed=asks.delayed)
+    kl = (
+        _stay_near(logits, groups, columns, share, scores, strength, shard, measure=trace)
+        if asks.limited or trace
+        else torch.full_like(strength, torch.nan)
+    )
+    if asks.delayed:
+        _add_delayed(logits, groups, columns, table, steps, scores)
     failed = shard.any(~(scores.sum(-1).isfinite() & _all_finite(logits, groups)))
 
     steered = shard.log_softmax(scores) if trace or top else None
     if bool(failed.any()):
         scores.masked_fill_(failed[:, None], 0.0)
-    _restrict(scores, logits, groups, columns, table, edits)
+    if asks.masked:
+        _mask(scores, logits, groups, columns, table)
+    scores[:, table.vocab :] = -torch.inf
+    if edits is not None:
+        edits.apply(scores)
     failed |= shard.amax(scores) == -torch.inf
     tokens = draw(scores, columns, steps, shard).masked_fill(failed, 0)
 
-    normalised = trace or bool(columns["reward"].any())
-    branch_logprobs = (
-        shard.at(shard.log_softmax(logits), tokens[groups.owner]) if normalised else _unknown(logits)
-    )
-    _advance(groups, columns, table, branch_logprobs)
+    branch_logprobs = _unknown(logits)
+    if trace or asks.rewarded:
+        branch_logprobs = shard.at(shard.log_softmax(logits), tokens[groups.owner])
+        _reward(groups, columns, table, branch_logprobs)
+    table.steps[groups.table] = steps + 1
     return Choice(
         tokens=tokens,
         failed=failed,
@@ -139,12 +147,13 @@ def draw(scores: Tensor, columns: Columns, steps: Tensor, shard: Whole = WHOLE) 
 
 
 def _mix(
-    logits: Tensor, groups: Groups, columns: Columns, steps: Tensor, share: Tensor
+    logits: Tensor, groups: Groups, columns: Columns, steps: Tensor, share: Tensor, *, delayed: bool
 ) -> tuple[Tensor, Tensor]:
     """The steered scores [groups, vocab] and strength [groups]; a delayed method starts at z_1."""
-    starting = (columns["delay"] != 0) & (steps == 0)
-    base = torch.where(starting, 0.0, columns["base"])
-    scale = torch.where(starting, 1.0, columns["scale"])
+    base, scale = columns["base"], columns["scale"]
+    if delayed:
+        starting = (columns["delay"] != 0) & (steps == 0)
+        base, scale = torch.where(starting, 0.0, base), torch.where(starting, 1.0, scale)
     coefficients = torch.where(groups.branch > 0, scale[groups.owner] * share, base[groups.owner])
     return groups.combine(logits, coefficients), scale
 
@@ -204,24 +213,20 @@ def _all_finite(logits: Tensor, groups: Groups) -> Tensor:
     return broken.index_add_(0, groups.owner, (~logits.sum(-1).isfinite()).long()) == 0
 
 
-def _restrict(
-    scores: Tensor, logits: Tensor, groups: Groups, columns: Columns, table: SteerTable, edits: Edits | None
-) -> None:
-    """Support mask, ids without a token, bias, bans and penalties; scores [groups, vocab] in place."""
+def _mask(scores: Tensor, logits: Tensor, groups: Groups, columns: Columns, table: SteerTable) -> None:
+    """Support masks; scores [groups, vocab] in place."""
     masked = (columns["mask_top_p"] < 1).nonzero()[:, 0]
-    if len(masked):
-        last = groups.first[masked] + groups.count[masked] - 1  # one objective: the row after the base
-        preferred = logits[last] / columns["mask_temperature"][masked, None].to(logits.dtype)
-        preferred[:, table.vocab :] = -torch.inf
-        outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked], table.shard)
-        scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
-    scores[:, table.vocab :] = -torch.inf
-    if edits is not None:
-        edits.apply(scores)
+    if not len(masked):
+        return  # others of the table have one
+    last = groups.first[masked] + groups.count[masked] - 1  # one objective: the row after the base
+    preferred = logits[last] / columns["mask_temperature"][masked, None].to(logits.dtype)
+    preferred[:, table.vocab :] = -torch.inf
+    outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked], table.shard)
+    scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
 
 
-def _advance(groups: Groups, columns: Columns, table: SteerTable, branch_logprobs: Tensor) -> None:
-    """Adds the chosen token's rewards l_k − l_0 to the table, and counts the step."""
+def _reward(groups: Groups, columns: Columns, table: SteerTable, branch_logprobs: Tensor) -> None:
+    """Adds the chosen token's rewards l_k − l_0 to the table."""
     before = table.rewards[groups.table]
     objective = groups.branch > 0
     gains = torch.zeros_like(before)
@@ -236,7 +241,6 @@ def _advance(groups: Groups, columns: Columns, table: SteerTable, branch_logprob
     )
     known = (groups.branch[groups.first] == 0)[:, None] & after.isfinite()
     table.rewards[groups.table] = torch.where(known, after, before)
-    table.steps[groups.table] += 1
 
 
 def _unknown(rows: Tensor) -> Tensor:

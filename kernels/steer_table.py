@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+GREEDY_BELOW = 1e-5
+"""A temperature under this is greedy: scores divided by it would leave float32."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """How one request draws its tokens: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
@@ -90,6 +94,18 @@ class SteerTable:
             self.asked, self.rewards = (
                 pad(x, (0, max(right, 0), 0, down)) for x in (self.asked, self.rewards)
             )
+
+
+class Columns(dict[str, Tensor]):
+    """The table's columns for the rows of a step, [rows] each, gathered when they are first asked for."""
+
+    def __init__(self, table: SteerTable, rows: Tensor) -> None:
+        super().__init__()
+        self._held, self._rows = table.columns, rows
+
+    def __missing__(self, name: str) -> Tensor:
+        found = self[name] = self._held[name][self._rows]
+        return found
 
 
 def _signed(seed: int) -> int:

@@ -23,13 +23,14 @@ import torch
 import triton
 from torch import Tensor
 
+from ..features import Features
 from ..lm_head import product
 from ..steer_table import Groups
 from .lm_head_steer_plan import Plan, Tuning
 from .lm_head_steer_project import blend_kernel, project_kernel
 from .lm_head_steer_settle import settle_kernel
 from .products import UPCAST
-from .steer import Features, Step, steer
+from .steer import Step, steer
 from .tuning import of as launches_of
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..features import Features
 from ..lm_head import lm_head_steer as reference
 from ..program import Program
 from ..spec import Case, KernelSpec
@@ -14,7 +15,6 @@ from ..steer_table import Draw, Groups, SteerTable
 from ..work import Work
 from .lm_head_steer import lm_head_steer
 from .lm_head_steer_plan import Plan
-from .steer import Features
 
 LLAMA, DEMO = (128_256, 4096), (49_152, 576)
 """Vocabulary and width of a head."""

@@ -11,8 +11,8 @@ import triton
 from .products import LEAST_ROWS
 
 if TYPE_CHECKING:
+    from ..features import Features
     from ..steer_table import Groups, SteerTable
-    from .steer import Features
 
 LEAST_BRANCHES = 8
 """Places of a request's branches, with which a small step is too large for any tile."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..steer import GREEDY_BELOW
+from ..steer_table import GREEDY_BELOW
 from .search import NUCLEUS, TOP_K, TOP_P
 
 CHUNK = 32
