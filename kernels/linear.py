@@ -119,7 +119,7 @@ class _Product:
         return functional.linear(x, self._weight, self._bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        if self._bias is None and x.device.type != "cpu":
+        if x.device.type != "cpu" and self._bias is None:
             return residual.addmm_(x, self._weight.t())  # summed before it is rounded, and a launch less
         return residual.add_(self(x))
 
