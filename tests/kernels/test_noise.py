@@ -138,7 +138,7 @@ def test_a_seed_beyond_int64_is_taken_by_its_64_bits() -> None:
     table = SteerTable(7)
     for row, seed in enumerate((2**63 + 5, 5 - 2**63, 2**64 - 1, -1, 2**64 + 3, 3)):
         table.admit(row, Program(), (), Draw(temperature=1.0, seed=seed))
-    column = table.columns["seed"].tolist()
+    column = table.columns["seed"][:6].tolist()  # there are rows in store
     assert column == [5 - 2**63, 5 - 2**63, -1, -1, 3, 3]
 
 
