@@ -6,12 +6,10 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels import lm_head
 from ..kernels.device_cache import DeviceKV
 from ..kernels.errors import InputError, RunError, defect
 from ..kernels.steer_table import SteerTable
@@ -30,7 +28,7 @@ from .room import pages_of
 from .runner import Runner, plain_tensors
 from .scheduler import Scheduler
 from .stats import Stats
-from .warmup import PAIR, warm_up
+from .warmup import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,8 +208,6 @@ def _runner(
 ) -> Runner:
     """The model, or this process's part of it, with its cache. Ids below `vocab` have a token."""
     part = shards.Shards(opened.config, ranks.peers, dimensions(opened.config)) if ranks else None
-    if part:  # the kernels that choose read whole rows
-        backend = replace(backend, choose=lm_head.choose)
     with memory.enough(device, "give a smaller model or dtype"):
         model = opened.load(dtype, device, progress, backend.ops, part)
     if device.type == "cpu":
@@ -242,12 +238,10 @@ def _get_ready(runner: Runner, backend: Backend, config: EngineConfig, length: i
     if config.enforce_eager:
         return
     with memory.enough(runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
-        if backend.graphs and config.tensor_parallel_size == 1:
+        if backend.graphs:
             capture(runner, config.max_num_seqs, length)
         if backend.warm_shapes:
-            # several processes steer by torch, and each must take the same steps, whatever it is tuned to
-            alone = config.tensor_parallel_size == 1
-            warm_up(runner, backend.warm_shapes(runner.device, config.max_num_seqs) if alone else [PAIR])
+            warm_up(runner, backend.warm_shapes(runner.device, config.max_num_seqs))
 
 
 def capture(runner: Runner, rows: int, length: int) -> None:

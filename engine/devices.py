@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
 
-from ..kernels.backend import PLAIN, TORCH, Backend
+from ..kernels.backend import PLAIN, TORCH, Backend, one_pair
 from ..kernels.errors import InputError
+from ..kernels.lm_head import choose
 
 STARTED = os.getpid()
 """The process that imported torch; one that was forked from it since has another number."""
@@ -75,7 +77,15 @@ def backend_of(
         )
     from ..kernels.gpu.backend import INVARIANT, TRITON  # noqa: PLC0415 - it brings triton
 
+    if processes > 1:
+        return shared(TRITON)
     return INVARIANT if batch_invariant else TRITON
+
+
+def shared(backend: Backend) -> Backend:
+    """The same for one of several processes that hold a model: torch chooses, as these kernels read whole
+    rows, nothing is captured, and each warms up by the same steps, whatever it is tuned to."""
+    return replace(backend, choose=choose, graphs=False, warm_shapes=one_pair)
 
 
 def _require_invariance(kernels: str, processes: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
+from ..kernels.backend import PAIR
 from ..kernels.device_cache import DeviceKV
 from ..kernels.layout import Segment
 from ..kernels.program import Program
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("trimtab.engine")
 Shape = tuple[int, int]
 """Requests of a step, and branches of the first of them; the others have one."""
-PAIR = 1, 2
 REPORTS = ((False, False), (True, False), (False, True))
 """A trace, and the likeliest tokens; a step with both launches what one with a trace does."""
 OFF_ON = (False, True)

@@ -60,6 +60,15 @@ class Backend:
     warm_shapes: Callable[[torch.device, int], list[tuple[int, int]]] | None = None
 
 
+PAIR = 1, 2
+"""A request with two branches, which has all that a step may have."""
+
+
+def one_pair(device: torch.device, most: int) -> list[tuple[int, int]]:
+    """The `warm_shapes` of a backend whose kernels are the same for steps of any shape."""
+    return [PAIR]
+
+
 def _on_cpu(
     layers: int,
     pages: int,

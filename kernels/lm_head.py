@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .linear import Linear
-from .matmul import Matmul
+from .matmul import matmul
 from .steer import Choice, steer
 from .steer_table import Edits, Groups, SteerTable
 
@@ -18,22 +17,20 @@ def product(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden Wᵀ in float32, whatever the type of hidden [rows, width] and weight [vocab, width]."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)  # rounded logits would be amplified
-    return functional.linear(hidden.float(), weight.float())
+    return matmul(hidden.float(), weight.float())
 
 
 class Head:
     """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in.
 
-    matmul: what multiplies; None for what is fastest.
+    product: what multiplies, where it is not this one.
     """
 
-    def __init__(self, weight: Tensor, matmul: Matmul | None = None) -> None:
-        self.weight, self.dtype, self._matmul = weight, weight.dtype, matmul
+    def __init__(self, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor] = product) -> None:
+        self.weight, self.dtype, self._product = weight, weight.dtype, product
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if self._matmul is not None:
-            return self._matmul(hidden, self.weight, None, torch.float32)
-        return product(hidden, self.weight)
+        return self._product(hidden, self.weight)
 
 
 class PackedHead:

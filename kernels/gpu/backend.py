@@ -6,8 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from .. import lm_head
-from ..backend import Backend
+from ..backend import Backend, one_pair
 from ..lm_head import Head
 from ..ops import Ops
 from .cache import InvariantKV, TritonKV
@@ -54,9 +56,9 @@ TRITON = Backend(
 )
 INVARIANT = replace(
     TRITON,
-    ops=replace(TRITON.ops, matmul=matmul, head=partial(Head, matmul=matmul)),
+    ops=replace(TRITON.ops, matmul=matmul, head=partial(Head, product=partial(matmul, dtype=torch.float32))),
     cache=InvariantKV,
     choose=partial(lm_head.choose, by=invariant_steer),
-    warm_shapes=lambda device, most: [(1, 2)],
+    warm_shapes=one_pair,
 )
 """Every launch runs the same code whatever is decoded with it, and no sum goes across rows."""

@@ -35,6 +35,7 @@ from trimtab.engine import (
     SamplingParams,
 )
 from trimtab.engine import core as cores
+from trimtab.engine.devices import shared
 from trimtab.engine.graphs import DecodeGraphs
 from trimtab.engine.order import Order
 from trimtab.engine.runner import plain_tensors
@@ -238,6 +239,7 @@ def test_steps_are_captured_and_kernels_launched_where_there_are_any(
     monkeypatch.setattr(cores, "warm_up", lambda *_: found.append("warm"))
     runner = cast("Runner", SimpleNamespace(device=META))
     backend = PLAIN if fields.get("kernels") == "torch" else TRITON
+    backend = shared(backend) if "tensor_parallel_size" in fields else backend
     cores._get_ready(runner, backend, EngineConfig(**fields), 512)
     assert found == made
     assert (runner.compiles is None) == (backend is PLAIN)
