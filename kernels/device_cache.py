@@ -100,13 +100,7 @@ class DeviceKV:
         norm: HeadNorm | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Turns queries and keys, stores keys and values, and returns softmax(q kᵀ) v over each branch's
-        context, [rows, heads · head_dim] in the cache's type.
-
-        qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, then keys, then values, as the
-        products give them; norm: of queries and keys, before they are turned. With a window, a token sees
-        itself and the window − 1 before it.
-        """
+        """See `kernels.attention.PagedKV.attend`; [rows, heads · head_dim] in the cache's type."""
         layout, pages = self.layout, self.pages[layer]
         assert layout is not None, "attend before begin"
         queries = self.turn(layout, pages, qkv, turns, norm)

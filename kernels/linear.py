@@ -119,9 +119,14 @@ class _Product:
         return functional.linear(x, self._weight, self._bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" and self._bias is None:
-            return residual.addmm_(x, self._weight.t())  # summed before it is rounded, and a launch less
         return residual.add_(self(x))
+
+
+class _Adding(_Product):
+    """A GPU's, without a bias: it adds to what is there before it rounds, and in one launch."""
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual.addmm_(x, self._weight.t())
 
 
 class _Chosen(_Product):
@@ -133,9 +138,6 @@ class _Chosen(_Product):
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._matmul(x, self._weight, self._bias, None)
-
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return residual.add_(self(x))
 
 
 class _Half(_Product):
@@ -193,7 +195,10 @@ def _product(
         return _Chosen(weight, bias, dtype, matmul)
     if _packs_half(weight, dtype):
         return _Half(weight, bias)
-    return _OneDNN(weight, bias, dtype) if _packs(weight, dtype) else _Product(weight, bias, dtype)
+    if _packs(weight, dtype):
+        return _OneDNN(weight, bias, dtype)
+    on_gpu = weight.device.type != "cpu"
+    return _Adding(weight, bias, dtype) if on_gpu and bias is None else _Product(weight, bias, dtype)
 
 
 def _packs(weight: Tensor, dtype: torch.dtype) -> bool:

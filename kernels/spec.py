@@ -13,6 +13,9 @@ import torch
 
 from .work import Work
 
+HELD = 1 << 22
+"""Numbers of a weight that a CPU fills."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -30,6 +33,13 @@ class Case:
     def bytes(self) -> int:
         """The least that must cross the memory bus."""
         return int(self.work.bytes)
+
+
+def weight_of(out: int, inner: int, where: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A random weight [out, inner] of a case; a large one on a CPU, where launches are only recorded and half
+    a billion numbers take seconds, has any."""
+    weight = torch.empty(out, inner, device=where, dtype=dtype)
+    return weight if where.type == "cpu" and weight.numel() > HELD else weight.normal_(std=inner**-0.5)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,19 @@ def merge_kernel(
     tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)
 
 
+def constants(queries: Tensor, cache: Tensor, window: int | None, tuned: Attention) -> dict[str, int]:
+    """What the launches of an attention have in common that is compiled in."""
+    kv_heads, width = cache.shape[2], queries.shape[2]
+    return {
+        "KV_HEADS": kv_heads,
+        "GROUP": queries.shape[1] // kv_heads,
+        "WIDTH": width,
+        "PADDED": max(16, triton.next_power_of_2(width)),
+        "KEYS": 2 * tuned.keys // cache.itemsize,
+        "WINDOWED": window is not None,
+    }
+
+
 def paged_attention(
     queries: Tensor,
     cache: Tensor,
@@ -184,9 +197,8 @@ def paged_attention(
     None for what the device is launched with.
     """
     tuned = tuned or tuning.of(queries.device).attention
-    _, heads, width = queries.shape
-    _, _, kv_heads, block, _ = cache.shape
-    group, padded = heads // kv_heads, max(16, triton.next_power_of_2(width))
+    common, block = constants(queries, cache, window, tuned), cache.shape[3]
+    kv_heads, group, width = common["KV_HEADS"], common["GROUP"], common["WIDTH"]
     decoding = tiles.size == 1
     splits = triton.cdiv(tiles.longest, tuned.split) if decoding else 1
     out = torch.empty_like(queries) if out is None else out
@@ -194,19 +206,16 @@ def paged_attention(
     if decoding:
         part = torch.empty(len(tiles.first), kv_heads, splits, group, width, device=queries.device)
         top, total = (torch.empty(part.shape[:-1], device=queries.device) for _ in range(2))
-    shape = {"KV_HEADS": kv_heads, "GROUP": group, "WIDTH": width, "PADDED": padded}
-    shape["KEYS"] = 2 * tuned.keys // cache.itemsize
-    windowed = {"WINDOWED": window is not None}
     rows = max(LEAST_ROWS, triton.next_power_of_2(group * tiles.size))
     attend_kernel[(len(tiles.first), kv_heads, splits)](
         queries, cache[0], cache[1], tables, tiles.first, tiles.start, tiles.count, tiles.table,
         part, top, total, tables.shape[1], splits, window or 0,
-        **shape, **windowed, BLOCK=block, ROWS=rows, SPLIT=tuned.split if decoding else 0, UPCAST=UPCAST,
+        **common, BLOCK=block, ROWS=rows, SPLIT=tuned.split if decoding else 0, UPCAST=UPCAST,
         num_warps=tuned.warps if decoding else tuned.prompt_warps, num_stages=tuned.stages,
     )  # fmt: skip
     if decoding:
         merge_kernel[(len(tiles.first), kv_heads)](
             part, top, total, tiles.first, tiles.start, out, splits, window or 0,
-            **shape, **windowed, GROUP_PADDED=triton.next_power_of_2(group), SPLIT=tuned.split,
+            **common, GROUP_PADDED=triton.next_power_of_2(group), SPLIT=tuned.split,
         )  # fmt: skip
     return out

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .attention import HIDDEN, asked, attend_keys, merge_kernel, merged
+from .attention import HIDDEN, asked, attend_keys, constants, merge_kernel, merged
 from .products import LEAST_ROWS, UPCAST
 
 if TYPE_CHECKING:
@@ -103,27 +103,24 @@ def invariant_attention(
 ) -> Tensor:
     """As `attention.paged_attention`, to the same bits for a token whatever tile it is in."""
     tuned = tuned or tuning.of(queries.device).attention
-    _, heads, width = queries.shape
-    _, _, kv_heads, block, _ = cache.shape
-    group, padded = heads // kv_heads, max(16, triton.next_power_of_2(width))
+    common = constants(queries, cache, window, tuned) | {"SPLIT": tuned.split}
+    kv_heads, group, width = common["KV_HEADS"], common["GROUP"], common["WIDTH"]
     splits = triton.cdiv(tiles.longest, tuned.split)
     parts = splits if tiles.size == 1 else 1
     out = torch.empty_like(queries) if out is None else out
     held = (len(tiles.first), kv_heads, parts, group) if parts > 1 else (1,)  # of one type in any case
     part = torch.empty(*held, width, device=queries.device)
     top, total = (torch.empty(held, device=queries.device) for _ in range(2))
-    shape = {"KV_HEADS": kv_heads, "GROUP": group, "WIDTH": width, "PADDED": padded, "SPLIT": tuned.split}
-    shape |= {"KEYS": 2 * tuned.keys // cache.itemsize, "WINDOWED": window is not None}
     blocks = triton.cdiv(group * tiles.size, LEAST_ROWS)
     attend_splits_kernel[(len(tiles.first), kv_heads * blocks, parts)](
         queries, cache[0], cache[1], tables, tiles.first, tiles.start, tiles.count, tiles.table,
         out, part, top, total, tables.shape[1], blocks, parts, splits // parts, window or 0,
-        **shape, BLOCK=block, ROWS=LEAST_ROWS, UPCAST=UPCAST,
+        **common, BLOCK=cache.shape[3], ROWS=LEAST_ROWS, UPCAST=UPCAST,
         num_warps=tuned.warps, num_stages=tuned.stages, enable_fp_fusion=False,
     )  # fmt: skip
     if parts > 1:
         merge_kernel[(len(tiles.first), kv_heads)](
             part, top, total, tiles.first, tiles.start, out, parts, window or 0,
-            **shape, GROUP_PADDED=triton.next_power_of_2(group), enable_fp_fusion=False,
+            **common, GROUP_PADDED=triton.next_power_of_2(group), enable_fp_fusion=False,
         )  # fmt: skip
     return out

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, device, dtype
 from .. import matmul as matmul_reference
 from .. import norm, paged, rope, work
 from .. import swiglu as swiglu_reference
-from ..spec import Case, KernelSpec
+from ..spec import Case, KernelSpec, weight_of
 from .attention import paged_attention
 from .invariant_attention import invariant_attention
 from .matmul import matmul
@@ -49,19 +49,12 @@ def _random(generator: Generator, where: device, kind: dtype, *shape: int) -> Te
     return torch.randn(shape, generator=generator).to(where, kind)
 
 
-HELD = 1 << 22
-"""Numbers of a weight that a CPU fills: half a billion take seconds, and launches are only recorded there."""
-
-
 def _matmul(
     model: Shape, rows: int, inner: int, out: int, biased: bool = False, dtype: dtype | None = None
 ) -> Case:
     def make(where: device, generator: Generator) -> tuple[Any, ...]:
         x, bias = (_random(generator, where, model.dtype, *shape) for shape in ((rows, inner), (out,)))
-        weight = torch.empty(out, inner, device=where, dtype=model.dtype)
-        if where.type != "cpu" or weight.numel() <= HELD:
-            weight.normal_(std=inner**-0.5)
-        return x, weight, bias if biased else None, dtype
+        return x, weight_of(out, inner, where, model.dtype), bias if biased else None, dtype
 
     name = f"{model.name}, {rows} rows, {inner} to {out}{', biased' if biased else ''}"
     return Case(name, make, work.product(rows, inner, out, model.dtype.itemsize))

@@ -70,7 +70,7 @@ def lm_head_steer(
     exact = hidden.is_cuda and hidden.dtype == torch.float32  # no tensor core has that, and tiles of it spill
     if plan is None or exact:
         return steer(product(hidden, weight), groups, table, edits, trace=trace, top=top)
-    ends = _Ends(hidden, weight, groups, table, plan, trace=trace, top=top)
+    ends = _Ends(hidden, weight, groups, table, features, plan, trace=trace, top=top)
     return _Rows(ends).run(edits) if plan.stored else ends.decide()
 
 
@@ -116,13 +116,14 @@ class _Ends(Step):
         weight: Tensor,
         groups: Groups,
         table: SteerTable,
+        features: Features,
         plan: Plan,
         *,
         trace: bool,
         top: bool,
     ) -> None:
         column = torch.empty(len(hidden), 1, device=hidden.device)
-        super().__init__(column, groups, table, trace=trace, top=top)
+        super().__init__(column, groups, table, features, trace=trace, top=top)
         self.tiling = replace(self.tiling, padded=PADDED)
         self.hidden, self.weight, self.plan = hidden, weight, plan
         self.tiles = plan.tiles(len(weight))
@@ -219,7 +220,7 @@ class _Rows(Step):
     def __init__(self, ends: _Ends) -> None:
         kept = ends._new(ends.plan.kept * ends.size, len(ends.weight))
         groups = _reduced(ends.groups, ends.plan.kept)
-        super().__init__(kept, groups, ends.table, trace=ends.trace, top=ends.top)
+        super().__init__(kept, groups, ends.table, ends.features, trace=ends.trace, top=ends.top)
         self.ends = ends
 
     def _weigh(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from ..features import Features
 from ..lm_head import lm_head_steer as reference
 from ..program import Program
-from ..spec import Case, KernelSpec
+from ..spec import Case, KernelSpec, weight_of
 from ..steer_table import Draw, Groups, SteerTable
 from ..work import Work
 from .lm_head_steer import lm_head_steer
@@ -46,9 +46,7 @@ def deciding(
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:
         hidden = torch.randn(rows, width, generator=generator)
-        weight = torch.empty(vocab, width, device=device, dtype=torch.bfloat16)
-        if device.type != "cpu":  # there half a billion numbers take seconds, and launches are only recorded
-            weight.normal_(std=width**-0.5)
+        weight = weight_of(vocab, width, device, torch.bfloat16)
         return hidden.to(device, torch.bfloat16), weight, *running(device), None, trace
 
     groups, table = running(torch.device("cpu"))

@@ -74,7 +74,7 @@ def steer(
     logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another type or layout.
     """
     _check(logits, groups)
-    return Step(logits, groups, table, trace=trace, top=top).run(edits)
+    return Step(logits, groups, table, Features.of(groups, table), trace=trace, top=top).run(edits)
 
 
 def invariant_steer(
@@ -92,7 +92,7 @@ def invariant_steer(
     trace tells is measured in any case.
     """
     _check(logits, groups)
-    step = Step(logits, groups, table, trace=True, top=True, features=EVERYTHING)
+    step = Step(logits, groups, table, EVERYTHING, trace=True, top=True)
     choice = step.run(edits or Edits.none(logits.device))
     return choice if top else replace(choice, top=None)
 
@@ -109,25 +109,25 @@ def _check(logits: Tensor, groups: Groups) -> None:
 
 
 class Step:
-    """One step's buffers, and its launches in their order; features None are those of its requests."""
+    """One step's buffers, and its launches in their order; features: what these are compiled for."""
 
     def __init__(
         self,
         logits: Tensor,
         groups: Groups,
         table: SteerTable,
+        features: Features,
         *,
         trace: bool,
         top: bool,
-        features: Features | None = None,
     ) -> None:
         self.logits, self.groups, self.table = logits, groups, table
         self.trace, self.top = trace, top
         self.rows, self.vocab = logits.shape
         self.size, self.width = len(groups.table), table.asked.shape[1]
-        self.features, self.tiling = features or Features.of(groups, table), Tiling.of(self.vocab)
+        self.features, self.tiling = features, Tiling.of(self.vocab)
         self.blocks = {"SPLIT": self.tiling.split, "num_warps": self.tiling.warps}
-        splits, features = self.tiling.count, self.features
+        splits = self.tiling.count
         self.none = self._new(1)
         self.weights = self._new(self.size, self.width, dtype=torch.float64)
         self.rewards = torch.empty_like(self.weights)
