@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LOOPS, TASKS, THREADS = 2, 20, 6
 """Loops in threads of their own, tasks of each, and threads that submit; each has one request at a time."""
-PAGES, WAITING = 130, 24
+PAGES, WAITING = 110, 24
 """Of the KV cache and of the queue: the largest request fits, and the crowd does not."""
 PATIENCE = 600
 """Seconds after which a request counts as lost."""
