@@ -84,7 +84,7 @@ class AsyncEngine(Front):
         Raises as `stream` does; whoever has the Stream closes it.
         """
         groups = await asyncio.to_thread(self._core.admit, request)
-        pieces = Stream(len(groups), lambda: self._loop.leave(ticket))
+        pieces = Stream(len(groups), lambda: ticket.leave())  # noqa: PLW0108 - not yet there
         ticket = self._enter(groups, pieces.tell, timeout)
         return pieces
 
@@ -114,7 +114,7 @@ class AsyncEngine(Front):
         def leave(done: Future[Output]) -> None:
             if done.cancelled():
                 done.set_running_or_notify_cancel()  # whoever waits for several futures hears of it
-                self._loop.leave(ticket)
+                ticket.leave()
 
         ticket = self._enter(groups, tell, timeout)
         future.add_done_callback(leave)

@@ -52,7 +52,8 @@ class Loop:
         self._worker = threading.Thread(target=_work, args=work, name="trimtab", daemon=True)
         self._worker.start()
         self._stop = weakref.finalize(self, _stop, self._worker, self._notes, stopping)
-        core.when_broken(self._broke)
+        broke = weakref.WeakMethod(self._broke)
+        core.when_broken(lambda cause: tell(cause) if (tell := broke()) else None)
 
     @property
     def unfinished(self) -> int:
@@ -75,14 +76,10 @@ class Loop:
                 raise BusyError(
                     f"{waiting} requests are waiting, and max_waiting is {limit}; try again later"
                 )
+            ticket.leave = lambda: self._notes.put(lambda: self._drop(ticket))
             self._tickets.add(ticket)
             self._arriving += len(ticket.groups)
             self._notes.put(lambda: self._add(ticket))
-
-    def leave(self, ticket: Ticket) -> None:
-        """Aborts a request within a step, if it has not ended; nobody is told."""
-        if ticket in self._tickets:
-            self._notes.put(lambda: self._drop(ticket))
 
     def score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
         """Gives the future what `Core.score` does, between two steps. Raises RunError as `enter` does."""
@@ -181,6 +178,7 @@ class Loop:
         for group in ticket.groups:
             self._core.scheduler.remove(group)
         self._tickets.discard(ticket)
+        ticket.close()
 
     def _end(self, ticket: Ticket, why: str) -> None:
         """Aborts what is open of a request and tells so."""
@@ -204,6 +202,8 @@ class Loop:
             self._tickets.discard(ticket)
         for delta in news:
             ticket.tell(delta)
+        if not ticket.open:
+            ticket.close()
 
     def _broke(self, cause: str) -> None:
         """No step will do any more: nothing is taken, and what is here fails at its next."""
@@ -216,8 +216,9 @@ class Loop:
         for ticket in list(tickets):
             reason = RunError(f"a step of the engine failed: {defect(error)}")
             reason.__cause__ = error
+            tell = ticket.tell
             self._drop(ticket)
-            ticket.tell(reason)
+            tell(reason)
 
 
 def _work(ref: weakref.ref[Loop], notes: SimpleQueue[Note], stopping: threading.Event) -> None:

@@ -17,16 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when."""
+    """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when.
+
+    leave: aborts it within a step, if it has not ended; nobody is told.
+    """
 
     groups: list[Group]
     tell: Callable[[Delta | Exception], None]
     deadline: float
     timeout: float | None
     open: set[Group] = field(default_factory=set)
+    leave: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.open = set(self.groups)
+
+    def close(self) -> None:
+        """Lets go of the engine and of who asked, who has this: neither is to keep the other's memory."""
+        self.tell, self.leave = lambda news: None, lambda: None
 
 
 class Stream:

@@ -40,15 +40,16 @@ class _Product:
 class Decoding:
     """What decodes in a step: who reads which page, and the buffers between the products.
 
-    tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last.
+    tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last. Of the
+    pool only views of its pages are kept: it keeps this, and its memory is to be free with its last reference.
     """
 
     def __init__(self, pool: PagePool, readers: Readers, tokens: Tensor, padding: int, heads: int) -> None:
-        self._pool = pool
+        self._at_once, self._block_size, self._kv_heads = pool.at_once, pool.block_size, pool.kv_heads
         kv_heads, group = pool.kv_heads, heads // pool.kv_heads
         own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
         self._products, total = list[_Product](), 0
-        self._buffers = self._buffer(readers, own, more)
+        self._buffers = self._buffer(readers, own, more, pool.width)
         self._scored = self._buffers[1][:-1]
         cut = self._cut(readers, own, more)
         for pages, count, rows in cut:
@@ -74,7 +75,7 @@ class Decoding:
     def bias(self, lengths: Tensor, window: int | None) -> list[Tensor]:
         """0 where a product's row sees a key, else HIDDEN, for each product. lengths [rows]: tokens held."""
         depth = len(self._there)
-        key = torch.arange(depth * self._pool.block_size).view(depth, 1, -1)
+        key = torch.arange(depth * self._block_size).view(depth, 1, -1)
         hidden = hidden_keys(key, lengths[:, None] - 1, window)[self._there]
         bias = torch.zeros_like(self._buffers[1])
         bias[self._filled] = hidden[:, None, None]
@@ -82,7 +83,6 @@ class Decoding:
 
     def attend(self, layer: int, rows: Tensor, bias: list[Tensor]) -> Tensor:
         """rows: scaled queries, keys, values of the batch [·, width] → [rows + padding, heads, width]."""
-        pool = self._pool
         queries, scores, shares, found = self._buffers
         torch.index_select(rows, 0, self._asked, out=queries)
         for product, hidden in zip(self._products, bias, strict=True):
@@ -93,27 +93,28 @@ class Decoding:
             torch.softmax(self._scored, -1, out=shares)
         else:
             side_by_side = scores.index_select(0, self._gathered)
-            side_by_side = side_by_side.view(-1, depth * pool.block_size).softmax(-1)
-            torch.index_select(side_by_side.view(-1, pool.block_size), 0, self._parted, out=shares)
+            side_by_side = side_by_side.view(-1, depth * self._block_size).softmax(-1)
+            torch.index_select(side_by_side.view(-1, self._block_size), 0, self._parted, out=shares)
         for product in self._products:
             torch.bmm(product.shares, product.read(layer, 1), out=product.found)
         return pairwise_sum(found.index_select(0, self._out).view(depth, count, heads, width))
 
-    def _buffer(self, readers: Readers, own: int, more: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _buffer(
+        self, readers: Readers, own: int, more: int, width: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, scores, shares and outputs of all products; of scores and outputs one row more.
 
         It stands for the pages that a row lacks: hidden scores, and an output of zeros.
         """
-        pool = self._pool
-        total = (readers.used * own + len(readers.stacked) * more) * pool.kv_heads
-        queries, shares = torch.empty(total, pool.width), torch.empty(total, pool.block_size)
-        scores, found = torch.empty(total + 1, pool.block_size), torch.empty(total + 1, pool.width)
+        total = (readers.used * own + len(readers.stacked) * more) * self._kv_heads
+        queries, shares = torch.empty(total, width), torch.empty(total, self._block_size)
+        scores, found = torch.empty(total + 1, self._block_size), torch.empty(total + 1, width)
         scores[-1], found[-1] = HIDDEN, 0.0
         return queries, scores, shares, found
 
     def _cut(self, readers: Readers, own: int, more: int) -> list[tuple[slice | Tensor, int, int]]:
         """(pages, how many, rows of a product with each) for every product."""
-        size = self._pool.at_once
+        size = self._at_once
         starts = range(0, readers.used, size)
         spans = [(at, min(at + size, readers.used)) for at in starts]
         cut: list[tuple[slice | Tensor, int, int]] = [(slice(a, b), b - a, own) for a, b in spans]
@@ -121,7 +122,7 @@ class Decoding:
 
     def _place(self, readers: Readers, own: int, more: int, group: int) -> Tensor:
         """Where each pair's queries stand among the rows of all products, [depth, rows, kv_heads, group]."""
-        kv_heads, beyond = self._pool.kv_heads, readers.pairs - readers.used
+        kv_heads, beyond = self._kv_heads, readers.pairs - readers.used
         copy, reader = beyond // max(1, readers.most), beyond % max(1, readers.most)
         stacked = (readers.used * own + copy * more) * kv_heads + reader * group
         first = torch.where(beyond < 0, readers.pairs * own * kv_heads, stacked)[..., None, None]

@@ -71,7 +71,8 @@ class PagePool:
         gives holds until anything else is read. alone: nothing else is, between a layer's keys and values.
         """
         if isinstance(pages, Tensor):
-            return lambda layer, side: self.pages[layer, side].index_select(0, pages).float().flatten(0, 1)
+            held = self.pages  # not this object: what it holds may hold what is returned
+            return lambda layer, side: held[layer, side].index_select(0, pages).float().flatten(0, 1)
         at = slice(pages.start * self.kv_heads, pages.stop * self.kv_heads)
         lying = [layer[:, at] for layer in self._products]
         if self.pages.dtype == torch.float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +44,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def one_engine(tiny_folder: Path) -> Engine:
     return Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB")
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No cycles are collected meanwhile, and those of earlier tests have been.
+
+    A thread that collects them waits for what they end, and Python lets no interrupt out of that.
+    """
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

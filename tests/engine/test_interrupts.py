@@ -109,6 +109,7 @@ def test_other_streams_hear_of_an_interrupted_step(tiny_folder: Path) -> None:
     assert at_rest(interrupted.engine)
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_ctrl_c_leaves_an_engine_that_answers(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
     expected = engine.generate(asked(0)).token_ids

@@ -290,6 +290,7 @@ def test_closing_an_engine_ends_its_processes_and_its_answers(tiny_folder: Path)
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("uncollected")
 def test_an_engine_goes_on_after_an_interrupt(tiny_folder: Path) -> None:
     with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL) as engine:
         expected = engine.generate(Request(ASK, sampling=greedy(5))).token_ids
