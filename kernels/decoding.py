@@ -40,8 +40,9 @@ class _Product:
 class Decoding:
     """What decodes in a step: who reads which page, and the buffers between the products.
 
-    tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last. Only views of
-    the pool's pages are kept: the pool keeps this, and its memory is to be free with its last reference.
+    tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last. Of the
+    pool's pages views are kept, but not the pool: it keeps this, and its memory is to be free with its last
+    reference.
     """
 
     def __init__(self, pool: PagePool, readers: Readers, tokens: Tensor, padding: int, heads: int) -> None:

@@ -12,12 +12,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
-from .renderer import LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
-    from .template import ChatTemplate, Message
+    from .template import ChatTemplate, Choice, Message
     from .tokenizer import Tokenizer
 
 PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
@@ -38,32 +37,21 @@ def render(
 
     Raises InputError when the template cannot render the conversation, or so changes a text that does.
     """
-    texts: list[tuple[str, str]] = []
-
-    def noted(text: str, place: str) -> bool:
-        texts.append((text, place))
-        return False
-
-    rendered = template.render_disguised(messages, extra, noted, ("", ""))
+    texts = template.texts(messages, extra)
     suspects = {text: token for text, _ in texts if (token := tokenizer.added_token_in(text))}
-    taken = set(rendered + template.source).union(*(text for text, _ in texts))
+    taken = set(template.source).union(*(text for text, _ in texts))
 
-    def followed(is_outside: Callable[[str, str], bool]) -> _Places | None:
+    def followed(is_outside: Choice) -> tuple[str, _Places | None]:
         plain, other = _cipher(
             set().union(*(text for text, place in texts if is_outside(text, place))), taken
         )
-        try:
-            disguised = template.render_disguised(messages, extra, is_outside, (plain, other))
-        except LimitError:
-            raise
-        except InputError:
-            return None
-        clear = disguised.translate(str.maketrans(other, plain))
-        return _Places(disguised, frozenset(other)) if clear == rendered else None
+        rendered, disguised = template.render_both(messages, extra, is_outside, (plain, other))
+        clear = disguised and disguised.translate(str.maketrans(other, plain))
+        return rendered, _Places(disguised, frozenset(other)) if disguised and clear == rendered else None
 
-    places = followed(lambda text, place: _is_said(place) or text in suspects)
+    rendered, places = followed(lambda text, place: _is_said(place) or text in suspects)
     if places is None and suspects:
-        places = followed(lambda text, place: text in suspects)
+        rendered, places = followed(lambda text, place: text in suspects)
         if places is None:
             raise InputError(
                 f"a text of the conversation holds {min(suspects.values())!r}, a token of the model, and the "

@@ -5,25 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..kernels.errors import InputError, RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PROGRAM = Path(__file__).with_name("sandbox.py")
 START = 60.0
 """Seconds in which Python and jinja2 must be there: they are no strangers, but a machine may be busy."""
+CLOCK = hasattr(select, "poll")
+"""Whether a pipe can be waited for until some time has come."""
+PIECE = 1 << 16
+"""Bytes that are read at once."""
 KEPT = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """All that the child has of the environment: the zone of the local time, and what Pythons need to start."""
 
@@ -33,8 +35,8 @@ class Limits:
     """What a template may take for a conversation.
 
     cpu: seconds of a processor. wall: seconds by the clock. memory: bytes of address space, Python's own
-    included. text: bytes of its answer, UTF-8. Where the system keeps no limits, as on Windows, there are
-    only wall and text.
+    included. text: bytes of its answer, UTF-8. Where the system keeps no limits, as on Windows, there is
+    only text.
     """
 
     cpu: float = 2.0
@@ -61,23 +63,32 @@ class Renderer:
         self._source, self._limits = source, limits
         self._held = _Held(_Child(source, limits))
 
-    def render(self, variables: dict[str, Any], disguise: tuple[str, str] = ("", "")) -> str:
+    def render(self, variables: dict[str, Any]) -> str:
         """The template's text for these variables, in which each text begins with "=" or "~".
 
-        One after "~" is disguised: to the template it is in other letters. `disguise` has the letters, and
-        these others. Raises InputError when the template fails, LimitError when it takes more than it may.
+        Raises InputError when the template fails, LimitError when it takes more than it may.
         """
-        line = _line({"variables": variables, "disguise": disguise})
+        (answer,) = self._answers(variables, [("", "")])
+        return _text(answer)
+
+    def render_both(self, variables: dict[str, Any], disguise: tuple[str, str]) -> tuple[str, str | None]:
+        """The same, and once more with each text after "~" disguised: to the template it is in other letters.
+
+        `disguise` has the letters, and these others. None where the template fails on those. Raises as
+        `render` does.
+        """
+        plain, *more = self._answers(variables, [("", ""), disguise])
+        return _text(plain), _text(more[0]) if "text" in more[0] else None
+
+    def _answers(self, variables: dict[str, Any], disguises: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        line = _line({"variables": variables, "disguises": disguises})
         held = self._held
         if held.owner != os.getpid():  # a fork: the child has another parent, and the lock may be held there
             held = self._held = _Held(_Child(self._source, self._limits))
         with held.lock:
             if held.child.ended:
                 held.child = _Child(self._source, self._limits)
-            answer = held.child.ask(line, self._limits.wall)
-        if "error" in answer:
-            raise InputError(f"the chat template cannot render this conversation: {answer['error']}")
-        return str(answer.get("text"))
+            return held.child.ask(line, self._limits.wall, len(disguises))
 
 
 class _Child:
@@ -85,12 +96,13 @@ class _Child:
 
     def __init__(self, source: str, limits: Limits) -> None:
         self._limits, self._process = limits, _started(limits)
+        self._pipe = _Pipe(self._process)
         self._end = weakref.finalize(self, _end, self._process, os.getpid())
         try:
             self.ask(b"", START)
         except LimitError as error:
             raise RunError(f"what renders chat templates does not start with {sys.executable}") from error
-        answer = self.ask(_line({"source": source}), START)
+        (answer,) = self.ask(_line({"source": source}), START)
         if "error" in answer:
             where = (
                 f"line {answer['line']} of the chat template" if answer.get("line") else "the chat template"
@@ -102,19 +114,26 @@ class _Child:
         """Whether nobody is there to ask."""
         return self._process.poll() is not None
 
-    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
-        """The program's answer to a line. Without one in time the process is ended; raises LimitError."""
+    def ask(self, line: bytes, seconds: float, answers: int = 1) -> list[dict[str, Any]]:
+        """The program's answers to a line, up to the first that is an error.
+
+        Without one in so many seconds the program is ended; raises LimitError.
+        """
+        found = list[dict[str, Any]]()
         try:
-            with _killed_after(seconds, self._process) as late:
-                reply = _exchange(self._process, line, self._limits.text)
-            if not late.is_set() and isinstance(answer := _said(reply), dict):
-                return answer
+            while len(found) < answers and not (found and "error" in found[-1]):
+                reply, late = self._pipe.exchange(line if not found else b"", seconds, self._limits.text)
+                if not isinstance(answer := _said(reply), dict):
+                    break
+                found.append(answer)
+            else:
+                return found
         except BaseException:  # an interrupt, say: what it still answers would be taken for the next answer
             self._end()
             raise
         self._end()
         raise LimitError(
-            f"the chat template {self._excess(seconds if late.is_set() else None, len(reply))}; shorten the "
+            f"the chat template {self._excess(seconds if late else None, len(reply))}; shorten the "
             "conversation, or give another chat_template"
         )
 
@@ -129,6 +148,43 @@ class _Child:
         if status == -getattr(signal, "SIGPROF", 0):
             return f"takes more than {limits.cpu:g} s of a processor"
         return f"ended the process that renders it, with status {status}"
+
+
+class _Pipe:
+    """Lines to a process and back, by the clock where the system can wait for a pipe, as Windows cannot."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._asks, self._hears = process.stdin.fileno(), process.stdout.fileno()
+        self._heard = bytearray()
+        if CLOCK:
+            os.set_blocking(self._asks, False)
+
+    def exchange(self, line: bytes, seconds: float, most: int) -> tuple[bytes, bool]:
+        """Says a line and hears one, and whether it took too long.
+
+        It is less than a line when it did, when the process ends, or says more than `most` bytes.
+        """
+        until, rest = time.monotonic() + seconds, memoryview(line)
+        try:
+            while rest:
+                if not _ready(self._asks, select.POLLOUT, until):
+                    return b"", True
+                rest = rest[os.write(self._asks, rest) :]  # no buffer, which a fork would write again
+            end = self._heard.find(b"\n")
+            while end < 0 and len(self._heard) < most:
+                if not _ready(self._hears, select.POLLIN, until):
+                    return b"", True
+                if not (piece := os.read(self._hears, PIECE)):
+                    break
+                end = piece.find(b"\n") + len(self._heard) if b"\n" in piece else -1
+                self._heard += piece
+        except OSError:
+            return b"", False
+        reply = bytes(self._heard[: most if end < 0 else min(end + 1, most)])
+        del self._heard[: len(reply)]
+        return reply, False
 
 
 @dataclass
@@ -168,36 +224,19 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
         pipe.close()
 
 
-@contextmanager
-def _killed_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
-    """The process is killed if what is done here takes longer; the event says whether it was."""
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        process.kill()
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-        timer.join()
+def _ready(pipe: int, event: int, until: float) -> bool:
+    """Waits until the pipe can be read or written; False when that time has come first."""
+    if not CLOCK:
+        return True
+    poll = select.poll()
+    poll.register(pipe, event)
+    return bool(poll.poll(max(0.0, until - time.monotonic()) * 1000))
 
 
-def _exchange(process: subprocess.Popen[bytes], line: bytes, most: int) -> bytes:
-    """Says a line and hears one; less than one when the process ends or says more than `most` bytes."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    rest = memoryview(line)
-    try:
-        while rest:
-            rest = rest[os.write(process.stdin.fileno(), rest) :]  # no buffer, which a fork would write again
-        return process.stdout.readline(most)
-    except OSError:
-        return b""
+def _text(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        raise InputError(f"the chat template cannot render this conversation: {answer['error']}")
+    return str(answer.get("text"))
 
 
 def _said(reply: bytes) -> Any:

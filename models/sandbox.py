@@ -46,22 +46,26 @@ SEARCHES = (
 
 
 def main(cpu: float, memory: int) -> None:
-    """Answers line by line: each within `cpu` seconds of a processor, all within `memory` bytes."""
+    """Answers line by line: each within `cpu` seconds of a processor, all within `memory` bytes.
+
+    A line with a conversation has an answer for each of its disguises, up to the first that is an error.
+    """
     for name in LATE:
         importlib.import_module(name)
     datetime.now()  # reads the time zone
     _confine(memory)
-    template, answer = None, dict[str, Any]()
-    _say(answer)
+    template = None
+    _say({})
     for line in sys.stdin.buffer:
         _allow(cpu)
         try:
             request = json.loads(line.decode("utf-8", "surrogatepass"))
             if template is None:
                 template = _environment().from_string(request["source"])
-            else:
-                answer = {"text": _rendered(template, request["variables"], request["disguise"])}
-            _say(answer)
+                _say({})
+            for disguise in request.get("disguises", ()):
+                _allow(cpu)
+                _say({"text": _rendered(template, request["variables"], disguise)})
         except MemoryError:
             os._exit(errno.ENOMEM)
         except Exception as error:  # a template is foreign code and may fail in any way
@@ -72,7 +76,7 @@ def main(cpu: float, memory: int) -> None:
 def _confine(memory: int) -> None:
     """This much memory, and from now on no other file, no connection, no core dump."""
     try:
-        import resource  # noqa: PLC0415 - not on Windows, where the other end's clock must do
+        import resource  # noqa: PLC0415 - not on Windows
     except ImportError:
         return
     limits = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_CORE, 0))
@@ -99,7 +103,7 @@ def _rendered(template: Template, variables: dict[str, Any], disguise: tuple[str
     def told(value: Any) -> Any:
         """The first letter of a text says whether it is to be disguised."""
         if isinstance(value, str):
-            return Disguised(value[1:], cipher) if value[0] == "~" else value[1:]
+            return Disguised(value[1:], cipher) if cipher and value[0] == "~" else value[1:]
         if isinstance(value, dict):
             return {told(key): told(item) for key, item in value.items()}
         return [told(item) for item in value] if isinstance(value, list) else value

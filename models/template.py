@@ -51,21 +51,40 @@ class ChatTemplate:
         `kwargs` are more variables for the template. Raises InputError when the template refuses the
         conversation or fails on it.
         """
-        return self.render_disguised(messages, kwargs, lambda text, place: False, ("", ""))
+        return self._renderer.render(self._variables(messages, kwargs, lambda text, place: False))
 
-    def render_disguised(
+    def render_both(
         self,
         messages: Sequence[Message],
         extra: Mapping[str, Any],
         chosen: Choice,
         disguise: tuple[str, str],
-    ) -> str:
-        """The same, with the chosen texts of `messages` and `extra` in other letters.
+    ) -> tuple[str, str | None]:
+        """The same, and once more with the chosen texts of `messages` and `extra` in other letters.
 
-        `disguise` is the letters, and those that stand for them.
+        `disguise` is the letters, and those that stand for them. None where the template fails on those.
         """
+        return self._renderer.render_both(self._variables(messages, extra, chosen), disguise)
+
+    def texts(self, messages: Sequence[Message], extra: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """All texts that `render` gives to the template, each with its place, as a `Choice` has them.
+
+        Raises InputError where one is none that a template takes.
+        """
+        found = list[tuple[str, str]]()
+
+        def noted(text: str, place: str) -> bool:
+            found.append((text, place))
+            return False
+
+        self._variables(messages, extra, noted)
+        return found
+
+    def _variables(
+        self, messages: Sequence[Message], extra: Mapping[str, Any], chosen: Choice
+    ) -> dict[str, Any]:
         try:
-            variables = {
+            return {
                 "=tools": None,  # templates test these for none, as transformers always defines them
                 "=documents": None,
                 "=add_generation_prompt": True,
@@ -77,7 +96,6 @@ class ChatTemplate:
             raise InputError(
                 "the chat template cannot render this conversation: it is nested too deep"
             ) from error
-        return self._renderer.render(variables, disguise)
 
 
 def _folder_source(folder: Path) -> str | None:

@@ -90,11 +90,12 @@ def test_a_bomb_for_the_compiler_is_refused_as_the_template_is_read(source: str,
         ChatTemplate(source, limits=SHORT)
 
 
-def test_who_waits_without_working_is_ended_by_the_clock() -> None:
+@pytest.mark.parametrize("length", [9, 10**6])  # one that the pipe has room for, one that it has not
+def test_who_waits_without_working_is_ended_by_the_clock(length: int) -> None:
     template = ChatTemplate(PLAIN, limits=Limits(wall=0.3))
     child_of(template).send_signal(signal.SIGSTOP)
     with pytest.raises(LimitError, match=r"takes longer than 0\.3 s"):
-        template.render(TURN)
+        template.render([user("a" * length)])
     assert template.render(TURN).startswith("user: ")
 
 
