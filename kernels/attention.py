@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .decoding import Decoding, pairwise_sum
-from .layout import Batch, Pieces, Readers, Segment
+from .layout import Batch, Pieces, Prompts, Readers, Segment
 from .norm import rms_norm
 from .pool import ALONE, PagePool, padded_width
 from .rope import HeadNorm, Turns, rotate
@@ -27,11 +27,11 @@ from .rope import HeadNorm, Turns, rotate
 class _Seen:
     """What a step's tokens see through one window: the bias of each decoding product, and prompts in pieces.
 
-    pieces: each with its rows of qkv.
+    prompts: those that read the same pages, and for each of their pieces its rows of qkv.
     """
 
     bias: list[Tensor]
-    pieces: list[tuple[Pieces, Tensor]]
+    prompts: list[tuple[Prompts, list[Tensor]]]
 
 
 @dataclass
@@ -134,35 +134,45 @@ class PagedKV(PagePool):
             assert self._decoding is not None
             found = self._decoding.attend(layer, rows, seen.bias)
             out[step.decode] = found[: len(step.decode)]
-        for pieces, asked in seen.pieces:
-            queries = rows.index_select(0, asked)
-            out.index_copy_(0, pieces.target, self._prompt(layer, queries, pieces, heads // self.kv_heads))
+        for together, asked in seen.prompts:
+            held = self._held(layer, together.pages)
+            for pieces, places in zip(together.pieces, asked, strict=True):
+                queries = rows.index_select(0, places)
+                out.index_copy_(0, pieces.target, self._prompt(queries, pieces, held, heads // self.kv_heads))
         return out
 
-    def _prompt(self, layer: int, queries: Tensor, pieces: Pieces, group: int) -> Tensor:
-        """queries [pieces · kv_heads · rows of a product, width] → [the pieces' own tokens, heads, width]."""
+    def _prompt(self, queries: Tensor, pieces: Pieces, held: Tensor, group: int) -> Tensor:
+        """queries [pieces · kv_heads · rows of a product, width], held [2, pieces · kv_heads, pages,
+        block_size, width] → [the pieces' own tokens, heads, width]."""
         count, heads, depth = pieces.count, self.kv_heads, pieces.depth
-        queries = queries.view(len(pieces.hidden) * heads, -1, self.width)
-        held = self.pages[layer].index_select(1, pieces.pages).float().unflatten(1, (-1, depth))
-        # [pieces · kv_heads, depth, block_size, width]
-        keys, values = held.transpose(2, 3).flatten(1, 2).unbind(0)
+        queries = queries.view(held.shape[1], -1, self.width)
+        keys, values = held[:, :, pieces.lowest : pieces.lowest + depth].unbind(0)
         scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
         seen = scores[:, : count * group, pieces.first :].unflatten(1, (count, group))
         seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
-        shares = scores.softmax(-1).unflatten(2, (depth, -1))
-        found = queries.new_empty(depth, *queries.shape)
-        for page, by_page in enumerate(found):
-            torch.bmm(shares[:, :, page], values[:, page], out=by_page)
-        total = pairwise_sum(found)[:, : count * group]
+        torch.softmax(scores, -1, out=scores)
+        shares = scores.unflatten(2, (depth, -1)).transpose(1, 2)
+        if depth < len(shares):  # as few products as possible, each of many matrices
+            shares, values = shares.transpose(0, 1), values.transpose(0, 1)
+        found = queries.new_empty(*shares.shape[:3], self.width)
+        for share, value, out in zip(shares, values, found, strict=True):
+            torch.bmm(share, value, out=out)
+        by_page = found if depth < queries.shape[0] else found.transpose(0, 1)
+        total = pairwise_sum(by_page)[:, : count * group]
         by_token = total.unflatten(1, (count, group)).unflatten(0, (-1, heads))
         own: Tensor = by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, pieces.own)
         return own
 
+    def _held(self, layer: int, pages: Tensor) -> Tensor:
+        """pages [n, depth] of a layer, float32 [2, n · kv_heads, depth, block_size, width]."""
+        lying = self.pages[layer].index_select(1, pages.flatten()).unflatten(1, pages.shape).transpose(2, 3)
+        return torch.empty(lying.shape).copy_(lying).flatten(1, 2)
+
     def _see(self, step: _Step, heads: int, window: int | None) -> _Seen:
-        pieces = Pieces.cut(step.prompts, self.block_size, heads, window)
-        asked = [self._asked(some, heads // self.kv_heads) for some in pieces]
         bias = self._decode(step, heads).bias(torch.tensor(step.lengths), window) if step.decode else []
-        return _Seen(bias, list(zip(pieces, asked, strict=True)))
+        prompts = Prompts.cut(step.prompts, self.block_size, heads, window)
+        asked = [[self._asked(each, heads // self.kv_heads) for each in some.pieces] for some in prompts]
+        return _Seen(bias, list(zip(prompts, asked, strict=True)))
 
     def _decode(self, step: _Step, heads: int) -> Decoding:
         """The decoding of these rows; that of the step before when nothing changed."""

@@ -140,9 +140,10 @@ class Decoding:
 def pairwise_sum(x: Tensor) -> Tensor:
     """Σ x over the first dimension, neighbour with neighbour, so that zeros at the end change no bit.
 
-    `sum(0)` rounds the columns that do not fill a vector in another way than the rest.
+    It is summed in x itself, which is lost. `sum(0)` rounds the columns that do not fill a vector in another
+    way than the rest.
     """
     while len(x) > 1:
-        pairs = x[:-1:2] + x[1::2]
-        x = torch.cat((pairs, x[-1:])) if len(x) % 2 else pairs
+        x[:-1:2] += x[1::2]
+        x = x[::2]
     return x[0]

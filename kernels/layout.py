@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,79 +97,115 @@ class Readers:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a prompt: `count` tokens of it from `start` on, the first of which is the batch's `token`.
+
+    pages: those that it reads, of its prompt's `segment`, from page `lowest` on.
+    """
+
+    segment: int
+    token: int
+    start: int
+    count: int
+    lowest: int
+    pages: list[int]
+
+
+@dataclass(frozen=True)
 class Pieces:
     """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
 
     tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
-    repetition, `target` the tokens that they are. pages [pieces · n]. hidden [pieces, 1, count, 1, keys]: 0
-    for a key that is seen, else HIDDEN, for the keys from `first` on; all before are seen.
+    repetition, `target` the tokens that they are. lowest, depth: which of the pages that are held they read,
+    from which on and how many. hidden [pieces, 1, count, 1, keys]: 0 for a key that is seen, else HIDDEN, for
+    the keys from `first` on; all before are seen.
     """
 
     count: int
+    lowest: int
     depth: int
     tokens: Tensor
     own: Tensor
     target: Tensor
-    pages: Tensor
     first: int
     hidden: Tensor
 
     @classmethod
-    def cut(
-        cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
-    ) -> list[Pieces]:
-        """prompts: (first token, segment).
-
-        A piece ends where its page does, so that it is hardly multiplied with keys that come after it, and
-        before its scores leave the cache.
-        """
-        alike: dict[tuple[int, int], list[tuple[int, int, int, list[int]]]] = {}
-        for at, segment in prompts:
-            end, done = segment.start + segment.count, 0
-            while done < segment.count:
-                start = segment.start + done
-                most = max(1, SCORES // (heads * end))
-                count = min(most, segment.count - done, block_size - start % block_size)
-                lowest = 0 if window is None else max(0, start - window + 1) // block_size
-                pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
-                size = min(most, filled_up(count))
-                piece = (at + done, start - lowest * block_size, count, pages)
-                alike.setdefault((len(pages), size), []).append(piece)
-                done += count
-        return [
-            cls._of(pieces[at : at + step], size, block_size, window)
-            for (depth, size), pieces in alike.items()
-            for step in (max(1, SCORES // (heads * size * depth * block_size)),)
-            for at in range(0, len(pieces), step)
-        ]
-
-    @classmethod
-    def _of(
-        cls, pieces: list[tuple[int, int, int, list[int]]], size: int, block_size: int, window: int | None
-    ) -> Pieces:
-        """pieces: (first token, its place among the keys, tokens, pages)."""
-        places = [at * size + i for at, (_, _, count, _) in enumerate(pieces) for i in range(count)]
-        first = (
-            0 if window is not None else min(start for _, start, _, _ in pieces) // block_size * block_size
-        )
+    def of(cls, pieces: list[_Piece], size: int, held: int, block_size: int, window: int | None) -> Pieces:
+        """Each of at most `size` tokens, and of as many pages as the others; held: the first that is."""
+        depth, counts = len(pieces[0].pages), torch.tensor([piece.count for piece in pieces])[:, None]
+        starts = torch.tensor([piece.start - piece.lowest * block_size for piece in pieces])[:, None]
+        first = 0 if window is not None else int(starts.min()) // block_size * block_size
         steps = torch.arange(size)
-        starts = torch.tensor([start for _, start, _, _ in pieces])[:, None]
-        last = torch.tensor([count - 1 for _, _, count, _ in pieces])[:, None]
-        reach = torch.minimum(steps, last)
-        key = torch.arange(first, len(pieces[0][3]) * block_size)
-        tokens = (torch.tensor([token for token, _, _, _ in pieces])[:, None] + reach).flatten()
-        own = torch.tensor(places)
+        reach = torch.minimum(steps, counts - 1)
+        tokens = (torch.tensor([piece.token for piece in pieces])[:, None] + reach).flatten()
+        own = (steps < counts).flatten().nonzero().flatten()
+        key = torch.arange(first, depth * block_size)
         return cls(
             count=size,
-            depth=len(pieces[0][3]),
+            lowest=pieces[0].lowest - held,
+            depth=depth,
             tokens=tokens,
             own=own,
             target=tokens[own],
-            pages=torch.tensor([page for _, _, _, pages in pieces for page in pages]),
             first=first,
             hidden=hidden_keys(key, (starts + reach)[:, :, None], window)[:, None, :, None],
         )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts, or pieces of them, whose pages [n, depth] are held while what reads them attends in turn."""
+
+    pages: Tensor
+    pieces: list[Pieces]
+
+    @classmethod
+    def cut(
+        cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
+    ) -> list[Prompts]:
+        """prompts: (first token, segment). Short ones attend together, a long one's pieces by themselves."""
+        found, alone = list[Prompts](), dict[int, list[tuple[int, _Piece]]]()
+        for size, pieces in _alike(prompts, block_size, heads, window):
+            if len(pieces) == 1:
+                alone.setdefault(pieces[0].segment, []).append((size, pieces[0]))
+            else:
+                pages = torch.tensor([piece.pages for piece in pieces])
+                found.append(cls(pages, [Pieces.of(pieces, size, pieces[0].lowest, block_size, window)]))
+        for at, sized in alone.items():
+            lowest = min(piece.lowest for _, piece in sized)
+            end = max(piece.lowest + len(piece.pages) for _, piece in sized)
+            pages = torch.tensor([prompts[at][1].pages[lowest:end]])
+            each = [Pieces.of([piece], size, lowest, block_size, window) for size, piece in sized]
+            found.append(cls(pages, each))
+        return found
+
+
+def _alike(
+    prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
+) -> Iterator[tuple[int, list[_Piece]]]:
+    """Pieces with as many pages, and about as many tokens: how many they are filled up to.
+
+    A piece ends where its page does, so that it is hardly multiplied with keys that come after it, and before
+    the scores of those that attend together leave the cache.
+    """
+    alike: dict[tuple[int, int], list[_Piece]] = {}
+    for at, (token, segment) in enumerate(prompts):
+        end, done = segment.start + segment.count, 0
+        while done < segment.count:
+            start = segment.start + done
+            most = max(1, SCORES // (heads * end))
+            count = min(most, segment.count - done, block_size - start % block_size)
+            lowest = 0 if window is None else max(0, start - window + 1) // block_size
+            pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
+            piece = _Piece(at, token + done, start, count, lowest, pages)
+            alike.setdefault((len(pages), min(most, filled_up(count))), []).append(piece)
+            done += count
+    for (depth, size), pieces in alike.items():
+        step = max(1, SCORES // (heads * size * depth * block_size))
+        for first in range(0, len(pieces), step):
+            yield size, pieces[first : first + step]
 
 
 def filled_up(count: int) -> int:
