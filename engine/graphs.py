@@ -146,10 +146,11 @@ class DecodeGraphs:
         inputs = pack(model.device, columns).to(model.device)
         ids, positions, pages, offsets, turns, starts, tables = unpack(inputs, columns)
         layout = Layout.decoding(pages, offsets, starts, tables, length)
+        turned_by = turns if self._dynamic else None
 
         def step() -> Tensor:
             cache.layout = layout
-            return model.forward(ids, positions, cache, turns if self._dynamic else None)
+            return model.forward(ids, positions, cache, turned_by)
 
         return _Graph(inputs, ids, layout, capture(step))
 

@@ -121,13 +121,14 @@ class _Child:
         """
         found = list[dict[str, Any]]()
         try:
-            while len(found) < answers and not (found and "error" in found[-1]):
-                reply, late = self._pipe.exchange(line if not found else b"", seconds, self._limits.text)
+            while True:
+                reply, late = self._pipe.exchange(line, seconds, self._limits.text)
                 if not isinstance(answer := _said(reply), dict):
                     break
                 found.append(answer)
-            else:
-                return found
+                if "error" in answer or len(found) == answers:
+                    return found
+                line = b""
         except BaseException:  # an interrupt, say: what it still answers would be taken for the next answer
             self._end()
             raise

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 from trimtab import AsyncEngine, Engine, Mato, Request, RunError, SamplingParams
 from trimtab.engine.core import Core
+from trimtab.engine.graphs import DecodeGraphs
 from trimtab.engine.output import Output
+from trimtab.engine.runner import plain_tensors
+from trimtab.kernels.backend import PLAIN
 
+from ..replaying import again
 from .test_races import WISHES
 
 pytestmark = pytest.mark.usefixtures("uncollected")
 
 STEERED = Request("Why? " * 30, Mato(WISHES), SamplingParams(max_tokens=40, n=2))
-PLAIN = Request("Why?", sampling=SamplingParams(max_tokens=40, temperature=0.7, top_p=0.9, logprobs=2))
+ALONE = Request("Why?", sampling=SamplingParams(max_tokens=40, temperature=0.7, top_p=0.9, logprobs=2))
 
 
 def kept(core: Core) -> list[weakref.ref[Any]]:
@@ -31,12 +35,20 @@ def gone(parts: list[weakref.ref[Any]]) -> bool:
     return not any(part() is not None for part in parts)
 
 
-@pytest.mark.parametrize("looks_ahead", [False, True])
-def test_an_engine_ends_with_its_last_reference(tiny_folder: Path, looks_ahead: bool) -> None:
-    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
-    engine._core.looks_ahead = looks_ahead
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+def test_an_engine_ends_with_its_last_reference(
+    tiny_folder: Path, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if as_on_a_gpu:
+        monkeypatch.setattr("trimtab.engine.core.backend_of", lambda *_: PLAIN)
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", block_size=16)
+    if as_on_a_gpu:
+        engine._core.looks_ahead, runner = True, engine._core.runner
+        with plain_tensors():
+            runner.graphs = DecodeGraphs(runner.model, runner.cache, 12, 512, again)  # type: ignore[arg-type]
+        del runner
     parts = kept(engine._core)
-    outputs = engine.generate([STEERED, PLAIN])
+    outputs = engine.generate([STEERED, ALONE])
     stream = engine.stream(STEERED)
     next(stream)
     engine.score([1, 2, 3])
@@ -58,23 +70,23 @@ async def every_way(engine: AsyncEngine) -> list[Output]:
     await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    late = await engine.generate(PLAIN, timeout=1e-9)
+    late = await engine.generate(ALONE, timeout=1e-9)
     assert late.finish_reason == "abort"
-    return await asyncio.gather(engine.generate(STEERED), engine.generate(PLAIN))
+    return await asyncio.gather(engine.generate(STEERED), engine.generate(ALONE))
 
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_an_engine_for_services_ends_with_its_last_reference(tiny_folder: Path, closed: bool) -> None:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
     parts, worker = kept(engine._core), engine._loop._worker
-    futures: list[Future[Output]] = [engine.submit(STEERED), engine.submit(PLAIN), engine.submit(STEERED)]
+    futures: list[Future[Output]] = [engine.submit(STEERED), engine.submit(ALONE), engine.submit(STEERED)]
     futures[-1].cancel()
     asyncio.run(every_way(engine))
     assert [future.result().finish_reason for future in futures[:-1]] == ["length"] * 2
     if closed:
         engine.shutdown()
         with pytest.raises(RunError):
-            engine.submit(PLAIN)
+            engine.submit(ALONE)
     del engine
     worker.join(10)
     assert gone(parts), "the futures, which are still here, keep it"
