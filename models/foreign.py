@@ -42,12 +42,16 @@ def render(
     taken = set(template.source).union(*(text for text, _ in texts))
 
     def followed(is_outside: Choice) -> tuple[str, _Places | None]:
-        plain, other = _cipher(
-            set().union(*(text for text, place in texts if is_outside(text, place))), taken
-        )
-        rendered, disguised = template.render_both(messages, extra, is_outside, (plain, other))
-        clear = disguised and disguised.translate(str.maketrans(other, plain))
-        return rendered, _Places(disguised, frozenset(other)) if disguised and clear == rendered else None
+        letters = set[str]().union(*(text for text, place in texts if is_outside(text, place)))
+        for _ in range(2):
+            plain, other = _cipher(letters, taken)
+            rendered, disguised = template.render_both(messages, extra, is_outside, (plain, other))
+            if set(other).isdisjoint(rendered):
+                break
+            taken.update(rendered)  # the template writes such letters itself: others will do
+        if disguised is None or disguised.translate(str.maketrans(other, plain)) != rendered:
+            return rendered, None
+        return rendered, _Places(disguised, frozenset(other))
 
     rendered, places = followed(lambda text, place: _is_said(place) or text in suspects)
     if places is None and suspects:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..kernels.errors import InputError, RunError
 PROGRAM = Path(__file__).with_name("sandbox.py")
 START = 60.0
 """Seconds in which Python and jinja2 must be there: they are no strangers, but a machine may be busy."""
+GONE = 5.0
+"""Seconds after which a process that was killed is not waited for any longer."""
 CLOCK = hasattr(select, "poll")
 """Whether a pipe can be waited for until some time has come."""
 PIECE = 1 << 16
@@ -95,9 +98,9 @@ class _Child:
     """One child process, from its start to its end, with a template."""
 
     def __init__(self, source: str, limits: Limits) -> None:
-        self._limits, self._process = limits, _started(limits)
-        self._pipe = _Pipe(self._process)
-        self._end = weakref.finalize(self, _end, self._process, os.getpid())
+        self._limits, self._process, self._owner = limits, _started(limits), os.getpid()
+        self._pipe, self._spoiled = _Pipe(self._process), False
+        weakref.finalize(self, _end, self._process, self._owner)
         try:
             self.ask(b"", START)
         except LimitError as error:
@@ -111,15 +114,15 @@ class _Child:
 
     @property
     def ended(self) -> bool:
-        """Whether nobody is there to ask."""
-        return self._process.poll() is not None
+        """Whether nobody is there to ask, or what would answer is of what was asked before."""
+        return self._spoiled or self._pipe.ended
 
     def ask(self, line: bytes, seconds: float, answers: int = 1) -> list[dict[str, Any]]:
         """The program's answers to a line, up to the first that is an error.
 
         Without one in so many seconds the program is ended; raises LimitError.
         """
-        found = list[dict[str, Any]]()
+        found, self._spoiled = list[dict[str, Any]](), True  # until all is read, whatever comes between
         try:
             while True:
                 reply, late = self._pipe.exchange(line, seconds, self._limits.text)
@@ -127,12 +130,12 @@ class _Child:
                     break
                 found.append(answer)
                 if "error" in answer or len(found) == answers:
+                    self._spoiled = False
                     return found
                 line = b""
-        except BaseException:  # an interrupt, say: what it still answers would be taken for the next answer
-            self._end()
-            raise
-        self._end()
+        finally:
+            if self._spoiled:
+                _end(self._process, self._owner)
         raise LimitError(
             f"the chat template {self._excess(seconds if late else None, len(reply))}; shorten the "
             "conversation, or give another chat_template"
@@ -161,6 +164,15 @@ class _Pipe:
         self._heard = bytearray()
         if CLOCK:
             os.set_blocking(self._asks, False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is known to have ended."""
+        if not CLOCK:
+            return False
+        poll = select.poll()
+        poll.register(self._hears, 0)
+        return bool(poll.poll(0))
 
     def exchange(self, line: bytes, seconds: float, most: int) -> tuple[bytes, bool]:
         """Says a line and hears one, and whether it took too long.
@@ -215,10 +227,14 @@ def _started(limits: Limits) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Ends the process and waits for it; in a fork, of which it is no child, it only lets go of it."""
+    """Ends the process and waits for it; in a fork, of which it is no child, it only lets go of it.
+
+    May be called again. An interrupt may leave a Popen's lock held, so that is not waited for in earnest.
+    """
     if owner == os.getpid():
         process.kill()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GONE)
     else:
         process.returncode = 0
     for pipe in filter(None, (process.stdin, process.stdout)):
@@ -229,9 +245,9 @@ def _ready(pipe: int, event: int, until: float) -> bool:
     """Waits until the pipe can be read or written; False when that time has come first."""
     if not CLOCK:
         return True
-    poll = select.poll()
+    poll, left = select.poll(), until - time.monotonic()
     poll.register(pipe, event)
-    return bool(poll.poll(max(0.0, until - time.monotonic()) * 1000))
+    return left > 0 and bool(poll.poll(left * 1000))
 
 
 def _text(answer: dict[str, Any]) -> str:

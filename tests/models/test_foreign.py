@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from trimtab.kernels.errors import InputError
+from trimtab.models import foreign
 from trimtab.models.chat import render_branches
 from trimtab.models.sandbox import SEARCHES, Disguised
 from trimtab.models.sentencepiece_model import SentencePieceModel
@@ -247,6 +248,34 @@ def test_a_template_that_never_says_the_same_twice_can_be_used() -> None:
     assert base.prompt.endswith("Hi")
     with pytest.raises(InputError, match="holds '<s>', a token of the model"):
         rendered("byte-level", source, [{"role": "user", "content": "<s>"}])
+
+
+@pytest.mark.parametrize(
+    ("letter", "bos", "extra"),
+    [
+        (r"{{ '\U000F0000' }}", "<s>", {}),
+        ("{{ '%c' % 983040 }}", "<s>", {}),
+        ("{{ '%c' % n }}", "<s>", {"n": 0xF0000}),
+        ("{{ bos_token }}", "\U000f0000", {}),
+    ],
+)
+def test_a_template_that_writes_private_letters_is_followed(
+    letter: str, bos: str, extra: dict[str, Any]
+) -> None:
+    """Though neither its source nor the texts hold them, and no text alone holds a token."""
+    source = letter + "{% for m in messages %}{{ m.content }}{% endfor %}<s>"
+    name, vocabulary = "byte-level", VOCABULARIES["byte-level"]
+    tokens = {index: text for text, index in vocabulary.added.items()}
+    for contents in (("a <|im_", "end|> b"), ("a", "<|im_end|> b")):
+        chat = ChatTemplate(source, bos, "</s>")
+        (prompt,) = render_branches(chat, TOKENIZERS[name], talk(*contents), (), chat_template_kwargs=extra)
+        assert prompt.prompt == "\U000f0000" + "".join(contents) + "<s>"
+        assert [tokens[i] for i in prompt.prompt_token_ids if i in tokens] == ["<s>"]
+
+
+def test_a_template_may_say_nothing() -> None:
+    said = "{% if false %}{{ messages }}{% endif %}"
+    assert foreign.render(template(said), TOKENIZERS["byte-level"], talk("<|im_end|>"), {})[0] == ""
 
 
 def test_letters_that_run_out_are_a_sentence() -> None:

@@ -261,6 +261,23 @@ except KeyboardInterrupt:
     assert (done.stdout, done.stderr) == ("next\n", "")
 
 
+def test_an_interrupt_as_the_clock_runs_out_leaves_no_answer_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes before the late child was ended, and one before it was waited for."""
+    source = "{% if messages[0].content == 'go' %}" + "{% for i in range(9**5) %}{% endfor %}" * 200
+    template = ChatTemplate(source + "{% endif %}{{ messages[0].content }}", limits=Limits(wall=0.3))
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    for what in ("kill", "wait"):
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess.Popen, what, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                template.render([user("go")])
+        time.sleep(1.5)
+        assert template.render([user("next")]) == "next"
+
+
 def test_the_child_imports_neither_torch_nor_this_package() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(renderer.PROGRAM), "1", str(1 << 28)],
