@@ -139,6 +139,7 @@ class PagedKV(PagePool):
             for pieces, places in zip(together.pieces, asked, strict=True):
                 queries = rows.index_select(0, places)
                 out.index_copy_(0, pieces.target, self._prompt(queries, pieces, held, heads // self.kv_heads))
+            del held  # before the next one's is made
         return out
 
     def _prompt(self, queries: Tensor, pieces: Pieces, held: Tensor, group: int) -> Tensor:
@@ -152,13 +153,7 @@ class PagedKV(PagePool):
         seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
         torch.softmax(scores, -1, out=scores)
         shares = scores.unflatten(2, (depth, -1)).transpose(1, 2)
-        if depth < len(shares):  # as few products as possible, each of many matrices
-            shares, values = shares.transpose(0, 1), values.transpose(0, 1)
-        found = queries.new_empty(*shares.shape[:3], self.width)
-        for share, value, out in zip(shares, values, found, strict=True):
-            torch.bmm(share, value, out=out)
-        by_page = found if depth < queries.shape[0] else found.transpose(0, 1)
-        total = pairwise_sum(by_page)[:, : count * group]
+        total = _summed(shares, values, pieces.lead)[:, : count * group]
         by_token = total.unflatten(1, (count, group)).unflatten(0, (-1, heads))
         own: Tensor = by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, pieces.own)
         return own
@@ -199,3 +194,22 @@ class PagedKV(PagePool):
         head = torch.arange(heads).view(1, 1, heads)
         row = (side + batch.pages.view(-1, 1, 1)) * heads + head
         return (row * self.block_size + batch.offsets.view(-1, 1, 1)).flatten()
+
+
+def _summed(shares: Tensor, values: Tensor, lead: int) -> Tensor:
+    """Σ over pages of shares · values, after `lead` pages of zeros, [matrices, rows, width].
+
+    shares [matrices, pages, rows, block_size]; values [matrices, pages, block_size, width]. Pages are counted
+    through, or matrices if they are fewer, so that each product is of many.
+    """
+    along = 0 if shares.shape[1] < len(shares) else 1
+    if along == 0:
+        shares, values = shares.transpose(0, 1), values.transpose(0, 1)
+    shape = [*shares.shape[:3], values.shape[3]]
+    shape[along] += lead
+    found = values.new_empty(shape)
+    zeros, own = found.split([lead, shape[along] - lead], along)
+    zeros.zero_()
+    for share, value, out in zip(shares, values, own, strict=True):
+        torch.bmm(share, value, out=out)
+    return pairwise_sum(found.transpose(0, along))

@@ -101,7 +101,7 @@ class Readers:
 class _Piece:
     """A piece of a prompt: `count` tokens of it from `start` on, the first of which is the batch's `token`.
 
-    pages: those that it reads, of its prompt's `segment`, from page `lowest` on.
+    pages: those that it reads, of its prompt's `segment`, from page `lowest` on. lead: see `Pieces`.
     """
 
     segment: int
@@ -111,6 +111,10 @@ class _Piece:
     lowest: int
     pages: list[int]
 
+    @property
+    def lead(self) -> int:
+        return self.lowest % (1 << (len(self.pages) - 1).bit_length())
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -118,13 +122,15 @@ class Pieces:
 
     tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
     repetition, `target` the tokens that they are. lowest, depth: which of the pages that are held they read,
-    from which on and how many. hidden [pieces, 1, count, 1, keys]: 0 for a key that is seen, else HIDDEN, for
-    the keys from `first` on; all before are seen.
+    from which on and how many. lead: pages of zeros before them that make the sums pair as if from page 0 on.
+    hidden [pieces, 1, count, 1, keys]: 0 for a key that is seen, else HIDDEN, for the keys from `first` on;
+    all before are seen.
     """
 
     count: int
     lowest: int
     depth: int
+    lead: int
     tokens: Tensor
     own: Tensor
     target: Tensor
@@ -146,6 +152,7 @@ class Pieces:
             count=size,
             lowest=pieces[0].lowest - held,
             depth=depth,
+            lead=pieces[0].lead,
             tokens=tokens,
             own=own,
             target=tokens[own],
@@ -190,7 +197,7 @@ def _alike(
     A piece ends where its page does, so that it is hardly multiplied with keys that come after it, and before
     the scores of those that attend together leave the cache.
     """
-    alike: dict[tuple[int, int], list[_Piece]] = {}
+    alike: dict[tuple[int, int, int], list[_Piece]] = {}
     for at, (token, segment) in enumerate(prompts):
         end, done = segment.start + segment.count, 0
         while done < segment.count:
@@ -200,9 +207,9 @@ def _alike(
             lowest = 0 if window is None else max(0, start - window + 1) // block_size
             pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
             piece = _Piece(at, token + done, start, count, lowest, pages)
-            alike.setdefault((len(pages), min(most, filled_up(count))), []).append(piece)
+            alike.setdefault((len(pages), piece.lead, min(most, filled_up(count))), []).append(piece)
             done += count
-    for (depth, size), pieces in alike.items():
+    for (depth, _, size), pieces in alike.items():
         step = max(1, SCORES // (heads * size * depth * block_size))
         for first in range(0, len(pieces), step):
             yield size, pieces[first : first + step]

@@ -226,9 +226,11 @@ def test_pages_may_be_exchanged(shape: tuple[int, int, int]) -> None:
     assert_dense(branch, world.step((branch, 5))[0], 5)
 
 
-def whole(branch: Branch, course: list[int], world: World, *others: Branch) -> list[Tensor]:
+def whole(
+    branch: Branch, course: list[int], world: World, *others: Branch, window: int | None = None
+) -> list[Tensor]:
     """A branch's outputs, by layer, its tokens in pieces, beside others that take one token each."""
-    steps = [world.step((branch, n), *((other, 1) for other in others))[0] for n in course]
+    steps = [world.step((branch, n), *((other, 1) for other in others), window=window)[0] for n in course]
     return [torch.cat([outputs[layer] for outputs in steps]) for layer in range(LAYERS)]
 
 
@@ -236,16 +238,17 @@ def whole(branch: Branch, course: list[int], world: World, *others: Branch) -> l
     ("block_size", "dtype"), [(16, torch.float32), (64, torch.float32), (32, torch.bfloat16)], ids=str
 )
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("window", [None, 40])
 @steady
 def test_a_token_has_the_same_bits_however_the_prompt_is_cut(
-    shape: tuple[int, int, int], block_size: int, dtype: torch.dtype
+    shape: tuple[int, int, int], block_size: int, dtype: torch.dtype, window: int | None
 ) -> None:
     length = 128 + 12
     cuts = ([length], [1] * length, [2, 3, 128 - 9, 1, 1, length - 128 + 2], [length - 1, 1])
     found = []
     for course in cuts:
         world = World(*shape, block_size, dtype)
-        found.append(whole(world.enter(7, length), course, world))
+        found.append(whole(world.enter(7, length), course, world, window=window))
     for course, layers in zip(cuts, found, strict=True):
         for got, expected in zip(layers, found[0], strict=True):
             assert torch.equal(got, expected), course
