@@ -46,20 +46,19 @@ class Decoding:
     """
 
     def __init__(self, pool: PagePool, readers: Readers, tokens: Tensor, padding: int, heads: int) -> None:
-        self._at_once, self._block_size, self._kv_heads = pool.at_once, pool.block_size, pool.kv_heads
-        kv_heads, group = pool.kv_heads, heads // pool.kv_heads
+        self._block_size, kv_heads, group = pool.block_size, pool.kv_heads, heads // pool.kv_heads
         own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
         self._products, total = list[_Product](), 0
-        self._buffers = self._buffer(readers, own, more, pool.width)
+        self._buffers = _buffers(pool, readers, own, more)
         self._scored = self._buffers[1][:-1]
-        cut = self._cut(readers, own, more)
+        cut = _cut(pool, readers, own, more)
         for pages, count, rows in cut:
             at = slice(total, total + count * kv_heads * rows)
             queries, scores, shares, found = (x[at].unflatten(0, (-1, rows)) for x in self._buffers)
             read = pool.reader(pages, alone=len(cut) == 1)
             self._products.append(_Product(read, queries, scores, shares, found, at))
             total = at.stop
-        place = self._place(readers, own, more, group)  # [depth, rows, kv_heads, group]
+        place = _place(readers, own, more, kv_heads, group)  # [depth, rows, kv_heads, group]
         there = ~readers.absent
         place = torch.where(there[:, :, None, None], place, total)  # the row that no product writes
         depth, count = there.shape
@@ -100,41 +99,42 @@ class Decoding:
             torch.bmm(product.shares, product.read(layer, 1), out=product.found)
         return pairwise_sum(found.index_select(0, self._out).view(depth, count, heads, width))
 
-    def _buffer(
-        self, readers: Readers, own: int, more: int, width: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, scores, shares and outputs of all products; of scores and outputs one row more.
-
-        It stands for the pages that a row lacks: hidden scores, and an output of zeros.
-        """
-        total = (readers.used * own + len(readers.stacked) * more) * self._kv_heads
-        queries, shares = torch.empty(total, width), torch.empty(total, self._block_size)
-        scores, found = torch.empty(total + 1, self._block_size), torch.empty(total + 1, width)
-        scores[-1], found[-1] = HIDDEN, 0.0
-        return queries, scores, shares, found
-
-    def _cut(self, readers: Readers, own: int, more: int) -> list[tuple[slice | Tensor, int, int]]:
-        """(pages, how many, rows of a product with each) for every product."""
-        size = self._at_once
-        starts = range(0, readers.used, size)
-        spans = [(at, min(at + size, readers.used)) for at in starts]
-        cut: list[tuple[slice | Tensor, int, int]] = [(slice(a, b), b - a, own) for a, b in spans]
-        return cut + ([(readers.stacked, len(readers.stacked), more)] if len(readers.stacked) else [])
-
-    def _place(self, readers: Readers, own: int, more: int, group: int) -> Tensor:
-        """Where each pair's queries stand among the rows of all products, [depth, rows, kv_heads, group]."""
-        kv_heads, beyond = self._kv_heads, readers.pairs - readers.used
-        copy, reader = beyond // max(1, readers.most), beyond % max(1, readers.most)
-        stacked = (readers.used * own + copy * more) * kv_heads + reader * group
-        first = torch.where(beyond < 0, readers.pairs * own * kv_heads, stacked)[..., None, None]
-        step = torch.where(beyond < 0, own, more)[..., None, None]
-        return first + step * torch.arange(kv_heads)[:, None] + torch.arange(group)
-
     def _scattered(self, values: Tensor, total: int) -> Tensor:
         """The values at the rows that are read; rows that only fill a product up have 0."""
         out = torch.zeros(total, dtype=torch.int64)
         out[self._filled] = values
         return out
+
+
+def _buffers(pool: PagePool, readers: Readers, own: int, more: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, scores, shares and outputs of all products; of scores and outputs one row more.
+
+    It stands for the pages that a row lacks: hidden scores, and an output of zeros.
+    """
+    total = (readers.used * own + len(readers.stacked) * more) * pool.kv_heads
+    queries, shares = torch.empty(total, pool.width), torch.empty(total, pool.block_size)
+    scores, found = torch.empty(total + 1, pool.block_size), torch.empty(total + 1, pool.width)
+    scores[-1], found[-1] = HIDDEN, 0.0
+    return queries, scores, shares, found
+
+
+def _cut(pool: PagePool, readers: Readers, own: int, more: int) -> list[tuple[slice | Tensor, int, int]]:
+    """(pages, how many, rows of a product with each) for every product."""
+    size = pool.at_once
+    starts = range(0, readers.used, size)
+    spans = [(at, min(at + size, readers.used)) for at in starts]
+    cut: list[tuple[slice | Tensor, int, int]] = [(slice(a, b), b - a, own) for a, b in spans]
+    return cut + ([(readers.stacked, len(readers.stacked), more)] if len(readers.stacked) else [])
+
+
+def _place(readers: Readers, own: int, more: int, kv_heads: int, group: int) -> Tensor:
+    """Where each pair's queries stand among the rows of all products, [depth, rows, kv_heads, group]."""
+    beyond = readers.pairs - readers.used
+    copy, reader = beyond // max(1, readers.most), beyond % max(1, readers.most)
+    stacked = (readers.used * own + copy * more) * kv_heads + reader * group
+    first = torch.where(beyond < 0, readers.pairs * own * kv_heads, stacked)[..., None, None]
+    step = torch.where(beyond < 0, own, more)[..., None, None]
+    return first + step * torch.arange(kv_heads)[:, None] + torch.arange(group)
 
 
 def pairwise_sum(x: Tensor) -> Tensor:
