@@ -86,7 +86,9 @@ class Renderer:
     def _answers(self, variables: dict[str, Any], disguises: list[tuple[str, str]]) -> list[dict[str, Any]]:
         line = _line({"variables": variables, "disguises": disguises})
         held = self._held
-        if held.owner != os.getpid():  # a fork: the child has another parent, and the lock may be held there
+        if (
+            held.child.owner != os.getpid()
+        ):  # a fork: the child has another parent, and the lock may be held there
             held = self._held = _Held(_Child(self._source, self._limits))
         with held.lock:
             if held.child.ended:
@@ -95,12 +97,12 @@ class Renderer:
 
 
 class _Child:
-    """One child process, from its start to its end, with a template."""
+    """One child process, from its start to its end, with a template. owner: its parent process."""
 
     def __init__(self, source: str, limits: Limits) -> None:
-        self._limits, self._process, self._owner = limits, _started(limits), os.getpid()
+        self._limits, self._process, self.owner = limits, _started(limits), os.getpid()
         self._pipe, self._spoiled = _Pipe(self._process), False
-        weakref.finalize(self, _end, self._process, self._owner)
+        weakref.finalize(self, _end, self._process, self.owner)
         try:
             self.ask(b"", START)
         except LimitError as error:
@@ -135,7 +137,7 @@ class _Child:
                 line = b""
         finally:
             if self._spoiled:
-                _end(self._process, self._owner)
+                _end(self._process, self.owner)
         raise LimitError(
             f"the chat template {self._excess(seconds if late else None, len(reply))}; shorten the "
             "conversation, or give another chat_template"
@@ -168,11 +170,7 @@ class _Pipe:
     @property
     def ended(self) -> bool:
         """Whether the process is known to have ended."""
-        if not CLOCK:
-            return False
-        poll = select.poll()
-        poll.register(self._hears, 0)
-        return bool(poll.poll(0))
+        return CLOCK and _happens(self._hears, 0, 0.0)
 
     def exchange(self, line: bytes, seconds: float, most: int) -> tuple[bytes, bool]:
         """Says a line and hears one, and whether it took too long.
@@ -191,8 +189,8 @@ class _Pipe:
                     return b"", True
                 if not (piece := os.read(self._hears, PIECE)):
                     break
-                end = piece.find(b"\n") + len(self._heard) if b"\n" in piece else -1
                 self._heard += piece
+                end = self._heard.find(b"\n", len(self._heard) - len(piece))
         except OSError:
             return b"", False
         reply = bytes(self._heard[: most if end < 0 else min(end + 1, most)])
@@ -202,11 +200,10 @@ class _Pipe:
 
 @dataclass
 class _Held:
-    """The child of a renderer, whose turn it is to ask it, and the process that is its parent."""
+    """The child of a renderer, and whose turn it is to ask it."""
 
     child: _Child
     lock: threading.Lock = field(default_factory=threading.Lock)
-    owner: int = field(default_factory=os.getpid)
 
 
 def _started(limits: Limits) -> subprocess.Popen[bytes]:
@@ -243,11 +240,15 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
 
 def _ready(pipe: int, event: int, until: float) -> bool:
     """Waits until the pipe can be read or written; False when that time has come first."""
-    if not CLOCK:
-        return True
-    poll, left = select.poll(), until - time.monotonic()
+    left = until - time.monotonic()
+    return not CLOCK or (left > 0 and _happens(pipe, event, left))
+
+
+def _happens(pipe: int, event: int, seconds: float) -> bool:
+    """Whether it does within that time, or the pipe's other end is closed."""
+    poll = select.poll()
     poll.register(pipe, event)
-    return left > 0 and bool(poll.poll(left * 1000))
+    return bool(poll.poll(seconds * 1000))
 
 
 def _text(answer: dict[str, Any]) -> str:
