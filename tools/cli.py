@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +14,7 @@ from .. import __version__
 from ..kernels.errors import InputError, RunError, SteeringWarning
 from . import verb
 from .plain import say
+from .signals import INTERRUPTED, terminable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,14 +36,14 @@ VERBS = {
 }
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("engine", "kernels", "models", "tools")
-WRONG_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 1, 130, 141, 143
+WRONG_INPUT, FAILED, PIPE_CLOSED = 2, 1, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _ready_streams()
-    with _notes(), _terminable():
+    with _notes(), terminable():
         try:
             status = _dispatch(arguments)
             sys.stdout.flush()
@@ -137,23 +136,6 @@ def _drop_stdout() -> None:
     """Points stdout at nothing, so that the interpreter's last flush does not complain."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Within, SIGTERM ends the program as an exception does: what is half made is removed, a pip is ended."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
