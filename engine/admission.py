@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import InputError
+from ..kernels.errors import ContextError, InputError
 from ..models.chat import BranchPrompt, render_branches
 from .answer import Answer
 from .group import Branch, Group
@@ -103,7 +103,7 @@ class Admission:
         if not length:
             raise InputError(f"the prompt of branch {name} has no tokens; it needs at least one")
         if length >= self._max_length:
-            raise InputError(
+            raise ContextError(
                 f"the prompt of branch {name} has {length} tokens; with a token of answer at least it must "
                 f"fit max_model_len, which is {self._max_length}"
             )

@@ -15,6 +15,10 @@ class InputError(ValueError):
         self.field = field
 
 
+class ContextError(InputError):
+    """A prompt has more tokens than the context holds."""
+
+
 class RunError(RuntimeError):
     """The input is fine but the run failed: no network, no memory, a full disk. Exit status 1."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...kernels.errors import BusyError, InputError, RunError
+from ...kernels.errors import BusyError, ContextError, InputError, RunError
 from ..options import quoted
 from ..strict_json import dumps
 
@@ -63,9 +63,6 @@ def api_error(error: BaseException, param: str = "") -> ApiError:
         return ApiError(503, str(error), SERVER)
     if isinstance(error, InputError):
         where = ".".join(filter(None, (param, error.field)))
-        return bad(str(error), where or None, "context_length_exceeded" if _too_long(error) else None)
+        code = "context_length_exceeded" if isinstance(error, ContextError) else None
+        return bad(str(error), where or None, code)
     return ApiError(500, "the server failed; its log says why", SERVER)
-
-
-def _too_long(error: InputError) -> bool:
-    return "max_model_len" in str(error)

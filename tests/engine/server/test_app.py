@@ -435,6 +435,13 @@ def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:
     assert error(client.chat(stop="a" * 257), 400)["param"] == "stop"
 
 
+@pytest.mark.parametrize("steering", [{"objectives": ["a"], "max_model_len": 1}, {"method": "max_model_len"}])
+def test_only_what_is_too_long_is_called_so(client: Client, steering: dict[str, Any]) -> None:
+    refused = error(client.chat(steering=steering), 400)
+    assert "max_model_len" in refused["message"]
+    assert refused["code"] is None
+
+
 def test_what_cannot_be_written_as_text_is_still_told(client: Client) -> None:
     for body in (b'{"\\ud800": 1}', b'{"messages": [], "steering": {"method": "base", "\\ud800": 1}}'):
         kind = {"content-type": "application/json"}
