@@ -84,7 +84,7 @@ class AsyncEngine(Front):
         Raises as `stream` does; whoever has the Stream closes it.
         """
         groups = await asyncio.to_thread(self._core.admit, request)
-        pieces = Stream(len(groups), lambda: ticket.leave())  # noqa: PLW0108 - not yet there
+        pieces = Stream(len(groups), lambda: ticket)
         ticket = self._enter(groups, pieces.tell, timeout)
         return pieces
 

@@ -190,6 +190,7 @@ class Loop:
     def _expire(self, now: float) -> None:
         for ticket in list(self._tickets):
             if ticket.deadline <= now:
+                ticket.expired = True
                 self._end(ticket, f"the request's timeout of {ticket.timeout:g} s has passed")
 
     def _tell(self, ticket: Ticket) -> None:

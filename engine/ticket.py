@@ -20,12 +20,14 @@ class Ticket:
     """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when.
 
     leave: aborts it within a step, if it has not ended; nobody is told.
+    expired: whether its deadline ended it.
     """
 
     groups: list[Group]
     tell: Callable[[Delta | Exception], None]
     deadline: float
     timeout: float | None
+    expired: bool = False
     open: set[Group] = field(default_factory=set)
     leave: Callable[[], None] = lambda: None
 
@@ -40,9 +42,14 @@ class Ticket:
 class Stream:
     """The pieces of a request's answers as they come: iterate over it, and close it if you leave before."""
 
-    def __init__(self, answers: int, leave: Callable[[], None]) -> None:
-        self._open, self._leave = answers, leave
+    def __init__(self, answers: int, ticket: Callable[[], Ticket]) -> None:
+        self._open, self._ticket = answers, ticket
         self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the request's deadline ended what was open of it."""
+        return self._ticket().expired
 
     def __aiter__(self) -> Stream:
         return self
@@ -66,7 +73,7 @@ class Stream:
     def close(self) -> None:
         """Aborts what is not ended, within a step; a task that still waits for a piece gets no more."""
         self._open = 0
-        self._leave()
+        self._ticket().leave()
         self.tell(StopAsyncIteration())
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ..async_engine import AsyncEngine
-    from ..output import Delta
+    from ..output import Delta, Output
     from ..sampling import SamplingParams
     from ..ticket import Stream
     from .asking import Asked
@@ -82,7 +82,7 @@ class Served:
                 left -= news.output is not None
                 yield index, news
                 if news.output is not None:
-                    _require_end(news, self.asked.requests[0].sampling)
+                    _require_end(news.output, self.asked.requests[0].sampling, self._streams[index // n])
         finally:
             for task in tasks:
                 task.cancel()
@@ -302,14 +302,14 @@ def _end(record: Record, failure: ApiError | None) -> None:
         record.end(failure.status, failure.message, param if param in NAMES or param in SAMPLING else None)
 
 
-def _require_end(delta: Delta, sampling: SamplingParams) -> None:
+def _require_end(output: Output, sampling: SamplingParams, stream: Stream) -> None:
     """Raises ApiError for an answer that did not come to an end of its own."""
-    output = delta.output
-    if output is None or output.error is None:
+    if output.error is None:
         return
+    if output.finish_reason == "abort" and stream.expired:
+        raise ApiError(504, output.error, "timeout_error")
     if output.finish_reason == "abort":
-        late = "timeout" in output.error
-        raise ApiError(504 if late else 503, output.error, "timeout_error" if late else SERVER)
+        raise ApiError(503, output.error, SERVER)
     if sampling.logit_bias or sampling.min_tokens:  # they may leave no token to choose
         raise bad(output.error, None)
     raise ApiError(500, output.error, SERVER)

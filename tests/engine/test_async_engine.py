@@ -104,6 +104,20 @@ def test_a_deadline_ends_the_answer_with_what_it_has(engine: AsyncEngine) -> Non
     assert len(output.trace.weights) == len(output.token_ids)
 
 
+@pytest.mark.parametrize(("timeout", "tokens", "expired"), [(0.3, 400, True), (300.0, 4, False)])
+def test_a_stream_says_whether_its_deadline_ended_it(
+    engine: AsyncEngine, timeout: float, tokens: int, expired: bool
+) -> None:
+    async def read() -> bool:
+        pieces = await engine.begin(asked(2, tokens=tokens), timeout)
+        assert not pieces.expired
+        async for _ in pieces:
+            pass
+        return pieces.expired
+
+    assert run(read) is expired
+
+
 def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> None:
     expected = tiny.generate([asked(n) for n in range(6)])
     found: dict[int, Output] = {}

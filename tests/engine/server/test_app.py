@@ -344,6 +344,20 @@ def test_an_answer_that_takes_too_long_is_ended(client_of: MakeClient) -> None:
     assert last["error"]["type"] == "timeout_error"
 
 
+@pytest.mark.parametrize("timeout", [300, 0.2])
+def test_whether_a_deadline_or_the_engines_end_cut_an_answer_off_is_told_by_the_status(
+    tiny_folder: Path, timeout: float
+) -> None:
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
+    client = Client(create_app(engine, ServerConfig(request_timeout=timeout)))
+    late = threading.Timer(1, engine.shutdown)
+    late.start()
+    refused = client.chat(max_tokens=480, ignore_eos=True, logit_bias={"5": 50}, n=8)
+    late.join()
+    expected = {300: (503, "server_error"), 0.2: (504, "timeout_error")}[timeout]
+    assert (refused.status_code, refused.json()["error"]["type"]) == expected
+
+
 def test_metrics_count_what_was_served(client: Client) -> None:
     client.chat(n=2, steering=STEERING)
     client.chat(temperature=-1)
