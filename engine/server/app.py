@@ -23,8 +23,9 @@ from .asking import Asking
 from .config import ServerConfig
 from .errors import SERVER, ApiError, api_error, unknown_model
 from .metrics import Metrics
+from .receiving import body
 from .schemas import CHAT, COMPLETION, PREVIEW
-from .serving import Serving, body
+from .serving import Serving
 from .steering import Profiles
 
 if TYPE_CHECKING:

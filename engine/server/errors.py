@@ -53,6 +53,16 @@ def unknown_model(name: str, known: str) -> ApiError:
     return ApiError(404, message, INVALID, "model", "model_not_found")
 
 
+def left() -> ApiError:
+    """Nobody waits for the answer any more; the number is nginx's."""
+    return ApiError(499, "the client left")
+
+
+def stopped() -> ApiError:
+    """The server stops, and has waited long enough."""
+    return ApiError(503, "the server is stopping", SERVER)
+
+
 def api_error(error: BaseException, param: str = "") -> ApiError:
     """What a failure of the engine is to a client. `param` is where the fields that it names are."""
     if isinstance(error, ApiError):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import re
 import time
+from dataclasses import fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from .answers import branch_tokens
+from .bodies import IGNORED, NEUTRAL, SAMPLING, ChatBody, CompletionBody
+from .errors import ApiError, api_error, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 LOG = logging.getLogger("trimtab.server")
+NAMES = frozenset({*IGNORED, *NEUTRAL, *(f.name for f in (*fields(ChatBody), *fields(CompletionBody)))})
+"""Of fields: what else stands in a body may be anybody's words, and is not logged."""
 
 
 class Record:
@@ -76,11 +83,19 @@ class Record:
         """Of all answers, so far."""
         return self._tokens
 
-    def end(self, status: int, error: str = "", param: str | None = None) -> None:
-        """The response has been sent, or nobody waits for it any more (499).
+    def failure(self, error: BaseException) -> ApiError:
+        """What is told of an error; the log says where a defect is."""
+        failure = stopped() if isinstance(error, asyncio.CancelledError) else api_error(error)
+        if failure.status == 500 and not isinstance(error, ApiError):
+            LOG.error("request %s failed", self.id, exc_info=error)
+        return failure
+
+    def end(self, failure: ApiError | None = None) -> None:
+        """The response has been sent, or is this failure, or nobody waits for it any more (499).
 
         A client's own mistake is logged by the field that it is in: the sentence may quote the prompt.
         """
+        status = 200 if failure is None else failure.status
         seconds = time.perf_counter() - self._start
         outputs = [self.outputs[index] for index in sorted(self.outputs)]
         self._metrics.generation_tokens.inc(self._tokens)
@@ -100,10 +115,12 @@ class Record:
         self._line |= {"status": status, "tokens": self._tokens, "seconds": round(seconds, 4)}
         if self._first is not None:
             self._line["first_token"] = round(self._first - self._start, 4)
-        if param:
-            self._line["param"] = param
-        if error and (status >= 500 or self._prompts):
-            self._line["error"] = error
+        if failure is not None:
+            param = re.split(r"[.\[]", failure.param or "")[0]
+            if param in NAMES or param in SAMPLING:
+                self._line["param"] = param
+            if status >= 500 or self._prompts:
+                self._line["error"] = failure.message
         if self._prompts and outputs:
             self._line["answer"] = [output.text for output in outputs]
         LOG.info(json.dumps(self._line, default=str))

@@ -12,9 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...engine.server.app import KeyGuard
-from ...engine.server.errors import SERVER, ApiError
-from ...engine.server.serving import PATIENCE, received
-from ...engine.strict_json import COMPACT, dumps
+from ...engine.server.errors import SERVER, ApiError, api_error
+from ...engine.server.events import event
+from ...engine.server.receiving import received
+from ...engine.server.serving import PATIENCE
+from ...kernels.errors import BusyError
 from .call import Call
 from .metrics import merged
 
@@ -84,7 +86,7 @@ class Forward:
                 if begun:
                     return await _break_off(head, send)
             except BackPressureError as error:
-                raise ApiError(429, FULL, "rate_limit_error", None, "rate_limit_exceeded") from error
+                raise api_error(BusyError(FULL)) from error
             except (RayError, RayServeException) as error:
                 if begun:
                     return await _break_off(head, send)
@@ -118,6 +120,5 @@ async def _break_off(head: dict[str, Any] | None, send: Send) -> None:
     kind = dict(head["headers"]).get(b"content-type", b"") if head else b""
     if not kind.startswith(b"text/event-stream"):
         raise RuntimeError(LOST)  # the connection is closed before the length that was promised
-    for data in (dumps(ApiError(503, LOST, SERVER).body, COMPACT), "[DONE]"):
-        more = data != "[DONE]"
-        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
+    await event(send, ApiError(503, LOST, SERVER).body)
+    await event(send, "[DONE]", more=False)
