@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -16,6 +15,7 @@ from trimtab.engine import Amulet, Base, SamplingParams
 from trimtab.engine.output import Output
 
 from ..tiny import at_rest
+from ..waiting import soon
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))
@@ -154,8 +154,7 @@ def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> Non
         str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=3, max_waiting=2
     )
     futures = [engine.submit(asked(2, tokens=200))]
-    while not engine.stats.running:
-        time.sleep(0.01)
+    soon(lambda: engine.stats.running)
     futures += [engine.submit(asked(2)) for _ in range(2)]
     with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
         engine.submit(asked(2))

@@ -19,6 +19,7 @@ from trimtab.models.chat import render_branches
 from trimtab.models.renderer import LimitError, Limits, Renderer
 from trimtab.models.template import ChatTemplate
 
+from ..waiting import soon
 from .templates import PLAIN
 from .test_chat import PLAIN_TOKENIZER, TURN, user
 
@@ -64,13 +65,6 @@ def running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def soon(holds: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("source", "reason"), BOMBS.values(), ids=BOMBS)

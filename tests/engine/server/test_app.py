@@ -30,6 +30,7 @@ from trimtab.engine.server.bodies import NEUTRAL, SAMPLING
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.errors import InputError
 
+from ...waiting import soon
 from .conftest import QUESTION, Client, events
 
 KIND = {"text": "Be kind.", "weight": 2}
@@ -390,8 +391,7 @@ def test_too_many_waiting_are_told_to_come_again(held: tuple[AsyncEngine, thread
     engine, go = held
     client = Client(create_app(engine))
     first = engine.submit(Request("a", sampling=SamplingParams(max_tokens=2)))
-    while not engine.stats.waiting:
-        pass
+    soon(lambda: engine.stats.waiting)
     refused = client.chat()
     assert error(refused, 429)["code"] == "rate_limit_exceeded"
     assert refused.headers["retry-after"] == "1"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,15 +16,8 @@ from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app, serving
 
 from ...tiny import at_rest
+from ...waiting import soon
 from .conftest import QUESTION, Client, events
-
-
-def soon(holds: Callable[[], bool], seconds: float = 30) -> None:
-    """Waits until it holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])

@@ -9,15 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 from trimtab.tools.bench_server import wave
 
+from ...waiting import soon
 from .process import Server, serving
 
 LONG = {
@@ -33,14 +33,6 @@ LONG = {
 def server(tiny_folder: Path) -> Iterator[Server]:
     with serving("--model", str(tiny_folder), "--kv-cache-memory", "4MiB") as server:
         yield server
-
-
-def soon(holds: Callable[[], bool], seconds: float = 10) -> None:
-    """Waits until it holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def rests(server: Server) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from ...waiting import soon
 from .process import Server, serving
 
 CHAT = "/v1/chat/completions"
@@ -91,8 +92,7 @@ def test_a_signal_amid_a_crowd_ends_the_server_and_every_call(
     with serving("--model", str(tiny_folder), "--drain-timeout", "1") as server:
         with ThreadPoolExecutor(1) as pool:
             calling = pool.submit(crowd, server, 2, 80)
-            while not any(line.startswith("{") for line in server.log):
-                time.sleep(0.01)
+            soon(lambda: any(line.startswith("{") for line in server.log))
             for each in signals:
                 server.process.send_signal(each)
             ends = calling.result(240)
