@@ -16,6 +16,7 @@ from ...tiny import at_rest
 from .process import Server, serving
 
 QUESTION = [{"role": "user", "content": "Why?"}]
+STEERING = {"objectives": [{"text": "Be kind.", "weight": 2}, "Be brief."]}
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +37,14 @@ def one_async_engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
 
 @dataclass
 class Client:
-    """Calls the application in this process."""
+    """Calls the application in this process, as a server with this root path does."""
 
     app: Any
+    root: str = ""
 
     def __call__(self, method: str, path: str, **rest: Any) -> httpx.Response:
         async def call() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, root_path=self.root)
             async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
                 return await client.request(method, path, **rest)
 
@@ -58,15 +60,18 @@ class Client:
         return self("POST", "/v1/completions", json={"prompt": "Why", "max_tokens": 6, **body})
 
 
+MakeClient = Callable[..., Client]
+
+
 @pytest.fixture
-def client_of(one_async_engine: AsyncEngine) -> Iterator[Callable[..., Client]]:
+def client_of(one_async_engine: AsyncEngine) -> Iterator[MakeClient]:
     """Makes a client of an application with the given settings; the engine is at rest afterwards."""
     yield lambda **settings: Client(create_app(one_async_engine, ServerConfig(**settings)))
     assert at_rest(one_async_engine)
 
 
 @pytest.fixture
-def client(client_of: Callable[..., Client]) -> Client:
+def client(client_of: MakeClient) -> Client:
     return client_of()
 
 
@@ -76,3 +81,14 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     *lines, last, rest = response.text.split("\n\n")
     assert (last, rest) == ("data: [DONE]", "")
     return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def error(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a response, which has OpenAI's shape."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["message", "type", "param", "code"]
+    assert "Traceback" not in response.text
+    found: dict[str, Any] = body["error"]
+    return found

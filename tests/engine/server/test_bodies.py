@@ -1,0 +1,243 @@
+"""Bodies: what is taken, and what is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import Any
+
+import pytest
+from starlette.requests import Request as HttpRequest
+from trimtab.engine import AsyncEngine
+from trimtab.engine.server import create_app
+from trimtab.engine.server.bodies import NEUTRAL, SAMPLING
+
+from .conftest import QUESTION, STEERING, Client, MakeClient, error, events
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_asks_for_nothing_is_taken_and_all_else_of_it_refused(client: Client, name: str) -> None:
+    for value in (None, *NEUTRAL[name]):
+        assert client.chat(**{name: value}).status_code == 200
+    for value in ({"type": "json_object"}, 1, "required", ["audio"]):
+        refused = error(client.chat(**{name: value}), 400)
+        assert refused["param"] == name
+        assert "not supported" in refused["message"]
+
+
+def test_what_clients_send_along_is_taken(client: Client) -> None:
+    response = client.chat(
+        user="u", metadata={"a": "b"}, presence_penalty=0, frequency_penalty=0.0, n=1, logit_bias={}, top_p=1,
+        stop=None, seed=None, stream=False, stream_options=None, model="tiny", logprobs=False, top_k=-1,
+    )  # fmt: skip
+    assert response.status_code == 200
+    assert client.chat(logit_bias={"5": 1e30}, temperature=0).json()["usage"]["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"temprature": 1}, "temprature", "did you mean temperature?"),
+        ({"temperature": "hot"}, "temperature", "it must be a number"),
+        ({"temperature": -1}, "temperature", "-1"),
+        ({"max_tokens": 0}, "max_tokens", "≥ 1"),
+        ({"n": 1000}, "n", "from 1 to 128"),
+        ({"top_p": 2}, "top_p", "at most 1"),
+        ({"stop": ["a", 5]}, "stop", "item 1 of stop is 5"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
+        ({"logit_bias": dict.fromkeys(range(1001), 1)}, "logit_bias", "1001 entries"),
+        ({"stop": ["a"] * 65}, "stop", "takes 64"),
+        ({"top_logprobs": 2}, "top_logprobs", "unless logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "'x'"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"messages": []}, "messages", "empty"),
+        ({"messages": "hi"}, "messages", "hi"),
+        ({"messages": [{"role": "user"}]}, "messages", "empty"),
+        ({"messages": [{"content": "x"}]}, "messages", "role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages",
+            "only parts of",
+        ),
+        ({"steering": 5}, "steering", "an object"),
+        ({"steering": "kind"}, "steering", "profiles are none"),
+        ({"steering": {"method": "x"}}, "steering.method", "methods are base"),
+        ({"steering": {"method": "mato"}}, "steering", "at least one objective"),
+        ({"steering": {**STEERING, "tau": 0}}, "steering.tau", "above 0"),
+        ({"steering": {**STEERING, "tua": 1}}, "steering.tua", "no setting"),
+        ({"steering": {**STEERING, "trace": 1}}, "steering.trace", "true or false"),
+        ({"steering": {"objectives": [{"text": "a", "weight": -3}]}}, "steering.objectives[0]", "-3"),
+        ({"steering": {"objectives": ["a", {"txt": "b"}]}}, "steering.objectives[1]", "a text"),
+        ({"steering": {"objectives": "a"}}, "steering.objectives", "a list"),
+        ({"steering": {"objectives": ["a", "a"]}}, "steering", "twice"),
+        ({"steering": STEERING, "negative_prompt": "x"}, "negative_prompt", "left out"),
+    ],
+)
+def test_wrong_values_are_named(client: Client, body: dict[str, Any], param: str | None, says: str) -> None:
+    response = client("POST", "/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 2, **body})
+    found = error(response, 400)
+    assert found["param"] == param
+    assert says in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a", 5]}, "prompt"),
+        ({"prompt": [[1], []]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": [[1]] * 1025}, "prompt"),
+        ({"prompt": ["a"] * 9, "n": 128}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 3}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"messages": QUESTION}, "messages"),
+    ],
+)
+def test_wrong_completions_are_named(client: Client, body: dict[str, Any], param: str) -> None:
+    assert error(client.complete(**body), 400)["param"] == param
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"n": NaN}', b"[" * 100_000, b'{"n": ' + b"9" * 6000 + b"}"],
+)
+def test_what_is_no_json_is_refused(client: Client, raw: bytes) -> None:
+    kind = {"content-type": "application/json"}
+    error(client("POST", "/v1/chat/completions", content=raw, headers=kind), 400)
+
+
+def test_half_a_character_is_refused(client: Client) -> None:
+    raw = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
+    kind = {"content-type": "application/json"}
+    refused = client("POST", "/v1/chat/completions", content=raw, headers=kind)
+    assert "lone surrogate" in error(refused, 400)["message"]
+
+
+def test_a_body_has_a_type_and_a_size(client_of: MakeClient) -> None:
+    client = client_of(max_body_bytes=1000)
+    assert client.chat().status_code == 200
+    assert "1000 bytes" in error(client.chat(user="x" * 1000), 413)["message"]
+    kind = {"content-type": "text/plain"}
+    error(client("POST", "/v1/chat/completions", content=b"{}", headers=kind), 415)
+
+
+def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
+    schema = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    properties = schema["content"]["application/json"]["schema"]["properties"]
+    assert set(SAMPLING) <= set(properties)
+    assert all(properties[name]["description"] for name in SAMPLING)
+
+
+def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:
+    """Each branch is a prompt to make: too many are refused before any, a long one before the second."""
+    wishes = [{"text": f"wish {index}", "weight": 0} for index in range(20_000)]
+    start = time.perf_counter()
+    refused = error(client.chat(steering={"objectives": [*wishes, "a"]}), 400)
+    assert "20002 branches" in refused["message"]
+    many = [f"wish {index}" for index in range(11)]
+    long = [{"role": "user", "content": "ab " * 20_000}]
+    refused = error(client.chat(messages=long, steering={"objectives": many}), 400)
+    assert refused["code"] == "context_length_exceeded"
+    assert refused["param"] == "messages"
+    assert time.perf_counter() - start < 10
+    assert error(client.chat(stop="a" * 257), 400)["param"] == "stop"
+
+
+@pytest.mark.parametrize("steering", [{"objectives": ["a"], "max_model_len": 1}, {"method": "max_model_len"}])
+def test_only_what_is_too_long_is_called_so(client: Client, steering: dict[str, Any]) -> None:
+    refused = error(client.chat(steering=steering), 400)
+    assert "max_model_len" in refused["message"]
+    assert refused["code"] is None
+
+
+def test_what_cannot_be_written_as_text_is_still_told(client: Client) -> None:
+    for body in (b'{"\\ud800": 1}', b'{"messages": [], "steering": {"method": "base", "\\ud800": 1}}'):
+        kind = {"content-type": "application/json"}
+        error(client("POST", "/v1/chat/completions", content=body, headers=kind), 400)
+
+
+def test_bans_of_every_token_are_the_clients_mistake(client: Client) -> None:
+    banned = {str(index): -1e30 for index in range(300)}
+    body = {"min_tokens": 6, "stop_token_ids": list(range(300))}
+    assert "no finite score" in error(client.chat(**body), 400)["message"]
+    *_, last = events(client.chat(**body, stream=True))
+    assert last["error"]["type"] == "invalid_request_error"
+    assert client.chat(logit_bias=banned).status_code == 200  # all alike is still a choice
+
+
+def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(one_async_engine: AsyncEngine) -> None:
+    app = create_app(one_async_engine)
+
+    async def leave() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        kind = [(b"content-type", b"application/json")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": kind,
+            "query_string": b"",
+        }
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    async def many() -> int:
+        for _ in range(50):
+            await leave()
+        gc.collect()
+        return sum(type(each) is HttpRequest for each in gc.get_objects())
+
+    assert asyncio.run(many()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "tool", "content": "x"}, "the role of messages[0]"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, "'tool_calls'"),
+        ({"role": "user", "content": "x", "audio": {"id": "y"}}, "'audio'"),
+        ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a text"),
+    ],
+)
+def test_parts_of_a_message_that_would_not_be_seen_are_refused(
+    client: Client, message: dict[str, Any], says: str
+) -> None:
+    refused = error(client.chat(messages=[message]), 400)
+    assert refused["param"] == "messages"
+    assert says in refused["message"]
+    assert len(refused["message"]) < 400
+    assert (
+        client.chat(messages=[{"role": "user", "content": "x", "name": "y", "tool_calls": []}]).status_code
+        == 200
+    )
+
+
+def test_two_lengths_that_disagree_are_refused(client: Client) -> None:
+    assert error(client.chat(max_tokens=3, max_completion_tokens=7), 400)["param"] == "max_tokens"
+    assert client.chat(max_tokens=3, max_completion_tokens=3).status_code == 200
+    for key in ("05", " 5 ", "1_0", "-1"):
+        assert error(client.chat(logit_bias={key: 1}), 400)["param"] == "logit_bias"
+
+
+@pytest.mark.parametrize("depth", [100, 900, 3000, 30_000])
+@pytest.mark.parametrize("where", ['"chat_template_kwargs": {"x": %s}', '"metadata": %s', '"messages": %s'])
+def test_a_body_that_is_nested_deep_is_served_or_refused(client: Client, where: str, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    head = '{"max_tokens": 1, "messages": [{"role": "user", "content": "Why?"}], '
+    kind = {"content-type": "application/json"}
+    raw = (head + where % deep + "}").encode()
+    response = client("POST", "/v1/chat/completions", content=raw, headers=kind)
+    if response.status_code != 200 or where == '"messages": %s':
+        error(response, 400)
