@@ -91,7 +91,7 @@ class AsyncEngine(Front):
     async def generate(self, request: Request, timeout: float | None = None) -> Output:
         """Answers one request, as `stream` does; the output holds all its samples."""
         outputs = {delta.index: delta.output async for delta in self.stream(request, timeout) if delta.output}
-        return together_of([outputs[index] for index in sorted(outputs)])
+        return _in_order(outputs)
 
     def submit(self, request: Request, timeout: float | None = None) -> Future[Output]:
         """Answers one request asked by an ordinary thread; cancelling the future aborts it.
@@ -109,7 +109,7 @@ class AsyncEngine(Front):
             if news.output is not None:
                 outputs[news.index] = news.output
             if len(outputs) == len(groups):
-                settle(future, together_of([outputs[index] for index in sorted(outputs)]))
+                settle(future, _in_order(outputs))
 
         def leave(done: Future[Output]) -> None:
             if done.cancelled():
@@ -161,3 +161,8 @@ class AsyncEngine(Front):
         ticket = Ticket(groups, tell, deadline, timeout)
         self._loop.enter(ticket)
         return ticket
+
+
+def _in_order(outputs: dict[int, Output]) -> Output:
+    """The answers of one request, by which of them each is."""
+    return together_of([outputs[index] for index in sorted(outputs)])
