@@ -11,7 +11,7 @@ from ..catalogue import settings
 from ..methods import METHODS, Method
 from ..options import types_of
 from ..sampling import SamplingParams
-from .bodies import SAMPLING, ChatBody, CompletionBody
+from .bodies import ROLES, SAMPLING, ChatBody, CompletionBody
 
 NULL = {"type": "null"}
 OBJECTIVE = {
@@ -28,10 +28,20 @@ OBJECTIVE = {
         },
     ]
 }
+TEXT_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
 MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
-    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
+    "properties": {
+        "role": {"enum": ROLES},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART}]},
+        "name": {"type": "string"},
+    },
+    "additionalProperties": False,
 }
 PROMPT = {
     "anyOf": [

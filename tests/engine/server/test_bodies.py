@@ -7,11 +7,12 @@ import gc
 import time
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from starlette.requests import Request as HttpRequest
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import create_app
-from trimtab.engine.server.bodies import NEUTRAL, SAMPLING
+from trimtab.engine.server.bodies import NEUTRAL, ROLES, SAMPLING
 
 from .conftest import QUESTION, STEERING, Client, MakeClient, error, events
 
@@ -222,6 +223,17 @@ def test_parts_of_a_message_that_would_not_be_seen_are_refused(
         client.chat(messages=[{"role": "user", "content": "x", "name": "y", "tool_calls": []}]).status_code
         == 200
     )
+
+
+@pytest.mark.parametrize("role", [*ROLES, "tool"])
+@pytest.mark.parametrize("content", ["x", [{"type": "text", "text": "x"}], [{"type": "image_url"}], 5])
+def test_a_message_is_taken_where_its_description_takes_it(client: Client, role: str, content: Any) -> None:
+    described = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    schema = described["content"]["application/json"]["schema"]["properties"]["messages"]["items"]
+    message = {"role": role, "content": content}
+    taken = client.chat(messages=[{"role": "user", "content": "Why?"}, message]).status_code == 200
+    assert jsonschema_rs.is_valid(schema, message) == taken
+    assert taken == (role in ROLES and content not in (5, [{"type": "image_url"}]))
 
 
 def test_two_lengths_that_disagree_are_refused(client: Client) -> None:
