@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import ContextError, InputError
+from ..kernels.errors import ContextError, InputError, quoted
 from ..models.chat import BranchPrompt, render_branches
 from .answer import Answer
 from .group import Branch, Group
-from .options import fitted, quoted
+from .options import fitted
 from .request import Request
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, quoted
 from .methods import METHODS, Method
-from .options import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

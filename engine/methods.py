@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..kernels.errors import InputError, SteeringWarning
+from ..kernels.errors import InputError, SteeringWarning, quoted
 from ..kernels.program import EMA, MEAN, SUM, Program
 from ..kernels.strength import reward_strength, strength
 from .objective import Objective
-from .options import check_fields, option, quoted, refusal
+from .options import check_fields, option, refusal
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..kernels.errors import InputError
-from .options import check_fields, quoted, refusal
+from ..kernels.errors import InputError, quoted
+from .options import check_fields, refusal
 
 
 @dataclass(frozen=True)

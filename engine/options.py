@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from difflib import get_close_matches
@@ -12,10 +11,7 @@ from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ..kernels.errors import InputError
-
-QUOTED = 100
-"""How many characters of a value a sentence shows."""
+from ..kernels.errors import InputError, quoted
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -112,15 +108,6 @@ def meant(name: str, known: Iterable[str]) -> str:
     """`did you mean x or y?` for a name that looks like these; "" where none does."""
     alike = get_close_matches(name, known)
     return f"did you mean {' or '.join(alike)}?" if alike else ""
-
-
-def quoted(value: Any) -> str:
-    """A value as Python writes it, on one line, and cut where it is long."""
-    try:
-        text = re.sub(r"\s*\n\s*", " ", repr(value))
-    except Exception:  # someone else's code; and Python writes out no integer of thousands of digits
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
 
 
 def wanted(annotation: Any, *, many: bool = False) -> str:

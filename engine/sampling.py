@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..kernels.errors import InputError
-from .options import check_fields, option, quoted, refusal
+from ..kernels.errors import InputError, quoted
+from .options import check_fields, option, refusal
 
 MAX_N = 128
 MAX_LOGPROBS = 20

@@ -1,6 +1,12 @@
-"""The two ways a call can fail that are not a defect of trimtab, and what it warns of."""
+"""The ways a call can fail that are not a defect of trimtab, what it warns of, and how these tell a value."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
+
+QUOTED, SAID = 100, 300
+"""Characters that a sentence shows of a value, and of what another library says."""
 
 
 class InputError(ValueError):
@@ -27,10 +33,29 @@ class BusyError(RunError):
     """Too much is waiting already; the same request may be taken a little later."""
 
 
+class SteeringWarning(UserWarning):
+    """A method does what it was told, and that may not be what was meant. A note on the command line."""
+
+
+def quoted(value: Any, most: int = QUOTED) -> str:
+    """A value as Python writes it, on one line, and cut where it is long."""
+    try:
+        text = re.sub(r"\s*\n\s*", " ", repr(value))
+    except Exception:  # someone else's code; and Python writes out no integer of thousands of digits
+        text = f"a value of type {type(value).__name__}"
+    return cut(text, most)
+
+
+def cut(text: str, most: int = QUOTED) -> str:
+    """A text that may be anybody's, as long as a sentence can hold it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def said(error: BaseException) -> str:
+    """What another library says of an error, on one line, and cut where it is long."""
+    return cut(" ".join(str(error).split()) or type(error).__name__, SAID)
+
+
 def defect(error: BaseException) -> str:
     """A defect, or a failure of somebody else's code, in one line."""
     return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
-
-
-class SteeringWarning(UserWarning):
-    """A method does what it was told, and that may not be what was meant. A note on the command line."""

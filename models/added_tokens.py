@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
 
-from ..kernels.errors import InputError
-from .fields import shown
+from ..kernels.errors import InputError, quoted
 from .folder import read_json
 
 if TYPE_CHECKING:
@@ -56,10 +55,10 @@ def _numbered(folder: Path) -> Iterator[tuple[AddedToken, int]]:
     path = folder / CONFIG
     entries = read_json(path).get("added_tokens_decoder") or {}
     if not isinstance(entries, dict):
-        raise InputError(f"added_tokens_decoder in {str(path)!r} is {shown(entries)}; it must be an object")
+        raise InputError(f"added_tokens_decoder in {str(path)!r} is {quoted(entries)}; it must be an object")
     for number, entry in entries.items():
         token, is_number = (
-            _token(path, f"token {shown(number)}", entry),
+            _token(path, f"token {quoted(number)}", entry),
             number.isdecimal() and len(number) < 20,
         )
         yield token, _id(path, token.content, int(number) if is_number else number)
@@ -73,7 +72,7 @@ def _named(folder: Path) -> Iterator[AddedToken]:
         for name in LISTS:
             several = found.get(name) or []
             if not isinstance(several, list | dict):
-                raise InputError(f"{name} in {str(path)!r} is {shown(several)}; it must be a list of tokens")
+                raise InputError(f"{name} in {str(path)!r} is {quoted(several)}; it must be a list of tokens")
             entries += [
                 (name, entry) for entry in (several.values() if isinstance(several, dict) else several)
             ]
@@ -91,13 +90,13 @@ def _token(path: Path, name: str, value: Any) -> AddedToken:
         return AddedToken(str.__str__(entry.get("content")), **flags)
     except (TypeError, UnicodeEncodeError):
         raise InputError(
-            f"{name} in {str(path)!r} is {shown(value)}; it must be a text, or an object with a content"
+            f"{name} in {str(path)!r} is {quoted(value)}; it must be a text, or an object with a content"
         ) from None
 
 
 def _id(path: Path, token: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_ID:
         raise InputError(
-            f"the id of token {shown(token)} in {str(path)!r} is {shown(value)}; it must be an integer ≥ 0"
+            f"the id of token {quoted(token)} in {str(path)!r} is {quoted(value)}; it must be an integer ≥ 0"
         )
     return value

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, quoted
 from . import foreign as outside
-from .fields import shown
 from .renderer import LimitError
 from .template import Message
 
@@ -96,7 +95,7 @@ def _checked(index: int, message: Message) -> dict[str, Any]:
     """The message with its content as one text. Other keys, such as tool_calls, pass through."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InputError(
-            f"messages[{index}] is {shown(message)}; it must be an object with a role and a content"
+            f"messages[{index}] is {quoted(message)}; it must be an object with a role and a content"
         )
     content = message.get("content")
     if content is None and message["role"] == "assistant" and message.get("tool_calls"):
@@ -105,7 +104,8 @@ def _checked(index: int, message: Message) -> dict[str, Any]:
         return {**message, "content": "".join(_part(index, part) for part in content)}
     if not isinstance(content, str):
         raise InputError(
-            f"the content of messages[{index}] is {shown(content)}; it must be a text or a list of text parts"
+            f"the content of messages[{index}] is {quoted(content)}; "
+            "it must be a text or a list of text parts"
         )
     return dict(message)
 
@@ -114,7 +114,7 @@ def _part(index: int, part: Any) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type", part) if isinstance(part, Mapping) else part
-    what = f"the content of messages[{index}] holds a part {shown(kind)}"
+    what = f"the content of messages[{index}] holds a part {quoted(kind)}"
     raise InputError(f"{what}; only parts of type 'text' are supported")
 
 

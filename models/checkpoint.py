@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..kernels.errors import InputError
-from .fields import MOST_SAID, cut, said, shown
+from ..kernels.errors import SAID, InputError, cut, quoted, said
 from .folder import readable, regular
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Checkpoint:
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
                 if name in self._files:
                     raise InputError(
-                        f"tensor {shown(name)} is in {path.name!r} and in another file of the checkpoint"
+                        f"tensor {quoted(name)} is in {path.name!r} and in another file of the checkpoint"
                     )
                 view = file.get_slice(name)
                 self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
@@ -100,7 +99,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def warn_of_infinity(name: str) -> None:
     """Broken weights still load, as in other programs: they may be in a row that is never used."""
-    warnings.warn(f"tensor {shown(name)} has numbers that are infinite or none (NaN)", stacklevel=3)
+    warnings.warn(f"tensor {quoted(name)} has numbers that are infinite or none (NaN)", stacklevel=3)
 
 
 def _listed(names: list[str]) -> str:
@@ -124,12 +123,10 @@ def _shards(folder: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
             raise InputError(
-                f"{INDEX} names the shard {shown(name, MOST_SAID)}; it must be a file in the same folder"
+                f"{INDEX} names the shard {quoted(name, SAID)}; it must be a file in the same folder"
             )
         if not os.path.lexists(folder / name):
-            raise InputError(
-                f"{str(folder)!r} lacks the shard {shown(name, MOST_SAID)}, which its {INDEX} names"
-            )
+            raise InputError(f"{str(folder)!r} lacks the shard {quoted(name, SAID)}, which its {INDEX} names")
     return [regular(folder / name) for name in names]
 
 

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InputError
-from .fields import Fields, shown, wrong
+from ..kernels.errors import InputError, quoted
+from .fields import Fields, wrong
 from .folder import readable
 from .rope import Rope, read_rope
 
@@ -159,7 +159,7 @@ def _architecture(data: Mapping[str, Any]) -> str:
     name = found[0] if isinstance(found, list) else found
     if not isinstance(name, str) or _causal(name) not in FAMILIES:
         raise InputError(
-            f"architecture {shown(name)} is not supported; known are {', '.join(FAMILIES)}, and for reward "
+            f"architecture {quoted(name)} is not supported; known are {', '.join(FAMILIES)}, and for reward "
             f"models the same with {CLASSIFIER}"
         )
     return name
@@ -190,7 +190,7 @@ def _refuse_unsupported(config: Fields) -> None:
     quantised = config.object("quantization_config")
     if quantised:
         raise InputError(
-            f"config.json has quantization_config with quant_method {shown(quantised.get('quant_method'))}, "
+            f"config.json has quantization_config with quant_method {quoted(quantised.get('quant_method'))}, "
             "which is not supported; a checkpoint must be in float32, float16 or bfloat16"
         )
     activation = config.data.get("hidden_act", "silu")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_SIZE = 1 << 24
 """No real model has a dimension near this; a config that does is broken, and must not be allocated."""
-SHOWN, MOST_SAID = 60, 300
-"""Characters of a value, and of another library's sentence, that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +61,4 @@ class Fields:
 
 def wrong(key: str, value: Any, right: str) -> InputError:
     """The error for a value that a config.json must not have. `right` says what would be."""
-    return InputError(f"config.json has {key} {shown(value)}; {right}")
-
-
-def shown(value: Any, most: int = SHOWN) -> str:
-    """A value as Python writes it, cut where it is long."""
-    try:
-        return cut(repr(value), most)
-    except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
-        return f"a value of type {type(value).__name__}"
-
-
-def cut(text: str, most: int = SHOWN) -> str:
-    """A text that may be anybody's, as long as a sentence can hold it."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def said(error: BaseException) -> str:
-    """What another library says of an error, on one line, and cut where it is long."""
-    return cut(" ".join(str(error).split()) or type(error).__name__, MOST_SAID)
+    return InputError(f"config.json has {key} {quoted(value)}; {right}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InputError
-from .fields import cut, shown
+from ..kernels.errors import InputError, cut, quoted
 from .gguf_rope import FREQUENCIES, rope_scaling
 from .rope import MAX_THETA
 
@@ -88,7 +87,7 @@ class Decoder:
         found = file.get("general.architecture")
         if not isinstance(found, str) or found not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise InputError(f"the GGUF file's general.architecture is {shown(found)}; known are {known}")
+            raise InputError(f"the GGUF file's general.architecture is {quoted(found)}; known are {known}")
         self._file, self._prefix, self._kind = file, f"{found}.", ARCHITECTURES[found]
         self._refuse_unsupported()
 
@@ -180,10 +179,10 @@ class Decoder:
     def _refuse_unsupported(self) -> None:
         if (parts := self._file.get("split.count", 1)) not in (0, 1):
             raise InputError(
-                f"the GGUF file is one of {shown(parts)} parts; they must be merged into one file first"
+                f"the GGUF file is one of {quoted(parts)} parts; they must be merged into one file first"
             )
         if experts := self._file.get(f"{self._prefix}expert_count", 0):
-            raise InputError(f"the GGUF file mixes {shown(experts)} experts; it must be a model without")
+            raise InputError(f"the GGUF file mixes {quoted(experts)} experts; it must be a model without")
         if f"{self._prefix}attention.sliding_window_pattern" in self._file.metadata:
             raise InputError(
                 f"the GGUF file has {self._prefix}attention.sliding_window_pattern, which is not supported; "

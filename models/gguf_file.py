@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..kernels.errors import InputError, RunError
-from .fields import MAX_SIZE, cut, said, shown
+from ..kernels.errors import InputError, RunError, cut, quoted, said
+from .fields import MAX_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ class Stored:
             values = gguf_package().quants.dequantize(self.data[start:stop], self.kind)
         except NotImplementedError:
             raise InputError(
-                f"tensor {shown(self.name)} is of type {self.kind.name}, which the gguf package here cannot "
+                f"tensor {quoted(self.name)} is of type {self.kind.name}, which the gguf package here cannot "
                 "read; a type like Q4_0, Q8_0 or F16 would do"
             ) from None
         return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
@@ -102,7 +102,7 @@ class GGUFFile:
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
             raise InputError(
-                f"the GGUF file's {key} is {shown(value)}; it must be a whole number from 1 to {MAX_SIZE}"
+                f"the GGUF file's {key} is {quoted(value)}; it must be a whole number from 1 to {MAX_SIZE}"
             )
         return value
 
@@ -110,14 +110,14 @@ class GGUFFile:
         """A finite number above 0. Raises InputError for anything else."""
         value = self.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise InputError(f"the GGUF file's {key} is {shown(value)}; it must be a number above 0")
+            raise InputError(f"the GGUF file's {key} is {quoted(value)}; it must be a number above 0")
         return float(value)
 
     def text(self, key: str) -> str:
         """A text, empty when there is none. Raises InputError for anything else."""
         value = self.get(key, "")
         if not isinstance(value, str):
-            raise InputError(f"the GGUF file's {key} is {shown(value)}; it must be a text")
+            raise InputError(f"the GGUF file's {key} is {quoted(value)}; it must be a text")
         return value
 
     def tokens(self) -> list[str]:
@@ -132,7 +132,7 @@ class GGUFFile:
         key, last = f"tokenizer.ggml.{name}_token_id", len(self.tokens()) - 1
         value = self.get(key)
         if value is not None and (not isinstance(value, int) or not 0 <= value <= last):
-            raise InputError(f"the GGUF file's {key} is {shown(value)}; it must be from 0 to {last}")
+            raise InputError(f"the GGUF file's {key} is {quoted(value)}; it must be from 0 to {last}")
         return value
 
     def _read(self, cursor: _Cursor, package: ModuleType) -> None:
@@ -143,16 +143,16 @@ class GGUFFile:
         for _ in range(keys):
             key = cursor.string()
             if key in self.metadata:
-                raise ValueError(f"the key {shown(key)} is there twice")
+                raise ValueError(f"the key {quoted(key)} is there twice")
             self.metadata[key] = cursor.value(cursor.number("<I"))
         found = [_Tensor.read(cursor, package) for _ in range(tensors)]
         alignment = self.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"general.alignment is {shown(alignment)}")
+            raise ValueError(f"general.alignment is {quoted(alignment)}")
         cursor.position += -cursor.position % alignment
         for tensor in found:
             if tensor.name in self.tensors:
-                raise ValueError(f"the tensor {shown(tensor.name)} is there twice")
+                raise ValueError(f"the tensor {quoted(tensor.name)} is there twice")
             self.tensors[tensor.name] = tensor.stored(cursor)
 
 
@@ -182,12 +182,12 @@ class _Tensor:
     def read(cls, cursor: _Cursor, package: ModuleType) -> _Tensor:
         name, count = cursor.string(), cursor.number("<I")
         if not 1 <= count <= MAX_DIMENSIONS:
-            raise ValueError(f"the tensor {shown(name)} has {count} dimensions")
+            raise ValueError(f"the tensor {quoted(name)} has {count} dimensions")
         shape = tuple(cursor.number("<Q") for _ in range(count))[::-1]  # rows before columns
         kind = package.GGMLQuantizationType(cursor.number("<I"))
         block, size = package.GGML_QUANT_SIZES[kind]
         if shape[-1] % block:
-            raise ValueError(f"a row of the tensor {shown(name)} is {shape[-1]}, not in blocks of {block}")
+            raise ValueError(f"a row of the tensor {quoted(name)} is {shape[-1]}, not in blocks of {block}")
         return cls(name, shape, kind, shape[-1] // block * size, cursor.number("<Q"))
 
     def stored(self, data: _Cursor) -> Stored:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..kernels.errors import InputError
-from .fields import shown
+from ..kernels.errors import InputError, quoted
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = (
@@ -57,6 +56,6 @@ def pre_tokenizer(name: object) -> Pre:
     """The entry of that name. Raises InputError when there is none."""
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.pre is {shown(name)}; known are {', '.join(PRE_TOKENIZERS)}"
+            f"the GGUF file's tokenizer.ggml.pre is {quoted(name)}; known are {', '.join(PRE_TOKENIZERS)}"
         )
     return PRE_TOKENIZERS[name]

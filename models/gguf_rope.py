@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels.errors import InputError
-from .fields import shown
+from ..kernels.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from .gguf_file import GGUFFile
@@ -51,7 +50,7 @@ def _named(file: GGUFFile, prefix: str) -> dict[str, Any] | None:
     for name, usual in UNSCALED.items():
         if (value := file.get(key + name, usual)) != usual:
             raise InputError(
-                f"the GGUF file's {key}{name} is {shown(value)}, which is not supported; known is {usual}"
+                f"the GGUF file's {key}{name} is {quoted(value)}, which is not supported; known is {usual}"
             )
     factor = file.number(f"{key}factor", file.number(f"{prefix}rope.scale_linear", 1.0))
     kind = file.get(f"{key}type", "linear")
@@ -60,7 +59,7 @@ def _named(file: GGUFFile, prefix: str) -> dict[str, Any] | None:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise InputError(f"the GGUF file's {key}type is {shown(kind)}; known are none, linear, yarn")
+        raise InputError(f"the GGUF file's {key}type is {quoted(kind)}; known are none, linear, yarn")
     trained = file.size(f"{key}original_context_length", file.size(f"{prefix}context_length"))
     own = {ours: file.number(key + theirs) for theirs, ours in YARN.items() if key + theirs in file.metadata}
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained, **own}
@@ -79,7 +78,7 @@ def _divided(file: GGUFFile, theta: float, width: int) -> dict[str, Any] | None:
     turns = theta ** -(np.arange(0, width, 2) / width) / (2 * math.pi)
     if not (np.isfinite(divisors) & (divisors >= 1)).all():
         raise InputError(
-            f"the GGUF file's {FREQUENCIES} is {shown(divisors.tolist())}; "
+            f"the GGUF file's {FREQUENCIES} is {quoted(divisors.tolist())}; "
             f"it must be {len(turns)} numbers of at least 1"
         )
     if (divisors == 1).all():

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from ..kernels.errors import InputError
-from .fields import shown
+from ..kernels.errors import InputError, quoted
 from .gguf_pre import pre_tokenizer
 from .guard import guarded
 
@@ -30,10 +29,10 @@ def tokenizer(file: GGUFFile) -> Tokenizer:
     if len(vocab) < len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.tokens has {shown(twice)} twice; each token must differ"
+            f"the GGUF file's tokenizer.ggml.tokens has {quoted(twice)} twice; each token must differ"
         )
     if kind not in ("gpt2", "llama"):
-        raise InputError(f"the GGUF file's tokenizer.ggml.model is {shown(kind)}; known are gpt2, llama")
+        raise InputError(f"the GGUF file's tokenizer.ggml.model is {quoted(kind)}; known are gpt2, llama")
     types = (
         _list(file, "token_type") if "tokenizer.ggml.token_type" in file.metadata else [NORMAL] * len(vocab)
     )
@@ -82,7 +81,7 @@ def _list(file: GGUFFile, name: str) -> Sequence[Any]:
     """A list with an entry for each token."""
     found, count = file.get(f"tokenizer.ggml.{name}"), len(file.tokens())
     if not isinstance(found, list) or len(found) != count:
-        have = f"{len(found)} entries" if isinstance(found, list) else shown(found)
+        have = f"{len(found)} entries" if isinstance(found, list) else quoted(found)
         raise InputError(
             f"the GGUF file's tokenizer.ggml.{name} is {have}; it must have one for each of {count} tokens"
         )
@@ -109,7 +108,8 @@ def _pairs(file: GGUFFile) -> list[tuple[str, str]]:
     for merge in merges:
         if str(merge).count(" ") != 1:
             raise InputError(
-                f"the GGUF file's tokenizer.ggml.merges has {shown(merge)}; it must be two tokens and a space"
+                f"the GGUF file's tokenizer.ggml.merges has {quoted(merge)}; "
+                "it must be two tokens and a space"
             )
     return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import InputError
-from .fields import said
+from ..kernels.errors import InputError, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InputError
-from .fields import MAX_SIZE, Fields, shown, wrong
+from ..kernels.errors import InputError, quoted
+from .fields import MAX_SIZE, Fields, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -201,7 +201,7 @@ def _section(config: Fields) -> Mapping[str, Any]:
     old, new = config.object("rope_scaling"), config.object("rope_parameters")
     if old and new and old != new:
         raise InputError(
-            f"config.json has rope_scaling {shown(old)} and rope_parameters {shown(new)}; it must have one"
+            f"config.json has rope_scaling {quoted(old)} and rope_parameters {quoted(new)}; it must have one"
         )
     section = old or new
     for key, value in section.items():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, cut, quoted
 from .folder import read_json
 from .renderer import LIMITS, Limits, Renderer
 
@@ -108,7 +108,7 @@ def _folder_source(folder: Path) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     if found is not None and not isinstance(found, str):
-        raise InputError(f"chat_template in {config} is {found!r}; it must be a template's text")
+        raise InputError(f"chat_template in {config} is {quoted(found)}; it must be a template's text")
     return found
 
 
@@ -121,7 +121,7 @@ def _override_source(override: str) -> str:
         return _read(Path(override))
     if "{" not in override:
         raise InputError(
-            f"chat_template is {override!r}; it must be a Jinja template or a file that holds one"
+            f"chat_template is {quoted(override)}; it must be a Jinja template or a file that holds one"
         )
     return override
 
@@ -150,7 +150,7 @@ def _plain(value: Any, name: str, chosen: Choice) -> Any:
         return _marked(str.__str__(value), name, chosen)
     if isinstance(value, int | float):
         return int.__int__(value) if isinstance(value, int) else float.__float__(value)
-    raise InputError(f"{name} is {value!r}; a chat template takes only JSON values")
+    raise InputError(f"{cut(name)} is {quoted(value)}; a chat template takes only JSON values")
 
 
 def _marked(text: str, place: str, chosen: Choice) -> str:

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, quoted
 from .added_tokens import CONFIG, MAX_ID, SPECIALS, added_tokens, special_token
-from .fields import shown
 from .folder import read_json, readable
 from .tokenizer_json import JsonVocabulary
 from .tokenizer_spm import SentencePieceVocabulary
@@ -100,7 +99,7 @@ class Tokenizer:
         if last >= rows:
             token = self._vocabulary.token_of(last)
             raise InputError(
-                f"the tokenizer has id {last}, for {shown(token)}, and the model's embedding has {rows} rows"
+                f"the tokenizer has id {last}, for {quoted(token)}, and the model's embedding has {rows} rows"
                 f", for ids up to {rows - 1}; both must be of the same model"
             )
 
@@ -142,7 +141,7 @@ def _sentencepiece(folder: Path, path: Path) -> Vocabulary:
     for name in FLAGS:
         if flags.get(name) is not None and not isinstance(flags[name], bool):
             raise InputError(
-                f"{name} in {str(folder / CONFIG)!r} is {shown(flags[name])}; it must be true or false"
+                f"{name} in {str(folder / CONFIG)!r} is {quoted(flags[name])}; it must be true or false"
             )
     prefix, legacy = flags.get("add_prefix_space"), flags.get("legacy") is not False
     vocabulary = SentencePieceVocabulary.from_file(path, added_tokens(folder), prefix, legacy)
@@ -173,7 +172,7 @@ def _eos_ids(folder: Path) -> list[int]:
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
             raise InputError(
-                f"eos_token_id in {str(path)!r} is {shown(value)}; it must be a token id or a list of them"
+                f"eos_token_id in {str(path)!r} is {quoted(value)}; it must be a token id or a list of them"
             )
         if ids:
             return ids

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, quoted
 from .detokenizer import ByteLevel, Detokenizer, Window
-from .fields import shown
 from .guard import guarded
 from .vocabulary import Found, Place
 
@@ -64,7 +63,7 @@ class JsonVocabulary:
             backend.add_tokens([token])
             if index is not None and (own := backend.token_to_id(token.content)) != index:
                 raise InputError(
-                    f"the token {shown(token.content)} has id {own} by {path.name} and id {index} by the "
+                    f"the token {quoted(token.content)} has id {own} by {path.name} and id {index} by the "
                     "files beside it; they must agree"
                 )
         return backend

@@ -16,11 +16,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.options import fitted, quoted
+from ..engine.options import fitted
 from ..engine.request import Request
 from ..engine.sampling import SamplingParams, token_id
 from ..engine.strict_json import dumps
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, quoted
 from . import asking, loading, report, steering
 from .crowd import decoded
 from .display import progress

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.methods import Base
 from ..engine.objective import Objective
-from ..engine.options import quoted
 from ..engine.request import Request
-from ..kernels.errors import InputError, RunError
+from ..kernels.errors import InputError, RunError, quoted
 from . import answer, asking, loading, plain, report, steering
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import types
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_origin
 
-from ..engine.options import quoted, refusal, types_of, wanted
-from ..kernels.errors import InputError
+from ..engine.options import refusal, types_of, wanted
+from ..kernels.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

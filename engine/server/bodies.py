@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...kernels.errors import InputError
-from ..options import check_fields, meant, option, quoted, refusal
+from ...kernels.errors import InputError, quoted
+from ..options import check_fields, meant, option, refusal
 from ..sampling import SamplingParams, token_id
 from .errors import api_error, bad
 

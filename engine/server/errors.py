@@ -6,8 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...kernels.errors import BusyError, ContextError, InputError, RunError
-from ..options import quoted
+from ...kernels.errors import BusyError, ContextError, InputError, RunError, quoted
 from ..strict_json import dumps
 
 INVALID, SERVER = "invalid_request_error", "server_error"

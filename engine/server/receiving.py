@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
+from ...kernels.errors import quoted
 from .bodies import read
 from .errors import ApiError, left
 
@@ -21,7 +22,7 @@ async def body(http: HttpRequest, config: ServerConfig) -> dict[str, Any]:
     """The JSON object of a call's body. Raises ApiError when it is too large, too slow, or none."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiError(415, f"Content-Type is {kind!r}; it must be application/json")
+        raise ApiError(415, f"Content-Type is {quoted(kind)}; it must be application/json")
     return read(await received(http, config))
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.errors import InputError, SteeringWarning
-from ...models.fields import said
+from ...kernels.errors import InputError, SteeringWarning, quoted, said
 from ..catalogue import default_method, method_class, require_setting
 from ..methods import Base, Method
 from ..objective import Objective
-from ..options import fitted, quoted, refusal
+from ..options import fitted, refusal
 from .errors import api_error
 
 if sys.version_info >= (3, 11):

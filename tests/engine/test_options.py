@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Base, Engine, EngineConfig, Method, Objective, Request, SamplingParams
 from trimtab.engine.methods import METHODS
-from trimtab.engine.options import QUOTED, check_fields, fitted, quoted
-from trimtab.kernels.errors import InputError
+from trimtab.engine.options import check_fields, fitted
+from trimtab.kernels.errors import QUOTED, InputError, quoted
 
 VALUES: dict[str, Any] = {
     "empty": "",

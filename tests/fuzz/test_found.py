@@ -12,9 +12,8 @@ from gguf import GGMLQuantizationType as Kind
 from tokenizers import AddedToken
 from trimtab.engine import AsyncEngine, Request, SamplingParams
 from trimtab.engine.server.steering import Profiles
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.errors import QUOTED, SAID, InputError, quoted
 from trimtab.models.config import ModelConfig
-from trimtab.models.fields import MOST_SAID, shown
 from trimtab.models.folder import MAX_BYTES, read_json
 from trimtab.models.gguf import convert
 from trimtab.models.splitter import Splitter
@@ -73,7 +72,7 @@ def test_a_vocabulary_of_no_measure_is_not_read(tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("value", [nested(100_000), 10**5000, "x" * 10**6], ids=["deep", "long", "wide"])
 def test_a_value_that_python_cannot_write_out_is_still_told(value: Any) -> None:
-    assert 0 < len(shown(value)) <= 60
+    assert 0 < len(quoted(value)) <= QUOTED
 
 
 def test_a_sentence_stays_short_however_long_what_it_is_about(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_a_sentence_stays_short_however_long_what_it_is_about(tmp_path: Path) ->
     write_json(folder / "tokenizer_config.json", {"pad_token": ["x" * 10**6]})
     with pytest.raises(InputError) as refusal:
         Tokenizer.from_folder(folder)
-    assert len(str(refusal.value)) < MOST_SAID + len(str(folder))
+    assert len(str(refusal.value)) < SAID + len(str(folder))
 
 
 PANICS: dict[str, dict[str, Any]] = {

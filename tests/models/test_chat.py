@@ -263,6 +263,19 @@ def test_a_template_in_the_config_that_is_no_text_is_refused(tmp_path: Path) -> 
         ChatTemplate.from_folder(write(tmp_path, config=3), PLAIN_TOKENIZER)
 
 
+def test_what_is_no_template_and_what_none_takes_is_told_in_short(tmp_path: Path) -> None:
+    long = "x" * 10**5
+    for refused in (
+        lambda: ChatTemplate.from_folder(tmp_path, PLAIN_TOKENIZER, long),
+        lambda: ChatTemplate.from_folder(write(tmp_path, config={"default": long}), PLAIN_TOKENIZER),
+        lambda: ChatTemplate("{{ x }}").render(TURN, x=long.encode()),
+        lambda: ChatTemplate("{{ x }}").render(TURN, x={long: b"y"}),
+    ):
+        with pytest.raises(InputError, match=r"must be a|takes only JSON") as refusal:
+            refused()
+        assert len(str(refusal.value)) < 400 + len(str(tmp_path))
+
+
 def test_wishes_follow_the_systems_text_and_the_base_carries_the_shared_one() -> None:
     base, short, kind = branches(CHATML, [user("Hi")], "Be short.", "Be kind.")
     assert base.startswith(

@@ -8,8 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import quoted
-from ...kernels.errors import InputError
+from ...kernels.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

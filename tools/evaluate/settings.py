@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import EngineConfig
-from ...engine.options import check_fields, option, quoted, refusal
+from ...engine.options import check_fields, option, refusal
 from ...engine.sampling import SamplingParams
-from ...kernels.errors import InputError
+from ...kernels.errors import InputError, quoted
 from .. import flags
 from .question import HALVES
 

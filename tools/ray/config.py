@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
-from ...engine.options import check_fields, option, quoted, refusal
-from ...kernels.errors import InputError
+from ...engine.options import check_fields, option, refusal
+from ...kernels.errors import InputError, quoted
 
 
 @dataclass(frozen=True)
