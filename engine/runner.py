@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..kernels.device_cache import DeviceKV
 from ..kernels.errors import RunError
 from ..kernels.layout import Segment
 from ..kernels.linear import filled
 from ..kernels.parcel import fetch, send
-from ..kernels.steer import Choice
 from ..kernels.steer_table import Groups, SteerTable
 from ..models.ragged import forward
 from .flight import Flight
+from .graphs import DecodeGraphs, captured
 from .order import Admitted, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..kernels.backend import Cache
-    from ..kernels.gpu.compiles import Compiles
+    from ..kernels.backend import Backend, Cache
+    from ..kernels.steer import Choice
     from ..models.llama import Llama
-    from .graphs import DecodeGraphs
     from .scheduler import Plan
 
 
@@ -45,10 +45,9 @@ class Runner:
     """The model, its KV cache and the table of running requests; `launch` moves all of them on.
 
     new_cache: makes a cache of so many pages; `pages` is how many its own has.
-    graphs: what of decoding is captured, where anything is.
-    compiles: what counts the kernels that its launches compile, where any are.
     lead: what to do about an order before and after it is carried out, where others hold parts of the model.
-    choose: see `kernels.lm_head.choose`.
+    choose: see `kernels.lm_head.choose`. compiles: what counts the kernels that its launches compile, where
+    any are. graphs: what of decoding is captured, where anything is.
     steps, step_seconds, steer_seconds: how many, how long the host was at them, and how much of it with
     choosing tokens, from hidden states on: the vocabulary's product and steering, on a GPU their launches.
     """
@@ -59,13 +58,14 @@ class Runner:
         new_cache: Callable[[int], Cache],
         pages: int,
         table: SteerTable,
-        choose: Callable[..., Choice],
+        backend: Backend,
+        lead: Callable[[Order], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.model, self.new_cache, self.table, self.choose = model, new_cache, table, choose
+        self.model, self.new_cache, self.table, self.lead = model, new_cache, table, lead
         self.pages, self.cache, self.device = pages, new_cache(pages), model.device
+        self.choose = backend.choose
+        self.compiles = backend.compiles() if backend.compiles else None
         self.graphs: DecodeGraphs | None = None
-        self.compiles: Compiles | None = None
-        self.lead: Callable[[Order], AbstractContextManager[object]] = nullcontext
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
         self._chosen = torch.zeros(0, dtype=torch.int64, device=self.device)  # by the step before
 
@@ -75,6 +75,13 @@ class Runner:
         device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with device, self.compiles.by_this_thread() if self.compiles else nullcontext():
             yield
+
+    def capture(self, rows: int, length: int) -> None:
+        """Captures decoding steps, of up to so many rows whose longest text is so long. On a GPU alone."""
+        assert isinstance(self.cache, DeviceKV), "only such a cache has a spare page"
+        with plain_tensors(), self.on_device():
+            self.graphs = DecodeGraphs(self.model, self.cache, rows, length, captured())
+            torch.cuda.empty_cache()
 
     def admit(self, admitted: Admitted) -> None:
         """Writes a request's method and sampling into its row of the table."""

@@ -92,6 +92,15 @@ class Checkpoint:
             raise InputError(f"the checkpoint stores weights as {stored}; known are {', '.join(DTYPES)}")
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """The type of that name; InputError for one that no weights are held in."""
+    known = DTYPES.values()
+    if name not in known:
+        raise InputError(f"the checkpoint's dtype is {name!r}; known are {', '.join(known)}, or give dtype")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether every number is; in one pass, at the speed of memory, without a copy."""
     return not tensor.numel() or all(math.isfinite(bound) for bound in torch.aminmax(tensor))

@@ -6,8 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trimtab.engine import Engine
-from trimtab.engine import core as cores
+from trimtab.engine import Engine, blueprint
 from trimtab.engine import runner as runners
 from trimtab.kernels.gpu import ahead
 from trimtab.models import memory
@@ -26,7 +25,7 @@ META = torch.device("meta")
 
 def opened(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Core:
     """The core of an engine, whose results stay where they are."""
-    monkeypatch.setattr(cores, "device_of", lambda *_: META)
+    monkeypatch.setattr(blueprint, "device_of", lambda *_: META)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(DummyWeights, "tensor", _empty)
     monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))

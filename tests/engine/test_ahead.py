@@ -98,7 +98,7 @@ def test_answers_are_the_same(engine: Engine, reference: Engine) -> None:
 def test_replayed_steps_follow_one_another(
     tiny_folder: Path, reference: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.engine.core.backend_of", lambda *_: PLAIN)
+    monkeypatch.setattr("trimtab.engine.blueprint.backend_of", lambda *_: PLAIN)
     engine = open_engine(tiny_folder)
     core = engine._core
     core.looks_ahead = True

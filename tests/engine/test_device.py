@@ -104,7 +104,7 @@ def open_engine(folder: Path) -> Engine:
 @pytest.fixture
 def plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine that decodes as on a GPU with torch's operations."""
-    monkeypatch.setattr("trimtab.engine.core.backend_of", lambda *_: PLAIN)
+    monkeypatch.setattr("trimtab.engine.blueprint.backend_of", lambda *_: PLAIN)
     return open_engine(folder)
 
 

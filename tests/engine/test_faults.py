@@ -158,7 +158,7 @@ def test_memory_that_is_short_at_the_start_is_a_sentence(
     def fail(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    monkeypatch.setattr(f"trimtab.engine.core.{stage}", fail)
+    monkeypatch.setattr(f"trimtab.engine.blueprint.{stage}", fail)
     with pytest.raises(RunError, match=r"cpu has too little memory: .* Tried to allocate 2 GiB\.; lower"):
         Engine.from_pretrained(str(tiny_folder))
 

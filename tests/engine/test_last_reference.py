@@ -40,7 +40,7 @@ def test_an_engine_ends_with_its_last_reference(
     tiny_folder: Path, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if as_on_a_gpu:
-        monkeypatch.setattr("trimtab.engine.core.backend_of", lambda *_: PLAIN)
+        monkeypatch.setattr("trimtab.engine.blueprint.backend_of", lambda *_: PLAIN)
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", block_size=16)
     if as_on_a_gpu:
         engine._core.looks_ahead, runner = True, engine._core.runner

@@ -33,8 +33,8 @@ from trimtab.engine import (
     Prompt,
     Request,
     SamplingParams,
+    blueprint,
 )
-from trimtab.engine import core as cores
 from trimtab.engine.devices import shared
 from trimtab.engine.graphs import DecodeGraphs
 from trimtab.engine.order import Order
@@ -43,7 +43,6 @@ from trimtab.engine.warmup import orders, warm_up
 from trimtab.kernels.backend import PLAIN
 from trimtab.kernels.gpu.ahead import TARGETS, Build, recorded
 from trimtab.kernels.gpu.backend import INVARIANT, TRITON
-from trimtab.kernels.gpu.compiles import Compiles
 from trimtab.kernels.gpu.swiglu import swiglu
 from trimtab.kernels.gpu.tuning import of as launches_of
 from triton.compiler import make_backend
@@ -152,7 +151,7 @@ def test_requests_launch_no_kernel_that_the_warm_up_did_not(core: Core, replayed
 
 
 def test_with_batch_invariant_few_kernels_are_enough_for_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "backend_of", lambda *_: INVARIANT)
+    monkeypatch.setattr(blueprint, "backend_of", lambda *_: INVARIANT)
     fields: dict[str, Any] = {
         "max_num_seqs": BRANCHES,
         "enable_prefix_caching": False,
@@ -173,11 +172,12 @@ def test_triton_itself_compiles_nothing_after_the_warm_up(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_only(monkeypatch)
-    core.runner.compiles = Compiles()
+    compiles = core.runner.compiles
+    assert compiles
     warm_up(core.runner, SHAPES)
-    ready = core.runner.compiles.count
+    ready = compiles.count
     serve(core, Random(2), 30)
-    assert core.runner.compiles.count == ready > 60
+    assert compiles.count == ready > 60
     assert core.stats.late_compiles == 0
 
 
@@ -208,7 +208,6 @@ def test_a_compile_after_the_warm_up_is_in_the_engines_numbers(
     core: Core, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = core.runner
-    runner.compiles = Compiles()
     with caplog.at_level(logging.INFO, "trimtab.engine"), recorded():
         warm_up(runner, SHAPES)
     begun, ended = (record.getMessage() for record in caplog.records)
@@ -235,14 +234,13 @@ def test_steps_are_captured_and_kernels_launched_where_there_are_any(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], made: list[str]
 ) -> None:
     found = list[str]()
-    monkeypatch.setattr(cores, "capture", lambda *_: found.append("captured"))
-    monkeypatch.setattr(cores, "warm_up", lambda *_: found.append("warm"))
-    runner = cast("Runner", SimpleNamespace(device=META))
+    monkeypatch.setattr(blueprint, "warm_up", lambda *_: found.append("warm"))
+    captured = SimpleNamespace(device=META, capture=lambda *_: found.append("captured"))
+    runner = cast("Runner", captured)
     backend = PLAIN if fields.get("kernels") == "torch" else TRITON
     backend = shared(backend) if "tensor_parallel_size" in fields else backend
-    cores._get_ready(runner, backend, EngineConfig(**fields), 512)
+    blueprint.get_ready(runner, backend, EngineConfig(**fields), 512)
     assert found == made
-    assert (runner.compiles is None) == (backend is PLAIN)
 
 
 def test_launches_are_told_apart_as_triton_tells_them(core: Core) -> None:

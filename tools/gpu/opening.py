@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.core import capture
 from ...engine.engine import Engine
 
 
@@ -14,5 +13,5 @@ def opened(model: str, device: str, captured: bool = True, **fields: Any) -> Eng
     core, config = engine._core, engine.config
     if captured and core.looks_ahead and config.kernels == "triton":
         length = config.max_model_len or engine.model_config.context
-        capture(core.runner, config.max_num_seqs, length)
+        core.runner.capture(config.max_num_seqs, length)
     return engine

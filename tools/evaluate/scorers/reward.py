@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ....engine.core import torch_dtype
 from ....kernels.errors import InputError
+from ....models.checkpoint import torch_dtype
 from ....models.classifier import Classifier, open_classifier
 from ...display import progress
 
