@@ -90,7 +90,7 @@ class Blueprint:
         if part:
             own = part.vocabulary
             table = SteerTable(min(max(self.vocab - own.first, 0), own.width), device, own)
-        page = backend.page_bytes(layers, *sizes, self.dtype)
+        page = backend.cache.page_bytes(layers, *sizes, self.dtype)
         with memory.enough(device, "lower max_num_batched_tokens or max_num_seqs"):
             pages = pages_of(config, model, backend, new_cache, page, table.shard)
         with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs"):

@@ -63,17 +63,17 @@ class PagedKV(PagePool):
         block_size: int,
         kv_heads: int,
         head_dim: int,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
+        assert device.type == "cpu", "this cache lies in the memory of a CPU"
         super().__init__(layers, pages, block_size, kv_heads, head_dim, dtype)
         self._step: _Step | None = None
         self._decoding: Decoding | None = None
         self._decoding_of: object = None
 
     @staticmethod
-    def page_bytes(
-        layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
-    ) -> int:
+    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """What one page takes."""
         return layers * 2 * kv_heads * block_size * padded_width(head_dim) * dtype.itemsize
 

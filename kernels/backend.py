@@ -28,6 +28,21 @@ class Cache(Protocol):
     pages: Tensor
     block_size: int
 
+    def __init__(
+        self,
+        layers: int,
+        pages: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None: ...
+
+    @staticmethod
+    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """What one page takes."""
+
     def begin(self, batch: Batch) -> None: ...
 
     def attend(
@@ -43,17 +58,14 @@ class Cache(Protocol):
 class Backend:
     """The decoder's operations, the cache that they attend over, and what chooses tokens.
 
-    cache: from layers, pages, block_size, kv_heads, head_dim, dtype and device. page_bytes: what one page
-    takes, from layers, block_size, kv_heads, head_dim and dtype. choose: from the head and hidden states, see
-    `lm_head.choose`. graphs: the host reads nothing back between a decoding step's token ids and its hidden
-    states, so that they may be captured once and replayed. compiles: what counts the kernels that first
-    launches compile, and warm_shapes: steps to launch before the first request, as (requests, branches of the
-    widest), from device and most rows; None where none are.
+    choose: from the head and hidden states, see `lm_head.choose`. graphs: the host reads nothing back between
+    a decoding step's token ids and its hidden states, so that they may be captured once and replayed.
+    compiles: what counts the kernels that first launches compile, and warm_shapes: steps to launch before the
+    first request, as (requests, branches of the widest), from device and most rows; None where none are.
     """
 
     ops: Ops
-    cache: Callable[[int, int, int, int, int, torch.dtype, torch.device], Cache]
-    page_bytes: Callable[[int, int, int, int, torch.dtype], int]
+    cache: type[Cache]
     choose: Callable[..., Choice]
     graphs: bool = False
     compiles: Callable[[], Compiles] | None = None
@@ -69,20 +81,7 @@ def one_pair(device: torch.device, most: int) -> list[tuple[int, int]]:
     return [PAIR]
 
 
-def _on_cpu(
-    layers: int,
-    pages: int,
-    block_size: int,
-    kv_heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> PagedKV:
-    assert device.type == "cpu", "this cache lies in the memory of a CPU"
-    return PagedKV(layers, pages, block_size, kv_heads, head_dim, dtype)
-
-
-TORCH = Backend(TORCH_OPS, _on_cpu, PagedKV.page_bytes, choose)
+TORCH = Backend(TORCH_OPS, PagedKV, choose)
 """The torch references, which a CPU decodes with."""
-PLAIN = Backend(TORCH_OPS, DeviceKV, DeviceKV.page_bytes, choose)
+PLAIN = Backend(TORCH_OPS, DeviceKV, choose)
 """The torch references on any device: what its kernels are checked by, and slow."""

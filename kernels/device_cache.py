@@ -73,18 +73,16 @@ class DeviceKV:
         block_size: int,
         kv_heads: int,
         head_dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.block_size, self.kv_heads, self.spare = block_size, kv_heads, pages
         shape = (layers, 2, pages + 1, kv_heads, block_size, head_dim)
-        self.pages = torch.empty(shape, dtype=dtype, device=device or torch.device("cpu"))
+        self.pages = torch.empty(shape, dtype=dtype, device=device)
         self.layout: Layout | None = None
 
     @staticmethod
-    def page_bytes(
-        layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
-    ) -> int:
+    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """What one page takes."""
         return layers * 2 * kv_heads * block_size * head_dim * dtype.itemsize
 

@@ -106,7 +106,8 @@ class Classifier:
         config, counts = self._config, [-(-len(ids) // BLOCK) for ids in group]
         ends = list(accumulate(counts))
         tables = [list(range(end - count, end)) for count, end in zip(counts, ends, strict=True)]
-        cache = PagedKV(config.num_layers, ends[-1], BLOCK, config.num_kv_heads, config.head_dim, self._dtype)
+        sizes = (BLOCK, config.num_kv_heads, config.head_dim)
+        cache = PagedKV(config.num_layers, ends[-1], *sizes, self._dtype, self._model.device)
         cache.clear(list(range(ends[-1])))
         for start in range(0, max(map(len, group)), MOST_TOKENS):
             pieces = [ids[start : start + MOST_TOKENS] for ids in group]

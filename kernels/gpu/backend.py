@@ -48,7 +48,6 @@ choose_apart = partial(lm_head.choose, by=steer)
 TRITON = Backend(
     Ops(rms_norm=rms_norm, swiglu=swiglu, head=Head),
     TritonKV,
-    TritonKV.page_bytes,
     choose,
     graphs=True,
     compiles=Compiles,

@@ -50,7 +50,7 @@ class World:
         self.sizes = (heads, kv_heads, kv_heads)
         self.head_dim = head_dim
         pages = 100 + 9000 // block_size
-        self.cache = PagedKV(LAYERS, pages, block_size, kv_heads, head_dim, dtype)
+        self.cache = PagedKV(LAYERS, pages, block_size, kv_heads, head_dim, dtype, torch.device("cpu"))
         self.cache.pages.fill_(torch.nan)
         self.free = list(range(pages))
         random.Random(0).shuffle(self.free)
