@@ -21,7 +21,7 @@ from ..kernels.device_cache import DeviceKV, Layout
 from ..kernels.parcel import pack, unpack
 
 if TYPE_CHECKING:
-    from ..kernels.layout import Segment
+    from ..kernels.batch import Segment
     from ..models.llama import Llama
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]

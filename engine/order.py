@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels.layout import Segment
+from ..kernels.batch import Segment
 from ..kernels.parcel import send
 from ..kernels.program import Program
 from ..kernels.steer_table import Draw, Edits

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..kernels.batch import Segment
 from ..kernels.errors import InputError, RunError
-from ..kernels.layout import Segment
 from ..kernels.program import Program
 from ..kernels.shard import WHOLE, Whole
 from ..kernels.steer_table import Draw, Groups, SteerTable

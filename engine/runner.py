@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..kernels.batch import Segment
 from ..kernels.device_cache import DeviceKV
 from ..kernels.errors import RunError
-from ..kernels.layout import Segment
 from ..kernels.linear import filled
 from ..kernels.parcel import fetch, send
 from ..kernels.steer_table import Groups, SteerTable

@@ -14,8 +14,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from ..kernels.backend import PAIR
+from ..kernels.batch import Segment
 from ..kernels.device_cache import DeviceKV
-from ..kernels.layout import Segment
 from ..kernels.program import Program
 from ..kernels.steer_table import Draw, SteerTable
 from .order import Admitted, Order

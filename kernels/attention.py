@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .batch import Batch, Segment
 from .decoding import Decoding, pairwise_sum
-from .layout import Batch, Pieces, Prompts, Readers, Segment
 from .norm import rms_norm
+from .pieces import Pieces, Prompts
 from .pool import ALONE, PagePool, padded_width
+from .readers import Readers
 from .rope import HeadNorm, Turns, rotate
 
 

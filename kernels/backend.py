@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .batch import Batch
     from .gpu.compiles import Compiles
-    from .layout import Batch
     from .rope import HeadNorm, Turns
     from .steer import Choice
 

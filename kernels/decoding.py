@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import HIDDEN, Readers, hidden_keys
+from .mask import HIDDEN, hidden_keys
 from .pool import PagePool, Read
+from .readers import Readers
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import exchange
+from .batch import exchange
 from .paged import Tiles, cut, longest, paged_attention
 from .parcel import send
 from .rope import rope_write
 
 if TYPE_CHECKING:
-    from .layout import Batch, Segment
+    from .batch import Batch, Segment
     from .rope import HeadNorm, Turns
 
 PROMPT_TILE = 16

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .mask import is_hidden
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -72,9 +74,7 @@ def paged_attention(
         asked = queries[own].to(wide).view(count, kv_heads, heads // kv_heads, width)
         scores = torch.einsum("tkgd,knd->tkgn", asked, keys)
         key, token = (torch.arange(*span, device=queries.device) for span in ((end,), (start, end)))
-        hidden = key > token[:, None]
-        if window is not None:
-            hidden |= key <= token[:, None] - window
-        shares = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
+        hidden = is_hidden(key, token[:, None], window)[:, None, None]
+        shares = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         out[own] = torch.einsum("tkgn,knd->tkgd", shares, values).flatten(1, 2).to(out.dtype)
     return out

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .layout import exchange
+from .batch import exchange
 
 ROWS, NARROW, ALONE, LEAST_WORK, COLUMNS, PAGE = 4, 64, 12, 400, 8, 16
 """What products must be of for their bits to be always the same: a multiple of rows (at least twice as many

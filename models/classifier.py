@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..kernels.attention import PagedKV
+from ..kernels.batch import Segment
 from ..kernels.errors import InputError
-from ..kernels.layout import Segment
 from ..kernels.linear import filled
 from .chat import render_prompt
 from .config import CLASSIFIER, ModelConfig

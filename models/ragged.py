@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.layout import Batch, Segment
+from ..kernels.batch import Batch, Segment
 from ..kernels.linear import filled
 from ..kernels.parcel import send
 

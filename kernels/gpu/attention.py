@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import mask
 from . import tuning
 from .products import LEAST_ROWS, UPCAST
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..paged import Tiles
     from .tuning import Attention
 
-HIDDEN = tl.constexpr(-1e30)
+HIDDEN = tl.constexpr(mask.HIDDEN)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 

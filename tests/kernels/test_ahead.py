@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="kernels are compiled where there is triton
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
+from trimtab.kernels.batch import Segment
 from trimtab.kernels.gpu import SPECS, ahead
 from trimtab.kernels.gpu.ahead import TARGETS, Build, builds_of, compile_for, recorded
 from trimtab.kernels.gpu.attention import paged_attention
@@ -30,7 +31,6 @@ from trimtab.kernels.gpu.lm_head_steer_cases import (
     deciding,
 )
 from trimtab.kernels.gpu.tuning import SHIPPED
-from trimtab.kernels.layout import Segment
 from trimtab.kernels.program import Program
 from trimtab.kernels.steer_table import Groups, SteerTable
 from trimtab.models.config import ModelConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from trimtab.kernels import pool
 from trimtab.kernels.attention import PagedKV
-from trimtab.kernels.layout import Batch, Segment
+from trimtab.kernels.batch import Batch, Segment
 from trimtab.kernels.rope import Turns
 
 from ..bits import steady

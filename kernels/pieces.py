@@ -1,100 +1,18 @@
-"""The layout of a step over a paged cache: where tokens go, who reads which page, what each may see."""
+"""Prompts in pieces that attend together on a CPU, each as far as its page goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .parcel import send
+from .batch import Segment
+from .mask import hidden_keys
 
-CPU = torch.device("cpu")
-HIDDEN = -1e30
-"""The score of a key that may not be seen; finite, so that a page with no visible key makes no NaN."""
 SCORES = 1 << 21
 """Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One branch's share of a step: `count` new tokens after the `start` that its pages already hold.
-
-    pages: its page table, long enough for the new tokens.
-    """
-
-    start: int
-    count: int
-    pages: list[int]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The ragged layout of one step, tokens of one segment after another.
-
-    positions [rows]; pages, offsets [tokens]: where in the cache each token's K and V go. Rows beyond the
-    tokens are padding: they repeat the last position, are written nowhere, and mean nothing.
-    """
-
-    segments: list[Segment]
-    positions: Tensor
-    pages: Tensor
-    offsets: Tensor
-
-    @classmethod
-    def of(
-        cls, segments: list[Segment], block_size: int, padding: int = 0, device: torch.device = CPU
-    ) -> Batch:
-        """The layout of these segments, in their order."""
-        positions = [s.start + i for s in segments for i in range(s.count)]
-        pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
-        offsets = [p % block_size for p in positions]
-        columns = (positions + positions[-1:] * padding, pages, offsets)
-        return cls(segments, *send(device, *(np.array(column, np.int64) for column in columns)))
-
-
-@dataclass(frozen=True)
-class Readers:
-    """Which page is read for which decoding row; a pair is one page read for one row.
-
-    used:    pages [0, used) are multiplied, each for its first reader.
-    stacked: pages [n] that more rows read, each multiplied for `most` of them.
-    pairs:   [depth, rows]: for each row its pages in order; a page below `used` for its first reader, and
-             used + index · most + place among the others of a stacked page. 0 where a row has no more pages.
-    absent:  [depth, rows]: where it has none.
-    """
-
-    used: int
-    stacked: Tensor
-    most: int
-    pairs: Tensor
-    absent: Tensor
-
-    @classmethod
-    def of(cls, tables: list[list[int]]) -> Readers:
-        """tables: the pages of each row, in order."""
-        used = max(2, 1 + max(map(max, tables)))  # two, so that no product stands alone
-        taken, others = set[int](), dict[int, list[tuple[int, int]]]()
-        for row, table in enumerate(tables):
-            for index, page in enumerate(table):
-                if page in taken:
-                    others.setdefault(page, []).append((row, index))
-                taken.add(page)
-        most = max(map(len, others.values()), default=0)
-        depth = max(map(len, tables))
-        pairs = [[table[i] if i < len(table) else 0 for table in tables] for i in range(depth)]
-        for at, readers in enumerate(others.values()):
-            for place, (row, index) in enumerate(readers):
-                pairs[index][row] = used + at * most + place
-        return cls(
-            used=used,
-            stacked=torch.tensor(list(others), dtype=torch.int64),
-            most=most,
-            pairs=torch.tensor(pairs),
-            absent=torch.tensor([[i >= len(table) for table in tables] for i in range(depth)]),
-        )
 
 
 @dataclass(frozen=True)
@@ -219,19 +137,3 @@ def filled_up(count: int) -> int:
     """What a piece of `count` tokens is filled up to: sizes are a quarter apart, so that many are alike."""
     step = max(16, 1 << max(0, (count - 1).bit_length() - 3))
     return -(-count // step) * step
-
-
-def hidden_keys(key: Tensor, token: Tensor, window: int | None) -> Tensor:
-    """0 where the token at a position sees the key at a position, else HIDDEN."""
-    hidden = key > token
-    if window is not None:
-        hidden |= key <= token - window
-    return torch.zeros(hidden.shape).masked_fill_(hidden, HIDDEN)
-
-
-def exchange(pages: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
-    """Exchanges what pages [layers, 2, pages, …] hold, two by two, one after the other."""
-    for one, other in pairs:  # by slices: a list of indices would copy number by number
-        held = pages[:, :, one].clone()
-        pages[:, :, one] = pages[:, :, other]
-        pages[:, :, other] = held
