@@ -11,36 +11,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .shard import Shard
-
-UNIT = float(1 << 40)
-"""What a probability of the top token weighs; 2²³ of them still fit 64 bits."""
+from .peers import Peers
 
 
-def kth_largest(scores: Tensor, top_k: Tensor, shard: Shard) -> Tensor:
-    """The top_k-th largest of each row, [rows, 1]; −inf where top_k is 0 or no smaller than the row."""
-    off = (top_k == 0) | (top_k >= shard.vocab)
-    found = _largest(scores, torch.ones_like(scores, dtype=torch.int64), torch.where(off, 1, top_k), shard)
-    return found[:, None].masked_fill(off[:, None], -torch.inf)
+def largest(values: Tensor, weights: Tensor, wanted: Tensor, peers: Peers) -> Tensor:
+    """The largest t [rows] at or above which the weights of all parts sum to `wanted` [rows] or more.
 
-
-def nucleus(scores: Tensor, top_p: Tensor, shard: Shard) -> Tensor:
-    """t [rows, 1] such that {s ≥ t} is the smallest set with mass ≥ top_p; −inf where top_p is 1."""
-    weights = ((scores - shard.amax(scores)[:, None]).exp().double() * UNIT).long()
-    total = shard.peers.sum(weights.sum(-1))
-    found = _largest(scores, weights, (top_p * total).ceil().long().clamp(min=1), shard)
-    return found[:, None].masked_fill(top_p[:, None] >= 1, -torch.inf)
-
-
-def _largest(values: Tensor, weights: Tensor, wanted: Tensor, shard: Shard) -> Tensor:
-    """The largest t [rows] at or above which the weights sum to `wanted` [rows] or more."""
+    values [rows, columns] float32; weights the same, int64.
+    """
     keys = _ordered(values)
     found, above = torch.zeros_like(wanted), torch.zeros_like(wanted)  # the key's bytes so far; beyond them
     for shift in (24, 16, 8, 0):
         inside = keys >> (shift + 8) == found[:, None]
         sums = weights.new_zeros(len(values), 256)
         sums.scatter_add_(1, (keys >> shift) & 255, torch.where(inside, weights, 0))
-        sums = shard.peers.sum(sums)
+        sums = peers.sum(sums)
         reached = above[:, None] + sums.flip(-1).cumsum(-1).flip(-1)
         byte = ((reached >= wanted[:, None]).sum(-1, keepdim=True) - 1).clamp(min=0)
         above = (reached - sums).gather(-1, byte)[:, 0]

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from . import search
 from .peers import Peers
+
+WINDOW = 1024
+"""A nucleus is looked for among this many top tokens first, and by a full sort only where it is larger."""
+UNIT = float(1 << 40)
+"""What a probability of the top token weighs among parts; 2²³ of them still fit 64 bits."""
 
 
 class Whole:
@@ -43,6 +49,32 @@ class Whole:
         """The `count` largest entries of each row and their ids, largest first; all where there are fewer."""
         found = rows.topk(min(count, rows.shape[-1]))
         return found.values, found.indices
+
+    def kth_largest(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """The entry of each row that `counts` [rows] int64 says, from the largest on, [rows, 1].
+
+        −inf where the count is 0 or no smaller than the row.
+        """
+        off = (counts == 0) | (counts >= rows.shape[-1])
+        wanted = torch.where(off, 1, counts)
+        values = rows.topk(int(wanted.max())).values
+        return values.gather(-1, wanted[:, None] - 1).masked_fill(off[:, None], -torch.inf)
+
+    def nucleus(self, rows: Tensor, masses: Tensor) -> Tensor:
+        """t [rows, 1] such that {s ≥ t} is the smallest set of likeliest tokens with this mass of softmax(s).
+
+        masses [rows] in (0, 1]. The token that crosses its mass belongs to the set; for 1 t is −inf.
+        """
+        total = rows.logsumexp(-1, keepdim=True)
+        size = min(WINDOW, rows.shape[-1])
+        values = rows.topk(size).values
+        reached = (values - total).exp().double().cumsum(-1)
+        wanted = masses[:, None].double()
+        if bool(((reached[:, -1:] < wanted) & (wanted < 1)).any()) and size < rows.shape[-1]:
+            values = rows.sort(-1, descending=True).values
+            reached = (values - total).exp().double().cumsum(-1)
+        crossing = (reached < wanted).sum(-1, keepdim=True).clamp(max=reached.shape[-1] - 1)
+        return values.gather(-1, crossing).masked_fill(wanted >= 1, -torch.inf)
 
     def total(self, top: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
         """(top, sums) of the whole from each part's: sums are relative to exp(top); [rows] float64."""
@@ -93,6 +125,18 @@ class Shard(Whole):
         values, ids = self.peers.gather(ours).permute(1, 2, 0, 3).flatten(-2).unbind()
         values, order = super().topk(values, min(count, self.vocab))
         return values.to(rows.dtype), ids.gather(-1, order).long()
+
+    def kth_largest(self, rows: Tensor, counts: Tensor) -> Tensor:
+        off = (counts == 0) | (counts >= self.vocab)
+        each, wanted = torch.ones_like(rows, dtype=torch.int64), torch.where(off, 1, counts)
+        found = search.largest(rows, each, wanted, self.peers)
+        return found[:, None].masked_fill(off[:, None], -torch.inf)
+
+    def nucleus(self, rows: Tensor, masses: Tensor) -> Tensor:
+        weights = ((rows - self.amax(rows)[:, None]).exp().double() * UNIT).long()
+        total = self.peers.sum(weights.sum(-1))
+        found = search.largest(rows, weights, (masses * total).ceil().long().clamp(min=1), self.peers)
+        return found[:, None].masked_fill(masses[:, None] >= 1, -torch.inf)
 
     def total(self, top: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
         tops, *parts = self.peers.gather(torch.stack((top, *sums))).unbind(1)

@@ -25,7 +25,7 @@ from .noise import gumbel
 from .program import EMA, MEAN
 from .shard import WHOLE, Whole
 from .steer_table import GREEDY_BELOW, Columns, Edits, Groups, SteerTable
-from .support import nucleus_threshold, support_threshold
+from .support import support_threshold
 from .trust_region import divergence, solve
 
 TOP_LOGPROBS = 20
@@ -221,7 +221,7 @@ def _mask(scores: Tensor, logits: Tensor, groups: Groups, columns: Columns, tabl
     last = groups.first[masked] + groups.count[masked] - 1  # one objective: the row after the base
     preferred = logits[last] / columns["mask_temperature"][masked, None].to(logits.dtype)
     preferred[:, table.vocab :] = -torch.inf
-    outside = preferred < nucleus_threshold(preferred, columns["mask_top_p"][masked], table.shard)
+    outside = preferred < table.shard.nucleus(preferred, columns["mask_top_p"][masked])
     scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
 
 

@@ -15,7 +15,7 @@ from torch._C import _distributed_c10d as c10d
 from trimtab.kernels.peers import LostPeerError, Peers
 from trimtab.kernels.shard import WHOLE, Shard
 from trimtab.kernels.steer_table import SteerTable
-from trimtab.kernels.support import nucleus_threshold, support_threshold
+from trimtab.kernels.support import support_threshold
 
 from .test_steer import VOCAB, Request, Seen, decode, mixture_of_requests, random_logits, same, tokens
 
@@ -103,8 +103,8 @@ def test_a_support_on_parts_is_that_of_sorting(size: int, spread: float) -> None
         size, VOCAB, lambda shard: support_threshold(own(scores, shard), *limits, shard)
     ):
         assert torch.equal(scores >= threshold, expected)
-    wanted = nucleus_threshold(scores, top_p)
-    for threshold in in_parts(size, VOCAB, lambda shard: nucleus_threshold(own(scores, shard), top_p, shard)):
+    wanted = WHOLE.nucleus(scores, top_p)
+    for threshold in in_parts(size, VOCAB, lambda shard: shard.nucleus(own(scores, shard), top_p)):
         assert torch.equal(threshold, wanted)
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.support import WINDOW, nucleus_threshold, support_threshold
+from trimtab.kernels.shard import WHOLE, WINDOW
+from trimtab.kernels.support import support_threshold
 
 exactly = settings(deadline=None, derandomize=True, max_examples=150)
 NEAR = 1e-5
@@ -81,7 +82,7 @@ def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass(
     seed: int, vocab: int, spread: float, grid: float, top_p: float
 ) -> None:
     scores = rows_of(seed, 1, vocab, spread, grid)
-    kept = scores[0] >= nucleus_threshold(scores, torch.tensor([top_p]).double())[0]
+    kept = scores[0] >= WHOLE.nucleus(scores, torch.tensor([top_p]).double())[0]
     chances = scores[0].double().softmax(-1)
     least = scores[0][kept].min()
     assert float(chances[kept].sum()) >= top_p - NEAR
@@ -91,7 +92,7 @@ def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass(
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999999])
 def test_a_nucleus_larger_than_the_window_is_found_by_sorting_everything(top_p: float) -> None:
     scores = rows_of(seed=0, rows=1, vocab=4 * WINDOW, spread=0.05, grid=0)
-    kept = scores[0] >= nucleus_threshold(scores, torch.tensor([top_p]).double())[0]
+    kept = scores[0] >= WHOLE.nucleus(scores, torch.tensor([top_p]).double())[0]
     keep, either = by_sorting(scores[0], 0, top_p, 0)
     assert int(kept.sum()) > WINDOW
     assert bool(((kept == keep) | either).all())
@@ -109,7 +110,7 @@ def test_all_that_tie_with_the_last_of_the_top_k_are_kept(top_k: int) -> None:
 def test_all_that_tie_where_the_nucleus_ends_are_kept() -> None:
     scores = torch.tensor([[0.0, 2.0, 0.0, 0.0, -9.0]])
     top_p = torch.tensor([0.75]).double()  # the first token has 0.71
-    assert (scores >= nucleus_threshold(scores, top_p)).tolist() == [[True, True, True, True, False]]
+    assert (scores >= WHOLE.nucleus(scores, top_p)).tolist() == [[True, True, True, True, False]]
 
 
 @pytest.mark.parametrize("top_k", [41, 42, 10**6])
