@@ -7,11 +7,12 @@ import os
 import re
 from dataclasses import dataclass
 
-from .options import check_fields, option, refusal
+from .options import check_fields, option, refusal, require_fields
 
 KERNELS = ("auto", "torch", "triton")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
 MAX_SEQS, MAX_RANKS = 1 << 16, 1 << 10
 MAX_BYTES = 1 << 63
 CPU_CACHE = "2GiB"
@@ -68,8 +69,9 @@ class EngineConfig:
             if isinstance(path := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(path))
         check_fields(self)
-        for name, ok, right in (
-            ("device", re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device), "auto, cpu, cuda or cuda:N"),
+        require_fields(
+            self,
+            ("device", bool(re.fullmatch(DEVICE, self.device)), "auto, cpu, cuda or cuda:N"),
             ("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "a whole number ≥ 1"),
             ("max_num_seqs", 1 <= self.max_num_seqs <= MAX_SEQS, f"a whole number from 1 to {MAX_SEQS}"),
@@ -85,9 +87,7 @@ class EngineConfig:
                 f"a whole number from 1 to {MAX_RANKS}",
             ),
             ("block_size", self.block_size >= 16 and self.block_size % 16 == 0, "a multiple of 16"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
         parse_bytes(self.kv_cache_memory)
 
 

@@ -51,6 +51,16 @@ def check_fields(made: Any, owner: str = "") -> None:
         object.__setattr__(made, each.name, value)
 
 
+def require_fields(made: Any, *rules: tuple[str, bool, str]) -> None:
+    """Refuses the first field that breaks its rule: (its name, whether its value fits, what would be right).
+
+    Raises InputError that names the field, its value and what would be right.
+    """
+    for name, ok, right in rules:
+        if not ok:
+            raise refusal(name, getattr(made, name), right)
+
+
 def check_known(cls: type, names: Iterable[str]) -> None:
     """Raises InputError for a name that is no field of the dataclass, with the fields that look like it."""
     known = [each.name for each in fields(cls)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..kernels.errors import InputError, quoted
-from .options import check_fields, option, refusal
+from .options import check_fields, option, require_fields
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -53,9 +53,7 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         check_fields(self)
-        for name, ok, right in self._rules():
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        require_fields(self, *self._rules())
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         """What each field must be beyond its type. Comparisons with NaN are false, so it fits nowhere."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..options import check_fields, option, refusal
+from ..options import check_fields, option, require_fields
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,12 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("port", 0 <= self.port < 1 << 16, "from 0 to 65535"),
             ("api_key", self.api_key is None or bool(self.api_key.strip()), "a text that is not empty"),
             ("max_body_bytes", self.max_body_bytes >= 1, "a whole number ≥ 1"),
             ("body_timeout", 0 < self.body_timeout < 1e9, "a number of seconds above 0"),
             ("request_timeout", 0 < self.request_timeout < 1e9, "a number of seconds above 0"),
             ("drain_timeout", 0 <= self.drain_timeout < 1e9, "a number of seconds ≥ 0"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )

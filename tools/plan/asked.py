@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...engine.config import DTYPES, EngineConfig
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from .. import gpus
 
 
@@ -36,7 +36,8 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("rps", 0 < self.rps < float("inf"), "a number above 0"),
             ("branches", self.branches >= 1, "a whole number ≥ 1"),
             ("prompt", self.prompt >= 1, "a whole number ≥ 1"),
@@ -49,6 +50,4 @@ class Asked:
             ("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
             ("max_num_batched_tokens", self.max_num_batched_tokens >= 1, "a whole number ≥ 1"),
             ("price", self.price is None or self.price >= 0, "a number ≥ 0"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...kernels.errors import InputError, quoted
 
 
@@ -22,13 +22,12 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("replicas", self._counts_are_right(), "a whole number ≥ 1, or two such as 1:4"),
             ("replica_cpus", 0 <= self.replica_cpus < 1e6, "a number ≥ 0"),
             ("replica_gpus", self.replica_gpus is None or 0 <= self.replica_gpus < 1e6, "a number ≥ 0"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
         for each in fields(self):
             if not self.ray and getattr(self, each.name) != each.default:
                 value = quoted(getattr(self, each.name))
