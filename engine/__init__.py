@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig
+from .method import Method
 from .methods import (
     Amulet,
     Base,
@@ -12,7 +13,6 @@ from .methods import (
     Guidance,
     LinearAlignment,
     Mato,
-    Method,
     Mixture,
     Opad,
     Prompt,

@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError, quoted
-from .methods import METHODS, Method
+from .method import Method
+from .methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..kernels.errors import InputError
-from .methods import Base, Method
+from .method import Method
+from .methods import Base
 from .options import check_fields
 from .sampling import SamplingParams
 

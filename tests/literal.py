@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from trimtab.engine.methods import Method
+    from trimtab.engine.method import Method
     from trimtab.engine.output import Output
 
 TIE = 1e-4

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..engine.engine import Engine
-    from ..engine.methods import Method
+    from ..engine.method import Method
     from ..engine.output import Output
     from ..engine.sampling import SamplingParams
     from .flags import Parser

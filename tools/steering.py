@@ -6,7 +6,8 @@ from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..engine.catalogue import default_method, method_class, owners, require_setting
-from ..engine.methods import METHODS, Method
+from ..engine.method import Method
+from ..engine.methods import METHODS
 from ..engine.objective import Objective
 from ..kernels.errors import InputError
 from . import flags

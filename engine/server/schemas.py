@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..catalogue import settings
-from ..methods import METHODS, Method
+from ..method import Method
+from ..methods import METHODS
 from ..options import types_of
 from ..sampling import SamplingParams
 from .bodies import ROLES, SAMPLING, ChatBody, CompletionBody

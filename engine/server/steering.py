@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.errors import InputError, SteeringWarning, quoted, said
 from ..catalogue import default_method, method_class, require_setting
-from ..methods import Base, Method
+from ..method import Method
+from ..methods import Base
 from ..objective import Objective
 from ..options import fitted, refusal
 from .errors import api_error

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trimtab.engine.core import Core
-    from trimtab.engine.methods import Method
+    from trimtab.engine.method import Method
     from trimtab.engine.runner import Runner
 
 BRANCHES = 82

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.methods import METHODS, Method
+from trimtab.engine.method import Method
+from trimtab.engine.methods import METHODS
 from trimtab.engine.objective import Objective
 from trimtab.engine.options import option
 from trimtab.engine.sampling import SamplingParams

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ...engine.engine import Engine
-    from ...engine.methods import Method
+    from ...engine.method import Method
     from ...engine.output import Output
 
 SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for f in fields(Traffic))

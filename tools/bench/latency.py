@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ...engine.config import EngineConfig
     from ...engine.engine import Engine
-    from ...engine.methods import Method
+    from ...engine.method import Method
     from ...engine.request import Request
 
 FEW = "a whole number from 1 to 10000"

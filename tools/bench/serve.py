@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from ...engine.methods import Method
+    from ...engine.method import Method
     from ..steering import Choice
 
 ENDPOINTS = (CHAT, "/v1/completions")

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ...engine.methods import Base, Method
+from ...engine.method import Method
+from ...engine.methods import Base
 from ...engine.options import check_fields, option, refusal
 from ...engine.request import Request
 from ...engine.sampling import SamplingParams

@@ -12,7 +12,7 @@ from .wording import WORDINGS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...engine.methods import Method
+    from ...engine.method import Method
     from ..steering import Choice
     from .grid import Weights
 

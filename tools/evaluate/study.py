@@ -18,7 +18,7 @@ from .row import Row, rows
 
 if TYPE_CHECKING:
     from ...engine.config import EngineConfig
-    from ...engine.methods import Method
+    from ...engine.method import Method
     from .grid import Weights
     from .question import Question
     from .settings import Settings

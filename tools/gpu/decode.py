@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...engine.engine import Engine
+from ...engine.method import Method
 from ...engine.methods import (
     Amulet,
     Base,
@@ -16,7 +17,6 @@ from ...engine.methods import (
     Guidance,
     LinearAlignment,
     Mato,
-    Method,
     Mixture,
     Opad,
     Prompt,

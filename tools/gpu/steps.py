@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...engine.methods import Base, Mato, Method
+from ...engine.method import Method
+from ...engine.methods import Base, Mato
 from ...engine.objective import Objective
 from ...engine.request import Request
 from ...engine.sampling import SamplingParams

@@ -26,7 +26,7 @@ from ...tiny import Tiny, at_rest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.methods import Method
+    from trimtab.engine.method import Method
     from trimtab.engine.output import Output
     from trimtab.kernels.device_cache import DeviceKV
 
