@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..kernels.errors import InputError, SteeringWarning, quoted
 from ..kernels.program import Program
 from .objective import Objective
-from .options import check_fields, refusal
+from .options import check_fields, option, refusal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,13 +39,8 @@ class Method:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     objectives: tuple[Objective, ...] = ()
-    placement: str = field(
-        default="system",
-        kw_only=True,
-        metadata={
-            "help": "add objectives to the system text or to the last user turn",
-            "choices": PLACEMENTS,
-        },
+    placement: str = option(
+        "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
     )
 
     def __init_subclass__(cls) -> None:

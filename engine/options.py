@@ -14,16 +14,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..kernels.errors import InputError, quoted
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with a default, one line of help, and the values it may take.
+def option(default: Any, help: str, choices: tuple[str, ...] = (), **more: Any) -> Any:
+    """A dataclass field with a default, one line of help, and the values it may take; `more` is for `field`.
 
     The command line makes its flags from these fields, so nothing about an option is written twice.
     A mutable default (list, dict) is given as a callable that makes one.
     """
     metadata = {"help": help, "choices": choices}
     if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default, metadata=metadata, **more)
+    return field(default=default, metadata=metadata, **more)
 
 
 def check_fields(made: Any, owner: str = "") -> None:
