@@ -1,7 +1,7 @@
 """The worker of the engine for services: a thread that steps the model and tells whoever asked.
 
-Only the worker touches what runs: others leave it a note. It works for as long as anybody has the loop; the
-interpreter's end waits for its last step.
+Only the worker touches what runs: others leave it a note, which is given the loop as it is read. It works for
+as long as anybody has the loop, a request on its way too; the interpreter's end waits for its last step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from traceback import clear_frames
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .core import Core
     from .ticket import Ticket
 
-    Note = Callable[[], None]
+    Note = Callable[["Loop"], None]
 
 LOG = logging.getLogger("trimtab.engine")
 
@@ -76,10 +77,10 @@ class Loop:
                 raise BusyError(
                     f"{waiting} requests are waiting, and max_waiting is {limit}; try again later"
                 )
-            ticket.leave = lambda: self._notes.put(lambda: self._drop(ticket))
+            ticket.leave = partial(self._notes.put, lambda loop: loop._drop(ticket))
             self._tickets.add(ticket)
             self._arriving += len(ticket.groups)
-            self._notes.put(lambda: self._add(ticket))
+            self._notes.put(lambda _: self._add(ticket))
 
     def score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
         """Gives the future what `Core.score` does, between two steps. Raises RunError as `enter` does."""
@@ -87,7 +88,7 @@ class Loop:
         with self._entering:
             self._check_open()
             self._scores.add(future)
-            self._notes.put(lambda: self._score(future, token_ids))
+            self._notes.put(lambda _: self._score(future, token_ids))
 
     def refuse(self, why: str, last: bool = False) -> None:
         """From now on nobody enters; `last` replaces what was said before."""
@@ -113,7 +114,7 @@ class Loop:
         Whatever ends it, nobody is left waiting.
         """
         try:
-            note()
+            note(self)
             while not stopping.is_set():
                 self._read_notes()
                 self._expire(time.monotonic())
@@ -137,7 +138,7 @@ class Loop:
     def _read_notes(self) -> None:
         with suppress(Empty):
             while True:
-                self._notes.get_nowait()()
+                self._notes.get_nowait()(self)
 
     def _advance(self) -> None:
         """A step, and its news; what ran in one that fails cannot be told apart, and all of it has failed."""
@@ -209,7 +210,7 @@ class Loop:
     def _broke(self, cause: str) -> None:
         """No step will do any more: nothing is taken, and what is here fails at its next."""
         self.refuse(f"the engine has ended: {cause}")
-        self._notes.put(lambda: None)
+        self._notes.put(lambda loop: None)
 
     def _fail(self, error: BaseException, tickets: Iterable[Ticket]) -> None:
         """A step failed: these requests are told why, and leave."""
@@ -223,18 +224,26 @@ class Loop:
 
 
 def _work(ref: weakref.ref[Loop], notes: SimpleQueue[Note], stopping: threading.Event) -> None:
-    """The worker: while nothing is to be done it does not have the loop, so that it may be forgotten."""
+    """The worker: while nothing is to be done it does not have the loop, so that it may be forgotten.
+
+    Nor do notes once it has ended: those of requests have it, and nobody else would take them out.
+    """
     goes_on = True
-    while goes_on:
-        note, loop = notes.get(), ref()
-        goes_on = loop is not None and loop._serve(note, stopping)
-        del note, loop
+    try:
+        while goes_on:
+            note, loop = notes.get(), ref()
+            goes_on = loop is not None and loop._serve(note, stopping)
+            del note, loop
+    finally:
+        with suppress(Empty):
+            while True:
+                notes.get_nowait()
 
 
 def _stop(worker: threading.Thread, notes: SimpleQueue[Note], stopping: threading.Event) -> None:
     """Ends the worker after its step."""
     stopping.set()
-    notes.put(lambda: None)
+    notes.put(lambda loop: None)
     at_exit = not threading.main_thread().is_alive()
     if at_exit:  # a thread that came back from torch after the interpreter's end would bring the process down
         worker.join()

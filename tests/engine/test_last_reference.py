@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from concurrent.futures import Future
 from pathlib import Path
@@ -90,3 +91,21 @@ def test_an_engine_for_services_ends_with_its_last_reference(tiny_folder: Path, 
     del engine
     worker.join(10)
     assert gone(parts), "the futures, which are still here, keep it"
+
+
+def test_what_an_engines_worker_no_longer_reads_does_not_keep_it(tiny_folder: Path) -> None:
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
+    parts, loop, asked = kept(engine._core), engine._loop, threading.Event()
+    worker = loop._worker
+
+    def wait(_: object) -> None:
+        asked.wait(60)
+
+    loop._notes.put(wait)
+    future = engine.submit(ALONE)
+    loop._stop()
+    asked.set()
+    assert future.result(60).finish_reason == "abort"
+    worker.join(60)
+    del engine, loop
+    assert gone(parts)

@@ -244,11 +244,11 @@ def test_an_end_that_is_asked_for_between_two_looks_is_not_missed(tiny_folder: P
     engine = opened(tiny_folder)
     entered = threading.Event()
 
-    def ask() -> None:
+    def ask(_: object) -> None:
         entered.wait(60)
         engine._loop._stop()  # its own note is read with this one
 
-    engine._loop._notes.put(entered.set)
+    engine._loop._notes.put(lambda _: entered.set())
     engine._loop._notes.put(ask)
     engine._loop._worker.join(60)
     assert not engine._loop._worker.is_alive()
