@@ -124,7 +124,8 @@ class Served(RuleBasedStateMachine):
         self.engine = AsyncEngine.from_pretrained(str(folder), **SMALL)
         self.engine._core.looks_ahead = True
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
         self.refusal: str | None = None
         self.closed = False
         self.asked: list[tuple[Future[Output], int, bool]] = []
@@ -215,8 +216,16 @@ class Served(RuleBasedStateMachine):
         self.close(task=False)
         while self.asked:
             self.result()
+        self.do(self.last())
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(60)
+        self.loop.close()
         assert self.engine.unfinished == 0
+
+    async def last(self) -> None:
+        """Waits for all other tasks of the loop: one that was cancelled at once has not begun yet."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 MACHINES = pytest.mark.parametrize("machine", [Engines, Served])
