@@ -1,4 +1,5 @@
-"""An engine without a model: it says what it is told to say, and remembers what it was asked."""
+"""What tests of the commands share: an engine without a model, which says what it is told to say and
+remembers what it was asked; the command line; a roof that is quick to measure."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from trimtab.engine.output import BranchPrompt, Delta, Output, Timings, TokenLogprobs, Trace
 from trimtab.tools import loading
+from trimtab.tools.bench import roof
 from trimtab.tools.cli import main
 
 if TYPE_CHECKING:
@@ -102,6 +104,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         return Ran(status, captured.out, captured.err)
 
     return command
+
+
+@pytest.fixture
+def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's roof is measured on a mebibyte and few rows: quickly, and wrong."""
+    monkeypatch.setattr(roof, "READ", 1 << 20)
+    monkeypatch.setattr(roof, "ROWS", 64)
 
 
 def plain(path: Path) -> list[dict[str, Any]]:

@@ -1,3 +1,5 @@
+"""`trimtab profile`: what kernels and the stages of a decoding step take."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,6 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.scheduler import Plan
-from trimtab.tools.bench import roof
 from trimtab.tools.cli import main
 from trimtab.tools.profile import device
 from trimtab.tools.profile.stages import STAGES, Stages, marked
@@ -59,12 +60,6 @@ def test_what_cannot_be_profiled_is_named(
 
 TINY = ("--input-len", "9", "--output-len", "8", "--kv-cache-memory", "8MiB", "--num-iters", "2")
 WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--batch-size", "2")
-
-
-@pytest.fixture
-def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof, "READ", 1 << 20)
-    monkeypatch.setattr(roof, "ROWS", 64)
 
 
 @pytest.mark.usefixtures("small_roof")

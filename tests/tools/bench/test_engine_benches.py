@@ -9,20 +9,15 @@ from typing import Any
 
 import pytest
 from trimtab import Engine, Mato, Objective, Request
-from trimtab.tools.bench import roof
 
 from ...tiny import Tiny, write_json
 from ..conftest import Ran
 
+pytestmark = pytest.mark.usefixtures("small_roof")
+
 Run = Callable[..., Ran]
 SHORT = ("--input-len", "9", "--output-len", "5", "--kv-cache-memory", "8MiB")
 WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3")
-
-
-@pytest.fixture(autouse=True)
-def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof, "READ", 1 << 20)
-    monkeypatch.setattr(roof, "ROWS", 64)
 
 
 def last_line(ran: Ran) -> Any:
