@@ -21,9 +21,10 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.engine.objective import Objective
 from trimtab.kernels.steer import Choice, reweight, steer
 from trimtab.kernels.steer_table import Draw, Groups, SteerTable
+
+from .decoding import wishes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +42,6 @@ DRAWS = (
     Draw(temperature=1.0, min_p=5e-324),
     Draw(temperature=1.0, min_p=1.0, top_k=2, top_p=0.3),
 )
-
-
-def wishes(*weights: float) -> tuple[Objective, ...]:
-    return tuple(Objective(f"wish {index}", weight) for index, weight in enumerate(weights))
 
 
 METHODS = (

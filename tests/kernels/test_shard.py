@@ -17,7 +17,7 @@ from trimtab.kernels.shard import WHOLE, Shard
 from trimtab.kernels.steer_table import SteerTable
 from trimtab.kernels.support import support_threshold
 
-from .test_steer import VOCAB, Request, Seen, decode, mixture_of_requests, random_logits, same, tokens
+from .decoding import VOCAB, Request, Seen, decode, mixture_of_requests, random_logits, same, tokens
 
 T = TypeVar("T")
 SIZES = (2, 3, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -11,10 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
 from trimtab.engine.methods import (
     Amulet,
-    Base,
     ContextSteering,
     Guidance,
     LinearAlignment,
@@ -24,122 +22,30 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.engine.objective import Objective
 from trimtab.kernels.program import Program
-from trimtab.kernels.steer import reweight, steer
-from trimtab.kernels.steer_table import Draw, Edits, Groups, SteerTable
+from trimtab.kernels.steer import steer
+from trimtab.kernels.steer_table import Draw, Groups, SteerTable
 from trimtab.kernels.strength import literal_loop
+
+from .decoding import (
+    GREEDY,
+    SAMPLED,
+    Request,
+    decode,
+    float64,
+    mixture_of_requests,
+    nucleus,
+    plain,
+    random_logits,
+    same,
+    tokens,
+    wishes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 exactly = settings(deadline=None, derandomize=True, max_examples=15)
-GREEDY = Draw()
-
-
-def wishes(*weights: float) -> tuple[Objective, ...]:
-    return tuple(Objective(f"wish {index}", weight) for index, weight in enumerate(weights))
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request: its branch logits [steps, branches, vocab], and which branches those are."""
-
-    method: Method
-    logits: Tensor
-    draw: Draw = GREEDY
-    branches: list[int] = field(default_factory=list)
-
-    @property
-    def run(self) -> list[int]:
-        first = 0 if self.method.program().needs_base else 1
-        return self.branches or list(range(first, first + self.logits.shape[1]))
-
-
-class Seen(NamedTuple):
-    """What one step showed of one request."""
-
-    token: int
-    failed: bool
-    logprob: float
-    weights: list[float]
-    rewards: list[float]
-    strength: float
-    kl: float
-    branches: list[float]
-    top: list[tuple[int, float]]
-
-
-def decode(
-    *requests: Request,
-    vocab: int | None = None,
-    edits: Edits | None = None,
-    trace: bool = True,
-    top: bool = True,
-    starts: Sequence[int] = (),
-    table: SteerTable | None = None,
-) -> list[list[Seen]]:
-    """Decodes all requests in one batch, the r-th from step `starts[r]` on; for each what its steps showed.
-
-    Requests are admitted in the last rows first, so that a row of the table is not a place in the batch.
-    """
-    table = table or SteerTable(vocab or requests[0].logits.shape[-1])
-    starts = starts or [0] * len(requests)
-    seen: list[list[Seen]] = [[] for _ in requests]
-    for step in range(max(start + len(r.logits) for r, start in zip(requests, starts, strict=True))):
-        present = [i for i, r in enumerate(requests) if 0 <= step - starts[i] < len(r.logits)]
-        for i in present:
-            if step == starts[i]:
-                method = requests[i].method
-                table.admit(len(requests) - 1 - i, method.program(), method.weights(), requests[i].draw)
-        groups = Groups.of([(len(requests) - 1 - i, requests[i].run) for i in present])
-        logits = torch.cat([requests[i].logits[step - starts[i]] for i in present])
-        choice = steer(logits, groups, table, edits, trace=trace, top=top)
-        for place, i in enumerate(present):
-            objectives = len(requests[i].method.weights())
-            first = int(groups.first[place])
-            found = [(part[place].tolist()) for part in choice.top] if choice.top else [[], []]
-            seen[i].append(
-                Seen(
-                    token=int(choice.tokens[place]),
-                    failed=bool(choice.failed[place]),
-                    logprob=float(choice.logprob[place]),
-                    weights=choice.weights[place, :objectives].tolist(),
-                    rewards=choice.rewards[place, :objectives].tolist(),
-                    strength=float(choice.strength[place]),
-                    kl=float(choice.kl[place]),
-                    branches=choice.branch_logprobs[first : first + len(requests[i].run)].tolist(),
-                    top=list(zip(found[1], found[0], strict=True)),
-                )
-            )
-    return seen
-
-
-def same(one: object, other: object) -> bool:
-    """Whether two showings are the same to the last bit, NaN and all."""
-    return repr(one) == repr(other)
-
-
-def tokens(seen: list[Seen]) -> list[int]:
-    return [step.token for step in seen]
-
-
-def random_logits(
-    seed: int, steps: int, branches: int, vocab: int, spread: float = 3, apart: float = 1
-) -> Tensor:
-    """Logits of branches that agree but for `apart`, [steps, branches, vocab] float32."""
-    generator = torch.Generator().manual_seed(seed)
-    common = torch.randn(steps, 1, vocab, generator=generator)
-    own = torch.randn(steps, branches, vocab, generator=generator)
-    return spread * common + apart * own + 10 * torch.randn(steps, branches, 1, generator=generator)
-
-
-def plain(logits: Tensor, draw: Draw) -> list[int]:
-    """Plain decoding of one branch's logits [steps, vocab]."""
-    return tokens(decode(Request(Base(), logits[:, None], draw))[0])
-
-
-SAMPLED = Draw(temperature=0.8, top_k=30, top_p=0.95, min_p=0.01, seed=-7)
 seeds = st.integers(0, 2**40)
 
 
@@ -246,90 +152,6 @@ def test_mato_with_one_objective_is_amulet(
     assert same(ours, theirs)
 
 
-# Weights.
-
-
-def float64(values: list[Any]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-@exactly
-@given(
-    asked=st.lists(
-        st.sampled_from((0.0, 5e-324, 1e-300, 1e-9, 0.1, 0.5, 1.0)), min_size=1, max_size=7
-    ).filter(any),
-    data=st.data(),
-    rate=st.sampled_from((1e-300, 1e-3, 1.0, 1e3, 1e290)),
-)
-def test_weights_stay_on_the_simplex_and_a_weight_of_zero_stays_zero(
-    asked: list[float], data: st.DataObject, rate: float
-) -> None:
-    reward = st.floats(-1e6, 1e6) | st.sampled_from((-1e6, 0.0, 1e6))
-    rewards = data.draw(st.lists(reward, min_size=len(asked), max_size=len(asked)))
-    wanted = float64([[weight / max(asked) for weight in asked]])
-    wanted /= wanted.sum()
-    got = reweight(wanted, float64([rewards]), float64([rate]))
-    assert bool(got.isfinite().all())
-    assert bool((got >= 0).all())
-    assert float(got.sum()) == pytest.approx(1, abs=1e-12)
-    assert not got[wanted == 0].any()
-
-
-def test_weights_of_huge_rewards_at_a_tiny_temperature_still_sum_to_one() -> None:
-    asked, rewards = float64([[0.3, 0.3, 0.4]]), float64([[1e6, 2e6, 3e6]])
-    assert reweight(asked, rewards, float64([1e300])).tolist() == [[1, 0, 0]]
-
-
-@exactly
-@given(
-    asked=st.lists(st.floats(0.01, 1), min_size=2, max_size=6),
-    data=st.data(),
-    tau=st.floats(0.05, 20),
-    seed=seeds,
-)
-def test_the_weights_minimise_reward_plus_divergence_from_what_was_asked(
-    asked: list[float], data: st.DataObject, tau: float, seed: int
-) -> None:
-    wanted = float64(asked) / sum(asked)
-    count = len(asked)
-    rewards = float64(data.draw(st.lists(st.floats(-30, 30), min_size=count, max_size=count)))
-    best = reweight(wanted[None], rewards[None], float64([1 / tau]))[0]
-
-    def cost(weights: Tensor) -> Tensor:
-        return (weights * rewards).sum(-1) + tau * torch.special.xlogy(weights, weights / wanted).sum(-1)
-
-    generator = torch.Generator().manual_seed(seed)
-    others = torch.rand(200, count, generator=generator, dtype=torch.float64)
-    near = best + 0.01 * torch.rand(200, count, generator=generator, dtype=torch.float64)
-    tried = torch.cat((others, near))
-    slack = 1e-12 * (1 + float(rewards.abs().max()) + tau)
-    assert bool((cost(tried / tried.sum(-1, keepdim=True)) >= cost(best) - slack).all())
-
-
-def test_weights_do_not_depend_on_how_many_objectives_other_requests_have() -> None:
-    generator = torch.Generator().manual_seed(0)
-    asked = torch.rand(200, 7, generator=generator, dtype=torch.float64)
-    rewards = 4 * torch.randn(200, 7, generator=generator, dtype=torch.float64)
-    rate = torch.ones(200, dtype=torch.float64)
-    wide = [torch.nn.functional.pad(x, (0, 57)) for x in (asked, rewards)]
-    assert torch.equal(reweight(*wide, rate)[:, :7], reweight(asked, rewards, rate))
-
-
-@pytest.mark.parametrize("accumulate", ["sum", "mean", "ema"])
-def test_weights_stay_finite_when_rewards_are_huge(accumulate: str) -> None:
-    """Every token moves one reward by about 1e6 up and the other as far down."""
-    logits = random_logits(0, 20, 4, 9)
-    logits[:, 0, 3] += 30
-    logits[:, 1], logits[:, 2] = logits[:, 1], logits[:, 2] * 1e6
-    logits[:, 3] = -logits[:, 2]
-    (seen,) = decode(Request(Mato(wishes(0.5, 0.5, 1e-300), accumulate=accumulate), logits))
-    assert max(abs(reward) for step in seen for reward in step.rewards) > 1e6
-    for step in seen:
-        assert not step.failed
-        assert all(map(math.isfinite, [*step.weights, *step.rewards]))
-        assert sum(step.weights) == pytest.approx(1, abs=1e-12)
-
-
 # Whole trajectories against the papers' formulas.
 
 
@@ -424,18 +246,6 @@ def test_a_new_request_in_the_same_row_starts_afresh() -> None:
         logits = random_logits(5, 8, len(method.weights()) + 1, 41)
         first = decode(Request(method, logits, SAMPLED), table=table)
         assert same(decode(Request(method, logits, SAMPLED), table=table), first)
-
-
-def nucleus(scores: Tensor, top_p: float) -> set[int]:
-    """The smallest set of likeliest tokens whose mass reaches top_p, by sorting."""
-    mass, kept = 0.0, set()
-    probabilities = scores.softmax(-1)
-    for token in probabilities.argsort(descending=True).tolist():
-        kept.add(token)
-        mass += float(probabilities[token])
-        if mass >= top_p:
-            break
-    return kept
 
 
 @exactly
@@ -544,37 +354,6 @@ def test_tokens_and_weights_are_the_same_without_a_trace(index: int) -> None:
 
 # Requests in one batch.
 
-VOCAB = 1031  # more than the nucleus looks at first, so that a flat row is sorted in full
-
-
-def mixture_of_requests() -> list[Request]:
-    """Every method, greedy and sampled, with one to forty objectives, sharp and flat rows."""
-    hot = Draw(temperature=1.3, top_p=0.99999, seed=2**63 + 5)
-    made = [
-        (Base(), GREEDY),
-        (Mato(wishes(*[1.0 + index for index in range(40)]), tau=5.0), SAMPLED),
-        (Base(), hot),
-        (Prompt(wishes(1.0)), Draw(0.7, top_k=3, seed=3)),
-        (LinearAlignment(wishes(1.0)), GREEDY),
-        (LinearAlignment(wishes(1.0), mask_temperature=2.0), SAMPLED),
-        (ContextSteering(wishes(0.5, 0.0, 2.0), strength=-1.5), Draw(0.9, min_p=0.1, seed=-4)),
-        (Guidance(wishes(1.0), kl_budget=0.3), hot),
-        (Opad(wishes(1.0)), GREEDY),
-        (Opad(wishes(1.0), gain=0.5), SAMPLED),
-        (Amulet(wishes(1.0)), GREEDY),
-        (Amulet(wishes(1.0), kl_budget=0.05), Draw(0.6, top_p=0.9, seed=11)),
-        (Mato(wishes(1.0, 3.0)), SAMPLED),
-        (Mato(wishes(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1), GREEDY),
-        (Mato(wishes(0.1, 0.0, 0.3), accumulate="ema", utility="reward"), hot),
-        (Mixture(wishes(0.5, 0.2, 0.3)), SAMPLED),
-    ]
-    requests = []
-    for seed, (method, draw) in enumerate(made):
-        rows = len(method.weights()) + method.program().needs_base if method.objectives else 1
-        spread = 0.3 if draw is hot else 3
-        requests.append(Request(method, random_logits(seed, 7, rows, VOCAB, spread), draw))
-    return requests
-
 
 def test_a_request_gives_the_same_bits_in_a_mixed_batch_as_alone() -> None:
     requests = mixture_of_requests()
@@ -640,73 +419,6 @@ def test_ids_beyond_the_vocabulary_are_never_chosen(index: int, draw: Draw) -> N
     (seen,) = decode(Request(method, logits, draw), vocab=41, top=False)
     assert not any(step.failed for step in seen)
     assert max(tokens(seen)) < 41
-
-
-def edits(
-    bias: Sequence[tuple[int, int, float]] = (), repetition: Sequence[tuple[int, int, float]] = ()
-) -> Edits:
-    def columns(entries: Sequence[tuple[int, int, float]]) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        at = [torch.tensor([entry[i] for entry in entries], dtype=torch.int64) for i in (0, 1)]
-        return (at[0], at[1]), torch.tensor([entry[2] for entry in entries], dtype=torch.float32)
-
-    bias_at, added = columns(bias)
-    repetition_at, factors = columns(repetition)
-    return Edits(bias_at, added, repetition_at, factors)
-
-
-def test_a_request_whose_every_token_is_banned_fails_alone() -> None:
-    requests = [
-        Request(Base(), random_logits(seed, 1, 1, 41), draw)
-        for seed, draw in enumerate((GREEDY, SAMPLED, SAMPLED))
-    ]
-    banned = edits(bias=[(1, token, -math.inf) for token in range(41)])
-    before, after = decode(*requests), decode(*requests, edits=banned)
-    assert [steps[0].failed for steps in after] == [False, True, False]
-    assert after[1][0].token == 0
-    assert same([after[0], after[2]], [before[0], before[2]])
-
-
-def test_a_request_whose_whole_support_mask_is_banned_fails() -> None:
-    logits = random_logits(0, 1, 2, 41)
-    request = Request(LinearAlignment(wishes(1.0), mask_top_p=0.5), logits)
-    inside = nucleus(logits[0, 1].double(), 0.5)
-    (some,) = decode(request, edits=edits(bias=[(0, token, -math.inf) for token in sorted(inside)[1:]]))
-    (none,) = decode(request, edits=edits(bias=[(0, token, -math.inf) for token in inside]))
-    assert not some[0].failed
-    assert some[0].token == min(inside)
-    assert none[0].failed
-
-
-@exactly
-@given(
-    seed=seeds,
-    seen=st.lists(st.integers(0, 40), min_size=1, max_size=30),
-    penalty=st.floats(0.2, 5),
-)
-def test_the_repetition_penalty_is_that_of_transformers(seed: int, seen: list[int], penalty: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    scores = 3 * torch.randn(2, 41, generator=generator)
-    ours = scores.clone()
-    edits(repetition=[(1, token, penalty) for token in seen]).apply(ours)
-    theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen]), scores[1:].clone())
-    assert torch.equal(ours[0], scores[0])
-    assert torch.equal(ours[1:], theirs)
-
-
-def test_biases_add_up_and_act_before_the_repetition_penalty() -> None:
-    scores = torch.tensor([[1.0, -1.0, 2.0], [4.0, 5.0, 6.0]])
-    edits(
-        bias=[(0, 0, 0.5), (0, 0, 0.5), (0, 1, 3.0), (1, 2, -math.inf)],
-        repetition=[(0, 0, 2.0), (0, 1, 2.0), (1, 0, 0.5), (1, 2, 2.0)],
-    ).apply(scores)
-    assert scores.tolist() == [[1.0, 1.0, 2.0], [8.0, 5.0, -math.inf]]
-
-
-def test_bans_and_biases_decide_the_token_but_not_its_reported_logprob() -> None:
-    logits = torch.tensor([[[1.0, 4.0, 3.0, 0.0]]])
-    (seen,) = decode(Request(Base(), logits), edits=edits(bias=[(0, 1, -math.inf), (0, 3, 9.0)]))
-    assert seen[0].token == 3
-    assert seen[0].logprob == pytest.approx(float(logits[0, 0].log_softmax(-1)[3]), abs=1e-6)
 
 
 def test_a_program_that_nothing_was_asked_of_is_plain_decoding() -> None:

@@ -29,6 +29,7 @@ from trimtab.kernels.lm_head import product
 from trimtab.kernels.steer import steer as reference
 from trimtab.kernels.steer_table import Draw, Edits
 
+from ..decoding import wishes
 from .test_steer import (
     DEVICE,
     EVERY,
@@ -43,7 +44,6 @@ from .test_steer import (
     same,
     table_of,
     told_alike,
-    wishes,
     without_region,
 )
 

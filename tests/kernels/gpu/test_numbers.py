@@ -9,7 +9,8 @@ from trimtab.kernels.gpu.steer import steer
 from trimtab.kernels.steer import steer as reference
 from trimtab.kernels.steer_table import Draw
 
-from .test_steer import GREEDY, Request, layout, logits_of, steps_of, wishes
+from ..decoding import wishes
+from .test_steer import GREEDY, Request, layout, logits_of, steps_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 VOCAB = 41

@@ -22,12 +22,13 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.engine.objective import Objective
 from trimtab.kernels.gpu import search as searching
 from trimtab.kernels.gpu import steer as launching
 from trimtab.kernels.gpu.steer import steer
 from trimtab.kernels.steer import steer as reference
 from trimtab.kernels.steer_table import Draw, Edits, Groups, SteerTable
+
+from ..decoding import wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,10 +42,6 @@ FLAT = Draw(temperature=3.0, top_p=0.9, seed=2**63 + 5)
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-
-def wishes(*weights: float) -> tuple[Objective, ...]:
-    return tuple(Objective(f"wish {index}", weight) for index, weight in enumerate(weights))
 
 
 @dataclass(frozen=True)
