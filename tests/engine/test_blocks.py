@@ -1,3 +1,5 @@
+"""Pages of the KV cache: reserved whole, shared by common heads, forgotten oldest first, and never lost."""
+
 from __future__ import annotations
 
 from copy import deepcopy

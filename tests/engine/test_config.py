@@ -1,3 +1,5 @@
+"""The engine's settings: each is read as it is meant, or refused by its name and value."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""Methods as data: published defaults, the program that each compiles to, and what they refuse or warn of."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""A request: what it takes, copies and fills in, and what it refuses in a sentence."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Sampling parameters: their ranges and defaults, and that nobody can change them later."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""The order in which groups are served, and that neither cuts of prompts nor preemption change an answer."""
+
 from __future__ import annotations
 
 from copy import deepcopy

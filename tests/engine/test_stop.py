@@ -1,3 +1,5 @@
+"""Stop texts in an answer that comes in pieces: each is found as soon as it is whole, wherever it is cut."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -1,3 +1,5 @@
+"""A folder with sentencepiece's tokenizer.model, through the whole engine."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -1,3 +1,5 @@
+"""Chat templates beside transformers' own rendering, and the branches that wishes make of a conversation."""
+
 from __future__ import annotations
 
 import copy

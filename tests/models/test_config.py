@@ -1,3 +1,5 @@
+"""A config.json is read as transformers reads it, or refused by key and value."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Text that is streamed token by token is the text of all tokens decoded at once, for any decoder."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -1,3 +1,5 @@
+"""A JSON file of a model folder is an object, empty when it is not there, or refused in one sentence."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

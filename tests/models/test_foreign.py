@@ -1,3 +1,5 @@
+"""No text of a user, a wish or an argument becomes a token that only the template may write."""
+
 from __future__ import annotations
 
 from functools import cache

@@ -1,3 +1,5 @@
+"""Log-probabilities and greedy tokens of the model beside transformers, and the memory that loading takes."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

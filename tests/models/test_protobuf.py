@@ -1,3 +1,5 @@
+"""The fields of a protobuf message, and the refusal of what is none."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Parts of a model for several processes: together they are the whole, each hardly more than its share."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,3 +1,5 @@
+"""Special tokens of a tokenizer and the files they come from."""
+
 from __future__ import annotations
 
 import json

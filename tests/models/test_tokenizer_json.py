@@ -1,3 +1,5 @@
+"""A tokenizer.json gives the ids of transformers, and no untrusted text passes for an added token."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A tokenizer.model gives the ids of sentencepiece, and no untrusted text passes for an added token."""
+
 from __future__ import annotations
 
 import json

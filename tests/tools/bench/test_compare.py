@@ -1,3 +1,5 @@
+"""Two commits side by side: worktrees that leave nothing behind, and when one counts as slower."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The statistics that benches report."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""`trimtab bench serve` against a real server of the tiny model."""
+
 from __future__ import annotations
 
 import itertools

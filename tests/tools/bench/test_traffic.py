@@ -1,3 +1,5 @@
+"""The requests that a bench makes: their lengths, their seed, and which of them are steered."""
+
 from __future__ import annotations
 
 import pytest

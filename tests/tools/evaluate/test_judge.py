@@ -1,3 +1,5 @@
+"""Marks of a judge at an OpenAI-compatible address: what it is shown, what its replies are read as."""
+
 from __future__ import annotations
 
 import json

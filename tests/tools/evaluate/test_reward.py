@@ -1,3 +1,5 @@
+"""Scores of a reward model, beside transformers."""
+
 from __future__ import annotations
 
 from dataclasses import replace
