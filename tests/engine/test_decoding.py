@@ -1,3 +1,5 @@
+"""The tokens of every method, beside the published loop that is written out over transformers."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -13,7 +15,6 @@ from trimtab.engine import (
     LinearAlignment,
     Mato,
     Mixture,
-    Objective,
     Opad,
     Prompt,
     Request,
@@ -22,6 +23,7 @@ from trimtab.engine import (
 
 from ..literal import follow, reference, regularised_leader
 from ..tiny import Tiny
+from .asking import ASK, KIND, ODD, SHORT, TRUE, described
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +31,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
     from trimtab.engine import Method
 
-KIND = Objective("Your answer should be kind.", 3)
-SHORT = Objective("Your answer should be short.", 1)
-TRUE = Objective("Be true.", 0.25)
-ODD = Objective("東京 café!", 2)
-PROMPTS = ["What happens if an earthworm is cut in half?", "Why?", "naïve 👩‍👩‍👧‍👦 " * 8]
+PROMPTS = [ASK, "Why?", "naïve 👩‍👩‍👧‍👦 " * 8]
 METHODS: list[Method] = [
     Base(),
     Prompt([KIND]),
@@ -55,10 +53,6 @@ GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> LlamaForCausalLM:
     return reference(tiny_folder)
-
-
-def described(method: Method) -> str:
-    return f"{method.name}-{len(method.objectives)}"
 
 
 @pytest.mark.parametrize("method", METHODS, ids=described)

@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trimtab import Engine, InputError, Mato, Objective, Request, RunError
-from trimtab.engine import Amulet, Base, ContextSteering, Guidance, LinearAlignment, Mixture, SamplingParams
+from trimtab.engine import (
+    Amulet,
+    Base,
+    ContextSteering,
+    Guidance,
+    LinearAlignment,
+    Mixture,
+    Prompt,
+    SamplingParams,
+)
 from trimtab.engine.output import Output
 
 from ..tiny import Tiny, at_rest, write_tensors
+from .asking import greedy
 
 
 def wishes(*weights: float) -> list[Objective]:
@@ -153,6 +164,69 @@ def test_a_model_that_gives_no_numbers_fails_every_answer_with_the_reason(
     with pytest.raises(RunError, match="the model gave no finite score after token 1 of what was scored"):
         engine.score([5, 6])
     assert at_rest(engine)
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, int]:
+    """A model that breaks after one token: the embedding of byte E2 is NaN.
+
+    A character of three begins with it: when the answer fails after it, half a character is held back.
+    """
+    tiny = Tiny(tied=False, seed=6)
+    folder = tiny.write(tmp_path_factory.mktemp("poisoned"))
+    token = Engine.from_pretrained(str(folder), kv_cache_memory="1MiB").tokenizer.encode("┐")[0]
+    tensors = tiny.tensors()
+    tensors["model.embed_tokens.weight"][token] = torch.nan
+    write_tensors(folder, tensors)
+    with pytest.warns(UserWarning, match="infinite or none"):
+        return Engine.from_pretrained(str(folder), kv_cache_memory="64KiB", max_num_seqs=6), token
+
+
+def test_a_model_that_breaks_fails_its_own_request_with_a_reason(poisoned: tuple[Engine, int]) -> None:
+    engine, token = poisoned
+    good = Request("Why?", Prompt([Objective("a")]), greedy(12, ignore_eos=True))
+    before = engine.generate(good)
+    assert token not in before.token_ids
+    bad = Request("a", sampling=greedy(12, logit_bias={token: 1e4}))
+    outputs = engine.generate([bad, good, bad, good])
+    for output in outputs[::2]:
+        assert (output.finish_reason, output.token_ids) == ("error", [token])
+        assert output.error == "the model gave no finite score to any allowed token at token 2 of the answer"
+        assert output.trace is not None
+        assert len(output.trace.branch_logprobs) == 1
+    for output in outputs[1::2]:
+        assert (output.token_ids, output.trace) == (before.token_ids, before.trace)
+    assert at_rest(engine)
+
+
+def test_pages_and_slots_of_a_broken_request_do_not_harm_the_next(poisoned: tuple[Engine, int]) -> None:
+    engine, token = poisoned
+    good = Request("Why?", sampling=greedy(12, ignore_eos=True))
+    before = engine.generate(good)
+    stream = engine.stream(Request("b", sampling=greedy(60, ignore_eos=True, logit_bias={token: -1e9})))
+    next(stream)  # keeps the engine from resting, so that slots are used again as they are
+    for _ in range(3):
+        assert engine.generate(Request("a", sampling=greedy(12, logit_bias={token: 1e4}))).error
+        after = engine.generate(good)
+        assert (after.token_ids, after.trace) == (before.token_ids, before.trace)
+    stream.close()
+    assert at_rest(engine)
+
+
+def test_a_stream_that_fails_still_joins_to_the_text(poisoned: tuple[Engine, int]) -> None:
+    engine, token = poisoned
+    deltas = list(engine.stream(Request("a", sampling=greedy(12, logit_bias={token: 1e4}))))
+    output = deltas[-1].output
+    assert output is not None
+    assert output.text == "\ufffd" == "".join(delta.text for delta in deltas)
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == output.token_ids
+
+
+def test_a_failed_answer_stays_failed_though_its_rest_is_a_stop_text(poisoned: tuple[Engine, int]) -> None:
+    engine, token = poisoned
+    output = engine.generate(Request("a", sampling=greedy(12, logit_bias={token: 1e4}, stop=("\ufffd",))))
+    assert output.finish_reason == "error"
+    assert output.error
 
 
 @pytest.mark.filterwarnings("ignore:tensor")

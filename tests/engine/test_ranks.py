@@ -25,7 +25,7 @@ from trimtab.kernels.noise import gumbel
 from ..bits import steady
 from ..literal import exact
 from ..tiny import Tiny
-from .test_engine import ASK, KIND, METHODS, SHORT, greedy, sampled
+from .asking import ASK, KIND, METHODS, SHORT, greedy, sampled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,48 @@
+"""The log-probabilities that an answer reports are those of its scores."""
+
+from __future__ import annotations
+
+import pytest
+from trimtab.engine import Amulet, Engine, Mixture, Request
+
+from .asking import ASK, KIND, SHORT, greedy, prompt_ids, sampled
+
+
+def test_log_probabilities_are_those_of_scoring_the_finished_text(tiny: Engine) -> None:
+    output = tiny.generate(Request(ASK, sampling=sampled(5, 30, logprobs=20)))
+    prompt = prompt_ids(output)[0]
+    scores = tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1]
+    assert output.logprobs is not None
+    assert output.trace is not None
+    assert len(output.logprobs) == 30
+    for place, (found, row) in enumerate(zip(output.logprobs, scores, strict=True)):
+        assert found.token_id == output.token_ids[place]
+        assert found.logprob == pytest.approx(float(row[found.token_id]), abs=1e-4)
+        assert found.logprob == pytest.approx(output.trace.branch_logprobs[place][0], abs=1e-5)
+        assert len(found.top) == 20
+        assert [*found.top.values()] == sorted(found.top.values(), reverse=True)
+        values = row.topk(20).values.tolist()
+        assert [*found.top.values()] == pytest.approx(values, abs=1e-4)
+        assert all(value == pytest.approx(float(row[token]), abs=1e-4) for token, value in found.top.items())
+
+
+def test_log_probabilities_are_as_many_as_asked_for(tiny: Engine) -> None:
+    for count in (0, 1, 20):
+        output = tiny.generate(Request("Why?", Amulet([KIND]), greedy(4, logprobs=count), trace=False))
+        assert output.logprobs is not None
+        assert [len(found.top) for found in output.logprobs] == [count] * len(output.token_ids)
+        assert all(found.logprob <= 0 for found in output.logprobs)
+    assert tiny.generate(Request("Why?", sampling=greedy(2))).logprobs is None
+
+
+def test_log_probabilities_of_a_steered_answer_are_of_the_mixture_before_temperature(tiny: Engine) -> None:
+    method = Mixture([KIND, SHORT])
+    output = tiny.generate(Request(ASK, method, sampled(8, 10, logprobs=5, top_k=3)))
+    assert output.logprobs is not None
+    rows = [
+        tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1].double() for prompt in prompt_ids(output)
+    ]
+    mixed = (0.75 * rows[1] + 0.25 * rows[2]).log_softmax(-1)
+    for found, row in zip(output.logprobs, mixed, strict=True):
+        assert found.logprob == pytest.approx(float(row[found.token_id]), abs=1e-4)
+        assert [*found.top.values()] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)
