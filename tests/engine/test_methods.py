@@ -31,6 +31,7 @@ from trimtab.engine.methods import METHODS
 from trimtab.engine.options import option
 from trimtab.kernels.errors import InputError, SteeringWarning
 from trimtab.kernels.program import EMA, MEAN, SUM, Program
+from trimtab.kernels.strength import reward_strength, strength
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +97,14 @@ def test_hyperparameters_reach_the_program() -> None:
     fixed = Mato([KIND], utility="reward", alpha=1, beta=3, lam=2, iterations=5000)
     assert fixed.program().scale == pytest.approx(1 + 3 / 2, abs=1e-3)
     assert LinearAlignment([KIND], ratio=1, mask_top_p=None, kl_budget=0.5).program().kl_budget == 0.5
+
+
+def test_hyperparameters_of_the_loop_reach_its_strength() -> None:
+    loop: dict[str, Any] = {"alpha": 0.8, "lam": 1.2, "iterations": 3}
+    assert Amulet([KIND], eta=5, **loop).program().scale == strength(0.8, 1.2, 5, 3)
+    assert Mato([KIND], nu=5, **loop).program().scale == strength(0.8, 1.2, 5, 3)
+    fixed = Mato([KIND], utility="reward", beta=2, nu=5, **loop)
+    assert fixed.program().scale == reward_strength(2 * 0.8, 1.2, 5, 3)
 
 
 def test_zero_iterations_are_the_merged_policy() -> None:
