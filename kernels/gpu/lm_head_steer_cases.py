@@ -55,7 +55,7 @@ def deciding(
     kind = {GREEDY: "greedy", DRAWN: "drawn", FILTERED: "filtered"}[draw]
     name = f"{requests} x {objectives + 1} of {vocab} x {width}, {kind}{', traced' if trace else ''}"
     moved = plan.bytes(rows, vocab, width, torch.bfloat16.itemsize)
-    return Case(name, make, Work(moved, plan.flops(vocab, width)))
+    return Case(name, make, Work(moved, plan.flops(rows, vocab, width)))
 
 
 def _called(how: Callable[..., Any]) -> Callable[..., Any]:

@@ -90,14 +90,17 @@ class Plan:
 
     def bytes(self, rows: int, vocab: int, width: int, itemsize: int) -> int:
         """The least that the product's launch moves: weights once, hidden states, what it leaves."""
-        given = 2 * self.groups if self.blended else rows
         stats = 8 * rows * self.tiles(vocab) if self.normalised else 0
         left = 4 * self.kept * vocab if self.stored else 12 * self.tiles(vocab)
-        return (vocab + given) * width * itemsize + stats + self.groups * left
+        return (vocab + self.given(rows)) * width * itemsize + stats + self.groups * left
 
-    def flops(self, vocab: int, width: int) -> int:
-        """Of the product, rows that fill a tile up included; a pair of hidden states is two products."""
-        return 2 * (2 if self.blended else 1) * self.row_tiles * self.rows * vocab * width
+    def flops(self, rows: int, vocab: int, width: int) -> int:
+        """The least that the product computes: rows that only fill a tile up do not count."""
+        return 2 * self.given(rows) * vocab * width
+
+    def given(self, rows: int) -> int:
+        """Hidden states that are multiplied: a blended one is a pair, of its high and its low digits."""
+        return 2 * self.groups if self.blended else rows
 
     @classmethod
     def of(

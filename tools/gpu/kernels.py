@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ...kernels.paged import Tiles
 from ...kernels.spec import Case, KernelSpec
 from ...kernels.steer import Choice
 from ...kernels.steer_table import Groups
@@ -18,8 +17,7 @@ from .nearness import difference, of_choices, widened
 from .report import Report
 from .timing import Clock, Rates, Spread
 
-FUSED, LOOP, MATMUL = "lm_head_steer", "iterate", "matmul"
-ATTENTION = ("paged_attention", "invariant_attention")
+FUSED, LOOP = "lm_head_steer", "iterate"
 """Kernels that are known by name. The first one's product is the vendor's in the reference too, so that there
 is none in float64, and its cases have no weights on a CPU. The second gives scores up to a constant."""
 LITTLE = 1 << 20
@@ -104,17 +102,6 @@ def measure(report: Report, clock: Clock, rates: Rates, specs: list[KernelSpec])
                 row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
                 row["gigabytes_per_second"] = case.bytes / spread.p50 / 1e3
                 row["bandwidth_share"] = 1e6 * case.bytes / spread.p50 / rates.bandwidth
-                if work := operations(spec.name, arguments):
-                    row["teraflops"] = work / spread.p50 / 1e6
-                    row["products_share"] = 1e6 * work / spread.p50 / rates.products
-
-
-def operations(name: str, arguments: tuple[Any, ...]) -> float:
-    """Multiplications and additions of a kernel's products; 0 where it has none."""
-    if name in (FUSED, MATMUL):
-        return 2.0 * len(arguments[0]) * float(arguments[1].numel())
-    if name in ATTENTION:
-        tiles = next(value for value in arguments if isinstance(value, Tiles))
-        keys = (tiles.start + (tiles.count + 1) / 2).clamp(max=arguments[4] or torch.inf)
-        return 4.0 * float((tiles.count * keys).sum()) * float(arguments[0][0].numel())
-    return 0.0
+                if flops := case.work.flops:
+                    row["teraflops"] = flops / spread.p50 / 1e6
+                    row["products_share"] = 1e6 * flops / spread.p50 / rates.products

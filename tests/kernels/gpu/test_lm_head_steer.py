@@ -337,11 +337,11 @@ def test_a_plan_knows_its_tiles_bytes_and_operations() -> None:
     vocab, width = 128_256, 4096
     eight = plan_of([Request(Mato(wishes(*[1.0] * 4)))] * 8)
     assert (eight.slots, eight.rows, eight.row_tiles, eight.tiles(vocab)) == (8, 64, 1, 1002)
-    assert eight.flops(vocab, width) == 2 * 64 * vocab * width
+    assert eight.flops(40, vocab, width) == 2 * 40 * vocab * width
     assert eight.bytes(40, vocab, width, 2) == (vocab + 40) * width * 2 + 40 * 1002 * 8 + 8 * 1002 * 12
     mixed = plan_of([Request(Amulet(wishes(1.0)))] * 16)
     assert (mixed.slots, mixed.rows, mixed.kept) == (1, 16, 0)
-    assert mixed.flops(vocab, width) == 2 * 2 * 16 * vocab * width
+    assert mixed.flops(32, vocab, width) == 2 * 2 * 16 * vocab * width
     told = plan_of([Request(Amulet(wishes(1.0)))] * 3, trace=True)
     assert (told.slots, told.rows, told.kept) == (2, 16, 2)
     assert told.bytes(6, vocab, width, 2) == (vocab + 6) * width * 2 + 6 * 1002 * 8 + 3 * 2 * vocab * 4
