@@ -49,7 +49,7 @@ def of(name: str, config: ModelConfig, dtype: str) -> Gpu:
     import torch  # noqa: PLC0415 - --help does not need it
 
     from ..models import memory  # noqa: PLC0415
-    from .bench import roof  # noqa: PLC0415
+    from . import roof  # noqa: PLC0415
 
     place = torch.device(CPU)
     free, found = memory.free_memory(place), roof.measured(getattr(torch, dtype), place)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab.engine.output import BranchPrompt, Delta, Output, Timings, TokenLogprobs, Trace
-from trimtab.tools import loading
-from trimtab.tools.bench import roof
+from trimtab.tools import loading, roof
 from trimtab.tools.cli import main
 
 if TYPE_CHECKING:
@@ -109,8 +108,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 @pytest.fixture
 def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's roof is measured on a mebibyte and few rows: quickly, and wrong."""
-    monkeypatch.setattr(roof, "READ", 1 << 20)
-    monkeypatch.setattr(roof, "ROWS", 64)
+    monkeypatch.setitem(roof.SIZES, "cpu", roof.Sizes(1 << 20, 64, 5))
 
 
 def plain(path: Path) -> list[dict[str, Any]]:

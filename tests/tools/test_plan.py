@@ -14,8 +14,7 @@ from trimtab.engine.methods import Base
 from trimtab.models import work
 from trimtab.models.config import ModelConfig
 from trimtab.models.presets import PRESETS
-from trimtab.tools import plan
-from trimtab.tools.bench import roof
+from trimtab.tools import plan, roof
 from trimtab.tools.gpu import steps
 from trimtab.tools.plan.asked import Asked
 from trimtab.tools.plan.replica import Replica

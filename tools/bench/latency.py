@@ -125,11 +125,11 @@ def _measured(
 def _figures(
     engine: Engine, rows: int, load: traffic.Traffic, times: Times, batch_size: int
 ) -> dict[str, Any]:
-    from . import roof  # noqa: PLC0415 - it brings torch, too
+    from .. import floor, roof  # noqa: PLC0415 - they bring torch, too
 
     model = engine._core.runner.model
     roofs = roof.measured(model.dtype, model.device)
-    read = roof.weight_bytes(engine) + roof.kv_bytes(engine, rows, load.mean_len)
+    read = floor.weight_bytes(engine) + floor.kv_bytes(engine, rows, load.mean_len)
     step = figures.median(times.step)
     return {
         **figures.summary([1e3 * s for s in times.latency], "latency_ms"),
@@ -142,7 +142,7 @@ def _figures(
         "gigabytes_per_second": read / step / 1e9,
         "measured_bandwidth": roofs.bandwidth / 1e9,
         "bandwidth_share": read / step / roofs.bandwidth,
-        "gigaflops": roof.step_work(engine, rows) / step / 1e9,
+        "gigaflops": floor.step_work(engine, rows) / step / 1e9,
         "measured_gigaflops": roofs.products / 1e9,
         "products_ms": 1e3 * figures.median(times.products),
         "step_over_products": figures.median(times.ratios),

@@ -13,9 +13,10 @@ import torch
 from ...kernels.spec import Case, KernelSpec
 from ...kernels.steer import Choice
 from ...kernels.steer_table import Groups
+from ..roof import Roof
 from .nearness import difference, of_choices, widened
 from .report import Report
-from .timing import Clock, Rates, Spread
+from .timing import Clock, Spread
 
 FUSED, LOOP = "lm_head_steer", "iterate"
 """Kernels that are known by name. The first one's product is the vendor's in the reference too, so that there
@@ -88,7 +89,7 @@ def poisoned() -> Iterator[None]:
             torch.use_deterministic_algorithms(False)
 
 
-def measure(report: Report, clock: Clock, rates: Rates, specs: list[KernelSpec]) -> None:
+def measure(report: Report, clock: Clock, roof: Roof, specs: list[KernelSpec]) -> None:
     """A row a case: microseconds of the device alone, and with launches, and shares of the roofs."""
     for spec in specs:
         for case in spec.cases:
@@ -101,7 +102,7 @@ def measure(report: Report, clock: Clock, rates: Rates, specs: list[KernelSpec])
                 spread = Spread.of(clock.seconds(replay))
                 row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
                 row["gigabytes_per_second"] = case.bytes / spread.p50 / 1e3
-                row["bandwidth_share"] = 1e6 * case.bytes / spread.p50 / rates.bandwidth
+                row["bandwidth_share"] = 1e6 * case.bytes / spread.p50 / roof.bandwidth
                 if flops := case.work.flops:
                     row["teraflops"] = flops / spread.p50 / 1e6
-                    row["products_share"] = 1e6 * flops / spread.p50 / rates.products
+                    row["products_share"] = 1e6 * flops / spread.p50 / roof.products

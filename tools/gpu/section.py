@@ -35,7 +35,10 @@ def main(words: list[str]) -> int:
 
 
 def _run(section: str, report: Report, device: torch.device) -> None:
-    from . import decode, invariance, kernels, shapes, steps  # noqa: PLC0415 - triton has been told what it is to do
+    import torch  # noqa: PLC0415 - triton has been told what it is to do
+
+    from .. import roof  # noqa: PLC0415
+    from . import decode, invariance, kernels, shapes, steps  # noqa: PLC0415
     from .timing import Clock  # noqa: PLC0415
 
     small, place = device.type == "cpu", str(device)
@@ -47,18 +50,17 @@ def _run(section: str, report: Report, device: torch.device) -> None:
         elif section == "invariance":
             invariance.check(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
         else:
-            clock = Clock(device, tries=1) if small else Clock(device)
-            rates = clock.rates()
-            report.more |= {"bandwidth": rates.bandwidth, "products": rates.products}
+            found = roof.measured(torch.bfloat16, device)
+            report.more |= {"bandwidth": found.bandwidth, "products": found.products}
             if section == "bench":
-                kernels.measure(report, clock, rates, kernels.specs_of(device))
+                clock = Clock(device, tries=1) if small else Clock(device)
+                kernels.measure(report, clock, found, kernels.specs_of(device))
                 return
-            del clock  # the model wants its memory
             plan = steps.FULL
             if small:
                 folder = shapes.write(Path(scratch) / "model", "llama", shapes.TINY, decode.LITTLE.dtypes[0])
                 plan = steps.with_model(steps.LITTLE, str(folder))
-            steps.measure(report, place, plan, rates)
+            steps.measure(report, place, plan, found)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

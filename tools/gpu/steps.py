@@ -16,7 +16,7 @@ from ...engine.methods import Base, Mato
 from ...engine.objective import Objective
 from ...engine.request import Request
 from ...engine.sampling import SamplingParams
-from ..bench import roof
+from .. import floor
 from .opening import opened
 from .timing import Spread
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...engine.graphs import DecodeGraphs
     from ...kernels.steer import Choice
+    from ..roof import Roof
     from .report import Report
-    from .timing import Rates
 
 SETTLING, STEPS = 5, 40
 """Steps that are not counted, and those that are."""
@@ -82,7 +82,7 @@ def with_model(plan: Plan, model: str) -> Plan:
     return replace(plan, model=model)
 
 
-def measure(report: Report, device: str, plan: Plan, rates: Rates) -> None:
+def measure(report: Report, device: str, plan: Plan, roof: Roof) -> None:
     """A row for opening the model, then four a load: as shipped, without captured steps, without those that
     are launched before the one before them is read, and with the last product apart from the steering. Then
     as shipped with batch_invariant, where times are told as multiples, too.
@@ -92,7 +92,7 @@ def measure(report: Report, device: str, plan: Plan, rates: Rates) -> None:
         gc.collect()  # engines of before: this one takes what memory is left
         if device != "cpu":
             torch.cuda.empty_cache()
-        _measure_all(report, device, plan, loads, invariant, rates, usual)
+        _measure_all(report, device, plan, loads, invariant, roof, usual)
 
 
 def _measure_all(
@@ -101,7 +101,7 @@ def _measure_all(
     plan: Plan,
     loads: tuple[Load, ...],
     invariant: bool,
-    rates: Rates,
+    roof: Roof,
     usual: dict[str, dict[str, Any]],
 ) -> None:
     """usual: the rows without batch_invariant, by name; they are noted, or compared with."""
@@ -121,10 +121,10 @@ def _measure_all(
         )
         graphs = engine._core.runner.graphs
         row.update({"pages": engine.stats.pages, "captured_sizes": graphs.count if graphs else 0})
-        row["weight_gigabytes"] = roof.weight_bytes(engine) / 1e9
+        row["weight_gigabytes"] = floor.weight_bytes(engine) / 1e9
     for load in loads if engine else ():
         if engine and not report.leaves_out("steps", load.name + what):
-            rows = _measure(report, engine, load, plan.steps, rates, what)
+            rows = _measure(report, engine, load, plan.steps, roof, what)
             if not invariant:
                 usual[load.name] = rows
             elif load.name in usual:
@@ -138,7 +138,7 @@ def _compare(report: Report, name: str, found: dict[str, Any], usual: dict[str, 
 
 
 def _measure(
-    report: Report, engine: Engine, load: Load, steps: int, rates: Rates, what: str = ""
+    report: Report, engine: Engine, load: Load, steps: int, roof: Roof, what: str = ""
 ) -> dict[str, Any]:
     """The row of the steps as the engine takes them."""
     from ...kernels.gpu.backend import choose_apart  # noqa: PLC0415 - triton has been told what it is to do
@@ -162,10 +162,10 @@ def _measure(
             branches = load.requests * (1 + len(load.method.branches()))
             prompts, seconds = times(engine, load, steps)
             spread = Spread.of(seconds)
-            moved = roof.weight_bytes(engine) + roof.kv_bytes(engine, branches, tokens)
-            floor = 1e6 * moved / rates.bandwidth
+            moved = floor.weight_bytes(engine) + floor.kv_bytes(engine, branches, tokens)
+            least = 1e6 * moved / roof.bandwidth
             row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
-            row.update({"floor_us": floor, "times_floor": spread.p50 / floor, "rows": branches})
+            row.update({"floor_us": least, "times_floor": spread.p50 / least, "rows": branches})
             row.update({"tokens_per_second": 1e6 * load.requests / spread.p50, "prompts_us": 1e6 * prompts})
     runner.graphs, core.looks_ahead, runner.choose = shipped
     return rows[0]

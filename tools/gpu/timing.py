@@ -1,4 +1,4 @@
-"""Time on a device: of a call after its caches were emptied; and the two rates that calls are held by."""
+"""Time of a call on a device: on a GPU, after its cache was emptied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ FLUSH = 256 << 20
 """Bytes written between two calls: several times the cache of any GPU."""
 TRIES, WARMUP = 40, 3
 """Calls that are timed, and those before them."""
-COPIED, SQUARE = 1 << 30, 8192
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,8 @@ class Spread:
         return cls(*(1e6 * percentile(seconds, percent) for percent in (20, 50, 80)))
 
 
-@dataclass(frozen=True)
-class Rates:
-    """bandwidth: bytes a second that a large copy reads and writes. products: operations a second of a large
-    bfloat16 product by the vendor's library."""
-
-    bandwidth: float
-    products: float
-
-
 class Clock:
-    """Times calls on one device. On a CPU the host's clock stands in, to try the program itself out."""
+    """Times calls on a device: a GPU's by its events, a CPU's by the host's clock, its caches as they are."""
 
     def __init__(self, device: torch.device, tries: int = TRIES) -> None:
         self.device, self.tries, self._gpu = device, tries, device.type == "cuda"
@@ -55,11 +45,12 @@ class Clock:
         if not self._gpu:
             return [self._on_host(call) for _ in range(self.tries)]
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.tries)]
-        for start, end in events:
-            self._flush.zero_()
-            start.record()
-            call()
-            end.record()
+        with torch.cuda.device(self.device):  # whose stream the events are in
+            for start, end in events:
+                self._flush.zero_()
+                start.record()
+                call()
+                end.record()
         torch.cuda.synchronize(self.device)
         return [start.elapsed_time(end) / 1e3 for start, end in events]
 
@@ -75,19 +66,6 @@ class Clock:
         with torch.cuda.graph(graph):
             call()
         return graph.replay
-
-    def rates(self) -> Rates:
-        """Measured here and now."""
-        size, side = (COPIED, SQUARE) if self._gpu else (1 << 20, 64)
-        source = torch.ones(size, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        copying = self._best(lambda: target.copy_(source))
-        left, right = (torch.randn(side, side, device=self.device).bfloat16() for _ in range(2))
-        multiplying = self._best(lambda: left @ right)
-        return Rates(2 * size / copying, 2 * side**3 / multiplying)
-
-    def _best(self, call: Callable[[], Any]) -> float:
-        return percentile(self.seconds(call), 50)
 
     def _on_host(self, call: Callable[[], Any]) -> float:
         start = time.perf_counter()

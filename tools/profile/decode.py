@@ -111,7 +111,7 @@ def _answer(engine: Engine, asked: list[Request]) -> None:
 def _floors(engine: Engine, rows: int, context: float) -> dict[str, float]:
     """Seconds that each stage takes at the machine's roofs."""
     from ...models import work  # noqa: PLC0415 - it brings torch, which --help does not need
-    from ..bench import roof  # noqa: PLC0415
+    from .. import roof  # noqa: PLC0415
 
     model = engine._core.runner.model
     roofs = roof.measured(model.dtype, model.device)
