@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..kernels.errors import InputError, quoted
 from .options import check_fields, option, require_fields
@@ -91,8 +93,18 @@ class SamplingParams:
         ]
 
 
-def token_id(key: str) -> int:
-    """The token id that a key of logit_bias is, as JSON has it. Raises InputError for any other text."""
+def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of SamplingParams from JSON, where keys are texts: those of logit_bias become token ids.
+
+    Raises InputError for one that is none.
+    """
+    bias = values.get("logit_bias")
+    if not isinstance(bias, Mapping):
+        return dict(values)
+    return {**values, "logit_bias": {_token_id(key): value for key, value in bias.items()}}
+
+
+def _token_id(key: str) -> int:
     if key.isascii() and key.isdigit() and str(int(key[:20])) == key:
         return int(key)
     raise InputError(f"logit_bias has the key {quoted(key)}; keys must be token ids", "logit_bias")

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from typing import TextIO
 
-SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for f in fields(SamplingParams))
-"""Names that both have: one flag sets both, so that `--seed 1` repeats whatever is drawn."""
-
 
 def add_prompt(parser: flags.Parser, optional: bool = False) -> None:
     """PROMPT and --system."""
@@ -38,9 +35,10 @@ def add_system(parser: flags.Parser) -> None:
     )
 
 
-def add_model(parser: flags.Parser) -> None:
-    """A flag for each field of EngineConfig."""
-    flags.add_fields(parser, "model", EngineConfig, skip=SHARED)
+def add_model(parser: flags.Parser, beside: type = SamplingParams) -> None:
+    """A flag for each field of EngineConfig, but for those that `beside` has a flag for: one flag sets both,
+    so that `--seed 1` repeats whatever is drawn."""
+    flags.add_fields(parser, "model", EngineConfig, skip=[field.name for field in fields(beside)])
 
 
 def add_sampling(parser: flags.Parser, skip: Collection[str] = ()) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.options import fitted
 from ..engine.request import Request
-from ..engine.sampling import SamplingParams, token_id
+from ..engine.sampling import SamplingParams, from_json
 from ..engine.strict_json import dumps
 from ..kernels.errors import InputError, quoted
 from . import asking, loading, report, steering
@@ -138,9 +138,7 @@ def _request(values: Mapping[str, Any], args: argparse.Namespace, sampling: Samp
     prompt = values.get("messages", values.get("prompt"))
     if args.system is not None and isinstance(prompt, str):
         prompt = asking.messages(prompt, args.system)
-    own = {name: value for name, value in values.items() if name in SAMPLING}
-    if isinstance(bias := own.get("logit_bias"), Mapping):
-        own["logit_bias"] = {token_id(key): value for key, value in bias.items()}
+    own = from_json({name: value for name, value in values.items() if name in SAMPLING})
     return Request(
         prompt,
         steering=steering.choice(args, wishes).build(wishes),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...kernels.errors import InputError, quoted
 from ..options import check_fields, meant, option, refusal
-from ..sampling import SamplingParams, token_id
+from ..sampling import SamplingParams, from_json
 from .errors import api_error, bad
 
 OWN = ("max_tokens", "logprobs")
@@ -197,9 +197,7 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {"temperature": 1.0, **{name: values[name] for name in SAMPLING if name in values}}
     if found.get("top_k") == -1:  # vLLM's "all"
         found["top_k"] = 0
-    if isinstance(bias := found.get("logit_bias"), Mapping):
-        found["logit_bias"] = {token_id(key): value for key, value in bias.items()}
-    return found
+    return from_json(found)
 
 
 def _check_message(index: int, message: Mapping[str, Any]) -> None:

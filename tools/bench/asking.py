@@ -1,40 +1,24 @@
-"""What latency and throughput share: their flags, the engine, and what their JSON says of both."""
+"""What benches share: their flags, what they ask of an engine, and what their JSON says of both."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...engine.config import EngineConfig
 from ...kernels.errors import RunError
 from .. import flags, machine, steering
 from .traffic import Traffic
 
 if TYPE_CHECKING:
-    import argparse
-
     from ...engine.engine import Engine
     from ...engine.method import Method
     from ...engine.output import Output
-
-SHARED = frozenset(f.name for f in fields(EngineConfig)) & frozenset(f.name for f in fields(Traffic))
-"""Names that both have: one flag sets both."""
 
 
 def add_traffic(parser: flags.Parser) -> None:
     """A flag for each field of Traffic, and those of the methods."""
     flags.add_fields(parser, "traffic", Traffic)
     steering.add_flags(parser)
-
-
-def add_model(parser: flags.Parser) -> None:
-    """A flag for each field of EngineConfig."""
-    flags.add_fields(parser, "model", EngineConfig, skip=SHARED)
-
-
-def engine_config(args: argparse.Namespace) -> EngineConfig:
-    """Raises InputError for a value out of range."""
-    return EngineConfig(**flags.given(EngineConfig, args))
 
 
 def said(bench: str, method: Method, *options: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from ...engine.options import check_fields, option, refusal
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
 from .. import flags, loading
+from ..asking import add_model
+from ..asking import config as engine_config
 from . import asking, figures, traffic
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Times:
 def add_arguments(parser: flags.Parser) -> None:
     flags.add_fields(parser, "latency", Batch)
     asking.add_traffic(parser)
-    asking.add_model(parser)
+    add_model(parser, traffic.Traffic)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +94,7 @@ def settings(args: argparse.Namespace) -> tuple[Batch, traffic.Traffic, Method, 
     """
     batch = Batch(**flags.given(Batch, args))
     load, _, method = traffic.asked(args)
-    config = asking.engine_config(args)
+    config = engine_config(args)
     rows = load.rows(batch.batch_size, method)
     if rows > config.max_num_seqs:
         raise InputError(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ...engine.options import check_fields, option, refusal
 from ...engine.strict_json import dumps
 from .. import flags, loading
+from ..asking import add_model
+from ..asking import config as engine_config
 from ..evaluate import question
 from . import asking, figures, traffic
 
@@ -79,7 +81,7 @@ class Times:
 def add_arguments(parser: flags.Parser) -> None:
     flags.add_fields(parser, "throughput", Crowd)
     asking.add_traffic(parser)
-    asking.add_model(parser)
+    add_model(parser, traffic.Traffic)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     load, _, method = traffic.asked(args)
     if crowd.dataset_path is not None and vars(args).get("input_len"):
         raise refusal("input_len", load.input_len, "left out where dataset_path has the prompts")
-    config = asking.engine_config(args)
+    config = engine_config(args)
     engine = loading.open_engine(config)
     requests = crowd.asked(load.requests(crowd.num_prompts, asking.vocabulary(engine), method))
     times = _measured(engine, requests, load.output_len, crowd)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.config import EngineConfig
 from ...engine.options import check_fields, option, refusal
-from ...engine.sampling import SamplingParams
+from ...engine.sampling import SamplingParams, from_json
 from ...kernels.errors import InputError, quoted
 from .. import flags
 from .question import HALVES
@@ -146,10 +146,7 @@ def from_file(path: Path) -> Settings:
 
 def from_description(values: Mapping[str, Any]) -> Settings:
     """The settings that `described` describes."""
-    sampling = dict(values["sampling"])
-    if "logit_bias" in sampling:  # JSON has texts for keys
-        sampling["logit_bias"] = {int(key): bias for key, bias in sampling["logit_bias"].items()}
-    return Settings(**{**values, "sampling": sampling})
+    return Settings(**{**values, "sampling": from_json(dict(values["sampling"]))})
 
 
 def _separated(texts: tuple[str, ...]) -> list[str]:

@@ -20,8 +20,10 @@ from rich.table import Table
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
 from .. import flags, loading
+from ..asking import add_model
 from ..bench import asking, figures, latency
 from ..bench.latency import Batch
+from ..bench.traffic import Traffic
 from ..plain import watched
 from . import device
 from .stages import REST, STAGES, Stages, marked
@@ -41,7 +43,7 @@ def add_arguments(parser: flags.Parser) -> None:
     """The flags of bench latency, --trace and --json."""
     flags.add_fields(parser, "decode", Batch)
     asking.add_traffic(parser)
-    asking.add_model(parser)
+    add_model(parser, Traffic)
     parser.add_argument("--trace", metavar="FILE", help=f"write {TRACED} steps as a Chrome trace (JSON)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
