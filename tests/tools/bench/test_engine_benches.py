@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from trimtab import Engine, Mato, Objective, Request
+from trimtab.tools.bench import BENCHES
 
 from ...tiny import Tiny, write_json
 from ..conftest import Ran
@@ -90,8 +91,8 @@ def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "there is no BENCH; say what to measure: latency, throughput, serve, peers, compare"),
-        (("weather",), "there is no bench 'weather'; benches are latency, throughput, serve, peers, compare"),
+        ((), f"there is no BENCH; say what to measure: {', '.join(BENCHES)}"),
+        (("weather",), f"there is no bench 'weather'; benches are {', '.join(BENCHES)}"),
         (("latency", "--num-iters", "0"), "num_iters is 0; it must be a whole number from 1 to 10000"),
         (("latency", "--steered-share", "0.5"), "steered_share is 0.5, but there is no wish to steer to"),
         (
@@ -107,6 +108,8 @@ def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path
         (("serve", "--base-url", "ftp://x"), "base_url is 'ftp://x'; it must be like http://127.0.0.1:8000"),
         (("serve", "--request-rate", "0"), "request_rate is 0.0; it must be a number above 0, or inf"),
         (("serve", "--endpoint", "/x"), "endpoint is '/x'; it must be one of /v1/chat/completions, "),
+        (("server", "--rounds", "0"), "rounds is 0; it must be a whole number ≥ 1"),
+        (("server", "--model", "nowhere"), "model is 'nowhere'; it must be 'demo', "),
         (("peers", "--peer", "llama"), "--peer is 'llama'; it must be like vllm=/path/to/python"),
         (("peers", "--skip", "gpt"), "--skip is 'gpt'; contestants are trimtab base, "),
         (("peers", "--batch-size", "3"), "batch_size is 3; it must be from 1 to num_prompts (2)"),
@@ -124,7 +127,7 @@ def test_wrong_input_is_one_sentence_before_anything_is_loaded(
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("bench", ["latency", "throughput", "serve", "peers", "compare"])
+@pytest.mark.parametrize("bench", BENCHES)
 def test_every_bench_explains_itself(run: Run, bench: str) -> None:
     ran = run("bench", bench, "--help")
     assert (ran.status, ran.err) == (0, "")
