@@ -6,10 +6,8 @@ is 1. Integers are equal everywhere; logarithms are those of the machine.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..noise import FIRST as FIRST_FACTOR
 from ..noise import GOLDEN as GOLDEN_RATIO
@@ -25,7 +23,6 @@ FINAL_FIRST = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
 FINAL_SECOND = tl.constexpr(0x94D049BB133111EB - (1 << 64))
 STEP = tl.constexpr(2.0**-31)
 MOST = tl.constexpr(1 - 2.0**-24)
-ROWS, SPAN = 64, 64
 
 
 @triton.jit
@@ -59,30 +56,3 @@ def gumbel_of(bits):
 def gumbel_at(seed, position, tokens):
     """Standard Gumbel noise, float32, for each of the int32 tokens."""
     return gumbel_of(random_bits(seed, position, tokens))
-
-
-@triton.jit(do_not_specialize=["rows", "vocab"])
-def noise_kernel(seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.constexpr, SPAN: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    tokens = tl.program_id(1) * SPAN + tl.arange(0, SPAN)[None, :]
-    seed = tl.load(seeds + row, mask=row < rows, other=0)
-    position = tl.load(positions + row, mask=row < rows, other=0)
-    bits = random_bits(seed, position, tokens)
-    at, inside = row * vocab + tokens, (row < rows) & (tokens < vocab)
-    tl.store(bits_out + at, bits, mask=inside)
-    tl.store(noise_out + at, gumbel_of(bits), mask=inside)
-
-
-def noise(seeds: Tensor, positions: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-    """(bits int32, Gumbel noise float32), [rows, vocab] each, for int64 seeds and positions [rows]."""
-    if seeds.dtype != torch.int64 or positions.dtype != torch.int64 or seeds.shape != positions.shape:
-        raise ValueError(
-            f"seeds and positions must be int64 of one shape, not {seeds.dtype} and {positions.dtype}"
-        )
-    bits = torch.empty(len(seeds), vocab, dtype=torch.int32, device=seeds.device)
-    drawn = torch.empty_like(bits, dtype=torch.float32)
-    grid = (triton.cdiv(len(seeds), ROWS), triton.cdiv(vocab, SPAN))
-    noise_kernel[grid](
-        seeds.contiguous(), positions.contiguous(), bits, drawn, len(seeds), vocab, ROWS=ROWS, SPAN=SPAN
-    )
-    return bits, drawn

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import torch
-from trimtab.kernels.gpu.noise import noise
+import triton
+import triton.language as tl
+from torch import Tensor
+from trimtab.kernels.gpu.noise import gumbel_of, random_bits
 from trimtab.kernels.noise import bits, keys
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 12345, 12345])
 POSITIONS = torch.tensor([0, 1, 2**31 - 1, 2**31, 7, 0, 99])
+ROWS, SPAN = 64, 64
+
+
+@triton.jit(do_not_specialize=["rows", "vocab"])
+def noise_kernel(seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.constexpr, SPAN: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    tokens = tl.program_id(1) * SPAN + tl.arange(0, SPAN)[None, :]
+    seed = tl.load(seeds + row, mask=row < rows, other=0)
+    position = tl.load(positions + row, mask=row < rows, other=0)
+    bits = random_bits(seed, position, tokens)
+    at, inside = row * vocab + tokens, (row < rows) & (tokens < vocab)
+    tl.store(bits_out + at, bits, mask=inside)
+    tl.store(noise_out + at, gumbel_of(bits), mask=inside)
+
+
+def noise(seeds: Tensor, positions: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    """(bits int32, Gumbel noise float32), [rows, vocab] each, for int64 seeds and positions [rows]."""
+    whole = torch.empty(len(seeds), vocab, dtype=torch.int32, device=seeds.device)
+    drawn = torch.empty_like(whole, dtype=torch.float32)
+    grid = (triton.cdiv(len(seeds), ROWS), triton.cdiv(vocab, SPAN))
+    noise_kernel[grid](seeds, positions, whole, drawn, len(seeds), vocab, ROWS=ROWS, SPAN=SPAN)
+    return whole, drawn
 
 
 def test_integers_are_those_of_the_reference() -> None:
