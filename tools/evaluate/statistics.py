@@ -26,13 +26,13 @@ class Estimate:
     high: float | None = None
 
 
-def resampled(questions: int, draws: int = DRAWS, seed: int = 0) -> Array:
-    """How often each question is in each draw of as many with replacement: [1 + draws, questions].
+def resampled(questions: int, seed: int = 0) -> Array:
+    """How often each question is in each draw of as many with replacement: [1 + DRAWS, questions].
 
     Row 0 is the questions as they are. One such array serves all methods, so that their draws are the same.
     """
     generator = np.random.default_rng(seed)
-    picks = generator.integers(0, questions, (draws, questions))
+    picks = generator.integers(0, questions, (DRAWS, questions))
     counts = np.stack([np.bincount(pick, minlength=questions) for pick in picks])
     return np.concatenate([np.ones((1, questions)), counts])
 

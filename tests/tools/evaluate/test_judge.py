@@ -152,9 +152,7 @@ def test_a_reply_without_a_verdict_is_asked_for_once_more(capsys: pytest.Capture
         return "Verdict: 4" if len(messages) == 4 else "Well, it depends."
 
     with judge_that(reluctant) as served:
-        judge = Judge(served.url)
-        assert judge.score(answers("late", "never", "later")) == [4.0, None, 4.0]
-    assert judge.unparsable == 1
+        assert Judge(served.url).score(answers("late", "never", "later")) == [4.0, None, 4.0]
     assert "no verdict that can be read to 1 of 3 questions" in capsys.readouterr().err
     assert len(served.bodies) == 6
     again = next(body["messages"] for body in served.bodies if len(body["messages"]) == 4)
@@ -246,7 +244,9 @@ def test_a_judge_that_takes_whatever_stands_first_decides_nothing() -> None:
             assert Judge(served.url).compare(pairs) == ["tie", "tie"]
 
 
-def test_a_pair_without_both_verdicts_or_without_a_wish_has_no_outcome() -> None:
+def test_a_pair_without_both_verdicts_or_without_a_wish_has_no_outcome(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def half(messages: list[dict[str, str]]) -> str:
         return "Verdict: FIRST" if block(messages, "first answer") == "one" else "Hm."
 
@@ -254,7 +254,7 @@ def test_a_pair_without_both_verdicts_or_without_a_wish_has_no_outcome() -> None
     with judge_that(half) as served:
         judge = Judge(served.url)
         assert judge.compare([(one, two)]) == [None]
-        assert judge.unparsable == 1
+        assert "no verdict that can be read to 1 of 2 questions" in capsys.readouterr().err
         assert judge.compare([(replace(one, weights=(0.0,)), replace(two, weights=(0.0,)))]) == [None]
         with pytest.raises(ValueError, match="cannot be compared"):
             judge.compare([(one, replace(two, question="Why?"))])
@@ -402,14 +402,16 @@ def test_a_judge_without_an_address_is_refused() -> None:
         make("judge")
 
 
-def test_our_own_server_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_server_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A random model replies, and again when it is asked for a verdict, and has none."""
     monkeypatch.setattr("trimtab.tools.evaluate.scorers.judge.MOST_TOKENS", 16)
     folder = Tiny(context=4096).write(tmp_path / "tiny")
     with serving("--model", str(folder), "--kv-cache-memory", "8MiB") as server:
         judge = Judge(f"{server.url}/v1")
         assert judge.score([ANSWER]) == [None]
-        assert judge.unparsable == 1
+        assert "no verdict that can be read to 1 of 1 questions" in capsys.readouterr().err
         assert server.metric("generation_tokens_total") > 0
         with pytest.raises(RunError, match=r"answers 400 Bad Request: .*max_model_len, which is 4096"):
             judge.score(answers("so " * 4096))

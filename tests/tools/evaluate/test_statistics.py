@@ -15,19 +15,19 @@ PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 2)), min_size=2, m
 
 
 def test_a_draw_is_as_many_questions_with_replacement_and_the_first_is_the_data() -> None:
-    counts = statistics.resampled(9, draws=200, seed=3)
-    assert counts.shape == (201, 9)
+    counts = statistics.resampled(9, seed=3)
+    assert counts.shape == (1 + statistics.DRAWS, 9)
     assert (counts[0] == 1).all()
     assert (counts.sum(axis=1) == 9).all()
     assert (counts[1:] == 0).any(axis=1).mean() > 0.9
     assert abs(counts[1:].mean() - 1) < 1e-9
-    assert (counts == statistics.resampled(9, draws=200, seed=3)).all()
-    assert (counts != statistics.resampled(9, draws=200, seed=4)).any()
+    assert (counts == statistics.resampled(9, seed=3)).all()
+    assert (counts != statistics.resampled(9, seed=4)).any()
 
 
 @given(SCORES, st.integers(0, 9))
 def test_a_mean_is_that_of_the_questions_as_often_as_they_were_drawn(scores: list[float], seed: int) -> None:
-    counts = statistics.resampled(len(scores), draws=5, seed=seed)
+    counts = statistics.resampled(len(scores), seed=seed)[:6]
     found = statistics.means(np.array(scores), counts)
     for drawn, mean in zip(counts, found, strict=True):
         pool = [s for s, count in zip(scores, drawn, strict=True) for _ in range(int(count))]
@@ -40,7 +40,7 @@ def test_a_median_is_the_lower_middle_one_of_all_that_were_drawn(
     points: int, scores: list[float], seed: int
 ) -> None:
     table = np.array([[score + point for score in scores] for point in range(points)])
-    counts = statistics.resampled(len(scores), draws=5, seed=seed)
+    counts = statistics.resampled(len(scores), seed=seed)[:6]
     for drawn, median in zip(counts, statistics.medians(table, counts), strict=True):
         pool = sorted(
             value
@@ -54,7 +54,7 @@ def test_a_median_is_the_lower_middle_one_of_all_that_were_drawn(
 
 def test_an_interval_covers_the_mean_of_a_normal_sample_as_often_as_it_says() -> None:
     generator, covered = np.random.default_rng(0), 0
-    counts = statistics.resampled(40, draws=300)
+    counts = statistics.resampled(40)[:301]
     for _ in range(200):
         found = statistics.estimate(statistics.means(generator.normal(2.0, 1.0, 40), counts))
         assert found.low is not None

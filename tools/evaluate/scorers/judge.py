@@ -33,8 +33,7 @@ class Judge:
     """Marks answers from 1 to 5 by their preferences, and compares them.
 
     The address is that of a server, `http://localhost:8000/v1`, with `?model=NAME` where it has several; the
-    key is OPENAI_API_KEY. `seed` sets the order in which comparisons are asked. `unparsable` counts the
-    questions that had no verdict after a second try.
+    key is OPENAI_API_KEY. `seed` sets the order in which comparisons are asked.
     """
 
     scale: ClassVar[tuple[float, float] | None] = (1.0, 5.0)
@@ -43,7 +42,6 @@ class Judge:
         if not argument:
             raise InputError("the scorer judge needs an address: judge:http://localhost:8000/v1")
         self.name = f"judge:{argument}"
-        self.unparsable = 0
         self._endpoint = Endpoint(argument, os.environ.get(KEY, ""))
         self._seed = seed
 
@@ -83,7 +81,6 @@ class Judge:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if missing := said.count(None):
-            self.unparsable += missing
             say(f"the judge gave no verdict that can be read to {missing} of {len(different)} questions")
         return dict(zip(different, said, strict=True))
 
