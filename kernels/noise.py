@@ -17,14 +17,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+
+def signed(word: int) -> int:
+    """The low 64 bits of `word` as int64 has them."""
+    word &= (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word
+
+
 GOLDEN = -1640531535  # 0x9E3779B1 as int32
 FIRST, SECOND = 0x21F0AAAD, 0x735A2D97
+SEED_STEP, POSITION_STEP = signed(0x9E3779B97F4A7C15), 0x632BE59BD9B4E019
+POSITION_FACTOR = signed(0xD1342543DE82EF95)
+FINAL_FIRST, FINAL_SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
+STEP, MOST = 2.0**-31, 1 - 2.0**-24
+"""Of u: from one to the next, and the largest below 1 that float32 holds."""
 
 
 def keys(seeds: Tensor, positions: Tensor) -> Tensor:
     """Two 32-bit keys [2, rows] int32 from 64-bit seeds and positions [rows], by a splitmix64 finaliser."""
-    x = _finalise(seeds + _signed(0x9E3779B97F4A7C15))
-    x = _finalise(x ^ (positions * _signed(0xD1342543DE82EF95) + 0x632BE59BD9B4E019))
+    x = _finalise(seeds + SEED_STEP)
+    x = _finalise(x ^ (positions * POSITION_FACTOR + POSITION_STEP))
     return torch.stack((_low(x), _low(x >> 32)))
 
 
@@ -43,19 +55,14 @@ def bits(keys: Tensor, tokens: Tensor) -> Tensor:
 def gumbel(seeds: Tensor, positions: Tensor, vocab: int, first: int = 0) -> Tensor:
     """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]; ids from `first`."""
     tokens = torch.arange(first, first + vocab, dtype=torch.int32, device=seeds.device)
-    u = (bits(keys(seeds, positions), tokens) & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
-    return u.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_().log_().neg_()
+    u = (bits(keys(seeds, positions), tokens) & 0x7FFFFFFF).float().add_(0.5).mul_(STEP)
+    return u.clamp_(max=MOST).neg_().log1p_().neg_().log_().neg_()
 
 
 def _finalise(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_FIRST
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_SECOND
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
-
-
-def _signed(word: int) -> int:
-    """The 64 bits of `word` as int64 has them."""
-    return word - (1 << 64) if word >> 63 else word
 
 
 def _low(x: Tensor) -> Tensor:

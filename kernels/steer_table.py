@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .noise import signed
 from .parcel import send
 from .program import Program
 from .shard import WHOLE, Whole
@@ -64,7 +65,7 @@ class SteerTable:
 
     def admit(self, row: int, program: Program, weights: Sequence[float], draw: Draw) -> None:
         """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
-        values = {**vars(program), **vars(draw), "seed": _signed(draw.seed)}
+        values = {**vars(program), **vars(draw), "seed": signed(draw.seed)}
         self._reserve(row + 1, len(weights))
         own = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
         for name, value in values.items():
@@ -106,12 +107,6 @@ class Columns(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         found = self[name] = self._held[name][self._rows]
         return found
-
-
-def _signed(seed: int) -> int:
-    """The seed's 64 bits as a signed number."""
-    seed &= (1 << 64) - 1
-    return seed - (1 << 64) if seed >> 63 else seed
 
 
 @dataclass(frozen=True)

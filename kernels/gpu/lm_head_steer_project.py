@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 
 from .noise import gumbel_at
+from .steer_score import NO_TOKEN
 from .steer_weights import COLD
-
-NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit

@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lm_head_steer_project import NO_TOKEN
 from .steer_finish import merged
 from .steer_region import node_moments
+from .steer_score import NO_TOKEN
 
 
 @triton.jit

@@ -9,20 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..noise import FIRST as FIRST_FACTOR
-from ..noise import GOLDEN as GOLDEN_RATIO
-from ..noise import SECOND as SECOND_FACTOR
+from .. import noise
 
-GOLDEN = tl.constexpr(GOLDEN_RATIO)
-FIRST = tl.constexpr(FIRST_FACTOR)
-SECOND = tl.constexpr(SECOND_FACTOR)
-SEED_STEP = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
-POSITION_FACTOR = tl.constexpr(0xD1342543DE82EF95 - (1 << 64))
-POSITION_STEP = tl.constexpr(0x632BE59BD9B4E019)
-FINAL_FIRST = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
-FINAL_SECOND = tl.constexpr(0x94D049BB133111EB - (1 << 64))
-STEP = tl.constexpr(2.0**-31)
-MOST = tl.constexpr(1 - 2.0**-24)
+GOLDEN = tl.constexpr(noise.GOLDEN)
+FIRST, SECOND = tl.constexpr(noise.FIRST), tl.constexpr(noise.SECOND)
+SEED_STEP, POSITION_STEP = tl.constexpr(noise.SEED_STEP), tl.constexpr(noise.POSITION_STEP)
+POSITION_FACTOR = tl.constexpr(noise.POSITION_FACTOR)
+FINAL_FIRST, FINAL_SECOND = tl.constexpr(noise.FINAL_FIRST), tl.constexpr(noise.FINAL_SECOND)
+STEP, MOST = tl.constexpr(noise.STEP), tl.constexpr(noise.MOST)
 
 
 @triton.jit

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..search import UNIT as UNIT_OF_REFERENCE
+
 if TYPE_CHECKING:
     from ..steer_table import Groups
 
@@ -27,7 +29,7 @@ Search = tuple[Tensor, Tensor]
 SWEEPS = 8
 LAST = tl.constexpr(SWEEPS)
 BINS, AT_ONCE = tl.constexpr(16), tl.constexpr(4)
-UNIT = tl.constexpr(float(1 << 40))
+UNIT = tl.constexpr(UNIT_OF_REFERENCE)
 LOWEST, BEYOND = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # of −∞, and one above that of ∞
 
 

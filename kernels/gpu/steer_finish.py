@@ -11,6 +11,7 @@ import triton.language as tl
 from ..program import EMA as EMA_OF_PROGRAM
 from ..program import MEAN as MEAN_OF_PROGRAM
 from .steer_region import divergence, node_moments, pick
+from .steer_score import NO_TOKEN
 
 ROWS = 16
 MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
@@ -95,8 +96,8 @@ def finish_kernel(
     at = group * splits + part
     bests = tl.load(best_ptr + at, mask=part < splits, other=float("-inf"))
     best = tl.max(bests, axis=0)
-    index = tl.load(index_ptr + at, mask=part < splits, other=2147483647)
-    token = tl.min(tl.where(bests == best, index, 2147483647), axis=0)
+    index = tl.load(index_ptr + at, mask=part < splits, other=NO_TOKEN)
+    token = tl.min(tl.where(bests == best, index, NO_TOKEN), axis=0)
     broken = tl.load(broken_ptr + at, mask=part < splits, other=0)
     broken += tl.load(broken_ptr + groups * splits + at, mask=part < splits, other=0)
     broken = tl.sum(broken, axis=0)

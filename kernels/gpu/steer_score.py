@@ -19,13 +19,16 @@ from .steer_mix import not_finite
 from .steer_region import node_sums, solve
 from .steer_weights import COLD
 
+NO_TOKEN = tl.constexpr(2**31 - 1)
+"""Behind every token, where the lowest is looked for."""
+
 
 @triton.jit
 def store_best(best_ptr, index_ptr, at, scores, token):
     """Stores one split's largest score and the lowest token that has it."""
     best = tl.max(scores, axis=0)
     tl.store(best_ptr + at, best)
-    tl.store(index_ptr + at, tl.min(tl.where(scores == best, token, 2147483647), axis=0))
+    tl.store(index_ptr + at, tl.min(tl.where(scores == best, token, NO_TOKEN), axis=0))
 
 
 @triton.jit
