@@ -12,14 +12,7 @@ LONGEST = 16_384
 
 
 @triton.jit
-def norm_kernel(
-    x_ptr,
-    weight_ptr,
-    eps_ptr,
-    out_ptr,
-    hidden,
-    BLOCK: tl.constexpr,
-):
+def norm_kernel(x_ptr, weight_ptr, eps_ptr, out_ptr, hidden, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * hidden
     at = tl.arange(0, BLOCK)
     inside = at < hidden

@@ -19,25 +19,11 @@ if TYPE_CHECKING:
 
 @triton.jit(do_not_specialize=["tokens", "pages"])
 def rope_kernel(
-    qkv_ptr,
-    cos_ptr,
-    sin_ptr,
-    norm_ptr,
-    eps_ptr,
-    page_ptr,
-    offset_ptr,
-    query_ptr,
-    cache_ptr,
-    tokens,
-    pages,
-    scale,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    NORMED: tl.constexpr,
-):
+    qkv_ptr, cos_ptr, sin_ptr, norm_ptr, eps_ptr, page_ptr, offset_ptr, query_ptr, cache_ptr,
+    tokens, pages, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
     """tokens: rows beyond have no place. The cache is [2, pages, KV_HEADS, BLOCK, WIDTH]."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, PADDED)

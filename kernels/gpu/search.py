@@ -94,27 +94,10 @@ def threshold(
 
 @triton.jit(do_not_specialize=["splits", "groups", "sweep", "named"])
 def search_kernel(
-    rows_ptr,
-    tops_ptr,
-    table_ptr,
-    first_ptr,
-    count_ptr,
-    limits_ptr,
-    temperature_ptr,
-    outer_state_ptr,
-    outer_sums_ptr,
-    state_ptr,
-    sums_ptr,
-    vocab,
-    named,
-    splits,
-    groups,
-    sweep,
-    KIND: tl.constexpr,
-    OUTER: tl.constexpr,
-    S_PAD: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_state_ptr,
+    outer_sums_ptr, state_ptr, sums_ptr, vocab, named, splits, groups, sweep,
+    KIND: tl.constexpr, OUTER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     """One sweep. rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split;
     limits [groups, 3]: p or k of each kind, 0 is off.
 

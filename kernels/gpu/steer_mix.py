@@ -21,32 +21,11 @@ def not_finite(values, inside):
 
 @triton.jit(do_not_specialize=["splits", "named"])
 def mix_kernel(
-    logits_ptr,
-    table_ptr,
-    first_ptr,
-    count_ptr,
-    coefficient_ptr,
-    strength_ptr,
-    steps_ptr,
-    delay_ptr,
-    slot_ptr,
-    contrast_ptr,
-    budget_ptr,
-    mixed_ptr,
-    row_max_ptr,
-    row_sum_ptr,
-    row_allowed_ptr,
-    broken_ptr,
-    centre_ptr,
-    coarse_ptr,
-    vocab,
-    splits,
-    named,
-    DELAYED: tl.constexpr,
-    LIMITED: tl.constexpr,
-    NODES: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+    logits_ptr, table_ptr, first_ptr, count_ptr, coefficient_ptr, strength_ptr, steps_ptr, delay_ptr,
+    slot_ptr, contrast_ptr, budget_ptr, mixed_ptr, row_max_ptr, row_sum_ptr, row_allowed_ptr, broken_ptr,
+    centre_ptr, coarse_ptr, vocab, splits, named,
+    DELAYED: tl.constexpr, LIMITED: tl.constexpr, NODES: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     """named: ids at or beyond it are never chosen; row_allowed is each row's max below it."""
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.load(table_ptr + group)

@@ -94,23 +94,10 @@ def inner_strength(node, low, high):
 
 @triton.jit(do_not_specialize=["splits"])
 def refine_kernel(
-    logits_ptr,
-    mixed_ptr,
-    table_ptr,
-    first_ptr,
-    budget_ptr,
-    strength_ptr,
-    centre_ptr,
-    coarse_ptr,
-    bracket_ptr,
-    inner_ptr,
-    vocab,
-    splits,
-    NODES: tl.constexpr,
-    INNER: tl.constexpr,
-    S_PAD: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+    logits_ptr, mixed_ptr, table_ptr, first_ptr, budget_ptr, strength_ptr, centre_ptr, coarse_ptr,
+    bracket_ptr, inner_ptr, vocab, splits,
+    NODES: tl.constexpr, INNER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     """Brackets the strength, and sums the inner nodes. bracket [groups, 6]: low, high, whether a_T is inside,
     the centre of d, and A(1) of d as centred, in two parts: max and Σ e."""
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -174,15 +161,9 @@ def cubic_root(target, y0, y1, s0, s1):
 
 @triton.jit
 def solve(
-    bracket_ptr,
-    inner_ptr,
-    limit,
-    budget,
-    splits,
-    INNER: tl.constexpr,
-    TILE: tl.constexpr,
-    S_PAD: tl.constexpr,
-):
+    bracket_ptr, inner_ptr, limit, budget, splits,
+    INNER: tl.constexpr, TILE: tl.constexpr, S_PAD: tl.constexpr,
+):  # fmt: skip
     """a* and the centre of d for one request."""
     low, high = tl.load(bracket_ptr), tl.load(bracket_ptr + 1)
     a_star = limit

@@ -39,51 +39,15 @@ def warmed(scores, token, seed_ptr, temperature, row, position):
 
 @triton.jit(do_not_specialize=["splits", "groups", "named", "kept"])
 def score_kernel(
-    logits_ptr,
-    mixed_ptr,
-    steered_ptr,
-    allowed_ptr,
-    added_ptr,
-    penalty_ptr,
-    table_ptr,
-    first_ptr,
-    count_ptr,
-    strength_ptr,
-    ray_ptr,
-    steps_ptr,
-    budget_ptr,
-    temperature_ptr,
-    seed_ptr,
-    limits_ptr,
-    centre_ptr,
-    bracket_ptr,
-    inner_ptr,
-    state_ptr,
-    sums_ptr,
-    chosen_strength_ptr,
-    score_max_ptr,
-    score_sum_ptr,
-    measured_ptr,
-    broken_ptr,
-    allowed_max_ptr,
-    best_ptr,
-    index_ptr,
-    vocab,
-    named,
-    splits,
-    groups,
-    kept,
-    LIMITED: tl.constexpr,
-    MASKED: tl.constexpr,
-    EDITED: tl.constexpr,
-    FILTERED: tl.constexpr,
-    MEASURED: tl.constexpr,
-    REPORTED: tl.constexpr,
-    INNER: tl.constexpr,
-    TILE: tl.constexpr,
-    S_PAD: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+    logits_ptr, mixed_ptr, steered_ptr, allowed_ptr, added_ptr, penalty_ptr, table_ptr, first_ptr,
+    count_ptr, strength_ptr, ray_ptr, steps_ptr, budget_ptr, temperature_ptr, seed_ptr, limits_ptr,
+    centre_ptr, bracket_ptr, inner_ptr, state_ptr, sums_ptr, chosen_strength_ptr, score_max_ptr,
+    score_sum_ptr, measured_ptr, broken_ptr, allowed_max_ptr, best_ptr, index_ptr,
+    vocab, named, splits, groups, kept,
+    LIMITED: tl.constexpr, MASKED: tl.constexpr, EDITED: tl.constexpr, FILTERED: tl.constexpr,
+    MEASURED: tl.constexpr, REPORTED: tl.constexpr, INNER: tl.constexpr, TILE: tl.constexpr,
+    S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     """added, penalty: what Edits add to and divide by, [groups, vocab]. kept: steered scores are stored where
     they are REPORTED; it is asked as the kernel runs, which has variants enough.
     """
@@ -149,28 +113,10 @@ def score_kernel(
 
 @triton.jit(do_not_specialize=["splits", "groups"])
 def choose_kernel(
-    allowed_ptr,
-    allowed_max_ptr,
-    table_ptr,
-    steps_ptr,
-    temperature_ptr,
-    limits_ptr,
-    min_p_ptr,
-    seed_ptr,
-    k_state_ptr,
-    k_sums_ptr,
-    p_state_ptr,
-    p_sums_ptr,
-    best_ptr,
-    index_ptr,
-    vocab,
-    splits,
-    groups,
-    WITH_K: tl.constexpr,
-    WITH_P: tl.constexpr,
-    S_PAD: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+    allowed_ptr, allowed_max_ptr, table_ptr, steps_ptr, temperature_ptr, limits_ptr, min_p_ptr, seed_ptr,
+    k_state_ptr, k_sums_ptr, p_state_ptr, p_sums_ptr, best_ptr, index_ptr, vocab, splits, groups,
+    WITH_K: tl.constexpr, WITH_P: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     """The best token of a split among those at or above all thresholds."""
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.load(table_ptr + group)

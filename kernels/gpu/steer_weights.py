@@ -32,33 +32,11 @@ def exponent(asked_ptr, rewards_ptr, at, inside, rate, least):
 
 @triton.jit(do_not_specialize=["vocab", "width"])
 def weigh_kernel(
-    table_ptr,
-    first_ptr,
-    count_ptr,
-    branch_ptr,
-    asked_ptr,
-    rewards_ptr,
-    steps_ptr,
-    base_ptr,
-    scale_ptr,
-    delay_ptr,
-    reward_ptr,
-    beta_ptr,
-    budget_ptr,
-    temperature_ptr,
-    mask_top_p_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    weights_ptr,
-    reported_ptr,
-    coefficient_ptr,
-    strength_ptr,
-    ray_ptr,
-    limits_ptr,
-    vocab,
-    width,
+    table_ptr, first_ptr, count_ptr, branch_ptr, asked_ptr, rewards_ptr, steps_ptr, base_ptr, scale_ptr,
+    delay_ptr, reward_ptr, beta_ptr, budget_ptr, temperature_ptr, mask_top_p_ptr, top_k_ptr, top_p_ptr,
+    weights_ptr, reported_ptr, coefficient_ptr, strength_ptr, ray_ptr, limits_ptr, vocab, width,
     CHUNK: tl.constexpr,
-):
+):  # fmt: skip
     group = tl.program_id(0).to(tl.int64)
     row = tl.load(table_ptr + group)
     first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
