@@ -3,8 +3,8 @@
 A step that reads so many bytes cannot be faster than the memory delivers them: bytes / bandwidth is its least
 time. With many rows the products become the lower roof. Both are measured where the step runs and with its
 threads, since data sheets promise what no program sees: the bandwidth by summing float32 numbers that no
-cache holds, which on a CPU is as fast as copying them and reads only; the products by multiplying square
-matrices by the vendor's library, in the type that activations have.
+cache holds, or by copying them where that moves more; the products by multiplying square matrices by the
+vendor's library, in the type that activations have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .gpu.timing import Clock
 
 @dataclass(frozen=True)
 class Roof:
-    """bandwidth: bytes a second that are read. products: multiplications and additions a second."""
+    """bandwidth: bytes a second, read or written. products: multiplications and additions a second."""
 
     bandwidth: float
     products: float
@@ -43,10 +43,16 @@ def measured(dtype: torch.dtype, device: torch.device) -> Roof:
     its own events. Takes half a GiB for a moment, on a GPU one and a quarter."""
     sizes = SIZES[device.type]
     clock = Clock(device, sizes.tries)
-    numbers = torch.ones(sizes.read // 4, device=device)
-    reading = min(clock.seconds(numbers.sum))
-    del numbers
+    bandwidth = _bandwidth(clock, sizes.read)
     kind = arithmetic_dtype(dtype, device)
     left, right = (torch.randn(sizes.side, sizes.side, device=device).to(kind) for _ in range(2))
     multiplying = min(clock.seconds(lambda: left @ right))
-    return Roof(sizes.read / reading, 2 * sizes.side**3 / multiplying)
+    return Roof(bandwidth, 2 * sizes.side**3 / multiplying)
+
+
+def _bandwidth(clock: Clock, size: int) -> float:
+    numbers = torch.ones(size // 4, device=clock.device)
+    half = len(numbers) // 2
+    reading = clock.seconds(numbers.sum)
+    copying = clock.seconds(lambda: numbers[:half].copy_(numbers[half:]))
+    return size / min(reading + copying)

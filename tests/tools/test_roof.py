@@ -14,26 +14,29 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("times", [(0.5, 2.0, 1.0), (2.0, 0.5, 1.0)])
 def test_the_fastest_call_of_each_kind_is_the_roof(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, times: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, asked = [], []
 
     class Clock:
         def __init__(self, device: torch.device, tries: int) -> None:
+            self.device = device
             asked.append((device, tries))
 
         def seconds(self, call: Callable[[], Any]) -> list[float]:
             results.append(call())
-            return [3.0, 0.5 * len(results), 4.0]
+            return [3.0, times[len(results) - 1], 4.0]
 
     monkeypatch.setattr(roof, "Clock", Clock)
     monkeypatch.setitem(roof.SIZES, "cpu", roof.Sizes(read=1 << 12, side=16, tries=3))
     found = roof.measured(dtype, CPU)
     assert asked == [(CPU, 3)]
     assert found == roof.Roof(bandwidth=(1 << 12) / 0.5, products=2 * 16**3 / 1.0)
-    total, product = results
+    total, copied, product = results
     assert total == (1 << 12) // 4
+    assert len(copied) == (1 << 12) // 8, "as many bytes are read as are written"
     assert (product.shape, product.dtype) == ((16, 16), arithmetic_dtype(dtype, CPU))
 
 
