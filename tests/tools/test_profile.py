@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
@@ -127,16 +128,20 @@ def test_what_a_stage_calls_of_another_counts_for_that_other_alone() -> None:
 
 
 def test_a_gpus_work_belongs_to_the_innermost_stage_and_its_gaps_are_told() -> None:
-    step = FunctionEvent(0, "trimtab step", 0, 0, 100)
-    mlp = FunctionEvent(1, "trimtab mlp", 0, 0, 50)
-    product, copy = FunctionEvent(2, "aten::mm", 0, 0, 10), FunctionEvent(3, "aten::copy_", 0, 60, 70)
-    mlp.cpu_parent, product.cpu_parent, copy.cpu_parent = step, mlp, step
-    product.append_kernel("gemm", 0, 30)
-    product.append_kernel("splitk", 0, 6)
-    copy.append_kernel("copy", 0, 4)
-    events = [step, mlp, product, copy]
-    assert device.by_stage(events, steps=2) == {"mlp": 18, "step": 2}
-    assert device.spans(events) == []
+    def of_gpu(name: str, start: float, end: float) -> FunctionEvent:
+        return FunctionEvent(0, name, 0, start, end, device_type=DeviceType.CUDA)
+
+    events = [
+        FunctionEvent(0, "trimtab attention", 0, 0, 100),  # the host's, which is ahead
+        of_gpu("trimtab step", 10, 104),
+        of_gpu("trimtab mlp", 10, 52),
+        of_gpu("gemm", 10, 40),
+        of_gpu("_swiglu_kernel", 46, 52),
+        of_gpu("copy", 100, 104),
+        of_gpu("late", 110, 112),
+    ]
+    assert device.by_stage(events, steps=2) == {"mlp": 18, "step": 3}
+    assert device.spans(events) == [(10, 40), (46, 52), (100, 104), (110, 112)]
     found = device.busy([(0, 30), (32, 38), (35, 36), (90, 94)], steps=2)
     assert (found.launches, found.busy_us, found.gap_us) == (2, 20, 27)
 

@@ -26,12 +26,17 @@ class Busy:
 
 
 def by_stage(events: Iterable[Any], steps: int) -> dict[str, float]:
-    """Microseconds of the GPU by the innermost of our ranges that launched it, of one step in the mean."""
+    """Microseconds of the GPU by the innermost of our ranges around them there, of one step in the mean.
+
+    The profiler has each range once for the host and once for the GPU, from the first to the last of what was
+    launched within. It links kernels to torch's operations only, and Triton's have none.
+    """
     found: defaultdict[str, float] = defaultdict(float)
-    for event in events:
-        if event.kernels:
-            stage = _stage(event)
-            found[stage] += sum(kernel.duration for kernel in event.kernels) / steps
+    on_gpu = [event for event in events if event.device_type.name == "CUDA"]
+    ranges = [(event.time_range, event.name[len(PREFIX) :]) for event in on_gpu if _is_range(event)]
+    for start, end in spans(on_gpu):
+        around = [(time.end - time.start, name) for time, name in ranges if time.start <= start <= time.end]
+        found[min(around)[1] if around else STEP] += (end - start) / steps
     return dict(found)
 
 
@@ -52,13 +57,9 @@ def spans(events: Iterable[Any]) -> list[tuple[float, float]]:
     return [
         (event.time_range.start, event.time_range.end)
         for event in events
-        if event.device_type.name == "CUDA" and not event.name.startswith(PREFIX)
+        if event.device_type.name == "CUDA" and not _is_range(event)
     ]
 
 
-def _stage(event: Any) -> str:
-    while event is not None:
-        if event.name.startswith(PREFIX):
-            return str(event.name.removeprefix(PREFIX))
-        event = event.cpu_parent
-    return STEP
+def _is_range(event: Any) -> bool:
+    return bool(event.name.startswith(PREFIX))
