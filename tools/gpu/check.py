@@ -4,10 +4,12 @@
     bench        every kernel's time, and a decoding step's of Llama 3.1 8B, as shipped and in other ways,
                  beside their floors; what batch_invariant costs
     invariance   with batch_invariant, small models alone, together and in pieces: equal to the last bit
-    decode       small models of each kind beside the CPU's engine in float32
+    decode       small models of each kind beside the CPU's engine in float32; whether one that is opened to
+                 serve compiles anything after its start
 
 What fails is told of and stops nothing else: each section is a process of its own, and where one has lost its
-GPU, or died, another goes on behind that place. The exit status is 1 then, and 2 for a wrong question.
+GPU, or died, another goes on behind that place. The exit status is 1 then, and 2 for a wrong question. No
+section takes more than twice its share of the time that is left.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 SECTIONS = {
-    "kernels": ("kernels",),
-    "bench": ("steps", "bench"),
-    "invariance": ("invariance",),
-    "decode": ("decode",),
+    "kernels": {"kernels": 3},
+    "bench": {"steps": 5, "bench": 2},
+    "invariance": {"invariance": 2},
+    "decode": {"decode": 3, "served": 2},
 }
-"""What may be asked for, in the order in which it is done, and the processes' names of it."""
+"""What may be asked for, in the order in which it is done: the processes' names of it and their shares of the
+time."""
 SECONDS, GRACE = 480, 60
 """What all may take, and how long a section that has no more time may need to end."""
 LISTS = ("rows", "failures", "skipped")
@@ -48,14 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    found: dict[str, Any] = {}
-    for section in (part for asked in args.sections or SECTIONS for part in SECTIONS[asked]):
-        _conduct(section, args.device, start + args.seconds, found)
-    lists = {name: found.pop(name, []) for name in LISTS}
-    summary = {**found, "seconds": round(time.monotonic() - start, 1), **lists}
-    _write(dumps(summary))
-    print(dumps({key: value for key, value in summary.items() if key != "rows"}), flush=True)
-    return 1 if summary["failures"] else 0
+    found: dict[str, Any] = {name: [] for name in LISTS}
+    shares = {name: share for asked in args.sections or SECTIONS for name, share in SECTIONS[asked].items()}
+    while shares:
+        now, end = time.monotonic(), start + args.seconds
+        section, together = next(iter(shares)), sum(shares.values())
+        limit = (end - now) * min(1, 2 * shares.pop(section) / together)
+        _conduct(section, args.device, now + limit, found)
+        found["seconds"] = round(time.monotonic() - start, 1)
+        _write(dumps(found))
+    print(dumps({key: value for key, value in found.items() if key != "rows"}), flush=True)
+    return 1 if found["failures"] else 0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,13 +81,16 @@ def _conduct(section: str, device: str, deadline: float, found: dict[str, Any]) 
     """Runs a section to its end, in as many processes as that takes; adds to `found` what they found."""
     seen, status = 0, 1
     while status:
+        if time.monotonic() >= deadline:
+            found["skipped"].append(f"{section}: {'what is left of it' if seen else 'all of it'}")
+            return
         with TemporaryDirectory() as scratch:
             into = Path(scratch) / "found.json"
             left = max(0.0, deadline - time.monotonic())
             status = _process([section, device, str(left), str(seen), str(into)], left + GRACE)
             news = json.loads(into.read_text(encoding="utf-8")) if into.exists() else {}
         for name in LISTS:
-            found[name] = found.get(name, []) + news.pop(name, [])
+            found[name] += news.pop(name, [])
         reached = news.pop("seen", 0)
         if not news.pop("broken", False) and status:
             wrong = f"its process ended with status {status} in its part {reached}"

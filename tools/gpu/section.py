@@ -27,11 +27,22 @@ def main(words: list[str]) -> int:
     from .report import Report  # noqa: PLC0415
 
     device = device_of(name)
+    if device.type == "cuda":
+        _set_up(device)
     report = Report(time.monotonic() + float(seconds), device, int(passed), Path(into))
     with report.part(section, "all of it"):  # what its own parts do not catch
         report.more["machine"] = _machine(device)
         _run(section, report, device)
     return BROKEN if report.broken else 0
+
+
+def _set_up(device: torch.device) -> None:
+    """Triton launches on the device that is the current one; float32 products are float32's, whatever the
+    environment says."""
+    import torch  # noqa: PLC0415
+
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _run(section: str, report: Report, device: torch.device) -> None:
@@ -47,6 +58,8 @@ def _run(section: str, report: Report, device: torch.device) -> None:
             kernels.check(report, device, kernels.specs_of(device))
         elif section == "decode":
             decode.check(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
+        elif section == "served":
+            decode.check_served(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
         elif section == "invariance":
             invariance.check(report, place, decode.LITTLE if small else decode.FULL, Path(scratch))
         else:

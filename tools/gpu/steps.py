@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ...engine.engine import Engine
     from ...engine.graphs import DecodeGraphs
+    from ...engine.group import Group
     from ...kernels.steer import Choice
     from ..roof import Roof
     from .report import Report
@@ -160,6 +161,7 @@ def _measure(
             rows.append(row)
             tokens = load.context + SETTLING + steps // 2
             branches = load.requests * (1 + len(load.method.branches()))
+            times(engine, load, 1)  # what it compiles is no prompt's time
             prompts, seconds = times(engine, load, steps)
             spread = Spread.of(seconds)
             moved = floor.weight_bytes(engine) + floor.kv_bytes(engine, branches, tokens)
@@ -192,18 +194,24 @@ def times(engine: Engine, load: Load, steps: int) -> tuple[float, list[float]]:
         start = time.perf_counter()
         while any(not group.tokens for group in groups):
             core.step()
+            _require_answers(groups)
         prompts = time.perf_counter() - start
         for at in range(SETTLING + steps):
             start = time.perf_counter()
             core.step()
             if at >= SETTLING:
                 found.append(time.perf_counter() - start)
-            failed = next((group for group in groups if group.answer.error), None)
-            if failed is not None:
-                raise RuntimeError(failed.answer.error)
+            _require_answers(groups)
             if any(group.ended for group in groups):
                 break  # those whose prompts were first end first
     finally:
         for group in groups:
             core.scheduler.remove(group)
     return prompts, found
+
+
+def _require_answers(groups: list[Group]) -> None:
+    """Raises RuntimeError where one has failed: it gets no token more."""
+    for group in groups:
+        if group.answer.error:
+            raise RuntimeError(group.answer.error)

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from trimtab.engine.engine import Engine
 from trimtab.engine.output import Output, Timings, TokenLogprobs, Trace
-from trimtab.tools.gpu import check, invariance
+from trimtab.tools.gpu import check, invariance, steps
 from trimtab.tools.gpu.agreement import compared, told_nothing
 from trimtab.tools.gpu.check import main
 from trimtab.tools.gpu.decode import LITTLE
 from trimtab.tools.gpu.nearness import difference, widened
 from trimtab.tools.gpu.report import Report
+
+from ...tiny import at_rest
 
 PLACES = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 WORDS = ("--device", "cpu", "--seconds", "3000")
@@ -34,7 +37,7 @@ def test_all_of_it_runs_without_a_gpu(tmp_path: Path) -> None:
     said = json.loads(ran.stdout.splitlines()[-1])
     assert (said["failures"], said["skipped"]) == ([], [])
     rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"kernels", "decode", "invariance", "bench", "steps"}
+    assert {row["section"] for row in rows} == {"kernels", "steps", "bench", "invariance", "decode", "served"}
     assert all(row["p50_us"] > 0 for row in rows if "p50_us" in row)
     assert [row for row in rows if "times_floor" in row]
 
@@ -84,7 +87,7 @@ def test_another_process_goes_on_where_one_lost_its_gpu_or_died(monkeypatch: pyt
         return status
 
     monkeypatch.setattr(check, "_process", process)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {name: [] for name in check.LISTS}
     check._conduct("kernels", "cuda", time.monotonic() + 9, found)
     assert asked == ["0", "2", "4"]
     assert [row["name"] for row in found["rows"]] == ["2", "4", "5"]
@@ -94,6 +97,31 @@ def test_another_process_goes_on_where_one_lost_its_gpu_or_died(monkeypatch: pyt
     ends, asked = [(1, 0, False)], []
     check._conduct("kernels", "cuda", time.monotonic() + 9, found)
     assert asked == ["0"], "what ends at its beginning would end there again"
+    check._conduct("bench", "cuda", time.monotonic(), found)
+    assert asked == ["0"], "no process begins when the time is up"
+    assert found["skipped"] == ["bench: all of it"]
+
+
+def test_no_section_takes_all_the_time_and_what_is_known_is_written_after_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, limits, written = [0.0], [], []
+
+    def conduct(section: str, device: str, deadline: float, found: dict[str, Any]) -> None:
+        path = tmp_path / "gpu_check.json"
+        written.append(len(json.loads(path.read_text())["rows"]) if path.exists() else None)
+        limits.append((section, round(deadline - now[0])))
+        found["rows"].append({"section": section})
+        now[0] = deadline if section == "kernels" else now[0] + 10
+
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(check, "_conduct", conduct)
+    monkeypatch.setattr(check.time, "monotonic", lambda: now[0])
+    assert main(["--device", "cpu", "--seconds", "170"]) == 0
+    assert [name for name, _ in limits] == ["kernels", "steps", "bench", "invariance", "decode", "served"]
+    assert limits[0] == ("kernels", 60)
+    assert limits[-1] == ("served", 70)
+    assert written == [None, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-2, math.nan])
@@ -162,3 +190,17 @@ def test_answers_are_equal_only_to_the_last_bit() -> None:
     assert invariance.equal([output([3, 4], logprob=math.nextafter(-1.0, 0.0))], [other]) == 0
     assert invariance.equal([output([3, 5])], [other]) == 0
     assert invariance.equal([replace(one, error="x")], [replace(other, error="x")]) == 0
+
+
+def test_a_request_that_fails_at_its_first_token_ends_its_measurement(tiny: Engine) -> None:
+    def choose(*asked: Any, **named: Any) -> Any:
+        chosen = shipped(*asked, **named)
+        return replace(chosen, failed=torch.ones_like(chosen.failed))
+
+    shipped, tiny._core.runner.choose = tiny._core.runner.choose, choose
+    try:
+        with pytest.raises(RuntimeError, match="no finite"):
+            steps.times(tiny, steps.SMALL_LOAD, 1)
+    finally:
+        tiny._core.runner.choose = shipped
+    assert at_rest(tiny)
