@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..search import UNIT as UNIT_OF_REFERENCE
+from ..shard import UNIT as UNIT_OF_REFERENCE
 
 if TYPE_CHECKING:
     from ..steer_table import Groups
