@@ -16,6 +16,7 @@ from ..kernels.errors import RunError
 from ..kernels.linear import filled
 from ..kernels.parcel import fetch, send
 from ..kernels.steer_table import Groups, SteerTable
+from ..models.memory import enough
 from ..models.ragged import forward
 from .flight import Flight
 from .graphs import DecodeGraphs, captured
@@ -113,7 +114,7 @@ class Runner:
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host.
 
-        Raises RunError when the model gives no number there.
+        Raises RunError when the model gives no number there, or a GPU has no room for all of them at once.
         """
         with self.lead(Order(scored=list(token_ids))):
             found = self._score(token_ids)
@@ -181,7 +182,8 @@ class Runner:
         rope, shard = self.model.config.rope, self.table.shard
         pages = -(-len(token_ids) // self.cache.block_size)
         segments = [Segment(0, len(token_ids), list(range(pages)))]
-        with plain_tensors(), self.on_device():
+        advice = "score fewer tokens at once, or lower gpu_memory_utilization"
+        with plain_tensors(), self.on_device(), enough(self.device, advice):
             cache = self.new_cache(pages)
             cache.clear(list(range(pages)))
             turned_by = [rope.turned_by(len(token_ids))] * len(token_ids)

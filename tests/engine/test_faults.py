@@ -163,6 +163,17 @@ def test_memory_that_is_short_at_the_start_is_a_sentence(
         Engine.from_pretrained(str(tiny_folder))
 
 
+def test_memory_that_is_short_for_a_score_is_a_sentence(
+    tiny: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    monkeypatch.setattr(tiny._core.runner, "new_cache", fail)
+    with pytest.raises(RunError, match=r"cpu has too little memory: .* 2 GiB\.; score fewer tokens at once"):
+        tiny.score([1, 2, 3])
+
+
 def test_an_engine_that_fails_says_so_until_a_token_that_it_tries_comes_out(engine: AsyncEngine) -> None:
     model = engine._core.runner.model
     forward = model.forward
