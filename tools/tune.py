@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         raise InputError(f"device is {args.device!r}; it must be a GPU, such as cuda:0")
     backend_of("triton", device)
+    torch.cuda.set_device(device)  # Triton launches on the current one
     from ..kernels.gpu.tuning import SHIPPED, file_of  # noqa: PLC0415
     from .gpu.launching import DeviceClock  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ BENCHES = {
     "latency": "one batch: first token, a step, and how near it comes to the memory's speed",
     "throughput": "many requests at once, and one after another",
     "serve": "a running OpenAI-compatible server, over HTTP",
-    "server": "what serving adds to the engine, and what many clients do to it; it starts the servers itself",
+    "overhead": "what serving adds to the engine, and what a crowd does to it; it starts the servers",
     "peers": "the same prompts on transformers, vLLM, llama.cpp and a literal Amulet",
     "compare": "this commit beside another; fails when it is slower",
 }

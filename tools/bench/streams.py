@@ -1,4 +1,4 @@
-"""What `trimtab bench server` holds a server against: the same streams from an AsyncEngine in this process.
+"""What `trimtab bench overhead` holds a server against: the same streams from an AsyncEngine in this process.
 
     python -m trimtab.tools.bench.streams MODEL STREAMS TOKENS
 

@@ -1,4 +1,4 @@
-"""`trimtab bench server`: what serving adds to the engine, and what it does under too many clients.
+"""`trimtab bench overhead`: what serving adds to the engine, and what it does under too many clients.
 
 Cost: 16 streams of a MATO request with two wishes, from an AsyncEngine in a process of its own and from a
 server, in turn; CPU seconds of the whole process, and of the thread that is not the engine's. Storm: 200
@@ -55,7 +55,7 @@ class Trial:
 
 
 def add_arguments(parser: flags.Parser) -> None:
-    flags.add_fields(parser, "server", Trial)
+    flags.add_fields(parser, "overhead", Trial)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     resolve(trial.model)
     cost, storm, overload = _cost(trial), _storm(trial), _overload(trial)
     found = {"cost": cost, "storm": storm, "overload": overload}
-    said = {"bench": "server", "config": {**asdict(trial), "wishes": WISHES}, **machine.where()}
+    said = {"bench": "overhead", "config": {**asdict(trial), "wishes": WISHES}, **machine.where()}
     print(dumps({**said, **found}))
     return 0
 
