@@ -20,7 +20,7 @@ from ..kernels.errors import BusyError, RunError, defect
 from .ticket import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     import torch
@@ -136,9 +136,8 @@ class Loop:
             raise
 
     def _read_notes(self) -> None:
-        with suppress(Empty):
-            while True:
-                self._notes.get_nowait()(self)
+        for note in _unread(self._notes):
+            note(self)
 
     def _advance(self) -> None:
         """A step, and its news; what ran in one that fails cannot be told apart, and all of it has failed."""
@@ -235,9 +234,15 @@ def _work(ref: weakref.ref[Loop], notes: SimpleQueue[Note], stopping: threading.
             goes_on = loop is not None and loop._serve(note, stopping)
             del note, loop
     finally:
-        with suppress(Empty):
-            while True:
-                notes.get_nowait()
+        for _ in _unread(notes):
+            pass
+
+
+def _unread(notes: SimpleQueue[Note]) -> Iterator[Note]:
+    """Takes out one note after another, for as long as there are any."""
+    with suppress(Empty):
+        while True:
+            yield notes.get_nowait()
 
 
 def _stop(worker: threading.Thread, notes: SimpleQueue[Note], stopping: threading.Event) -> None:
