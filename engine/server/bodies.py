@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ...kernels.errors import InputError, quoted
-from ..options import check_fields, meant, option, refusal
+from ..options import check_fields, meant, option, refusal, require_fields
 from ..sampling import SamplingParams, from_json
 from .errors import api_error, bad
 
@@ -123,13 +123,12 @@ class CompletionBody(Body):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, ok, right in (
+        require_fields(
+            self,
             ("echo", not self.echo, "false: repeating the prompt is not supported"),
             ("suffix", not self.suffix, "left out: text after the answer is not supported"),
             ("best_of", self.best_of in (None, 1), "left out, or 1"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
     @property
     def longest(self) -> int:

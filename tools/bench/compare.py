@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import DTYPES
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError, RunError
 from .. import flags, machine
@@ -60,16 +60,15 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("output_len", self.output_len >= 2, "at least 2"),
             ("batch_size", 1 <= self.batch_size <= 90, "a whole number from 1 to 90"),
             ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
             ("relative", self.relative >= 0, "a number ≥ 0"),
             ("absolute_ms", self.absolute_ms >= 0, "a number ≥ 0"),
             ("tests", bool(self.tests.strip()), "a command; it compares no speeds of untested code"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
 from .. import flags, loading
@@ -41,13 +41,12 @@ class Batch:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("batch_size", 1 <= self.batch_size <= 10_000, FEW),
             ("num_iters", 1 <= self.num_iters <= 10_000, FEW),
             ("num_iters_warmup", 0 <= self.num_iters_warmup <= 10_000, "a whole number from 0 to 10000"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...engine.strict_json import dumps
 from ...kernels.errors import RunError
 from .. import flags, machine
@@ -49,9 +49,11 @@ class Trial:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise refusal(name, getattr(self, name), "a whole number ≥ 1")
+        require_fields(
+            self,
+            ("tokens", self.tokens >= 1, "a whole number ≥ 1"),
+            ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
+        )
 
 
 def add_arguments(parser: flags.Parser) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import DTYPES
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...engine.strict_json import dumps
 from ...kernels.errors import InputError
 from .. import flags, machine, steering
@@ -50,7 +50,8 @@ class Match:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("output_len", self.output_len >= 2, "at least 2: a first token, and one that is decoded"),
             ("num_prompts", 1 <= self.num_prompts <= 90, "a whole number from 1 to 90"),
             (
@@ -60,9 +61,7 @@ class Match:
             ),
             ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
             ("gguf", self.gguf is None or Path(self.gguf).is_file(), "a file that is there"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
 
 def add_arguments(parser: flags.Parser) -> None:

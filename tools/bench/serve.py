@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...engine.strict_json import dumps
 from ...kernels.errors import RunError
 from .. import flags
@@ -59,15 +59,14 @@ class Load:
     def __post_init__(self) -> None:
         check_fields(self)
         limit, burst = self.max_concurrency, self.burstiness
-        for name, ok, right in (
+        require_fields(
+            self,
             ("num_prompts", 1 <= self.num_prompts <= 1_000_000, "a whole number from 1 to 1000000"),
             ("request_rate", self.request_rate > 0, "a number above 0, or inf"),
             ("burstiness", 0 < burst < math.inf, "a finite number above 0"),
             ("max_concurrency", limit is None or limit >= 1, "a whole number ≥ 1"),
             ("temperature", 0 <= self.temperature < math.inf, "a finite number ≥ 0"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
     def arrivals(self, seed: int) -> Iterator[float]:
         """When each request comes, in seconds after the first moment."""

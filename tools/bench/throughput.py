@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, refusal, require_fields
 from ...engine.strict_json import dumps
 from .. import flags, loading
 from ..asking import add_model
@@ -43,13 +43,12 @@ class Crowd:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("num_prompts", 1 <= self.num_prompts <= 100_000, MOST),
             ("num_iters", 1 <= self.num_iters <= 100_000, MOST),
             ("num_iters_warmup", 0 <= self.num_iters_warmup <= 100_000, "a whole number from 0 to 100000"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
     def asked(self, requests: Iterator[list[Request]]) -> Iterator[list[Request]]:
         """The requests; with a dataset its first questions instead of their tokens, every time the same."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.method import Method
 from ...engine.methods import Base
-from ...engine.options import check_fields, option, refusal
+from ...engine.options import check_fields, option, require_fields
 from ...engine.request import Request
 from ...engine.sampling import SamplingParams
 from ...kernels.errors import InputError
@@ -30,13 +30,12 @@ class Traffic:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, ok, right in (
+        require_fields(
+            self,
             ("input_len", self.input_len >= 1, "a whole number ≥ 1"),
             ("output_len", self.output_len >= 2, "at least 2: a first token, and one that is decoded"),
             ("steered_share", 0 <= self.steered_share <= 1, "from 0 to 1"),
-        ):
-            if not ok:
-                raise refusal(name, getattr(self, name), right)
+        )
 
     @property
     def mean_len(self) -> float:
