@@ -28,7 +28,7 @@ from trimtab.kernels.gpu.steer import steer
 from trimtab.kernels.steer import steer as reference
 from trimtab.kernels.steer_table import Draw, Edits, Groups, SteerTable
 
-from ..decoding import wishes
+from ..decoding import GREEDY, SAMPLED, wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from trimtab.kernels.steer import Choice
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-GREEDY = Draw()
-SAMPLED = Draw(temperature=0.8, top_k=30, top_p=0.95, min_p=0.01, seed=-7)
 FLAT = Draw(temperature=3.0, top_p=0.9, seed=2**63 + 5)
 
 
