@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from ..spec import KernelSpec
@@ -119,17 +119,25 @@ def recorded() -> Iterator[list[Build]]:
     builds: list[Build] = []
 
     def note(function: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
-        builds.append(_build(function, args, more))
+        builds.append(build_of(function, args, more))
 
-    launch = JITFunction.run
-    JITFunction.run = note
-    try:
+    with instead_of_launches(note):
         yield builds
+
+
+@contextmanager
+def instead_of_launches(run: Callable[..., None]) -> Iterator[None]:
+    """Within, launches call this: the function, its arguments, `grid`, `warmup`, how it is launched."""
+    launch = JITFunction.run
+    JITFunction.run = run
+    try:
+        yield
     finally:
         JITFunction.run = launch
 
 
-def _build(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
+def build_of(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
+    """What a launch with these arguments compiles; `more` are those by name, and how it is launched."""
     values = {**dict(zip(function.arg_names, args, strict=False)), **more}
     types, constants, aligned = dict[str, str](), dict[str, Any](), set[str]()
     for param in function.params:
@@ -149,23 +157,29 @@ def _build(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
     return Build(function, types, constants, frozenset(aligned), *said)
 
 
-def compile_for(build: Build, arch: str) -> Resources:
-    """Compiles for one of `TARGETS` and looks at the code. Triton keeps what it compiled in its own cache."""
+def compiled(build: Build, arch: str) -> CompiledKernel:
+    """Machine code for one of `TARGETS`. Triton keeps what it compiled in its own cache."""
     place = {name: (index,) for index, name in enumerate(build.function.arg_names)}
+    aligned = [name for name in place if name in build.aligned]  # in order: the cache knows code by its text
     source = ASTSource(
         fn=build.function,
         signature={name: build.types.get(name, "constexpr") for name in build.function.arg_names},
         constexprs={place[name]: value for name, value in build.constants.items()},
-        attrs={place[name]: ALIGNED for name in build.aligned},
+        attrs={place[name]: ALIGNED for name in aligned},
     )
     # contraction is on in triton 3.9 unless it is said, and off in 3.10
     options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": build.fusion}
-    compiled = triton.compile(source, target=TARGETS[arch], options=options)
-    shared = compiled.metadata.shared
+    return triton.compile(source, target=TARGETS[arch], options=options)
+
+
+def compile_for(build: Build, arch: str) -> Resources:
+    """What the code for one of `TARGETS` takes."""
+    code = compiled(build, arch)
+    shared = code.metadata.shared
     if arch.startswith("sm"):
-        registers, spills = _cubin(compiled.asm["cubin"])
+        registers, spills = _cubin(code.asm["cubin"])
     else:
-        text = compiled.asm["amdgcn"]
+        text = code.asm["amdgcn"]
         registers = int(_number(r"\.vgpr_count:\s+(\d+)", text))
         spills = 4 * int(_number(r"\.vgpr_spill_count:\s+(\d+)", text))
     return Resources(registers, shared, spills, _occupancy(arch, registers, shared, build.warps))
