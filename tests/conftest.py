@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked long too")
+    parser.addoption(
+        "--emulate", metavar="ARCH", help="run kernels as compiled for sm_80 or sm_90, where there is no GPU"
+    )
 
 
 def pytest_configure() -> None:

@@ -1,6 +1,7 @@
-"""These tests launch kernels, on a GPU or interpreted: Triton is told so before it is imported.
+"""These tests launch kernels: on a GPU; interpreted, which Triton is told before it is imported; or emulated.
 
-Without either they are not collected; `tools/test` runs them in a process with TRITON_INTERPRET=1.
+With none of these they are not collected. `tools/test` runs them in a process with TRITON_INTERPRET=1, and in
+one with `--emulate`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,24 @@ import numpy as np
 import pytest
 import torch
 
-LAUNCHING = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
-collect_ignore_glob = [] if LAUNCHING else ["test_*.py"]
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return not (torch.cuda.is_available() or interpreted or config.getoption("--emulate")) or None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --emulate what is launched is compiled, and carried out by numpy."""
+    arch = request.config.getoption("--emulate")
+    if not arch:
+        yield
+        return
+    from ..emulator.launch import emulated  # noqa: PLC0415
+
+    with pytest.MonkeyPatch.context() as patch, emulated(arch):
+        patch.setenv("TRITON_INTERPRET", "1")  # an engine asks whether anything can run kernels here
+        yield
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def test_a_row_of_a_product_is_its_own_whatever_the_number_of_rows(dtype: torch.
     assert matmul(x[:0], weight, bias).shape == (0, 41)
 
 
+@pytest.mark.skipif(not UPCAST, reason="compiled, a product of float32 sums in one order whatever its shape")
 def test_products_of_another_shape_sum_in_another_order_so_that_the_test_above_can_fail() -> None:
     x, weight = random(ROWS, 70), random(41, 70)
     narrow, wide = (torch.empty(ROWS, 41, device=DEVICE) for _ in range(2))
