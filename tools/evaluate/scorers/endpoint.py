@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ....kernels.errors import InputError, RunError
+from ....kernels.errors import InputError, RunError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,5 +133,4 @@ def _asked_pause(error: HTTPError, pause: float) -> float:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
+    return cut(" ".join(text.split()), SHOWN)
