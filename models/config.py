@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..kernels.errors import InputError, quoted
 from .fields import Fields, wrong
 from .folder import readable
-from .rope import Rope, read_rope
+from .rope import Rope
+from .rope_config import read_rope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

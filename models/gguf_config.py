@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError, cut, quoted
 from .gguf_rope import FREQUENCIES, rope_scaling
-from .rope import MAX_THETA
+from .rope_config import MAX_THETA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from ..kernels.ops import TORCH, Ops
 from ..kernels.rope import HeadNorm, Turns
 from . import memory
 from .config import ModelConfig
-from .rope import Rotary
+from .rotary import Rotary
 from .shards import PartialLinear, ShardEmbedding, Shards
 
 Progress = Callable[[int, int], None]

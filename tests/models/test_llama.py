@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.models.rope import Rope, Rotary
+from trimtab.models.rope import Rope
+from trimtab.models.rotary import Rotary
 
 from ..anonymous import peak
 from ..literal import Branches, exact, reference

@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trimtab.models.config import ModelConfig
-from trimtab.models.rope import DynamicRope, Rope, Rotary
+from trimtab.models.rope import DynamicRope, Rope
+from trimtab.models.rotary import Rotary
 
 CPU = torch.device("cpu")
 TRAINED = 4096
