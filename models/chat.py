@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError, quoted
 from . import foreign as outside
-from .renderer import LimitError
+from .child import LimitError
 from .template import Message
 
 if TYPE_CHECKING:

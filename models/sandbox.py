@@ -1,7 +1,7 @@
 """The program that renders a chat template: Jinja in the dialect of transformers, in a process of its own.
 
 It runs as a script, with Python's library and jinja2 alone: a template is a stranger's code, and what it
-finds here is the conversation. A line in is a JSON object, a line out its answer; `renderer.py` has the other
+finds here is the conversation. A line in is a JSON object, a line out its answer; `child.py` has the other
 end.
 """
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError, cut, quoted
+from .child import LIMITS, Limits
 from .folder import read_json
-from .renderer import LIMITS, Limits, Renderer
+from .renderer import Renderer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

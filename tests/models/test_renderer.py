@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from trimtab.kernels.errors import InputError, RunError
-from trimtab.models import renderer
 from trimtab.models.chat import render_branches
-from trimtab.models.renderer import LimitError, Limits, Renderer
+from trimtab.models.child import KEPT, PROGRAM, LimitError, Limits
+from trimtab.models.renderer import Renderer
 from trimtab.models.template import ChatTemplate
 
 from ..waiting import soon
@@ -274,7 +274,7 @@ def test_an_interrupt_as_the_clock_runs_out_leaves_no_answer_either(monkeypatch:
 
 def test_the_child_imports_neither_torch_nor_this_package() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(renderer.PROGRAM), "1", str(1 << 28)],
+        [sys.executable, "-X", "importtime", str(PROGRAM), "1", str(1 << 28)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
@@ -290,7 +290,7 @@ def test_the_child_sees_nothing_of_the_environment(monkeypatch: pytest.MonkeyPat
     place = Path("/proc", str(child_of(template).pid))
     seen = dict(entry.split("=", 1) for entry in (place / "environ").read_text().split("\0")[:-1])
     assert seen["TZ"] == "UTC"
-    assert seen.keys() <= set(renderer.KEPT)
+    assert seen.keys() <= set(KEPT)
     limits = (place / "limits").read_text()
     assert "hush" not in (place / "cmdline").read_text()
     assert [line.split()[3:5] for line in limits.splitlines() if "open files" in line] == [["0", "0"]]
@@ -319,6 +319,6 @@ def test_a_child_that_was_taken_over_has_no_say(
     program = tmp_path / "program.py"
     say = "sys.stdout.buffer.write(reply.encode('utf-8', 'surrogatepass') + b'\\n'); sys.stdout.flush()"
     program.write_text(f"import sys\nfor reply in ('{{}}', '{{}}', {reply!r}):\n    {say}\n    input()\n")
-    monkeypatch.setattr(renderer, "PROGRAM", program)
+    monkeypatch.setattr("trimtab.models.child.PROGRAM", program)
     with pytest.raises(LimitError, match="ended the process that renders it"):
         Renderer(PLAIN).render({})
