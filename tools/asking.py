@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from typing import TextIO
 
+    from .parser import Parser
 
-def add_prompt(parser: flags.Parser, optional: bool = False) -> None:
+
+def add_prompt(parser: Parser, optional: bool = False) -> None:
     """PROMPT and --system."""
     help = "what to ask; - reads it from standard input"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?" if optional else None, help=help)
     add_system(parser)
 
 
-def add_system(parser: flags.Parser) -> None:
+def add_system(parser: Parser) -> None:
     """The --system flag."""
     parser.add_argument(
         "--system",
@@ -35,18 +37,18 @@ def add_system(parser: flags.Parser) -> None:
     )
 
 
-def add_model(parser: flags.Parser, beside: type = SamplingParams) -> None:
+def add_model(parser: Parser, beside: type = SamplingParams) -> None:
     """A flag for each field of EngineConfig, but for those that `beside` has a flag for: one flag sets both,
     so that `--seed 1` repeats whatever is drawn."""
     flags.add_fields(parser, "model", EngineConfig, skip=[field.name for field in fields(beside)])
 
 
-def add_sampling(parser: flags.Parser, skip: Collection[str] = ()) -> None:
+def add_sampling(parser: Parser, skip: Collection[str] = ()) -> None:
     """A flag for each field of SamplingParams."""
     flags.add_fields(parser, "sampling", SamplingParams, skip)
 
 
-def add_output(parser: flags.Parser, json: str | None) -> None:
+def add_output(parser: Parser, json: str | None) -> None:
     """How answers are told: --trace, and --json where the verb has it (its help)."""
     group = parser.add_argument_group("output")
     if json is not None:

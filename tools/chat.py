@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..engine.method import Method
     from ..engine.output import Output
     from ..engine.sampling import SamplingParams
-    from .flags import Parser
+    from .parser import Parser
 
 HELP = """\
 /prefer TEXT=WEIGHT               add a wish, or change its weight

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.objective import Objective
     from ..engine.output import Output
-    from .flags import Parser
+    from .parser import Parser
 
 METHODS = "base,prompt,amulet,mato,mato:preset=balanced"
 TABLE_WIDTH = 100

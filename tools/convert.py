@@ -11,10 +11,12 @@ from .display import progress
 if TYPE_CHECKING:
     import argparse
 
+    from .parser import Parser
+
 DTYPES = ("bfloat16", "float32", "float16")
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     """FILE.gguf, FOLDER and --dtype."""
     parser.add_argument(
         "file",

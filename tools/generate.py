@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..engine.engine import Engine
     from ..engine.output import Output
-    from .flags import Parser
+    from .parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..models.config import ModelConfig
-    from .flags import Parser
+    from .parser import Parser
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 

@@ -10,7 +10,7 @@ from .display import progress
 if TYPE_CHECKING:
     import argparse
 
-    from .flags import Parser
+    from .parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:

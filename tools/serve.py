@@ -19,10 +19,12 @@ from .ray.config import RayConfig
 if TYPE_CHECKING:
     import argparse
 
+    from .parser import Parser
+
 KEY = "TRIMTAB_API_KEY"
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     flags.add_fields(parser, "server", ServerConfig)
     flags.add_fields(parser, "model", EngineConfig)
     flags.add_fields(parser, "ray", RayConfig)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
+    from .parser import Parser
+
 UNFLAGGED = ("objectives",)
 """Fields without a flag of their name: objectives are given by --prefer."""
 
@@ -44,7 +46,7 @@ def parse_wish(text: str) -> Objective:
     return Objective(text) if weight is None else Objective(wish, weight)
 
 
-def add_flags(parser: flags.Parser) -> None:
+def add_flags(parser: Parser) -> None:
     """The group of wishes, method and all methods' fields; a field that several methods have is one flag."""
     group = parser.add_argument_group(
         "method",

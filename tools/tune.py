@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..kernels.gpu.lm_head_steer_plan import Tile, Tuning
     from ..kernels.gpu.tuning import Attention, Launches
-    from .flags import Parser
+    from .parser import Parser
 
 ATTENTION = {
     "split": (128, 256, 512),

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ..kernels.errors import InputError
-from .flags import Parser
+from .parser import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

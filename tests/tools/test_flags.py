@@ -15,6 +15,7 @@ from trimtab.engine.options import option
 from trimtab.engine.sampling import SamplingParams
 from trimtab.kernels.errors import InputError
 from trimtab.tools import asking, flags, steering
+from trimtab.tools.parser import Parser
 
 WISHES = [Objective("Be brief."), Objective("Be kind.")]
 
@@ -52,14 +53,14 @@ CONFIG = EngineConfig(
 OTHER_TEXTS = {"placement": "user", "accumulate": "ema", "utility": "reward"}
 
 
-def parser(*adders: Any) -> flags.Parser:
-    made = flags.Parser("trimtab test", "A test.")
+def parser(*adders: Any) -> Parser:
+    made = Parser("trimtab test", "A test.")
     for add in adders:
         add(made)
     return made
 
 
-def options_of(made: flags.Parser) -> set[str]:
+def options_of(made: Parser) -> set[str]:
     return {option for action in made._actions for option in action.option_strings}
 
 

@@ -7,6 +7,7 @@ from trimtab.engine.methods import METHODS, Amulet, Mato
 from trimtab.engine.objective import Objective
 from trimtab.kernels.errors import InputError
 from trimtab.tools import flags, steering
+from trimtab.tools.parser import Parser
 
 WISHES = [Objective("Be brief.")]
 
@@ -36,7 +37,7 @@ def test_a_wish_without_text_or_with_an_impossible_weight_is_refused(text: str) 
 
 
 def test_help_of_a_shared_field_names_each_method_and_its_published_default() -> None:
-    made = flags.Parser("trimtab test", "A test.")
+    made = Parser("trimtab test", "A test.")
     steering.add_flags(made)
     helps = {action.dest: action.help or "" for action in made._actions}
     assert "[amulet: 2.0]" in helps["alpha"]
@@ -68,7 +69,7 @@ def test_a_preset_stands_under_what_is_given_whichever_comes_first() -> None:
     under = Mato.presets["balanced"]
     for text in ("mato:preset=balanced:tau=3", "mato:tau=3:preset=balanced"):
         assert steering.columns(text)[0].build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
-    parser = flags.Parser("trimtab test", "A test.")
+    parser = Parser("trimtab test", "A test.")
     steering.add_flags(parser)
     typed = steering.choice(parser.read(["--preset", "balanced", "--tau", "3"]), WISHES)
     assert typed.build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})

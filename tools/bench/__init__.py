@@ -9,7 +9,7 @@ from .. import verb
 if TYPE_CHECKING:
     import argparse
 
-    from ..flags import Parser
+    from ..parser import Parser
 
 BENCHES = {
     "latency": "one batch: first token, a step, and how near it comes to the memory's speed",

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...engine.method import Method
     from ...engine.output import Output
+    from ..parser import Parser
 
 
-def add_traffic(parser: flags.Parser) -> None:
+def add_traffic(parser: Parser) -> None:
     """A flag for each field of Traffic, and those of the methods."""
     flags.add_fields(parser, "traffic", Traffic)
     steering.add_flags(parser)

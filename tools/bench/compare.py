@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
+    from ..parser import Parser
     from .contestants import Prompts
 
 SLOWER = 1
@@ -100,7 +101,7 @@ class Verdict:
         return figures.median(self.ratios) > 1 + self.relative and more > self.absolute_ms
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("base", metavar="BASE", help="the other commit, such as HEAD~1 or main")
     flags.add_fields(parser, "terms", Terms)
 

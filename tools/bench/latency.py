@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...engine.method import Method
     from ...engine.request import Request
+    from ..parser import Parser
 
 FEW = "a whole number from 1 to 10000"
 
@@ -65,7 +66,7 @@ class Times:
         return [a / b for a, b in zip(self.step, self.products, strict=True)]
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     flags.add_fields(parser, "latency", Batch)
     asking.add_traffic(parser)
     add_model(parser, traffic.Traffic)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
+    from ..parser import Parser
+
 STREAMS, CLIENTS, STORMS = 16, 200, 3
 ANSWER = 16
 """Tokens of an answer, where its cost is not weighed."""
@@ -56,7 +58,7 @@ class Trial:
         )
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     flags.add_fields(parser, "overhead", Trial)
 
 

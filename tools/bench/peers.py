@@ -27,6 +27,8 @@ from .worker import MissingError, Worker
 if TYPE_CHECKING:
     import argparse
 
+    from ..parser import Parser
+
 QUESTION = (
     "What happens if an earthworm is cut in {} parts? Answer at length and kindly, with examples, "
     "so that a child can follow it."
@@ -64,7 +66,7 @@ class Match:
         )
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     group = flags.add_fields(parser, "match", Match)
     steering.add_prefer(group)
     group.add_argument(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ...engine.method import Method
+    from ..parser import Parser
     from ..steering import Choice
 
 ENDPOINTS = (CHAT, "/v1/completions")
@@ -77,7 +78,7 @@ class Load:
                 at += draw.gammavariate(self.burstiness, 1 / (self.request_rate * self.burstiness))
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.epilog = "A prompt is made of --input-len common words; its tokens are what the server counts."
     flags.add_fields(parser, "server and load", Load)
     asking.add_traffic(parser)

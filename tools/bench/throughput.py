@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...engine.output import Output
     from ...engine.request import Request
+    from ..parser import Parser
 
 OWN = "questions"
 """What trimtab's own are called among the datasets."""
@@ -77,7 +78,7 @@ class Times:
         return [b / a for a, b in zip(self.at_once, self.one_by_one, strict=False)]
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     flags.add_fields(parser, "throughput", Crowd)
     asking.add_traffic(parser)
     add_model(parser, traffic.Traffic)

@@ -12,7 +12,7 @@ from . import scorers, settings
 if TYPE_CHECKING:
     import argparse
 
-    from ..flags import Parser
+    from ..parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:

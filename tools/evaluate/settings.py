@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+    from ..parser import Parser
+
 METHODS = (
     "base,prompt,linear-alignment,context-steering,opad,amulet,mato,mato:optimise_weights=off,"
     "mato:optimise_online=off,mato:kl_budget=0.2,mato:preset=balanced"
@@ -118,7 +120,7 @@ class Settings:
 NESTED = ("sampling", "model")
 
 
-def add_flags(parser: flags.Parser) -> None:
+def add_flags(parser: Parser) -> None:
     """A flag for each field."""
     flags.add_fields(parser, "study", Settings, NESTED)
 

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     import argparse
 
     from ...models.config import ModelConfig
+    from ..parser import Parser
     from .sizing import Estimate
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     """A flag for each field of Asked, and --json."""
     flags.add_fields(parser, "plan", Asked)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

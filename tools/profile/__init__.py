@@ -9,7 +9,7 @@ from .. import verb
 if TYPE_CHECKING:
     import argparse
 
-    from ..flags import Parser
+    from ..parser import Parser
 
 SUBJECTS = {
     "kernels": "registers, shared memory, spills and floors of the Triton kernels, from their compiled code",

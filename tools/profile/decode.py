@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
     from ...engine.engine import Engine
     from ...engine.request import Request
+    from ..parser import Parser
 
 SETTLING, TRACED = 2, 4
 """Of a traced answer, the decoding steps before those that are traced, and these."""
 
 
-def add_arguments(parser: flags.Parser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The flags of bench latency, --trace and --json."""
     flags.add_fields(parser, "decode", Batch)
     asking.add_traffic(parser)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from ..flags import Parser
+    from ..parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:

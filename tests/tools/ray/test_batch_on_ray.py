@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed")
 
 from trimtab.tools import generate
-from trimtab.tools.flags import Parser
+from trimtab.tools.parser import Parser
 from trimtab.tools.ray import batch
 from trimtab.tools.ray.config import RayConfig
 
