@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError, cut, quoted
 from .gguf_rope import FREQUENCIES, rope_scaling
+from .llama import EMBEDDING, FINAL_NORM, HEAD, LAYER, SWITCHED
 from .rope_config import MAX_THETA
 
 if TYPE_CHECKING:
@@ -17,30 +18,23 @@ if TYPE_CHECKING:
 LISTED = 8
 """How many names an error lists at most."""
 
-TENSORS = {  # GGUF name: Hugging Face name, shape
-    "token_embd.weight": ("model.embed_tokens.weight", ("vocab", "hidden")),
-    "output_norm.weight": ("model.norm.weight", ("hidden",)),
-    "output.weight": ("lm_head.weight", ("vocab", "hidden")),
+TENSORS = {  # Hugging Face name: GGUF name, dimensions
+    EMBEDDING: ("token_embd.weight", ("vocab", "hidden")),
+    FINAL_NORM: ("output_norm.weight", ("hidden",)),
+    HEAD: ("output.weight", ("vocab", "hidden")),
 }
-LAYER = {
-    "attn_norm.weight": ("input_layernorm.weight", ("hidden",)),
-    "attn_q.weight": ("self_attn.q_proj.weight", ("query", "hidden")),
-    "attn_k.weight": ("self_attn.k_proj.weight", ("key", "hidden")),
-    "attn_v.weight": ("self_attn.v_proj.weight", ("key", "hidden")),
-    "attn_output.weight": ("self_attn.o_proj.weight", ("hidden", "query")),
-    "ffn_norm.weight": ("post_attention_layernorm.weight", ("hidden",)),
-    "ffn_gate.weight": ("mlp.gate_proj.weight", ("inner", "hidden")),
-    "ffn_up.weight": ("mlp.up_proj.weight", ("inner", "hidden")),
-    "ffn_down.weight": ("mlp.down_proj.weight", ("hidden", "inner")),
-}
-BIASES = {
-    "attn_q.bias": ("self_attn.q_proj.bias", ("query",)),
-    "attn_k.bias": ("self_attn.k_proj.bias", ("key",)),
-    "attn_v.bias": ("self_attn.v_proj.bias", ("key",)),
-}
-HEAD_NORMS = {
-    "attn_q_norm.weight": ("self_attn.q_norm.weight", ("width",)),
-    "attn_k_norm.weight": ("self_attn.k_norm.weight", ("width",)),
+MODULES = {  # of a layer
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }
 
 
@@ -48,12 +42,13 @@ HEAD_NORMS = {
 class Architecture:
     """A value of general.architecture. `config` is what its config.json says beside the sizes.
 
-    `interleaved`: rotary embedding turns the rows 2i and 2i + 1 of a head of queries or keys, not i and
-    i + head_dim / 2 as in Hugging Face's folders.
+    `switch`: the key of those tensors in `llama.SWITCHED` that a layer has besides. `interleaved`: rotary
+    embedding turns the rows 2i and 2i + 1 of a head of queries or keys, not i and i + head_dim / 2 as in
+    Hugging Face's folders.
     """
 
     config: Mapping[str, Any]
-    layer: Mapping[str, tuple[str, tuple[str, ...]]]
+    switch: str = ""
     interleaved: bool = False
 
 
@@ -62,9 +57,9 @@ def _named(name: str, **config: Any) -> dict[str, Any]:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(_named("Llama", attention_bias=False, mlp_bias=False), LAYER, interleaved=True),
-    "qwen2": Architecture(_named("Qwen2"), {**LAYER, **BIASES}),
-    "qwen3": Architecture(_named("Qwen3", attention_bias=False), {**LAYER, **HEAD_NORMS}),
+    "llama": Architecture(_named("Llama", attention_bias=False, mlp_bias=False), interleaved=True),
+    "qwen2": Architecture(_named("Qwen2"), "qkv_bias"),
+    "qwen3": Architecture(_named("Qwen3", attention_bias=False), "qk_norm"),
 }
 
 
@@ -128,21 +123,22 @@ class Decoder:
             "hidden": self._size("embedding_length"),
             "inner": self._size("feed_forward_length"),
             "query": self._heads * self._width,
-            "key": self._size("attention.head_count_kv", self._heads) * self._width,
-            "width": self._width,
+            "kv": self._size("attention.head_count_kv", self._heads) * self._width,
+            "head": self._width,
         }
         table = dict(TENSORS)
         if "output.weight" not in self._file.tensors:
-            del table["output.weight"]  # tied to the embedding
+            del table[HEAD]  # tied to the embedding
+        layer = {**LAYER, **SWITCHED.get(self._kind.switch, {})}
         layers = self._size("block_count")
-        for layer in range(min(layers, len(self._file.tensors))):  # of more than these, some are missing
-            for name, (target, axes) in self._kind.layer.items():
-                table[f"blk.{layer}.{name}"] = (f"model.layers.{layer}.{target}", axes)
+        for index in range(min(layers, len(self._file.tensors))):  # of more than these, some are missing
+            for name, dims in layer.items():
+                module, _, suffix = name.rpartition(".")
+                table[f"model.layers.{index}.{name}"] = (f"blk.{index}.{MODULES[module]}.{suffix}", dims)
         plan = {}
-        for name, (target, axes) in table.items():
-            turned = self._kind.interleaved and name.endswith(("attn_q.weight", "attn_k.weight"))
-            shape = tuple(sizes[axis] for axis in axes)
-            plan[target] = Part(name, shape, self._width if turned else 0)
+        for target, (source, dims) in table.items():
+            turned = self._kind.interleaved and source.endswith(("attn_q.weight", "attn_k.weight"))
+            plan[target] = Part(source, tuple(sizes[dim] for dim in dims), self._width if turned else 0)
         self._require({part.source: part.shape for part in plan.values()})
         return plan
 
