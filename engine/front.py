@@ -11,6 +11,7 @@ from .options import check_known
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from typing_extensions import Self
 
     from ..models.chat import BranchPrompt
@@ -43,6 +44,16 @@ class Front:
     def model_config(self) -> ModelConfig:
         """The shape of its model."""
         return self._core.model_config
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process decodes."""
+        return self._core.runner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights and of its KV cache."""
+        return self._core.runner.model.dtype
 
     @property
     def tokenizer(self) -> Tokenizer:

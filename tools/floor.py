@@ -12,16 +12,15 @@ if TYPE_CHECKING:
 
 def weight_bytes(engine: Engine) -> float:
     """What a step must read of the weights, each once, in the engine's type."""
-    return work.weight_bytes(engine.model_config, engine._core.runner.model.dtype.itemsize)
+    return work.weight_bytes(engine.model_config, engine.dtype.itemsize)
 
 
 def kv_bytes(engine: Engine, rows: int, tokens: float) -> float:
     """The keys and values that a step of `rows` branches reads, each with `tokens` tokens before it."""
-    itemsize = engine._core.runner.cache.pages.dtype.itemsize
-    return work.kv_bytes(engine.model_config, rows, tokens, itemsize)
+    return work.kv_bytes(engine.model_config, rows, tokens, engine.dtype.itemsize)
 
 
 def step_work(engine: Engine, rows: int) -> float:
     """Multiplications and additions of a step's products with the weights, without attention."""
-    found = work.decoding(engine.model_config, rows, 1, engine._core.runner.model.dtype.itemsize)
+    found = work.decoding(engine.model_config, rows, 1, engine.dtype.itemsize)
     return sum(part.flops for part in found if part.stage in work.PRODUCTS)

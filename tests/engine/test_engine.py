@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from trimtab.engine import Amulet, Engine, Mato, Opad, Request, SamplingParams
 from trimtab.kernels.errors import InputError
 
@@ -89,6 +90,13 @@ def test_a_model_that_lacks_tokens_of_its_tokenizer_is_refused_with_both_numbers
     folder = Tiny(rows=290, tied=False).write(tmp_path / "short")  # the tokenizer has ids to 299
     with pytest.raises(InputError, match=r"the tokenizer has id 299, .* the model's embedding has 290 rows"):
         Engine.from_pretrained(str(folder), kv_cache_memory="1MiB")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_says_where_it_decodes_and_in_what_type(tiny_folder: Path, dtype: str) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), dtype=dtype, kv_cache_memory="1MiB")
+    assert (engine.device, engine.dtype) == (torch.device("cpu"), getattr(torch, dtype))
+    assert engine._core.runner.cache.pages.dtype == engine.dtype
 
 
 def test_samples_differ_in_seed_and_each_can_be_had_alone(tiny: Engine) -> None:

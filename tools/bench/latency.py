@@ -129,8 +129,7 @@ def _figures(
 ) -> dict[str, Any]:
     from .. import floor, roof  # noqa: PLC0415 - they bring torch, too
 
-    model = engine._core.runner.model
-    roofs = roof.measured(model.dtype, model.device)
+    roofs = roof.measured(engine.dtype, engine.device)
     read = floor.weight_bytes(engine) + floor.kv_bytes(engine, rows, load.mean_len)
     step = figures.median(times.step)
     return {

@@ -131,9 +131,8 @@ def _prompt_tokens(outputs: list[Output]) -> int:
 def _figures(engine: Engine, load: traffic.Traffic, rows: int, times: Times, requests: int) -> dict[str, Any]:
     from .. import floor, roof  # noqa: PLC0415 - they bring torch, which --help does not need
 
-    model = engine._core.runner.model
     seconds = figures.median(times.at_once)
-    bandwidth = roof.measured(model.dtype, model.device).bandwidth
+    bandwidth = roof.measured(engine.dtype, engine.device).bandwidth
     kept = load.output_len * floor.kv_bytes(engine, rows, times.prompts / rows + load.output_len / 2)
     read = figures.median(times.steps) * floor.weight_bytes(engine) + kept
     output = requests * load.output_len

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     steps = _timed(engine, requests, batch, rows)
     floors = _floors(engine, rows, load.mean_len)
     found: dict[str, Any] = {"rows": rows, "steps": len(steps), "stages": _figures(steps, floors)}
-    on_gpu = engine._core.runner.device.type == "cuda"
+    on_gpu = engine.device.type == "cuda"
     if trace or on_gpu:
         events = _traced(engine, next(requests), rows, trace, graphs=False)
         found |= {"gpu": _on_gpu(engine, requests, rows, events)} if on_gpu else {}
@@ -116,10 +116,9 @@ def _floors(engine: Engine, rows: int, context: float) -> dict[str, float]:
     from ...models import work  # noqa: PLC0415 - it brings torch, which --help does not need
     from .. import roof  # noqa: PLC0415
 
-    model = engine._core.runner.model
-    roofs = roof.measured(model.dtype, model.device)
+    roofs = roof.measured(engine.dtype, engine.device)
     floors = dict.fromkeys(STAGES, 0.0)
-    for part in work.decoding(engine.model_config, rows, context, model.dtype.itemsize):
+    for part in work.decoding(engine.model_config, rows, context, engine.dtype.itemsize):
         floors[part.stage] += part.seconds(roofs.bandwidth, roofs.products)
     return floors
 
