@@ -103,6 +103,7 @@ class Core:
             steps=runner.steps,
             step_seconds=runner.step_seconds,
             steer_seconds=runner.steer_seconds,
+            captured=runner.graphs.count if runner.graphs else 0,
             late_compiles=runner.compiles.late if runner.compiles else 0,
         )
 

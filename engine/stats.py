@@ -15,6 +15,7 @@ class Stats:
     prompt_tokens, cached:      of all branches that began, and how many of these were in the prefix cache.
     steps, step_seconds, steer_seconds: steps, the time they took, and how much of it choosing tokens took, by
                                 the vocabulary's product, steering and sampling.
+    captured:                   sizes of a decoding step that a GPU has captured and replays.
     late_compiles:              kernels that were compiled, or read from the disk, while requests waited.
     """
 
@@ -28,4 +29,5 @@ class Stats:
     steps: int
     step_seconds: float
     steer_seconds: float
+    captured: int
     late_compiles: int

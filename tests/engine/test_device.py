@@ -154,7 +154,7 @@ def test_replayed_steps_are_those_that_are_launched_one_by_one(plain: Engine, re
     cache: DeviceKV = runner.cache  # type: ignore[assignment]
     with plain_tensors():
         runner.graphs = DecodeGraphs(runner.model, cache, 12, 512, again)
-    assert runner.graphs.count == len(row_sizes(12)) == 5
+    assert plain.stats.captured == len(row_sizes(12)) == 5
     replayed, run = [], runner.graphs.run
     runner.graphs.run = lambda *args: replayed.append(run(*args)) or replayed[-1]  # type: ignore[method-assign, func-returns-value]
     cache.pages.fill_(torch.nan)  # what no branch owns is seen by none

@@ -95,7 +95,7 @@ def _check_model(
         engine = opened(where, device, kernels="triton", **SMALL)
         found = engine.generate(asked)
         row.update(compared(found, exact, near))
-        row["captured_sizes"] = engine._core.runner.graphs.count if engine._core.runner.graphs else 0
+        row["captured_sizes"] = engine.stats.captured
     if "captured_sizes" not in row:
         return  # the engine does not even open
     with report.part("decode", f"{name}: alone as in the crowd") as row:

@@ -120,8 +120,7 @@ def _measure_all(
             batch_invariant=invariant,
             **plan.fields,
         )
-        graphs = engine._core.runner.graphs
-        row.update({"pages": engine.stats.pages, "captured_sizes": graphs.count if graphs else 0})
+        row.update({"pages": engine.stats.pages, "captured_sizes": engine.stats.captured})
         row["weight_gigabytes"] = floor.weight_bytes(engine) / 1e9
     for load in loads if engine else ():
         if engine and not report.leaves_out("steps", load.name + what):

@@ -145,7 +145,7 @@ def _on_gpu(
     by_stage = device.by_stage(events, TRACED)
     by_stage[REST] = by_stage.get(REST, 0.0) + by_stage.pop(device.STEP, 0.0)
     steps = {"launched one by one": device.busy(device.spans(events), TRACED)}
-    if engine._core.runner.graphs:
+    if engine.stats.captured:
         captured = _traced(engine, next(requests), rows, None, graphs=True)
         steps["captured"] = device.busy(device.spans(captured), TRACED)
     return {"stages": by_stage, "steps": {name: asdict(each) for name, each in steps.items()}}
