@@ -1,12 +1,14 @@
 """Thresholds without a sort: the largest t for which enough of a row lies at or above it.
 
-Enough is a count (top-k) or a mass (top-p, and Linear Alignment's nucleus of its preference branch). The
-search runs over the ordered integers that float32 values are, whose range is at most 2³²: a sweep tries 15
-thresholds at even distances, so that 8 sweeps always end at one value, exactly. A mass is a sum of integers,
-2⁴⁰ times the probability relative to the top token, and therefore the same in any order. All ties are kept.
+    survey  (request, split)   how much lies at or above each of 15 values below the row's largest
+    gather  (request, split)   the values between the two of them that the threshold lies between
+    halve   (request)          the threshold among these
 
-A sweep is one launch over (row, split): its prologue merges what the sweep before counted. Nothing is asked
-of the host, and the number of launches is fixed.
+Enough is a count (top-k) or a mass (top-p, and Linear Alignment's nucleus of its preference branch). A mass
+is a sum of integers, 2⁴⁰ times the probability relative to the top token, and so the same in any order.
+Halving works on the ordered integers that float32 values are, so that it ends at one value, exactly. All ties
+are kept. Nothing is asked of the host, and the number of launches is fixed. Few values of a row lie between
+two that are tried; of a nearly flat one, many do, and `halve` reads them again and again, 1,024 at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +26,7 @@ from ..shard import UNIT as UNIT_OF_REFERENCE
 if TYPE_CHECKING:
     from ..steer_table import Groups
 
-Search = tuple[Tensor, Tensor]
-"""What the sweeps of one search leave: brackets and sums."""
-SWEEPS = 8
-LAST = tl.constexpr(SWEEPS)
-BINS, AT_ONCE = tl.constexpr(16), tl.constexpr(4)
+BINS, AT_ONCE, TILE = tl.constexpr(16), tl.constexpr(4), tl.constexpr(1024)
 UNIT = tl.constexpr(UNIT_OF_REFERENCE)
 LOWEST, BEYOND = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # of −∞, and one above that of ∞
 
@@ -52,94 +50,166 @@ def ordered(values):
 
 
 @triton.jit
-def narrow(state_ptr, sums_ptr, limit, group, groups, sweep, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
-    """The bracket [low, high) of ordered integers after `sweep` sweeps, int64.
-
-    At or above low there is enough, at or above high there is not. state [sweeps, groups, 2];
-    sums [sweeps, groups, 16, splits].
-    """
-    low = tl.zeros([], tl.int64) + LOWEST
-    high = tl.zeros([], tl.int64) + BEYOND
-    if sweep > 0:
-        split, index = tl.arange(0, S_PAD), tl.arange(0, BINS)
-        at = state_ptr + ((sweep - 1) * groups + group) * 2
-        low, high = tl.load(at), tl.load(at + 1)
-        places = ((sweep - 1) * groups + group) * BINS * splits + index[:, None] * splits + split[None, :]
-        sums = tl.sum(tl.load(sums_ptr + places, mask=split[None, :] < splits, other=0), axis=1)
-        target = limit
-        if KIND != TOP_K:
-            everything = tl.load(sums_ptr + group * BINS * splits + split, mask=split < splits, other=0)
-            target = limit * tl.sum(everything, axis=0).to(tl.float64)
-        enough = (sums.to(tl.float64) >= target) | (index == 0)
-        chosen = tl.max(tl.where(enough, index, 0), axis=0).to(tl.int64)
-        width = high - low
-        high = tl.where(chosen == BINS - 1, high, low + ((width * (chosen + 1)) >> 4))
-        low += (width * chosen) >> 4
-    return low, high
+def value_of(keys):
+    """The float32 values whose ordered integers these are."""
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def threshold(
-    limits_ptr, state_ptr, sums_ptr, group, groups, splits, KIND: tl.constexpr, S_PAD: tl.constexpr
-):
-    """The value that a finished search found; −∞ where the request does not have this filter."""
-    limit = tl.load(limits_ptr + group * 3 + KIND)
-    found = tl.zeros([], tl.float32) + float("-inf")
-    if limit > 0:
-        low, _ = narrow(state_ptr, sums_ptr, limit, group, groups, LAST, splits, KIND, S_PAD)
-        bits = low.to(tl.int32)
-        found = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return found
+def top_of(tops_ptr, place, splits, S_PAD: tl.constexpr):
+    """The largest value of a row."""
+    part = tl.arange(0, S_PAD)
+    return tl.max(tl.load(tops_ptr + place * splits + part, mask=part < splits, other=float("-inf")), axis=0)
 
 
-@triton.jit(do_not_specialize=["splits", "groups", "sweep", "named"])
-def search_kernel(
-    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_state_ptr,
-    outer_sums_ptr, state_ptr, sums_ptr, vocab, named, splits, groups, sweep,
+@triton.jit
+def tried(index, top, temperature, KIND: tl.constexpr):
+    """The ordered integers of the values to try, int64: the lowest of all, then rising to just below the top.
+
+    They lie the further apart the further they are below it, in units of the temperature that masses have.
+    """
+    unit = tl.full([], 1.0, tl.float32)
+    if KIND != TOP_K:
+        unit = temperature
+    back = (index - BINS).to(tl.float32)
+    value = top + unit * back * (0.35 - 0.1 * back)
+    keys = ordered(tl.where(value == value, value, float("-inf"))).to(tl.int64)
+    return tl.where(index == 0, LOWEST, tl.where(index == BINS, BEYOND, keys))
+
+
+@triton.jit
+def weighed(values, top, temperature, KIND: tl.constexpr):
+    """What each value counts: 1, or its integer mass."""
+    if KIND == TOP_K:
+        weights = tl.full(values.shape, 1, tl.int32)
+    else:
+        below = tl.where(values >= top, 0.0, values - top)  # also where both are infinite
+        weights = (tl.exp(below / temperature) * UNIT).to(tl.int64)
+    return weights
+
+
+@triton.jit
+def bracket(sums_ptr, limit, top, temperature, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
+    """Ordered integers around the threshold, how much lies at or above the higher of them, and the target."""
+    split, index = tl.arange(0, S_PAD), tl.arange(0, BINS)
+    places = group * BINS * splits + index[:, None] * splits + split[None, :]
+    sums = tl.sum(tl.load(sums_ptr + places, mask=split[None, :] < splits, other=0), axis=1)
+    target = limit
+    if KIND != TOP_K:
+        target = limit * tl.sum(tl.where(index == 0, sums, 0), axis=0).to(tl.float64)
+    enough = (sums.to(tl.float64) >= target) | (index == 0)
+    chosen = tl.max(tl.where(enough, index, 0), axis=0)
+    above = tl.sum(tl.where(index == chosen + 1, sums, 0), axis=0)
+    low, high = tried(chosen, top, temperature, KIND), tried(chosen + 1, top, temperature, KIND)
+    return low, high, above, target
+
+
+@triton.jit(do_not_specialize=["splits", "named"])
+def survey_kernel(
+    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, sums_ptr,
+    vocab, named, splits,
     KIND: tl.constexpr, OUTER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One sweep. rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split;
-    limits [groups, 3]: p or k of each kind, 0 is off.
+    """rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split; limits [groups, 3]:
+    p or k of each kind, 0 is off. sums [groups, 16, splits].
 
-    With OUTER a search of top-k has ended, and mass is counted among the tokens that it keeps.
+    With OUTER mass is counted among the tokens at or above thresholds that were found before [groups].
     """
+    group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if tl.load(limits_ptr + group * 3 + KIND) > 0:
+        place = group
+        if KIND == NUCLEUS:
+            place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
+        top = top_of(tops_ptr, place, splits, S_PAD)
+        temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
+        token = split * SPLIT + tl.arange(0, SPLIT)
+        inside = token < (named if KIND == NUCLEUS else vocab)
+        values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
+        values = tl.where(values == values, values, float("-inf"))
+        keys, weights = ordered(values), weighed(values, top, temperature, KIND)
+        if OUTER:
+            weights = tl.where(values >= tl.load(outer_ptr + group), weights, 0)
+        out = sums_ptr + group * BINS * splits + split
+        for start in range(0, BINS, AT_ONCE):
+            index = start + tl.arange(0, AT_ONCE)
+            bounds = tried(index, top, temperature, KIND).to(tl.int32)
+            above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
+            tl.store(out + index * splits, tl.sum(above, axis=1).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["splits", "named"])
+def gather_kernel(
+    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, sums_ptr,
+    held_ptr, found_ptr, vocab, named, splits,
+    KIND: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """held [groups, splits, SPLIT]: the ordered integers in the bracket; found [groups, splits]: how many."""
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(limits_ptr + group * 3 + KIND)
     if limit > 0:
         place = group
         if KIND == NUCLEUS:
             place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
-        part = tl.arange(0, S_PAD)
-        tops = tl.load(tops_ptr + place * splits + part, mask=part < splits, other=float("-inf"))
-        top = tl.max(tops, axis=0)
-        low, high = narrow(state_ptr, sums_ptr, limit, group, groups, sweep, splits, KIND, S_PAD)
-        at = state_ptr + (sweep * groups + group) * 2
-        tl.store(at, low, mask=split == 0)
-        tl.store(at + 1, high, mask=split == 0)
-
+        top = top_of(tops_ptr, place, splits, S_PAD)
+        temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
+        low, high, _, _ = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
         token = split * SPLIT + tl.arange(0, SPLIT)
         inside = token < (named if KIND == NUCLEUS else vocab)
         values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
-        values = tl.where(values == values, values, float("-inf"))
-        keys = ordered(values)
-        if KIND == TOP_K:
-            weights = tl.full([SPLIT], 1, tl.int32)
-        else:
-            temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
-            below = tl.where(values >= top, 0.0, values - top)  # also where both are infinite
-            weights = (tl.exp(below / temperature) * UNIT).to(tl.int64)
+        keys = ordered(tl.where(values == values, values, float("-inf")))
+        wanted = inside & (keys >= low.to(tl.int32)) & (keys < high)
+        number = tl.cumsum(wanted.to(tl.int32), axis=0)
+        at = group * splits + split
+        tl.store(held_ptr + at * SPLIT + number - 1, keys, mask=wanted)
+        tl.store(found_ptr + at, tl.max(number, axis=0))
+
+
+@triton.jit
+def taken(held, there, least, top, temperature, KIND: tl.constexpr):
+    """Ordered integers that were gathered, and what each counts, 0 where there is none."""
+    keys = tl.load(held, mask=there, other=0)
+    values = value_of(keys)
+    weights = weighed(values, top, temperature, KIND)
+    return keys, tl.where(there & (values >= least), weights, 0)
+
+
+@triton.jit
+def halve_kernel(
+    tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, sums_ptr, held_ptr,
+    found_ptr, threshold_ptr, splits,
+    KIND: tl.constexpr, OUTER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """threshold [groups]: −∞ where the request does not have this filter."""
+    EACH: tl.constexpr = TILE // S_PAD
+    group = tl.program_id(0).to(tl.int64)
+    limit = tl.load(limits_ptr + group * 3 + KIND)
+    threshold = tl.zeros([], tl.float32) + float("-inf")
+    if limit > 0:
+        place = group
+        if KIND == NUCLEUS:
+            place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
+        top = top_of(tops_ptr, place, splits, S_PAD)
+        temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
+        low, high, above, target = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+        least = tl.zeros([], tl.float32) + float("-inf")
         if OUTER:
-            least = threshold(
-                limits_ptr, outer_state_ptr, outer_sums_ptr, group, groups, splits, TOP_K, S_PAD
-            )
-            weights = tl.where(values >= least, weights, 0)
-        out = sums_ptr + (sweep * groups + group) * BINS * splits + split
-        width = high - low
-        for start in range(0, BINS, AT_ONCE):
-            index = start + tl.arange(0, AT_ONCE)
-            bounds = (low + ((width * index) >> 4)).to(tl.int32)
-            above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
-            tl.store(out + index * splits, tl.sum(above, axis=1).to(tl.int64))
+            least = tl.load(outer_ptr + group)
+        split, number = tl.arange(0, TILE) // EACH, tl.arange(0, TILE) % EACH
+        found = tl.load(found_ptr + group * splits + split, mask=split < splits, other=0)
+        most = tl.max(found, axis=0)
+        held = held_ptr + (group * splits + split) * SPLIT + number
+        nearest, its = taken(held, number < found, least, top, temperature, KIND)
+        while high - low > 1:
+            middle = low + ((high - low) >> 1)
+            total = above + tl.sum(tl.where(nearest >= middle, its, 0), axis=0)
+            for start in range(EACH, most, EACH):
+                keys, weights = taken(held + start, start + number < found, least, top, temperature, KIND)
+                total += tl.sum(tl.where(keys >= middle, weights, 0), axis=0)
+            enough = total.to(tl.float64) >= target
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle)
+        threshold = value_of(low.to(tl.int32))
+    tl.store(threshold_ptr + group, threshold)
 
 
 def search(
@@ -151,21 +221,32 @@ def search(
     temperature: Tensor,
     named: int,
     split: int,
-    outer: Search | None = None,
-) -> Search:
-    """All sweeps of one kind; `threshold` reads what they found.
+    outer: Tensor | None = None,
+) -> Tensor:
+    """The thresholds of one kind, float32 [groups].
 
-    rows, tops: see `search_kernel`. limits [groups, 3] float64. temperature: the column of the table. named:
+    rows, tops: see `survey_kernel`. limits [groups, 3] float64. temperature: the column of the table. named:
     ids at or beyond it are in no nucleus. split: the length that the vocabulary is split in, a power of two.
+    outer: thresholds below which nothing counts.
     """
     size, (vocab, splits) = len(groups.table), (rows.shape[1], tops.shape[1])
-    state = torch.empty(SWEEPS, size, 2, dtype=torch.int64, device=rows.device)
-    sums = torch.empty(SWEEPS, size, BINS.value, splits, dtype=torch.int64, device=rows.device)
-    for sweep in range(SWEEPS):
-        search_kernel[(size, splits)](
-            rows, tops, groups.table, groups.first, groups.count, limits, temperature,
-            *(outer or (state, sums)), state, sums, vocab, named, splits, size, sweep,
-            KIND=int(kind), OUTER=outer is not None, S_PAD=triton.next_power_of_2(splits), SPLIT=split,
-            num_warps=max(split // 512, 1),
-        )  # fmt: skip
-    return state, sums
+    sums = torch.empty(size, BINS.value, splits, dtype=torch.int64, device=rows.device)
+    held = torch.empty(size, splits, split, dtype=torch.int32, device=rows.device)
+    found = torch.empty(size, splits, dtype=torch.int32, device=rows.device)
+    thresholds = torch.empty(size, device=rows.device)
+    asked = groups.table, groups.first, groups.count, limits, temperature
+    below = thresholds if outer is None else outer
+    common = {"KIND": int(kind), "S_PAD": triton.next_power_of_2(splits), "SPLIT": split}
+    warps = max(split // 512, 1)
+    survey_kernel[(size, splits)](
+        rows, tops, *asked, below, sums, vocab, named, splits,
+        OUTER=outer is not None, **common, num_warps=warps,
+    )  # fmt: skip
+    gather_kernel[(size, splits)](
+        rows, tops, *asked, sums, held, found, vocab, named, splits, **common, num_warps=warps,
+    )  # fmt: skip
+    halve_kernel[(size,)](
+        tops, *asked, below, sums, held, found, thresholds, splits,
+        OUTER=outer is not None, **common, num_warps=4,
+    )  # fmt: skip
+    return thresholds

@@ -3,7 +3,7 @@
     weigh   (request)          weights, coefficients of the mix
     mix     (request, split)   Σ c z, (max, Σ exp) of every row; in a trust region the sums of 8 strengths
     refine  (request, split)   in a trust region: the sums of 12 strengths inside the bracket
-    search  (request, split)   8 sweeps each for a support mask, for top-k and for top-p
+    search  (request, split)   3 launches each for a support mask, for top-k and for top-p
     score   (request, split)   a*, scores, mask, bans and penalties, noise, best token of a split
     choose  (request, split)   with top-k, top-p or min-p: the best token among those kept
     finish  (request)          token, log-probabilities, KL, rewards, step
@@ -27,7 +27,7 @@ from torch import Tensor
 from ..features import Features
 from ..steer import TOP_LOGPROBS, Choice
 from ..steer_table import Edits
-from .search import Kind, Search, search
+from .search import Kind, search
 from .steer_finish import ROWS, finish_kernel
 from .steer_mix import mix_kernel
 from .steer_region import COARSE, INNER, TILE, refine_kernel
@@ -204,21 +204,21 @@ class Step:
             NODES=COARSE, INNER=INNER, S_PAD=self.tiling.padded, **self.blocks,
         )  # fmt: skip
 
-    def _search(self, kind: Kind, outer: Search | None = None) -> Search:
+    def _search(self, kind: Kind, outer: Tensor | None = None) -> Tensor:
         nucleus = kind is Kind.NUCLEUS
         rows, tops = (self.logits, self.row_allowed) if nucleus else (self.allowed, self.allowed_max)
         temperature = self.table.columns["mask_temperature" if nucleus else "temperature"]
         named, split = self.table.vocab, self.tiling.split
         return search(kind, rows, tops, self.groups, self.limits, temperature, named, split, outer)
 
-    def _score(self, edits: Edits | None, nucleus: Search | None) -> None:
+    def _score(self, edits: Edits | None, nucleus: Tensor | None) -> None:
         groups, features = self.groups, self.features
         added, penalty = self._spread(edits) if edits is not None else (self.none, self.none)
         score_kernel[self._grid](
             self.logits, self.mixed, self.steered, self.allowed, added, penalty,
             groups.table, groups.first, groups.count, self.start_strength, self.ray, self.table.steps,
-            *self._column("kl_budget", "temperature", "seed"), self.limits,
-            self.centre, self.bracket, self.inner, *(nucleus or (self.none, self.none)),
+            *self._column("kl_budget", "temperature", "seed"),
+            self.centre, self.bracket, self.inner, self.none if nucleus is None else nucleus,
             self.strength, self.score_max, self.score_sum, self.measured, self.broken, self.allowed_max,
             self.best, self.index, self.vocab, self.table.vocab, self.tiling.count, self.size,
             int(self.top),
@@ -235,14 +235,14 @@ class Step:
         return added, penalty
 
     def _choose(self) -> None:
-        features, unused = self.features, (self.none, self.none)
+        features = self.features
         top_k = self._search(Kind.TOP_K) if features.top_k else None
         top_p = self._search(Kind.TOP_P, top_k) if features.top_p else None
         choose_kernel[self._grid](
             self.allowed, self.allowed_max, self.groups.table, self.table.steps,
-            *self._column("temperature"), self.limits, *self._column("min_p", "seed"),
-            *(top_k or unused), *(top_p or unused), self.best, self.index,
-            self.vocab, self.tiling.count, self.size,
+            *self._column("temperature", "min_p", "seed"),
+            self.none if top_k is None else top_k, self.none if top_p is None else top_p,
+            self.best, self.index, self.vocab, self.tiling.count,
             WITH_K=top_k is not None, WITH_P=top_p is not None, S_PAD=self.tiling.padded, **self.blocks,
         )  # fmt: skip
 

@@ -15,8 +15,9 @@ from .steer_region import coarse_strength, node_sums
 
 @triton.jit
 def not_finite(values, inside):
-    """How many entries are NaN or infinite."""
-    return tl.sum((inside & ((values != values) | (tl.abs(values) == float("inf")))).to(tl.int32), axis=0)
+    """1 where some entry is NaN or infinite, else 0: zero times it is no number."""
+    spoiled = tl.sum(tl.where(inside, values, 0.0) * 0.0, axis=0)
+    return (spoiled != spoiled).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
@@ -33,21 +34,22 @@ def mix_kernel(
     token = split * SPLIT + tl.arange(0, SPLIT)
     inside = token < vocab
     mixed = tl.zeros([SPLIT], tl.float32)
-    broken = tl.zeros([], tl.int32)
     centre = tl.zeros([], tl.float32)
     for index in range(count):
         place = first + index
-        z = tl.load(logits_ptr + place * vocab + token, mask=inside, other=0.0).to(tl.float32)
+        z = tl.load(logits_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
         coefficient = tl.load(coefficient_ptr + place)
         mixed += coefficient * z
         centre += coefficient * tl.load(logits_ptr + place * vocab).to(tl.float32)
-        broken += not_finite(z, inside)
-        z = tl.where(inside, z, float("-inf"))
         top = tl.max(z, axis=0)
         tl.store(row_max_ptr + place * splits + split, top)
         tl.store(row_sum_ptr + place * splits + split, tl.sum(tl.exp(z - top), axis=0))
-        allowed = tl.max(tl.where(token < named, z, float("-inf")), axis=0)
+        allowed = top
+        if (split + 1) * SPLIT > named:
+            allowed = tl.max(tl.where(token < named, z, float("-inf")), axis=0)
         tl.store(row_allowed_ptr + place * splits + split, allowed)
+    # what is no number in a row is none in the mix, whatever its share
+    tl.store(broken_ptr + group * splits + split, not_finite(mixed, inside))
     if DELAYED:
         delay = tl.load(delay_ptr + row)
         if delay != 0:
@@ -59,15 +61,16 @@ def mix_kernel(
             tl.debug_barrier()  # what is kept is read before it is replaced
             tl.store(kept, z1 - z0, mask=inside)
     tl.store(mixed_ptr + group * vocab + token, mixed, mask=inside)
-    tl.store(broken_ptr + group * splits + split, broken)
     centre -= tl.load(logits_ptr + first * vocab).to(tl.float32)
     tl.store(centre_ptr + group, centre, mask=split == 0)
     if LIMITED:
         if tl.load(budget_ptr + row) < float("inf"):
             limit = tl.load(strength_ptr + group).to(tl.float32)
-            base = tl.load(logits_ptr + first * vocab + token, mask=inside, other=0.0).to(tl.float32)
+            base = tl.load(logits_ptr + first * vocab + token, mask=inside, other=float("-inf")).to(
+                tl.float32
+            )
             direction = tl.where(inside, mixed - base - centre, 0.0)
             sums = coarse_ptr + group * 4 * NODES * splits
             for node in range(NODES):
                 a = coarse_strength(split * 0 + node, limit)
-                node_sums(sums, node, base, direction, inside, a, split, splits, NODES)
+                node_sums(sums, node, base, direction, a, split, splits, NODES)

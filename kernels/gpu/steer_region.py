@@ -26,9 +26,9 @@ AIM = tl.constexpr(1 - TOLERANCE / 2)
 
 
 @triton.jit
-def node_sums(out_ptr, node, base, direction, inside, a, split, splits, NODES: tl.constexpr):
-    """Stores one split's (max, Σ e, Σ e d, Σ e d²) of b + a d; base, direction [split length]."""
-    scores = tl.where(inside, base + a * direction, float("-inf"))
+def node_sums(out_ptr, node, base, direction, a, split, splits, NODES: tl.constexpr):
+    """Stores one split's (max, Σ e, Σ e d, Σ e d²) of b + a d [split length]; outside, b is −∞ and d is 0."""
+    scores = base + a * direction
     top = tl.max(scores, axis=0)
     weights = tl.exp(scores - top)
     at = out_ptr + node * splits + split
@@ -132,13 +132,15 @@ def refine_kernel(
             token = split * SPLIT + tl.arange(0, SPLIT)
             within = token < vocab
             first = tl.load(first_ptr + group)
-            base = tl.load(logits_ptr + first * vocab + token, mask=within, other=0.0).to(tl.float32)
+            base = tl.load(logits_ptr + first * vocab + token, mask=within, other=float("-inf")).to(
+                tl.float32
+            )
             merged = tl.load(mixed_ptr + group * vocab + token, mask=within, other=0.0)
             direction = tl.where(within, merged - base - centre, 0.0)
             sums = inner_ptr + group * 4 * INNER * splits
             for index in range(INNER):
                 a_node = inner_strength(split * 0 + index, low, high)
-                node_sums(sums, index, base, direction, within, a_node, split, splits, INNER)
+                node_sums(sums, index, base, direction, a_node, split, splits, INNER)
 
 
 @triton.jit

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from .noise import gumbel_at
-from .search import NUCLEUS, TOP_K, TOP_P, threshold
 from .steer_mix import not_finite
 from .steer_region import node_sums, solve
 from .steer_weights import COLD
@@ -40,8 +39,8 @@ def warmed(scores, token, seed_ptr, temperature, row, position):
 @triton.jit(do_not_specialize=["splits", "groups", "named", "kept"])
 def score_kernel(
     logits_ptr, mixed_ptr, steered_ptr, allowed_ptr, added_ptr, penalty_ptr, table_ptr, first_ptr,
-    count_ptr, strength_ptr, ray_ptr, steps_ptr, budget_ptr, temperature_ptr, seed_ptr, limits_ptr,
-    centre_ptr, bracket_ptr, inner_ptr, state_ptr, sums_ptr, chosen_strength_ptr, score_max_ptr,
+    count_ptr, strength_ptr, ray_ptr, steps_ptr, budget_ptr, temperature_ptr, seed_ptr,
+    centre_ptr, bracket_ptr, inner_ptr, nucleus_ptr, chosen_strength_ptr, score_max_ptr,
     score_sum_ptr, measured_ptr, broken_ptr, allowed_max_ptr, best_ptr, index_ptr,
     vocab, named, splits, groups, kept,
     LIMITED: tl.constexpr, MASKED: tl.constexpr, EDITED: tl.constexpr, FILTERED: tl.constexpr,
@@ -74,13 +73,13 @@ def score_kernel(
     a = strength.to(tl.float32)
     scores = tl.load(mixed_ptr + here, mask=inside, other=0.0)
     if on_ray:
-        base = tl.load(logits_ptr + first * vocab + token, mask=inside, other=0.0).to(tl.float32)
+        base = tl.load(logits_ptr + first * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
         if MEASURED | LIMITED:
             if MEASURED | limited:
                 direction = tl.where(inside, scores - base - centre, 0.0)
                 sums = measured_ptr + group * 8 * splits
-                node_sums(sums, 0, base, direction, inside, 1.0, split, splits, 2)
-                node_sums(sums, 1, base, direction, inside, a, split, splits, 2)
+                node_sums(sums, 0, base, direction, 1.0, split, splits, 2)
+                node_sums(sums, 1, base, direction, a, split, splits, 2)
         scores = (1.0 - strength).to(tl.float32) * base + a * scores
     at = group * splits + split
     tl.store(broken_ptr + groups * splits + at, not_finite(scores, inside))
@@ -94,7 +93,7 @@ def score_kernel(
 
     scores = tl.where((token < named) & (scores == scores), scores, float("-inf"))
     if MASKED:
-        least = threshold(limits_ptr, state_ptr, sums_ptr, group, groups, splits, NUCLEUS, S_PAD)
+        least = tl.load(nucleus_ptr + group)
         preferred = tl.load(logits_ptr + (first + count - 1) * vocab + token, mask=inside, other=0.0)
         scores = tl.where(preferred.to(tl.float32) >= least, scores, float("-inf"))
     if EDITED:
@@ -111,10 +110,10 @@ def score_kernel(
         store_best(best_ptr, index_ptr, at, scores, token)
 
 
-@triton.jit(do_not_specialize=["splits", "groups"])
+@triton.jit(do_not_specialize=["splits"])
 def choose_kernel(
-    allowed_ptr, allowed_max_ptr, table_ptr, steps_ptr, temperature_ptr, limits_ptr, min_p_ptr, seed_ptr,
-    k_state_ptr, k_sums_ptr, p_state_ptr, p_sums_ptr, best_ptr, index_ptr, vocab, splits, groups,
+    allowed_ptr, allowed_max_ptr, table_ptr, steps_ptr, temperature_ptr, min_p_ptr, seed_ptr,
+    kth_ptr, nucleus_ptr, best_ptr, index_ptr, vocab, splits,
     WITH_K: tl.constexpr, WITH_P: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """The best token of a split among those at or above all thresholds."""
@@ -131,11 +130,9 @@ def choose_kernel(
         below = tl.where(some, tl.log(tl.where(some, min_p, 1.0)) * temperature.to(tl.float32), float("-inf"))
         least = tl.max(tops, axis=0) + below
         if WITH_K:
-            kth = threshold(limits_ptr, k_state_ptr, k_sums_ptr, group, groups, splits, TOP_K, S_PAD)
-            least = tl.maximum(least, kth)
+            least = tl.maximum(least, tl.load(kth_ptr + group))
         if WITH_P:
-            nucleus = threshold(limits_ptr, p_state_ptr, p_sums_ptr, group, groups, splits, TOP_P, S_PAD)
-            least = tl.maximum(least, nucleus)
+            least = tl.maximum(least, tl.load(nucleus_ptr + group))
         noisy = warmed(scores, token, seed_ptr, temperature, row, tl.load(steps_ptr + row))
         scores = tl.where(scores >= least, noisy, float("-inf"))
     store_best(best_ptr, index_ptr, group * splits + split, scores, token)

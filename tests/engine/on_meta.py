@@ -30,7 +30,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Core:
     monkeypatch.setattr(DummyWeights, "tensor", _empty)
     monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
-    monkeypatch.setattr(ahead, "_build", partial(_built, build=ahead._build))
+    monkeypatch.setattr(ahead, "build_of", partial(_built, build=ahead.build_of))
     return Engine.from_pretrained(model, kv_cache_memory="1GiB", **fields)._core
 
 

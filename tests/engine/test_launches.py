@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trimtab.engine.core import Core
 
 ONE, TWO = Objective("a", 0.7), Objective("b", 0.3)
+SEARCH = ("survey", "gather", "halve")
 EDITED = SamplingParams(
     temperature=0.8, top_k=5, top_p=0.9, min_p=0.1, logit_bias={3: 1.0}, repetition_penalty=1.1, logprobs=2
 )
@@ -53,7 +54,7 @@ def test_a_step_mixes_nothing_of_host_and_device_and_its_kernels_compile_for_hop
     with recorded() as builds:
         steps(core, REQUESTS, 2)
     layers = {"norm", "rope", "attend", "merge", "swiglu"}
-    assert names(builds) >= layers | {"weigh", "mix", "refine", "search", "score", "choose", "finish"}
+    assert names(builds) >= layers | {"weigh", "mix", "refine", *SEARCH, "score", "choose", "finish"}
     found: dict[Any, Build] = {}
     for build in builds:
         if build.kernel in layers:  # the others are compiled with their cases
@@ -104,7 +105,7 @@ def test_a_step_follows_another_whose_tokens_only_the_device_has(core: Core, cap
 def test_the_largest_step_is_rehearsed_as_it_would_be_made(core: Core) -> None:
     with plain_tensors(), recorded() as builds:
         rehearse(core.config, core.runner.model, TRITON, core.runner.new_cache)
-    assert names(builds) >= {"attend", "merge", "search", "choose", "finish"}
+    assert names(builds) >= {"attend", "merge", *SEARCH, "choose", "finish"}
 
 
 def launched(core: Core, method: Method, trace: bool) -> list[str]:

@@ -75,7 +75,7 @@ def test_what_is_compiled_is_what_is_launched() -> None:
 
 def test_a_kernel_that_spills_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same search with a sixteenth of the threads has more numbers than registers."""
-    build = next(build for build in BUILDS if build.kernel == "search" and build.constants["OUTER"])
+    build = next(build for build in BUILDS if build.kernel == "survey" and build.constants["OUTER"])
     crowded = Build(build.function, build.types, build.constants, build.aligned, 1, build.stages)
     assert compile_for(crowded, "sm_90").spills > 0
     assert ahead._occupancy("sm_90", 255, 0, 1) < ahead._occupancy("sm_90", 32, 0, 1)

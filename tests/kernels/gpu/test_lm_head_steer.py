@@ -276,6 +276,7 @@ class Noted:
 
 ENDS = ["settle", "finish"]
 ROWS = ["weigh", "weigh", "project", "mix"]
+SEARCH = ["survey", "gather", "halve"]
 LAUNCHED = {
     "Mato": ([EVERY[0], EVERY[10]], False, ["weigh", "project", *ENDS]),
     "Base, traced": ([Request(Base(), WARM)], True, ["weigh", "project", *ENDS]),
@@ -284,15 +285,15 @@ LAUNCHED = {
     "top-k": (
         [Request(Amulet(wishes(1.0)), Draw(0.7, top_k=3))],
         False,
-        ["weigh", "weigh", "blend", "project", "mix", "score", *["search"] * 8, "choose", *ENDS],
+        ["weigh", "weigh", "blend", "project", "mix", "score", *SEARCH, "choose", *ENDS],
     ),
     "trust region": ([EVERY[6]], False, [*ROWS, "refine", "score", *ENDS]),
-    "mask": ([EVERY[3]], False, [*ROWS, *["search"] * 8, "score", *ENDS]),
+    "mask": ([EVERY[3]], False, [*ROWS, *SEARCH, "score", *ENDS]),
     "delay": ([EVERY[7]], False, [*ROWS, "score", *ENDS]),
     "mask among many branches": (
         [EVERY[3], EVERY[10]],
         False,
-        ["weigh", "mix", *["search"] * 8, "score", "finish"],
+        ["weigh", "mix", *SEARCH, "score", "finish"],
     ),
     "too many rows": ([EVERY[10]] * 17, False, ["weigh", "mix", "score", "finish"]),
 }
