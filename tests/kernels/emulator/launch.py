@@ -16,6 +16,7 @@ not missed here. Nothing is learned of time.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,10 +34,14 @@ LANES = 1 << 13
 
 
 class Emulator:
-    """Kernels of one architecture, each compiled and read once."""
+    """Kernels of one architecture, each compiled and read once.
+
+    issued: by kernel, instructions that warps carried out. launches: by kernel, how many.
+    """
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
+        self.issued, self.launches = Counter[str](), Counter[str]()
         self.kernels = dict[tuple[Any, ...], tuple[Kernel, int]]()
 
     def launch(self, function: Any, *args: Any, grid: Any, warmup: bool = False, **more: Any) -> None:
@@ -50,10 +55,13 @@ class Emulator:
         size += (1,) * (3 - len(size))
         programs = np.array(list(itertools.product(*map(range, reversed(size)))))[:, ::-1]
         lot = max(1, LANES // kernel.threads)
+        self.launches[build.kernel] += 1
         try:
             for first in range(0, len(programs), lot):
                 part, params = programs[first : first + lot], dict(zip(kernel.params, said, strict=True))
-                Machine(kernel, tensors, params, size, part, first, shared).run()
+                machine = Machine(kernel, tensors, params, size, part, first, shared)
+                machine.run()
+                self.issued[build.kernel] += machine.issued
             tensors.settle()
         except FaultError as fault:
             raise FaultError(f"{build.kernel} {build.name}: {fault}") from None

@@ -52,6 +52,8 @@ class Machine:
         self.registers = self._special(grid, programs)
         self.place = np.zeros(self.size, np.int64)
         self.acting = np.ones(self.size, bool)
+        self.issued = 0
+        """Instructions so far, each once for every warp."""
 
     def _special(self, grid: Sequence[int], programs: Array) -> dict[str, Array]:
         """Registers that nothing writes, and what stands where memory begins."""
@@ -70,6 +72,7 @@ class Machine:
             while (block := int(self.place.min())) < end:
                 here = self.place == block
                 self.place[here] = self.kernel.following[block]
+                self.issued += int(here.reshape(-1, warps.WARP).any(1).sum()) * self.kernel.issued[block]
                 for instruction in self.kernel.blocks[block]:
                     self.acting = here
                     if instruction.guard is not None:

@@ -10,6 +10,7 @@ from .arithmetic import Operation, operation
 from .flow import meeting_order
 
 SPLITS = {"bra", "ret"}
+PARAM = ("ld", "param")
 IGNORED = re.compile(r"//[^\n]*")
 REGISTER = re.compile(r"%(p|rs|rd|r)\d+")
 
@@ -46,7 +47,8 @@ class Kernel:
     """params: how each parameter is spelled, in order. threads: of a program. local: bytes of a thread's own.
 
     blocks: instructions between places that a thread may jump to or from, in the order of `meeting_order`.
-    labels: the block that one names. following: where a thread goes on that does not jump.
+    labels: the block that one names. following: where a thread goes on that does not jump. issued: how many
+    instructions of a block take time: not those that move registers or read parameters.
     """
 
     params: list[str] = field(default_factory=list)
@@ -55,6 +57,7 @@ class Kernel:
     blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
     labels: dict[str, int] = field(default_factory=dict)
     following: list[int] = field(default_factory=list)
+    issued: list[int] = field(default_factory=list)
 
 
 def read(text: str) -> Kernel:
@@ -93,6 +96,9 @@ def _order(kernel: Kernel) -> None:
     kernel.labels = {name: place[block] for name, block in kernel.labels.items() if block in place}
     kernel.following = [place.get(block + 1, len(order)) for block in order]
     kernel.blocks = [kernel.blocks[block] for block in order]
+    kernel.issued = [
+        sum(one.opcode[0] != "mov" and one.opcode[:2] != PARAM for one in block) for block in kernel.blocks
+    ]
 
 
 def _leads(block: list[Instruction], after: int, labels: dict[str, int]) -> list[int]:
