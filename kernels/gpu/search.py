@@ -127,14 +127,22 @@ def survey_kernel(
         values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
         values = tl.where(values == values, values, float("-inf"))
         keys, weights = ordered(values), weighed(values, top, temperature, KIND)
+        highest = tl.load(tops_ptr + place * splits + split)
         if OUTER:
-            weights = tl.where(values >= tl.load(outer_ptr + group), weights, 0)
+            least = tl.load(outer_ptr + group)
+            weights = tl.where(values >= least, weights, 0)
         out = sums_ptr + group * BINS * splits + split
         for start in range(0, BINS, AT_ONCE):
             index = start + tl.arange(0, AT_ONCE)
             bounds = tried(index, top, temperature, KIND).to(tl.int32)
-            above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
-            tl.store(out + index * splits, tl.sum(above, axis=1).to(tl.int64))
+            sums = tl.zeros([AT_ONCE], tl.int64)
+            reached = ordered(highest) >= tl.min(bounds, axis=0)
+            if OUTER:
+                reached = reached & (highest >= least)
+            if reached:
+                above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
+                sums = tl.sum(above, axis=1).to(tl.int64)
+            tl.store(out + index * splits, sums)
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
@@ -153,15 +161,20 @@ def gather_kernel(
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
         low, high, _, _ = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
-        token = split * SPLIT + tl.arange(0, SPLIT)
-        inside = token < (named if KIND == NUCLEUS else vocab)
-        values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
-        keys = ordered(tl.where(values == values, values, float("-inf")))
-        wanted = inside & (keys >= low.to(tl.int32)) & (keys < high)
-        number = tl.cumsum(wanted.to(tl.int32), axis=0)
         at = group * splits + split
-        tl.store(held_ptr + at * SPLIT + number - 1, keys, mask=wanted)
-        tl.store(found_ptr + at, tl.max(number, axis=0))
+        found = split * 0
+        if ordered(tl.load(tops_ptr + place * splits + split)) >= low:
+            token = split * SPLIT + tl.arange(0, SPLIT)
+            inside = token < (named if KIND == NUCLEUS else vocab)
+            values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(
+                tl.float32
+            )
+            keys = ordered(tl.where(values == values, values, float("-inf")))
+            wanted = inside & (keys >= low.to(tl.int32)) & (keys < high)
+            number = tl.cumsum(wanted.to(tl.int32), axis=0)
+            tl.store(held_ptr + at * SPLIT + number - 1, keys, mask=wanted)
+            found = tl.max(number, axis=0)
+        tl.store(found_ptr + at, found)
 
 
 @triton.jit

@@ -133,6 +133,9 @@ def choose_kernel(
             least = tl.maximum(least, tl.load(kth_ptr + group))
         if WITH_P:
             least = tl.maximum(least, tl.load(nucleus_ptr + group))
-        noisy = warmed(scores, token, seed_ptr, temperature, row, tl.load(steps_ptr + row))
-        scores = tl.where(scores >= least, noisy, float("-inf"))
+        kept = scores >= least
+        scores = tl.where(kept, scores, float("-inf"))
+        if tl.max(scores, axis=0) > float("-inf"):  # few splits hold any of those that are kept
+            noisy = warmed(scores, token, seed_ptr, temperature, row, tl.load(steps_ptr + row))
+            scores = tl.where(kept, noisy, float("-inf"))
     store_best(best_ptr, index_ptr, group * splits + split, scores, token)
