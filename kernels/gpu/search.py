@@ -1,14 +1,15 @@
 """Thresholds without a sort: the largest t for which enough of a row lies at or above it.
 
     survey  (request, split)   how much lies at or above each of 15 values below the row's largest
-    gather  (request, split)   the values between the two of them that the threshold lies between
+    survey  (request, split)   where many may lie between two of them, at or above each of 15 between these
+    gather  (request, split)   the values between the two that the threshold lies between
     halve   (request)          the threshold among these
 
 Enough is a count (top-k) or a mass (top-p, and Linear Alignment's nucleus of its preference branch). A mass
 is a sum of integers, 2⁴⁰ times the probability relative to the top token, and so the same in any order.
 Halving works on the ordered integers that float32 values are, so that it ends at one value, exactly. All ties
-are kept. Nothing is asked of the host, and the number of launches is fixed. Few values of a row lie between
-two that are tried; of a nearly flat one, many do, and `halve` reads them again and again, 1,024 at a time.
+are kept. Nothing is asked of the host, and the number of launches is fixed. Of a row that is nearly one value
+all lies between two that are tried, and `halve` reads it again and again, 1,024 at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from ..shard import UNIT as UNIT_OF_REFERENCE
 if TYPE_CHECKING:
     from ..steer_table import Groups
 
-BINS, AT_ONCE, TILE = tl.constexpr(16), tl.constexpr(4), tl.constexpr(1024)
+BINS, AT_ONCE, TILE = tl.constexpr(16), tl.constexpr(2), tl.constexpr(1024)
+FEW = tl.constexpr(2048)
+"""Values that one program halves among as they are."""
 UNIT = tl.constexpr(UNIT_OF_REFERENCE)
 LOWEST, BEYOND = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # of −∞, and one above that of ∞
 
@@ -89,66 +92,113 @@ def weighed(values, top, temperature, KIND: tl.constexpr):
 
 
 @triton.jit
-def bracket(sums_ptr, limit, top, temperature, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
-    """Ordered integers around the threshold, how much lies at or above the higher of them, and the target."""
+def enough(sums_ptr, target, group, splits, S_PAD: tl.constexpr):
+    """The last value tried at or above which there is enough; how much is there, and at or above the next."""
     split, index = tl.arange(0, S_PAD), tl.arange(0, BINS)
     places = group * BINS * splits + index[:, None] * splits + split[None, :]
     sums = tl.sum(tl.load(sums_ptr + places, mask=split[None, :] < splits, other=0), axis=1)
-    target = limit
+    chosen = tl.max(tl.where((sums.to(tl.float64) >= target) | (index == 0), index, 0), axis=0)
+    held = tl.sum(tl.where(index == chosen, sums, 0), axis=0)
+    return chosen, held, tl.sum(tl.where(index == chosen + 1, sums, 0), axis=0)
+
+
+@triton.jit
+def bracket(sums_ptr, limit, top, temperature, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
+    """Ordered integers around the threshold, how much lies at or above the higher of them, the target, and
+    whether many values may lie between: as many as there can be if all weigh as little as the lowest."""
+    target, lightest = limit, tl.full([], 1.0, tl.float32)
     if KIND != TOP_K:
-        target = limit * tl.sum(tl.where(index == 0, sums, 0), axis=0).to(tl.float64)
-    enough = (sums.to(tl.float64) >= target) | (index == 0)
-    chosen = tl.max(tl.where(enough, index, 0), axis=0)
-    above = tl.sum(tl.where(index == chosen + 1, sums, 0), axis=0)
+        part = tl.arange(0, S_PAD)
+        all_of_it = tl.load(sums_ptr + group * BINS * splits + part, mask=part < splits, other=0)
+        target = limit * tl.sum(all_of_it, axis=0).to(tl.float64)
+    chosen, held, above = enough(sums_ptr, target, group, splits, S_PAD)
     low, high = tried(chosen, top, temperature, KIND), tried(chosen + 1, top, temperature, KIND)
+    if KIND != TOP_K:
+        lightest = tl.exp(tl.minimum(value_of(low.to(tl.int32)) - top, 0.0) / temperature) * UNIT
+    many = (held - above).to(tl.float32) > FEW * lightest
+    return low, high, above, target, many
+
+
+@triton.jit
+def between(low, high, index, top):
+    """The ordered integer so many sixteenths of the way, by value; from −∞ on, by the integers themselves."""
+    start = value_of(low.to(tl.int32))
+    end = tl.where(high == BEYOND, top, value_of(high.to(tl.int32)))
+    value = start + (end - start) * (index.to(tl.float32) / 16)
+    keys = ordered(tl.where(value == value, value, start)).to(tl.int64)
+    keys = tl.where(
+        low == LOWEST, low + (((high - low) * index) >> 4), tl.minimum(tl.maximum(keys, low), high)
+    )
+    return tl.where(index == 0, low, tl.where(index == BINS, high, keys))
+
+
+@triton.jit
+def closer(
+    sums_ptr, finer_ptr, limit, top, temperature, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr
+):
+    """The same after the second survey."""
+    low, high, above, target, many = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+    if many:
+        chosen, _, over = enough(finer_ptr, target, group, splits, S_PAD)
+        low, high = between(low, high, chosen, top), between(low, high, chosen + 1, top)
+        above = tl.where(chosen == BINS - 1, above, over)
     return low, high, above, target
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
 def survey_kernel(
-    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, sums_ptr,
-    vocab, named, splits,
-    KIND: tl.constexpr, OUTER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, before_ptr,
+    sums_ptr, vocab, named, splits,
+    KIND: tl.constexpr, OUTER: tl.constexpr, FINER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split; limits [groups, 3]:
     p or k of each kind, 0 is off. sums [groups, 16, splits].
 
     With OUTER mass is counted among the tokens at or above thresholds that were found before [groups].
+    FINER: the second survey; before: the sums of the first.
     """
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if tl.load(limits_ptr + group * 3 + KIND) > 0:
+    limit = tl.load(limits_ptr + group * 3 + KIND)
+    if limit > 0:
         place = group
         if KIND == NUCLEUS:
             place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
-        token = split * SPLIT + tl.arange(0, SPLIT)
-        inside = token < (named if KIND == NUCLEUS else vocab)
-        values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
-        values = tl.where(values == values, values, float("-inf"))
-        keys, weights = ordered(values), weighed(values, top, temperature, KIND)
-        highest = tl.load(tops_ptr + place * splits + split)
-        if OUTER:
-            least = tl.load(outer_ptr + group)
-            weights = tl.where(values >= least, weights, 0)
-        out = sums_ptr + group * BINS * splits + split
-        for start in range(0, BINS, AT_ONCE):
-            index = start + tl.arange(0, AT_ONCE)
-            bounds = tried(index, top, temperature, KIND).to(tl.int32)
-            sums = tl.zeros([AT_ONCE], tl.int64)
-            reached = ordered(highest) >= tl.min(bounds, axis=0)
+        low, high, wanted = group, group, limit > 0
+        if FINER:
+            low, high, _, _, wanted = bracket(before_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+        if wanted:
+            token = split * SPLIT + tl.arange(0, SPLIT)
+            inside = token < (named if KIND == NUCLEUS else vocab)
+            values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(
+                tl.float32
+            )
+            values = tl.where(values == values, values, float("-inf"))
+            keys, weights = ordered(values), weighed(values, top, temperature, KIND)
+            highest = tl.load(tops_ptr + place * splits + split)
             if OUTER:
-                reached = reached & (highest >= least)
-            if reached:
-                above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
-                sums = tl.sum(above, axis=1).to(tl.int64)
-            tl.store(out + index * splits, sums)
+                least = tl.load(outer_ptr + group)
+                weights = tl.where(values >= least, weights, 0)
+                highest = tl.where(highest >= least, highest, float("-inf"))
+            out = sums_ptr + group * BINS * splits + split
+            for start in range(0, BINS, AT_ONCE):
+                index = start + tl.arange(0, AT_ONCE)
+                if FINER:
+                    bounds = between(low, high, index, top).to(tl.int32)
+                else:
+                    bounds = tried(index, top, temperature, KIND).to(tl.int32)
+                sums = tl.zeros([AT_ONCE], tl.int64)
+                if ordered(highest) >= tl.min(bounds, axis=0):
+                    above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
+                    sums = tl.sum(above, axis=1).to(tl.int64)
+                tl.store(out + index * splits, sums)
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
 def gather_kernel(
     rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, sums_ptr,
-    held_ptr, found_ptr, vocab, named, splits,
+    finer_ptr, held_ptr, found_ptr, vocab, named, splits,
     KIND: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """held [groups, splits, SPLIT]: the ordered integers in the bracket; found [groups, splits]: how many."""
@@ -160,7 +210,7 @@ def gather_kernel(
             place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
-        low, high, _, _ = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+        low, high, _, _ = closer(sums_ptr, finer_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
         at = group * splits + split
         found = split * 0
         if ordered(tl.load(tops_ptr + place * splits + split)) >= low:
@@ -188,8 +238,8 @@ def taken(held, there, least, top, temperature, KIND: tl.constexpr):
 
 @triton.jit
 def halve_kernel(
-    tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, sums_ptr, held_ptr,
-    found_ptr, threshold_ptr, splits,
+    tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, sums_ptr, finer_ptr,
+    held_ptr, found_ptr, threshold_ptr, splits,
     KIND: tl.constexpr, OUTER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """threshold [groups]: −∞ where the request does not have this filter."""
@@ -203,7 +253,9 @@ def halve_kernel(
             place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
-        low, high, above, target = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+        low, high, above, target = closer(
+            sums_ptr, finer_ptr, limit, top, temperature, group, splits, KIND, S_PAD
+        )
         least = tl.zeros([], tl.float32) + float("-inf")
         if OUTER:
             least = tl.load(outer_ptr + group)
@@ -218,9 +270,9 @@ def halve_kernel(
             for start in range(EACH, most, EACH):
                 keys, weights = taken(held + start, start + number < found, least, top, temperature, KIND)
                 total += tl.sum(tl.where(keys >= middle, weights, 0), axis=0)
-            enough = total.to(tl.float64) >= target
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
+            reached = total.to(tl.float64) >= target
+            low = tl.where(reached, middle, low)
+            high = tl.where(reached, high, middle)
         threshold = value_of(low.to(tl.int32))
     tl.store(threshold_ptr + group, threshold)
 
@@ -243,7 +295,9 @@ def search(
     outer: thresholds below which nothing counts.
     """
     size, (vocab, splits) = len(groups.table), (rows.shape[1], tops.shape[1])
-    sums = torch.empty(size, BINS.value, splits, dtype=torch.int64, device=rows.device)
+    sums, finer = (
+        torch.empty(size, BINS.value, splits, dtype=torch.int64, device=rows.device) for _ in range(2)
+    )
     held = torch.empty(size, splits, split, dtype=torch.int32, device=rows.device)
     found = torch.empty(size, splits, dtype=torch.int32, device=rows.device)
     thresholds = torch.empty(size, device=rows.device)
@@ -251,15 +305,16 @@ def search(
     below = thresholds if outer is None else outer
     common = {"KIND": int(kind), "S_PAD": triton.next_power_of_2(splits), "SPLIT": split}
     warps = max(split // 512, 1)
-    survey_kernel[(size, splits)](
-        rows, tops, *asked, below, sums, vocab, named, splits,
-        OUTER=outer is not None, **common, num_warps=warps,
-    )  # fmt: skip
+    for written in (sums, finer):
+        survey_kernel[(size, splits)](
+            rows, tops, *asked, below, sums, written, vocab, named, splits,
+            OUTER=outer is not None, FINER=written is finer, **common, num_warps=warps,
+        )  # fmt: skip
     gather_kernel[(size, splits)](
-        rows, tops, *asked, sums, held, found, vocab, named, splits, **common, num_warps=warps,
+        rows, tops, *asked, sums, finer, held, found, vocab, named, splits, **common, num_warps=warps,
     )  # fmt: skip
     halve_kernel[(size,)](
-        tops, *asked, below, sums, held, found, thresholds, splits,
+        tops, *asked, below, sums, finer, held, found, thresholds, splits,
         OUTER=outer is not None, **common, num_warps=4,
     )  # fmt: skip
     return thresholds

@@ -3,7 +3,7 @@
     weigh   (request)          weights, coefficients of the mix
     mix     (request, split)   Σ c z, (max, Σ exp) of every row; in a trust region the sums of 8 strengths
     refine  (request, split)   in a trust region: the sums of 12 strengths inside the bracket
-    search  (request, split)   3 launches each for a support mask, for top-k and for top-p
+    search  (request, split)   4 launches each for a support mask, for top-k and for top-p
     score   (request, split)   a*, scores, mask, bans and penalties, noise, best token of a split
     choose  (request, split)   with top-k, top-p or min-p: the best token among those kept
     finish  (request)          token, log-probabilities, KL, rewards, step

@@ -147,7 +147,7 @@ def test_requests_launch_no_kernel_that_the_warm_up_did_not(core: Core, replayed
     late = {build.variant: f"{build.kernel} {build.name}" for build in launched}
     assert {late[variant] for variant in late.keys() - variants(ready)} == set()
     assert len(variants(launched)) > 40, "the requests are alike"
-    assert len(variants(ready)) < 190, "a start takes long"
+    assert len(variants(ready)) < 200, "a start takes long"
 
 
 def test_with_batch_invariant_few_kernels_are_enough_for_any_request(monkeypatch: pytest.MonkeyPatch) -> None:

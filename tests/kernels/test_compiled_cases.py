@@ -26,7 +26,7 @@ LITTLE = 8 << 20
 """Bytes of a case that takes seconds; the largest takes three minutes and 5 GB."""
 CYCLES = 132 * 4 * 1.7e3
 """Instructions that an H100 issues in a microsecond at most."""
-MOST = {"mix": 2 * 20, "survey": 3 * 150, "gather": 3 * 60, "score": 80, "choose": 110}
+MOST = {"mix": 2 * 20, "survey": 3 * 200, "gather": 3 * 60, "score": 80, "choose": 110}
 """Instructions of a warp for 32 tokens of a request with two branches, all filters and a support mask."""
 CASES = [
     pytest.param(
@@ -60,4 +60,4 @@ def test_steering_takes_few_instructions() -> None:
         compared(STEER, case, torch.device("cpu"))
     found = {kernel: emulator.issued[kernel] / (LLAMA / 32) for kernel in MOST}
     assert {kernel: issued for kernel, issued in found.items() if issued > MOST[kernel]} == {}
-    assert emulator.issued["halve"] < 3 * 40_000, "one program has all of this to do"
+    assert emulator.issued["halve"] < 3 * 10_000, "one program has all of this to do"

@@ -276,7 +276,7 @@ class Noted:
 
 ENDS = ["settle", "finish"]
 ROWS = ["weigh", "weigh", "project", "mix"]
-SEARCH = ["survey", "gather", "halve"]
+SEARCH = ["survey", "survey", "gather", "halve"]
 LAUNCHED = {
     "Mato": ([EVERY[0], EVERY[10]], False, ["weigh", "project", *ENDS]),
     "Base, traced": ([Request(Base(), WARM)], True, ["weigh", "project", *ENDS]),

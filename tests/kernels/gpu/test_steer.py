@@ -320,7 +320,7 @@ class Counted:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "launches"), [((0, 9), 4), ((0, 6), 5), ((3,), 7), ((5,), 5), ((4, 11), 15)]
+    ("chosen", "launches"), [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18)]
 )
 def test_a_step_has_a_fixed_number_of_launches_and_reads_nothing_back(
     chosen: tuple[int, ...], launches: int, monkeypatch: pytest.MonkeyPatch
