@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 BINS, AT_ONCE, TILE = tl.constexpr(16), tl.constexpr(2), tl.constexpr(1024)
 FEW = tl.constexpr(2048)
 """Values that one program halves among as they are."""
+NONE = tl.constexpr(1 << 40)
+"""In place of the lowest value tried: there was no second survey."""
 UNIT = tl.constexpr(UNIT_OF_REFERENCE)
 LOWEST, BEYOND = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # of −∞, and one above that of ∞
 
@@ -66,18 +68,28 @@ def top_of(tops_ptr, place, splits, S_PAD: tl.constexpr):
 
 
 @triton.jit
-def tried(index, top, temperature, KIND: tl.constexpr):
+def unit_of(tops_ptr, place, top, temperature, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
+    """What values are tried in units of: the temperature that masses have; of counts, how far parts' tops lie
+    apart where that is much, as at a large strength."""
+    unit = temperature
+    if KIND == TOP_K:
+        part = tl.arange(0, S_PAD)
+        tops = tl.load(tops_ptr + place * splits + part, mask=part < splits, other=float("-inf"))
+        lowest = tl.min(tl.where(tops > float("-inf"), tops, top), axis=0)
+        unit = tl.maximum(tl.where(lowest < top, top - lowest, 0.0) / 8, 1.0)
+    return unit
+
+
+@triton.jit
+def tried(index, top, unit):
     """The ordered integers of the values to try, int64: the lowest of all, then rising to just below the top.
 
-    They lie the further apart the further they are below it, in units of the temperature that masses have.
+    They lie the further apart the further they are below it.
     """
-    unit = tl.full([], 1.0, tl.float32)
-    if KIND != TOP_K:
-        unit = temperature
     back = (index - BINS).to(tl.float32)
     value = top + unit * back * (0.35 - 0.1 * back)
     keys = ordered(tl.where(value == value, value, float("-inf"))).to(tl.int64)
-    return tl.where(index == 0, LOWEST, tl.where(index == BINS, BEYOND, keys))
+    return tl.where(index == 0, LOWEST, keys)
 
 
 @triton.jit
@@ -92,31 +104,47 @@ def weighed(values, top, temperature, KIND: tl.constexpr):
 
 
 @triton.jit
-def enough(sums_ptr, target, group, splits, S_PAD: tl.constexpr):
-    """The last value tried at or above which there is enough; how much is there, and at or above the next."""
+def bracket(bounds_ptr, sums_ptr, target, group, splits, S_PAD: tl.constexpr):
+    """The last value tried at or above which there is enough, and the next; how much lies at or above each.
+
+    Values are ordered integers; they are read, as another kernel may round what it computes otherwise.
+    """
     split, index = tl.arange(0, S_PAD), tl.arange(0, BINS)
     places = group * BINS * splits + index[:, None] * splits + split[None, :]
     sums = tl.sum(tl.load(sums_ptr + places, mask=split[None, :] < splits, other=0), axis=1)
     chosen = tl.max(tl.where((sums.to(tl.float64) >= target) | (index == 0), index, 0), axis=0)
+    bounds = tl.load(bounds_ptr + group * BINS + index)
+    low = tl.sum(tl.where(index == chosen, bounds, 0), axis=0)
+    high = tl.sum(tl.where(index == chosen + 1, bounds, 0), axis=0)
     held = tl.sum(tl.where(index == chosen, sums, 0), axis=0)
-    return chosen, held, tl.sum(tl.where(index == chosen + 1, sums, 0), axis=0)
+    above = tl.sum(tl.where(index == chosen + 1, sums, 0), axis=0)
+    return low, tl.where(chosen == BINS - 1, BEYOND, high), held, above
 
 
 @triton.jit
-def bracket(sums_ptr, limit, top, temperature, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
-    """Ordered integers around the threshold, how much lies at or above the higher of them, the target, and
-    whether many values may lie between: as many as there can be if all weigh as little as the lowest."""
-    target, lightest = limit, tl.full([], 1.0, tl.float32)
+def target_of(sums_ptr, limit, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr):
+    """How much is enough: the limit of a count; of a mass its share of all, which lies above the lowest."""
+    target = limit
     if KIND != TOP_K:
         part = tl.arange(0, S_PAD)
-        all_of_it = tl.load(sums_ptr + group * BINS * splits + part, mask=part < splits, other=0)
-        target = limit * tl.sum(all_of_it, axis=0).to(tl.float64)
-    chosen, held, above = enough(sums_ptr, target, group, splits, S_PAD)
-    low, high = tried(chosen, top, temperature, KIND), tried(chosen + 1, top, temperature, KIND)
-    if KIND != TOP_K:
-        lightest = tl.exp(tl.minimum(value_of(low.to(tl.int32)) - top, 0.0) / temperature) * UNIT
-    many = (held - above).to(tl.float32) > FEW * lightest
-    return low, high, above, target, many
+        mass = tl.load(sums_ptr + group * BINS * splits + part, mask=part < splits, other=0)
+        target = limit * tl.sum(mass, axis=0).to(tl.float64)
+    return target
+
+
+@triton.jit
+def closer(
+    bounds_ptr, sums_ptr, finer_bounds_ptr, finer_ptr, limit, group, splits,
+    KIND: tl.constexpr, S_PAD: tl.constexpr,
+):  # fmt: skip
+    """The bracket after both surveys, how much lies at or above the higher of them, and the target."""
+    target = target_of(sums_ptr, limit, group, splits, KIND, S_PAD)
+    low, high, _, above = bracket(bounds_ptr, sums_ptr, target, group, splits, S_PAD)
+    if tl.load(finer_bounds_ptr + group * BINS) != NONE:
+        low, upper, _, over = bracket(finer_bounds_ptr, finer_ptr, target, group, splits, S_PAD)
+        above = tl.where(upper == BEYOND, above, over)
+        high = tl.where(upper == BEYOND, high, upper)
+    return low, high, above, target
 
 
 @triton.jit
@@ -129,33 +157,20 @@ def between(low, high, index, top):
     keys = tl.where(
         low == LOWEST, low + (((high - low) * index) >> 4), tl.minimum(tl.maximum(keys, low), high)
     )
-    return tl.where(index == 0, low, tl.where(index == BINS, high, keys))
-
-
-@triton.jit
-def closer(
-    sums_ptr, finer_ptr, limit, top, temperature, group, splits, KIND: tl.constexpr, S_PAD: tl.constexpr
-):
-    """The same after the second survey."""
-    low, high, above, target, many = bracket(sums_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
-    if many:
-        chosen, _, over = enough(finer_ptr, target, group, splits, S_PAD)
-        low, high = between(low, high, chosen, top), between(low, high, chosen + 1, top)
-        above = tl.where(chosen == BINS - 1, above, over)
-    return low, high, above, target
+    return tl.where(index == 0, low, keys)
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
 def survey_kernel(
-    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, before_ptr,
-    sums_ptr, vocab, named, splits,
+    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr,
+    first_bounds_ptr, first_sums_ptr, bounds_ptr, sums_ptr, vocab, named, splits,
     KIND: tl.constexpr, OUTER: tl.constexpr, FINER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split; limits [groups, 3]:
     p or k of each kind, 0 is off. sums [groups, 16, splits].
 
     With OUTER mass is counted among the tokens at or above thresholds that were found before [groups].
-    FINER: the second survey; before: the sums of the first.
+    FINER: the second survey, after the first; bounds [groups, 16]: what is tried, as ordered integers.
     """
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(limits_ptr + group * 3 + KIND)
@@ -167,7 +182,16 @@ def survey_kernel(
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
         low, high, wanted = group, group, limit > 0
         if FINER:
-            low, high, _, _, wanted = bracket(before_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+            target = target_of(first_sums_ptr, limit, group, splits, KIND, S_PAD)
+            low, high, held, above = bracket(first_bounds_ptr, first_sums_ptr, target, group, splits, S_PAD)
+            # as many as there can be if all of them weigh as little as the lowest
+            lightest = tl.full([], 1.0, tl.float32)
+            if KIND != TOP_K:
+                below = tl.minimum(value_of(low.to(tl.int32)) - top, 0.0)
+                lightest = tl.exp(below / temperature) * UNIT
+            wanted = (held - above).to(tl.float32) > FEW * lightest
+            if wanted == 0:
+                tl.store(bounds_ptr + group * BINS, NONE, mask=split == 0)
         if wanted:
             token = split * SPLIT + tl.arange(0, SPLIT)
             inside = token < (named if KIND == NUCLEUS else vocab)
@@ -181,24 +205,25 @@ def survey_kernel(
                 least = tl.load(outer_ptr + group)
                 weights = tl.where(values >= least, weights, 0)
                 highest = tl.where(highest >= least, highest, float("-inf"))
+            unit = unit_of(tops_ptr, place, top, temperature, splits, KIND, S_PAD)
             out = sums_ptr + group * BINS * splits + split
             for start in range(0, BINS, AT_ONCE):
                 index = start + tl.arange(0, AT_ONCE)
-                if FINER:
-                    bounds = between(low, high, index, top).to(tl.int32)
-                else:
-                    bounds = tried(index, top, temperature, KIND).to(tl.int32)
+                trial = between(low, high, index, top) if FINER else tried(index, top, unit)
+                if split == 0:
+                    tl.store(bounds_ptr + group * BINS + index, trial)
+                bounds = trial.to(tl.int32)
                 sums = tl.zeros([AT_ONCE], tl.int64)
                 if ordered(highest) >= tl.min(bounds, axis=0):
-                    above = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
-                    sums = tl.sum(above, axis=1).to(tl.int64)
+                    reached = tl.where(keys[None, :] >= bounds[:, None], weights[None, :], 0)
+                    sums = tl.sum(reached, axis=1).to(tl.int64)
                 tl.store(out + index * splits, sums)
 
 
 @triton.jit(do_not_specialize=["splits", "named"])
 def gather_kernel(
-    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, sums_ptr,
-    finer_ptr, held_ptr, found_ptr, vocab, named, splits,
+    rows_ptr, tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, bounds_ptr, sums_ptr,
+    finer_bounds_ptr, finer_ptr, held_ptr, found_ptr, vocab, named, splits,
     KIND: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """held [groups, splits, SPLIT]: the ordered integers in the bracket; found [groups, splits]: how many."""
@@ -208,9 +233,9 @@ def gather_kernel(
         place = group
         if KIND == NUCLEUS:
             place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
-        top = top_of(tops_ptr, place, splits, S_PAD)
-        temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
-        low, high, _, _ = closer(sums_ptr, finer_ptr, limit, top, temperature, group, splits, KIND, S_PAD)
+        low, high, _, _ = closer(
+            bounds_ptr, sums_ptr, finer_bounds_ptr, finer_ptr, limit, group, splits, KIND, S_PAD
+        )
         at = group * splits + split
         found = split * 0
         if ordered(tl.load(tops_ptr + place * splits + split)) >= low:
@@ -238,8 +263,8 @@ def taken(held, there, least, top, temperature, KIND: tl.constexpr):
 
 @triton.jit
 def halve_kernel(
-    tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, sums_ptr, finer_ptr,
-    held_ptr, found_ptr, threshold_ptr, splits,
+    tops_ptr, table_ptr, first_ptr, count_ptr, limits_ptr, temperature_ptr, outer_ptr, bounds_ptr,
+    sums_ptr, finer_bounds_ptr, finer_ptr, held_ptr, found_ptr, threshold_ptr, splits,
     KIND: tl.constexpr, OUTER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """threshold [groups]: −∞ where the request does not have this filter."""
@@ -254,7 +279,7 @@ def halve_kernel(
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
         low, high, above, target = closer(
-            sums_ptr, finer_ptr, limit, top, temperature, group, splits, KIND, S_PAD
+            bounds_ptr, sums_ptr, finer_bounds_ptr, finer_ptr, limit, group, splits, KIND, S_PAD
         )
         least = tl.zeros([], tl.float32) + float("-inf")
         if OUTER:
@@ -295,26 +320,30 @@ def search(
     outer: thresholds below which nothing counts.
     """
     size, (vocab, splits) = len(groups.table), (rows.shape[1], tops.shape[1])
-    sums, finer = (
-        torch.empty(size, BINS.value, splits, dtype=torch.int64, device=rows.device) for _ in range(2)
+    first, finer = (
+        [
+            torch.empty(size, BINS.value, *each, dtype=torch.int64, device=rows.device)
+            for each in ((), (splits,))
+        ]
+        for _ in range(2)
     )
     held = torch.empty(size, splits, split, dtype=torch.int32, device=rows.device)
     found = torch.empty(size, splits, dtype=torch.int32, device=rows.device)
     thresholds = torch.empty(size, device=rows.device)
-    asked = groups.table, groups.first, groups.count, limits, temperature
+    where = groups.table, groups.first, groups.count, limits
     below = thresholds if outer is None else outer
     common = {"KIND": int(kind), "S_PAD": triton.next_power_of_2(splits), "SPLIT": split}
     warps = max(split // 512, 1)
-    for written in (sums, finer):
+    for survey in (first, finer):
         survey_kernel[(size, splits)](
-            rows, tops, *asked, below, sums, written, vocab, named, splits,
-            OUTER=outer is not None, FINER=written is finer, **common, num_warps=warps,
+            rows, tops, *where, temperature, below, *first, *survey, vocab, named, splits,
+            OUTER=outer is not None, FINER=survey is finer, **common, num_warps=warps,
         )  # fmt: skip
     gather_kernel[(size, splits)](
-        rows, tops, *asked, sums, finer, held, found, vocab, named, splits, **common, num_warps=warps,
+        rows, tops, *where, *first, *finer, held, found, vocab, named, splits, **common, num_warps=warps,
     )  # fmt: skip
     halve_kernel[(size,)](
-        tops, *asked, below, sums, finer, held, found, thresholds, splits,
+        tops, *where, temperature, below, *first, *finer, held, found, thresholds, splits,
         OUTER=outer is not None, **common, num_warps=4,
     )  # fmt: skip
     return thresholds

@@ -50,6 +50,16 @@ COMPARED: Mapping[str, Function] = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
+BY_BITS = {"bf16", "bf16x2", "f16x2"}
+"""Of these there are comparisons and conversions here, and no arithmetic."""
+MODES = {
+    *("rn", "approx", "full", "ftz", "lo", "hi", "wide", "relu"),
+    *("rzi", "rmi", "rpi", "rni", *TYPES),
+    *COMPARED,
+    *(f"{how}u" for how in COMPARED),
+    *("num", "nan"),
+}
+"""What may stand between an instruction's name and its type; with anything else it is not known."""
 ROUNDED: Mapping[str, Function] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
 
 
@@ -65,6 +75,8 @@ class Operation:
 def operation(opcode: tuple[str, ...]) -> Operation | None:
     """None: threads do it together, or with memory; or it is not known."""
     name, modes, kind = opcode[0], opcode[1:-1], opcode[-1]
+    if not MODES.issuperset(modes) or (kind in BY_BITS and name not in {"mov", "setp", "cvt"}):
+        return None
     if name == "setp":
         return Operation(_compared(modes[0], kind), (kind, kind), "pred")
     if name == "cvt":
@@ -73,10 +85,12 @@ def operation(opcode: tuple[str, ...]) -> Operation | None:
         wide = f"{kind[0]}{2 * int(kind[1:])}"
         return Operation(_wide(wide), (kind, kind) + (wide,) * (name == "mad"), wide)
     special: dict[str, tuple[Function | None, tuple[str, ...]]] = {
-        "mul.hi": (functions.upper_half, (kind, kind)),
+        "mul.hi": (None if kind.endswith("64") else functions.upper_half, (kind, kind)),
         "min.relu": (lambda a, b: np.maximum(np.minimum(a, b), a.dtype.type(0)), (kind, kind)),
-        "div.s32": (functions.quotient, (kind, kind)),
-        "div.u32": (functions.quotient, (kind, kind)),
+        **dict.fromkeys(
+            ("div.s16", "div.u16", "div.s32", "div.u32", "div.s64", "div.u64"),
+            (functions.quotient, (kind, kind)),
+        ),
         "rcp.approx.ftz.f64": (functions.rough_reciprocal, (kind,)),
         "shl": (functions.left, (kind, "u32")),
         "shr": (functions.right, (kind, "u32")),
@@ -140,7 +154,7 @@ def _converted(opcode: tuple[str, ...]) -> Operation:
         if single == "bf16":
             return functions.narrowed(a.astype(np.float32))
         if rounding is not None and TYPES[single].kind in "iu":
-            return functions.whole(a, rounding, TYPES[single])
+            return functions.whole(a, rounding, TYPES[single], source == "f64")
         return a.astype(TYPES[single])
 
     if single == result:

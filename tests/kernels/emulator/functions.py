@@ -71,7 +71,7 @@ def quotient(a: Array, b: Array) -> Array:
 
 
 def upper_half(a: Array, b: Array) -> Array:
-    """Of the product of numbers of at most 32 bits."""
+    """Of a product; of numbers of at most 32 bits."""
     wide = np.int64 if a.dtype.kind == "i" else np.uint64
     return ((a.astype(wide) * b.astype(wide)) >> wide(8 * a.itemsize)).astype(a.dtype)
 
@@ -112,9 +112,14 @@ def ones(a: Array) -> Array:
     return ((a[..., None] >> bits) & a.dtype.type(1)).sum(-1).astype(np.uint32)
 
 
-def whole(x: Array, rounding: Function, dtype: np.dtype[Any]) -> Array:
-    """The nearest that an integer type holds; NaN is 0."""
+def whole(x: Array, rounding: Function, dtype: np.dtype[Any], double: bool) -> Array:
+    """The nearest that an integer type holds; NaN is 0, but from float64 or in 64 bits the uppermost bit."""
+    unknown = dtype.type(0)
+    if double or dtype.itemsize == 8:
+        unknown = np.array(1 << (8 * dtype.itemsize - 1), f"u{dtype.itemsize}").view(dtype)
+    lost = np.isnan(x)
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     x = rounding(np.nan_to_num(x.astype(np.float64), posinf=np.inf, neginf=-np.inf))
     inside = np.where((x > least) & (x < most), x, 0.0).astype(dtype)
-    return np.where(x >= most, dtype.type(most), np.where(x <= least, dtype.type(least), inside))
+    found = np.where(x >= most, dtype.type(most), np.where(x <= least, dtype.type(least), inside))
+    return np.where(lost, unknown, found)

@@ -26,7 +26,7 @@ from torch import Tensor
 from trimtab.kernels.gpu.ahead import Build, build_of, compiled, instead_of_launches
 
 from .machine import Machine
-from .memory import FaultError, Tensors
+from .memory import MOST, FaultError, Tensors
 from .ptx import Kernel, bits_of, read
 
 LANES = 1 << 13
@@ -54,6 +54,7 @@ class Emulator:
         size = tuple(grid(values) if callable(grid) else grid)
         size += (1,) * (3 - len(size))
         programs = np.array(list(itertools.product(*map(range, reversed(size)))))[:, ::-1]
+        assert len(programs) <= MOST, "more programs than are told apart"
         lot = max(1, LANES // kernel.threads)
         self.launches[build.kernel] += 1
         try:

@@ -85,7 +85,7 @@ class Machine:
     def _do(self, instruction: Instruction) -> None:
         operation, operands = instruction.operation, instruction.operands
         if operation is not None:
-            sources = map(self.get, operands[1:], operation.sources)
+            sources = [self.get(one, kind) for one, kind in zip(operands[1:], operation.sources, strict=True)]
             self.set(operands[0], operation.function(*sources), operation.result)
         elif (name := instruction.opcode[0]) in ACTIONS:
             ACTIONS[name](self, instruction)
@@ -176,6 +176,8 @@ def _barrier(machine: Machine, instruction: Instruction) -> None:
     if instruction.opcode[1] == "warp":
         machine.together(warps.WARP)
         return
+    if instruction.opcode != ("bar", "sync") or len(instruction.operands) != 1:
+        raise NotImplementedError(instruction.text)
     returned = machine.place == len(machine.kernel.blocks)
     waits = (machine.acting | returned).reshape(-1, machine.threads).all(1)
     if (machine.acting.reshape(-1, machine.threads).any(1) & ~waits).any():

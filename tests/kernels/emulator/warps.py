@@ -51,4 +51,5 @@ def vote(machine: Machine, instruction: Instruction) -> None:
         bits = (said.astype(np.uint32) << np.arange(WARP, dtype=np.uint32)).sum(1, dtype=np.uint32)
         machine.set(target, np.repeat(bits, WARP), "b32")
     else:
-        machine.set(target, np.repeat(said.all(1) if how == "all" else said.any(1), WARP), "pred")
+        found = {"all": said.all, "any": said.any}[how](1)
+        machine.set(target, np.repeat(found, WARP), "pred")
