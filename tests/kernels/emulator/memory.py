@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ class Tensors:
         self.ends = np.array([end for _, end in merged], np.uint64)
         whole = (ctypes.c_uint8 * SPACE).from_address(PAGE)
         self.views = {size: np.frombuffer(whole, f"u{size}") for size in SIZES}
-        self.read: dict[int, list[Array]] = {size: [] for size in SIZES}
+        self.read: dict[int, list[Array]] = defaultdict(list)
         self.written = list[Array]()
         """What was read, by its size, and bytes that were written, with their values; see `_marked`."""
 
@@ -51,8 +52,12 @@ class Tensors:
         if (wrong := (place < 0) | (at + np.uint64(size) > self.ends[np.maximum(place, 0)])).any():
             raise FaultError(f"{size} bytes at {int(at[wrong][0]):#x} are in no tensor of the launch")
 
-    def load(self, at: Array, programs: Array, size: int) -> Array:
+    def reads(self, at: Array, programs: Array, size: int) -> None:
+        """Checks that threads may, and notes that they do."""
+        self.check(at, size)
         self.read[size].append(_marked(at, programs))
+
+    def load(self, at: Array, programs: Array, size: int) -> Array:
         return self.views[size][(at - np.uint64(PAGE)) // np.uint64(size)]
 
     def store(self, at: Array, programs: Array, values: Array) -> None:
@@ -75,9 +80,9 @@ class Tensors:
         self.views[1][at[1:][differ] - np.uint64(PAGE)] = 0xFF
         changed = np.unique(np.searchsorted(self.starts, at, side="right"))
         for size, marked in self.read.items():
-            marks = np.concatenate([np.zeros(0, np.uint64), *marked])
-            inside = np.searchsorted(self.starts, marks >> PROGRAMS, side="right")
-            marks = np.unique(_spread(marks[np.isin(inside, changed)], size))
+            tensors = (np.searchsorted(self.starts, marks >> PROGRAMS, side="right") for marks in marked)
+            inside = [marks[np.isin(own, changed)] for marks, own in zip(marked, tensors, strict=True)]
+            marks = np.unique(_spread(np.concatenate(inside), size))
             read, reader = marks >> PROGRAMS, marks & MOST
             for side in ("left", "right"):  # the first program that wrote there, and the last
                 place = np.clip(np.searchsorted(at, read, side) - (side == "right"), 0, at.size - 1)
@@ -114,6 +119,10 @@ class Scratch:
             raise FaultError(f"{size} bytes at {int(at[wrong][0])} are not aligned")
         if at.size and int(at.max()) + size > self.size:
             raise FaultError(f"{size} bytes at {int(at.max())} are past {self.size}")
+
+    def reads(self, at: Array, owners: Array, size: int) -> None:
+        """Checks that threads may."""
+        self.check(at, size)
 
     def load(self, at: Array, owners: Array, size: int) -> Array:
         return self.views[size][(owners * self.size + at.astype(np.int64)) // size]

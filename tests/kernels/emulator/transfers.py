@@ -46,7 +46,7 @@ def load(machine: Machine, instruction: Instruction) -> None:
         machine.set(targets[0], np.array([bits], raw).view(TYPES[kind]), kind)
         return
     memory, at, owners = _memory(machine, instruction, source)
-    memory.check(at, raw.itemsize * len(targets))
+    memory.reads(at, owners, raw.itemsize * len(targets))
     for i, one in enumerate(targets):
         found = np.zeros(machine.size, raw)
         found[machine.acting] = memory.load(at + at.dtype.type(i * raw.itemsize), owners, raw.itemsize)
@@ -76,7 +76,7 @@ def copy(machine: Machine, instruction: Instruction) -> None:
         raise NotImplementedError(instruction.text)
     reads = acting & (length > 0)
     to, at = machine.address(target, "u32")[acting], machine.address(source, "u64")[reads]
-    machine.tensors.check(at, size)
+    machine.tensors.reads(at, machine.program[reads], size)
     machine.shared.check(to, size)
     values = np.zeros(machine.size, np.uint32)
     for step in range(0, size, 4):
