@@ -61,6 +61,24 @@ def value_of(keys):
 
 
 @triton.jit
+def place_of(first_ptr, count_ptr, group, KIND: tl.constexpr):
+    """The row that is searched: a request's, or the logits of its last branch."""
+    place = group
+    if KIND == NUCLEUS:
+        place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
+    return place
+
+
+@triton.jit
+def part_of(rows_ptr, place, split, vocab, named, KIND: tl.constexpr, SPLIT: tl.constexpr):
+    """A split's values, and which of them there are; what is no number is −∞."""
+    token = split * SPLIT + tl.arange(0, SPLIT)
+    inside = token < (named if KIND == NUCLEUS else vocab)
+    values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
+    return tl.where(values == values, values, float("-inf")), inside
+
+
+@triton.jit
 def top_of(tops_ptr, place, splits, S_PAD: tl.constexpr):
     """The largest value of a row."""
     part = tl.arange(0, S_PAD)
@@ -175,9 +193,7 @@ def survey_kernel(
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(limits_ptr + group * 3 + KIND)
     if limit > 0:
-        place = group
-        if KIND == NUCLEUS:
-            place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
+        place = place_of(first_ptr, count_ptr, group, KIND)
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
         low, high, wanted = group, group, limit > 0
@@ -193,12 +209,7 @@ def survey_kernel(
             if wanted == 0:
                 tl.store(bounds_ptr + group * BINS, NONE, mask=split == 0)
         if wanted:
-            token = split * SPLIT + tl.arange(0, SPLIT)
-            inside = token < (named if KIND == NUCLEUS else vocab)
-            values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(
-                tl.float32
-            )
-            values = tl.where(values == values, values, float("-inf"))
+            values, _ = part_of(rows_ptr, place, split, vocab, named, KIND, SPLIT)
             keys, weights = ordered(values), weighed(values, top, temperature, KIND)
             highest = tl.load(tops_ptr + place * splits + split)
             if OUTER:
@@ -230,21 +241,15 @@ def gather_kernel(
     group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(limits_ptr + group * 3 + KIND)
     if limit > 0:
-        place = group
-        if KIND == NUCLEUS:
-            place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
+        place = place_of(first_ptr, count_ptr, group, KIND)
         low, high, _, _ = closer(
             bounds_ptr, sums_ptr, finer_bounds_ptr, finer_ptr, limit, group, splits, KIND, S_PAD
         )
         at = group * splits + split
         found = split * 0
         if ordered(tl.load(tops_ptr + place * splits + split)) >= low:
-            token = split * SPLIT + tl.arange(0, SPLIT)
-            inside = token < (named if KIND == NUCLEUS else vocab)
-            values = tl.load(rows_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(
-                tl.float32
-            )
-            keys = ordered(tl.where(values == values, values, float("-inf")))
+            values, inside = part_of(rows_ptr, place, split, vocab, named, KIND, SPLIT)
+            keys = ordered(values)
             wanted = inside & (keys >= low.to(tl.int32)) & (keys < high)
             number = tl.cumsum(wanted.to(tl.int32), axis=0)
             tl.store(held_ptr + at * SPLIT + number - 1, keys, mask=wanted)
@@ -273,9 +278,7 @@ def halve_kernel(
     limit = tl.load(limits_ptr + group * 3 + KIND)
     threshold = tl.zeros([], tl.float32) + float("-inf")
     if limit > 0:
-        place = group
-        if KIND == NUCLEUS:
-            place = tl.load(first_ptr + group) + tl.load(count_ptr + group) - 1
+        place = place_of(first_ptr, count_ptr, group, KIND)
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
         low, high, above, target = closer(
