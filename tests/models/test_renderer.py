@@ -242,7 +242,7 @@ def test_it_renders_without_standard_streams(closed: str, tmp_path: Path) -> Non
 def test_an_interrupt_leaves_no_answer_to_be_taken_for_the_next() -> None:
     done = ended("""
 import signal
-loops = "{% for i in range(900) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 loops = "{% if messages[0].content == 'go' %}" + loops + "{% endif %}"
 template = ChatTemplate(loops + "{{ messages[0].content }}")
 signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -257,8 +257,9 @@ except KeyboardInterrupt:
 
 def test_an_interrupt_as_the_clock_runs_out_leaves_no_answer_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes before the late child was ended, and one before it was waited for."""
-    source = "{% if messages[0].content == 'go' %}" + "{% for i in range(9**5) %}{% endfor %}" * 200
-    template = ChatTemplate(source + "{% endif %}{{ messages[0].content }}", limits=Limits(wall=0.3))
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    source = "{% if messages[0].content == 'go' %}" + loops + "{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate(source, limits=Limits(wall=0.3))
 
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
