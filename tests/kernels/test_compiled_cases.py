@@ -28,12 +28,15 @@ CYCLES = 132 * 4 * 1.7e3
 """Instructions that an H100 issues in a microsecond at most."""
 MOST = {"mix": 2 * 20, "survey": 3 * 200, "gather": 3 * 60, "score": 80, "choose": 110}
 """Instructions of a warp for 32 tokens of a request with two branches, all filters and a support mask."""
+TOO_MUCH = {("matmul", "Llama 3.1 8B, 5 rows, 4096 to 128256")}
+"""Weights of 1 GB, which are compared in float64 as what a kernel may have written: more than 24 GB."""
 CASES = [
     pytest.param(
         spec, case, id=f"{spec.name}: {case.name}", marks=[pytest.mark.long] if case.bytes > LITTLE else []
     )
     for spec in SPECS
     for case in spec.cases
+    if (spec.name, case.name) not in TOO_MUCH
 ]
 
 
