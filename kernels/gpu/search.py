@@ -196,7 +196,7 @@ def survey_kernel(
         place = place_of(first_ptr, count_ptr, group, KIND)
         top = top_of(tops_ptr, place, splits, S_PAD)
         temperature = tl.load(temperature_ptr + tl.load(table_ptr + group)).to(tl.float32)
-        low, high, wanted = group, group, limit > 0
+        wanted = limit > 0
         if FINER:
             target = target_of(first_sums_ptr, limit, group, splits, KIND, S_PAD)
             low, high, held, above = bracket(first_bounds_ptr, first_sums_ptr, target, group, splits, S_PAD)

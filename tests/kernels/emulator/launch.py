@@ -27,7 +27,7 @@ from trimtab.kernels.gpu.ahead import Build, build_of, compiled, instead_of_laun
 
 from .machine import Machine
 from .memory import MOST, FaultError, Tensors
-from .ptx import Kernel, bits_of, read
+from .ptx import Kernel, read
 
 LANES = 1 << 13
 """Threads at a time: their registers stay in a core's cache."""
@@ -78,7 +78,7 @@ class Emulator:
 def _bits(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.data_ptr()
-    return bits_of(value) if isinstance(value, float) else int(value)
+    return int(np.float32(value).view(np.uint32)) if isinstance(value, float) else int(value)
 
 
 @contextmanager

@@ -195,7 +195,6 @@ ACTIONS: dict[str, Callable[[Machine, Instruction], None]] = {
     "cvta": transfers.placed,
     "shfl": warps.shuffle,
     "redux": warps.reduce,
-    "vote": warps.vote,
     "ldmatrix": matrices.load,
     "stmatrix": matrices.store,
     "mma": matrices.multiply,

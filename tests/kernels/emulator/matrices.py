@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .functions import Array, widened
+from .warps import WARP
 
 if TYPE_CHECKING:
     from .machine import Machine
     from .ptx import Instruction, Operand
 
-WARP, GROUP = 32, 128
+GROUP = 128
 LANE = np.arange(WARP)
 ROW, COLUMN = LANE // 4, 2 * (LANE % 4)
 """Where a thread's numbers are in an 8 x 8 matrix: there, and in the column after it."""
 
 
+def _pairs(words: Array) -> Array:
+    """The 16 bits of each half, [..., 2]."""
+    return np.ascontiguousarray(words)[..., None].view(np.uint16)
+
+
 def _numbers(words: Array, kind: str) -> Array:
-    """Pairs of 16 bits [..., 2] as float32."""
-    pairs = np.ascontiguousarray(words)[..., None].view(np.uint16)
+    """Both halves as float32, [..., 2]."""
+    pairs = _pairs(words)
     return pairs.view(np.float16).astype(np.float32) if kind == "f16" else widened(pairs)
 
 
@@ -53,7 +59,7 @@ def store(machine: Machine, instruction: Instruction) -> None:
     at, program = _rows(machine, instruction, len(sources), address)
     acting = machine.together(WARP)
     for i, source in enumerate(sources):
-        pairs = np.ascontiguousarray(machine.every(source, "b32", WARP)[acting])[..., None].view(np.uint16)
+        pairs = _pairs(machine.every(source, "b32", WARP)[acting])
         matrix = np.zeros((len(program), 8, 8), np.uint16)
         matrix[:, ROW, COLUMN], matrix[:, ROW, COLUMN + 1] = pairs[..., 0], pairs[..., 1]
         if "trans" in instruction.opcode:

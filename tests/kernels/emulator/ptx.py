@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass, field
 
 from .arithmetic import Operation, operation
@@ -12,7 +11,6 @@ from .flow import meeting_order
 SPLITS = {"bra", "ret"}
 PARAM = ("ld", "param")
 IGNORED = re.compile(r"//[^\n]*")
-REGISTER = re.compile(r"%(p|rs|rd|r)\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +158,3 @@ def _operand(text: str) -> Operand:
     if re.fullmatch(r"-?\d+|0x[0-9A-Fa-f]+U?", text):
         return int(text.rstrip("U"), 0)
     return text
-
-
-def bits_of(number: float) -> int:
-    """A float32's bits."""
-    return int(struct.unpack("<I", struct.pack("<f", number))[0])

@@ -40,16 +40,3 @@ def reduce(machine: Machine, instruction: Instruction) -> None:
     kind, (target, source, _) = instruction.opcode[-1], instruction.operands
     found = REDUCTIONS[instruction.opcode[2]].reduce(machine.every(source, kind, WARP), axis=1)
     machine.set(target, np.repeat(found, WARP), kind)
-
-
-def vote(machine: Machine, instruction: Instruction) -> None:
-    """vote.sync: whether all, whether any, or which."""
-    machine.together(WARP)
-    how, (target, source, _) = instruction.opcode[2], instruction.operands
-    said = machine.every(source, "pred", WARP)
-    if how == "ballot":
-        bits = (said.astype(np.uint32) << np.arange(WARP, dtype=np.uint32)).sum(1, dtype=np.uint32)
-        machine.set(target, np.repeat(bits, WARP), "b32")
-    else:
-        found = {"all": said.all, "any": said.any}[how](1)
-        machine.set(target, np.repeat(found, WARP), "pred")
