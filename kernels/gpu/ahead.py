@@ -136,9 +136,14 @@ def instead_of_launches(run: Callable[..., None]) -> Iterator[None]:
         JITFunction.run = launch
 
 
+def arguments_of(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> dict[str, Any]:
+    """A launch's arguments by their names, and how it is launched."""
+    return {**dict(zip(function.arg_names, args, strict=False)), **more}
+
+
 def build_of(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
     """What a launch with these arguments compiles; `more` are those by name, and how it is launched."""
-    values = {**dict(zip(function.arg_names, args, strict=False)), **more}
+    values = arguments_of(function, args, more)
     types, constants, aligned = dict[str, str](), dict[str, Any](), set[str]()
     for param in function.params:
         value, free = values[param.name], not param.do_not_specialize

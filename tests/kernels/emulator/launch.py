@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from trimtab.kernels.gpu.ahead import Build, build_of, compiled, instead_of_launches
+from trimtab.kernels.gpu.ahead import Build, arguments_of, build_of, compiled, instead_of_launches
 
 from .machine import Machine
 from .memory import MOST, FaultError, Tensors
@@ -45,7 +45,7 @@ class Emulator:
         self.kernels = dict[tuple[Any, ...], tuple[Kernel, int]]()
 
     def launch(self, function: Any, *args: Any, grid: Any, warmup: bool = False, **more: Any) -> None:
-        values = {**dict(zip(function.arg_names, args, strict=False)), **more}
+        values = arguments_of(function, args, more)
         build = build_of(function, args, more)
         kernel, shared = self._kernel(build)
         tensors = Tensors([value for value in values.values() if isinstance(value, Tensor)])

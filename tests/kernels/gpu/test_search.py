@@ -18,14 +18,17 @@ VOCAB = 2500
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def rows() -> dict[str, Tensor]:
-    """Where the threshold lies close to the top, far below it, among thousands of others, or among equals."""
+def rows() -> tuple[list[str], Tensor]:
+    """Where the threshold lies close to the top, far below it, among thousands of others, or among equals.
+
+    The last has no name: it asks for nothing.
+    """
     draw = torch.randn(VOCAB, generator=torch.Generator().manual_seed(0))
     few = torch.full((VOCAB,), -torch.inf)
     few[[7, 2000, 2499]] = torch.tensor([3.0, 1e-30, -0.0])
     peaked = 0.5 * draw - 40
     peaked[2242] = 20.0
-    return {
+    named = {
         "like logits": 3 * draw,
         "flat": 1e-3 * draw + 5,
         "equal": torch.full((VOCAB,), -1.5),
@@ -35,6 +38,7 @@ def rows() -> dict[str, Tensor]:
         "wide": 1e4 * draw,
         "around zero": 1e-20 * draw,
     }
+    return list(named), torch.stack([*named.values(), named["flat"]]).to(DEVICE)
 
 
 def kept_by_sorting(row: Tensor, limit: float, temperature: float, kind: Kind) -> Tensor:
@@ -53,15 +57,14 @@ def found(kind: Kind, stacked: Tensor, limit: float, warmth: float, outer: Tenso
     groups = Groups.of([(index, [0]) for index in range(count)], DEVICE)
     limits = torch.zeros(count, 3, dtype=torch.float64, device=DEVICE)
     limits[:, kind] = limit
-    limits[-1] = 0  # the last row asks for nothing
+    limits[-1] = 0
     temperature = torch.full((count,), warmth, dtype=torch.float64, device=DEVICE)
     return search(kind, stacked, tops.contiguous(), groups, limits, temperature, VOCAB, tiling.split, outer)
 
 
 @pytest.mark.parametrize("count", [1, 50, 1300, VOCAB - 1])
 def test_the_largest_are_kept(count: int) -> None:
-    named = rows()
-    stacked = torch.stack([*named.values(), named["flat"]]).to(DEVICE)
+    named, stacked = rows()
     thresholds = found(Kind.TOP_K, stacked, count, 1.0)
     assert thresholds[-1] == -torch.inf
     for name, row, threshold in zip(named, stacked, thresholds, strict=False):
@@ -80,8 +83,7 @@ def test_the_largest_are_kept(count: int) -> None:
 )
 def test_the_mass_of_the_likeliest_is_kept(kind: Kind, mass: float, warmth: float) -> None:
     """The exponential is each library's own: where the mass is just reached, a token more or less."""
-    named = rows()
-    stacked = torch.stack([*named.values(), named["flat"]]).to(DEVICE)
+    named, stacked = rows()
     thresholds = found(kind, stacked, mass, warmth)
     assert thresholds[-1] == -torch.inf
     for name, row, threshold in zip(named, stacked, thresholds, strict=False):
@@ -90,8 +92,7 @@ def test_the_mass_of_the_likeliest_is_kept(kind: Kind, mass: float, warmth: floa
 
 
 def test_masses_are_counted_among_what_is_at_or_above_other_thresholds() -> None:
-    named = rows()
-    stacked = torch.stack([*named.values(), named["flat"]]).to(DEVICE)
+    named, stacked = rows()
     outer = found(Kind.TOP_K, stacked, 40, 1.0)
     thresholds = found(Kind.TOP_P, stacked, 0.5, 1.0, outer)
     for name, row, least, threshold in zip(named, stacked, outer, thresholds, strict=False):
