@@ -150,18 +150,14 @@ def _described(
     found = list[Array]()
     for descriptor, own in zip(descriptors.tolist(), program, strict=True):
         start, leading, stride = (((descriptor >> shift) & 0x3FFF) << 4 for shift in (0, 16, 32))
-        if (descriptor >> 49) & 7:
-            raise NotImplementedError(f"a matrix descriptor with a base offset, {descriptor:#x}")
-        line = {0: 16, 1: 128, 2: 64, 3: 32}[descriptor >> 62]
+        if (descriptor >> 49) & 7 or not descriptor >> 62:
+            raise NotImplementedError(f"{descriptor:#x}: a base offset, or lines that are not permuted")
+        line = 256 >> (descriptor >> 62)
         row, inner = np.arange(size)[:, None], np.arange(16)[None, :]
-        if across and line > 16:
+        if across:
             at = (2 * row) // line * leading + (2 * row) % line + inner % 8 * line + inner // 8 * stride
-        elif across:
-            at = row // 8 * stride + 2 * (row % 8) + inner % 8 * 16 + inner // 8 * leading
-        elif line > 16:
-            at = row // 8 * stride + row % 8 * line + 2 * inner
         else:
-            at = row // 8 * stride + row % 8 * 16 + inner // 8 * leading + 2 * (inner % 8)
+            at = row // 8 * stride + row % 8 * line + 2 * inner
         at = at + start
         at ^= (at >> 7 & line // 16 - 1) << 4
         found.append(machine.shared.load(at, own, 2))
