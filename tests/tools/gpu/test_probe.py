@@ -1,0 +1,136 @@
+"""The probe of a GPU: every part of it runs where there is none, small; what is said of it exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trimtab.tools.gpu import check, probe
+
+ROOT = Path(__file__).parents[3]
+HOW_TO = ROOT / "docs" / "how-to" / "check-a-gpu.md"
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+LINES = "".join(BLOCKS).replace("\\\n", " ").splitlines()
+SPLIT = [shlex.split(line, comments=True) for line in LINES]
+ROWS = {"gemm": 28, "attention": 2, "empties": 2, "head": 12, "steps": 2, "hf": 2}
+FIGURES = {
+    "gemm": {"us", "of_copy"},
+    "attention": {"mb", "us", "of_copy"},
+    "empties": {"us", "of_copy"},
+    "steps": {"us", "floor_us", "times_floor", "tokens_per_s", "captured"},
+    "hf": {"us_per_token"},
+}
+
+
+def probed(folder: Path, program: list[str], *words: str) -> dict[str, Any]:
+    """What a small run of the program has written."""
+    shown = folder / "shown"
+    shown.mkdir()
+    (shown / "trimtab").symlink_to(ROOT)
+    places = {"PYTHONPATH": str(shown), "OUT": str(folder), "SHAPES": "1x20 2x40", "OMP_NUM_THREADS": "1"}
+    there = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | places
+    command = [sys.executable, *program, *words, "--small"]
+    ran = subprocess.run(command, env=there, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows: dict[str, Any] = json.loads((folder / "probe.json").read_text())
+    assert "failed" not in rows
+    assert rows.pop("roof")["bytes/s"].keys() == {"copy", "read"}
+    assert {part: len(rows[part]) for part in rows} == {part: ROWS[part] for part in words}
+    for part in rows.keys() & FIGURES.keys():
+        assert all(figures.keys() == FIGURES[part] for figures in rows[part].values())
+    return rows
+
+
+def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    parts = [part for part in probe.PARTS if part not in ("roof", "hf")]
+    rows = probed(tmp_path, ["-m", "trimtab.tools.gpu.probe"], *parts)
+    assert list(rows["attention"]) == ["1 rows at 20", "2 rows at 40"]
+    assert list(rows["steps"]) == ["1 x 1 at 20", "1 x 5 at 20"]
+    assert rows["steps"]["1 x 5 at 20"]["us"] > 0
+
+
+def test_transformers_is_measured_by_a_file_that_is_run_by_its_path(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    rows = probed(tmp_path, ["tools/gpu/probe.py"], "hf")
+    assert list(rows["hf"]) == ["plain", "guidance_scale=1.5"]
+
+
+def test_a_part_that_fails_stops_no_other_and_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: probe.Probe) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that it is as before afterwards
+    monkeypatch.setitem(probe.PARTS, "head", fail)
+    assert probe.main(["head", "gemm", "--small"]) == 1
+    rows = json.loads((tmp_path / "probe.json").read_text())
+    assert rows["failed"] == {"head": {"error": "RuntimeError: no such kernel"}}
+    assert len(rows["gemm"]) == ROWS["gemm"]
+
+
+def test_a_part_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        probe.main(["everything"])
+    assert "known are roof, gemm" in capsys.readouterr().err
+
+
+def test_figures_stand_beside_what_is_wanted_of_them() -> None:
+    report = probe.Report(None)
+    for name, us in (("1 x 1 at 512", 100.0), ("1 x 2 at 512", 105.0), ("1 x 5 at 512", 110.0)):
+        report.add("steps", name, us=us, times_floor=1.25)
+    probe._add_targets_of_steps(report)
+    assert "targets" not in report.rows
+    report.add("steps", "16 x 5 at 512", us=200.0, times_floor=1.5)
+    report.add("hf", probe.GUIDED, us_per_token=1100.0)
+    probe._add_targets_of_steps(report)
+    probe._add_targets_of_hf(report)
+    found = [row["found"] for row in report.rows["targets"].values()]
+    assert found == pytest.approx([0.8, 1.1, 1.5, 1100 / 105, 10.0])
+
+
+def test_a_share_of_the_speed_of_copying() -> None:
+    report = probe.Report(None)
+    report.add("roof", "bytes/s", copy=4e12, read=5e12)
+    figures = probe.Probe(torch.device("cpu"), True, report).traffic(2e6, 1.0)
+    assert figures == {"us": 1.0, "of_copy": 0.5}
+
+
+def words_after(name: str) -> list[list[str]]:
+    """The arguments with which the how-to calls this program, each time."""
+    found = [words[words.index(name) + 1 :] for words in SPLIT if name in words]
+    return [list(takewhile(lambda word: ">" not in word, words)) for words in found]
+
+
+def test_the_documented_calls_are_understood() -> None:
+    checks, probes = words_after("tools/gpu_check"), words_after("trimtab.tools.gpu.probe")
+    assert len(checks) >= 1
+    assert len(probes) >= 3
+    assert [check._arguments(words).sections for words in checks]
+    assert {part for words in probes for part in probe._arguments(words).parts} == probe.PARTS.keys()
+    known = {process for processes in check.SECTIONS.values() for process in processes}
+    ((section, *places),) = words_after("trimtab.tools.gpu.section")
+    assert section in known
+    assert len(places) == 4
+
+
+def test_the_documented_files_exist() -> None:
+    text = "\n".join(LINES)
+    for path in re.findall(r"(?<![\w./])tools/[\w/.]+", text):
+        assert (ROOT / path).is_file(), path
+    for module in re.findall(r"-m ([\w.]+)", text):
+        assert importlib.util.find_spec(module), module
+    for shape in re.findall(r"for shape in ([^;]+);", text)[0].split():
+        assert re.fullmatch(r"\d+x\d+", shape)

@@ -1,0 +1,496 @@
+"""What `tools/gpu_check` does not measure on a GPU, in a few minutes.
+
+    roof        how fast the memory copies and reads: every run begins with it, the others refer to it
+    gemm        the vendor's matrix products at few rows, in the shapes of Llama 3.1 8B
+    attention   decoding over the paged cache; the environment's SHAPES=80x512 names other rows and lengths
+    empties     the same launched for a longer text, as a captured step is: many programs return at once
+    head        the vocabulary's product with the steering, and each alone
+    steps       whole decoding steps of Llama 3.1 8B with random weights, beside their bytes' time
+    hf          transformers with guidance_scale, in the same shape
+
+`python -m trimtab.tools.gpu.probe PART...` does these in the order in which they are named; all without.
+With --small everything is tiny and runs on a CPU in Triton's interpreter: this shows that the program works,
+and no figure of it means anything. The file may also be run by its path where `trimtab` can be imported.
+
+A call's time is that of a CUDA graph of many calls, divided by their number. The calls take turns on buffers
+that together are larger than the L2 cache, and nothing else is written in between. Rows are printed as they
+come, and all of them are in probe.json in the folder that the environment names as OUT. A part that fails
+stands there under "failed", stops no other, and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# by their full names, so that this file may be run by its path
+from trimtab.engine.methods import Base, Mato
+from trimtab.engine.strict_json import dumps
+from trimtab.kernels.lm_head import product
+from trimtab.kernels.paged import Tiles
+from trimtab.kernels.program import Program
+from trimtab.kernels.steer_table import Groups, SteerTable
+from trimtab.tools import floor
+from trimtab.tools.gpu import shapes
+from trimtab.tools.gpu.opening import opened
+from trimtab.tools.gpu.steps import WISHES, Load, Plan, times, with_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from trimtab.engine.engine import Engine
+
+    Call = Callable[[], Any]
+
+ROTATED, ROTATED_SMALL = 400 << 20, 1 << 16
+"""Bytes that the buffers of one measurement take together at least."""
+REPEATS, REPLAYS, WARMUP = 20, 15, 2
+"""Calls in a graph at least, replays that are timed, and those before them."""
+BLOCK = 64
+"""Tokens on a page of the cache."""
+ROWS = (1, 5, 8, 16, 32, 80, 320)
+PRODUCTS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28_672, 4096), "down": (4096, 14_336)}
+ADDED = ("o", "down")
+"""Products whose result is added to what is there."""
+TEXTS = "1x512 5x512 5x2048 80x512 80x1100 320x512 32x2048 8x8192 1x65536"
+LONGEST = (640, 1024, 4096, 16_384, 32_768)
+BATCHES = ((1, 0), (1, 4), (16, 4), (64, 4))
+"""Requests decoded together, and the wishes of each."""
+
+
+def _load(requests: int, wishes: int, context: int) -> Load:
+    return Load(requests, Mato(WISHES[:wishes]) if wishes else Base(), context)
+
+
+MODEL = "llama-3.1-8b"
+FIELDS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 4096,
+    "max_num_batched_tokens": 8192,
+    "kv_cache_memory": "48GiB",
+}
+ALONE = (_load(1, 0, 512), _load(1, 1, 512), _load(1, 4, 512), _load(1, 4, 2048))
+TOGETHER = (_load(16, 0, 512), _load(16, 4, 512), _load(16, 4, 1100))
+CROWDED = (_load(64, 0, 512), _load(64, 4, 512))
+PLANS = (
+    Plan(MODEL, FIELDS | {"max_num_seqs": 80}, ALONE + TOGETHER, 60, ()),
+    Plan(MODEL, FIELDS | {"max_num_seqs": 320}, CROWDED, 60, ()),
+)
+LITTLE_FIELDS = {"dtype": "float32", "kv_cache_memory": "1MiB", "max_num_seqs": 8}
+LITTLE = Plan("", LITTLE_FIELDS, (_load(1, 0, 20), _load(1, 4, 20)), 2, ())
+GUIDED = "guidance_scale=1.5"
+
+
+@dataclass
+class Report:
+    """Rows by part and name, printed as they come; after each one all are written into `folder`."""
+
+    folder: Path | None
+    rows: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, part: str, name: str, /, **figures: Any) -> None:
+        self.rows.setdefault(part, {})[name] = figures
+        told = " ".join(f"{key}={_number(value)}" for key, value in figures.items())
+        print(f"{part:<10} {name:<44} {told}", flush=True)
+        if self.folder is not None:
+            unfinished = self.folder / ".probe.json.part"
+            unfinished.write_text(dumps(self.rows) + "\n", encoding="utf-8")
+            unfinished.replace(self.folder / "probe.json")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measures calls on a device. small: everything is tiny, on a CPU."""
+
+    device: torch.device
+    small: bool
+    report: Report
+
+    def random(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Normal numbers in bfloat16."""
+        return torch.randn(*shape, device=self.device).to(torch.bfloat16) * scale
+
+    def traffic(self, moved: float, us: float) -> dict[str, float]:
+        """The figures of a call that moves so many bytes: its time, and its share of the copy's speed."""
+        return {"us": us, "of_copy": 1e6 * moved / us / self.copy_speed}
+
+    @property
+    def copy_speed(self) -> float:
+        """Bytes a second, read or written, as the part `roof` has measured it."""
+        return float(self.report.rows["roof"]["bytes/s"]["copy"])
+
+    @property
+    def rotated(self) -> int:
+        return ROTATED_SMALL if self.small else ROTATED
+
+    def microseconds(self, calls: Sequence[Call], repeats: int | None = None) -> float:
+        """The median time of one of the calls, which take turns; with `small` that of the first, once."""
+        if self.small:
+            start = time.perf_counter()
+            calls[0]()
+            return 1e6 * (time.perf_counter() - start)
+        repeats = repeats or max(len(calls), REPEATS)
+        graph = _captured(calls, repeats)
+        return 1e3 * statistics.median(_replayed(graph)) / repeats
+
+    def print_kernels(self, call: Call, name: str, repeats: int = 5) -> None:
+        """Prints the time of each of a call's kernels, as the profiler has it: they are no rows."""
+        if self.small:
+            return
+        call()
+        self.wait()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            for _ in range(repeats):
+                call()
+            self.wait()
+        events: Any = profiled.key_averages()
+        for event in events:
+            if event.device_time_total:
+                us = event.device_time_total / event.count
+                print(f"{'':10} {name}: {event.key[:90]} x{event.count / repeats:g} {us:.2f} us", flush=True)
+
+    def wait(self) -> None:
+        if not self.small:
+            torch.cuda.synchronize()
+
+    def free(self) -> None:
+        """Gives back the memory of what is no longer held."""
+        gc.collect()
+        if not self.small:
+            torch.cuda.empty_cache()
+
+
+def _captured(calls: Sequence[Call], repeats: int) -> torch.cuda.CUDAGraph:
+    """A graph of so many calls, in turn."""
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for call in calls[:2]:  # what compiles does so now
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in islice(cycle(calls), repeats):
+            call()
+    return graph
+
+
+def _replayed(graph: torch.cuda.CUDAGraph) -> list[float]:
+    """Milliseconds of each of some replays, none of which waits for the host."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
+    for _ in range(WARMUP):
+        graph.replay()
+    for start, end in events:
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def measure_roof(probe: Probe) -> None:
+    """Copying and summing 4 GiB of float32."""
+    count = 1 << (16 if probe.small else 30)
+    numbers, others = (torch.randn(count, device=probe.device) for _ in range(2))
+    copying = probe.microseconds([partial(numbers.copy_, others)], 5)
+    reading = probe.microseconds([numbers.sum], 5)
+    probe.report.add("roof", "bytes/s", copy=8e6 * count / copying, read=4e6 * count / reading)
+
+
+def measure_gemm(probe: Probe) -> None:
+    for name, shape in PRODUCTS.items():
+        out, inner = (64, 64) if probe.small else shape
+        copies = max(2, probe.rotated // (2 * out * inner))
+        weights = [probe.random(out, inner, scale=inner**-0.5) for _ in range(copies)]
+        for rows in ROWS:
+            calls = _products(probe, weights, rows, added=name in ADDED)
+            moved = 2 * (out * inner + rows * (inner + out))
+            figures = probe.traffic(moved, probe.microseconds(calls))
+            probe.report.add("gemm", f"{name} {out}x{inner} rows {rows}", **figures)
+            if rows in (5, 80):
+                probe.print_kernels(calls[0], f"{name} rows {rows}")
+
+
+def _products(probe: Probe, weights: list[Tensor], rows: int, *, added: bool) -> list[Call]:
+    """One product with each of the weights."""
+    out, inner = weights[0].shape
+    x = probe.random(rows, inner)
+    if not added:
+        return [partial(torch.nn.functional.linear, x, weight) for weight in weights]
+    result = torch.zeros(rows, out, device=probe.device, dtype=torch.bfloat16)
+    return [partial(result.addmm_, x, weight.t()) for weight in weights]
+
+
+def measure_attention(probe: Probe) -> None:
+    texts = os.environ.get("SHAPES", "2x70" if probe.small else TEXTS).split()
+    for rows, context in (map(int, text.split("x")) for text in texts):
+        moved, calls = _attentions(probe, rows, context)
+        figures = probe.traffic(moved, probe.microseconds(calls))
+        probe.report.add("attention", f"{rows} rows at {context}", mb=moved / 1e6, **figures)
+        probe.print_kernels(calls[0], f"{rows} at {context}")
+
+
+def measure_empties(probe: Probe) -> None:
+    rows, context = (2, 70) if probe.small else (80, 600)
+    for longest in (70, 300) if probe.small else LONGEST:
+        moved, calls = _attentions(probe, rows, context, longest)
+        figures = probe.traffic(moved, probe.microseconds(calls))
+        probe.report.add("empties", f"{rows} rows at {context}, bucket {longest}", **figures)
+
+
+def _attentions(probe: Probe, rows: int, context: int, longest: int | None = None) -> tuple[int, list[Call]]:
+    """Bytes of keys and values of some branches that decode, and a call over each of several caches.
+
+    longest: the keys of the longest text for which it is launched, the branches' own without.
+    """
+    from trimtab.kernels.gpu.attention import paged_attention  # noqa: PLC0415 - it imports triton
+
+    heads, kv_heads, width = (4, 2, 16) if probe.small else (32, 8, 128)
+    pages, columns = (-(-tokens // BLOCK) for tokens in (context, longest or context))
+    moved = rows * context * 2 * kv_heads * width * torch.bfloat16.itemsize
+    copies = max(2, min(8, 1 + probe.rotated // moved))
+    caches = [probe.random(2, rows * pages + 1, kv_heads, BLOCK, width) for _ in range(copies)]
+    tables = torch.zeros(rows, columns, dtype=torch.int32, device=probe.device)
+    tables[:, :pages] = torch.randperm(rows * pages, device=probe.device).view(rows, pages).int()
+    queries = probe.random(rows, heads, width, scale=width**-0.5)
+    tiles = Tiles.of([(row, context - 1, 1, row) for row in range(rows)], 1, probe.device)
+    tiles = replace(tiles, longest=longest or tiles.longest)
+    return moved, [partial(paged_attention, queries, cache, tables, tiles) for cache in caches]
+
+
+def measure_head(probe: Probe) -> None:
+    vocab, width = (512, 64) if probe.small else (128_256, 4096)
+    copies = 1 if probe.small else 2
+    weights = [probe.random(vocab, width, scale=width**-0.5) for _ in range(copies)]
+    for requests, wishes in BATCHES:
+        _measure_head(probe, weights, requests, wishes)
+
+
+def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: int) -> None:
+    from trimtab.kernels.gpu.lm_head_steer import lm_head_steer  # noqa: PLC0415 - it imports triton
+    from trimtab.kernels.gpu.steer import steer  # noqa: PLC0415
+
+    vocab, width = weights[0].shape
+    groups, table = _steered(probe, vocab, requests, wishes)
+    rows = requests * (wishes + 1)
+    hidden = probe.random(rows, width)
+    logits = 3 * torch.randn(rows, vocab, device=probe.device)
+    both = [partial(lm_head_steer, hidden, weight, groups, table, trace=False) for weight in weights]
+    products = [partial(product, hidden, weight) for weight in weights]
+    steering = partial(steer, logits, groups, table, trace=False)
+    name, moved = f"{requests} x {wishes + 1}", weights[0].nbytes
+    add = partial(probe.report.add, "head")
+    add(f"{name}, as the engine goes", **probe.traffic(moved, probe.microseconds(both)))
+    add(f"{name}, product alone", **probe.traffic(moved, probe.microseconds(products)))
+    add(f"{name}, steer alone (L2 warm)", us=probe.microseconds([steering]))
+    probe.print_kernels(both[0], name)
+
+
+def _steered(probe: Probe, vocab: int, requests: int, wishes: int) -> tuple[Groups, SteerTable]:
+    """Requests that are decoded together: by MATO, or plainly where they have no wishes."""
+    from trimtab.kernels.gpu.cases import GREEDY, MATO  # noqa: PLC0415 - it imports triton
+
+    table = SteerTable(vocab, probe.device)
+    for row in range(requests):
+        table.admit(row, MATO if wishes else Program(), [1 / wishes] * wishes if wishes else [], GREEDY)
+    return Groups.of([(row, range(wishes + 1)) for row in range(requests)], probe.device), table
+
+
+def measure_steps(probe: Probe) -> None:
+    """Decoding, and how far it is from what it is wanted to be."""
+    if probe.small:
+        with TemporaryDirectory() as scratch:
+            model = shapes.write(Path(scratch) / "model", "llama", shapes.TINY, torch.float32)
+            _measure_plan(probe, with_model(LITTLE, str(model)))
+    else:
+        for plan in PLANS:
+            _measure_plan(probe, plan)
+            probe.free()  # the next engine takes what memory is left
+    _add_targets_of_steps(probe.report)
+
+
+def _measure_plan(probe: Probe, plan: Plan) -> None:
+    engine = opened(
+        plan.model,
+        str(probe.device),
+        load_format="dummy",
+        kernels="triton",
+        enable_prefix_caching=False,
+        **plan.fields,
+    )
+    for load in plan.loads:
+        _measure_load(probe, engine, load, plan.steps)
+
+
+def _measure_load(probe: Probe, engine: Engine, load: Load, steps: int) -> None:
+    times(engine, load, 2)  # what compiles does so now
+    _, seconds = times(engine, load, steps)
+    us, branches = 1e6 * statistics.median(seconds), 1 + len(load.method.branches())
+    tokens = load.context + 35  # about half-way through the steps
+    moved = floor.weight_bytes(engine) + floor.kv_bytes(engine, load.requests * branches, tokens)
+    least = 1e6 * moved / probe.copy_speed
+    probe.report.add(
+        "steps",
+        f"{load.requests} x {branches} at {load.context}",
+        us=us,
+        floor_us=least,
+        times_floor=us / least,
+        tokens_per_s=1e6 * load.requests / us,
+        captured=engine.stats.captured,
+    )
+
+
+def _add_targets_of_steps(report: Report) -> None:
+    names = plain, steered, crowd = "1 x 1 at 512", "1 x 5 at 512", "16 x 5 at 512"
+    steps = report.rows.get("steps", {})
+    if not steps.keys() >= set(names):
+        return  # they were small
+    ratio = steps[steered]["us"] / steps[plain]["us"]
+    report.add("targets", "plain 1x1: share of copy, wants .80", found=1 / steps[plain]["times_floor"])
+    report.add("targets", "1x5 over 1x1, wants 1.06", found=ratio)
+    report.add("targets", "16x5 over floor, wants 1.35", found=steps[crowd]["times_floor"])
+
+
+def measure_hf(probe: Probe) -> None:
+    """A token's time after the first, plain and guided."""
+    model = _of_transformers(probe)
+    prompt = torch.randint(0, 300, (1, 20 if probe.small else 512), device=probe.device)
+    seen = torch.ones_like(prompt)
+    guidance = {"guidance_scale": 1.5, "negative_prompt_ids": prompt, "negative_prompt_attention_mask": seen}
+    few, many = 4, 8 if probe.small else 44
+    for name, fields in (("plain", {}), (GUIDED, guidance)):
+        seconds = partial(_generating, probe, model, prompt, fields)
+        seconds(few)  # the first of its kind is slower
+        differences = [seconds(many) - seconds(few) for _ in range(3)]
+        per_token = statistics.median(differences) / (many - few)
+        probe.report.add("hf", name, us_per_token=1e6 * per_token)
+    _add_targets_of_hf(probe.report)
+
+
+def _of_transformers(probe: Probe) -> Any:
+    """A model in the shape of Llama 3.1 8B, with random weights in bfloat16."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - only this part needs it
+
+    tiny, full = (307, 32, 48, 2, 4, 2), (128_256, 4096, 14_336, 32, 32, 8)
+    vocab, hidden, inner, layers, heads, kv_heads = tiny if probe.small else full
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with probe.device:
+            model: Any = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(usual)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def _generating(probe: Probe, model: Any, prompt: Tensor, fields: dict[str, Any], tokens: int) -> float:
+    """Seconds of exactly so many tokens, with the prompt's."""
+    probe.wait()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            **fields,
+        )
+    probe.wait()
+    return time.perf_counter() - start
+
+
+def _add_targets_of_hf(report: Report) -> None:
+    """Beside our steps, where these were measured before."""
+    guided, steps = report.rows["hf"][GUIDED]["us_per_token"], report.rows.get("steps", {})
+    for name in ("1 x 2 at 512", "1 x 5 at 512"):
+        if name in steps:
+            title = f"{name} against guidance_scale, wants 8"
+            report.add("targets", title, found=guided / steps[name]["us"])
+
+
+PARTS: dict[str, Callable[[Probe], None]] = {
+    "roof": measure_roof,
+    "gemm": measure_gemm,
+    "attention": measure_attention,
+    "empties": measure_empties,
+    "head": measure_head,
+    "steps": measure_steps,
+    "hf": measure_hf,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    if args.small:  # before triton is imported
+        os.environ["TRITON_INTERPRET"] = "1"
+    folder = os.environ.get("OUT")
+    device = torch.device("cpu" if args.small else "cuda")
+    probe = Probe(device, args.small, Report(Path(folder) if folder else None))
+    parts = args.parts or list(PARTS)
+    for part in parts if "roof" in parts else ["roof", *parts]:
+        start = time.perf_counter()
+        _measure(probe, part)
+        probe.free()
+        print(f"-- {part}: {time.perf_counter() - start:.0f} s", flush=True)
+    return 1 if "failed" in probe.report.rows else 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="probe", description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    known = ", ".join(PARTS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {known}; all without")
+    parser.add_argument("--small", action="store_true", help="tiny, on a CPU: tries this program out")
+    args = parser.parse_args(argv)
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"there is no part {part!r}; known are {known}")
+    return args
+
+
+def _measure(probe: Probe, part: str) -> None:
+    try:
+        PARTS[part](probe)
+    except Exception as error:  # one part's failure is no other's
+        probe.report.add("failed", part, error=f"{type(error).__name__}: {error}"[:300])
+
+
+def _hide_neighbours() -> None:
+    """Takes this file's folder and the repository's root from where Python looks for packages: transformers
+    looks for one that is called `kernels`, and would find ours."""
+    here = Path(__file__).resolve()
+    hidden = {here.parent, here.parents[2]}
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() not in hidden]
+
+
+if __name__ == "__main__":
+    _hide_neighbours()
+    sys.exit(main())
