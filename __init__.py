@@ -21,12 +21,13 @@ from .engine import (
     Request,
     SamplingParams,
 )
+from .kernels.common.version import VERSION
 from .kernels.errors import BusyError, InputError, RunError, SteeringWarning
 
 if TYPE_CHECKING:
     from .engine import AsyncEngine, Engine
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Amulet",

@@ -9,7 +9,7 @@ from .stop import StopStrings
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
-    from .pick import Pick
+    from .output import Pick
     from .sampling import SamplingParams
 
 

@@ -17,7 +17,7 @@ from .blueprint import Blueprint, get_ready
 from .config import EngineConfig
 from .devices import without_lost_threads
 from .options import fitted
-from .pick import split
+from .runner import split
 from .scheduler import Scheduler
 from .stats import Stats
 

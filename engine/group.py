@@ -11,8 +11,7 @@ from .output import Delta, Output, Timings
 
 if TYPE_CHECKING:
     from .answer import Answer
-    from .output import BranchPrompt
-    from .pick import Pick
+    from .output import BranchPrompt, Pick
     from .request import Request
 
 

@@ -90,3 +90,22 @@ class Delta:
     trace: Trace | None = None
     logprobs: list[TokenLogprobs] | None = None
     output: Output | None = None
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The token chosen for a group and how; see `Trace` for what the numbers are.
+
+    weights and rewards have one entry an objective, branch_logprobs one a branch that ran. top: the likeliest
+    tokens and their log-probabilities, where asked for.
+    """
+
+    token: int
+    failed: bool
+    logprob: float
+    weights: list[float]
+    rewards: list[float]
+    strength: float
+    kl: float | None
+    branch_logprobs: list[float]
+    top: list[tuple[int, float]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -21,6 +22,7 @@ from ..models.ragged import forward
 from .flight import Flight
 from .graphs import DecodeGraphs, captured
 from .order import Admitted, Order
+from .output import Pick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..kernels.backend import Backend, Cache
     from ..kernels.steer import Choice
     from ..models.llama import Llama
+    from .group import Group
     from .scheduler import Plan
 
 
@@ -205,3 +208,26 @@ def _on_host(choice: Choice) -> Callable[[], Choice]:
         return replace(choice, **dict(zip(names, found, strict=False)), top=top)
 
     return land
+
+
+def split(choice: Choice, groups: Sequence[Group]) -> Iterator[Pick]:
+    """The pick of each group, in the order in which they were steered."""
+    tokens, failed, logprobs = choice.tokens.tolist(), choice.failed.tolist(), choice.logprob.tolist()
+    weights, rewards = choice.weights.tolist(), choice.rewards.tolist()
+    strength, kl, branches = choice.strength.tolist(), choice.kl.tolist(), choice.branch_logprobs.tolist()
+    top_values, top_ids = (part.tolist() for part in choice.top) if choice.top else ([], [])
+    first = 0
+    for index, group in enumerate(groups):
+        objectives, rows = len(group.prompts) - 1, len(group.branches)
+        yield Pick(
+            token=tokens[index],
+            failed=failed[index],
+            logprob=logprobs[index],
+            weights=weights[index][:objectives],
+            rewards=rewards[index][:objectives],
+            strength=strength[index],
+            kl=None if math.isnan(kl[index]) else kl[index],
+            branch_logprobs=branches[first : first + rows],
+            top=list(zip(top_ids[index], top_values[index], strict=True)) if top_ids else [],
+        )
+        first += rows

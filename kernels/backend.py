@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .batch import Batch
-    from .gpu.compiles import Compiles
     from .rope import HeadNorm, Turns
     from .steer import Choice
 
@@ -52,6 +52,17 @@ class Cache(Protocol):
     def clear(self, pages: list[int]) -> None: ...
 
     def swap(self, pairs: Iterable[tuple[int, int]]) -> None: ...
+
+
+class Compiles(Protocol):
+    """Counts the kernels that an engine's launches compile; see `gpu.compiles.Compiles`."""
+
+    count: int
+    late: int
+
+    def by_this_thread(self) -> AbstractContextManager[None]: ...
+
+    def expect_none(self) -> None: ...
 
 
 @dataclass(frozen=True)

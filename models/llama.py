@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from . import memory
 from .config import ModelConfig
 from .rotary import Rotary
 from .shards import PartialLinear, ShardEmbedding, Shards
+from .weights.source import Weights
 
 Progress = Callable[[int, int], None]
 
@@ -51,19 +52,6 @@ SWITCHED = {
 EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
 HEAD, SCORE = "lm_head.weight", "score.weight"
 """Of a model that writes, and of a classifier."""
-
-
-class Weights(Protocol):
-    """Where a decoder's tensors come from: a `Checkpoint`, or `DummyWeights`."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    def require(
-        self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
-    ) -> None: ...
-
-    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor: ...
 
 
 class Attention(Protocol):

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from .config import ModelConfig
-    from .llama import Progress, Weights
+    from .llama import Progress
     from .shards import Shards
+    from .weights.source import Weights
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 

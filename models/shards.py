@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..kernels.peers import Peers
     from .config import ModelConfig
-    from .llama import Weights
+    from .weights.source import Weights
 
 CUT = ("query", "kv", "inner", "vocab")
 """The dimensions that are shared out."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from ..kernels.common.version import VERSION
 from ..kernels.errors import InputError, RunError, SteeringWarning
 from . import verb
 from .plain import say
@@ -73,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(_overview())
         return 0
     if arguments[0] == "--version":
-        print(f"trimtab {__version__}")
+        print(f"trimtab {VERSION}")
         return 0
     name, *rest = arguments
     if name not in VERBS:

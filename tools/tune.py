@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ..kernels.gpu.lm_head_steer_plan import Tile, Tuning
-    from ..kernels.gpu.tuning import Attention, Launches
+    from ..kernels.gpu.configs import Attention, Launches, Tile, Tuning
     from .parser import Parser
 
 ATTENTION = {
@@ -79,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"device is {args.device!r}; it must be a GPU, such as cuda:0")
     backend_of("triton", device)
     torch.cuda.set_device(device)  # Triton launches on the current one
-    from ..kernels.gpu.tuning import SHIPPED, file_of  # noqa: PLC0415
+    from ..kernels.gpu.configs import SHIPPED  # noqa: PLC0415
+    from ..kernels.gpu.tuning import file_of  # noqa: PLC0415
     from .gpu.launching import DeviceClock  # noqa: PLC0415
 
     found = tuned(SHIPPED, DeviceClock(device))

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from ... import __version__
+from ...kernels.common.version import VERSION
 from ..catalogue import settings
 from ..methods import METHODS
 from .answers import text_of
@@ -55,7 +55,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
     serving = Serving(engine, config, model, metrics, text_of(engine.tokenizer))
     created = int(time.time())
 
-    app = FastAPI(title="trimtab", version=__version__)
+    app = FastAPI(title="trimtab", version=VERSION)
     _tell_errors(app)
     if config.api_key is not None:
         app.add_middleware(KeyGuard, key=config.api_key)
@@ -115,7 +115,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
     @app.get("/version")
     async def version() -> dict[str, str]:
         """Of trimtab."""
-        return {"version": __version__}
+        return {"version": VERSION}
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

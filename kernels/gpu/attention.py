@@ -24,7 +24,7 @@ from .products import LEAST_ROWS, UPCAST
 
 if TYPE_CHECKING:
     from ..paged import Tiles
-    from .tuning import Attention
+    from .configs import Attention
 
 HIDDEN = tl.constexpr(mask.HIDDEN)
 LOG2E = tl.constexpr(1.4426950408889634)

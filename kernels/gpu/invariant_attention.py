@@ -34,7 +34,7 @@ from .products import LEAST_ROWS, UPCAST
 
 if TYPE_CHECKING:
     from ..paged import Tiles
-    from .tuning import Attention
+    from .configs import Attention
 
 
 @triton.jit(do_not_specialize=["width", "blocks", "parts", "each", "window"])

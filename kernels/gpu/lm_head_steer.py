@@ -26,7 +26,8 @@ from torch import Tensor
 from ..features import Features
 from ..lm_head import product
 from ..steer_table import Groups
-from .lm_head_steer_plan import Plan, Tuning
+from .configs import Tuning
+from .lm_head_steer_plan import Plan
 from .lm_head_steer_project import blend_kernel, project_kernel
 from .lm_head_steer_settle import settle_kernel
 from .products import UPCAST

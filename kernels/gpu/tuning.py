@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,7 @@ import torch
 
 from ..errors import InputError
 from ..places import cache_dir
-from .lm_head_steer_plan import TUNING, Tile, Tuning
-
-
-@dataclass(frozen=True)
-class Attention:
-    """split: keys of one split of a decoding token. keys: of one product, of numbers of two bytes, and half
-    as many of four. warps, stages: of a program that decodes; prompt_warps: of one with a prompt's tokens.
-    """
-
-    split: int = 256
-    keys: int = 64
-    warps: int = 4
-    prompt_warps: int = 8
-    stages: int = 2
-
-
-@dataclass(frozen=True)
-class Launches:
-    """All that is tuned."""
-
-    attention: Attention
-    head: Tuning
-
-
-SHIPPED = Launches(Attention(), TUNING)
-"""For every known GPU alike, by compiled code and counted bytes: none has been measured yet."""
+from .configs import SHIPPED, Attention, Launches, Tile, Tuning
 
 
 @cache

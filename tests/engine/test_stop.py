@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 from trimtab.engine.answer import Answer
-from trimtab.engine.pick import Pick
+from trimtab.engine.output import Pick
 from trimtab.engine.sampling import SamplingParams
 from trimtab.engine.stop import StopStrings
 from trimtab.kernels.errors import InputError

@@ -14,10 +14,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
 from trimtab.kernels.batch import Segment
-from trimtab.kernels.gpu import SPECS, ahead
+from trimtab.kernels.gpu import ahead
 from trimtab.kernels.gpu.ahead import TARGETS, Build, builds_of, compile_for, recorded
 from trimtab.kernels.gpu.attention import paged_attention
 from trimtab.kernels.gpu.backend import INVARIANT
+from trimtab.kernels.gpu.configs import SHIPPED
 from trimtab.kernels.gpu.layer_cases import ATTENTION, INVARIANT_ATTENTION
 from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
 from trimtab.kernels.gpu.lm_head_steer_cases import (
@@ -30,8 +31,8 @@ from trimtab.kernels.gpu.lm_head_steer_cases import (
     NEAR,
     deciding,
 )
-from trimtab.kernels.gpu.tuning import SHIPPED
 from trimtab.kernels.program import Program
+from trimtab.kernels.specs.registry import SPECS
 from trimtab.kernels.steer_table import Groups, SteerTable
 from trimtab.models.config import ModelConfig
 from trimtab.models.dummy import DummyWeights

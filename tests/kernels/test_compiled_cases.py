@@ -15,9 +15,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
 from trimtab.kernels import spec as specs
-from trimtab.kernels.gpu import SPECS
 from trimtab.kernels.gpu.cases import LLAMA, MASKED, SAMPLED, STEER, _steering
 from trimtab.kernels.spec import Case, KernelSpec
+from trimtab.kernels.specs.registry import SPECS
 from trimtab.tools.gpu.kernels import compared
 
 from .emulator.launch import emulated

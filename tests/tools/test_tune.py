@@ -14,8 +14,7 @@ pytest.importorskip("triton")
 
 from trimtab.kernels.errors import InputError
 from trimtab.kernels.gpu import tuning
-from trimtab.kernels.gpu.lm_head_steer_plan import Tile, Tuning
-from trimtab.kernels.gpu.tuning import SHIPPED, Attention
+from trimtab.kernels.gpu.configs import SHIPPED, Attention, Tile, Tuning
 from trimtab.tools import tune
 
 from .conftest import Ran

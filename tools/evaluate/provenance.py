@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any
 
-from ... import __version__
+from ...kernels.common.version import VERSION
 from .. import machine
 
 PACKAGES = (
@@ -18,7 +18,7 @@ def described() -> dict[str, Any]:
     """Commit (None outside a checkout) and whether files differ from it, versions, machine."""
     commit, dirty = machine.checkout(machine.ROOT)
     return {
-        "trimtab": __version__,
+        "trimtab": VERSION,
         "python": platform.python_version(),
         "commit": commit,
         "dirty": dirty,

@@ -31,7 +31,7 @@ LOOSE = 1e-3
 
 def specs_of(device: torch.device) -> list[KernelSpec]:
     """All of them; for the interpreter the smallest case of each that is small enough."""
-    from ...kernels.gpu import SPECS  # noqa: PLC0415 - it brings triton, which is told first what it is to do
+    from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - it brings triton, which is told first what it is to do
 
     if device.type == "cuda":
         return list(SPECS)

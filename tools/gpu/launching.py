@@ -21,8 +21,7 @@ from .timing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...kernels.gpu.lm_head_steer_plan import Tuning
-    from ...kernels.gpu.tuning import Attention
+    from ...kernels.gpu.configs import Attention, Tuning
 
 DECODING, PROMPTS = ATTENTION.cases[:2]
 

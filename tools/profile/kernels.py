@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 def _kernels() -> list[dict[str, Any]]:
     """A row for each kernel, build and target."""
     try:
-        from ...kernels.gpu import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
         from ...kernels.gpu.ahead import TARGETS, builds_of, compile_for  # noqa: PLC0415
+        from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
     except ModuleNotFoundError as error:
         raise InputError(f"profiling kernels needs the package {error.name}; install it first") from None
     return [
@@ -61,7 +61,7 @@ def _kernels() -> list[dict[str, Any]]:
 
 def _cases() -> list[dict[str, Any]]:
     """A row for each real shape: the bytes that must move, and how long that takes at least."""
-    from ...kernels.gpu import SPECS  # noqa: PLC0415
+    from ...kernels.specs.registry import SPECS  # noqa: PLC0415
 
     return [
         {

@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab.kernels import matmul as reference
 from trimtab.kernels import paged
 from trimtab.kernels.gpu.attention import paged_attention
+from trimtab.kernels.gpu.configs import Attention
 from trimtab.kernels.gpu.invariant_attention import invariant_attention
 from trimtab.kernels.gpu.matmul import ROWS, Tile, matmul, matmul_kernel
 from trimtab.kernels.gpu.norm import rms_norm
@@ -19,7 +20,6 @@ from trimtab.kernels.gpu.products import UPCAST
 from trimtab.kernels.gpu.rope import rope_write
 from trimtab.kernels.gpu.steer import invariant_steer, steer
 from trimtab.kernels.gpu.swiglu import swiglu
-from trimtab.kernels.gpu.tuning import Attention
 from trimtab.kernels.paged import Tiles
 from trimtab.kernels.program import Program
 from trimtab.kernels.rope import HeadNorm, Turns

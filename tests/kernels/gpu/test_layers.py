@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from trimtab.kernels import norm, paged, rope, swiglu
 from trimtab.kernels.gpu.attention import paged_attention
+from trimtab.kernels.gpu.configs import Attention
 from trimtab.kernels.gpu.norm import LONGEST, rms_norm
 from trimtab.kernels.gpu.rope import rope_write
 from trimtab.kernels.gpu.swiglu import swiglu as launch_swiglu
-from trimtab.kernels.gpu.tuning import Attention
 from trimtab.kernels.paged import Tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,8 +22,9 @@ from trimtab.kernels.features import Features
 from trimtab.kernels.gpu import lm_head_steer as launching
 from trimtab.kernels.gpu import search as searching
 from trimtab.kernels.gpu import steer as steering
+from trimtab.kernels.gpu.configs import TUNING, Tile, Tuning
 from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
-from trimtab.kernels.gpu.lm_head_steer_plan import TUNING, Plan, Tile, Tuning
+from trimtab.kernels.gpu.lm_head_steer_plan import Plan
 from trimtab.kernels.lm_head import lm_head_steer as torch_lm_head_steer
 from trimtab.kernels.lm_head import product
 from trimtab.kernels.steer import steer as reference

@@ -1,0 +1,1 @@
+"""Errors, the cache folder, the version, and one-copy transfers between host and device."""

@@ -1,0 +1,1 @@
+"""Where a decoder's tensors come from: safetensors files, or random numbers in their shapes."""
