@@ -21,8 +21,8 @@ from .engine import (
     Request,
     SamplingParams,
 )
+from .kernels.common.errors import BusyError, InputError, RunError, SteeringWarning
 from .kernels.common.version import VERSION
-from .kernels.errors import BusyError, InputError, RunError, SteeringWarning
 
 if TYPE_CHECKING:
     from .engine import AsyncEngine, Engine

@@ -2,6 +2,6 @@
 
 import sys
 
-from trimtab.tools.cli import main
+from trimtab.tools.cli.main import main
 
 sys.exit(main())

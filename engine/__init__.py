@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig
-from .method import Method
-from .methods import (
+from .methods.base import Method
+from .methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -17,9 +17,9 @@ from .methods import (
     Opad,
     Prompt,
 )
-from .objective import Objective
+from .methods.objective import Objective
 from .request import Request
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine

@@ -1,7 +1,7 @@
 """The engine for services: many requests at once, from any task or thread, each with its own end.
 
 A request is checked where it is asked, waits in a bounded queue, and tells whoever asked of every piece as it
-comes; `engine.loop` decodes it.
+comes; `engine.core.background_loop` decodes it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from ..kernels.errors import InputError, RunError
+from ..kernels.common.errors import InputError, RunError
+from .base_engine import Front
+from .core.background_loop import Loop
+from .core.request_handle import Stream, Ticket, settle
 from .engine import together_of
-from .front import Front
-from .loop import Loop
 from .request import Request
-from .sampling import SamplingParams
-from .ticket import Stream, Ticket, settle
+from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from .config import EngineConfig
-    from .group import Group
-    from .output import Delta, Output
+    from .outputs import Delta, Output
+    from .sequence.sequence import Group
 
 
 class AsyncEngine(Front):

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from .options import check_fields, option, refusal, require_fields
+from .utils.fields import check_fields, option, refusal, require_fields
 
 KERNELS = ("auto", "torch", "triton")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

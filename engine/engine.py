@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
-from ..kernels.errors import InputError
-from .front import Front
-from .output import Delta, Output, Timings
+from ..kernels.common.errors import InputError
+from .base_engine import Front
+from .outputs import Delta, Output, Timings
 from .request import Request
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .group import Group
+    from .sequence.sequence import Group
 
 
 class Engine(Front):

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..kernels.errors import InputError
-from .method import Method
-from .methods import Base
-from .options import check_fields
-from .sampling import SamplingParams
+from ..kernels.common.errors import InputError
+from .methods.base import Method
+from .methods.builtin import Base
+from .sampling_params import SamplingParams
+from .utils.fields import check_fields
 
 Message = Mapping[Any, Any]
 

@@ -7,19 +7,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .attention import PagedKV
-from .device_cache import DeviceKV
+from .cpu.paged_kv_cache import PagedKV
 from .lm_head import choose
 from .ops import TORCH as TORCH_OPS
 from .ops import Ops
+from .reference.paged_kv_cache import DeviceKV
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .batch import Batch
-    from .rope import HeadNorm, Turns
-    from .steer import Choice
+    from .attention_metadata import Batch
+    from .reference.rotary import HeadNorm, Turns
+    from .steering.step import Choice
 
 
 class Cache(Protocol):

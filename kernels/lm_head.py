@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .linear import Linear
-from .matmul import matmul
-from .steer import Choice, steer
-from .steer_table import Edits, Groups, SteerTable
+from .cpu.linear import Linear
+from .reference.matmul import matmul
+from .steering.state import Edits, Groups, SteerTable
+from .steering.step import Choice, steer
 
 
 def product(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def choose(
     top: bool = False,
     by: Callable[..., Choice] = steer,
 ) -> Choice:
-    """The product, and then the steering `by`: see `kernels.steer.steer`.
+    """The product, and then the steering `by`: see `kernels.steering.step.steer`.
 
     hidden [rows, width] after the final norm; rows beyond those of the groups only fill the product up.
     """

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .lm_head import AnyHead, ready
-from .matmul import Matmul
-from .norm import rms_norm
-from .swiglu import swiglu
+from .reference.matmul import Matmul
+from .reference.rms_norm import rms_norm
+from .reference.swiglu import swiglu
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Ops:
     """One implementation of each operation; shapes are in the docstrings of the functions named alike.
 
     head: makes the vocabulary's product of its weight, as the backend's `choose` takes it.
-    matmul: what multiplies by weights; None leaves it to `kernels.linear`, which takes what is fastest.
+    matmul: what multiplies by weights; None leaves it to `kernels.cpu.linear`, which takes what is fastest.
     """
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]

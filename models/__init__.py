@@ -1,1 +1,4 @@
-"""What a model is: configuration, checkpoint, decoder, tokenizer, chat template, GGUF import."""
+"""What a model is: configuration, weights, decoder, tokenizer, chat template, GGUF import.
+
+`llama.py` is the decoder and `config.py` its shape; `loader/` goes from what a user names to a loaded model.
+"""

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernels.attention import PagedKV
-from ..kernels.batch import Segment
-from ..kernels.errors import InputError
-from ..kernels.linear import filled
-from .chat import render_prompt
+from ..kernels.attention_metadata import Segment
+from ..kernels.common.errors import InputError
+from ..kernels.cpu.linear import filled
+from ..kernels.cpu.paged_kv_cache import PagedKV
+from .chat.prompts import render_prompt
+from .common.json_files import read_json
 from .config import CLASSIFIER, ModelConfig
-from .folder import read_json
-from .opening import Opened, open_folder
-from .ragged import forward
+from .forward import forward
+from .loader.loader import Opened, open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .chat.template import Message
     from .llama import Progress
-    from .template import Message
 
 BLOCK = 64
 MOST_TOKENS = 2048

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InputError, quoted
-from .fields import Fields, wrong
-from .folder import readable
-from .rope import Rope
-from .rope_config import read_rope
+from ..kernels.common.errors import InputError, quoted
+from .common.config_reader import Fields, wrong
+from .common.json_files import readable
+from .layers.rotary_embedding import Rope
+from .rope_parameters import read_rope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

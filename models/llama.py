@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.linear import GatedLinear, Linear, arithmetic_dtype
+from ..kernels.cpu.linear import GatedLinear, Linear, arithmetic_dtype
 from ..kernels.ops import TORCH, Ops
-from ..kernels.rope import HeadNorm, Turns
-from . import memory
+from ..kernels.reference.rotary import HeadNorm, Turns
+from .common import memory
 from .config import ModelConfig
-from .rotary import Rotary
-from .shards import PartialLinear, ShardEmbedding, Shards
+from .layers.rotary_embedding import Rotary
+from .tensor_parallel import PartialLinear, ShardEmbedding, Shards
 from .weights.source import Weights
 
 Progress = Callable[[int, int], None]
@@ -55,7 +55,7 @@ HEAD, SCORE = "lm_head.weight", "score.weight"
 
 
 class Attention(Protocol):
-    """The part of a KV cache that a decoder needs; see `kernels.attention.PagedKV.attend`."""
+    """The part of a KV cache that a decoder needs; see `kernels.cpu.paged_kv_cache.PagedKV.attend`."""
 
     def attend(
         self, layer: int, qkv: Tensor, turns: Turns, norm: HeadNorm | None, window: int | None

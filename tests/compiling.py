@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from trimtab.kernels.gpu.ahead import TARGETS
+from trimtab.kernels.specs.aot_compile import TARGETS
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 

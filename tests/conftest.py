@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from trimtab.engine.engine import Engine
-from trimtab.models.pull import pull_demo
+from trimtab.models.loader.download import pull_demo
 
 from .tiny import Tiny, at_rest
 

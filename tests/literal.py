@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
-from trimtab.engine.methods import (
+from trimtab.engine.methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from trimtab.engine.method import Method
-    from trimtab.engine.output import Output
+    from trimtab.engine.methods.base import Method
+    from trimtab.engine.outputs import Output
 
 TIE = 1e-4
 """Scores nearer than this, relative to the method's scale, are a tie in float32."""

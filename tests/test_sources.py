@@ -90,7 +90,7 @@ def test_the_sources_are_all_there() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in SOURCES}
     assert {
         "__main__.py",
-        "models/sandbox.py",
+        "models/chat/sandbox_main.py",
         "engine/server/app.py",
-        "tools/bench/workers/of_transformers.py",
+        "tools/bench/runners/transformers.py",
     } < names

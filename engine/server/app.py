@@ -16,14 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from ...kernels.common.version import VERSION
-from ..catalogue import settings
-from ..methods import METHODS
-from .answers import text_of
-from .asking import Asking
+from ..methods.builtin import METHODS
+from ..methods.registry import settings
 from .config import ServerConfig
 from .errors import SERVER, ApiError, api_error, unknown_model
+from .http import body
 from .metrics import Metrics
-from .receiving import body
+from .requests import Asking
+from .responses import text_of
 from .schemas import CHAT, COMPLETION, PREVIEW
 from .serving import Serving
 from .steering import Profiles

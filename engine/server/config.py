@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..options import check_fields, option, require_fields
+from ..utils.fields import check_fields, option, require_fields
 
 
 @dataclass(frozen=True)

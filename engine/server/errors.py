@@ -6,8 +6,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...kernels.errors import BusyError, ContextError, InputError, RunError, quoted
-from ..strict_json import dumps
+from ...kernels.common.errors import BusyError, ContextError, InputError, RunError, quoted
+from ..utils.json import dumps
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_AFTER = "1"

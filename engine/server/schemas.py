@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..catalogue import settings
-from ..method import Method
-from ..methods import METHODS
-from ..options import types_of
-from ..sampling import SamplingParams
-from .bodies import ROLES, SAMPLING, ChatBody, CompletionBody
+from ..methods.base import Method
+from ..methods.builtin import METHODS
+from ..methods.registry import settings
+from ..sampling_params import SamplingParams
+from ..utils.fields import types_of
+from .protocol import ROLES, SAMPLING, ChatBody, CompletionBody
 
 NULL = {"type": "null"}
 OBJECTIVE = {

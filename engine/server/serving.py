@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from ...kernels.errors import InputError
-from ..strict_json import dumps
-from .answers import Answers
+from ...kernels.common.errors import InputError
+from ..utils.json import dumps
 from .errors import left
-from .events import EventStream
-from .receiving import body, gone
-from .record import Record
-from .served import Served
+from .http import body, gone
+from .request_log import Record
+from .request_stream import Served
+from .responses import Answers
+from .sse import EventStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
     from ..async_engine import AsyncEngine
-    from ..ticket import Stream
-    from .asking import Asked
+    from ..core.request_handle import Stream
     from .config import ServerConfig
     from .metrics import Metrics
+    from .requests import Asked
 
 PATIENCE = 30.0
 """Seconds after the end of an answer in which a client must have read it."""

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.errors import InputError, SteeringWarning, quoted, said
-from ..catalogue import default_method, method_class, require_setting
-from ..method import Method
-from ..methods import Base
-from ..objective import Objective
-from ..options import fitted, refusal
+from ...kernels.common.errors import InputError, SteeringWarning, quoted, said
+from ..methods.base import Method
+from ..methods.builtin import Base
+from ..methods.objective import Objective
+from ..methods.registry import default_method, method_class, require_setting
+from ..utils.fields import fitted, refusal
 from .errors import api_error
 
 if sys.version_info >= (3, 11):

@@ -21,7 +21,7 @@ from trimtab.engine import (
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
-    from trimtab.engine.output import Output
+    from trimtab.engine.outputs import Output
 
 KIND, SHORT = Objective("Your answer should be kind.", 3), Objective("Your answer should be short.", 1)
 TRUE, ODD = Objective("Be true.", 0.25), Objective("東京 café!", 2)

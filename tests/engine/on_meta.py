@@ -6,31 +6,32 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trimtab.engine import Engine, blueprint
-from trimtab.engine import runner as runners
-from trimtab.kernels.gpu import ahead
-from trimtab.models import memory
-from trimtab.models.dummy import DummyWeights
+from trimtab.engine import Engine
+from trimtab.engine.core import builder
+from trimtab.engine.execution import model_runner as runners
+from trimtab.kernels.specs import aot_compile
+from trimtab.models.common import memory
+from trimtab.models.weights.dummy import DummyWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pytest
     from trimtab.engine import Request
-    from trimtab.engine.core import Core
-    from trimtab.kernels.gpu.ahead import Build
+    from trimtab.engine.core.engine_core import Core
+    from trimtab.kernels.specs.aot_compile import Build
 
 META = torch.device("meta")
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Core:
     """The core of an engine, whose results stay where they are."""
-    monkeypatch.setattr(blueprint, "device_of", lambda *_: META)
+    monkeypatch.setattr(builder, "device_of", lambda *_: META)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(DummyWeights, "tensor", _empty)
     monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
-    monkeypatch.setattr(ahead, "build_of", partial(_built, build=ahead.build_of))
+    monkeypatch.setattr(aot_compile, "build_of", partial(_built, build=aot_compile.build_of))
     return Engine.from_pretrained(model, kv_cache_memory="1GiB", **fields)._core
 
 

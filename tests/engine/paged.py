@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from trimtab.engine.blocks import KVBlocks
-from trimtab.engine.scheduler import Scheduler
+from trimtab.engine.scheduling.block_manager import KVBlocks
+from trimtab.engine.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from trimtab.engine.group import Branch, Group
-    from trimtab.engine.scheduler import Plan
+    from trimtab.engine.scheduling.scheduler import Plan
+    from trimtab.engine.sequence.sequence import Branch, Group
 
 
 class PagedTokens:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
-from trimtab.engine.graphs import DecodeGraphs
-from trimtab.engine.group import Group
-from trimtab.engine.runner import plain_tensors
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs
+from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.engine.sequence.sequence import Group
 from trimtab.kernels.backend import PLAIN
 
 from ..replaying import again
@@ -19,10 +19,10 @@ from ..tiny import at_rest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.flight import Flight
-    from trimtab.engine.output import Output
-    from trimtab.engine.scheduler import Plan
-    from trimtab.kernels.steer import Choice
+    from trimtab.engine.execution.in_flight import Flight
+    from trimtab.engine.outputs import Output
+    from trimtab.engine.scheduling.scheduler import Plan
+    from trimtab.kernels.steering.step import Choice
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 FAVOURED = 9
@@ -98,7 +98,7 @@ def test_answers_are_the_same(engine: Engine, reference: Engine) -> None:
 def test_replayed_steps_follow_one_another(
     tiny_folder: Path, reference: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.engine.blueprint.backend_of", lambda *_: PLAIN)
+    monkeypatch.setattr("trimtab.engine.core.builder.backend_of", lambda *_: PLAIN)
     engine = open_engine(tiny_folder)
     core = engine._core
     core.looks_ahead = True

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from trimtab import AsyncEngine, BusyError, Engine, InputError, Mato, Objective, Request, RunError
 from trimtab.engine import Amulet, Base, SamplingParams
-from trimtab.engine.output import Output
+from trimtab.engine.outputs import Output
 
 from ..tiny import at_rest
 from ..waiting import soon
@@ -184,7 +184,7 @@ def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_i
 
 
 def test_text_that_fails_fails_its_own_answer(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimtab.engine.answer import Answer  # noqa: PLC0415
+    from trimtab.engine.sequence.output_processor import Answer  # noqa: PLC0415
 
     append = Answer.append
 

@@ -7,8 +7,8 @@ from copy import deepcopy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.engine.blocks import KVBlocks
-from trimtab.engine.group import Group
+from trimtab.engine.scheduling.block_manager import KVBlocks
+from trimtab.engine.sequence.sequence import Group
 
 from ..tiny import group_of
 from .paged import check_pages

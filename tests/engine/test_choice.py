@@ -15,7 +15,7 @@ from .asking import ASK, KIND, SHORT, greedy, prompt_ids, sampled
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.output import Output
+    from trimtab.engine.outputs import Output
 
 
 def test_bias_bans_and_forces_tokens(tiny: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from trimtab.engine import Engine, EngineConfig
 from trimtab.engine.config import parse_bytes
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "int8"}, "dtype is 'int8'; it must be one of auto, float32, bfloat16, float16"),

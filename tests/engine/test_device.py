@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 import torch
-from trimtab.engine import Amulet, Engine, EngineConfig, Mato, Objective, Opad, Request, SamplingParams, room
-from trimtab.engine.devices import backend_of, device_of
-from trimtab.engine.graphs import DecodeGraphs, lengths, row_sizes
-from trimtab.engine.runner import plain_tensors
-from trimtab.kernels import parcel
+from trimtab.engine import Amulet, Engine, EngineConfig, Mato, Objective, Opad, Request, SamplingParams
+from trimtab.engine.execution import kv_cache_size
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs, lengths, row_sizes
+from trimtab.engine.execution.device import backend_of, device_of
+from trimtab.engine.execution.model_runner import plain_tensors
 from trimtab.kernels.backend import PLAIN, TORCH
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.models.memory import GIB
+from trimtab.kernels.common import transfer
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.common.memory import GIB
 
 from ..replaying import again
 from ..tiny import Tiny, at_rest
@@ -29,7 +30,7 @@ from ..tiny import Tiny, at_rest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trimtab.kernels.device_cache import DeviceKV
+    from trimtab.kernels.reference.paged_kv_cache import DeviceKV
     from trimtab.models.llama import Llama
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
@@ -63,7 +64,7 @@ def test_kernels_are_those_that_the_device_can_run(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(InputError, match="interpreted, for tests"):
         backend_of("triton", CPU)
-    monkeypatch.setattr("trimtab.engine.devices.find_spec", lambda name: None)
+    monkeypatch.setattr("trimtab.engine.execution.device.find_spec", lambda name: None)
     with pytest.raises(InputError, match="triton is not installed"):
         backend_of("auto", torch.device("cuda", 0))
 
@@ -73,11 +74,11 @@ def test_the_cache_of_a_gpu_gets_what_weights_and_the_largest_step_leave(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
-    monkeypatch.setattr(room, "_peak", lambda call, device: 2 * GIB)
+    monkeypatch.setattr(kv_cache_size, "_peak", lambda call, device: 2 * GIB)
     model = cast("Llama", SimpleNamespace(device=torch.device("cuda", 0)))
 
     def pages(**fields: Any) -> int:
-        return room.pages_of(EngineConfig(**fields), model, PLAIN, cast("Any", None), GIB)
+        return kv_cache_size.pages_of(EngineConfig(**fields), model, PLAIN, cast("Any", None), GIB)
 
     assert pages(gpu_memory_utilization=0.5) == 40 - 20 - 2
     assert pages(kv_cache_memory="5GiB") == 5
@@ -104,7 +105,7 @@ def open_engine(folder: Path) -> Engine:
 @pytest.fixture
 def plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine that decodes as on a GPU with torch's operations."""
-    monkeypatch.setattr("trimtab.engine.blueprint.backend_of", lambda *_: PLAIN)
+    monkeypatch.setattr("trimtab.engine.core.builder.backend_of", lambda *_: PLAIN)
     return open_engine(folder)
 
 
@@ -200,9 +201,9 @@ def test_a_parcel_arrives_as_it_was_sent_each_part_aligned() -> None:
         np.array([0.5, -np.inf], np.float32),
         np.array([[2.0**-40]]),
     ]
-    packed = parcel.pack(CPU, columns)
-    found = parcel.unpack(packed, columns)
+    packed = transfer.pack(CPU, columns)
+    found = transfer.unpack(packed, columns)
     for tensor, column in zip(found, columns, strict=True):
         assert torch.equal(tensor, torch.from_numpy(np.ascontiguousarray(column)))
-        assert (tensor.data_ptr() - packed.data_ptr()) % parcel.ALIGNED == 0
-    assert [tensor.dtype for tensor in parcel.send(META, *columns)] == [tensor.dtype for tensor in found]
+        assert (tensor.data_ptr() - packed.data_ptr()) % transfer.ALIGNED == 0
+    assert [tensor.dtype for tensor in transfer.send(META, *columns)] == [tensor.dtype for tensor in found]

@@ -13,7 +13,7 @@ from .asking import ASK, KIND, greedy, prompt_ids
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.output import Output
+    from trimtab.engine.outputs import Output
 
 EOS = 2
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from trimtab.engine import Amulet, Engine, Mato, Opad, Request, SamplingParams
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 
 from ..bits import steady
 from ..tiny import Tiny

@@ -16,7 +16,7 @@ import pytest
 import torch
 from trimtab import AsyncEngine, Engine, Mato, Objective, Request, RunError
 from trimtab.engine import SamplingParams
-from trimtab.engine.output import Output
+from trimtab.engine.outputs import Output
 
 from ..tiny import at_rest
 
@@ -158,7 +158,7 @@ def test_memory_that_is_short_at_the_start_is_a_sentence(
     def fail(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    monkeypatch.setattr(f"trimtab.engine.blueprint.{stage}", fail)
+    monkeypatch.setattr(f"trimtab.engine.core.builder.{stage}", fail)
     with pytest.raises(RunError, match=r"cpu has too little memory: .* Tried to allocate 2 GiB\.; lower"):
         Engine.from_pretrained(str(tiny_folder))
 

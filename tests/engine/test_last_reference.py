@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from trimtab import AsyncEngine, Engine, Mato, Request, RunError, SamplingParams
-from trimtab.engine.core import Core
-from trimtab.engine.graphs import DecodeGraphs
-from trimtab.engine.output import Output
-from trimtab.engine.runner import plain_tensors
+from trimtab.engine.core.engine_core import Core
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs
+from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.engine.outputs import Output
 from trimtab.kernels.backend import PLAIN
 
 from ..replaying import again
@@ -41,7 +41,7 @@ def test_an_engine_ends_with_its_last_reference(
     tiny_folder: Path, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if as_on_a_gpu:
-        monkeypatch.setattr("trimtab.engine.blueprint.backend_of", lambda *_: PLAIN)
+        monkeypatch.setattr("trimtab.engine.core.builder.backend_of", lambda *_: PLAIN)
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", block_size=16)
     if as_on_a_gpu:
         engine._core.looks_ahead, runner = True, engine._core.runner

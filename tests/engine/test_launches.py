@@ -15,18 +15,18 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
 from trimtab.engine import Amulet, Base, Mato, Objective, Opad, Request, SamplingParams
-from trimtab.engine.graphs import DecodeGraphs
-from trimtab.engine.room import rehearse
-from trimtab.engine.runner import plain_tensors
-from trimtab.kernels.gpu.ahead import Build, compile_for, recorded
-from trimtab.kernels.gpu.backend import TRITON
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs
+from trimtab.engine.execution.kv_cache_size import rehearse
+from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.kernels.specs.aot_compile import Build, compile_for, recorded
+from trimtab.kernels.triton.backend import TRITON
 
 from ..replaying import again
 from .on_meta import META, opened, steps
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
-    from trimtab.engine.core import Core
+    from trimtab.engine.core.engine_core import Core
 
 ONE, TWO = Objective("a", 0.7), Objective("b", 0.3)
 SEARCH = ("survey", "gather", "halve")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab.engine import Engine, Mato, Objective, Request, SamplingParams
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.models import memory
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.common import memory
 
 from ..tiny import Tiny, at_rest, tokenizer, write_json
 

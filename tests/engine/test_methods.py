@@ -27,11 +27,11 @@ from trimtab.engine import (
     Request,
     SamplingParams,
 )
-from trimtab.engine.methods import METHODS
-from trimtab.engine.options import option
-from trimtab.kernels.errors import InputError, SteeringWarning
-from trimtab.kernels.program import EMA, MEAN, SUM, Program
-from trimtab.kernels.strength import reward_strength, strength
+from trimtab.engine.methods.builtin import METHODS
+from trimtab.engine.utils.fields import option
+from trimtab.kernels.common.errors import InputError, SteeringWarning
+from trimtab.kernels.steering.closed_form import reward_strength, strength
+from trimtab.kernels.steering.coefficients import EMA, MEAN, SUM, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from trimtab.engine import (
     Prompt,
     SamplingParams,
 )
-from trimtab.engine.output import Output
+from trimtab.engine.outputs import Output
 
 from ..tiny import Tiny, at_rest, write_tensors
 from .asking import greedy
@@ -65,7 +65,7 @@ STRONG = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::trimtab.kernels.errors.SteeringWarning")
+@pytest.mark.filterwarnings("ignore::trimtab.kernels.common.errors.SteeringWarning")
 @pytest.mark.parametrize("value", [1e30, 1e300, math.inf, math.nan])
 @pytest.mark.parametrize("name", STRONG)
 def test_a_strength_beyond_what_scores_carry_is_refused(name: str, value: float) -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Base, Engine, EngineConfig, Method, Objective, Request, SamplingParams
-from trimtab.engine.methods import METHODS
-from trimtab.engine.options import check_fields, fitted
-from trimtab.kernels.errors import QUOTED, InputError, quoted
+from trimtab.engine.methods.builtin import METHODS
+from trimtab.engine.utils.fields import check_fields, fitted
+from trimtab.kernels.common.errors import QUOTED, InputError, quoted
 
 VALUES: dict[str, Any] = {
     "empty": "",

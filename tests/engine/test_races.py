@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from trimtab import AsyncEngine, BusyError, Engine, Mato, Objective, Request, RunError, SamplingParams
-from trimtab.engine.output import Output
+from trimtab.engine.outputs import Output
 
 from ..tiny import at_rest
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from trimtab.engine import AsyncEngine, Engine, Mato, Request
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.kernels.noise import gumbel
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.kernels.steering.gumbel import gumbel
 
 from ..bits import steady
 from ..literal import exact
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from trimtab.engine.output import Output
+    from trimtab.engine.outputs import Output
 
 TIE = 1e-3
 SMALL = {"kv_cache_memory": "8MiB", "dtype": "float32"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from trimtab.engine import Base, Engine, Mato, Mixture, Objective, Prompt, Request, SamplingParams
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 
 INF, NAN = math.inf, math.nan
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
-from trimtab.engine.blocks import KVBlocks
-from trimtab.engine.group import Group
-from trimtab.engine.scheduler import Scheduler
-from trimtab.kernels.errors import InputError
+from trimtab.engine.scheduling.block_manager import KVBlocks
+from trimtab.engine.scheduling.scheduler import Scheduler
+from trimtab.engine.sequence.sequence import Group
+from trimtab.kernels.common.errors import InputError
 
 from ..bits import steady
 from ..tiny import at_rest, group_of

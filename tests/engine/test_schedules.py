@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.engine.group import Group
+from trimtab.engine.sequence.sequence import Group
 
 from ..bits import is_steady
 from ..tiny import at_rest
@@ -18,7 +18,7 @@ from .traffic import SYSTEM, methods
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.output import Output
+    from trimtab.engine.outputs import Output
 
 QUICK, LONG = 3, 350
 """Schedules for each engine."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab import AsyncEngine, BusyError, Engine, InputError, Request
-from trimtab.engine.group import Group
-from trimtab.engine.output import Output
-from trimtab.engine.ticket import Stream, Ticket
+from trimtab.engine.core.request_handle import Stream, Ticket
+from trimtab.engine.outputs import Output
+from trimtab.engine.sequence.sequence import Group
 
 from ..bits import is_steady
 from ..tiny import at_rest

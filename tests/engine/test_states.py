@@ -22,8 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from trimtab import AsyncEngine, Engine, InputError, Request, RunError
-from trimtab.engine.output import Delta, Output
-from trimtab.engine.ticket import Stream
+from trimtab.engine.core.request_handle import Stream
+from trimtab.engine.outputs import Delta, Output
 
 from ..tiny import at_rest
 from .paged import check_pages

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
-from trimtab.engine.answer import Answer
-from trimtab.engine.output import Pick
-from trimtab.engine.sampling import SamplingParams
-from trimtab.engine.stop import StopStrings
-from trimtab.kernels.errors import InputError
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_json import JsonVocabulary
+from trimtab.engine.outputs import Pick
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.sequence.output_processor import Answer
+from trimtab.engine.sequence.stop_strings import StopStrings
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from trimtab.engine.strict_json import dumps
+from trimtab.engine.utils.json import dumps
 
 
 def test_numbers_that_json_lacks_are_null() -> None:

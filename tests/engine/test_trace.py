@@ -14,8 +14,8 @@ from .asking import ASK, KIND, ODD, SHORT, described, each_method, greedy, promp
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
-    from trimtab.kernels.steer import Choice
-    from trimtab.kernels.steer_table import Groups
+    from trimtab.kernels.steering.state import Groups
+    from trimtab.kernels.steering.step import Choice
 
 
 @each_method

@@ -33,18 +33,18 @@ from trimtab.engine import (
     Prompt,
     Request,
     SamplingParams,
-    blueprint,
 )
-from trimtab.engine.devices import shared
-from trimtab.engine.graphs import DecodeGraphs
-from trimtab.engine.order import Order
-from trimtab.engine.runner import plain_tensors
-from trimtab.engine.warmup import orders, warm_up
+from trimtab.engine.core import builder
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs
+from trimtab.engine.execution.device import shared
+from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.engine.execution.step_input import Order
+from trimtab.engine.execution.warmup import orders, warm_up
 from trimtab.kernels.backend import PLAIN
-from trimtab.kernels.gpu.ahead import TARGETS, Build, recorded
-from trimtab.kernels.gpu.backend import INVARIANT, TRITON
-from trimtab.kernels.gpu.swiglu import swiglu
-from trimtab.kernels.gpu.tuning import of as launches_of
+from trimtab.kernels.specs.aot_compile import TARGETS, Build, recorded
+from trimtab.kernels.triton.backend import INVARIANT, TRITON
+from trimtab.kernels.triton.swiglu import swiglu
+from trimtab.kernels.triton.tuning import of as launches_of
 from triton.compiler import make_backend
 from triton.runtime import jit
 
@@ -56,9 +56,9 @@ from .on_meta import META, opened, steps
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.core import Core
-    from trimtab.engine.method import Method
-    from trimtab.engine.runner import Runner
+    from trimtab.engine.core.engine_core import Core
+    from trimtab.engine.execution.model_runner import Runner
+    from trimtab.engine.methods.base import Method
 
 BRANCHES = 82
 """Twice those of a request with forty objectives."""
@@ -151,7 +151,7 @@ def test_requests_launch_no_kernel_that_the_warm_up_did_not(core: Core, replayed
 
 
 def test_with_batch_invariant_few_kernels_are_enough_for_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blueprint, "backend_of", lambda *_: INVARIANT)
+    monkeypatch.setattr(builder, "backend_of", lambda *_: INVARIANT)
     fields: dict[str, Any] = {
         "max_num_seqs": BRANCHES,
         "enable_prefix_caching": False,
@@ -234,12 +234,12 @@ def test_steps_are_captured_and_kernels_launched_where_there_are_any(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], made: list[str]
 ) -> None:
     found = list[str]()
-    monkeypatch.setattr(blueprint, "warm_up", lambda *_: found.append("warm"))
+    monkeypatch.setattr(builder, "warm_up", lambda *_: found.append("warm"))
     captured = SimpleNamespace(device=META, capture=lambda *_: found.append("captured"))
     runner = cast("Runner", captured)
     backend = PLAIN if fields.get("kernels") == "torch" else TRITON
     backend = shared(backend) if "tensor_parallel_size" in fields else backend
-    blueprint.get_ready(runner, backend, EngineConfig(**fields), 512)
+    builder.get_ready(runner, backend, EngineConfig(**fields), 512)
     assert found == made
 
 

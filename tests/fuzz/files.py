@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from trimtab.models.gguf_file import ARRAY, BOOL, NUMBERS, STRING
+from trimtab.models.gguf.reader import ARRAY, BOOL, NUMBERS, STRING
 
 from .mutators import Field, damaged, fields_damaged, json_damaged
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.kernels.errors import InputError, RunError
+from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.config import ModelConfig
 from trimtab.models.llama import held_bytes, shapes
-from trimtab.tools import info
+from trimtab.tools.commands import info
 
 from ..models import vocabularies
 from ..tiny import CHAT_TEMPLATE, Tiny, write_json, write_tensors

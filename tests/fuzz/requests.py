@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2 as httpx
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app
-from trimtab.kernels.errors import InputError
-from trimtab.tools import cli
-from trimtab.tools.evaluate import question
+from trimtab.kernels.common.errors import InputError
+from trimtab.tools.cli import main
+from trimtab.tools.common import questions as question
 
 from ..tiny import Tiny
 from .mutators import EXTREMES, TEXTS, damaged, json_damaged
@@ -188,7 +188,7 @@ def batch(folder: Path) -> Target:
         target.unlink(missing_ok=True)
         said = io.StringIO()
         with redirect_stderr(said), redirect_stdout(io.StringIO()):
-            status = cli.main(["generate", *flags])
+            status = main.main(["generate", *flags])
         if not target.exists():
             raise InputError(said.getvalue().strip())
         asked = [line for line in data.decode("utf-8-sig").split("\n") if line.strip()]

@@ -12,15 +12,15 @@ from gguf import GGMLQuantizationType as Kind
 from tokenizers import AddedToken
 from trimtab.engine import AsyncEngine, Request, SamplingParams
 from trimtab.engine.server.steering import Profiles
-from trimtab.kernels.errors import QUOTED, SAID, InputError, quoted
+from trimtab.kernels.common.errors import QUOTED, SAID, InputError, quoted
+from trimtab.models.common.json_files import MAX_BYTES, read_json
 from trimtab.models.config import ModelConfig
-from trimtab.models.folder import MAX_BYTES, read_json
-from trimtab.models.gguf import convert
-from trimtab.models.splitter import Splitter
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.vocabulary import Found, Place
-from trimtab.tools.cli import main
-from trimtab.tools.evaluate import question
+from trimtab.models.gguf.convert import convert
+from trimtab.models.tokenizer.added_token_matcher import Splitter
+from trimtab.models.tokenizer.backend import Found, Place
+from trimtab.models.tokenizer.tokenizer import Tokenizer
+from trimtab.tools.cli.main import main
+from trimtab.tools.common import questions
 
 from ..models import ggufs, vocabularies
 from ..tiny import Tiny, write_json
@@ -205,7 +205,7 @@ def test_questions_that_are_nested_too_deep_are_refused(tmp_path: Path, text: st
     file = tmp_path / "questions.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="is neither a JSON list of questions nor one a line"):
-        question.read(str(file))
+        questions.read(str(file))
 
 
 @pytest.mark.parametrize("wishes", [5, "Be brief.", {"text": "x"}, [5], [{}], [" "], True])
@@ -213,7 +213,7 @@ def test_preferences_that_are_no_list_of_texts_are_refused(tmp_path: Path, wishe
     file = tmp_path / "questions.json"
     write_json(file, [{"question": "Why?", "preferences": wishes}])
     with pytest.raises(InputError, match="they must be texts"):
-        question.read(str(file))
+        questions.read(str(file))
 
 
 LONG = ("a." * 100_000 + "b", '"a".' * 100_000 + "b", "'a' . " * 100_000 + "b")

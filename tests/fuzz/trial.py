@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from trimtab.kernels.errors import InputError, RunError
+from trimtab.kernels.common.errors import InputError, RunError
 
 from .targets import TARGETS
 

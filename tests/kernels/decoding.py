@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from trimtab.engine.methods import (
+from trimtab.engine.methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -19,9 +19,9 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.engine.objective import Objective
-from trimtab.kernels.steer import steer
-from trimtab.kernels.steer_table import Draw, Edits, Groups, SteerTable
+from trimtab.engine.methods.objective import Objective
+from trimtab.kernels.steering.state import Draw, Edits, Groups, SteerTable
+from trimtab.kernels.steering.step import steer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

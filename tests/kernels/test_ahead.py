@@ -13,32 +13,23 @@ pytest.importorskip("triton", reason="kernels are compiled where there is triton
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
-from trimtab.kernels.batch import Segment
-from trimtab.kernels.gpu import ahead
-from trimtab.kernels.gpu.ahead import TARGETS, Build, builds_of, compile_for, recorded
-from trimtab.kernels.gpu.attention import paged_attention
-from trimtab.kernels.gpu.backend import INVARIANT
-from trimtab.kernels.gpu.configs import SHIPPED
-from trimtab.kernels.gpu.layer_cases import ATTENTION, INVARIANT_ATTENTION
-from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
-from trimtab.kernels.gpu.lm_head_steer_cases import (
-    AMULET,
-    DRAWN,
-    FILTERED,
-    GREEDY,
-    LLAMA,
-    MATO,
-    NEAR,
-    deciding,
-)
-from trimtab.kernels.program import Program
+from trimtab.kernels.attention_metadata import Segment
+from trimtab.kernels.specs import aot_compile
+from trimtab.kernels.specs.aot_compile import TARGETS, Build, builds_of, compile_for, recorded
+from trimtab.kernels.specs.layers import ATTENTION, INVARIANT_ATTENTION
+from trimtab.kernels.specs.lm_head import AMULET, DRAWN, FILTERED, GREEDY, LLAMA, MATO, NEAR, deciding
 from trimtab.kernels.specs.registry import SPECS
-from trimtab.kernels.steer_table import Groups, SteerTable
+from trimtab.kernels.steering.coefficients import Program
+from trimtab.kernels.steering.state import Groups, SteerTable
+from trimtab.kernels.triton.attention import paged_attention
+from trimtab.kernels.triton.backend import INVARIANT
+from trimtab.kernels.triton.configs import SHIPPED
+from trimtab.kernels.triton.lm_head.launch import lm_head_steer
 from trimtab.models.config import ModelConfig
-from trimtab.models.dummy import DummyWeights
+from trimtab.models.forward import forward
 from trimtab.models.llama import Llama, shapes
-from trimtab.models.ragged import forward
-from trimtab.tools import tune
+from trimtab.models.weights.dummy import DummyWeights
+from trimtab.tools.commands import tune
 
 from ..tiny import Tiny
 
@@ -59,7 +50,7 @@ def test_no_kernel_spills(arch: str) -> None:
 
 
 def test_what_is_compiled_is_what_is_launched() -> None:
-    from trimtab.kernels.gpu.literal import iterate  # noqa: PLC0415
+    from trimtab.kernels.triton.unrolled_loop import iterate  # noqa: PLC0415
 
     x = torch.zeros(3, 41)
     with recorded() as builds:
@@ -79,7 +70,7 @@ def test_a_kernel_that_spills_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     build = next(build for build in BUILDS if build.kernel == "survey" and build.constants["OUTER"])
     crowded = Build(build.function, build.types, build.constants, build.aligned, 1, build.stages)
     assert compile_for(crowded, "sm_90").spills > 0
-    assert ahead._occupancy("sm_90", 255, 0, 1) < ahead._occupancy("sm_90", 32, 0, 1)
+    assert aot_compile._occupancy("sm_90", 255, 0, 1) < aot_compile._occupancy("sm_90", 32, 0, 1)
 
 
 @pytest.mark.long

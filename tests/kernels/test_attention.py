@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
-from trimtab.kernels import pool
-from trimtab.kernels.attention import PagedKV
-from trimtab.kernels.batch import Batch, Segment
-from trimtab.kernels.rope import Turns
+from trimtab.kernels.attention_metadata import Batch, Segment
+from trimtab.kernels.cpu import block_pool
+from trimtab.kernels.cpu.paged_kv_cache import PagedKV
+from trimtab.kernels.reference.rotary import Turns
 
 from ..bits import steady
 
@@ -293,7 +293,7 @@ def decoded(
 def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
     shape: tuple[int, int, int], length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "BUFFER", 1 << 14)  # several buffers a step
+    monkeypatch.setattr(block_pool, "BUFFER", 1 << 14)  # several buffers a step
     alone = decoded(shape, dtype, length, [], True)
     for others in ([7], [400], [40, 128, 300, 3], [10 + 31 * at for at in range(1, 12)]):
         for first in (True, False):

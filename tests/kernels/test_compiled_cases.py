@@ -14,10 +14,10 @@ pytest.importorskip("triton", reason="kernels are compiled where there is triton
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
-from trimtab.kernels import spec as specs
-from trimtab.kernels.gpu.cases import LLAMA, MASKED, SAMPLED, STEER, _steering
-from trimtab.kernels.spec import Case, KernelSpec
+from trimtab.kernels.specs import spec as specs
 from trimtab.kernels.specs.registry import SPECS
+from trimtab.kernels.specs.spec import Case, KernelSpec
+from trimtab.kernels.specs.steering import LLAMA, MASKED, SAMPLED, STEER, _steering
 from trimtab.tools.gpu.kernels import compared
 
 from .emulator.launch import emulated

@@ -16,8 +16,8 @@ pytest.importorskip("triton", reason="kernels are compiled where there is triton
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
-from trimtab.kernels.gpu.compiles import Compiles, _place
-from trimtab.kernels.gpu.swiglu import swiglu
+from trimtab.kernels.triton.jit_monitor import Compiles, _place
+from trimtab.kernels.triton.swiglu import swiglu
 
 from ..compiling import compile_only
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
-from trimtab.engine.methods import Base, LinearAlignment
-from trimtab.kernels.steer_table import Edits
+from trimtab.engine.methods.builtin import Base, LinearAlignment
+from trimtab.kernels.steering.state import Edits
 
 from .decoding import GREEDY, SAMPLED, Request, decode, nucleus, random_logits, same, wishes
 

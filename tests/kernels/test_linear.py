@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from trimtab.kernels.linear import GatedLinear, Linear, steady_rows
-from trimtab.kernels.swiglu import swiglu
+from trimtab.kernels.cpu.linear import GatedLinear, Linear, steady_rows
+from trimtab.kernels.reference.swiglu import swiglu
 
 CPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from trimtab.kernels import noise
-from trimtab.kernels.noise import bits, gumbel, keys
-from trimtab.kernels.program import Program
-from trimtab.kernels.steer import draw
-from trimtab.kernels.steer_table import Draw, SteerTable
+from trimtab.kernels.steering import gumbel as noise
+from trimtab.kernels.steering.coefficients import Program
+from trimtab.kernels.steering.gumbel import bits, gumbel, keys
+from trimtab.kernels.steering.state import Draw, SteerTable
+from trimtab.kernels.steering.step import draw
 
 UNLIKELY = 1e-6
 """A test fails where a perfect source would fail it once in a million choices of seeds."""

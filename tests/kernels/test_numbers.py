@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import Tensor
-from trimtab.engine.methods import (
+from trimtab.engine.methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -21,8 +21,8 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steer import Choice, reweight, steer
-from trimtab.kernels.steer_table import Draw, Groups, SteerTable
+from trimtab.kernels.steering.state import Draw, Groups, SteerTable
+from trimtab.kernels.steering.step import Choice, reweight, steer
 
 from .decoding import wishes
 

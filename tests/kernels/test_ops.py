@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from trimtab.kernels.norm import rms_norm
-from trimtab.kernels.rope import Turns, rotate
-from trimtab.kernels.swiglu import swiglu
+from trimtab.kernels.reference.rms_norm import rms_norm
+from trimtab.kernels.reference.rotary import Turns, rotate
+from trimtab.kernels.reference.swiglu import swiglu
 
 SIZES = [7, 9, 41, 576, 1536]
 EPS = torch.tensor([1e-5])

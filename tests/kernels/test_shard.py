@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
-from trimtab.kernels.peers import LostPeerError, Peers
-from trimtab.kernels.shard import WHOLE, Shard
-from trimtab.kernels.steer_table import SteerTable
-from trimtab.kernels.support import support_threshold
+from trimtab.kernels.distributed.communicator import LostPeerError, Peers
+from trimtab.kernels.distributed.vocab_parallel import WHOLE, Shard
+from trimtab.kernels.steering.state import SteerTable
+from trimtab.kernels.steering.top_k_top_p import support_threshold
 
 from .decoding import VOCAB, Request, Seen, decode, mixture_of_requests, random_logits, same, tokens
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.engine.methods import (
+from trimtab.engine.methods.builtin import (
     Amulet,
     ContextSteering,
     Guidance,
@@ -22,10 +22,10 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.program import Program
-from trimtab.kernels.steer import steer
-from trimtab.kernels.steer_table import Draw, Groups, SteerTable
-from trimtab.kernels.strength import literal_loop
+from trimtab.kernels.steering.closed_form import literal_loop
+from trimtab.kernels.steering.coefficients import Program
+from trimtab.kernels.steering.state import Draw, Groups, SteerTable
+from trimtab.kernels.steering.step import steer
 
 from .decoding import (
     GREEDY,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.strength import literal_loop, literal_reward_loop, reward_strength, strength
+from trimtab.kernels.steering.closed_form import literal_loop, literal_reward_loop, reward_strength, strength
 
 exactly = settings(deadline=None, derandomize=True, max_examples=120)
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.shard import WHOLE, WINDOW
-from trimtab.kernels.support import support_threshold
+from trimtab.kernels.distributed.vocab_parallel import WHOLE, WINDOW
+from trimtab.kernels.steering.top_k_top_p import support_threshold
 
 exactly = settings(deadline=None, derandomize=True, max_examples=150)
 NEAR = 1e-5

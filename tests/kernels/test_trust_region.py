@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels import trust_region
-from trimtab.kernels.shard import Whole
-from trimtab.kernels.trust_region import divergence, moments, row_sum, solve
+from trimtab.kernels.distributed.vocab_parallel import Whole
+from trimtab.kernels.steering import trust_region
+from trimtab.kernels.steering.trust_region import divergence, moments, row_sum, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.engine.methods import Mato
-from trimtab.kernels.steer import reweight
+from trimtab.engine.methods.builtin import Mato
+from trimtab.kernels.steering.step import reweight
 
 from .decoding import Request, decode, float64, random_logits, wishes
 

@@ -12,11 +12,11 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from trimtab.kernels.errors import InputError
-from trimtab.models.chat import DEFAULT_SYSTEM, BranchPrompt, render_branches
-from trimtab.models.template import ChatTemplate
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_json import JsonVocabulary
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.chat.prompts import DEFAULT_SYSTEM, BranchPrompt, render_branches
+from trimtab.models.chat.template import ChatTemplate
+from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 from .templates import CHATML, GEMMA, MISTRAL, PLAIN, QWEN3, SILENT, TEMPLATES
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from trimtab.engine.engine import Engine
-from trimtab.kernels.errors import InputError
-from trimtab.models.checkpoint import Checkpoint
+from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
 from trimtab.models.llama import Llama
+from trimtab.models.weights.safetensors import Checkpoint
 
 from ..anonymous import MIB, peak
 from ..tiny import Tiny, write_json, write_tensors
@@ -99,7 +99,7 @@ def test_reading_all_tensors_takes_no_memory_of_its_own(tmp_path: Path) -> None:
     tensors = {f"t{index}": torch.zeros(8 * MIB, dtype=torch.bfloat16) for index in range(8)}
     write_tensors(tmp_path, tensors, shards=2)
     taken = peak(
-        "from trimtab.models.checkpoint import Checkpoint; torch.zeros(1).aminmax()",
+        "from trimtab.models.weights.safetensors import Checkpoint; torch.zeros(1).aminmax()",
         "checkpoint = Checkpoint(Path(sys.argv[1]))\n"
         "tensors = [checkpoint.tensor(name) for name in checkpoint.shapes]",
         tmp_path,

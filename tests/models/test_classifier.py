@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from trimtab.engine import Engine
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 from trimtab.models import classifier
 from trimtab.models.classifier import Classifier, open_classifier
 from trimtab.models.config import ModelConfig

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
+from trimtab.models.layers.rotary_embedding import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 
 from ..tiny import Tiny
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_json import JsonVocabulary
+from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 from .vocabularies import ATOMS, CORPUS, SPECIAL, byte_fallback, byte_level, llama_decoder, unigram
 

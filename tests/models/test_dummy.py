@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.dummy import DummyWeights, IdVocabulary
 from trimtab.models.llama import shapes
-from trimtab.models.presets import PRESETS, find
-from trimtab.models.tokenizer import Tokenizer
+from trimtab.models.loader.presets import PRESETS, find
+from trimtab.models.tokenizer.tokenizer import Tokenizer
+from trimtab.models.weights.dummy import DummyWeights, IdVocabulary
 
 from ..tiny import Tiny, write_json
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from trimtab.engine import Method
-    from trimtab.engine.output import Output
+    from trimtab.engine.outputs import Output
 
 TOLERANCE = 1e-4
 LENGTHS = (9, 150)

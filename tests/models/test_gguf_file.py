@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.kernels.errors import InputError
-from trimtab.models.gguf_file import GGUFFile
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.gguf.reader import GGUFFile
 
 from .ggufs import write
 

@@ -12,9 +12,9 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from trimtab.kernels.errors import InputError
-from trimtab.models.gguf import convert
-from trimtab.models.gguf_rope import TOLERANCE
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.gguf.convert import convert
+from trimtab.models.gguf.rope_scaling import TOLERANCE
 
 from .ggufs import tensors, write
 

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
-from trimtab.kernels.errors import InputError
-from trimtab.models.gguf import convert
-from trimtab.models.gguf_pre import PRE_TOKENIZERS
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.gguf.convert import convert
+from trimtab.models.gguf.pre_tokenizer import PRE_TOKENIZERS
 
 from .ggufs import TOKENS, TYPES, tensors, write
 

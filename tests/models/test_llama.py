@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.models.rope import Rope
-from trimtab.models.rotary import Rotary
+from trimtab.models.layers.rotary_embedding import Rope, Rotary
 
 from ..anonymous import peak
 from ..literal import Branches, exact, reference

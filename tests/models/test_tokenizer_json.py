@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
-from trimtab.kernels.errors import InputError
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_json import JsonVocabulary
-from trimtab.models.vocabulary import Place, spliced
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.tokenizer.backend import Place, spliced
+from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 from .vocabularies import AWKWARD, FORGERIES, OTHER, SPECIAL, byte_fallback, byte_level, unigram
 

@@ -14,10 +14,10 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken
 from transformers import LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
-from trimtab.kernels.errors import InputError
-from trimtab.models.sentencepiece_model import SentencePieceModel
-from trimtab.models.tokenizer import Tokenizer
-from trimtab.models.tokenizer_spm import SentencePieceVocabulary
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.tokenizer.sentencepiece import SentencePieceVocabulary
+from trimtab.models.tokenizer.sentencepiece_model import SentencePieceModel
+from trimtab.models.tokenizer.tokenizer import Tokenizer
 
 from .vocabularies import AWKWARD, FORGERIES, LLAMA, MODELS, sentencepiece_model
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from trimtab.engine.output import BranchPrompt, Delta, Output, Timings, TokenLogprobs, Trace
-from trimtab.tools import loading, roof
-from trimtab.tools.cli import main
+from trimtab.engine.outputs import BranchPrompt, Delta, Output, Timings, TokenLogprobs, Trace
+from trimtab.tools.cli import open_engine
+from trimtab.tools.cli.main import main
+from trimtab.tools.common import machine_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         fake.configs.append(config)
         return fake
 
-    monkeypatch.setattr(loading, "open_engine", opened)
+    monkeypatch.setattr(open_engine, "open_engine", opened)
     return fake
 
 
@@ -108,7 +109,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 @pytest.fixture
 def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's roof is measured on a mebibyte and few rows: quickly, and wrong."""
-    monkeypatch.setitem(roof.SIZES, "cpu", roof.Sizes(1 << 20, 64, 5))
+    monkeypatch.setitem(machine_peaks.SIZES, "cpu", machine_peaks.Sizes(1 << 20, 64, 5))
 
 
 def plain(path: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from trimtab.engine.methods import Amulet, Base, Mato
-from trimtab.engine.objective import Objective
+from trimtab.engine.methods.builtin import Amulet, Base, Mato
+from trimtab.engine.methods.objective import Objective
 
 from .conftest import FakeEngine, Ran
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trimtab import __version__
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.tools import cli, loading
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.tools.cli import main, open_engine
 
 from .conftest import FakeEngine, Ran
 
@@ -80,10 +80,10 @@ def test_help_and_version_go_to_stdout(run: Run) -> None:
     for words in ([], ["--help"], ["-h"]):
         ran = run(*words)
         assert (ran.status, ran.err) == (0, "")
-        assert all(verb in ran.out for verb in cli.VERBS)
+        assert all(verb in ran.out for verb in main.VERBS)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", main.VERBS)
 def test_every_verb_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     ran = run(verb, "--help")
@@ -99,7 +99,7 @@ def test_help_of_generate_is_grouped(run: Run) -> None:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from trimtab.tools.cli import main\n"
+        "import sys; from trimtab.tools.cli.main import main\n"
         "for verb in ('', 'generate', 'chat', 'compare', 'pull', 'convert', 'info'):\n"
         "    assert main([verb, '--help'] if verb else ['--help']) == 0\n"
         "assert 'torch' not in sys.modules, 'torch'"
@@ -128,7 +128,7 @@ def test_help_needs_no_torch() -> None:
 def test_a_failure_to_open_the_model_is_one_sentence(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
 ) -> None:
-    monkeypatch.setattr(loading, "open_engine", _raising(error))
+    monkeypatch.setattr(open_engine, "open_engine", _raising(error))
     ran = run("generate", "hi")
     assert (ran.status, ran.out) == (status, "")
     assert ran.err.startswith(f"trimtab: {sentence}")
@@ -137,13 +137,13 @@ def test_a_failure_to_open_the_model_is_one_sentence(
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), ZeroDivisionError(), AssertionError()])
 def test_a_defect_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(loading, "open_engine", _raising(error))
+    monkeypatch.setattr(open_engine, "open_engine", _raising(error))
     with pytest.raises(type(error)):
         run("generate", "hi")
 
 
 def test_ctrl_c_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "open_engine", _raising(KeyboardInterrupt()))
+    monkeypatch.setattr(open_engine, "open_engine", _raising(KeyboardInterrupt()))
     assert run("generate", "hi") == Ran(130, "", "")
 
 
@@ -190,7 +190,7 @@ def test_stdin_that_is_no_text_is_a_sentence_in_any_locale(verb: str, locale: st
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    verb=st.sampled_from([*cli.VERBS]),
+    verb=st.sampled_from([*main.VERBS]),
     words=st.lists(st.sampled_from([*TYPED.split(), "9" * 5000]) | st.text(max_size=5), max_size=6),
 )
 def test_whatever_is_typed_the_command_answers_or_says_one_sentence(
@@ -221,7 +221,7 @@ def test_warnings_of_others_are_not_signed(run: Run, monkeypatch: pytest.MonkeyP
         warnings.warn("from elsewhere", UserWarning, stacklevel=1)
         raise RunError("enough")
 
-    monkeypatch.setattr(loading, "open_engine", warning)
+    monkeypatch.setattr(open_engine, "open_engine", warning)
     with pytest.warns(UserWarning, match="from elsewhere"):
         ran = run("generate", "hi")
     assert ran == Ran(1, "", "trimtab: enough\n")
@@ -240,7 +240,7 @@ def test_a_terminal_without_utf8_gets_characters_written_out(
     narrow = io.TextIOWrapper(sent, encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
     engine.pieces = ["caf", "é"]
-    assert cli.main(["generate", "hi"]) == 0
+    assert main.main(["generate", "hi"]) == 0
     assert sent.getvalue() == b"caf\\xe9\n"
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
-from trimtab.engine.methods import Amulet, Base, Mato, Prompt
-from trimtab.engine.objective import Objective
-from trimtab.tools import display, plain
+from trimtab.engine.methods.builtin import Amulet, Base, Mato, Prompt
+from trimtab.engine.methods.objective import Objective
+from trimtab.tools.cli import display, terminal
 
 from .conftest import FakeEngine, Ran
 
@@ -59,7 +59,7 @@ def test_a_failed_column_is_named_and_the_others_are_shown(run: Run, engine: Fak
 def test_a_wide_terminal_gets_columns_and_a_narrow_one_sections(
     run: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, width: int, is_table: bool
 ) -> None:
-    monkeypatch.setattr(plain, "watched", lambda: True)
+    monkeypatch.setattr(terminal, "watched", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(display, "screen", lambda: Console(force_terminal=True, width=width, height=30))
     out = run("compare", "hi", "--prefer", "x", "--methods", "base,mato").out

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
-from trimtab.engine.output import Delta, Trace
-from trimtab.tools import display, plain
+from trimtab.engine.outputs import Delta, Trace
+from trimtab.tools.cli import display, terminal
 
 if TYPE_CHECKING:
     import pytest
@@ -37,13 +37,13 @@ def sent(screen: Console) -> str:
 @settings(deadline=None)
 @given(st.text(), st.text())
 def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right: str) -> None:
-    made = plain.safe(left + "\x1b\x9b\u202e\ud800" + right)
+    made = terminal.safe(left + "\x1b\x9b\u202e\ud800" + right)
     made.encode()
     assert not [
         c for c in made if c not in "\n\t" and (c < " " or "\x7f" <= c < "\xa0" or "\u202a" <= c <= "\u202e")
     ]
     assert "\\x1b\\x9b\\u202e\\ud800" in made
-    assert plain.safe("naïve 日本 👍\tx\n") == "naïve 日本 👍\tx\n"
+    assert terminal.safe("naïve 日本 👍\tx\n") == "naïve 日本 👍\tx\n"
 
 
 @settings(deadline=None)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from trimtab.engine.config import EngineConfig
-from trimtab.engine.method import Method
-from trimtab.engine.methods import METHODS
-from trimtab.engine.objective import Objective
-from trimtab.engine.options import option
-from trimtab.engine.sampling import SamplingParams
-from trimtab.kernels.errors import InputError
-from trimtab.tools import asking, flags, steering
-from trimtab.tools.parser import Parser
+from trimtab.engine.methods.base import Method
+from trimtab.engine.methods.builtin import METHODS
+from trimtab.engine.methods.objective import Objective
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.utils.fields import option
+from trimtab.kernels.common.errors import InputError
+from trimtab.tools.cli import common_args, flags, method_args
+from trimtab.tools.cli.parser import Parser
 
 WISHES = [Objective("Be brief."), Objective("Be kind.")]
 
@@ -83,7 +83,7 @@ def written(values: dict[str, Any]) -> list[str]:
 def different(cls: type[Method]) -> dict[str, Any]:
     """A value for each field of a method that is not its default."""
     values: dict[str, Any] = {}
-    for name, kind in flags.kinds(cls, steering.UNFLAGGED).items():
+    for name, kind in flags.kinds(cls, method_args.UNFLAGGED).items():
         default = next(flags.default_of(f) for f in dataclasses.fields(cls) if f.name == name)
         if kind.item is bool:
             values[name] = not default
@@ -96,13 +96,13 @@ def different(cls: type[Method]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cls", [EngineConfig, SamplingParams, *METHODS])
 def test_every_field_is_a_flag_of_the_same_name(cls: type) -> None:
-    options = options_of(parser(steering.add_flags, asking.add_sampling, asking.add_model))
+    options = options_of(parser(method_args.add_flags, common_args.add_sampling, common_args.add_model))
     names = {f.name for f in dataclasses.fields(cls)} - {"objectives"}
     assert {"--" + name.replace("_", "-") for name in names} <= options
 
 
 def test_every_flag_has_a_line_of_help() -> None:
-    made = parser(steering.add_flags, asking.add_sampling, asking.add_model)
+    made = parser(method_args.add_flags, common_args.add_sampling, common_args.add_model)
     assert [a.option_strings for a in made._actions if not a.help] == []
 
 
@@ -111,13 +111,13 @@ def test_sampling_given_as_flags_comes_back_the_same() -> None:
     assert not [
         f.name for f in dataclasses.fields(SAMPLING) if getattr(SAMPLING, f.name) == flags.default_of(f)
     ]
-    args = parser(asking.add_sampling).read(written(vars(SAMPLING)))
-    assert asking.sampling(args) == SAMPLING
+    args = parser(common_args.add_sampling).read(written(vars(SAMPLING)))
+    assert common_args.sampling(args) == SAMPLING
 
 
 def test_config_given_as_flags_comes_back_the_same() -> None:
-    args = parser(asking.add_sampling, asking.add_model).read([*written(vars(CONFIG))])
-    assert asking.config(args) == CONFIG
+    args = parser(common_args.add_sampling, common_args.add_model).read([*written(vars(CONFIG))])
+    assert common_args.config(args) == CONFIG
 
 
 @pytest.mark.parametrize("cls", METHODS)
@@ -131,32 +131,32 @@ def test_a_method_given_as_flags_comes_back_the_same(cls: type[Method]) -> None:
         values["strength"] = 3.0
     if cls.name == "guidance":
         values["guidance_scale"] = 2.5
-    args = parser(steering.add_flags).read(["--method", cls.name, *written(values)])
+    args = parser(method_args.add_flags).read(["--method", cls.name, *written(values)])
     wishes = [] if cls.wishes == "none" else WISHES
-    assert steering.choice(args, wishes).build(wishes) == cls(tuple(wishes), **values)
+    assert method_args.choice(args, wishes).build(wishes) == cls(tuple(wishes), **values)
 
 
 def test_no_flags_give_the_dataclasses_own_defaults() -> None:
-    args = parser(steering.add_flags, asking.add_sampling, asking.add_model).read([])
-    assert asking.sampling(args) == SamplingParams()
-    assert asking.config(args) == EngineConfig()
-    assert steering.choice(args, []).values == {}
+    args = parser(method_args.add_flags, common_args.add_sampling, common_args.add_model).read([])
+    assert common_args.sampling(args) == SamplingParams()
+    assert common_args.config(args) == EngineConfig()
+    assert method_args.choice(args, []).values == {}
 
 
 def test_one_seed_flag_seeds_both_the_engine_and_the_request() -> None:
-    args = parser(asking.add_sampling, asking.add_model).read(["--seed", "7"])
-    assert (asking.sampling(args).seed, asking.config(args).seed) == (7, 7)
+    args = parser(common_args.add_sampling, common_args.add_model).read(["--seed", "7"])
+    assert (common_args.sampling(args).seed, common_args.config(args).seed) == (7, 7)
 
 
 def test_none_resets_an_optional_field() -> None:
-    args = parser(steering.add_flags).read(["--method", "linear-alignment", "--mask-top-p", "none"])
-    assert steering.choice(args, WISHES).values == {"mask_top_p": None}
+    args = parser(method_args.add_flags).read(["--method", "linear-alignment", "--mask-top-p", "none"])
+    assert method_args.choice(args, WISHES).values == {"mask_top_p": None}
 
 
 def test_none_is_no_value_where_a_field_is_not_optional() -> None:
-    args = parser(asking.add_sampling).read(["--max-tokens", "none"])
+    args = parser(common_args.add_sampling).read(["--max-tokens", "none"])
     with pytest.raises(InputError, match=r"^--max-tokens is 'none'; it must be a whole number$"):
-        asking.sampling(args)
+        common_args.sampling(args)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_none_is_no_value_where_a_field_is_not_optional() -> None:
 )
 def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
-        asking.sampling(parser(asking.add_sampling).read(words))
+        common_args.sampling(parser(common_args.add_sampling).read(words))
     assert str(caught.value) == sentence
 
 
@@ -197,17 +197,17 @@ def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentenc
 )
 def test_argparse_mistakes_are_a_sentence_that_points_to_help(words: list[str]) -> None:
     with pytest.raises(InputError, match=r"^[^\n]+; see trimtab test --help$"):
-        parser(asking.add_sampling).read(words)
+        parser(common_args.add_sampling).read(words)
 
 
 def test_a_switch_takes_no_value() -> None:
     said = r"^--no-ignore-eos takes no value, but was given 'yes'; see trimtab test --help$"
     with pytest.raises(InputError, match=said):
-        parser(asking.add_sampling).read(["--no-ignore-eos=yes"])
+        parser(common_args.add_sampling).read(["--no-ignore-eos=yes"])
 
 
 def test_a_value_may_start_with_a_dash() -> None:
-    args = parser(steering.add_flags, asking.add_sampling).read(
+    args = parser(method_args.add_flags, common_args.add_sampling).read(
         ["--prefer", "-x=1", "--stop", "x=--", "--stop", "--end"]
     )
     assert args.prefer == ["-x=1"]
@@ -215,7 +215,7 @@ def test_a_value_may_start_with_a_dash() -> None:
 
 
 def test_words_after_two_dashes_are_no_flags() -> None:
-    made = parser(asking.add_prompt, asking.add_sampling)
+    made = parser(common_args.add_prompt, common_args.add_sampling)
     assert made.read(["--top-k", "3", "--", "--top-k"]).prompt == "--top-k"
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
-from trimtab.engine.methods import Base, Mato
-from trimtab.engine.objective import Objective
-from trimtab.tools import display, plain
+from trimtab.engine.methods.builtin import Base, Mato
+from trimtab.engine.methods.objective import Objective
+from trimtab.tools.cli import display
+from trimtab.tools.cli import terminal as plain
 
 from .conftest import FakeEngine, Ran
 

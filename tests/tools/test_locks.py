@@ -1,4 +1,4 @@
-"""tools/locks: what the scripts install, by its hashes."""
+"""tools/scripts/locks: what the scripts install, by its hashes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def needed(name: str, extras: frozenset[str], found: set[str]) -> set[str]:
 
 
 def test_there_is_a_lock_for_what_each_script_installs() -> None:
-    asked = {re.search(r"^source tools/environment (\S+)$", (TOOLS / name).read_text(), re.MULTILINE)
+    asked = {re.search(r"^source tools/scripts/environment (\S+)$", (TOOLS / name).read_text(), re.MULTILINE)
              for name in ("demo", "test")}  # fmt: skip
     assert {found[1].replace(",", "-") for found in asked if found} == {lock.stem for lock in LOCKS}
 

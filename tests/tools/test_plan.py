@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from trimtab.engine.engine import Engine
-from trimtab.engine.methods import Base
-from trimtab.models import work
+from trimtab.engine.methods.builtin import Base
+from trimtab.models import roofline
 from trimtab.models.config import ModelConfig
-from trimtab.models.presets import PRESETS
-from trimtab.tools import plan, roof
-from trimtab.tools.gpu import steps
-from trimtab.tools.plan.asked import Asked
+from trimtab.models.loader.presets import PRESETS
+from trimtab.tools import plan
+from trimtab.tools.common import machine_peaks
+from trimtab.tools.gpu import step_benchmark
+from trimtab.tools.plan.config import Asked
 from trimtab.tools.plan.replica import Replica
 
 from ..tiny import Tiny, write_json
@@ -41,45 +42,47 @@ def steered(**more: Any) -> Replica:
 
 def test_a_step_counts_with_the_bytes_that_kernels_are_timed_by() -> None:
     pytest.importorskip("triton")
-    from trimtab.kernels.gpu.layer_cases import LAYER_SPECS  # noqa: PLC0415
+    from trimtab.kernels.specs.layers import LAYER_SPECS  # noqa: PLC0415
 
     cases = {(spec.name, case.name): case.work for spec in LAYER_SPECS for case in spec.cases}
-    of_16 = {part.work for part in work.decoding(LLAMA, 16, 100, 2)}
+    of_16 = {part.work for part in roofline.decoding(LLAMA, 16, 100, 2)}
     assert cases["rms_norm", "Llama 3.1 8B, 16 rows"] in of_16
     assert cases["swiglu", "Llama 3.1 8B, 16 rows"] in of_16
     assert cases["rope_write", "Llama 3.1 8B, 16 rows, with norms"] in of_16
-    of_5 = {part.work for part in work.decoding(LLAMA, 5, 2048, 2)}
+    of_5 = {part.work for part in roofline.decoding(LLAMA, 5, 2048, 2)}
     assert cases["paged_attention", "Llama 3.1 8B, 5 decoding at 2048"] in of_5
 
 
 def test_a_step_reads_every_weight_once_and_multiplies_by_each() -> None:
-    matrices = work.weight_bytes(LLAMA, 2) - 2 * LLAMA.hidden_size * (2 * LLAMA.num_layers + 1)
-    few, many = ({p: p.work for p in work.decoding(LLAMA, rows, 1, 2)} for rows in (0, 7))
-    products = [p for p in few if p.stage in work.PRODUCTS]
+    matrices = roofline.weight_bytes(LLAMA, 2) - 2 * LLAMA.hidden_size * (2 * LLAMA.num_layers + 1)
+    few, many = ({p: p.work for p in roofline.decoding(LLAMA, rows, 1, 2)} for rows in (0, 7))
+    products = [p for p in few if p.stage in roofline.PRODUCTS]
     assert sum(p.bytes for p in products) == matrices
-    flops = sum(p.flops for p in many if p.stage in work.PRODUCTS)
+    flops = sum(p.flops for p in many if p.stage in roofline.PRODUCTS)
     assert flops == 7 * matrices  # two for each number of two bytes
 
 
 def test_a_window_bounds_what_a_layer_reads_and_computes() -> None:
     windowed = replace(LLAMA, windows=(64,) * 8 + (None,) * 24)
-    read = sum(p.bytes for p in work.decoding(windowed, 1, 1000, 2) if p.stage == "attention")
+    read = sum(p.bytes for p in roofline.decoding(windowed, 1, 1000, 2) if p.stage == "attention")
     own = 2 * LLAMA.num_layers * LLAMA.num_heads * LLAMA.head_dim * 2
-    assert read - own == work.kv_bytes(windowed, 1, 1000, 2)
-    assert work.kv_bytes(windowed, 1, 1000, 2) == LLAMA.kv_size * 2 * (8 * 64 + 24 * 1000) / 32
+    assert read - own == roofline.kv_bytes(windowed, 1, 1000, 2)
+    assert roofline.kv_bytes(windowed, 1, 1000, 2) == LLAMA.kv_size * 2 * (8 * 64 + 24 * 1000) / 32
 
 
 def test_prompts_in_pieces_read_the_weights_once_a_piece_and_compute_the_same() -> None:
-    runs = [work.Run(3, 500, 500)]
-    once, thrice = (work.parts(LLAMA, runs, 3, 2, passes=passes) for passes in (1, 3))
+    runs = [roofline.Run(3, 500, 500)]
+    once, thrice = (roofline.parts(LLAMA, runs, 3, 2, passes=passes) for passes in (1, 3))
     assert sum(p.flops for p in thrice) == pytest.approx(sum(p.flops for p in once))
     more = sum(p.bytes for p in thrice) - sum(p.bytes for p in once)
-    layers = work.weight_bytes(LLAMA, 2) - 2 * LLAMA.hidden_size * (LLAMA.vocab_size + 2 * LLAMA.num_layers)
+    layers = roofline.weight_bytes(LLAMA, 2) - 2 * LLAMA.hidden_size * (
+        LLAMA.vocab_size + 2 * LLAMA.num_layers
+    )
     assert more == pytest.approx(2 * layers, rel=1e-3)
 
 
 def test_shares_of_a_model_add_up_to_it() -> None:
-    whole, half = (work.decoding(LLAMA, 5, 700, 2, shares) for shares in (1, 2))
+    whole, half = (roofline.decoding(LLAMA, 5, 700, 2, shares) for shares in (1, 2))
     for one, other in zip(whole, half, strict=True):
         if one.stage not in ("embed", "norm", "steer"):  # each device does those for itself
             assert 2 * other.flops == one.flops
@@ -206,7 +209,7 @@ def test_a_step_of_the_demo_takes_at_least_its_floor_on_this_cpu(demo_folder: Pa
     engine = Engine.from_pretrained(str(demo_folder), dtype="bfloat16", enable_prefix_caching=False)
     for requests in (1, 16):
         asked = Asked(model=str(demo_folder), gpu="cpu", branches=1, prompt=128, output=40)
-        measured = min(steps.times(engine, steps.Load(requests, Base(), 128), 40)[1])
+        measured = min(step_benchmark.times(engine, step_benchmark.Load(requests, Base(), 128), 40)[1])
         at_least = plan.planned(asked)["plain"].replica.floor(requests)
         print(f"{requests} rows: floor {1e3 * at_least:.1f} ms, step / floor {measured / at_least:.2f}")
         assert measured > 0.8 * at_least  # both are measured, on a machine that may be busy
@@ -214,7 +217,7 @@ def test_a_step_of_the_demo_takes_at_least_its_floor_on_this_cpu(demo_folder: Pa
 
 def test_a_cpu_is_planned_by_its_own_roofs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "config.json", Tiny().config())
-    monkeypatch.setattr(roof, "measured", lambda dtype, device: roof.Roof(1e6, 1e12))
+    monkeypatch.setattr(machine_peaks, "measured", lambda dtype, device: machine_peaks.Roof(1e6, 1e12))
     found = plans(run, "--model", str(tmp_path), "--gpu", "cpu", "--branches", "1", "--efficiency", "0.5")
     assert found["plain"]["step_floor_ms"] == pytest.approx(1e3 * found["plain"]["step_bytes"] / 1e6)
     assert found["plain"]["step_ms"] == 2 * found["plain"]["step_floor_ms"]

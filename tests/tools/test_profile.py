@@ -13,10 +13,10 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
-from trimtab.engine.sampling import SamplingParams
-from trimtab.engine.scheduler import Plan
-from trimtab.tools.cli import main
-from trimtab.tools.profile import device
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.scheduling.scheduler import Plan
+from trimtab.tools.cli.main import main
+from trimtab.tools.profile import gpu_activity
 from trimtab.tools.profile.stages import STAGES, Stages, marked
 
 from ..tiny import Tiny, write_json
@@ -140,9 +140,9 @@ def test_a_gpus_work_belongs_to_the_innermost_stage_and_its_gaps_are_told() -> N
         of_gpu("copy", 100, 104),
         of_gpu("late", 110, 112),
     ]
-    assert device.by_stage(events, steps=2) == {"mlp": 18, "step": 3}
-    assert device.spans(events) == [(10, 40), (46, 52), (100, 104), (110, 112)]
-    found = device.busy([(0, 30), (32, 38), (35, 36), (90, 94)], steps=2)
+    assert gpu_activity.by_stage(events, steps=2) == {"mlp": 18, "step": 3}
+    assert gpu_activity.spans(events) == [(10, 40), (46, 52), (100, 104), (110, 112)]
+    found = gpu_activity.busy([(0, 30), (32, 38), (35, 36), (90, 94)], steps=2)
     assert (found.launches, found.busy_us, found.gap_us) == (2, 20, 27)
 
 

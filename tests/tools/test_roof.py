@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from trimtab.kernels.linear import arithmetic_dtype
-from trimtab.tools import roof
+from trimtab.kernels.cpu.linear import arithmetic_dtype
+from trimtab.tools.common import machine_peaks
 
 CPU = torch.device("cpu")
 
@@ -29,11 +29,11 @@ def test_the_fastest_call_of_each_kind_is_the_roof(
             results.append(call())
             return [3.0, times[len(results) - 1], 4.0]
 
-    monkeypatch.setattr(roof, "Clock", Clock)
-    monkeypatch.setitem(roof.SIZES, "cpu", roof.Sizes(read=1 << 12, side=16, tries=3))
-    found = roof.measured(dtype, CPU)
+    monkeypatch.setattr(machine_peaks, "Clock", Clock)
+    monkeypatch.setitem(machine_peaks.SIZES, "cpu", machine_peaks.Sizes(read=1 << 12, side=16, tries=3))
+    found = machine_peaks.measured(dtype, CPU)
     assert asked == [(CPU, 3)]
-    assert found == roof.Roof(bandwidth=(1 << 12) / 0.5, products=2 * 16**3 / 1.0)
+    assert found == machine_peaks.Roof(bandwidth=(1 << 12) / 0.5, products=2 * 16**3 / 1.0)
     total, copied, product = results
     assert total == (1 << 12) // 4
     assert len(copied) == (1 << 12) // 8, "as many bytes are read as are written"
@@ -41,7 +41,7 @@ def test_the_fastest_call_of_each_kind_is_the_roof(
 
 
 def test_what_is_measured_is_a_speed_that_machines_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(roof.SIZES, "cpu", roof.Sizes(read=1 << 20, side=64, tries=5))
-    found = roof.measured(torch.float32, CPU)
+    monkeypatch.setitem(machine_peaks.SIZES, "cpu", machine_peaks.Sizes(read=1 << 20, side=64, tries=5))
+    found = machine_peaks.measured(torch.float32, CPU)
     assert 1e6 < found.bandwidth < 1e14
     assert 1e6 < found.products < 1e16

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from trimtab.tools.signals import terminable
+from trimtab.tools.cli.signals import terminable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BOTH = pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
-IMPORTS = "from trimtab.tools.signals import terminable\nwith terminable():\n    import dropping\n"
+IMPORTS = "from trimtab.tools.cli.signals import terminable\nwith terminable():\n    import dropping\n"
 DROPPING = """
 import signal
 try:

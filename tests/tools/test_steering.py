@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from trimtab.engine.methods import METHODS, Amulet, Mato
-from trimtab.engine.objective import Objective
-from trimtab.kernels.errors import InputError
-from trimtab.tools import flags, steering
-from trimtab.tools.parser import Parser
+from trimtab.engine.methods.builtin import METHODS, Amulet, Mato
+from trimtab.engine.methods.objective import Objective
+from trimtab.kernels.common.errors import InputError
+from trimtab.tools.cli import flags, method_args
+from trimtab.tools.cli.parser import Parser
 
 WISHES = [Objective("Be brief.")]
 
@@ -27,18 +27,18 @@ WISHES = [Objective("Be brief.")]
 def test_a_wish_is_split_at_its_last_equals_sign_where_a_number_follows(
     text: str, wish: str, weight: float
 ) -> None:
-    assert steering.parse_wish(text) == Objective(wish, weight)
+    assert method_args.parse_wish(text) == Objective(wish, weight)
 
 
 @pytest.mark.parametrize("text", ["x=-1", "x=nan", "x=inf", "=1", "", "  =0.5"])
 def test_a_wish_without_text_or_with_an_impossible_weight_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="objective"):
-        steering.parse_wish(text)
+        method_args.parse_wish(text)
 
 
 def test_help_of_a_shared_field_names_each_method_and_its_published_default() -> None:
     made = Parser("trimtab test", "A test.")
-    steering.add_flags(made)
+    method_args.add_flags(made)
     helps = {action.dest: action.help or "" for action in made._actions}
     assert "[amulet: 2.0]" in helps["alpha"]
     assert "[mato: 0.5]" in helps["alpha"]
@@ -47,14 +47,14 @@ def test_help_of_a_shared_field_names_each_method_and_its_published_default() ->
 
 
 def test_a_field_that_methods_share_has_one_type_and_one_set_of_choices() -> None:
-    for name, owners in steering.owners().items():
+    for name, owners in method_args.owners().items():
         kinds = {flags.kinds(cls)[name] for cls in owners}
-        choices = {steering._field(cls, name).metadata.get("choices", ()) for cls in owners}
+        choices = {method_args._field(cls, name).metadata.get("choices", ()) for cls in owners}
         assert (name, len(kinds), len(choices)) == (name, 1, 1)
 
 
 def test_columns_are_methods_with_settings_after_colons() -> None:
-    base, mato, amulet = steering.columns("base, mato:kl_budget=0.2:tau=5,amulet:kl-budget=none")
+    base, mato, amulet = method_args.columns("base, mato:kl_budget=0.2:tau=5,amulet:kl-budget=none")
     assert (base.label, mato.label) == ("base", "mato:kl_budget=0.2:tau=5")
     assert mato.build(WISHES) == Mato(tuple(WISHES), kl_budget=0.2, tau=5.0)
     assert amulet.build(WISHES) == Amulet(tuple(WISHES))
@@ -62,16 +62,16 @@ def test_columns_are_methods_with_settings_after_colons() -> None:
 
 
 def test_a_switch_may_be_set_by_a_word() -> None:
-    assert steering.named("mato", ["optimise_weights=off"]).values == {"optimise_weights": False}
+    assert method_args.named("mato", ["optimise_weights=off"]).values == {"optimise_weights": False}
 
 
 def test_a_preset_stands_under_what_is_given_whichever_comes_first() -> None:
     under = Mato.presets["balanced"]
     for text in ("mato:preset=balanced:tau=3", "mato:tau=3:preset=balanced"):
-        assert steering.columns(text)[0].build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
+        assert method_args.columns(text)[0].build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
     parser = Parser("trimtab test", "A test.")
-    steering.add_flags(parser)
-    typed = steering.choice(parser.read(["--preset", "balanced", "--tau", "3"]), WISHES)
+    method_args.add_flags(parser)
+    typed = method_args.choice(parser.read(["--preset", "balanced", "--tau", "3"]), WISHES)
     assert typed.build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
 
 
@@ -95,5 +95,5 @@ def test_a_preset_stands_under_what_is_given_whichever_comes_first() -> None:
 )
 def test_a_column_that_cannot_be_is_refused_in_a_sentence(text: str, sentence: str | None) -> None:
     with pytest.raises(InputError) as caught:
-        steering.columns(text)
+        method_args.columns(text)
     assert sentence is None or str(caught.value) == sentence

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from trimtab.kernels.errors import InputError
-from trimtab.kernels.gpu import tuning
-from trimtab.kernels.gpu.configs import SHIPPED, Attention, Tile, Tuning
-from trimtab.tools import tune
+from trimtab.kernels.common.errors import InputError
+from trimtab.kernels.triton import tuning
+from trimtab.kernels.triton.configs import SHIPPED, Attention, Tile, Tuning
+from trimtab.tools.commands import tune
 
 from .conftest import Ran
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import verb
+from ..cli import command
 
 if TYPE_CHECKING:
     import argparse
 
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 BENCHES = {
     "latency": "one batch: first token, a step, and how near it comes to the memory's speed",
@@ -23,10 +23,10 @@ BENCHES = {
 
 def add_arguments(parser: Parser) -> None:
     """BENCH, and whatever follows."""
-    verb.add_kind(parser, "bench", BENCHES)
+    command.add_kind(parser, "bench", BENCHES)
     parser.epilog = "The last line that a bench prints is JSON: settings, machine, commit and every value."
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one bench. Raises InputError for one that there is not."""
-    return verb.run_kind(__package__ or "", "trimtab bench", "bench", "benches", BENCHES, args)
+    return command.run_kind(__package__ or "", "trimtab bench", "bench", "benches", BENCHES, args)

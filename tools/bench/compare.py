@@ -15,22 +15,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import DTYPES
-from ...engine.options import check_fields, option, require_fields
-from ...engine.strict_json import dumps
-from ...kernels.errors import InputError, RunError
-from .. import flags, machine
-from ..plain import say
-from . import figures
+from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError, RunError
+from ..cli import flags
+from ..cli.terminal import say
+from ..common import environment, statistics
 from .peers import QUESTION, WISHES
-from .worker import Worker
+from .runners.process import Worker
 from .worktree import resolved, side_by_side
 
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from ..parser import Parser
-    from .contestants import Prompts
+    from ..cli.parser import Parser
+    from .runners.competitors import Prompts
 
 SLOWER = 1
 """The exit status when it is."""
@@ -97,8 +97,8 @@ class Verdict:
     @property
     def slower(self) -> bool:
         """Beyond both thresholds."""
-        more = figures.median(self.this) - figures.median(self.base)
-        return figures.median(self.ratios) > 1 + self.relative and more > self.absolute_ms
+        more = statistics.median(self.this) - statistics.median(self.base)
+        return statistics.median(self.ratios) > 1 + self.relative and more > self.absolute_ms
 
 
 def add_arguments(parser: Parser) -> None:
@@ -108,22 +108,22 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when nothing is slower, 1 when something is. Raises RunError when the tests are red."""
-    terms, root = Terms(**flags.given(Terms, args)), machine.ROOT
+    terms, root = Terms(**flags.given(Terms, args)), environment.ROOT
     commit = resolved(root, args.base)
-    this = str(machine.commit(root))
+    this = str(environment.commit(root))
     if this.endswith("-dirty"):
         say("the tree differs from its commit; it is measured as it is")
     _require_green(terms.tests, root)
     with side_by_side(root, commit) as (ours, theirs):
         verdicts = _measured(terms, root, ours, theirs)
     for name, verdict in verdicts.items():
-        beside = f"{figures.number(figures.median(verdict.base))} at {commit[:9]}"
-        print(figures.line(f"{name}, ms a token", f"{figures.spread(verdict.this)}, {beside}"))
+        beside = f"{statistics.number(statistics.median(verdict.base))} at {commit[:9]}"
+        print(statistics.line(f"{name}, ms a token", f"{statistics.spread(verdict.this)}, {beside}"))
         word = ": slower" if verdict.slower else ""
-        print(figures.line("  this / base", f"{figures.spread(verdict.ratios)}{word}"))
+        print(statistics.line("  this / base", f"{statistics.spread(verdict.ratios)}{word}"))
     slower = [name for name, verdict in verdicts.items() if verdict.slower]
     raw = {name: {"this": v.this, "base": v.base, "ratios": v.ratios} for name, v in verdicts.items()}
-    said = {"bench": "compare", "config": asdict(terms), **machine.where(), "base": commit}
+    said = {"bench": "compare", "config": asdict(terms), **environment.where(), "base": commit}
     print(dumps({**said, "slower": slower, "raw": raw}))
     return SLOWER if slower else 0
 

@@ -11,13 +11,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, require_fields
-from ...engine.strict_json import dumps
-from ...kernels.errors import InputError
-from .. import flags, loading
-from ..asking import add_model
-from ..asking import config as engine_config
-from . import asking, figures, traffic
+from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError
+from ..cli import flags, open_engine
+from ..cli.common_args import add_model
+from ..cli.common_args import config as engine_config
+from ..common import statistics
+from . import common, workload
 
 if TYPE_CHECKING:
     import argparse
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
     from ...engine.config import EngineConfig
     from ...engine.engine import Engine
-    from ...engine.method import Method
+    from ...engine.methods.base import Method
     from ...engine.request import Request
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 FEW = "a whole number from 1 to 10000"
 
@@ -68,32 +69,32 @@ class Times:
 
 def add_arguments(parser: Parser) -> None:
     flags.add_fields(parser, "latency", Batch)
-    asking.add_traffic(parser)
-    add_model(parser, traffic.Traffic)
+    common.add_traffic(parser)
+    add_model(parser, workload.Traffic)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
     batch, load, method, config = settings(args)
     rows = load.rows(batch.batch_size, method)
-    engine = loading.open_engine(config)
-    requests = load.requests(batch.batch_size, asking.vocabulary(engine), method)
+    engine = open_engine.open_engine(config)
+    requests = load.requests(batch.batch_size, common.vocabulary(engine), method)
     times = _measured(engine, requests, load.output_len, batch, rows)
     found = _figures(engine, rows, load, times, batch.batch_size)
     print("\n".join(_lines(rows, found, times)))
-    said = asking.said("latency", method, batch, config, load)
+    said = common.said("latency", method, batch, config, load)
     print(dumps({**said, **found, "raw": {**vars(times), "ratios": times.ratios}}))
     return 0
 
 
-def settings(args: argparse.Namespace) -> tuple[Batch, traffic.Traffic, Method, EngineConfig]:
+def settings(args: argparse.Namespace) -> tuple[Batch, workload.Traffic, Method, EngineConfig]:
     """What is decoded, how it is steered, and by which engine.
 
     Raises InputError for a value out of range, and where the batch's branches are more than are decoded at
     once.
     """
     batch = Batch(**flags.given(Batch, args))
-    load, _, method = traffic.asked(args)
+    load, _, method = workload.asked(args)
     config = engine_config(args)
     rows = load.rows(batch.batch_size, method)
     if rows > config.max_num_seqs:
@@ -107,7 +108,7 @@ def settings(args: argparse.Namespace) -> tuple[Batch, traffic.Traffic, Method, 
 def _measured(
     engine: Engine, requests: Iterator[list[Request]], tokens: int, batch: Batch, rows: int
 ) -> Times:
-    from .products import Products  # noqa: PLC0415 - it brings torch, which --help does not need
+    from .matmul_floor import Products  # noqa: PLC0415 - it brings torch, which --help does not need
 
     times, products = Times(), Products(engine, rows)
     for index in range(batch.num_iters_warmup + batch.num_iters):
@@ -115,27 +116,27 @@ def _measured(
         start = time.perf_counter()
         outputs = engine.generate(asked)
         whole = time.perf_counter() - start
-        asking.require_answers(outputs, tokens)
+        common.require_answers(outputs, tokens)
         if index >= batch.num_iters_warmup:
             times.latency.append(whole)
-            times.ttft.append(figures.median([o.timings.queue + o.timings.prefill for o in outputs]))
+            times.ttft.append(statistics.median([o.timings.queue + o.timings.prefill for o in outputs]))
             times.step.append(min(o.timings.decode for o in outputs) / (tokens - 1))
             times.products.append(products.seconds())
     return times
 
 
 def _figures(
-    engine: Engine, rows: int, load: traffic.Traffic, times: Times, batch_size: int
+    engine: Engine, rows: int, load: workload.Traffic, times: Times, batch_size: int
 ) -> dict[str, Any]:
-    from .. import floor, roof  # noqa: PLC0415 - they bring torch, too
+    from ..common import machine_peaks, roofline  # noqa: PLC0415 - they bring torch, too
 
-    roofs = roof.measured(engine.dtype, engine.device)
-    read = floor.weight_bytes(engine) + floor.kv_bytes(engine, rows, load.mean_len)
-    step = figures.median(times.step)
+    roofs = machine_peaks.measured(engine.dtype, engine.device)
+    read = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, rows, load.mean_len)
+    step = statistics.median(times.step)
     return {
-        **figures.summary([1e3 * s for s in times.latency], "latency_ms"),
-        **figures.summary([1e3 * s for s in times.ttft], "ttft_ms"),
-        **figures.summary([1e3 * s for s in times.step], "step_ms"),
+        **statistics.summary([1e3 * s for s in times.latency], "latency_ms"),
+        **statistics.summary([1e3 * s for s in times.ttft], "ttft_ms"),
+        **statistics.summary([1e3 * s for s in times.step], "step_ms"),
         "rows": rows,
         "decode_throughput": batch_size / step,
         "row_throughput": rows / step,
@@ -143,10 +144,10 @@ def _figures(
         "gigabytes_per_second": read / step / 1e9,
         "measured_bandwidth": roofs.bandwidth / 1e9,
         "bandwidth_share": read / step / roofs.bandwidth,
-        "gigaflops": floor.step_work(engine, rows) / step / 1e9,
+        "gigaflops": roofline.step_work(engine, rows) / step / 1e9,
         "measured_gigaflops": roofs.products / 1e9,
-        "products_ms": 1e3 * figures.median(times.products),
-        "step_over_products": figures.median(times.ratios),
+        "products_ms": 1e3 * statistics.median(times.products),
+        "step_over_products": statistics.median(times.ratios),
     }
 
 
@@ -154,12 +155,14 @@ def _lines(rows: int, found: dict[str, Any], times: Times) -> list[str]:
     """The figures for people."""
     share = f"{found['bandwidth_share']:.0%} of the {found['measured_bandwidth']:.1f} that memory gives"
     return [
-        figures.line("latency, ms", figures.spread([1e3 * s for s in times.latency])),
-        figures.line("first token, ms", figures.spread([1e3 * s for s in times.ttft])),
-        figures.line(f"a step of {rows} rows, ms", figures.spread([1e3 * s for s in times.step])),
-        figures.line("  tok/s", f"{found['decode_throughput']:.1f}, rows {found['row_throughput']:.1f}"),
-        figures.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
-        figures.line("  GFLOP/s", f"{found['gigaflops']:.0f}, of {found['measured_gigaflops']:.0f}"),
-        figures.line("its matrix products alone, ms", figures.spread([1e3 * s for s in times.products])),
-        figures.line("  a step / its products", figures.spread(times.ratios)),
+        statistics.line("latency, ms", statistics.spread([1e3 * s for s in times.latency])),
+        statistics.line("first token, ms", statistics.spread([1e3 * s for s in times.ttft])),
+        statistics.line(f"a step of {rows} rows, ms", statistics.spread([1e3 * s for s in times.step])),
+        statistics.line("  tok/s", f"{found['decode_throughput']:.1f}, rows {found['row_throughput']:.1f}"),
+        statistics.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
+        statistics.line("  GFLOP/s", f"{found['gigaflops']:.0f}, of {found['measured_gigaflops']:.0f}"),
+        statistics.line(
+            "its matrix products alone, ms", statistics.spread([1e3 * s for s in times.products])
+        ),
+        statistics.line("  a step / its products", statistics.spread(times.ratios)),
     ]

@@ -22,18 +22,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, require_fields
-from ...engine.strict_json import dumps
-from ...kernels.errors import RunError
-from .. import flags, machine
-from .figures import line, spread
-from .wave import WISHES, wave
+from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import RunError
+from ..cli import flags
+from ..common import environment
+from ..common.statistics import line, spread
+from .http.load_swarm import WISHES, wave
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 STREAMS, CLIENTS, STORMS = 16, 200, 3
 ANSWER = 16
@@ -64,7 +65,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints. Raises InputError without such a model, RunError without /proc."""
-    from ...models.source import resolve  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.resolve import resolve  # noqa: PLC0415 - it brings torch, which --help does not need
 
     trial = Trial(**flags.given(Trial, args))
     if not PROC.joinpath("self/stat").exists():
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     resolve(trial.model)
     cost, storm, overload = _cost(trial), _storm(trial), _overload(trial)
     found = {"cost": cost, "storm": storm, "overload": overload}
-    said = {"bench": "overhead", "config": {**asdict(trial), "wishes": WISHES}, **machine.where()}
+    said = {"bench": "overhead", "config": {**asdict(trial), "wishes": WISHES}, **environment.where()}
     print(dumps({**said, **found}))
     return 0
 
@@ -139,7 +140,7 @@ def _slowest(ends: list[tuple[str, float]]) -> float:
 @contextmanager
 def _alone(trial: Trial) -> Iterator[tuple[int, Callable[[], None]]]:
     """The engine's process, and what has it stream once."""
-    command = [sys.executable, "-m", "trimtab.tools.bench.streams"]
+    command = [sys.executable, "-m", "trimtab.tools.bench.engine_baseline"]
     asked = [*command, trial.model, str(STREAMS), str(trial.tokens)]
     with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alone:
         assert alone.stdin is not None

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import DTYPES
-from ...engine.options import check_fields, option, require_fields
-from ...engine.strict_json import dumps
-from ...kernels.errors import InputError
-from .. import flags, machine, steering
-from ..plain import say
-from . import figures
-from .contestants import CONTESTANTS, RATIOS, Contestant, Prompts, Score, compared
-from .worker import MissingError, Worker
+from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError
+from ..cli import flags, method_args
+from ..cli.terminal import say
+from ..common import environment, statistics
+from .runners.competitors import CONTESTANTS, RATIOS, Contestant, Prompts, Score, compared
+from .runners.process import MissingError, Worker
 
 if TYPE_CHECKING:
     import argparse
 
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 QUESTION = (
     "What happens if an earthworm is cut in {} parts? Answer at length and kindly, with examples, "
@@ -68,7 +68,7 @@ class Match:
 
 def add_arguments(parser: Parser) -> None:
     group = flags.add_fields(parser, "match", Match)
-    steering.add_prefer(group)
+    method_args.add_prefer(group)
     group.add_argument(
         "--peer",
         action="append",
@@ -89,7 +89,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and prints. Raises RunError when a contestant that is installed fails."""
     match = Match(**flags.given(Match, args))
-    wishes = [(wish.text, wish.weight) for wish in steering.wishes(args)] or list(WISHES)
+    wishes = [(wish.text, wish.weight) for wish in method_args.wishes(args)] or list(WISHES)
     pythons = dict(_peer(text) for text in args.peer)
     field = _chosen(args.skip, match.batch_size)
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     }
     tokens = match.num_prompts * match.output_len
     print("\n".join(_lines(about, scores, ratios, tokens)))
-    said = {"bench": "peers", "config": {**asdict(match), "wishes": wishes}, **machine.where()}
+    said = {"bench": "peers", "config": {**asdict(match), "wishes": wishes}, **environment.where()}
     raw = {
         name: {"whole": score.whole, "decoding": score.decoding, "rates": score.rates(tokens)}
         for name, score in scores.items()
@@ -185,10 +185,10 @@ def _lines(
         threads = f"{facts['threads']} threads" if "threads" in facts else ""
         known = [facts.get("version", ""), threads, facts.get("weights", "")]
         what = f"skipped: {facts['skipped']}" if "skipped" in facts else ", ".join(filter(None, known))
-        lines.append(figures.line(peer, what))
+        lines.append(statistics.line(peer, what))
     for name, score in scores.items():
-        lines.append(figures.line(f"{name}, tok/s", figures.spread(score.rates(tokens))))
+        lines.append(statistics.line(f"{name}, tok/s", statistics.spread(score.rates(tokens))))
     for name, ratio in ratios.items():
         same = f", {ratio['equal']:.0%} of tokens equal" if "equal" in ratio else ""
-        lines.append(figures.line(name, figures.spread(ratio["values"]) + same))
+        lines.append(statistics.line(name, statistics.spread(ratio["values"]) + same))
     return lines

@@ -17,21 +17,22 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, require_fields
-from ...engine.strict_json import dumps
-from ...kernels.errors import RunError
-from .. import flags
-from . import asking, figures, traffic
-from .client import Client
-from .stream import CHAT, Streamed, stream
+from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import RunError
+from ..cli import flags
+from ..common import statistics
+from . import common, workload
+from .http.client import Client
+from .http.stream import CHAT, Streamed, stream
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from ...engine.method import Method
-    from ..parser import Parser
-    from ..steering import Choice
+    from ...engine.methods.base import Method
+    from ..cli.method_args import Choice
+    from ..cli.parser import Parser
 
 ENDPOINTS = (CHAT, "/v1/completions")
 KEY = "OPENAI_API_KEY"
@@ -81,13 +82,13 @@ class Load:
 def add_arguments(parser: Parser) -> None:
     parser.epilog = "A prompt is made of --input-len common words; its tokens are what the server counts."
     flags.add_fields(parser, "server and load", Load)
-    asking.add_traffic(parser)
+    common.add_traffic(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Asks, waits for all answers, prints. Raises RunError when the server answers nothing."""
     load = Load(**flags.given(Load, args))
-    shape, choice, method = traffic.asked(args)
+    shape, choice, method = workload.asked(args)
     client = Client(load.base_url, load.api_key or os.environ.get(KEY))
     started = time.perf_counter()
     answers, seconds = asyncio.run(_driven(client, load, shape, choice, method))
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     failed = [answer.error for answer in answers if answer.error is not None]
     print("\n".join(_lines(found, failed)))
     raw = [asdict(answer.since(started)) for answer in answers]
-    said = asking.said("serve", method, load, shape)
+    said = common.said("serve", method, load, shape)
     said["config"].pop("api_key")
     print(dumps({**said, **found, "failed": len(failed), "errors": sorted({*failed}), "raw": raw}))
     return 0
@@ -125,15 +126,15 @@ def results(answers: Sequence[Streamed], seconds: float) -> dict[str, Any]:
 def latencies(answers: Sequence[Streamed]) -> dict[str, float]:
     """Mean, median, p90 and p99 of TTFT, TPOT, ITL and E2EL in milliseconds."""
     return {
-        **figures.summary([1e3 * a.ttft for a in answers], "ttft_ms"),
-        **figures.summary([1e3 * a.tpot for a in answers if a.tpot is not None], "tpot_ms"),
-        **figures.summary([1e3 * gap for a in answers for gap in a.gaps], "itl_ms"),
-        **figures.summary([1e3 * a.latency for a in answers], "e2el_ms"),
+        **statistics.summary([1e3 * a.ttft for a in answers], "ttft_ms"),
+        **statistics.summary([1e3 * a.tpot for a in answers if a.tpot is not None], "tpot_ms"),
+        **statistics.summary([1e3 * gap for a in answers for gap in a.gaps], "itl_ms"),
+        **statistics.summary([1e3 * a.latency for a in answers], "e2el_ms"),
     }
 
 
 async def _driven(
-    client: Client, load: Load, shape: traffic.Traffic, choice: Choice, method: Method
+    client: Client, load: Load, shape: workload.Traffic, choice: Choice, method: Method
 ) -> tuple[list[Streamed], float]:
     """All answers, and the seconds from the first request to the last answer."""
     model = load.model or await _model(client)
@@ -162,7 +163,7 @@ async def _model(client: Client) -> str:
 
 
 def _bodies(
-    load: Load, shape: traffic.Traffic, model: str, choice: Choice, method: Method
+    load: Load, shape: workload.Traffic, model: str, choice: Choice, method: Method
 ) -> Iterator[dict[str, Any]]:
     draw = random.Random(shape.seed)
     for index in range(load.num_prompts):
@@ -187,12 +188,14 @@ def _bodies(
 
 def _lines(found: dict[str, Any], failed: Sequence[str | None]) -> Iterator[str]:
     """The figures for people."""
-    yield figures.line("answered", f"{found['completed']} in {found['duration']:.2f} s, {len(failed)} failed")
+    yield statistics.line(
+        "answered", f"{found['completed']} in {found['duration']:.2f} s, {len(failed)} failed"
+    )
     for name in ("request_throughput", "output_throughput", "total_token_throughput"):
-        yield figures.line(f"{name.replace('_', ' ')}, a second", figures.number(found[name]))
+        yield statistics.line(f"{name.replace('_', ' ')}, a second", statistics.number(found[name]))
     for name, title in (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2el", "E2EL")):
         kinds = ("mean", "median", "p90", "p99")
-        said = ", ".join(f"{kind} {figures.number(found[f'{kind}_{name}_ms'])}" for kind in kinds)
-        yield figures.line(f"{title}, ms", said)
+        said = ", ".join(f"{kind} {statistics.number(found[f'{kind}_{name}_ms'])}" for kind in kinds)
+        yield statistics.line(f"{title}, ms", said)
     if failed:
-        yield figures.line("first failure", str(failed[0]))
+        yield statistics.line("first failure", str(failed[0]))

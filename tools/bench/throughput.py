@@ -7,22 +7,23 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from ...engine.options import check_fields, option, refusal, require_fields
-from ...engine.strict_json import dumps
-from .. import flags, loading
-from ..asking import add_model
-from ..asking import config as engine_config
-from ..evaluate import question
-from . import asking, figures, traffic
+from ...engine.utils.fields import check_fields, option, refusal, require_fields
+from ...engine.utils.json import dumps
+from ..cli import flags, open_engine
+from ..cli.common_args import add_model
+from ..cli.common_args import config as engine_config
+from ..common import questions as question
+from ..common import statistics
+from . import common, workload
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
     from ...engine.engine import Engine
-    from ...engine.output import Output
+    from ...engine.outputs import Output
     from ...engine.request import Request
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 OWN = "questions"
 """What trimtab's own are called among the datasets."""
@@ -80,23 +81,23 @@ class Times:
 
 def add_arguments(parser: Parser) -> None:
     flags.add_fields(parser, "throughput", Crowd)
-    asking.add_traffic(parser)
-    add_model(parser, traffic.Traffic)
+    common.add_traffic(parser)
+    add_model(parser, workload.Traffic)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
     crowd = Crowd(**flags.given(Crowd, args))
-    load, _, method = traffic.asked(args)
+    load, _, method = workload.asked(args)
     if crowd.dataset_path is not None and vars(args).get("input_len"):
         raise refusal("input_len", load.input_len, "left out where dataset_path has the prompts")
     config = engine_config(args)
-    engine = loading.open_engine(config)
-    requests = crowd.asked(load.requests(crowd.num_prompts, asking.vocabulary(engine), method))
+    engine = open_engine.open_engine(config)
+    requests = crowd.asked(load.requests(crowd.num_prompts, common.vocabulary(engine), method))
     times = _measured(engine, requests, load.output_len, crowd)
     found = _figures(engine, load, load.rows(crowd.num_prompts, method), times, crowd.num_prompts)
     print("\n".join(_lines(found, times)))
-    said = asking.said("throughput", method, crowd, config, load)
+    said = common.said("throughput", method, crowd, config, load)
     print(dumps({**said, **found, "raw": {**vars(times), "ratios": times.ratios}}))
     return 0
 
@@ -107,11 +108,11 @@ def _measured(engine: Engine, requests: Iterator[list[Request]], tokens: int, cr
         asked, singly = next(requests), next(requests)
         before, start = engine.stats.steps, time.perf_counter()
         outputs = engine.generate(asked)
-        asking.require_answers(outputs, tokens)
+        common.require_answers(outputs, tokens)
         times.prompts = _prompt_tokens(outputs)
         middle, steps = time.perf_counter(), engine.stats.steps - before
         if crowd.one_by_one:
-            asking.require_answers([engine.generate(request) for request in singly], tokens)
+            common.require_answers([engine.generate(request) for request in singly], tokens)
         end = time.perf_counter()
         if index >= crowd.num_iters_warmup:
             times.at_once.append(middle - start)
@@ -128,13 +129,15 @@ def _prompt_tokens(outputs: list[Output]) -> int:
     return sum(len(branch.prompt_token_ids) for output in outputs for branch in output.branches)
 
 
-def _figures(engine: Engine, load: traffic.Traffic, rows: int, times: Times, requests: int) -> dict[str, Any]:
-    from .. import floor, roof  # noqa: PLC0415 - they bring torch, which --help does not need
+def _figures(
+    engine: Engine, load: workload.Traffic, rows: int, times: Times, requests: int
+) -> dict[str, Any]:
+    from ..common import machine_peaks, roofline  # noqa: PLC0415 - they bring torch, which --help does not need
 
-    seconds = figures.median(times.at_once)
-    bandwidth = roof.measured(engine.dtype, engine.device).bandwidth
-    kept = load.output_len * floor.kv_bytes(engine, rows, times.prompts / rows + load.output_len / 2)
-    read = figures.median(times.steps) * floor.weight_bytes(engine) + kept
+    seconds = statistics.median(times.at_once)
+    bandwidth = machine_peaks.measured(engine.dtype, engine.device).bandwidth
+    kept = load.output_len * roofline.kv_bytes(engine, rows, times.prompts / rows + load.output_len / 2)
+    read = statistics.median(times.steps) * roofline.weight_bytes(engine) + kept
     output = requests * load.output_len
     return {
         "duration": seconds,
@@ -149,7 +152,7 @@ def _figures(engine: Engine, load: traffic.Traffic, rows: int, times: Times, req
         "gigabytes_per_second": read / seconds / 1e9,
         "measured_bandwidth": bandwidth / 1e9,
         "bandwidth_share": read / seconds / bandwidth,
-        "at_once_over_one_by_one": figures.median(times.ratios),
+        "at_once_over_one_by_one": statistics.median(times.ratios),
     }
 
 
@@ -157,14 +160,14 @@ def _lines(found: dict[str, Any], times: Times) -> list[str]:
     """The figures for people."""
     share = f"{found['bandwidth_share']:.0%} of the {found['measured_bandwidth']:.1f} that memory gives"
     lines = [
-        figures.line(f"{found['completed']} requests at once, s", figures.spread(times.at_once)),
-        figures.line("  requests/s", f"{found['request_throughput']:.2f}"),
-        figures.line("  output tok/s", f"{found['output_throughput']:.1f}"),
-        figures.line("  output tok/s of all branches", f"{found['row_throughput']:.1f}"),
-        figures.line("  tok/s with the prompts of all branches", f"{found['total_token_throughput']:.1f}"),
-        figures.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
+        statistics.line(f"{found['completed']} requests at once, s", statistics.spread(times.at_once)),
+        statistics.line("  requests/s", f"{found['request_throughput']:.2f}"),
+        statistics.line("  output tok/s", f"{found['output_throughput']:.1f}"),
+        statistics.line("  output tok/s of all branches", f"{found['row_throughput']:.1f}"),
+        statistics.line("  tok/s with the prompts of all branches", f"{found['total_token_throughput']:.1f}"),
+        statistics.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
     ]
     if times.one_by_one:
-        lines.append(figures.line("one after another, s", figures.spread(times.one_by_one)))
-        lines.append(figures.line("at once / one after another", figures.spread(times.ratios)))
+        lines.append(statistics.line("one after another, s", statistics.spread(times.one_by_one)))
+        lines.append(statistics.line("at once / one after another", statistics.spread(times.ratios)))
     return lines

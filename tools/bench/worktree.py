@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...kernels.errors import InputError, RunError
-from ..machine import git
+from ...kernels.common.errors import InputError, RunError
+from ..common.environment import git
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...kernels.errors import InputError
-from .. import asking
-from . import scorers, settings
+from ...kernels.common.errors import InputError
+from ..cli import common_args
+from . import scorers
+from .study import settings
 
 if TYPE_CHECKING:
     import argparse
 
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,8 +29,8 @@ def add_arguments(parser: Parser) -> None:
         "--from", dest="source", metavar="FILE", help="repeat the study of this report.json, into --output"
     )
     settings.add_flags(parser)
-    asking.add_sampling(parser, skip=settings.NOT_SAMPLED)
-    asking.add_model(parser)
+    common_args.add_sampling(parser, skip=settings.NOT_SAMPLED)
+    common_args.add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,14 +38,16 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None:
         raise InputError("there is no --output; name the folder for answers and report")
     # What follows is not needed for --help.
-    from . import conducting, report, study  # noqa: PLC0415
+    from . import run_study  # noqa: PLC0415
+    from .report import report  # noqa: PLC0415
+    from .study import study  # noqa: PLC0415
 
     folder = Path(args.output)
     source = _source(args, folder)
     made = study.make(settings.read(args, settings.from_file(source) if source else None))
     if source:
         report.check(made, source)
-    return conducting.conduct(made, folder)
+    return run_study.conduct(made, folder)
 
 
 def _source(args: argparse.Namespace, folder: Path) -> Path | None:

@@ -41,9 +41,9 @@ LISTS = ("rows", "failures", "skipped")
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks, prints, and writes gpu_check.json into the folder that the environment names as OUT."""
     args = _arguments(argv)
-    from ...engine.devices import device_of  # noqa: PLC0415 - it brings torch, which --help does not need
-    from ...engine.strict_json import dumps  # noqa: PLC0415
-    from ...kernels.errors import InputError  # noqa: PLC0415
+    from ...engine.execution.device import device_of  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...engine.utils.json import dumps  # noqa: PLC0415
+    from ...kernels.common.errors import InputError  # noqa: PLC0415
 
     try:
         device_of(args.device)
@@ -103,7 +103,7 @@ def _conduct(section: str, device: str, deadline: float, found: dict[str, Any]) 
 
 def _process(words: list[str], seconds: float) -> int:
     """The exit status of a process for a section; 124 when it was ended after its time."""
-    command = [sys.executable, "-m", "trimtab.tools.gpu.section", *words]
+    command = [sys.executable, "-m", "trimtab.tools.gpu.run_section", *words]
     try:
         return subprocess.run(command, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...engine.engine import Engine
-from ...engine.method import Method
-from ...engine.methods import (
+from ...engine.methods.base import Method
+from ...engine.methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -21,17 +21,17 @@ from ...engine.methods import (
     Opad,
     Prompt,
 )
-from ...engine.objective import Objective
+from ...engine.methods.objective import Objective
 from ...engine.request import Request
-from ...engine.sampling import SamplingParams
-from . import shapes
-from .agreement import MOST, compared, told_nothing
-from .opening import opened
+from ...engine.sampling_params import SamplingParams
+from . import tiny_models
+from .compare_outputs import MOST, compared, told_nothing
+from .open_engine import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...engine.output import Output
+    from ...engine.outputs import Output
     from .report import Report
 
 NEAR = {torch.float32: 1e-3, torch.bfloat16: 1.0}
@@ -60,7 +60,7 @@ METHODS: tuple[Method, ...] = (
 class Plan:
     """How much is decoded: models and their size, methods, longest prompt, tokens of an answer, types."""
 
-    size: shapes.Size
+    size: tiny_models.Size
     kinds: tuple[str, ...]
     methods: tuple[Method, ...]
     longest: int
@@ -68,8 +68,8 @@ class Plan:
     dtypes: tuple[torch.dtype, ...]
 
 
-FULL = Plan(shapes.SMALL, tuple(shapes.KINDS), METHODS, 300, 24, (torch.bfloat16, torch.float32))
-LITTLE = Plan(shapes.TINY, ("mistral",), (Mato((ONE, TWO), kl_budget=0.2),), 20, 2, (torch.float32,))
+FULL = Plan(tiny_models.SMALL, tuple(tiny_models.KINDS), METHODS, 300, 24, (torch.bfloat16, torch.float32))
+LITTLE = Plan(tiny_models.TINY, ("mistral",), (Mato((ONE, TWO), kl_budget=0.2),), 20, 2, (torch.float32,))
 
 
 def check(report: Report, device: str, plan: Plan, folder: Path) -> None:
@@ -80,7 +80,7 @@ def check(report: Report, device: str, plan: Plan, folder: Path) -> None:
             if report.leaves_out("decode", name):
                 continue
             with report.part("decode", f"{name}: the CPU's engine opens") as row:
-                where = str(shapes.write(folder / f"{kind}-{dtype}", kind, plan.size, dtype))
+                where = str(tiny_models.write(folder / f"{kind}-{dtype}", kind, plan.size, dtype))
                 exact = answers(where, plan, "cpu", dtype="float32", kernels="torch")
                 row["answers"] = len(exact)
             if not report.rows[-1].get("wrong"):
@@ -130,7 +130,7 @@ def check_served(report: Report, device: str, plan: Plan, folder: Path) -> None:
     if report.leaves_out("served", name):
         return
     with report.part("served", name) as row:
-        where = str(shapes.write(folder / "served", plan.kinds[0], plan.size, plan.dtypes[0]))
+        where = str(tiny_models.write(folder / "served", plan.kinds[0], plan.size, plan.dtypes[0]))
         start = time.monotonic()
         engine = Engine.from_pretrained(where, device=device, kernels="triton", **SMALL)
         row["start_seconds"] = time.monotonic() - start

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.engine import Engine
 from .decode import ALONE, SMALL, Plan, requests
-from .opening import opened
-from .shapes import write
+from .open_engine import opened
+from .tiny_models import write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ...engine.output import Output
+    from ...engine.outputs import Output
     from .report import Report
 
 PIECES: dict[str, Any] = {"max_num_seqs": 8, "max_num_batched_tokens": 24}

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ...kernels.spec import Case, KernelSpec
-from ...kernels.steer import Choice
-from ...kernels.steer_table import Groups
-from ..roof import Roof
-from .nearness import difference, of_choices, widened
+from ...kernels.specs.spec import Case, KernelSpec
+from ...kernels.steering.state import Groups
+from ...kernels.steering.step import Choice
+from ..common.machine_peaks import Roof
+from ..common.timing import Clock, Spread
 from .report import Report
-from .timing import Clock, Spread
+from .tolerances import difference, of_choices, widened
 
 FUSED, LOOP = "lm_head_steer", "iterate"
 """Kernels that are known by name. The first one's product is the vendor's in the reference too, so that there

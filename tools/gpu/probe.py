@@ -38,16 +38,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 # by their full names, so that this file may be run by its path
-from trimtab.engine.methods import Base, Mato
-from trimtab.engine.strict_json import dumps
+from trimtab.engine.methods.builtin import Base, Mato
+from trimtab.engine.utils.json import dumps
 from trimtab.kernels.lm_head import product
-from trimtab.kernels.paged import Tiles
-from trimtab.kernels.program import Program
-from trimtab.kernels.steer_table import Groups, SteerTable
-from trimtab.tools import floor
-from trimtab.tools.gpu import shapes
-from trimtab.tools.gpu.opening import opened
-from trimtab.tools.gpu.steps import WISHES, Load, Plan, times, with_model
+from trimtab.kernels.reference.paged_attention import Tiles
+from trimtab.kernels.steering.coefficients import Program
+from trimtab.kernels.steering.state import Groups, SteerTable
+from trimtab.tools.common import roofline as floor
+from trimtab.tools.gpu import tiny_models as shapes
+from trimtab.tools.gpu.open_engine import opened
+from trimtab.tools.gpu.step_benchmark import WISHES, Load, Plan, times, with_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,7 +259,7 @@ def _attentions(probe: Probe, rows: int, context: int, longest: int | None = Non
 
     longest: the keys of the longest text for which it is launched, the branches' own without.
     """
-    from trimtab.kernels.gpu.attention import paged_attention  # noqa: PLC0415 - it imports triton
+    from trimtab.kernels.triton.attention import paged_attention  # noqa: PLC0415 - it imports triton
 
     heads, kv_heads, width = (4, 2, 16) if probe.small else (32, 8, 128)
     pages, columns = (-(-tokens // BLOCK) for tokens in (context, longest or context))
@@ -283,8 +283,8 @@ def measure_head(probe: Probe) -> None:
 
 
 def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: int) -> None:
-    from trimtab.kernels.gpu.lm_head_steer import lm_head_steer  # noqa: PLC0415 - it imports triton
-    from trimtab.kernels.gpu.steer import steer  # noqa: PLC0415
+    from trimtab.kernels.triton.lm_head.launch import lm_head_steer  # noqa: PLC0415 - it imports triton
+    from trimtab.kernels.triton.steering.step import steer  # noqa: PLC0415
 
     vocab, width = weights[0].shape
     groups, table = _steered(probe, vocab, requests, wishes)
@@ -304,7 +304,7 @@ def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: in
 
 def _steered(probe: Probe, vocab: int, requests: int, wishes: int) -> tuple[Groups, SteerTable]:
     """Requests that are decoded together: by MATO, or plainly where they have no wishes."""
-    from trimtab.kernels.gpu.cases import GREEDY, MATO  # noqa: PLC0415 - it imports triton
+    from trimtab.kernels.specs.steering import GREEDY, MATO  # noqa: PLC0415 - it imports triton
 
     table = SteerTable(vocab, probe.device)
     for row in range(requests):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...engine.strict_json import dumps
+from ...engine.utils.json import dumps
 
 DEEPEST = 4
 """Calls of a failure that are told of, the innermost last."""

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ...engine.config import EngineConfig
-from ...engine.strict_json import dumps
-from ...kernels.errors import InputError
-from .. import flags, gpus
-from ..display import progress
-from ..info import bits
-from ..plain import watched
-from . import telling
-from .asked import Asked
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError
+from ..cli import flags
+from ..cli.display import progress
+from ..cli.terminal import watched
+from ..commands.info import bits
+from ..common import datasheets
+from . import report as telling
+from .config import Asked
 
 if TYPE_CHECKING:
     import argparse
 
     from ...models.config import ModelConfig
-    from ..parser import Parser
+    from ..cli.parser import Parser
     from .sizing import Estimate
 
 
@@ -52,7 +53,7 @@ def planned(asked: Asked) -> dict[str, Estimate]:
 
     Raises InputError when there is no such model, or no room for it.
     """
-    from ...models.presets import find  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.presets import find  # noqa: PLC0415 - it brings torch, which --help does not need
 
     with progress(f"trimtab: finding {asked.model} …") as report:
         config, _ = find(asked.model, report)
@@ -71,8 +72,8 @@ def estimates(config: ModelConfig, asked: Asked) -> dict[str, Estimate]:
     from .sizing import estimate  # noqa: PLC0415
 
     dtype = config.dtype if asked.dtype == "auto" else asked.dtype
-    gpu, itemsize = gpus.of(asked.gpu, config, dtype), bits(dtype) // 8
-    held = held_bytes(config, itemsize, device("cpu" if asked.gpu == gpus.CPU else "cuda"))
+    gpu, itemsize = datasheets.of(asked.gpu, config, dtype), bits(dtype) // 8
+    held = held_bytes(config, itemsize, device("cpu" if asked.gpu == datasheets.CPU else "cuda"))
     block = EngineConfig.block_size
     steered = Demand(asked.rps, asked.branches, asked.prompt, asked.output, asked.shared // block * block)
     demands = {

@@ -21,12 +21,12 @@ from functools import cached_property
 from math import ceil, floor
 from typing import TYPE_CHECKING
 
-from ...models import work
-from ...models.work import Run
+from ...models import roofline
+from ...models.roofline import Run
 
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
-    from ..gpus import Gpu
+    from ..common.datasheets import Gpu
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Replica:
     @property
     def workspace(self) -> float:
         """Bytes on each device of the largest step, but for its logits."""
-        return work.workspace_bytes(self.config, self.terms.tokens, 0, self.itemsize, self.shares)
+        return roofline.workspace_bytes(self.config, self.terms.tokens, 0, self.itemsize, self.shares)
 
     @property
     def room(self) -> float:
@@ -103,7 +103,7 @@ class Replica:
     @cached_property
     def most(self) -> int:
         """Requests that there is room for, and time where that is limited."""
-        logits = work.workspace_bytes(self.config, 0, self.demand.branches, self.itemsize)
+        logits = roofline.workspace_bytes(self.config, 0, self.demand.branches, self.itemsize)
         fit = max(0, floor(self.room / (self.kv_request / self.shares + logits)))
         limit = self.terms.tpot
         if limit is None or not fit or self.tpot(fit) <= limit:
@@ -114,11 +114,11 @@ class Replica:
             low, high = (middle, high) if self.tpot(middle) <= limit else (low, middle)
         return low
 
-    def decoding(self, requests: float) -> list[work.Part]:
+    def decoding(self, requests: float) -> list[roofline.Part]:
         """The operations of a decoding step on each device."""
         mean = self.demand.prompt + self.demand.output / 2
         rows = requests * self.demand.branches
-        return work.decoding(self.config, rows, mean, self.itemsize, self.shares)
+        return roofline.decoding(self.config, rows, mean, self.itemsize, self.shares)
 
     def floor(self, requests: float) -> float:
         """Seconds of a decoding step at the peaks."""
@@ -135,12 +135,12 @@ class Replica:
         return ceil(self.demand.computed / self.terms.tokens)
 
     @cached_property
-    def prompts(self) -> list[work.Part]:
+    def prompts(self) -> list[roofline.Part]:
         """The operations of one request's prompts."""
         demand = self.demand
         own = Run(demand.branches, demand.prompt, demand.prompt - demand.shared)
         runs = [Run(1, demand.shared, demand.shared), own] if demand.shared else [own]
-        return work.parts(self.config, runs, demand.branches, self.itemsize, self.shares, self.pieces)
+        return roofline.parts(self.config, runs, demand.branches, self.itemsize, self.shares, self.pieces)
 
     @cached_property
     def prefill(self) -> float:
@@ -169,7 +169,7 @@ class Replica:
         busy, step = rate * self.prefill, self.step(max(self.in_flight(rate), 1))
         return busy * self.prefill / (2 * (1 - busy)) + step / 2 + self.prefill + (self.pieces - 1) * step
 
-    def _computing(self, parts: list[work.Part]) -> float:
+    def _computing(self, parts: list[roofline.Part]) -> float:
         return sum(part.seconds(self.gpu.bandwidth, self.gpu.products) for part in parts)
 
     def _sending(self, tokens: float, rows: float) -> float:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ...kernels.errors import InputError
-from ...models.shards import divides
-from ..gpus import NODE
+from ...kernels.common.errors import InputError
+from ...models.tensor_parallel import divides
+from ..common.datasheets import NODE
 
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
-    from ..gpus import Gpu
+    from ..common.datasheets import Gpu
     from .replica import Replica
 
 

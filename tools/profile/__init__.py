@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import verb
+from ..cli import command
 
 if TYPE_CHECKING:
     import argparse
 
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 SUBJECTS = {
     "kernels": "registers, shared memory, spills and floors of the Triton kernels, from their compiled code",
@@ -19,9 +19,9 @@ SUBJECTS = {
 
 def add_arguments(parser: Parser) -> None:
     """SUBJECT, and whatever follows."""
-    verb.add_kind(parser, "subject", SUBJECTS)
+    command.add_kind(parser, "subject", SUBJECTS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Profiles one subject. Raises InputError for one that there is not."""
-    return verb.run_kind(__package__ or "", "trimtab profile", "subject", "subjects", SUBJECTS, args)
+    return command.run_kind(__package__ or "", "trimtab profile", "subject", "subjects", SUBJECTS, args)

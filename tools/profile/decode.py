@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ...engine.strict_json import dumps
-from ...kernels.errors import InputError
-from .. import flags, loading
-from ..asking import add_model
-from ..bench import asking, figures, latency
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError
+from ..bench import common, latency
 from ..bench.latency import Batch
-from ..bench.traffic import Traffic
-from ..plain import watched
-from . import device
+from ..bench.workload import Traffic
+from ..cli import flags, open_engine
+from ..cli.common_args import add_model
+from ..cli.terminal import watched
+from ..common import statistics
+from . import gpu_activity
 from .stages import REST, STAGES, Stages, marked
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from ...engine.engine import Engine
     from ...engine.request import Request
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 SETTLING, TRACED = 2, 4
 """Of a traced answer, the decoding steps before those that are traced, and these."""
@@ -43,7 +44,7 @@ SETTLING, TRACED = 2, 4
 def add_arguments(parser: Parser) -> None:
     """The flags of bench latency, --trace and --json."""
     flags.add_fields(parser, "decode", Batch)
-    asking.add_traffic(parser)
+    common.add_traffic(parser)
     add_model(parser, Traffic)
     parser.add_argument("--trace", metavar="FILE", help=f"write {TRACED} steps as a Chrome trace (JSON)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -54,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     batch, load, method, config = latency.settings(args)
     rows = load.rows(batch.batch_size, method)
     trace = _trace_file(args.trace, load.output_len)
-    engine = loading.open_engine(config)
-    requests = load.requests(batch.batch_size, asking.vocabulary(engine), method)
+    engine = open_engine.open_engine(config)
+    requests = load.requests(batch.batch_size, common.vocabulary(engine), method)
     steps = _timed(engine, requests, batch, rows)
     floors = _floors(engine, rows, load.mean_len)
     found: dict[str, Any] = {"rows": rows, "steps": len(steps), "stages": _figures(steps, floors)}
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         events = _traced(engine, next(requests), rows, trace, graphs=False)
         found |= {"gpu": _on_gpu(engine, requests, rows, events)} if on_gpu else {}
     if args.json:
-        print(dumps({**asking.said("decode", method, batch, config, load), **found}))
+        print(dumps({**common.said("decode", method, batch, config, load), **found}))
     else:
         Console(width=None if watched() else 100).print(_table(found))
     return 0
@@ -108,17 +109,17 @@ def _launched(engine: Engine) -> Iterator[None]:
 
 
 def _answer(engine: Engine, asked: list[Request]) -> None:
-    asking.require_answers(engine.generate(asked), asked[0].sampling.max_tokens)
+    common.require_answers(engine.generate(asked), asked[0].sampling.max_tokens)
 
 
 def _floors(engine: Engine, rows: int, context: float) -> dict[str, float]:
     """Seconds that each stage takes at the machine's roofs."""
-    from ...models import work  # noqa: PLC0415 - it brings torch, which --help does not need
-    from .. import roof  # noqa: PLC0415
+    from ...models import roofline  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ..common import machine_peaks  # noqa: PLC0415
 
-    roofs = roof.measured(engine.dtype, engine.device)
+    roofs = machine_peaks.measured(engine.dtype, engine.device)
     floors = dict.fromkeys(STAGES, 0.0)
-    for part in work.decoding(engine.model_config, rows, context, engine.dtype.itemsize):
+    for part in roofline.decoding(engine.model_config, rows, context, engine.dtype.itemsize):
         floors[part.stage] += part.seconds(roofs.bandwidth, roofs.products)
     return floors
 
@@ -134,7 +135,7 @@ def _figures(steps: list[dict[str, float]], floors: dict[str, float]) -> list[di
 
 
 def _row(stage: str, seconds: list[float], whole: float, floor: float) -> dict[str, Any]:
-    spread = {f"p{percent}_us": 1e6 * figures.percentile(seconds, percent) for percent in (20, 50, 80)}
+    spread = {f"p{percent}_us": 1e6 * statistics.percentile(seconds, percent) for percent in (20, 50, 80)}
     return {"stage": stage, **spread, "share": sum(seconds) / whole, "floor_us": 1e6 * floor}
 
 
@@ -142,12 +143,12 @@ def _on_gpu(
     engine: Engine, requests: Iterator[list[Request]], rows: int, events: list[Any]
 ) -> dict[str, Any]:
     """The GPU's time by stage in steps launched one by one; launches and gaps of those and of captured."""
-    by_stage = device.by_stage(events, TRACED)
-    by_stage[REST] = by_stage.get(REST, 0.0) + by_stage.pop(device.STEP, 0.0)
-    steps = {"launched one by one": device.busy(device.spans(events), TRACED)}
+    by_stage = gpu_activity.by_stage(events, TRACED)
+    by_stage[REST] = by_stage.get(REST, 0.0) + by_stage.pop(gpu_activity.STEP, 0.0)
+    steps = {"launched one by one": gpu_activity.busy(gpu_activity.spans(events), TRACED)}
     if engine.stats.captured:
         captured = _traced(engine, next(requests), rows, None, graphs=True)
-        steps["captured"] = device.busy(device.spans(captured), TRACED)
+        steps["captured"] = gpu_activity.busy(gpu_activity.spans(captured), TRACED)
     return {"stages": by_stage, "steps": {name: asdict(each) for name, each in steps.items()}}
 
 
@@ -160,7 +161,7 @@ def _traced(
 
     of_step = schedule(wait=SETTLING - 1, warmup=1, active=TRACED, repeat=1)
     with profile(schedule=of_step) as profiler:
-        stages = Stages(rows, lambda stage: record_function(device.PREFIX + stage), profiler.step)
+        stages = Stages(rows, lambda stage: record_function(gpu_activity.PREFIX + stage), profiler.step)
         with marked(engine, stages), nullcontext() if graphs else _launched(engine):
             _answer(engine, asked)
     if trace is not None:
@@ -177,13 +178,13 @@ def _table(found: dict[str, Any]) -> Table:
     for name in ("p20", "p50", "p80", "share", "at the roofs", *(["the GPU"] * ("gpu" in found))):
         table.add_column(name, justify="right")
     for row in found["stages"]:
-        spread = (figures.number(row[f"p{percent}_us"]) for percent in (20, 50, 80))
-        of_gpu = [figures.number(gpu["stages"].get(row["stage"], 0.0))] * ("gpu" in found)
-        least = figures.number(row["floor_us"]) if row["floor_us"] else ""
+        spread = (statistics.number(row[f"p{percent}_us"]) for percent in (20, 50, 80))
+        of_gpu = [statistics.number(gpu["stages"].get(row["stage"], 0.0))] * ("gpu" in found)
+        least = statistics.number(row["floor_us"]) if row["floor_us"] else ""
         table.add_row(row["stage"], *spread, f"{row['share']:.1%}", least, *of_gpu)
     table.caption = "\n".join(
-        f"{name}: {figures.number(each['launches'])} launches a step, the GPU works "
-        f"{figures.number(each['busy_us'])} and waits {figures.number(each['gap_us'])}"
+        f"{name}: {statistics.number(each['launches'])} launches a step, the GPU works "
+        f"{statistics.number(each['busy_us'])} and waits {statistics.number(each['gap_us'])}"
         for name, each in gpu["steps"].items()
     )
     return table

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ...engine.strict_json import dumps
-from ...kernels.errors import InputError
-from ..gpus import SHEETS
-from ..plain import watched
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError
+from ..cli.terminal import watched
+from ..common.datasheets import SHEETS
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from ..parser import Parser
+    from ..cli.parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def _kernels() -> list[dict[str, Any]]:
     """A row for each kernel, build and target."""
     try:
-        from ...kernels.gpu.ahead import TARGETS, builds_of, compile_for  # noqa: PLC0415
+        from ...kernels.specs.aot_compile import TARGETS, builds_of, compile_for  # noqa: PLC0415
         from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
     except ModuleNotFoundError as error:
         raise InputError(f"profiling kernels needs the package {error.name}; install it first") from None

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...engine.engine import Engine
-    from ...engine.group import Group
-    from ...engine.scheduler import Plan
+    from ...engine.scheduling.scheduler import Plan
+    from ...engine.sequence.sequence import Group
     from ...models.llama import Layer
 
 REST = "rest"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import EngineConfig
-from ...engine.options import check_known
 from ...engine.server.config import ServerConfig
-from ...kernels.errors import RunError
-from .. import loading
-from ..plain import say
+from ...engine.utils.fields import check_known
+from ...kernels.common.errors import RunError
+from ..cli import open_engine
+from ..cli.terminal import say
 from .cluster import actor_options, check_model, connected, require
 from .config import RayConfig
 
@@ -74,7 +74,7 @@ class Service:
             max_surge_percent=100,  # a new one is there before the old one goes
             graceful_shutdown_timeout_s=deadline + LAST_WORDS,
         )
-        engine = opening or partial(loading.open_async_engine, self.engine)
+        engine = opening or partial(open_engine.open_async_engine, self.engine)
         return gateway.bind(replica.bind(engine, self.server), self.server)
 
     def _scaling(self) -> dict[str, Any]:

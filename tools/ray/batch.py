@@ -14,12 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.errors import InputError, RunError
-from .. import asking, batch, loading, steering
-from ..display import progress
-from .answerer import Answerer
+from ...kernels.common.errors import InputError, RunError
+from ..cli import common_args, method_args, open_engine
+from ..cli.display import progress
+from ..common import batch
+from .batch_actor import Answerer
 from .cluster import actor_options, check_model, connected, require
-from .shards import shards_of
+from .file_shards import shards_of
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from ...engine.async_engine import AsyncEngine
     from .config import RayConfig
-    from .shards import Shard
+    from .file_shards import Shard
 
 CHUNK = 16
 """Lines that an engine is given at once, and that are decoded again when it dies."""
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace, config: RayConfig, opening: Callable[[], Async
     `opening` makes the engine where each actor is. Raises as `batch.run` does.
     """
     require()
-    steering.choice(args, steering.wishes(args))
-    sampling, engine = asking.sampling(args), replace(asking.config(args), max_waiting=ROOM)
+    method_args.choice(args, method_args.wishes(args))
+    sampling, engine = common_args.sampling(args), replace(common_args.config(args), max_waiting=ROOM)
     work = Work.of(shards_of(args.input, args.output))
     if not work.left:
         return batch.nothing_left(args.input, args.output, work.failed_before)
@@ -81,7 +82,11 @@ def run(args: argparse.Namespace, config: RayConfig, opening: Callable[[], Async
         options: dict[str, Any] = {
             **actor_options(config, engine),
             **_pool(config, engine.max_num_seqs),
-            "fn_constructor_args": (opening or partial(loading.open_async_engine, engine), args, sampling),
+            "fn_constructor_args": (
+                opening or partial(open_engine.open_async_engine, engine),
+                args,
+                sampling,
+            ),
         }
         failed = _write(work, _rows(work, options))
     return batch.ended(len(work.left), failed)

@@ -9,8 +9,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.errors import InputError
-from ..display import progress
+from ...kernels.common.errors import InputError
+from ..cli.display import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def connected() -> Iterator[None]:
 def check_model(config: EngineConfig) -> None:
     """Reads all of a model but its weights, so that what is wrong with it is said here and once, and what is
     fetched is fetched once. Raises as opening it does."""
-    from ...models.opening import open_model  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.loader import open_model  # noqa: PLC0415 - it brings torch, which --help does not need
 
     with progress(f"trimtab: looking at {config.model} …") as report:
         open_model(config.model, config.load_format, config.chat_template, report, config.dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
-from ...engine.options import check_fields, option, require_fields
-from ...kernels.errors import InputError, quoted
+from ...engine.utils.fields import check_fields, option, require_fields
+from ...kernels.common.errors import InputError, quoted
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from ...engine.server.app import KeyGuard
 from ...engine.server.errors import SERVER, ApiError, api_error
-from ...engine.server.events import event
-from ...engine.server.receiving import received
+from ...engine.server.http import received
 from ...engine.server.serving import PATIENCE
-from ...kernels.errors import BusyError
-from .call import Call
+from ...engine.server.sse import event
+from ...kernels.common.errors import BusyError
+from .http_call import Call
 from .metrics import merged
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.errors import RunError
-from .call import Call
+from ...kernels.common.errors import RunError
+from .http_call import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, MutableMapping

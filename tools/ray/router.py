@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ray.serve.request_router import RequestRouter
 
-from .placing import ranked
+from .rendezvous import ranked
 
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, RunningReplica

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from trimtab.engine import Amulet, AsyncEngine, Guidance, Mato, Objective, Request, SamplingParams
-from trimtab.engine.methods import METHODS
+from trimtab.engine.methods.builtin import METHODS
 from trimtab.engine.server import create_app
 from trimtab.engine.server.steering import Profiles
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 
 from ...waiting import soon
 from .conftest import QUESTION, STEERING, Client, MakeClient, error, events

@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import Request as HttpRequest
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import create_app
-from trimtab.engine.server.bodies import NEUTRAL, ROLES, SAMPLING
+from trimtab.engine.server.protocol import NEUTRAL, ROLES, SAMPLING
 
 from .conftest import QUESTION, STEERING, Client, MakeClient, error, events
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from trimtab.tools.bench.wave import wave
+from trimtab.tools.bench.http.load_swarm import wave
 
 from ...waiting import soon
 from .process import Server, serving

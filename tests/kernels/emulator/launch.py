@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from trimtab.kernels.gpu.ahead import Build, arguments_of, build_of, compiled, instead_of_launches
+from trimtab.kernels.specs.aot_compile import Build, arguments_of, build_of, compiled, instead_of_launches
 
 from .machine import Machine
 from .memory import MOST, FaultError, Tensors

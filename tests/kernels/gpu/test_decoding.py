@@ -22,9 +22,9 @@ from trimtab.engine import (
     Request,
     SamplingParams,
 )
-from trimtab.kernels.gpu import lm_head_steer as launching
-from trimtab.kernels.gpu.lm_head_steer_plan import Plan
-from trimtab.tools.gpu import shapes
+from trimtab.kernels.triton.lm_head import launch as launching
+from trimtab.kernels.triton.lm_head.plan import Plan
+from trimtab.tools.gpu import tiny_models
 
 from ...tiny import Tiny, at_rest
 
@@ -132,7 +132,7 @@ def test_scores_are_near(engines: tuple[Engine, Engine]) -> None:
 def test_scores_are_near_with_windows_norms_of_heads_and_turns_by_the_length(
     tmp_path: Path, kind: str
 ) -> None:
-    folder = shapes.write(tmp_path / "model", kind, shapes.TINY, torch.float32)
+    folder = tiny_models.write(tmp_path / "model", kind, tiny_models.TINY, torch.float32)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"max_position_embeddings": 20, "rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trimtab.kernels import matmul as reference
-from trimtab.kernels import paged
-from trimtab.kernels.gpu.attention import paged_attention
-from trimtab.kernels.gpu.configs import Attention
-from trimtab.kernels.gpu.invariant_attention import invariant_attention
-from trimtab.kernels.gpu.matmul import ROWS, Tile, matmul, matmul_kernel
-from trimtab.kernels.gpu.norm import rms_norm
-from trimtab.kernels.gpu.products import UPCAST
-from trimtab.kernels.gpu.rope import rope_write
-from trimtab.kernels.gpu.steer import invariant_steer, steer
-from trimtab.kernels.gpu.swiglu import swiglu
-from trimtab.kernels.paged import Tiles
-from trimtab.kernels.program import Program
-from trimtab.kernels.rope import HeadNorm, Turns
-from trimtab.kernels.steer import Choice
-from trimtab.kernels.steer_table import Draw, Groups, SteerTable
+from trimtab.kernels.reference import matmul as reference
+from trimtab.kernels.reference import paged_attention as paged
+from trimtab.kernels.reference.paged_attention import Tiles
+from trimtab.kernels.reference.rotary import HeadNorm, Turns
+from trimtab.kernels.steering.coefficients import Program
+from trimtab.kernels.steering.state import Draw, Groups, SteerTable
+from trimtab.kernels.steering.step import Choice
+from trimtab.kernels.triton.attention import paged_attention
+from trimtab.kernels.triton.batch_invariant_attention import invariant_attention
+from trimtab.kernels.triton.batch_invariant_matmul import ROWS, Tile, matmul, matmul_kernel
+from trimtab.kernels.triton.configs import Attention
+from trimtab.kernels.triton.dot import UPCAST
+from trimtab.kernels.triton.rms_norm import rms_norm
+from trimtab.kernels.triton.rotary import rope_write
+from trimtab.kernels.triton.steering.step import invariant_steer, steer
+from trimtab.kernels.triton.swiglu import swiglu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

@@ -16,9 +16,9 @@ from trimtab.engine import (
     Request,
     SamplingParams,
 )
-from trimtab.engine.graphs import DecodeGraphs
-from trimtab.engine.runner import plain_tensors
-from trimtab.kernels.gpu import tuning
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs
+from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.kernels.triton import tuning
 
 from ...replaying import again
 from ...tiny import Tiny, at_rest
@@ -26,9 +26,9 @@ from ...tiny import Tiny, at_rest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.method import Method
-    from trimtab.engine.output import Output
-    from trimtab.kernels.device_cache import DeviceKV
+    from trimtab.engine.methods.base import Method
+    from trimtab.engine.outputs import Output
+    from trimtab.kernels.reference.paged_kv_cache import DeviceKV
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 3

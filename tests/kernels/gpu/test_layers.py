@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trimtab.kernels import norm, paged, rope, swiglu
-from trimtab.kernels.gpu.attention import paged_attention
-from trimtab.kernels.gpu.configs import Attention
-from trimtab.kernels.gpu.norm import LONGEST, rms_norm
-from trimtab.kernels.gpu.rope import rope_write
-from trimtab.kernels.gpu.swiglu import swiglu as launch_swiglu
-from trimtab.kernels.paged import Tiles
+from trimtab.kernels.reference import paged_attention as paged
+from trimtab.kernels.reference import rms_norm as norm
+from trimtab.kernels.reference import rotary, swiglu
+from trimtab.kernels.reference.paged_attention import Tiles
+from trimtab.kernels.triton.attention import paged_attention
+from trimtab.kernels.triton.configs import Attention
+from trimtab.kernels.triton.rms_norm import LONGEST, rms_norm
+from trimtab.kernels.triton.rotary import rope_write
+from trimtab.kernels.triton.swiglu import swiglu as launch_swiglu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ULP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -68,12 +70,12 @@ def test_rope_write(dtype: torch.dtype, normed: bool, width: int) -> None:
     qkv = random(rows, heads + 2 * kv_heads, width, dtype=dtype)
     turns = turns_of(rows, heads, kv_heads, width)
     weight, eps = random(heads + kv_heads, width), torch.tensor([1e-6], device=DEVICE)
-    norm = rope.HeadNorm(weight, eps) if normed else None
+    norm = rotary.HeadNorm(weight, eps) if normed else None
     page, offset = torch.tensor([3, 0, 3, 6, 1], device=DEVICE), torch.tensor([0, 15, 1, 7, 7], device=DEVICE)
     empty = torch.full((2, 7, kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
     caches = empty, empty.clone()
     found = rope_write(qkv, turns, norm, caches[0], page, offset)
-    near(rope.rope_write(qkv, turns, norm, caches[1], page, offset), found.double())
+    near(rotary.rope_write(qkv, turns, norm, caches[1], page, offset), found.double())
     exact = _exact_rope(qkv.double(), turns, norm)
     near(found, exact[:, :heads] * turns.scale)
     written = torch.zeros(7, block, dtype=torch.bool, device=DEVICE)
@@ -90,20 +92,20 @@ def test_rope_write_rounds_to_the_type_of_the_cache() -> None:
     caches = [torch.empty(2, 2, 1, 16, 64, dtype=torch.float16, device=DEVICE) for _ in range(2)]
     found, expected = (
         write(qkv, turns, None, cache, page, offset)
-        for write, cache in zip((rope_write, rope.rope_write), caches, strict=True)
+        for write, cache in zip((rope_write, rotary.rope_write), caches, strict=True)
     )
     assert found.dtype == expected.dtype == torch.float16
     near(found, expected.double())
     near(caches[0][:, page, :, offset], caches[1][:, page, :, offset].double())
 
 
-def turns_of(rows: int, heads: int, kv_heads: int, width: int) -> rope.Turns:
+def turns_of(rows: int, heads: int, kv_heads: int, width: int) -> rotary.Turns:
     angles = torch.arange(rows, device=DEVICE)[:, None] * torch.rand(width // 2).to(DEVICE).repeat(2)
     sign = torch.tensor([-1.0, 1.0], device=DEVICE).repeat_interleave(width // 2)
-    return rope.Turns(angles.cos(), angles.sin() * sign, heads, kv_heads, width**-0.5)
+    return rotary.Turns(angles.cos(), angles.sin() * sign, heads, kv_heads, width**-0.5)
 
 
-def _exact_rope(qkv: Tensor, turns: rope.Turns, norm: rope.HeadNorm | None) -> Tensor:
+def _exact_rope(qkv: Tensor, turns: rotary.Turns, norm: rotary.HeadNorm | None) -> Tensor:
     turned, cos, sin = qkv[:, : -turns.kv_heads], turns.cos.double(), turns.sin.double()
     if norm is not None:
         length = (turned.square().mean(-1, keepdim=True) + norm.eps.double()).rsqrt()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from trimtab.kernels.gpu.literal import iterate
-from trimtab.kernels.strength import literal_loop, strength
+from trimtab.kernels.steering.closed_form import literal_loop, strength
+from trimtab.kernels.triton.unrolled_loop import iterate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AMULET, MATO = (2.0, 2.0, 10.0, 60), (0.5, 1.0, 10.0, 80)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor
-from trimtab.engine.methods import (
+from trimtab.engine.methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -18,17 +18,17 @@ from trimtab.engine.methods import (
     Mixture,
     Opad,
 )
-from trimtab.kernels.features import Features
-from trimtab.kernels.gpu import lm_head_steer as launching
-from trimtab.kernels.gpu import search as searching
-from trimtab.kernels.gpu import steer as steering
-from trimtab.kernels.gpu.configs import TUNING, Tile, Tuning
-from trimtab.kernels.gpu.lm_head_steer import lm_head_steer
-from trimtab.kernels.gpu.lm_head_steer_plan import Plan
 from trimtab.kernels.lm_head import lm_head_steer as torch_lm_head_steer
 from trimtab.kernels.lm_head import product
-from trimtab.kernels.steer import steer as reference
-from trimtab.kernels.steer_table import Draw, Edits
+from trimtab.kernels.steering.features import Features
+from trimtab.kernels.steering.state import Draw, Edits
+from trimtab.kernels.steering.step import steer as reference
+from trimtab.kernels.triton.configs import TUNING, Tile, Tuning
+from trimtab.kernels.triton.lm_head import launch as launching
+from trimtab.kernels.triton.lm_head.launch import lm_head_steer
+from trimtab.kernels.triton.lm_head.plan import Plan
+from trimtab.kernels.triton.steering import step as steering
+from trimtab.kernels.triton.steering import top_k_top_p as searching
 
 from ..decoding import wishes
 from .test_steer import (
@@ -51,8 +51,8 @@ from .test_steer import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trimtab.kernels.steer import Choice
-    from trimtab.kernels.steer_table import Groups
+    from trimtab.kernels.steering.state import Groups
+    from trimtab.kernels.steering.step import Choice
 
 WARM = Draw(temperature=0.7, seed=11)
 SMALL = Tuning({rows: Tile(128, 32, 4, 2) for rows in (16, 64)}, most_rows=10**6)

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from trimtab.kernels.gpu.noise import gumbel_of, random_bits
-from trimtab.kernels.noise import bits, keys
+from trimtab.kernels.steering.gumbel import bits, keys
+from trimtab.kernels.triton.steering.gumbel import gumbel_of, random_bits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 12345, 12345])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from trimtab.engine.methods import Amulet, ContextSteering, Mato
-from trimtab.kernels.gpu.steer import steer
-from trimtab.kernels.steer import steer as reference
-from trimtab.kernels.steer_table import Draw
+from trimtab.engine.methods.builtin import Amulet, ContextSteering, Mato
+from trimtab.kernels.steering.state import Draw
+from trimtab.kernels.steering.step import steer as reference
+from trimtab.kernels.triton.steering.step import steer
 
 from ..decoding import wishes
 from .test_steer import GREEDY, Request, layout, logits_of, steps_of

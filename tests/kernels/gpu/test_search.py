@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from trimtab.kernels.gpu.search import Kind, search
-from trimtab.kernels.gpu.steer import Tiling
-from trimtab.kernels.shard import UNIT
-from trimtab.kernels.steer_table import Groups
+from trimtab.kernels.distributed.vocab_parallel import UNIT
+from trimtab.kernels.steering.state import Groups
+from trimtab.kernels.triton.steering.step import Tiling
+from trimtab.kernels.triton.steering.top_k_top_p import Kind, search
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VOCAB = 2500

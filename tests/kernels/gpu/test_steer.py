@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from trimtab.engine.methods import (
+from trimtab.engine.methods.builtin import (
     Amulet,
     Base,
     ContextSteering,
@@ -22,18 +22,18 @@ from trimtab.engine.methods import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.gpu import search as searching
-from trimtab.kernels.gpu import steer as launching
-from trimtab.kernels.gpu.steer import steer
-from trimtab.kernels.steer import steer as reference
-from trimtab.kernels.steer_table import Draw, Edits, Groups, SteerTable
+from trimtab.kernels.steering.state import Draw, Edits, Groups, SteerTable
+from trimtab.kernels.steering.step import steer as reference
+from trimtab.kernels.triton.steering import step as launching
+from trimtab.kernels.triton.steering import top_k_top_p as searching
+from trimtab.kernels.triton.steering.step import steer
 
 from ..decoding import GREEDY, SAMPLED, wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trimtab.kernels.steer import Choice
+    from trimtab.kernels.steering.step import Choice
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLAT = Draw(temperature=3.0, top_p=0.9, seed=2**63 + 5)

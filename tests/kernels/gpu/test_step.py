@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from trimtab.engine import Engine, Mato, Objective, Request, SamplingParams
-from trimtab.engine.graphs import DecodeGraphs
-from trimtab.engine.runner import plain_tensors
-from trimtab.kernels.gpu.cases import GREEDY, ITERATE, MASKED, NEAR, SAMPLED, STEER, _loop, _steering
-from trimtab.kernels.spec import Case, KernelSpec
-from trimtab.kernels.steer import Choice
+from trimtab.engine.execution.cuda_graphs import DecodeGraphs
+from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.kernels.specs.spec import Case, KernelSpec
+from trimtab.kernels.specs.steering import GREEDY, ITERATE, MASKED, NEAR, SAMPLED, STEER, _loop, _steering
+from trimtab.kernels.steering.step import Choice
 from trimtab.tools.gpu.kernels import compared
 
 from ...replaying import again
@@ -21,7 +21,7 @@ from ...tiny import Tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.kernels.device_cache import DeviceKV
+    from trimtab.kernels.reference.paged_kv_cache import DeviceKV
 
 F32, BF16 = torch.float32, torch.bfloat16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.tools.bench.client import Client, RefusedError
-from trimtab.tools.bench.stream import CHAT, Streamed, stream
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.tools.bench.http.client import Client, RefusedError
+from trimtab.tools.bench.http.stream import CHAT, Streamed, stream
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: Chunked\r\n\r\n"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from trimtab import InputError
-from trimtab.tools import machine
 from trimtab.tools.bench.compare import Verdict
 from trimtab.tools.bench.worktree import resolved, side_by_side
+from trimtab.tools.common import environment
 
 from ..conftest import Ran
 
-PACKAGE = machine.ROOT
+PACKAGE = environment.ROOT
 CODE = ("__init__.py", "__main__.py", "kernels", "models", "engine", "tools")
 
 
@@ -70,10 +70,10 @@ def test_a_commit_that_is_not_there_is_refused_by_name(repository: Path, tmp_pat
 
 def test_a_commit_is_told_with_its_changes(repository: Path, tmp_path: Path) -> None:
     head = git(repository, "rev-parse", "HEAD")
-    assert machine.commit(repository) == head
+    assert environment.commit(repository) == head
     (repository / "new").touch()
-    assert machine.commit(repository) == f"{head}-dirty"
-    assert machine.commit(tmp_path) is None
+    assert environment.commit(repository) == f"{head}-dirty"
+    assert environment.commit(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_nothing_is_compared_while_tests_are_red(
     status: int,
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(machine, "ROOT", repository)
+    monkeypatch.setattr(environment, "ROOT", repository)
     ran = run("bench", "compare", "HEAD~1", f"--tests={tests}")
     assert (ran.status, ran.out) == (status, "")
     assert sentence in ran.err

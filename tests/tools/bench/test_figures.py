@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trimtab.tools.bench import figures
+from trimtab.tools.common import statistics as figures
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from trimtab import InputError
-from trimtab.kernels.errors import RunError
-from trimtab.kernels.strength import strength
-from trimtab.tools.bench.contestants import CONTESTANTS, RATIOS, Ratio, Score, compared, equal_share
-from trimtab.tools.bench.worker import MissingError, Worker
-from trimtab.tools.bench.workers import of_transformers
+from trimtab.kernels.common.errors import RunError
+from trimtab.kernels.steering.closed_form import strength
+from trimtab.tools.bench.runners import transformers
+from trimtab.tools.bench.runners.competitors import CONTESTANTS, RATIOS, Ratio, Score, compared, equal_share
+from trimtab.tools.bench.runners.process import MissingError, Worker
 
 from ..conftest import Ran
 
@@ -113,9 +113,9 @@ def test_a_worker_ends_with_its_bench() -> None:
 
 def test_the_literal_loop_is_the_closed_form() -> None:
     base, anchor = torch.randn(2, 50, dtype=torch.float64, generator=torch.manual_seed(1)).log_softmax(-1)
-    a = strength(of_transformers.ALPHA, of_transformers.LAM, of_transformers.ETA, of_transformers.STEPS)
+    a = strength(transformers.ALPHA, transformers.LAM, transformers.ETA, transformers.STEPS)
     expected = (base + a * (anchor - base)).log_softmax(-1)
-    torch.testing.assert_close(of_transformers.follow_the_leader(base, anchor), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(transformers.follow_the_leader(base, anchor), expected, atol=1e-12, rtol=0)
 
 
 def test_ratios_are_taken_within_a_round_and_between_our_own_while_decoding() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trimtab import InputError, Mato, Objective
-from trimtab.tools.bench.traffic import Traffic
+from trimtab.tools.bench.workload import Traffic
 
 METHOD = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from trimtab.tools.evaluate import study as studies
-from trimtab.tools.evaluate.analysis import Analysis
-from trimtab.tools.evaluate.marks import marks
-from trimtab.tools.evaluate.result import Result, RowResult
-from trimtab.tools.evaluate.scoring import FACTS, Scores
-from trimtab.tools.evaluate.settings import Settings
-from trimtab.tools.evaluate.statistics import resampled
-from trimtab.tools.evaluate.study import Study
-from trimtab.tools.evaluate.table import Table
+from trimtab.tools.evaluate.metrics.analysis import Analysis
+from trimtab.tools.evaluate.metrics.ratings import marks
+from trimtab.tools.evaluate.metrics.result import Result, RowResult
+from trimtab.tools.evaluate.metrics.scoring import FACTS, Scores
+from trimtab.tools.evaluate.metrics.statistics import resampled
+from trimtab.tools.evaluate.metrics.table import Table
+from trimtab.tools.evaluate.study import study as studies
+from trimtab.tools.evaluate.study.settings import Settings
+from trimtab.tools.evaluate.study.study import Study
 
 Value = Callable[[str, tuple[float, ...], int], float]
 """A score by row, weights and question."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trimtab.kernels.errors import InputError
-from trimtab.tools.evaluate import aim, grid, question, settings, study, wording
-from trimtab.tools.evaluate.aim import Aim
-from trimtab.tools.evaluate.question import Question
-from trimtab.tools.evaluate.settings import Settings
+from trimtab.kernels.common.errors import InputError
+from trimtab.tools.common import questions
+from trimtab.tools.common.questions import Question
+from trimtab.tools.evaluate.study import grid, prompt_wordings, settings, study, target
+from trimtab.tools.evaluate.study.settings import Settings
+from trimtab.tools.evaluate.study.target import Aim
 
 KIND, BRIEF = "Be kind.", "Be brief."
 ASKED = Settings(
@@ -33,24 +34,24 @@ ASKED = Settings(
     ],
 )
 def test_an_aim_is_split_where_a_scorer_follows(text: str, expected: Aim) -> None:
-    assert aim.parse(text) == expected
+    assert target.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["Be kind.", "Be kind.=vadr", "Be kind.=", "vader"])
 def test_an_aim_without_a_scorer_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="WISH=SCORER"):
-        aim.parse(text)
+        target.parse(text)
 
 
 def test_an_aim_without_a_wish_stands_for_each_preference_of_the_question() -> None:
     asked = [Question(0, "a?", ("x", "y")), Question(1, "b?", ("z", "w"))]
-    found = aim.aims(["=-length"], asked)
+    found = target.aims(["=-length"], asked)
     assert [[each.wish(q) for each in found] for q in asked] == [["x", "y"], ["z", "w"]]
     assert [each.label for each in found] == ["-length 1", "-length 2"]
     with pytest.raises(InputError, match="question 1 has 1 preferences"):
-        aim.aims(["=vader"], [asked[0], Question(1, "b?", ("z",))])
+        target.aims(["=vader"], [asked[0], Question(1, "b?", ("z",))])
     with pytest.raises(InputError, match="give it alone"):
-        aim.aims(["=vader", "Be kind.=vader"], asked)
+        target.aims(["=vader", "Be kind.=vader"], asked)
 
 
 def test_two_wishes_have_a_line_of_weights_and_three_a_triangle() -> None:
@@ -66,7 +67,7 @@ def test_two_wishes_have_a_line_of_weights_and_three_a_triangle() -> None:
 @pytest.mark.parametrize("way", ["percent", "words", "order"])
 def test_a_wording_says_seven_weights_apart_and_keeps_both_wishes(way: str) -> None:
     inner = [weights for weights in grid.simplex(2, 7) if min(weights) > 0]
-    said = [wording.WORDINGS[way]([KIND, BRIEF], weights) for weights in inner]
+    said = [prompt_wordings.WORDINGS[way]([KIND, BRIEF], weights) for weights in inner]
     assert all(KIND in text and BRIEF in text for text in said)
     assert len(set(said)) == (3 if way == "order" else 5)
     assert said[0].index(KIND) < said[0].index(BRIEF)
@@ -74,17 +75,19 @@ def test_a_wording_says_seven_weights_apart_and_keeps_both_wishes(way: str) -> N
 
 
 def test_a_share_is_said_in_per_cent_and_degrees_of_a_wish_by_its_words() -> None:
-    assert "Be kind. (importance: 83 %) Be brief. (importance: 17 %)" in wording.percent(
+    assert "Be kind. (importance: 83 %) Be brief. (importance: 17 %)" in prompt_wordings.percent(
         [KIND, BRIEF], [5 / 6, 1 / 6]
     )
-    assert wording.words([BRIEF, KIND], [1 / 6, 5 / 6]) == "Above all: Be kind. Only a little: Be brief."
+    assert (
+        prompt_wordings.words([BRIEF, KIND], [1 / 6, 5 / 6]) == "Above all: Be kind. Only a little: Be brief."
+    )
 
 
 def test_the_projects_questions_are_64_different_ones_and_fall_into_two_halves() -> None:
-    asked = question.read(None)
+    asked = questions.read(None)
     assert [q.index for q in asked] == list(range(64))
     assert len({q.text for q in asked}) == 64
-    first, second = question.read(None, "first"), question.read(None, "second")
+    first, second = questions.read(None, "first"), questions.read(None, "second")
     assert sorted([*first, *second], key=lambda q: q.index) == list(asked)
     assert {q.index % 2 for q in first} == {0}
 
@@ -101,13 +104,13 @@ def test_the_projects_questions_are_64_different_ones_and_fall_into_two_halves()
 def test_the_shapes_of_files_in_use_are_read(tmp_path: Path, text: str) -> None:
     file = tmp_path / "questions"
     file.write_text(text, encoding="utf-8")
-    assert question.read(str(file)) == (Question(4, "a?", ("x", "y")),)
+    assert questions.read(str(file)) == (Question(4, "a?", ("x", "y")),)
 
 
 def test_plain_texts_a_line_are_numbered(tmp_path: Path) -> None:
     file = tmp_path / "questions"
     file.write_text('"a?"\n\n"b?"\n')
-    assert question.read(str(file)) == (Question(0, "a?"), Question(1, "b?"))
+    assert questions.read(str(file)) == (Question(0, "a?"), Question(1, "b?"))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_a_file_that_holds_no_questions_is_refused_in_a_sentence(
     file = tmp_path / "questions"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=says):
-        question.read(str(file))
+        questions.read(str(file))
 
 
 def test_settings_come_back_from_their_json() -> None:

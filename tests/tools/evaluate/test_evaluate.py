@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 from trimtab.engine.engine import Engine
-from trimtab.engine.methods import Mato, Prompt
-from trimtab.engine.objective import Objective
+from trimtab.engine.methods.builtin import Mato, Prompt
+from trimtab.engine.methods.objective import Objective
 from trimtab.engine.request import Request
-from trimtab.engine.sampling import SamplingParams
-from trimtab.tools.cli import main
-from trimtab.tools.evaluate import study as studies
-from trimtab.tools.evaluate.settings import Settings
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.tools.cli.main import main
+from trimtab.tools.evaluate.study import study as studies
+from trimtab.tools.evaluate.study.settings import Settings
 
 from ..conftest import Ran
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.tools.evaluate import front
+from trimtab.tools.evaluate.metrics import pareto
 
 TOP = 4
 
@@ -32,12 +32,12 @@ def test_the_hypervolume_of_whole_coordinates_is_the_number_of_cells_under_a_poi
     covered = sum(
         any(all(c + 1 <= x for c, x in zip(cell, p, strict=True)) for p in points) for cell in cells
     )
-    assert front.hypervolume(points) == pytest.approx(covered)
+    assert pareto.hypervolume(points) == pytest.approx(covered)
 
 
 @given(clouds())
 def test_on_the_front_is_who_is_beaten_by_none(points: np.ndarray) -> None:
-    found = front.on_front(points)
+    found = pareto.on_front(points)
     for index, point in enumerate(points):
         beaten = any((other >= point).all() and (other > point).any() for other in points)
         assert found[index] == (not beaten)
@@ -45,14 +45,14 @@ def test_on_the_front_is_who_is_beaten_by_none(points: np.ndarray) -> None:
 
 def test_a_known_area_and_its_spread() -> None:
     points = np.array([[1.0, 0.25], [0.5, 0.75], [0.25, 0.5]])
-    assert front.hypervolume(points) == pytest.approx(0.25 + 0.25)
-    assert front.spread(points) == pytest.approx(0.5)
-    assert front.spread(points[:1]) == 0
+    assert pareto.hypervolume(points) == pytest.approx(0.25 + 0.25)
+    assert pareto.spread(points) == pytest.approx(0.5)
+    assert pareto.spread(points[:1]) == 0
 
 
 def test_points_that_are_not_known_are_left_out() -> None:
     points = np.array([[0.5, 0.5], [math.nan, 9.0]])
-    assert front.on_front(points).tolist() == [True, False]
-    assert front.hypervolume(points) == pytest.approx(0.25)
-    assert math.isnan(front.hypervolume(points[1:]))
-    assert math.isnan(front.spread(points[1:]))
+    assert pareto.on_front(points).tolist() == [True, False]
+    assert pareto.hypervolume(points) == pytest.approx(0.25)
+    assert math.isnan(pareto.hypervolume(points[1:]))
+    assert math.isnan(pareto.spread(points[1:]))

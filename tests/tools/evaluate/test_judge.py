@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from trimtab.kernels.errors import InputError, RunError
-from trimtab.tools.evaluate.answer import Answer
+from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.tools.evaluate.scorers import endpoint, make
+from trimtab.tools.evaluate.scorers.answer import Answer
 from trimtab.tools.evaluate.scorers.judge import AT_ONCE, Judge
 from trimtab.tools.evaluate.scorers.rubric import Better, comparison, rating, read_better, read_mark
 

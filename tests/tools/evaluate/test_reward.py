@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
-from trimtab.kernels.errors import InputError
-from trimtab.tools.evaluate.answer import Answer
+from trimtab.kernels.common.errors import InputError
 from trimtab.tools.evaluate.scorers import make
+from trimtab.tools.evaluate.scorers.answer import Answer
 
 from ...models.test_classifier import write
 from ...tiny import write_json

@@ -6,9 +6,9 @@ import math
 import sys
 
 import pytest
-from trimtab.kernels.errors import InputError
+from trimtab.kernels.common.errors import InputError
 from trimtab.tools.evaluate import scorers
-from trimtab.tools.evaluate.answer import Answer
+from trimtab.tools.evaluate.scorers.answer import Answer
 
 
 def answered(text: str, base_logprob: float | None = -1.0) -> Answer:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.tools.evaluate import statistics
+from trimtab.tools.evaluate.metrics import statistics
 
 SCORES = st.lists(st.sampled_from([0.0, 1.0, 2.5, -3.0, math.nan]), min_size=1, max_size=8)
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 2)), min_size=2, max_size=9)

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from trimtab.engine.engine import Engine
-from trimtab.engine.output import Output, Timings, TokenLogprobs, Trace
-from trimtab.tools.gpu import check, invariance, steps
-from trimtab.tools.gpu.agreement import compared, told_nothing
+from trimtab.engine.outputs import Output, Timings, TokenLogprobs, Trace
+from trimtab.tools.gpu import check, invariance, step_benchmark
 from trimtab.tools.gpu.check import main
+from trimtab.tools.gpu.compare_outputs import compared, told_nothing
 from trimtab.tools.gpu.decode import LITTLE
-from trimtab.tools.gpu.nearness import difference, widened
 from trimtab.tools.gpu.report import Report
+from trimtab.tools.gpu.tolerances import difference, widened
 
 from ...tiny import at_rest
 
@@ -200,7 +200,7 @@ def test_a_request_that_fails_at_its_first_token_ends_its_measurement(tiny: Engi
     shipped, tiny._core.runner.choose = tiny._core.runner.choose, choose
     try:
         with pytest.raises(RuntimeError, match="no finite"):
-            steps.times(tiny, steps.SMALL_LOAD, 1)
+            step_benchmark.times(tiny, step_benchmark.SMALL_LOAD, 1)
     finally:
         tiny._core.runner.choose = shipped
     assert at_rest(tiny)

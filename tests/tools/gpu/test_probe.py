@@ -121,7 +121,7 @@ def test_the_documented_calls_are_understood() -> None:
     assert [check._arguments(words).sections for words in checks]
     assert {part for words in probes for part in probe._arguments(words).parts} == probe.PARTS.keys()
     known = {process for processes in check.SECTIONS.values() for process in processes}
-    ((section, *places),) = words_after("trimtab.tools.gpu.section")
+    ((section, *places),) = words_after("trimtab.tools.gpu.run_section")
     assert section in known
     assert len(places) == 4
 

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
-from trimtab.tools import generate
-from trimtab.tools.parser import Parser
+from trimtab.tools.cli.parser import Parser
+from trimtab.tools.commands import generate
 from trimtab.tools.ray import batch
 from trimtab.tools.ray.config import RayConfig
 

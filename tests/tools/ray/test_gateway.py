@@ -195,7 +195,7 @@ def test_nobody_waits_for_ever_for_a_replica(
 
 
 def test_who_leaves_takes_the_request_along(one_replica: Replica) -> None:
-    from trimtab.tools.ray.call import Call  # noqa: PLC0415
+    from trimtab.tools.ray.http_call import Call  # noqa: PLC0415
 
     body = json.dumps({**CHAT, "max_tokens": 400, "ignore_eos": True, "stream": True}).encode()
     scope = {**Call.get("/v1/chat/completions").scope, "method": "POST"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import Engine, Mato, Objective, Request, SamplingParams
-from trimtab.tools.ray.call import Call, key_of
-from trimtab.tools.ray.placing import ranked
+from trimtab.tools.ray.http_call import Call, key_of
+from trimtab.tools.ray.rendezvous import ranked
 
 KIND, BRIEF = {"text": "Be kind.", "weight": 0.7}, "Be brief."
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from trimtab import InputError
-from trimtab.tools.batch import Line
-from trimtab.tools.ray.shards import Shard, shards_of
+from trimtab.tools.common.batch import Line
+from trimtab.tools.ray.file_shards import Shard, shards_of
 
 
 @pytest.fixture

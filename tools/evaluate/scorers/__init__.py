@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
-from ....kernels.errors import InputError
+from ....kernels.common.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 SCORERS = {
     "vader": ("sentiment", "Vader", "sentiment from -1 to 1"),

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ....kernels.errors import InputError, RunError, cut
+from ....kernels.common.errors import InputError, RunError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,15 +7,15 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-from ....kernels.errors import InputError
-from ...plain import say
+from ....kernels.common.errors import InputError
+from ...cli.terminal import say
 from .endpoint import KEY, Endpoint
 from .rubric import Better, Prompt, comparison, rating, read_better, read_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 Outcome = Literal["win", "tie", "lose"]
 Read = TypeVar("Read")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar
 
-from ....kernels.errors import InputError
-from .plain import words
+from ....kernels.common.errors import InputError
+from .text import words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 
 class Lexical:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from .plain import without_argument
+from .text import without_argument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 LARGEST = 700.0
 """exp of more is beyond a float."""

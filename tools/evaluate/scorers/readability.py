@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import textstat
 
-from ....kernels.errors import InputError
-from .plain import words
+from ....kernels.common.errors import InputError
+from .text import words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 INDICES = (
     "flesch_reading_ease",

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ....kernels.errors import InputError
-from ....models.checkpoint import torch_dtype
+from ....kernels.common.errors import InputError
 from ....models.classifier import Classifier, open_classifier
-from ...display import progress
+from ....models.weights.safetensors import torch_dtype
+from ...cli.display import progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 
 class Reward:

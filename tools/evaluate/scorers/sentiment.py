@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from ....kernels.errors import InputError
-from .plain import sentences, words
+from ....kernels.common.errors import InputError
+from .text import sentences, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..answer import Answer
+    from .answer import Answer
 
 
 class Vader:

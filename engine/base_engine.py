@@ -1,0 +1,73 @@
+"""What both engines show of themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import EngineConfig
+from .core.engine_core import Core
+from .utils.fields import check_known
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from typing_extensions import Self
+
+    from ..models.chat.prompts import BranchPrompt
+    from ..models.config import ModelConfig
+    from ..models.tokenizer.tokenizer import Tokenizer
+    from .core.stats import Stats
+    from .request import Request
+
+
+class Front:
+    """An engine's model and how it is had; what it does is the engine's own."""
+
+    def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
+        self._core = Core(config, progress)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
+    ) -> Self:
+        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
+        check_known(EngineConfig, fields)
+        return cls(EngineConfig(model=model, **fields), progress)
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine was made with."""
+        return self._core.config
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The shape of its model."""
+        return self._core.model_config
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process decodes."""
+        return self._core.runner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights and of its KV cache."""
+        return self._core.runner.model.dtype
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._core.tokenizer
+
+    @property
+    def stats(self) -> Stats:
+        """What it is doing, in numbers."""
+        return self._core.stats
+
+    def render(self, request: Request) -> list[BranchPrompt]:
+        """The prompts of a request's branches, as they would be decoded.
+
+        Raises InputError when the request is wrong or could never be decoded.
+        """
+        return self._core.admit(request)[0].prompts

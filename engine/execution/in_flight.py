@@ -1,0 +1,27 @@
+"""A step on its way: the device works at it, and the host need not know yet what it chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...kernels.steering.step import Choice
+    from ..scheduling.scheduler import Plan
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A plan that is being carried out. land: waits for the choice of each ready group, in their order.
+
+    The choice is on the host; None for a plan with no group ready.
+    """
+
+    plan: Plan
+    land: Callable[[], Choice | None]
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody is left to have what it chooses."""
+        return not any(group.present for group in self.plan.ready)

@@ -1,0 +1,24 @@
+"""A wish in plain language, and how much it should count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...kernels.common.errors import InputError, quoted
+from ..utils.fields import check_fields, refusal
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One wish. Weights of a request need not sum to 1; they are normalised together."""
+
+    text: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, " of an objective")
+        if not self.text.strip():
+            raise InputError("an objective's text is empty; say in words what is wished for")
+        if not math.isfinite(self.weight) or self.weight < 0:
+            raise refusal(f"the weight of objective {quoted(self.text)}", self.weight, "a finite number ≥ 0")

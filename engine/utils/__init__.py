@@ -1,0 +1,1 @@
+"""Checked dataclass fields, strict JSON, and delayed interrupts."""

@@ -1,0 +1,61 @@
+"""The other processes that hold parts of the same model, and how tensors are exchanged with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..common.errors import RunError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Work
+
+
+class LostPeerError(RunError):
+    """Another process is gone, or has kept this one waiting for too long."""
+
+
+class Peers:
+    """This process is number `rank` of `size`; all of them make the same calls in the same order.
+
+    group: gloo's for tensors on a CPU, NCCL's for those on a GPU. Every call may raise LostPeerError.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.rank, self.size, self._group = group.rank(), group.size(), group
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Everyone's x, in the order of ranks: [size, *x's shape]. All must have the same shape."""
+        parts = x.new_empty(self.size, *x.shape)
+        _wait(self._group._allgather_base(parts.view(-1), x.reshape(-1)))
+        return parts
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of everyone's x. May reuse the memory of x.
+
+        On a CPU always in the order of ranks, where gloo's own sum takes another for each piece of a tensor:
+        so the bits of a row do not depend on which rows stand beside it; in float32 at least.
+        """
+        if x.is_cuda:
+            _wait(self._group.allreduce([x]))
+            return x
+        total, *others = self.gather(x).unbind()
+        if x.is_floating_point():
+            total = total.to(torch.promote_types(x.dtype, torch.float32))
+        for part in others:
+            total += part
+        return total
+
+    def tell(self, x: Tensor) -> Tensor:
+        """Gives everyone what x holds in the first process, in its place."""
+        _wait(self._group.broadcast(x, 0))
+        return x
+
+
+def _wait(work: Work) -> None:
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise LostPeerError("another process does not answer") from error

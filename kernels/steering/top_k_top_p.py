@@ -1,0 +1,31 @@
+"""Which tokens may be drawn: top-k, top-p and min-p as one threshold a row, ties kept.
+
+A row's support is {v : s(v) ≥ t}. It depends on values only, never on ids or sort order; it equals that of
+sorting but for tokens that tie at the threshold, which are all kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..distributed.vocab_parallel import WHOLE, Whole
+
+
+def support_threshold(
+    scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, shard: Whole = WHOLE
+) -> Tensor:
+    """t [rows, 1] for scores [rows, vocab], applied in the order top-k, top-p, min-p.
+
+    top_k [rows] int64, 0 is off; top_p [rows] in (0, 1], 1 is off; min_p [rows] in [0, 1], 0 is off.
+    """
+    threshold = scores.new_full((len(scores), 1), -torch.inf)
+    if bool((top_k > 0).any()):
+        threshold = shard.kth_largest(scores, top_k)
+    if bool((top_p < 1).any()):
+        kept = scores.masked_fill(scores < threshold, -torch.inf)
+        threshold = torch.maximum(threshold, shard.nucleus(kept, top_p))
+    if bool((min_p > 0).any()):
+        floor = shard.amax(scores)[:, None] + min_p[:, None].to(scores.dtype).log()
+        threshold = torch.maximum(threshold, floor)
+    return threshold

@@ -1,0 +1,52 @@
+"""The published optimisation loop, step by step, for comparison with its closed form in
+`kernels.steering.closed_form`.
+
+The utility is affine in the iterate, so that the normaliser of each step is a constant over the vocabulary
+that no later softmax can see. Without it every token iterates alone,
+
+    U ← U + α (x − b),    x ← [ λ p + U/t + x/(η t) ] / [ λ + 1/(η t) ],    t = 1..T,    x = p at first
+
+and all T steps are one launch that reads b and p once. The result equals b + a_T (p − b) up to a constant.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["size", "iterations"])
+def iterate_kernel(base, anchor, loop, out, size, iterations, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    b = tl.load(base + at, mask=inside, other=0.0)
+    p = tl.load(anchor + at, mask=inside, other=0.0)
+    alpha, lam, eta = tl.load(loop), tl.load(loop + 1), tl.load(loop + 2)
+    policy, utility = p, p - p
+    t = alpha - alpha
+    for _ in range(iterations):
+        t += 1.0
+        utility += alpha * (policy - b)
+        policy = (lam * p + utility / t + policy / (eta * t)) / (lam + 1.0 / (eta * t))
+    tl.store(out + at, policy, mask=inside)
+
+
+def iterate(base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, iterations: int) -> Tensor:
+    """Scores of π_T, up to a constant a row, in the type and shape of base and anchor (log-probabilities).
+
+    base, anchor [rows, vocab] float32 or float64.
+    """
+    if base.shape != anchor.shape or base.dtype != anchor.dtype:
+        raise ValueError("base and anchor must have one shape and one type")
+    if base.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"base must be float32 or float64 and is {base.dtype}")
+    base, anchor = base.contiguous(), anchor.contiguous()
+    out = torch.empty_like(base)
+    loop = torch.cat([base.new_full((1,), value) for value in (alpha, lam, eta)])  # nothing from the host
+    grid = (triton.cdiv(base.numel(), BLOCK),)
+    iterate_kernel[grid](base, anchor, loop, out, base.numel(), iterations, BLOCK=BLOCK)
+    return out

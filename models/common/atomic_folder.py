@@ -1,0 +1,75 @@
+"""A folder that appears under its name whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ...kernels.common.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STALE_SECONDS = 86_400
+"""A half-made folder untouched for so long has no process behind it, unless one has the number in its name:
+clocks jump."""
+
+
+@contextmanager
+def arriving(folder: Path) -> Iterator[Path]:
+    """A path to build `folder` at. It takes its name when the block ends well, and is removed when not.
+
+    It lies in a hidden folder beside, so a killed process leaves nothing under the name, and its parent is
+    free for scratch files. Raises InputError when `folder` is there and not empty, before or after the block.
+    """
+    folder = folder.resolve()
+    prefix = f".{folder.name}.partial-"
+    refuse_occupied(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent, prefix)
+        with TemporaryDirectory(
+            prefix=f"{prefix}{os.getpid()}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            part = Path(scratch) / folder.name
+            yield part
+            part.rename(folder)
+    except OSError as error:
+        refuse_occupied(folder)  # it may have come to be meanwhile
+        raise RunError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raises InputError when `folder` is there and not empty."""
+    try:
+        occupied = any(folder.iterdir()) if os.path.isdir(folder) else os.path.lexists(folder)
+    except OSError as error:
+        raise RunError(f"cannot look into {str(folder)!r}: {error.strerror}") from error
+    if occupied:
+        raise InputError(f"{str(folder)!r} is there already; it must be a new or an empty folder")
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Removes what killed processes left behind."""
+    for leftover in parent.iterdir():
+        with suppress(OSError):
+            if not leftover.name.startswith(prefix) or _lives(leftover.name[len(prefix) :].partition("-")[0]):
+                continue
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _lives(process: str) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True

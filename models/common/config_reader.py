@@ -1,0 +1,64 @@
+"""Values of a config.json, each read by its key and checked: foreign data that sizes are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...kernels.common.errors import InputError, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_SIZE = 1 << 24
+"""No real model has a dimension near this; a config that does is broken, and must not be allocated."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A JSON object. A null counts as absent. What is wrong raises an InputError with key and value."""
+
+    data: Mapping[str, Any]
+
+    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
+        """A whole number from `least` to `most`; an error without one, where there is no default."""
+        value = self._value(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise wrong(key, value, f"it must be a whole number from {least} to {most}")
+        return value
+
+    def number(self, key: str, default: float | None, least: float, most: float) -> float:
+        """A number from `least` to `most`; an error without one, where there is no default."""
+        value = self._value(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise wrong(key, value, f"it must be a number from {least:g} to {most:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise wrong(key, value, "it must be true or false")
+        return value
+
+    def object(self, key: str) -> Mapping[str, Any]:
+        """An object; {} where there is none."""
+        value = self.data.get(key) or {}
+        if not isinstance(value, dict):
+            raise wrong(key, value, "it must be an object")
+        return value
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, and no null."""
+        return self.data.get(key) is not None
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.data[key] if self.has(key) else default
+        if value is None:
+            raise InputError(f"config.json has no {key}")
+        return value
+
+
+def wrong(key: str, value: Any, right: str) -> InputError:
+    """The error for a value that a config.json must not have. `right` says what would be."""
+    return InputError(f"config.json has {key} {quoted(value)}; {right}")

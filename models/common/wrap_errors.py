@@ -1,0 +1,27 @@
+"""Libraries in other languages fail as they like; here that becomes one sentence."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ...kernels.common.errors import InputError, said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PANIC = "PanicException"
+"""What a panic of Rust is in Python: no Exception, and of a type that cannot be imported."""
+
+
+@contextmanager
+def guarded(sentence: str) -> Iterator[None]:
+    """Within, whatever a library raises is an InputError: the sentence, and in brackets what was raised."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise InputError(f"{sentence} ({said(error)})") from error

@@ -1,0 +1,3 @@
+"""GGUF files of llama.cpp: read, and converted to an ordinary Hugging Face folder. `convert.py` is the
+entry.
+"""

@@ -1,0 +1,61 @@
+"""How a byte-level vocabulary of a GGUF file cuts text before it merges: what `tokenizer.ggml.pre` names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...kernels.common.errors import InputError, quoted
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Pre:
+    """Text is cut by each pattern in turn, then merged within the cuts.
+
+    `whole_words`: a cut that is itself a token needs no merges. `bos`: a text begins with the BOS token,
+    unless the file says otherwise. `nfc`: text is brought to Unicode's composed form first.
+    """
+
+    splits: tuple[str, ...]
+    whole_words: bool = False
+    bos: bool = False
+    nfc: bool = False
+
+
+LLAMA3 = Pre((LLAMA3_SPLIT,), whole_words=True, bos=True)
+PRE_TOKENIZERS = {
+    "default": Pre((r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "deepseek-r1-qwen": Pre((QWEN2_SPLIT,)),
+    "gpt-2": Pre((GPT2_SPLIT,)),
+    "llama-bpe": LLAMA3,
+    "llama-v3": LLAMA3,
+    "llama3": LLAMA3,
+    "qwen2": Pre((QWEN2_SPLIT,), nfc=True),
+    "qwen35": Pre((QWEN35_SPLIT,), nfc=True),
+    "smollm": Pre((r"\p{N}", GPT2_SPLIT)),
+    "tekken": Pre((TEKKEN_SPLIT,), whole_words=True, bos=True),
+}
+
+
+def pre_tokenizer(name: object) -> Pre:
+    """The entry of that name. Raises InputError when there is none."""
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
+        raise InputError(
+            f"the GGUF file's tokenizer.ggml.pre is {quoted(name)}; known are {', '.join(PRE_TOKENIZERS)}"
+        )
+    return PRE_TOKENIZERS[name]

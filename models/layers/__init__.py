@@ -1,0 +1,1 @@
+"""Parts that decoders are made of: rotary position embedding and its scalings."""

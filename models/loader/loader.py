@@ -1,0 +1,97 @@
+"""From what the user names to a model: found and read first, its weights loaded when all else is well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ...kernels.common.errors import InputError
+from ...kernels.ops import TORCH, Ops
+from ..chat.template import ChatTemplate
+from ..llama import Llama, shapes
+from ..tensor_parallel import ShardWeights
+from ..tokenizer.tokenizer import Tokenizer
+from ..weights.dummy import DummyWeights, IdVocabulary
+from ..weights.safetensors import Checkpoint
+from .presets import find
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from ..config import ModelConfig
+    from ..llama import Progress
+    from ..tensor_parallel import Shards
+    from ..weights.source import Weights
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model but for its weights. `checkpoint` is the folder that has them, None for random ones."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    checkpoint: Path | None
+
+    def load(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None = None,
+        ops: Ops = TORCH,
+        shards: Shards | None = None,
+    ) -> Llama:
+        """The model with its weights, made of these operations; with `shards` the part that is held here.
+
+        Raises InputError when the weights do not fit the config, RunError when the device lacks the memory.
+        """
+        whole = shapes(self.config)
+        weights: Weights = (
+            DummyWeights(whole, dtype, device) if self.checkpoint is None else Checkpoint(self.checkpoint)
+        )
+        if shards is None:
+            return Llama(self.config, weights, dtype, device, ops, progress)
+        own = ShardWeights(weights, shards, whole)
+        return Llama(shards.own, own, dtype, device, ops, progress, shards)
+
+
+def open_model(
+    model: str,
+    load_format: str = "auto",
+    chat_template: str | None = None,
+    progress: Progress | None = None,
+    dtype: str = "auto",
+) -> Opened:
+    """The model of a name, a folder or a file. With load_format "dummy" it needs no weights and no tokenizer.
+
+    `chat_template` is used instead of its own; a .gguf file is converted to `dtype`. Raises InputError when
+    there is no such model, or it lacks a row for an id of its tokenizer.
+    """
+    config, folder = find(model, progress, dtype)
+    if config.labels:
+        raise InputError(
+            f"model is {model!r}, a {config.architecture}, which scores texts and writes none; give a causal "
+            "language model"
+        )
+    dummy = load_format == "dummy"
+    if folder is None and not dummy:
+        raise InputError(
+            f"model is {model!r}, a shape without weights; give a checkpoint's folder, or load_format 'dummy'"
+        )
+    if folder is None or (dummy and not any((folder / name).is_file() for name in TOKENIZERS)):
+        if chat_template is not None:
+            raise InputError(f"chat_template is given, but {model!r} has no tokenizer to read a chat with")
+        return Opened(config, Tokenizer(IdVocabulary(config.vocab_size)), None, None)
+    opened = open_folder(config, folder, chat_template)
+    return replace(opened, checkpoint=None) if dummy else opened
+
+
+def open_folder(config: ModelConfig, folder: Path, chat_template: str | None = None) -> Opened:
+    """The model of a folder whose config is known. Raises InputError as `open_model` does."""
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.require_rows(config.vocab_size)
+    return Opened(config, tokenizer, ChatTemplate.from_folder(folder, tokenizer, chat_template), folder)

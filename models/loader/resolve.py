@@ -1,0 +1,48 @@
+"""Where a model comes from: what the user names becomes a folder on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...kernels.common.cache_dir import cache_dir
+from ...kernels.common.errors import InputError
+from ..gguf.convert import convert
+from .download import once, pull_demo
+
+if TYPE_CHECKING:
+    from ..gguf.convert import Progress
+
+AUTO = "bfloat16"
+"""What a .gguf file is converted to unless a type is asked for: what most models were published in."""
+
+
+def resolve(model: str, progress: Progress | None = None, dtype: str = "auto") -> Path:
+    """The folder of `model`: 'demo' (fetched once), a folder, or a .gguf file (converted once, and kept).
+
+    A file is converted to `dtype`, once for each that is asked for. Raises InputError for anything else,
+    RunError when fetching or converting fails.
+    """
+    if model == "demo":
+        return pull_demo(progress)
+    name = os.path.expanduser(model)
+    path = Path(name)
+    if os.path.isdir(name):
+        return path
+    if path.suffix.lower() == ".gguf" and os.path.isfile(name):
+        dtype = AUTO if dtype == "auto" else dtype
+        folder = _converted(path, dtype)
+        return once(folder, lambda: convert(path, folder, dtype, progress))
+    raise InputError(
+        f"model is {model!r}; it must be 'demo', a folder with config.json and *.safetensors, or a .gguf file"
+    )
+
+
+def _converted(path: Path, dtype: str) -> Path:
+    """Where the conversion of this very file is kept: a file that changes is converted anew."""
+    stat = path.stat()
+    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    name = f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return cache_dir() / (name if dtype == AUTO else f"{name}-{dtype}")

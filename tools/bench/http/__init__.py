@@ -1,0 +1,1 @@
+"""Clients that put an OpenAI-compatible server under load."""

@@ -1,0 +1,102 @@
+"""One streamed answer of an OpenAI-compatible server, and when each of its pieces came."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ....kernels.common.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .client import Client
+
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Streamed:
+    """An answer by the clock, in seconds. Without text there is no first piece.
+
+    gaps: between its pieces; a piece may be several tokens. steered: whether it was asked with wishes.
+    prompt_tokens, tokens: as the server counts them; without a count, a token a piece. error: why it failed.
+    """
+
+    steered: bool
+    start: float
+    end: float = 0.0
+    first: float | None = None
+    gaps: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    tokens: int = 0
+    error: str | None = None
+
+    @property
+    def ttft(self) -> float:
+        """Time to the first piece."""
+        return (self.end if self.first is None else self.first) - self.start
+
+    @property
+    def latency(self) -> float:
+        """From asking to the last line."""
+        return self.end - self.start
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first; None for an answer of one token."""
+        return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 else None
+
+    def since(self, moment: float) -> Streamed:
+        """The same by a clock that began at that moment."""
+        first = None if self.first is None else self.first - moment
+        return replace(self, start=self.start - moment, end=self.end - moment, first=first)
+
+
+async def stream(client: Client, path: str, body: Mapping[str, Any], steered: bool) -> Streamed:
+    """Asks, and reads to the end. Never raises for what the server does: that is the answer's `error`."""
+    answer = Streamed(steered, time.perf_counter())
+    try:
+        await _read(client, path, body, answer)
+    except RunError as error:
+        answer.error = str(error)
+    except (ValueError, LookupError, TypeError) as error:
+        answer.error = f"the server sent what is no event of a stream ({type(error).__name__}: {error})"
+    answer.end = time.perf_counter()
+    return answer
+
+
+async def _read(client: Client, path: str, body: Mapping[str, Any], answer: Streamed) -> None:
+    last, pieces, done = answer.start, 0, False
+    async with aclosing(client.lines(path, body)) as lines:
+        async for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                done = True
+                continue
+            event = json.loads(data)
+            if event.get("error"):
+                raise RunError(f"the server ended an answer: {event['error']}")
+            if usage := event.get("usage"):
+                answer.prompt_tokens, answer.tokens = usage["prompt_tokens"], usage["completion_tokens"]
+            if any(_text(choice) for choice in event.get("choices", ())):
+                now = time.perf_counter()
+                if answer.first is None:
+                    answer.first = now
+                else:
+                    answer.gaps.append(now - last)
+                last, pieces = now, pieces + 1
+    if not done:
+        raise RunError("the server broke off an answer")
+    answer.tokens = answer.tokens or pieces
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    """What a piece says, of a chat or a completion; models that think say so in a key of its own."""
+    delta = choice.get("delta") or {}
+    return str(choice.get("text") or delta.get("content") or delta.get("reasoning_content") or "")

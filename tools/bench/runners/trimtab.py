@@ -1,0 +1,59 @@
+"""trimtab as a contestant: whichever `trimtab` the interpreter finds, by its public names alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import trimtab
+from trimtab import Amulet, Base, Engine, Guidance, Mato, Objective, Request, SamplingParams
+from trimtab.models.loader.resolve import resolve
+
+SAMPLED = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
+
+
+class Peer:
+    """An engine. `wishes` are [[text, weight], …]; one-preference methods take the first."""
+
+    def __init__(self, model: str, dtype: str, wishes: list[tuple[str, float]], rows: int, **_: Any) -> None:
+        self._engine = Engine.from_pretrained(
+            model, dtype=dtype, enable_prefix_caching=False, max_num_seqs=max(48, rows)
+        )
+        objectives = tuple(Objective(*wish) for wish in wishes)
+        self._methods: dict[str, tuple[Any, dict[str, Any]]] = {
+            "base": (Base(), {}),
+            "guidance": (Guidance(objectives[:1]), {}),
+            "amulet": (Amulet(objectives[:1]), {}),
+            "mato": (Mato(objectives), {}),
+            "mato sampled": (Mato(objectives), SAMPLED),
+            "mato kl_budget=0.2": (Mato(objectives, kl_budget=0.2), {}),
+        }
+        self.about = {
+            "version": trimtab.__version__,
+            "threads": torch.get_num_threads(),
+            "package": str(Path(trimtab.__file__).resolve().parent),
+            "folder": str(resolve(model).resolve()),
+            "guidance_scale": Guidance(objectives[:1]).guidance_scale,
+        }
+
+    def render(self, prompts: list[str]) -> list[list[list[int]]]:
+        """The ids of each prompt's branches: without a wish, and with each."""
+        steering = self._methods["mato"][0]
+        rendered = (self._engine.render(Request(prompt, steering)) for prompt in prompts)
+        return [[branch.prompt_token_ids for branch in branches] for branches in rendered]
+
+    def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
+        """Decodes all prompts at once. "decoding" is the slowest answer's time after its first token."""
+        method, sampling = self._methods[contestant]
+        count = 1 + len(method.branches())
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, **sampling)
+        # without a trace, which none of the others keeps
+        untraced = ((prompt[:count], False) for prompt in prompts)
+        outputs = self._engine.generate([Request(None, method, params, *each) for each in untraced])
+        if failed := [output.error for output in outputs if output.error]:
+            raise RuntimeError(failed[0])
+        return {
+            "token_ids": [output.token_ids for output in outputs],
+            "decoding": max(output.timings.decode for output in outputs),
+        }

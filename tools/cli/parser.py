@@ -1,0 +1,67 @@
+"""What reads a command line: mistakes are told in a sentence, and help stands in two columns."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import textwrap
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ...kernels.common.errors import InputError, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one sentence (InputError), and whose values may start with a dash."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
+
+    def format_help(self) -> str:
+        """The help, with a usage line that does not repeat every flag."""
+        places = [str(action.metavar) for action in self._actions if not action.option_strings]
+        self.usage = " ".join([self.prog, *places, "[options]"])
+        return super().format_help()
+
+    def print_help(self, file: Any = None) -> None:
+        """Unlike argparse's own, tells when nobody reads it."""
+        print(self.format_help(), end="", file=file)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The namespace of `argv`. Raises InputError for what argparse would refuse."""
+        return self.parse_args(self._joined(argv))
+
+    def _joined(self, argv: Sequence[str]) -> list[str]:
+        """`--flag -value` as `--flag=-value`: argparse takes only plain negative numbers apart from flags."""
+        known = {flag: action for action in self._actions for flag in action.option_strings}
+        joined: list[str] = []
+        rest = list(argv)
+        while rest and rest[0] != "--":
+            word = rest.pop(0)
+            name, equals, value = word.partition("=")
+            action = known.get(name)
+            takes_value = action is not None and action.nargs is None
+            if takes_value and word in known and rest and rest[0].partition("=")[0] not in known:
+                value = rest.pop(0)
+                word = f"{name}={value}"
+            if action is not None and not takes_value and equals:
+                self.error(f"{name} takes no value, but was given {quoted(value)}")
+            if takes_value and value == "--":  # which argparse would read as no value at all
+                self.error(f"{name}: a value may start with two dashes, but not be them")
+            joined.append(word)
+        return joined + rest
+
+
+class Help(argparse.HelpFormatter):
+    """Help whose flags stand in one column, and which never breaks a name at its dash."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

@@ -1,0 +1,43 @@
+"""`trimtab convert`: turn a GGUF file into an ordinary model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cli import flags
+from ..cli.display import progress
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..cli.parser import Parser
+
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+def add_arguments(parser: Parser) -> None:
+    """FILE.gguf, FOLDER and --dtype."""
+    parser.add_argument(
+        "file",
+        metavar="FILE.gguf",
+        type=Path,
+        help="a Llama, Mistral, Qwen2 or Qwen3 model, quantised or not",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write: new, or empty")
+    parser.add_argument(
+        "--dtype",
+        default=DTYPES[0],
+        metavar=flags.metavar(DTYPES),
+        help="type of the written weights; float32 keeps every bit (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the folder of the model."""
+    with progress(f"trimtab: converting {args.file.name} …") as report:
+        from ...models.gguf.convert import convert  # noqa: PLC0415 - it brings torch, which --help does not need
+
+        folder = convert(args.file, args.folder, dtype=args.dtype, progress=report)
+    print(folder)
+    return 0

@@ -1,0 +1,109 @@
+"""`trimtab generate`: decode one prompt toward weighted wishes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...engine.request import Request
+from ...engine.utils.json import dumps
+from ...kernels.common.errors import InputError
+from ..cli import common_args, flags, formatting, live_answer, method_args, open_engine, terminal
+from ..common import batch
+from ..ray.config import RayConfig
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ...engine.engine import Engine
+    from ...engine.outputs import Output
+    from ..cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """PROMPT and the flags of wishes, method, sampling, model and output."""
+    parser.epilog = (
+        "A prompt that starts with a dash stands after --, last; a value of a flag may start with one."
+    )
+    common_args.add_prompt(parser, optional=True)
+    group = parser.add_argument_group("many prompts", "A file of prompts instead of PROMPT; see the README.")
+    group.add_argument("--input", metavar="FILE", help="a prompt a line, as JSON; with --ray a folder, too")
+    group.add_argument(
+        "--output", metavar="FILE", help="where an answer a line is added; with --ray a folder"
+    )
+    method_args.add_flags(parser)
+    common_args.add_sampling(parser)
+    common_args.add_model(parser)
+    flags.add_fields(parser, "ray", RayConfig)
+    common_args.add_output(parser, json="print one line of JSON with everything about the answer")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything typed is checked before the model is loaded."""
+    ray = RayConfig(**flags.given(RayConfig, args))
+    if args.input is not None or args.output is not None:
+        _require_files(args)
+        return _over_files(args, ray)
+    if ray.ray:
+        raise InputError("--ray answers files of prompts; give --input and --output")
+    if args.prompt is None:
+        raise InputError("there is no PROMPT; say what to ask, or give --input and --output")
+    wishes = method_args.wishes(args)
+    request = Request(
+        common_args.messages(common_args.prompt_text(args.prompt), args.system),
+        steering=method_args.choice(args, wishes).build(wishes),
+        sampling=common_args.sampling(args),
+        trace=args.trace,
+    )
+    engine = open_engine.open_engine(common_args.config(args))
+    if args.json:
+        output = engine.generate(request)
+        print(dumps(formatting.describe(output, request.steering.name)))
+    elif request.sampling.n > 1:
+        output = engine.generate(request)
+        _print_all(output, request)
+    else:
+        output = _stream(engine, request)
+    return _status(output)
+
+
+def _over_files(args: argparse.Namespace, ray: RayConfig) -> int:
+    if not ray.ray:
+        return batch.run(args)
+    from ..ray import batch as on_ray  # noqa: PLC0415 - of the extra `ray`
+
+    return on_ray.run(args, ray)
+
+
+def _require_files(args: argparse.Namespace) -> None:
+    if args.input is None or args.output is None:
+        raise InputError("--input and --output belong together: prompts from one, answers to the other")
+    if args.prompt is not None:
+        raise InputError(f"the prompt {args.prompt!r} and --input {args.input!r} exclude each other")
+
+
+def _stream(engine: Engine, request: Request) -> Output:
+    output: Output | None = None
+    with live_answer.view(request) as view:
+        for delta in live_answer.pieces(engine, request):
+            view.add(delta)
+            output = delta.output or output
+        assert output is not None, "a stream ends with its output"
+        view.finish(formatting.caption(output, request.sampling.temperature > 0))
+    return output
+
+
+def _print_all(output: Output, request: Request) -> None:
+    """n answers, a blank line between them; they would interleave if they were streamed."""
+    for index, each in enumerate(formatting.answers(output)):
+        if index:
+            print()
+        print(terminal.safe(each.text).removesuffix("\n"))
+        if terminal.watched():
+            print(f"({formatting.caption(each, request.sampling.temperature > 0)})")
+
+
+def _status(output: Output) -> int:
+    failures = [error for each in formatting.answers(output) if (error := live_answer.error_of(each))]
+    for error in dict.fromkeys(failures):
+        terminal.say(error)
+    return 1 if failures else 0

@@ -1,0 +1,67 @@
+"""`trimtab serve`: the model behind an OpenAI-compatible API, and a page to try it on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...engine.config import EngineConfig
+from ...engine.server.config import ServerConfig
+from ...kernels.common.errors import InputError
+from ..cli import common_args, flags, open_engine
+from ..cli.terminal import say
+from ..ray.config import RayConfig
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..cli.parser import Parser
+
+KEY = "TRIMTAB_API_KEY"
+
+
+def add_arguments(parser: Parser) -> None:
+    flags.add_fields(parser, "server", ServerConfig)
+    flags.add_fields(parser, "model", EngineConfig)
+    flags.add_fields(parser, "ray", RayConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until it is told to stop. The address is taken before the model is loaded."""
+    config = ServerConfig(**flags.given(ServerConfig, args))
+    if config.api_key is None and os.environ.get(KEY):
+        config = replace(config, api_key=os.environ[KEY])
+    engine_config, ray = common_args.config(args), RayConfig(**flags.given(RayConfig, args))
+    try:
+        import uvicorn  # noqa: PLC0415 - of the extra `serve`
+
+        from ...engine.server.app import create_app  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError(f"serving needs the package {error.name}; pip install 'trimtab[serve]'") from error
+    if ray.ray:
+        from ..ray import application  # noqa: PLC0415 - of the extra `ray`
+
+        return application.run(application.Service(engine_config, config, ray))
+    with socket.create_server((config.host, config.port)) as listener:
+        engine = open_engine.open_async_engine(engine_config)
+        try:
+            app = create_app(engine, config)
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+            host, port = listener.getsockname()[:2]
+            say(f"serving {engine_config.model} at http://{host}:{port}; the API is described at /docs")
+            settings = uvicorn.Config(
+                app,
+                log_config=None,
+                log_level=logging.WARNING,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=round(config.drain_timeout),
+            )
+            uvicorn.Server(settings).run(sockets=[listener])
+        finally:
+            engine.shutdown()
+    return 0

@@ -1,0 +1,3 @@
+"""What several commands share: questions, JSON-lines files, statistics, timing, and what machines can do at
+most.
+"""

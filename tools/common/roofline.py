@@ -1,0 +1,26 @@
+"""What a decoding step of an engine moves and computes at least: divided by the roofs, its least time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...models import roofline
+
+if TYPE_CHECKING:
+    from ...engine.engine import Engine
+
+
+def weight_bytes(engine: Engine) -> float:
+    """What a step must read of the weights, each once, in the engine's type."""
+    return roofline.weight_bytes(engine.model_config, engine.dtype.itemsize)
+
+
+def kv_bytes(engine: Engine, rows: int, tokens: float) -> float:
+    """The keys and values that a step of `rows` branches reads, each with `tokens` tokens before it."""
+    return roofline.kv_bytes(engine.model_config, rows, tokens, engine.dtype.itemsize)
+
+
+def step_work(engine: Engine, rows: int) -> float:
+    """Multiplications and additions of a step's products with the weights, without attention."""
+    found = roofline.decoding(engine.model_config, rows, 1, engine.dtype.itemsize)
+    return sum(part.flops for part in found if part.stage in roofline.PRODUCTS)

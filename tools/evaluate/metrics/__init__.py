@@ -1,0 +1,3 @@
+"""From answers to numbers: scores, bootstrap intervals, Pareto fronts, win rates. `analysis.py` is the
+entry.
+"""

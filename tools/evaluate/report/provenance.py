@@ -1,0 +1,38 @@
+"""What a report says of where its numbers come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from ....kernels.common.version import VERSION
+from ...common import environment
+
+PACKAGES = (
+    "torch", "numpy", "tokenizers", "safetensors", "vaderSentiment", "textstat", "matplotlib",
+)  # fmt: skip
+
+
+def described() -> dict[str, Any]:
+    """Commit (None outside a checkout) and whether files differ from it, versions, machine."""
+    commit, dirty = environment.checkout(environment.ROOT)
+    return {
+        "trimtab": VERSION,
+        "python": platform.python_version(),
+        "commit": commit,
+        "dirty": dirty,
+        "packages": {name: found for name in PACKAGES if (found := environment.version_of(name))},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": environment.cpu(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": _threads(),
+        },
+    }
+
+
+def _threads() -> int:
+    import torch  # noqa: PLC0415 - it is heavy
+
+    return torch.get_num_threads()

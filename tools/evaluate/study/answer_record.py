@@ -1,0 +1,71 @@
+"""What is kept of an answer: a line of answers.jsonl."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ....engine.utils.fields import check_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ....engine.outputs import Output
+    from .study import Cell
+
+
+@dataclass(frozen=True)
+class Record:
+    """An answer of a cell, the `sample`-th of its n.
+
+    base_logprob: mean log-probability of its tokens, the stop token included, in the branch without wishes.
+    kl, strength: means over its tokens; None where the method has none.
+    seed: of its draws; None for a greedy answer.
+    """
+
+    key: str
+    sample: int
+    question: int
+    method: str
+    weights: tuple[float, ...]
+    text: str
+    tokens: int
+    finish_reason: str
+    base_logprob: float | None
+    kl: float | None
+    strength: float | None
+    seed: int | None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def described(self) -> dict[str, Any]:
+        """The line, as JSON has it."""
+        return asdict(self)
+
+
+def of(cell: Cell, sample: int, output: Output) -> Record:
+    """What is kept of an output, which must be traced."""
+    trace = output.trace
+    return Record(
+        key=cell.key,
+        sample=sample,
+        question=cell.question.index,
+        method=cell.label,
+        weights=cell.weights,
+        text=output.text,
+        tokens=len(output.token_ids),
+        finish_reason=output.finish_reason,
+        base_logprob=_mean(row[0] for row in trace.branch_logprobs) if trace else None,
+        kl=_mean(trace.kl) if trace else None,
+        strength=_mean(trace.strength) if trace else None,
+        seed=None if cell.request.sampling.seed is None else output.seed,
+        error=output.error,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

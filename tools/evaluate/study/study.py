@@ -1,0 +1,126 @@
+"""A study: each question asked of each row at each weight, and every request that is different made once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from ....engine.methods.builtin import Base
+from ....engine.request import Request
+from ....kernels.common.errors import InputError
+from ...cli import common_args, method_args
+from ...common import questions as question
+from . import grid
+from .row import Row, rows
+from .target import Aim, aims
+
+if TYPE_CHECKING:
+    from ....engine.config import EngineConfig
+    from ....engine.methods.base import Method
+    from ...common.questions import Question
+    from .grid import Weights
+    from .settings import Settings
+
+MODEL = ("model", "dtype", "load_format", "max_model_len", "chat_template", "kernels")
+"""Fields of EngineConfig that an answer depends on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A request and what tells it from all others. `label` and `weights` are of the first that makes it."""
+
+    key: str
+    question: Question
+    label: str
+    weights: Weights
+    request: Request
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked: questions × rows × weights."""
+
+    settings: Settings
+    questions: tuple[Question, ...]
+    aims: tuple[Aim, ...]
+    rows: tuple[Row, ...]
+    weights: tuple[Weights, ...]
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Every different request by its key, question after question: their prompts begin alike."""
+        found: dict[str, Cell] = {}
+        for cell in self._placed.values():
+            found.setdefault(cell.key, cell)
+        return found
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """All scorers that it asks for, each once."""
+        pairwise = [self.settings.pairwise] if self.settings.pairwise else []
+        return tuple(dict.fromkeys([*(aim.scorer for aim in self.aims), *self.settings.extras, *pairwise]))
+
+    def key(self, row: Row, weights: Weights, question: Question) -> str:
+        """The key of the answers of this row at this weight."""
+        return self._placed[row.label, weights, question.index].key
+
+    @cached_property
+    def _placed(self) -> dict[tuple[str, Weights, int], Cell]:
+        return {
+            (row.label, weights, each.index): self._cell(row, weights, each)
+            for each in self.questions
+            for weights in self.weights
+            for row in self.rows
+        }
+
+    def _cell(self, row: Row, weights: Weights, question: Question) -> Cell:
+        method = row.method([aim.wish(question) for aim in self.aims], weights)
+        sampling = self.settings.params
+        if sampling.seed is not None:
+            # Every row draws alike for a question, and for another question differently.
+            sampling = replace(sampling, seed=(sampling.seed + question.index * sampling.n) % 2**64)
+        prompt = common_args.messages(question.text, self.settings.system)
+        request = Request(prompt, method, sampling, trace=True)
+        return Cell(_key(request, self.settings.config), question, row.label, weights, request)
+
+
+def make(settings: Settings) -> Study:
+    """The study of these settings. Raises InputError for what cannot be asked."""
+    if settings.fluent is not None and all(
+        c.method is not Base for c in method_args.columns(settings.methods)
+    ):
+        raise InputError("--fluent compares with base, and --methods has none; add base")
+    questions = question.read(settings.questions, settings.half)[: settings.limit]
+    wanted = aims(settings.aim, questions)
+    return Study(
+        settings,
+        questions,
+        wanted,
+        rows(method_args.columns(settings.methods)),
+        tuple(grid.simplex(len(wanted), settings.weights)),
+    )
+
+
+def _key(request: Request, config: EngineConfig) -> str:
+    """A digest of all that decides an answer."""
+    decides = {
+        "messages": request.messages,
+        "method": _described(request.steering),
+        "sampling": asdict(request.sampling),
+        "model": {name: getattr(config, name) for name in MODEL},
+    }
+    text = json.dumps(decides, sort_keys=True)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _described(method: Method) -> dict[str, Any]:
+    values = {name: value for name, value in asdict(method).items() if name != "objectives"}
+    return {
+        "name": method.name,
+        **values,
+        "branches": method.branches(),
+        "weights": [round(weight, 9) for weight in method.weights()],
+    }

@@ -1,0 +1,73 @@
+"""An aim: a wish, and the scorer that says how far an answer fulfils it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ....kernels.common.errors import InputError
+from ..scorers import SCORERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...common.questions import Question
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A wish and its scorer. `text` None: the wish is the question's own, its `place`-th preference."""
+
+    text: str | None
+    scorer: str
+    sign: int = 1
+    place: int = 0
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: the scorer, with a minus where less is better."""
+        own = "" if self.text is not None else f" {self.place + 1}"
+        return ("-" if self.sign < 0 else "") + self.scorer + own
+
+    def wish(self, question: Question) -> str:
+        """The wish's text for this question."""
+        return question.preferences[self.place] if self.text is None else self.text
+
+
+def parse(text: str) -> Aim:
+    """`"Be brief.=-length"` → wish, scorer, and that less is better: split where a scorer's name follows.
+
+    Without a wish (`"=judge:URL"`) it stands for each of a question's own preferences.
+    Raises InputError when no scorer is named.
+    """
+    # The last "=" that a scorer follows: an argument such as a URL's query may hold another.
+    for end in [i for i in range(len(text) - 1, -1, -1) if text[i] == "="]:
+        scorer = text[end + 1 :].strip()
+        name = scorer.removeprefix("-")
+        if name.partition(":")[0] in SCORERS:
+            return Aim(text[:end].strip() or None, name, -1 if scorer.startswith("-") else 1)
+    raise InputError(
+        f'--aim is {text!r}; it must be "WISH=SCORER", such as "Be brief.=-length"; scorers are '
+        + ", ".join(SCORERS)
+    )
+
+
+def aims(texts: Sequence[str], questions: Sequence[Question]) -> tuple[Aim, ...]:
+    """The aims as typed. Raises InputError when there are none, or the questions lack preferences."""
+    found = [parse(text) for text in texts]
+    if not found:
+        raise InputError(
+            'there is no --aim; say what is wished for and what measures it: "Be brief.=-length"'
+        )
+    if all(aim.text is not None for aim in found):
+        return tuple(found)
+    if len(found) > 1:
+        raise InputError("an --aim without a wish stands for all preferences of a question; give it alone")
+    count = len(questions[0].preferences)
+    for question in questions:
+        if not question.preferences or len(question.preferences) != count:
+            raise InputError(
+                f"question {question.index} has {len(question.preferences)} preferences; for an --aim "
+                "without a wish all questions must have equally many, and at least one"
+            )
+    return tuple(Aim(None, found[0].scorer, found[0].sign, place) for place in range(count))
