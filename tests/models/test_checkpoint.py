@@ -231,8 +231,8 @@ def test_a_header_that_does_not_fit_its_file_is_refused(case: str, tmp_path: Pat
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from trimtab.kernels.errors import InputError
-from trimtab.models.checkpoint import Checkpoint
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.weights.safetensors import Checkpoint
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
 for folder in sorted(Path(sys.argv[1]).iterdir()):

@@ -283,7 +283,7 @@ def test_an_interruption_leaves_nothing(source: Path, tmp_path: Path, error: typ
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from trimtab.models.gguf import convert
+from trimtab.models.gguf.convert import convert
 die = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
 convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=die)
 """

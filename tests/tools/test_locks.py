@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOOLS = Path(__file__).parents[2] / "tools"
-LOCKS = sorted((TOOLS / "locks").glob("*.txt"))
+LOCKS = sorted((TOOLS / "scripts" / "locks").glob("*.txt"))
 FREE = {"torch", "triton", "trimtab"}
 BY_HAND = {"ray"}
 """What no script installs."""
@@ -70,7 +70,9 @@ def test_a_lock_has_all_that_is_needed_here_but_torch_and_triton(lock: Path) -> 
 
 def test_the_locks_keep_to_the_constraints() -> None:
     lines = [line for line in (TOOLS / "constraints.txt").read_text().splitlines() if line[0] != "#"]
-    tests, demo = (pins(TOOLS / "locks" / name) for name in ("dev-evaluate-gguf-serve.txt", "gguf.txt"))
+    tests, demo = (
+        pins(TOOLS / "scripts" / "locks" / name) for name in ("dev-evaluate-gguf-serve.txt", "gguf.txt")
+    )
     for need in map(Requirement, lines):
         name = canonicalize_name(need.name)
         if name not in FREE | BY_HAND and (need.marker is None or need.marker.evaluate()):

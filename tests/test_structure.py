@@ -1,0 +1,133 @@
+"""The architecture as the imports have it: floors, folders, and no circles."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ("kernels", "models", "engine", "tools")
+"""From the bottom up: each may import itself and what stands before it."""
+MAX_ENTRIES = 16
+LARGER_FOLDERS: dict[str, str] = {}
+"""Folders with more entries than that, and why."""
+ANYWHERE = {"tools/bench/runners/trimtab.py"}
+"""Programs that run in another environment, where `trimtab` is whatever is installed there."""
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a source file within the package; "" for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): path
+    for path in [
+        *(ROOT / "__init__.py", ROOT / "__main__.py"),
+        *(path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))),
+    ]
+}
+FOLDERS = sorted({path.parent for path in SOURCES.values()} - {ROOT})
+
+
+def imported_modules(module: str) -> set[str]:
+    """The modules of this package that one imports, also for types alone and within functions."""
+    path, names = SOURCES[module], set[str]()
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = [part for part in package if part][: len(package) - node.level + 1]
+            elif node.module and node.module.split(".")[0] == "trimtab":
+                base = []
+            else:
+                continue
+            target = [*base, *(node.module or "").removeprefix("trimtab").strip(".").split(".")]
+            source = ".".join(part for part in target if part)
+            for alias in node.names:
+                full = f"{source}.{alias.name}".strip(".")
+                names.add(full if full in SOURCES else source)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.removeprefix("trimtab.") for alias in node.names} & SOURCES.keys()
+    return names - {module}
+
+
+IMPORTS = {
+    module: imported_modules(module)
+    for module, path in SOURCES.items()
+    if path.relative_to(ROOT).as_posix() not in ANYWHERE
+}
+
+
+def test_all_imports_are_of_modules_that_exist() -> None:
+    missing = {(module, name) for module, names in IMPORTS.items() for name in names if name not in SOURCES}
+    assert not missing
+
+
+def test_imports_go_downward_only() -> None:
+    """A floor imports itself and those below it; none imports the package's front door."""
+    order = {floor: index for index, floor in enumerate(FLOORS)}
+    upward = [
+        (module, name)
+        for module, names in IMPORTS.items()
+        if module.partition(".")[0] in order
+        for name in names
+        if not name or order[name.partition(".")[0]] > order[module.partition(".")[0]]
+    ]
+    assert not upward
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert len(list(TopologicalSorter(IMPORTS).static_order())) >= len(IMPORTS)
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    """A folder is one node, but for those with folders of their own, whose files are nodes."""
+    parents = {folder.parent for folder in FOLDERS} | {ROOT / floor for floor in FLOORS}
+
+    def node(module: str) -> str:
+        folder = SOURCES[module].parent
+        return module if folder in parents or folder == ROOT else folder.relative_to(ROOT).as_posix()
+
+    graph = defaultdict[str, set[str]](set)
+    for module, names in IMPORTS.items():
+        graph[node(module)] |= {node(name) for name in names} - {node(module)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"folders import each other: {' -> '.join(error.args[1])}")
+
+
+def test_a_circle_is_detected() -> None:
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_a_folder_has_at_most_sixteen_entries(folder: Path) -> None:
+    """Or its name and the reason stand in LARGER_FOLDERS."""
+    name = folder.relative_to(ROOT).as_posix()
+    entries = [entry for entry in folder.iterdir() if entry.name != "__pycache__"]
+    assert (len(entries) > MAX_ENTRIES) == (name in LARGER_FOLDERS), sorted(entry.name for entry in entries)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_a_folder_says_what_is_in_it(folder: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert docstring
+    assert len(docstring) > 20
+
+
+def test_every_package_is_installed() -> None:
+    """pyproject.toml lists each folder: no tool finds them where the repository's root is the package."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(ast.literal_eval(text[text.index("packages = [") + 11 :].split("]")[0] + "]"))
+    assert listed == {
+        "trimtab",
+        *(f"trimtab.{'.'.join(folder.relative_to(ROOT).parts)}" for folder in FOLDERS),
+    }
