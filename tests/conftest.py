@@ -10,7 +10,7 @@ import pytest
 from trimtab.engine.engine import Engine
 from trimtab.models.loader.download import pull_demo
 
-from .tiny import Tiny, at_rest
+from .helpers.tiny_model import Tiny, at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from .engine.server.process import serving
+from .engine.server.server_process import serving
 
 README = Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

@@ -14,8 +14,8 @@ from trimtab import AsyncEngine, BusyError, Engine, InputError, Mato, Objective,
 from trimtab.engine import Amulet, Base, SamplingParams
 from trimtab.engine.outputs import Output
 
-from ..tiny import at_rest
-from ..waiting import soon
+from ..helpers.polling import soon
+from ..helpers.tiny_model import at_rest
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))

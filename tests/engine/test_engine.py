@@ -11,9 +11,9 @@ import torch
 from trimtab.engine import Amulet, Engine, Mato, Opad, Request, SamplingParams
 from trimtab.kernels.common.errors import InputError
 
-from ..bits import steady
-from ..tiny import Tiny
-from .asking import ASK, KIND, METHODS, SHORT, greedy, prompt_ids, sampled
+from ..helpers.invariance_marks import steady
+from ..helpers.sample_requests import ASK, KIND, METHODS, SHORT, greedy, prompt_ids, sampled
+from ..helpers.tiny_model import Tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from trimtab.engine import Amulet, Engine, Mixture, Request
 
-from .asking import ASK, KIND, SHORT, greedy, prompt_ids, sampled
+from ..helpers.sample_requests import ASK, KIND, SHORT, greedy, prompt_ids, sampled
 
 
 def test_log_probabilities_are_those_of_scoring_the_finished_text(tiny: Engine) -> None:

@@ -10,7 +10,17 @@ import torch
 from trimtab.engine import Base, Engine, Guidance, Mato, Mixture, Objective, Opad, Prompt, Request
 from trimtab.kernels.lm_head import AnyHead, choose
 
-from .asking import ASK, KIND, ODD, SHORT, described, each_method, greedy, prompt_ids, sampled
+from ..helpers.sample_requests import (
+    ASK,
+    KIND,
+    ODD,
+    SHORT,
+    described,
+    each_method,
+    greedy,
+    prompt_ids,
+    sampled,
+)
 
 if TYPE_CHECKING:
     from trimtab.engine import Method

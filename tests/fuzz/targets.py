@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .folders import beside, config, index, safetensors, tokenizer_json, tokenizer_model
-from .gguf_files import gguf
-from .requests import batch, bodies, profiles, questions
+from .gguf_target import gguf
+from .model_folders import beside, config, index, safetensors, tokenizer_json, tokenizer_model
+from .request_formats import batch, bodies, profiles, questions
 from .target import Target
 
 TARGETS: dict[str, Callable[[Path], Target]] = {

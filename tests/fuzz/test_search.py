@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .searching import Search, search
+from .search_runner import Search, search
 from .targets import TARGETS
 
 FEW, MANY = 30, 1000

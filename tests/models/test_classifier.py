@@ -16,8 +16,8 @@ from trimtab.models import classifier
 from trimtab.models.classifier import Classifier, open_classifier
 from trimtab.models.config import ModelConfig
 
-from ..tiny import CHAT_TEMPLATE, TOKENS, Tiny, tokenizer, write_json, write_tensors
-from .test_family import BASE, SHORT, as_before, randomised, rope
+from ..helpers.tiny_model import CHAT_TEMPLATE, TOKENS, Tiny, tokenizer, write_json, write_tensors
+from .test_architectures import BASE, SHORT, as_before, randomised, rope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

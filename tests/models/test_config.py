@@ -13,7 +13,7 @@ from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
 from trimtab.models.layers.rotary_embedding import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 
-from ..tiny import Tiny
+from ..helpers.tiny_model import Tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

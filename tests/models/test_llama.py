@@ -9,9 +9,9 @@ import torch
 from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.models.layers.rotary_embedding import Rope, Rotary
 
-from ..anonymous import peak
-from ..literal import Branches, exact, reference
-from ..tiny import Tiny
+from ..helpers.memory_peak import peak
+from ..helpers.naive_decoders import Branches, exact, reference
+from ..helpers.tiny_model import Tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

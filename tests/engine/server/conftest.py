@@ -12,8 +12,8 @@ import pytest
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app
 
-from ...tiny import at_rest
-from .process import Server, serving
+from ...helpers.tiny_model import at_rest
+from .server_process import Server, serving
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 STEERING = {"objectives": [{"text": "Be kind.", "weight": 2}, "Be brief."]}

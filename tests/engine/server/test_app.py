@@ -16,7 +16,7 @@ from trimtab.engine.server import create_app
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.common.errors import InputError
 
-from ...waiting import soon
+from ...helpers.polling import soon
 from .conftest import QUESTION, STEERING, Client, MakeClient, error, events
 
 

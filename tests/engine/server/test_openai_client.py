@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from .process import Server
+from .server_process import Server
 
 ASK: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "What is rain?"}]
 STEERING = {"objectives": [{"text": "Be poetic.", "weight": 0.7}, {"text": "Be brief.", "weight": 0.3}]}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, Page, Route, expect, sync_playwright
 
-from .process import Server, serving
+from .server_process import Server, serving
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; apt-get install chromium")

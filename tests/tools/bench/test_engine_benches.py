@@ -11,7 +11,7 @@ import pytest
 from trimtab import Engine, Mato, Objective, Request
 from trimtab.tools.bench import BENCHES
 
-from ...tiny import Tiny, write_json
+from ...helpers.tiny_model import Tiny, write_json
 from ..conftest import Ran
 
 pytestmark = pytest.mark.usefixtures("small_roof")

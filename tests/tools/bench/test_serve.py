@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from trimtab.tools.bench.serve import Load
 
-from ...engine.server.process import Server, serving
+from ...engine.server.server_process import Server, serving
 from ..conftest import Ran
 
 Run = Callable[..., Ran]

@@ -18,8 +18,8 @@ from trimtab.tools.evaluate.scorers.answer import Answer
 from trimtab.tools.evaluate.scorers.judge import AT_ONCE, Judge
 from trimtab.tools.evaluate.scorers.rubric import Better, comparison, rating, read_better, read_mark
 
-from ...engine.server.process import serving
-from ...tiny import Tiny
+from ...engine.server.server_process import serving
+from ...helpers.tiny_model import Tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

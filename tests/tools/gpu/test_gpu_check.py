@@ -22,7 +22,7 @@ from trimtab.tools.gpu.decode import LITTLE
 from trimtab.tools.gpu.report import Report
 from trimtab.tools.gpu.tolerances import difference, widened
 
-from ...tiny import at_rest
+from ...helpers.tiny_model import at_rest
 
 PLACES = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 WORDS = ("--device", "cpu", "--seconds", "3000")

@@ -20,7 +20,7 @@ from trimtab.tools.commands import generate
 from trimtab.tools.ray import batch
 from trimtab.tools.ray.config import RayConfig
 
-from .paced import cluster, opening
+from .slow_engine import cluster, opening
 
 pytestmark = pytest.mark.long
 LINES = 40

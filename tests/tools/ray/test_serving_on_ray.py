@@ -30,7 +30,7 @@ from trimtab.tools.ray.application import Service
 from trimtab.tools.ray.config import RayConfig
 from trimtab.tools.ray.gateway import LOST
 
-from .paced import cluster, opening
+from .slow_engine import cluster, opening
 
 pytestmark = pytest.mark.long
 STEP = 0.1

@@ -1,0 +1,160 @@
+"""The text that the compiler makes of a kernel, read into blocks of instructions (NVIDIA's PTX ISA 9)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from .arithmetic import Operation, operation
+from .control_flow import meeting_order
+
+SPLITS = {"bra", "ret"}
+PARAM = ("ld", "param")
+IGNORED = re.compile(r"//[^\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What stands in brackets: a register or a name, and bytes on from there."""
+
+    base: str
+    offset: int = 0
+
+
+Operand = str | int | Address | tuple["Operand", ...]
+"""A register, a special register or a name; a constant's bits; an address; several registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One line. guard: the predicate that must hold for a thread to do it, or with `unless` must not.
+
+    operation: what each thread does by itself; None where it is more than arithmetic.
+    """
+
+    opcode: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    guard: str | None
+    unless: bool
+    operation: Operation | None
+    text: str
+
+
+@dataclass(slots=True)
+class Kernel:
+    """params: how each parameter is spelled, in order. threads: of a program. local: bytes of a thread's own.
+
+    blocks: instructions between places that a thread may jump to or from, in the order of `meeting_order`.
+    labels: the block that one names. following: where a thread goes on that does not jump. issued: how many
+    instructions of a block take time: not those that move registers or read parameters.
+    """
+
+    params: list[str] = field(default_factory=list)
+    threads: int = 0
+    local: int = 0
+    blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
+    labels: dict[str, int] = field(default_factory=dict)
+    following: list[int] = field(default_factory=list)
+    issued: list[int] = field(default_factory=list)
+
+
+def read(text: str) -> Kernel:
+    """The kernel of a text that holds one."""
+    kernel = Kernel()
+    head, _, rest = IGNORED.sub("", text).partition(".visible .entry")
+    params, _, rest = rest.partition(")")
+    kernel.params = re.findall(r"(\w+_param_\d+)", params)
+    threads = re.search(r"\.reqntid\s+(\d+)", rest)
+    if threads is None:
+        raise ValueError(f"no .reqntid in {head[:200]!r}")
+    kernel.threads = int(threads.group(1))
+    local = re.search(r"__local_depot\d+\[(\d+)\]", rest)
+    kernel.local = int(local.group(1)) if local else 0
+    body = rest[rest.index("{") + 1 :]
+    body = body[: body.index("\n}")]
+    for line in _statements(body):
+        if line.endswith(":"):
+            if kernel.blocks[-1]:
+                kernel.blocks.append([])
+            kernel.labels[line[:-1]] = len(kernel.blocks) - 1
+        elif not line.startswith("."):
+            instruction = _instruction(line)
+            kernel.blocks[-1].append(instruction)
+            if instruction.opcode[0] in SPLITS:
+                kernel.blocks.append([])
+    _order(kernel)
+    return kernel
+
+
+def _order(kernel: Kernel) -> None:
+    end = len(kernel.blocks)
+    leads = [_leads(block, place + 1, kernel.labels) for place, block in enumerate(kernel.blocks)]
+    order = meeting_order([[to for to in tos if to < end] for tos in leads])
+    place = {block: index for index, block in enumerate(order)} | {end: len(order)}
+    kernel.labels = {name: place[block] for name, block in kernel.labels.items() if block in place}
+    kernel.following = [place.get(block + 1, len(order)) for block in order]
+    kernel.blocks = [kernel.blocks[block] for block in order]
+    kernel.issued = [
+        sum(one.opcode[0] != "mov" and one.opcode[:2] != PARAM for one in block) for block in kernel.blocks
+    ]
+
+
+def _leads(block: list[Instruction], after: int, labels: dict[str, int]) -> list[int]:
+    """The blocks that may come after one."""
+    if not block or block[-1].opcode[0] not in SPLITS:
+        return [after]
+    last = block[-1]
+    to = [labels[str(last.operands[-1])]] if last.opcode[0] == "bra" else []
+    return to if last.guard is None else [*to, after]
+
+
+def _statements(body: str) -> list[str]:
+    """Labels and instructions, without the braces that only bound a scope."""
+    found = list[str]()
+    for full in body.split("\n"):
+        line = full.lstrip("{ \t").strip()
+        if re.fullmatch(r"\$?\w+:", line):
+            found.append(line)
+            continue
+        for piece in line.split(";"):
+            if piece.strip(" \t}"):
+                found.append(piece.strip())
+    return found
+
+
+def _instruction(line: str) -> Instruction:
+    guard, unless, text = None, False, line
+    if line.startswith("@"):
+        mark, line = line.split(None, 1)
+        unless = mark.startswith("@!")
+        guard = mark.lstrip("@!")
+    name, rest = (*line.split(None, 1), "")[:2]
+    opcode = tuple(name.split("."))
+    operands = tuple(_operand(part) for part in _parts(rest))
+    packing = opcode[0] == "mov" and any(isinstance(operand, tuple) for operand in operands)
+    return Instruction(opcode, operands, guard, unless, None if packing else operation(opcode), text)
+
+
+def _parts(text: str) -> list[str]:
+    """What commas outside of braces and brackets part."""
+    found, depth, start = list[str](), 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "{[") - (letter in "}]")
+        if letter == "," and not depth:
+            found.append(text[start:at].strip())
+            start = at + 1
+    last = text[start:].strip()
+    return [*found, last] if last else found
+
+
+def _operand(text: str) -> Operand:
+    if text.startswith("{"):
+        return tuple(_operand(part) for part in _parts(text.strip("{} ")))
+    if text.startswith("["):
+        base, _, offset = text.strip("[] ").partition("+")
+        return Address(base.strip(), int(offset or 0))
+    if text.startswith(("0f", "0d")):
+        return int(text[2:], 16)
+    if re.fullmatch(r"-?\d+|0x[0-9A-Fa-f]+U?", text):
+        return int(text.rstrip("U"), 0)
+    return text

@@ -1,0 +1,282 @@
+"""Thousands of mixed requests from tasks and threads: each ends as it may, memory is flat, nothing drifts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from trimtab import AsyncEngine, BusyError, Engine, InputError, Request
+from trimtab.engine.core.request_handle import Stream, Ticket
+from trimtab.engine.outputs import Output
+from trimtab.engine.sequence.sequence import Group
+
+from ...helpers.invariance_marks import is_steady
+from ...helpers.random_requests import drawn
+from ...helpers.simulated_kv_cache import check_pages
+from ...helpers.tiny_model import at_rest
+
+if TYPE_CHECKING:
+    import torch
+
+LOOPS, TASKS, THREADS = 2, 20, 6
+"""Loops in threads of their own, tasks of each, and threads that submit; each has one request at a time."""
+PAGES, WAITING = 110, 24
+"""Of the KV cache and of the queue: the largest request fits, and the crowd does not."""
+PATIENCE = 600
+"""Seconds after which a request counts as lost."""
+OF_TASKS = {"done": 30, "streamed": 25, "left": 10, "cancelled": 10, "late": 8, "scored": 5, "refused": 2}
+OF_THREADS = {"done": 50, "cancelled": 30, "late": 20}
+"""What becomes of a request, and how often. Those that are cancelled or late may be done before."""
+
+
+@dataclass
+class Visit:
+    """A request, what is to become of it, how it ended, and with what."""
+
+    number: int
+    fate: str
+    request: Request
+    moment: float
+    end: str = ""
+    outputs: list[Output] = field(default_factory=list)
+    scores: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, number: int, fates: dict[str, int]) -> Visit:
+        choose = random.Random(number)
+        (fate,) = choose.choices(list(fates), list(fates.values()))
+        return cls(number, fate, drawn(choose), choose.choice((0.001, 0.003, 0.03, 0.2)))
+
+    @property
+    def timeout(self) -> float | None:
+        return self.moment if self.fate == "late" else None
+
+    @property
+    def ids(self) -> list[int]:
+        choose = random.Random(self.number)
+        return [choose.randrange(300) for _ in range(choose.randint(1, 60))]
+
+    async def in_task(self, engine: AsyncEngine) -> None:
+        """Asks, waits or leaves, and notes the end."""
+        if self.fate == "scored":
+            self.scores, self.end = await engine.score(self.ids), "scored"
+        elif self.fate == "refused":
+            with pytest.raises(InputError):
+                await engine.generate(replace(self.request, prompt="a b" * 2000))
+            self.end = "refused"
+        elif self.fate == "streamed":
+            await self._streamed(engine)
+        elif self.fate == "left":
+            async with aclosing(engine.stream(self.request)) as pieces:  # type: ignore[type-var]
+                async for _ in pieces:
+                    break
+            self.end = "left"
+        else:
+            task = asyncio.create_task(engine.generate(self.request, self.timeout))
+            if self.fate == "cancelled":
+                await asyncio.wait({task}, timeout=self.moment)
+                task.cancel()
+            try:
+                self._done(await task)
+            except asyncio.CancelledError:
+                self.end = "cancelled"
+
+    async def _streamed(self, engine: AsyncEngine) -> None:
+        texts, tokens = dict[int, str](), dict[int, list[int]]()
+        outputs = dict[int, Output]()
+        async for delta in engine.stream(self.request):
+            assert delta.index not in outputs
+            texts[delta.index] = texts.get(delta.index, "") + delta.text
+            tokens[delta.index] = tokens.get(delta.index, []) + delta.token_ids
+            if delta.output is not None:
+                outputs[delta.index] = delta.output
+        assert texts == {index: output.text for index, output in outputs.items()}
+        assert tokens == {index: output.token_ids for index, output in outputs.items()}
+        self._done(replace(outputs[0], outputs=[outputs[index] for index in sorted(outputs)]))
+        self.end = "streamed"
+
+    def in_thread(self, engine: AsyncEngine) -> None:
+        """The same by `submit`."""
+        future = engine.submit(self.request, self.timeout)
+        if self.fate == "cancelled":
+            time.sleep(self.moment)
+            future.cancel()
+        try:
+            self._done(future.result(PATIENCE))
+        except CancelledError:
+            self.end = "cancelled"
+
+    def _done(self, output: Output) -> None:
+        self.outputs = output.outputs
+        reasons = {each.finish_reason for each in self.outputs}
+        assert len(self.outputs) == self.request.sampling.n
+        assert reasons <= {"stop", "length", "abort"}, [each.error for each in self.outputs]
+        self.end = "late" if "abort" in reasons else "done"
+
+    def check_end(self) -> None:
+        """It ended in a way that its fate allows."""
+        assert self.end in (self.fate, "done" if self.fate in ("cancelled", "late") else self.fate), self
+
+    def check_alone(self, engine: Engine) -> None:
+        """Asked again alone it gets the same, and of an answer that was cut short the beginning."""
+        if self.scores is not None and is_steady():
+            assert self.scores.equal(engine.score(self.ids)), self
+        if not self.outputs:
+            return
+        for found, alone in zip(self.outputs, engine.generate(self.request).outputs, strict=True):
+            count = len(found.token_ids)
+            assert found.token_ids == alone.token_ids[:count], self
+            if found.finish_reason != "abort":
+                assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason), self
+            if is_steady():
+                assert found.logprobs == (alone.logprobs and alone.logprobs[:count]), self
+                lists = (
+                    {name: values[:count] for name, values in vars(alone.trace).items()}
+                    if alone.trace
+                    else None
+                )
+                assert (vars(found.trace) if found.trace else None) == lists, self
+
+
+class Soak:
+    """Visits to an engine, as many at once as the crowd is large; some of them are kept to be checked."""
+
+    def __init__(self, engine: AsyncEngine, numbers: range, kept: int) -> None:
+        self.engine = engine
+        self.ends, self.busy = Counter[str](), 0
+        self.kept: list[Visit] = []
+        self._keep = set(random.Random(numbers[0]).sample(numbers, kept))
+        self._numbers, self._lock = iter(numbers), threading.Lock()
+
+    def run(self) -> None:
+        """Raises what goes wrong in any of them."""
+        with ThreadPoolExecutor(LOOPS + THREADS) as pool:
+            crowd = [pool.submit(asyncio.run, self._loop()) for _ in range(LOOPS)]
+            crowd += [pool.submit(self._thread) for _ in range(THREADS)]
+            for each in crowd:
+                each.result()
+
+    async def _loop(self) -> None:
+        await asyncio.gather(*(self._task() for _ in range(TASKS)))
+
+    async def _task(self) -> None:
+        while visit := self._next(OF_TASKS):
+            while not visit.end:
+                try:
+                    await asyncio.wait_for(visit.in_task(self.engine), PATIENCE)
+                except BusyError:
+                    self.busy += 1
+                    await asyncio.sleep(0.3)
+            self._over(visit)
+
+    def _thread(self) -> None:
+        while visit := self._next(OF_THREADS):
+            while not visit.end:
+                try:
+                    visit.in_thread(self.engine)
+                except BusyError:
+                    self.busy += 1
+                    time.sleep(0.3)
+            self._over(visit)
+
+    def _next(self, fates: dict[str, int]) -> Visit | None:
+        with self._lock:
+            number = next(self._numbers, None)
+        return None if number is None else Visit.of(number, fates)
+
+    def _over(self, visit: Visit) -> None:
+        visit.check_end()
+        with self._lock:
+            self.ends[visit.end] += 1
+            if visit.number in self._keep:
+                self.kept.append(visit)
+
+
+def soaked(engine: AsyncEngine, alone: Engine, numbers: range, kept: int) -> Counter[str]:
+    """How so many requests ended, after which the engine holds nothing; those kept are as they are alone."""
+    soak = Soak(engine, numbers, kept)
+    soak.run()
+    asyncio.run(asyncio.wait_for(settled(engine), PATIENCE))
+    assert sum(soak.ends.values()) == len(numbers)
+    check_pages(engine._core.scheduler.blocks, [])
+    assert engine._core.scheduler._rows == set()
+    for visit in soak.kept:
+        visit.check_alone(alone)
+    soak.ends.update(busy=soak.busy, checked=sum(bool(visit.outputs) for visit in soak.kept))
+    return soak.ends
+
+
+async def settled(engine: AsyncEngine) -> None:
+    """Waits until what was left last has been dropped."""
+    while engine.unfinished or not at_rest(engine):
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def engines(tiny_folder: Path) -> Iterator[tuple[AsyncEngine, Engine]]:
+    """One whose pages and queue are too few for the crowd, and one to ask alone, which keeps nothing."""
+    sizes: dict[str, Any] = {"model": str(tiny_folder), "block_size": 16}
+    alone = Engine.from_pretrained(**sizes, kv_cache_memory="2MiB", enable_prefix_caching=False)
+    memory = PAGES * alone._core.runner.cache.pages[:, :, 0].nbytes
+    engine = AsyncEngine.from_pretrained(
+        **sizes, kv_cache_memory=memory, max_num_batched_tokens=256, max_waiting=WAITING
+    )
+    yield engine, alone
+    engine.shutdown()
+    assert at_rest(engine)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, of which none wait to be collected."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def left_behind() -> int:
+    """Objects of requests that are still there."""
+    gc.collect()
+    return sum(type(each) in (Group, Stream, Ticket, Output) for each in gc.get_objects())
+
+
+def test_a_few_hundred_requests_of_all_kinds_end_as_they_may(engines: tuple[AsyncEngine, Engine]) -> None:
+    before = left_behind()
+    ends = soaked(*engines, range(300), kept=60)
+    assert left_behind() == before
+    assert {"done", "streamed", "cancelled", "left", "late", "scored", "refused"} <= set(ends)
+
+
+@pytest.mark.long
+def test_twenty_thousand_requests_leave_memory_flat(engines: tuple[AsyncEngine, Engine]) -> None:
+    """No object of a request is left, and what libraries keep for every shape that they meet fills up.
+
+    That is 240 MiB for the numbers of tokens, which are met beforehand, and less for those of rows and pages,
+    which only a crowd meets: it grows by less from quarter to quarter, where a leak would not. A request's
+    text, trace and outputs are some ten kilobytes: were they kept of one in six, they would be the 8 MiB that
+    are allowed in the last quarter.
+    """
+    engine, alone = engines
+    sizes, ends, before, start = list[int](), Counter[str](), left_behind(), time.perf_counter()
+    for count in range(1, 512):
+        alone.score([5] * count)
+    for quarter in range(4):
+        ends += soaked(engine, alone, range(1000 + quarter * 5000, 6000 + quarter * 5000), kept=150)
+        sizes.append(resident())
+        assert left_behind() == before
+        report = dict(ends, preemptions=engine.stats.preemptions, steps=engine.stats.steps)
+        memory = ", ".join(f"{size / 2**20:.1f}" for size in sizes)
+        print(f"{report}; MiB {memory}; {time.perf_counter() - start:.0f} s", flush=True)
+    assert sizes[-1] - sizes[-2] < 8 << 20
+    assert engine.stats.preemptions > 100
+    assert ends["busy"] > 100
+    assert ends["checked"] >= 300

@@ -1,0 +1,289 @@
+"""The order in which groups are served, and that neither cuts of prompts nor preemption change an answer."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
+from trimtab.engine.scheduling.block_manager import KVBlocks
+from trimtab.engine.scheduling.scheduler import Scheduler
+from trimtab.engine.sequence.sequence import Group
+from trimtab.kernels.common.errors import InputError
+
+from ...helpers.invariance_marks import steady
+from ...helpers.simulated_kv_cache import PagedTokens
+from ...helpers.tiny_model import at_rest, group_of
+from .test_block_manager import groups
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KIND, SHORT = Objective("Be kind and true."), Objective("Be short.", 2)
+ROWS = 5
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@settings(deadline=None, max_examples=150)
+@given(
+    asked=st.lists(groups(), min_size=1, max_size=7),
+    size=st.integers(1, 4),
+    budget=st.integers(ROWS, 13),
+    spare=st.integers(0, 20),
+    random=st.randoms(use_true_random=False),
+)
+def test_every_group_is_admitted_in_order_and_finishes(
+    caching: bool, asked: list[Group], size: int, budget: int, spare: int, random: st.Random
+) -> None:
+    """Random arrivals, aborts, shared heads and tiny pools; every invariant is checked at every step."""
+    asked = [deepcopy(group) for group in asked]
+    most = max(KVBlocks(1, size).most(group) for group in asked)
+    scheduler = Scheduler(KVBlocks(most + spare, size, caching), ROWS, budget)
+    cache = PagedTokens(scheduler)
+    arriving, admitted, aborted = list(asked), list[Group](), list[Group]()
+    for _ in range(3000):
+        if arriving and (scheduler.idle or random.random() < 0.5):
+            scheduler.add(arriving.pop(0))
+        if scheduler.idle and not arriving:
+            break
+        plan = cache.step()
+        admitted += plan.admitted
+        rows = [group.row for group in (*scheduler.running, *scheduler.waiting) if group.row >= 0]
+        assert len(set(rows)) == len(rows)
+        assert plan.shares, "a step that computes nothing would be repeated for ever"
+        for group in plan.ready:
+            group.tokens.append(random.randint(1, 2))
+            if len(group.tokens) == group.limit:
+                scheduler.remove(group)
+        if random.random() < 0.05 and (present := [*scheduler.running, *scheduler.waiting]):
+            aborted.append(random.choice(present))
+            scheduler.remove(aborted[-1])
+    assert scheduler.idle
+    assert not arriving
+    assert scheduler.blocks.free == scheduler.blocks.total
+    order = [next(i for i, group in enumerate(asked) if group is one) for one in admitted]
+    assert order == sorted(order)
+    gone = {id(group) for group in aborted}
+    assert all(len(group.tokens) == group.limit for group in asked if id(group) not in gone)
+
+
+def finish(scheduler: Scheduler) -> PagedTokens:
+    """Runs everything to its end."""
+    cache = PagedTokens(scheduler)
+    while not scheduler.idle:
+        for group in cache.step().ready:
+            group.tokens.append(1)
+            if len(group.tokens) == group.limit:
+                scheduler.remove(group)
+    return cache
+
+
+def test_a_large_group_is_not_overtaken_by_small_ones() -> None:
+    scheduler = Scheduler(KVBlocks(11, 4), 5, 64)
+    first, large, small = group_of([[1] * 21], 4), group_of([[2] * 20, [3] * 20], 4), group_of([[4]], 1)
+    for group in (first, large, small):
+        scheduler.add(group)
+    assert scheduler.plan().admitted == [first]
+    assert scheduler.plan().admitted == []
+    scheduler.remove(first)
+    assert scheduler.plan().admitted == [large]
+    scheduler.remove(large)
+    assert scheduler.plan().admitted == [small]
+
+
+def test_groups_that_decode_are_served_before_prompts() -> None:
+    scheduler = Scheduler(KVBlocks(100, 4), 5, 6)
+    cache = PagedTokens(scheduler)
+    old, new = group_of([[1] * 5], 9), group_of([[2] * 30], 9)
+    scheduler.add(old)
+    cache.step()
+    old.tokens.append(1)
+    scheduler.add(new)
+    plan = cache.step()
+    assert [(group is old, count) for group, _, count in plan.shares] == [(True, 1), (False, 5)]
+    assert plan.ready == [old]
+
+
+def test_a_short_prompt_starts_within_two_steps_of_a_long_one() -> None:
+    scheduler = Scheduler(KVBlocks(200, 64), 48, 2048)
+    cache = PagedTokens(scheduler)
+    long, short = group_of([[1] * 4000], 9), group_of([[2] * 50, [3] * 60, [4] * 70], 9)
+    scheduler.add(long)
+    cache.step()
+    scheduler.add(short)
+    assert cache.step().ready == [short]
+
+
+def test_a_prompt_common_to_all_branches_of_all_requests_is_computed_once() -> None:
+    scheduler = Scheduler(KVBlocks(2000, 16), 96, 512)
+    head = list(range(1000))
+    for request in range(32):
+        scheduler.add(group_of([head + [2000 + 3 * request + branch] * 20 for branch in range(3)], 8))
+    cache = finish(scheduler)
+    whole_pages = 1000 // 16 * 16
+    assert cache.computed == whole_pages + 96 * (1020 - whole_pages + 7)
+
+
+def test_the_youngest_gives_way_when_pages_run_out_and_comes_back() -> None:
+    scheduler = Scheduler(KVBlocks(8, 4), 5, 64)
+    old, young = group_of([[1] * 8], 17), group_of([[2] * 8], 17)
+    scheduler.add(old)
+    scheduler.add(young)
+    finish(scheduler)
+    assert scheduler.preemptions == 1
+    assert [len(group.tokens) for group in (old, young)] == [17, 17]
+
+
+def test_a_group_keeps_its_row_of_the_table_while_it_is_preempted() -> None:
+    scheduler = Scheduler(KVBlocks(8, 4), 5, 64)
+    cache = PagedTokens(scheduler)
+    groups = [group_of([[n] * 8], 17) for n in range(2)]
+    for group in groups:
+        scheduler.add(group)
+    while not scheduler.preemptions:
+        for group in cache.step().ready:
+            group.tokens.append(1)
+    assert [group.row for group in groups] == [0, 1]
+    scheduler.remove(groups[0])
+    scheduler.add(group_of([[7]], 2))
+    cache.step()
+    assert groups[1].row == 1
+
+
+def test_removing_a_group_that_is_gone_changes_nothing() -> None:
+    scheduler = Scheduler(KVBlocks(100, 4), 5, 6)
+    first, second = group_of([[1] * 5], 9), group_of([[1] * 5], 9)
+    scheduler.add(first)
+    scheduler.plan()
+    scheduler.remove(second)
+    assert scheduler.running == [first]
+    scheduler.remove(first)
+    scheduler.remove(first)
+    assert scheduler.idle
+    assert scheduler.blocks.free == 100
+
+
+MIXED = [
+    Request(
+        "What happens if an earthworm is cut in half?", Mato([KIND, SHORT]), SamplingParams(max_tokens=20)
+    ),
+    Request("Why?", sampling=SamplingParams(max_tokens=20)),
+    Request("naïve " * 20, Amulet([KIND]), SamplingParams(max_tokens=20, temperature=1.0, seed=4)),
+]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_num_batched_tokens": 4, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 17, "max_num_seqs": 6},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 3},
+        {"enable_prefix_caching": False},
+    ],
+    ids=str,
+)
+@steady
+def test_a_request_is_the_same_to_the_last_bit_however_prompts_are_cut_and_pages_are_held(
+    fields: dict[str, int], tiny_folder: Path, tiny: Engine
+) -> None:
+    """Chunks, waiting, preemption (the last token of a request is computed twice when it comes back)."""
+    whole = tiny.generate(MIXED)
+    engine = Engine.from_pretrained(str(tiny_folder), **{"kv_cache_memory": "4MiB", **fields})
+    for _ in range(2):  # the second time from the prefix cache, where there is one
+        outputs = engine.generate(MIXED)
+        assert [output.error for output in outputs] == [None] * 3
+        assert [output.token_ids for output in outputs] == [output.token_ids for output in whole]
+        assert [output.trace for output in outputs] == [output.trace for output in whole]
+        assert at_rest(engine)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"block_size": 16}, {"block_size": 48}, {"block_size": 128, "kv_cache_memory": "400KiB"}],
+    ids=str,
+)
+def test_tokens_do_not_depend_on_the_size_of_pages(
+    fields: dict[str, int], tiny_folder: Path, tiny: Engine
+) -> None:
+    whole = tiny.generate(MIXED)
+    engine = Engine.from_pretrained(str(tiny_folder), **{"kv_cache_memory": "4MiB", **fields})
+    outputs = engine.generate(MIXED)
+    assert [output.error for output in outputs] == [None] * 3
+    assert [output.token_ids for output in outputs] == [output.token_ids for output in whole]
+    assert at_rest(engine)
+
+
+def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Path, tiny: Engine) -> None:
+    # a page holds 16 tokens and takes 4096 bytes; the largest request needs most of the cache
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="88KiB", max_num_seqs=3, block_size=16)
+    requests = MIXED * 3
+    outputs = engine.generate(requests)
+    assert [o.token_ids for o in outputs] == [o.token_ids for o in tiny.generate(requests)]
+    assert outputs[-1].timings.queue > outputs[0].timings.queue
+    assert at_rest(engine)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@steady
+def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
+    caching: bool, tiny_folder: Path, tiny: Engine
+) -> None:
+    """Weights, rewards, OPAD's step before, the random stream and the trace survive."""
+    sampling = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.8, top_p=0.9, seed=3)
+    methods = (Mato([KIND, SHORT]), Opad([KIND]), Mato([SHORT, KIND], accumulate="mean", kl_budget=0.5))
+    requests = [Request("Why do cats purr?", method, sampling) for method in methods]
+    engine = Engine.from_pretrained(
+        str(tiny_folder), kv_cache_memory="140KiB", block_size=16, enable_prefix_caching=caching
+    )
+    roomy = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4MiB", block_size=16)
+    outputs = engine.generate(requests)
+    assert engine._core.scheduler.preemptions > 0
+    for output, expected in zip(outputs, roomy.generate(requests), strict=True):
+        assert output.error is None
+        assert (output.token_ids, output.trace) == (expected.token_ids, expected.trace)
+    assert at_rest(engine)
+
+
+def test_the_next_turn_of_a_conversation_computes_only_what_is_new(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4MiB", block_size=16)
+    sampling = SamplingParams(max_tokens=33, ignore_eos=True)
+    first = engine.generate(Request(branch_token_ids=[[7] * 40], sampling=sampling))
+    computed: list[int] = []
+    forward = engine._core.runner.model.forward
+    engine._core.runner.model.forward = lambda ids, *more: computed.append(len(ids)) or forward(ids, *more)  # type: ignore[method-assign, func-returns-value]
+    longer = [[7] * 40 + first.token_ids + [8] * 9]
+    engine.generate(Request(branch_token_ids=longer, sampling=SamplingParams(max_tokens=1)))
+    assert sum(computed) == 40 + 33 + 9 - 72 // 16 * 16
+
+
+def test_a_request_that_can_never_fit_the_cache_is_refused_with_its_numbers(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="12KiB", block_size=16)  # 3 pages
+    ids = [5] * 30
+    with pytest.raises(
+        InputError,
+        match=r"needs 4 pages of 16 tokens, and the KV cache has 3; raise kv_cache_memory or lower",
+    ):
+        engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=20)))
+    output = engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=19)))
+    assert len(output.token_ids) in range(1, 20)
+    assert at_rest(engine)
+
+
+def test_a_request_of_more_branches_than_run_at_once_is_refused_with_both_numbers(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_num_seqs=2)
+    steering = Mato([KIND, SHORT])
+    with pytest.raises(InputError, match="the request has 3 branches; max_num_seqs allows 2 at once"):
+        engine.generate(Request("Why?", steering))
+    assert engine.generate(Request("Why?", Base(), SamplingParams(max_tokens=2))).token_ids
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_its_length(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=60)
+    with pytest.raises(InputError, match=r"branch 'base' has 60 tokens; .* max_model_len, which is 60"):
+        engine.generate(Request(branch_token_ids=[[5] * 60]))
+    long = Objective("Be kind. " * 30)
+    with pytest.raises(InputError, match=r"branch 'Be kind\..* tokens; .* max_model_len, which is 60"):
+        engine.generate(Request("Why?", Amulet([long])))

@@ -1,0 +1,59 @@
+"""Whatever a client makes of the API's description, the server answers, and never fails itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from trimtab.engine import AsyncEngine
+from trimtab.engine.server import ServerConfig, create_app
+
+from ...helpers.tiny_model import at_rest
+
+
+@pytest.fixture(scope="module")
+def described(tiny_folder: Path) -> Iterator[schemathesis.BaseSchema]:
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=96)
+    yield schemathesis.openapi.from_asgi(
+        "/openapi.json", create_app(engine, ServerConfig(request_timeout=20))
+    )
+    assert at_rest(engine)
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_nothing_that_fits_or_misfits_the_description_breaks_it(
+    described: schemathesis.BaseSchema, mode: GenerationMode
+) -> None:
+    found = [each.ok() for each in described.get_all_operations()]
+    assert "POST /v1/chat/completions" in {operation.label for operation in found}
+    statuses: Counter[tuple[str, int]] = Counter()
+    for operation in found:
+
+        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode), kept=st.sets(st.integers(0, 30), max_size=2))
+        def call(case: schemathesis.Case, kept: set[int]) -> None:
+            if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
+                # of more than a few optional fields one is nearly always out of range
+                named = [name for index, name in enumerate(sorted(case.body)) if index in kept]
+                case.body = {n: case.body[n] for n in [*named, "messages", "prompt"] if n in case.body}
+            response = case.call()
+            statuses[case.operation.label, response.status_code] += 1
+            assert response.status_code < 500, response.text
+            if response.status_code != 200:
+                assert list(json.loads(response.content)) == ["error"]
+
+        with suppress(Unsatisfiable):  # a call without arguments cannot be wrong
+            call()
+    expected = 200 if mode == GenerationMode.POSITIVE else 400
+    paths = ("chat/completions", "completions", "steer/preview")
+    assert sum(statuses[f"POST /v1/{path}", expected] for path in paths) > 5, statuses

@@ -1,0 +1,139 @@
+"""A server as a process: clients that leave, the end, and what keeps it from starting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from trimtab.tools.bench.http.load_swarm import wave
+
+from ...helpers.polling import soon
+from .server_process import Server, serving
+
+LONG = {
+    "messages": [{"role": "user", "content": "Why?"}],
+    "max_tokens": 400,
+    "ignore_eos": True,
+    "steering": {"objectives": ["Be kind.", "Be brief."]},
+    "logit_bias": {"5": 50},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder: Path) -> Iterator[Server]:
+    with serving("--model", str(tiny_folder), "--kv-cache-memory", "4MiB") as server:
+        yield server
+
+
+def rests(server: Server) -> bool:
+    return (server.metric("num_requests_running"), server.metric("kv_cache_usage_perc")) == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_takes_the_request_along(server: Server, stream: bool) -> None:
+    before = server.metric("generation_tokens_total")
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({**LONG, "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        soon(lambda: server.metric("num_requests_running") == 1)
+    soon(lambda: rests(server))
+    soon(lambda: any('"status": 499' in line for line in server.log))
+    assert server.metric("generation_tokens_total") - before < 400
+
+
+def test_two_hundred_clients_of_whom_a_third_leaves_disturb_nobody(server: Server) -> None:
+    port = int(server.url.rpartition(":")[2])
+    ends = Counter(end for end, _ in asyncio.run(wave(port, 200, 12, leaving=1)))
+    assert ends == {"done": 133, "left": 67}
+    soon(lambda: rests(server))
+
+
+def test_a_log_has_one_line_a_request_and_no_prompt(server: Server) -> None:
+    server.post(
+        "/v1/chat/completions", {**LONG, "max_tokens": 3, "messages": [{"role": "user", "content": "x7x"}]}
+    )
+    server.post("/v1/chat/completions", {**LONG, "messages": [{"role": "x7x"}], "temperature": -1})
+    server.post("/v1/chat/completions", {**LONG, "messages": [{"role": "user", "content": {"x7x": 1}}]})
+    soon(lambda: any('"status": 400' in line for line in server.log))
+    lines = [json.loads(line) for line in server.log if line.startswith("{")]
+    good = next(line for line in lines if line["status"] == 200)
+    assert {"time", "id", "method", "branches", "prompt_tokens", "tokens", "seconds", "queue"} <= set(good)
+    assert not any("x7x" in line or "Traceback" in line for line in server.log)
+
+
+def test_sigterm_lets_answers_end_and_takes_no_more(tiny_folder: Path) -> None:
+    with serving("--model", str(tiny_folder), "--log-prompts") as server:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json={**LONG, "stream": True}
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line.startswith("data: ")]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        server.process.wait(30)
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+        soon(lambda: any("Why?" in line for line in server.log))
+        assert not any("Traceback" in line for line in server.log)
+
+
+def test_answers_that_do_not_end_are_ended_after_the_drain_timeout(tiny_folder: Path) -> None:
+    with serving("--model", str(tiny_folder), "--drain-timeout", "0") as server:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json={**LONG, "n": 30, "stream": True}, timeout=30
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line.startswith("data: ")]
+            assert "the server is stopping" in rest[-2]
+            server.process.wait(30)
+        assert not any("Traceback" in line for line in server.log)
+
+
+def refused(*arguments: str, **environment: str) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "trimtab", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.returncode, ended.stderr
+
+
+def test_what_keeps_it_from_starting_is_said_in_a_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, said = refused("--port", str(taken.getsockname()[1]))
+        assert (status, "ddress already in use" in said) == (1, True)
+    assert refused("--port", "99999") == (2, "trimtab: port is 99999; it must be from 0 to 65535\n")
+    (tmp_path / "p.toml").write_text("[a]\nobjectives = 5\n")
+    status, said = refused("--port", "0", "--model", str(tiny_folder), "--profiles", str(tmp_path / "p.toml"))
+    assert (status, "profile 'a'" in said) == (2, True)
+
+
+def test_the_key_may_come_from_the_environment(tiny_folder: Path) -> None:
+    with serving("--model", str(tiny_folder), TRIMTAB_API_KEY="hush") as server:
+        assert server.get("/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer hush"}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+        wrong = {"Authorization": "Bearer hush2"}
+        assert httpx.post(f"{server.url}/v1/chat/completions", headers=wrong, json=LONG).status_code == 401
+        assert httpx.post(f"{server.url}/v1/chat/completions", headers=headers, json={}).status_code == 400
+        soon(lambda: any('"status": 400' in line for line in server.log))
+        assert not any("hush" in line for line in server.log)

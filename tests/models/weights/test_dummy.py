@@ -1,0 +1,115 @@
+"""Models without a checkpoint: built-in shapes, random weights, a tokenizer of ids."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.config import ModelConfig
+from trimtab.models.llama import shapes
+from trimtab.models.loader.presets import PRESETS, find
+from trimtab.models.tokenizer.tokenizer import Tokenizer
+from trimtab.models.weights.dummy import DummyWeights, IdVocabulary
+
+from ...helpers.tiny_model import Tiny, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPU = torch.device("cpu")
+PUBLISHED = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-7b-v0.2": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "smollm2-135m": 134_515_008,
+}
+"""Parameters, a tied head counted once, as the models' makers count them."""
+
+
+def test_built_in_shapes_have_the_published_numbers_of_parameters() -> None:
+    counted = {
+        name: sum(math.prod(shape) for shape in shapes(ModelConfig.from_dict(preset)).values())
+        for name, preset in PRESETS.items()
+    }
+    assert counted == PUBLISHED
+
+
+def test_a_built_in_shape_is_found_by_its_name_and_has_no_folder() -> None:
+    config, folder = find("llama-3.1-70b")
+    assert folder is None
+    assert (config.context, config.rope.kind, config.dtype) == (131_072, "llama3", "bfloat16")
+    assert set(find("mistral-7b-v0.1")[0].windows) == {4096}
+    assert set(find("mistral-7b-v0.2")[0].windows) == {None}
+
+
+def test_a_folder_comes_before_a_built_in_shape_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama-2-7b").mkdir()
+    write_json(tmp_path / "llama-2-7b" / "config.json", Tiny().config())
+    monkeypatch.chdir(tmp_path)
+    config, folder = find("llama-2-7b")
+    assert (config.hidden_size, str(folder)) == (36, "llama-2-7b")
+
+
+def test_a_name_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="model is 'llama-9-1b'; it must be"):
+        find("llama-9-1b")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dummy_weights_are_noise_of_the_usual_size_and_norms_are_one(dtype: torch.dtype) -> None:
+    made = DummyWeights({"a.weight": (300, 200), "model.norm.weight": (7,), "a.bias": (9,)}, dtype, CPU)
+    weight = made.tensor("a.weight")
+    assert (weight.dtype, weight.shape) == (dtype, (300, 200))
+    assert float(weight.double().std()) == pytest.approx(0.02, rel=0.02)  # 5 of its standard errors
+    assert abs(float(weight.double().mean())) < 5 * 0.02 / 60_000**0.5
+    assert torch.equal(made.tensor("model.norm.weight"), torch.ones(7, dtype=dtype))
+    assert float(made.tensor("a.bias").float().abs().max()) > 0
+
+
+def test_dummy_weights_depend_on_seed_and_name_and_not_on_the_order_of_reading() -> None:
+    shapes = {"a.weight": (40, 3), "b.weight": (40, 3)}
+    first, second = (DummyWeights(shapes, torch.bfloat16, CPU, seed=5) for _ in range(2))
+    b, a = first.tensor("b.weight"), first.tensor("a.weight")
+    assert torch.equal(second.tensor("a.weight"), a)
+    assert torch.equal(second.tensor("b.weight"), b)
+    assert not torch.equal(a, b)
+    assert not torch.equal(DummyWeights(shapes, torch.bfloat16, CPU, seed=6).tensor("a.weight"), a)
+
+
+def test_the_text_of_ids_is_the_ids() -> None:
+    tokenizer = Tokenizer(IdVocabulary(1000))
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token_ids) == ("ids", 1000, ())
+    assert tokenizer.encode(" 12 407\n999 ", add_special_tokens=True) == [12, 407, 999]
+    assert tokenizer.decode([12, 407, 999]) == "12 407 999"
+    stream = tokenizer.detokenizer()
+    assert [stream.push([12]), stream.push([407, 999]), stream.finish()] == ["12", " 407 999", ""]
+
+
+@pytest.mark.parametrize("word", ["1000", "-1", "rain", "1.5", "٣", "²", "9" * 5000])
+def test_a_word_that_is_no_id_is_refused(word: str) -> None:
+    with pytest.raises(InputError, match="this model has no tokenizer, and reads only ids from 0 to 999"):
+        Tokenizer(IdVocabulary(1000)).encode(f"1 {word} 2")

@@ -1,0 +1,420 @@
+"""A checkpoint is the tensors that were stored, or refused in a sentence, however it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from trimtab.engine.engine import Engine
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.config import ModelConfig
+from trimtab.models.llama import Llama
+from trimtab.models.weights.safetensors import Checkpoint
+
+from ...helpers.memory_peak import MIB, peak
+from ...helpers.tiny_model import Tiny, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CPU = torch.device("cpu")
+INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00003.safetensors"
+FILE = "model.safetensors"
+HEAD, NORM = "lm_head.weight", "model.norm.weight"
+
+
+def load(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Llama:
+    shape = ModelConfig.from_folder(folder)
+    return Llama(shape, Checkpoint(folder), dtype, CPU, progress=progress)
+
+
+def scores(folder: Path, dtype: str = "float32") -> torch.Tensor:
+    return Engine.from_pretrained(str(folder), dtype=dtype, kv_cache_memory="1MiB").score(IDS)
+
+
+IDS = [1, 299, 7, 7, 120, 0, 3, 250, 18]
+
+
+def test_shards_hold_the_same_model_as_one_file(tmp_path: Path) -> None:
+    one, three = (
+        Tiny(tied=False).write(tmp_path / "one"),
+        Tiny(tied=False, shards=3).write(tmp_path / "three"),
+    )
+    assert len(list(three.glob("*.safetensors"))) == 3
+    assert torch.equal(scores(one), scores(three))
+
+
+def test_tensors_come_back_as_they_were_stored(tmp_path: Path) -> None:
+    tiny = Tiny(tied=False, shards=3, dtype=torch.bfloat16)
+    checkpoint = Checkpoint(tiny.write(tmp_path / "model"))
+    tensors = tiny.tensors()
+    assert checkpoint.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert set(checkpoint.dtypes.values()) == {"BF16"}
+    assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("held", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_every_stored_type_is_cast_to_every_type_that_is_asked(
+    stored: torch.dtype, held: torch.dtype, tmp_path: Path
+) -> None:
+    tiny = Tiny(dtype=stored)
+    folder = tiny.write(tmp_path / "stored")
+    model, tensors = load(folder, held), tiny.tensors()
+    assert model.dtype == held
+    assert torch.equal(model._embedding, tensors["model.embed_tokens.weight"])  # cast as it is looked up
+    cast = tmp_path / "cast"
+    Tiny().write(cast)
+    write_tensors(cast, {name: tensor.to(held).float() for name, tensor in tensors.items()})
+    truth = scores(cast)
+    # the weights are those of the cast; keys, values and perhaps activations are rounded to its 8 or 11 bits
+    share = {torch.float32: 0.0, torch.float16: 0.1 / 8, torch.bfloat16: 0.1}[held]
+    found = scores(folder, str(held).removeprefix("torch."))
+    assert float((found - truth).abs().max()) <= share * float(truth.std())
+    assert float(truth.std()) > 1
+
+
+def test_types_may_differ_within_a_checkpoint(tmp_path: Path) -> None:
+    tensors = Tiny(dtype=torch.bfloat16).tensors()
+    folder = Tiny(dtype=torch.bfloat16).write(tmp_path / "mixed")
+    write_tensors(folder, {n: t.float() if "norm" in n else t for n, t in tensors.items()})
+    assert torch.equal(scores(folder), scores(Tiny(dtype=torch.bfloat16).write(tmp_path / "plain")))
+
+
+def test_reading_all_tensors_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    tensors = {f"t{index}": torch.zeros(8 * MIB, dtype=torch.bfloat16) for index in range(8)}
+    write_tensors(tmp_path, tensors, shards=2)
+    taken = peak(
+        "from trimtab.models.weights.safetensors import Checkpoint; torch.zeros(1).aminmax()",
+        "checkpoint = Checkpoint(Path(sys.argv[1]))\n"
+        "tensors = [checkpoint.tensor(name) for name in checkpoint.shapes]",
+        tmp_path,
+    )
+    assert taken < 8 * MIB
+
+
+def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    tiny = Tiny(tied=False)
+    load(tiny.write(tmp_path / "model"), progress=lambda done, total: seen.append((done, total)))
+    size = sum(tensor.nbytes for tensor in tiny.tensors().values())
+    assert {total for _, total in seen} == {size}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == size
+
+
+def test_a_head_that_is_stored_though_it_is_tied_is_fine(tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    truth = scores(folder)
+    tensors = Tiny().tensors()
+    write_tensors(folder, {**tensors, HEAD: tensors["model.embed_tokens.weight"].clone()})
+    assert torch.equal(scores(folder), truth)
+
+
+def test_rotary_frequencies_that_old_checkpoints_store_are_fine(tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    write_tensors(folder, {**Tiny().tensors(), **extra})
+    load(folder)
+
+
+def refused(folder: Path, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def sharded(tmp_path: Path) -> Path:
+    return Tiny(tied=False, shards=3).write(tmp_path / "model")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    refused(folder, f"has neither model.safetensors nor {INDEX}")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    (folder / FIRST).unlink()
+    refused(folder, f"lacks the shard '{FIRST}'")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 200, -1], ids=str)
+def test_a_truncated_file_is_refused_wherever_it_ends(keep: int, tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:keep])
+    refused(folder, "model.safetensors' is truncated or no safetensors file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**62).to_bytes(8, "little") + b"{}",
+        (2**64 - 1).to_bytes(8, "little") + b"{}",
+        (50).to_bytes(8, "little") + b"{}",
+        b"PK\x03\x04 this is a zip file",
+        b"\x80\x02}q\x00." * 40,
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"\xff\xff",
+    ],
+    ids=["exabytes", "all-ones", "header-past-end", "zip", "pickle", "array", "not-utf8"],
+)
+def test_a_file_that_is_no_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(content)
+    refused(folder, "model.safetensors' is truncated or no safetensors file")
+
+
+def entry(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+TWICE = (
+    '{"a":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]},'
+    '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+)
+HEADERS: dict[str, tuple[Any, int]] = {  # header, bytes of data behind it
+    "an end outside the file": ({"a": entry([1], 0, 2**50)}, 4),
+    "a start outside the file": ({"a": entry([1], 2**50, 2**50 + 4)}, 4),
+    "an end before the start": ({"a": entry([1], 4, 0)}, 4),
+    "one place for two tensors": ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 4),
+    "overlapping tensors": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12),
+    "a hole": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, 12),
+    "a hole before all": ({"a": entry([1], 4, 8)}, 8),
+    "data of no tensor": ({"a": entry([1], 0, 4)}, 8),
+    "exabytes in a row": ({"a": entry([2**60], 0, 4)}, 4),
+    "a product that wraps around to 4": ({"a": entry([2**62 + 1, 4], 0, 16)}, 16),
+    "a product that wraps around to 0": ({"a": entry([2**63, 2], 0, 0)}, 0),
+    "a size beyond 64 bits": ({"a": entry([2**70], 0, 4)}, 4),
+    "a size below zero": ({"a": entry([-1], 0, 4)}, 4),
+    "a size that is no whole number": ({"a": entry([1.0], 0, 4)}, 4),
+    "a size too small for its bytes": ({"a": entry([1], 0, 8)}, 8),
+    "an unknown type": ({"a": entry([1], 0, 4, "F7")}, 4),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, 4),
+    "metadata that is none": ({"a": entry([1], 0, 4), "__metadata__": 5}, 4),
+    "a name twice": (TWICE % (0, 4), 4),
+    "a name twice in two places": (TWICE % (4, 8), 8),
+    "a type twice": ('{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', 4),
+    "deep nesting": ('{"a":' * 50_000 + "1" + "}" * 50_000, 0),
+    "deep arrays": ("[" * 100_000, 0),
+}
+
+
+def write_header(path: Path, header: Any, data: int) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_that_does_not_fit_its_file_is_refused(case: str, tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    write_header(folder / FILE, *HEADERS[case])
+    refused(folder, "model.safetensors' is truncated or no safetensors file")
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from trimtab.kernels.common.errors import InputError
+from trimtab.models.weights.safetensors import Checkpoint
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        Checkpoint(folder).require({})
+    except InputError:
+        print(folder.name)
+"""
+
+
+def test_no_broken_file_makes_the_reader_allocate_more_than_it_holds(tmp_path: Path) -> None:
+    for case, (header, data) in HEADERS.items():
+        (tmp_path / case).mkdir()
+        write_header(tmp_path / case / FILE, header, data)
+    (tmp_path / "a header of exabytes").mkdir()
+    (tmp_path / "a header of exabytes" / FILE).write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    (tmp_path / "an endless index").mkdir()
+    with (tmp_path / "an endless index" / INDEX).open("wb") as index:
+        index.truncate(1 << 40)
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert ended.stdout.splitlines() == sorted([*HEADERS, "a header of exabytes", "an endless index"])
+
+
+@pytest.mark.parametrize("shape", [[0, 2**60], [2**60, 0], [0]], ids=str)
+def test_a_tensor_without_numbers_is_of_the_wrong_shape(shape: list[int], tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    write_header(folder / FILE, {NORM: entry(shape, 0, 0)}, 0)
+    refused(folder, f"of the wrong shape: {NORM} is {shape}, expected [36]")
+
+
+def occupy(path: Path, kind: str, tmp_path: Path) -> None:
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a shard"])
+def test_what_is_no_file_is_refused_without_being_opened(kind: str, name: str, tmp_path: Path) -> None:
+    folder = Tiny(tied=False, shards=1 if name == FILE else 3).write(tmp_path / "model")
+    path = folder / (FIRST if name == "a shard" else name)
+    occupy(path, kind, tmp_path)
+    refused(folder, f"{str(path)!r} is not a regular file, nor a link to one")
+
+
+def test_files_may_be_links_as_they_are_in_a_cache(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    truth = scores(folder)
+    (tmp_path / "blobs").mkdir()
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        target = path.rename(tmp_path / "blobs" / f"{path.name}.blob")
+        path.symlink_to(target)
+    assert torch.equal(scores(folder), truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_a_broken_weight_is_warned_of_by_name_and_loads(
+    value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tiny = Tiny(dtype=dtype)
+    folder, tensors = tiny.write(tmp_path / "model"), tiny.tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
+    write_tensors(folder, tensors)
+    said = r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are infinite or none \(NaN\)$"
+    with pytest.warns(UserWarning, match=said) as warned:
+        load(folder)
+    assert len(warned) == 1
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    tensors = Tiny().tensors()
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
+    tensors[NORM] = torch.zeros(35)
+    write_tensors(folder, tensors)
+    refused(
+        folder,
+        "the checkpoint does not fit its config.json; missing: model.layers.1.mlp.up_proj.weight; "
+        "unexpected: model.layers.9.mlp.up_proj.weight; "
+        "of the wrong shape: model.norm.weight is [35], expected [36]",
+    )
+
+
+def test_an_untied_model_needs_its_head(tmp_path: Path) -> None:
+    folder = Tiny(tied=False).write(tmp_path / "model")
+    write_tensors(folder, Tiny().tensors())
+    refused(folder, f"missing: {HEAD}")
+
+
+def test_a_long_list_of_missing_tensors_is_cut_and_counted(tmp_path: Path) -> None:
+    folder = Tiny(layers=3).write(tmp_path / "model")
+    write_tensors(folder, Tiny(layers=1).tensors())
+    refused(folder, " and 10 more")
+
+
+OTHER_TYPES = {"F64": torch.float64, "I8": torch.int8, "I64": torch.int64, "BOOL": torch.bool}
+OTHER_TYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
+
+@pytest.mark.parametrize("name", OTHER_TYPES)
+def test_a_weight_of_another_type_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    write_tensors(folder, {**Tiny().tensors(), NORM: torch.ones(36).to(OTHER_TYPES[name])})
+    refused(folder, f"the checkpoint stores weights as {name} ({NORM}); known are F32, F16, BF16")
+
+
+def test_a_checkpoint_in_fp8_is_refused_by_its_type_and_not_by_its_scales(tmp_path: Path) -> None:
+    folder = Tiny().write(tmp_path / "model")
+    tensors = Tiny().tensors()
+    for name in [name for name in tensors if "proj" in name]:
+        tensors[f"{name}_scale"] = torch.ones(1)
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    write_tensors(folder, tensors)
+    refused(folder, "the checkpoint stores weights as F8_E4M3 (model.layers.")
+    refused(folder, " and 6 more); known are F32, F16, BF16")
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "sub/model.safetensors", "", "..", ".", "a\0b", "\ud800"]
+)
+def test_an_index_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    save_file(Tiny().tensors(), tmp_path / "model.safetensors")
+    folder = Tiny(shards=3).write(tmp_path / "model")
+    (folder / "sub").mkdir()
+    save_file(Tiny().tensors(), folder / "sub" / "model.safetensors")
+    write_json(folder / INDEX, {"weight_map": dict.fromkeys(Tiny().tensors(), name)})
+    with pytest.raises(InputError):
+        Checkpoint(folder)
+
+
+def test_an_index_with_an_absolute_path_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    save_file(Tiny().tensors(), elsewhere)
+    folder = Tiny(shards=3).write(tmp_path / "model")
+    write_json(folder / INDEX, {"weight_map": dict.fromkeys(Tiny().tensors(), str(elsewhere))})
+    refused(folder, f"names the shard {str(elsewhere)!r}; it must be a file in the same folder")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1, "b": "c"}}',
+        '{"weight_map": {"a": [1]}}',
+        "[" * 100_000,
+    ],
+    ids=["cut", "array", "empty", "list", "mixed", "nested", "too-deep"],
+)
+def test_an_index_that_is_none_is_refused(index: str, tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    (folder / INDEX).write_text(index, encoding="utf-8")
+    refused(folder, f"{INDEX}' is no index of shards")
+
+
+def test_an_index_that_names_no_text_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    write_json(folder / INDEX, {"weight_map": {"a": 5}})
+    refused(folder, "names the shard 5; it must be a file in the same folder")
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    tensors = Tiny(tied=False).tensors()
+    names = list(tensors)
+    twice = {name: tensors[name] for name in [*names[0::3], names[1]]}
+    save_file(twice, folder / FIRST)
+    refused(folder, f"tensor {names[1]!r} is in ")
+
+
+def test_a_shard_that_lacks_what_the_index_promises_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    tensors = Tiny(tied=False).tensors()
+    save_file({name: tensors[name] for name in list(tensors)[3::3]}, folder / FIRST)
+    refused(folder, "missing: model.embed_tokens.weight")

@@ -1,0 +1,251 @@
+"""Every failure is one sentence on stderr and an exit status."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trimtab import __version__
+from trimtab.kernels.common.errors import InputError, RunError
+from trimtab.tools.cli import main, open_engine
+
+from ..conftest import FakeEngine, Ran
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trimtab.engine.config import EngineConfig
+
+Run = Callable[..., Ran]
+
+TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none --seed --stop --logit-bias 5=1
+--method mato --tau --kl-budget=1e999 --ignore-eos=1 --methods base,, mato:tau --trace --dtype"""
+"""Words that mean something to the command line, where they stand in the right place."""
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["gen"], "there is no verb 'gen'; verbs are "),
+        (["generate"], "there is no PROMPT; say what to ask, or give --input and --output"),
+        (["generate", "hi", "--temp", "1"], "unrecognized arguments: --temp 1; see trimtab generate --help"),
+        (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0"),
+        (["generate", "hi", "--prefer", "x=-1"], "the weight of objective 'x' is -1.0; it must be"),
+        (["generate", "hi", "--prefer", "x=nan"], "the weight of objective 'x' is nan; it must be"),
+        (
+            ["generate", "hi", "--prefer", "x", "--method", "amulet", "--tau", "1"],
+            "--tau belongs to mato, not to amulet",
+        ),
+        (["generate", "hi", "--alpha", "1"], "--alpha belongs to amulet and mato, not to base"),
+        (["generate", "hi", "--method", "mto"], "there is no method 'mto'; methods are base, prompt, "),
+        (["generate", "hi", "--method", "mato"], "mato needs at least one objective and was given none"),
+        (
+            ["generate", "hi", "--method", "base", "--prefer", "x"],
+            "base takes no objectives, but was given 'x'",
+        ),
+        (["generate", " "], "the prompt is empty; ask something"),
+        (["generate", "hi", "--dtype", "int3"], "dtype is 'int3'; it must be one of auto, "),
+        (["generate", "hi", "--kv-cache-memory", "-5"], "kv_cache_memory is '-5'; it must be a size of"),
+        (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be a whole number from 1 to 128"),
+        (["generate", "\udcff"], "the argument '\\udcff' is no UTF-8 text"),
+        (["chat", "hi"], "unrecognized arguments: hi; see trimtab chat --help"),
+        (["chat", "--n", "2"], "unrecognized arguments: --n 2; see trimtab chat --help"),
+        (["compare", "hi"], 'compare needs at least one --prefer "TEXT=WEIGHT"'),
+        (["compare", "hi", "--prefer", "x", "--methods", "mto"], "there is no method 'mto'"),
+        (["pull", "gpt"], "there is no model 'gpt' to pull; only 'demo' is known"),
+        (["info"], "the following arguments are required: MODEL; see trimtab info --help"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(
+    run: Run, engine: FakeEngine, command: list[str], sentence: str
+) -> None:
+    ran = run(*command)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"trimtab: {sentence}")
+    assert ran.err.count("\n") == 1
+    assert engine.configs == []
+
+
+def test_help_and_version_go_to_stdout(run: Run) -> None:
+    assert run("--version") == Ran(0, f"trimtab {__version__}\n", "")
+    for words in ([], ["--help"], ["-h"]):
+        ran = run(*words)
+        assert (ran.status, ran.err) == (0, "")
+        assert all(verb in ran.out for verb in main.VERBS)
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_every_verb_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    ran = run(verb, "--help")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"usage: trimtab {verb} ")
+    assert max(map(len, ran.out.splitlines())) <= 100
+
+
+def test_help_of_generate_is_grouped(run: Run) -> None:
+    titles = re.findall(r"^(\w+):$", run("generate", "--help").out, re.MULTILINE)
+    assert titles == ["options", "method", "sampling", "model", "ray", "output"]
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from trimtab.tools.cli.main import main\n"
+        "for verb in ('', 'generate', 'chat', 'compare', 'pull', 'convert', 'info'):\n"
+        "    assert main([verb, '--help'] if verb else ['--help']) == 0\n"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (InputError("the model is odd"), 2, "the model is odd"),
+        (RunError("no network"), 1, "no network"),
+        (RunError("two\nlines"), 1, "two lines"),
+        (MemoryError(), 1, "out of memory"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            1,
+            "out of memory (CUDA out of memory. ",
+        ),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (FileNotFoundError(2, "No such file or directory", "a/b"), 1, "No such file or directory: 'a/b'"),
+        (InputError("escape \x1b[31m"), 2, "escape \\x1b[31m"),
+    ],
+)
+def test_a_failure_to_open_the_model_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
+) -> None:
+    monkeypatch.setattr(open_engine, "open_engine", _raising(error))
+    ran = run("generate", "hi")
+    assert (ran.status, ran.out) == (status, "")
+    assert ran.err.startswith(f"trimtab: {sentence}")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), ZeroDivisionError(), AssertionError()])
+def test_a_defect_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(open_engine, "open_engine", _raising(error))
+    with pytest.raises(type(error)):
+        run("generate", "hi")
+
+
+def test_ctrl_c_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_engine, "open_engine", _raising(KeyboardInterrupt()))
+    assert run("generate", "hi") == Ran(130, "", "")
+
+
+def test_a_reader_that_went_away_is_no_complaint() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "trimtab", "generate", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("command", "streams", "status", "said"),
+    [
+        ("generate -", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
+        ("chat", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
+        ("generate ''", "<&-", 2, "trimtab: the prompt is empty; ask something\n"),
+        ("--help", ">&-", 1, "trimtab: standard output is closed; there is nowhere to write to\n"),
+        ("generate hi", ">&-", 1, "trimtab: standard output is closed; there is nowhere to write to\n"),
+        ("generate ''", "2>&-", 2, ""),
+        ("generate hi", "<&- >&- 2>&-", 1, ""),
+        ("--help", ">/dev/full", 1, "trimtab: No space left on device\n"),
+    ],
+)
+def test_a_closed_stream_is_a_sentence_where_it_matters(
+    command: str, streams: str, status: int, said: str
+) -> None:
+    line = f"{sys.executable} -m trimtab {command} {streams}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+@pytest.mark.parametrize("verb", ["generate -", "chat", "compare - --prefer x"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_stdin_that_is_no_text_is_a_sentence_in_any_locale(verb: str, locale: str, tiny_folder: Path) -> None:
+    command = [sys.executable, "-m", "trimtab", *verb.split(), "--model", str(tiny_folder)]
+    done = subprocess.run(
+        command, input=b"ab\xff\n", capture_output=True, env={**os.environ, "LC_ALL": locale}, check=False
+    )
+    said = b"trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", said)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    verb=st.sampled_from([*main.VERBS]),
+    words=st.lists(st.sampled_from([*TYPED.split(), "9" * 5000]) | st.text(max_size=5), max_size=6),
+)
+def test_whatever_is_typed_the_command_answers_or_says_one_sentence(
+    run: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, verb: str, words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    if verb in ("pull", "convert", "info", "serve"):
+        words = [*words, "--no-such-flag"]  # these touch the disk and the network, and one never ends
+    ran = run(verb, *words)
+    assert ran.status in (0, 2)
+    assert (ran.err.count("\n"), ran.out) == (1, "") if ran.status else not ran.err
+
+
+def test_a_warning_of_trimtab_is_one_note(run: Run, engine: FakeEngine) -> None:
+    ran = run("generate", "hi", "--prefer", "x", "--alpha", "1.5", "--iterations", "5")
+    assert ran.status == 0
+    assert ran.err.startswith("trimtab: note: mato: alpha=1.5 is above lam=1.0")
+    assert ran.err.count("\n") == 1
+
+
+def test_the_same_note_is_shown_once(run: Run, engine: FakeEngine) -> None:
+    ran = run("compare", "hi", "--prefer", "x", "--methods", "mato:alpha=1.5,mato:alpha=1.5:tau=2")
+    assert (ran.status, ran.err.count("note:")) == (0, 1)
+
+
+def test_warnings_of_others_are_not_signed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(config: EngineConfig) -> None:
+        warnings.warn("from elsewhere", UserWarning, stacklevel=1)
+        raise RunError("enough")
+
+    monkeypatch.setattr(open_engine, "open_engine", warning)
+    with pytest.warns(UserWarning, match="from elsewhere"):
+        ran = run("generate", "hi")
+    assert ran == Ran(1, "", "trimtab: enough\n")
+
+
+def test_the_filters_of_the_caller_are_left_alone(run: Run, engine: FakeEngine) -> None:
+    before = list(warnings.filters)
+    run("generate", "hi")
+    assert list(warnings.filters) == before
+
+
+def test_a_terminal_without_utf8_gets_characters_written_out(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = io.BytesIO()
+    narrow = io.TextIOWrapper(sent, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    engine.pieces = ["caf", "é"]
+    assert main.main(["generate", "hi"]) == 0
+    assert sent.getvalue() == b"caf\\xe9\n"
+
+
+def _raising(error: BaseException) -> Callable[[EngineConfig], None]:
+    def opened(config: EngineConfig) -> None:
+        raise error
+
+    return opened

@@ -1,0 +1,165 @@
+"""`trimtab profile`: what kernels and the stages of a decoding step take."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from trimtab.engine.engine import Engine
+from trimtab.engine.request import Request
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.scheduling.scheduler import Plan
+from trimtab.tools.cli.main import main
+from trimtab.tools.profile import gpu_activity
+from trimtab.tools.profile.stages import STAGES, Stages, marked
+
+from ...helpers.tiny_model import Tiny, write_json
+from ..conftest import Ran
+
+Run = Callable[..., Ran]
+
+compiling = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles")
+
+
+@compiling
+def test_profile_kernels_ends_with_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    assert main(["profile", "kernels", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert {row["arch"] for row in found["kernels"]} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    assert all(row["registers"] > 0 and row["spills"] == 0 for row in found["kernels"])
+    steer = found["cases"][0]
+    assert steer["bytes"] == 5 * 128_256 * 4
+    assert steer["H200"] == pytest.approx(steer["bytes"] / 4800e9 * 1e6, abs=0.01)
+
+
+@compiling
+def test_profile_kernels_is_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    assert main(["profile", "kernels"]) == 0
+    said = capsys.readouterr().out
+    assert "steer.mix" in said
+    assert "MI300X" in said
+
+
+def test_what_cannot_be_profiled_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["profile", "weather"]) == 2
+    assert "there is no subject 'weather'; subjects are kernels, decode" in capsys.readouterr().err
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert main(["profile", "kernels"]) == 2
+    assert "TRITON_INTERPRET is 1" in capsys.readouterr().err
+
+
+TINY = ("--input-len", "9", "--output-len", "8", "--kv-cache-memory", "8MiB", "--num-iters", "2")
+WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--batch-size", "2")
+
+
+@pytest.mark.usefixtures("small_roof")
+def test_the_stages_of_a_step_add_up_to_it(run: Run, tiny_folder: Path) -> None:
+    ran = run("profile", "decode", "--model", str(tiny_folder), *TINY, *WISHES, "--json")
+    assert (ran.status, ran.err, ran.out.count("\n")) == (0, "", 1)
+    found = json.loads(ran.out)
+    assert (found["rows"], found["steps"]) == (6, 2 * 7)
+    *stages, step = found["stages"]
+    assert [row["stage"] for row in stages] == list(STAGES)
+    assert sum(row["share"] for row in stages) == pytest.approx(1)
+    assert step["share"] == 1
+    assert step["floor_us"] == pytest.approx(sum(row["floor_us"] for row in stages))
+    assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] for row in found["stages"])
+
+
+@pytest.mark.usefixtures("small_roof")
+def test_a_shape_without_weights_is_profiled_as_a_table(run: Run, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", Tiny().config())
+    ran = run("profile", "decode", "--model", str(tmp_path), "--load-format", "dummy", *TINY)
+    assert (ran.status, ran.err) == (0, "")
+    assert "1 rows, 14 decoding steps" in ran.out
+    assert "attention" in ran.out
+
+
+@pytest.mark.usefixtures("small_roof")
+def test_a_trace_holds_each_stage_of_four_steps(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    ran = run("profile", "decode", "--model", str(tiny_folder), *TINY, "--trace", str(file))
+    assert ran.status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    names = [event.get("name") for event in json.loads(file.read_text())["traceEvents"]]
+    assert names.count("trimtab step") == 4
+    assert names.count("trimtab attention") == 4 * Tiny().layers
+    assert names.count("trimtab steer") == 4
+
+
+def test_an_engine_is_as_it_was_after_it_was_profiled(tiny: Engine) -> None:
+    core = tiny._core
+    owners = (core, core.scheduler, core.runner, core.runner.cache, core.runner.model)
+    before = [dict(vars(owner)) for owner in owners]
+    asked = Request(branch_token_ids=[[5, 6, 7]], sampling=SamplingParams(max_tokens=6, ignore_eos=True))
+    plain = tiny.generate(asked)
+    stages = Stages(rows=1)
+    with marked(tiny, stages):
+        profiled = tiny.generate(asked)
+    assert profiled.token_ids == plain.token_ids
+    assert len(stages.steps) == 5
+    for owner, held in zip(owners, before, strict=True):
+        assert vars(owner).keys() == held.keys()
+        same = [name for name in ("ops", "_layers", "head", "choose", "cache") if name in held]
+        assert all(vars(owner)[name] is held[name] for name in same)
+
+
+def test_what_a_stage_calls_of_another_counts_for_that_other_alone() -> None:
+    stages = Stages(rows=0)
+    inner = stages.of("cache", lambda: time.sleep(0.02))
+    outer = stages.of("attention", lambda: (time.sleep(0.01), inner()))
+    plan = stages.plan(Plan)
+    stages.step(lambda: (plan(), outer()))()
+    (step,) = stages.steps
+    assert step["cache"] >= 0.02
+    assert step["attention"] >= 0.01
+    assert sum(step.values()) < step["cache"] + step["attention"] + 0.01
+
+
+def test_a_gpus_work_belongs_to_the_innermost_stage_and_its_gaps_are_told() -> None:
+    def of_gpu(name: str, start: float, end: float) -> FunctionEvent:
+        return FunctionEvent(0, name, 0, start, end, device_type=DeviceType.CUDA)
+
+    events = [
+        FunctionEvent(0, "trimtab attention", 0, 0, 100),  # the host's, which is ahead
+        of_gpu("trimtab step", 10, 104),
+        of_gpu("trimtab mlp", 10, 52),
+        of_gpu("gemm", 10, 40),
+        of_gpu("_swiglu_kernel", 46, 52),
+        of_gpu("copy", 100, 104),
+        of_gpu("late", 110, 112),
+    ]
+    assert gpu_activity.by_stage(events, steps=2) == {"mlp": 18, "step": 3}
+    assert gpu_activity.spans(events) == [(10, 40), (46, 52), (100, 104), (110, 112)]
+    found = gpu_activity.busy([(0, 30), (32, 38), (35, 36), (90, 94)], steps=2)
+    assert (found.launches, found.busy_us, found.gap_us) == (2, 20, 27)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "there is no SUBJECT; say what to measure: kernels, decode"),
+        (("decode", "--trace", "/nowhere/x"), "--trace is '/nowhere/x'; it must be a file in a folder that"),
+        (
+            ("decode", "--trace", "x", "--output-len", "4"),
+            "output_len is 4; a trace needs answers of at least 7 tokens",
+        ),
+        (("decode", "--batch-size", "49"), "batch_size is 49, which makes 49 branches; max_num_seqs allows"),
+    ],
+)
+def test_wrong_input_is_one_sentence(run: Run, words: tuple[str, ...], sentence: str) -> None:
+    ran = run("profile", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"trimtab: {sentence}")
+    assert ran.err.count("\n") == 1
