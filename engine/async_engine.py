@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from ..kernels.common.errors import InputError, RunError
-from .base_engine import Front
-from .core.background_loop import Loop
-from .core.request_handle import Stream, Ticket, settle
-from .engine import together_of
+from .base_engine import BaseEngine
+from .core.background_loop import EngineThread
+from .core.request_handle import OutputStream, RequestHandle, set_future
+from .engine import merge_outputs
 from .request import Request
 from .sampling_params import SamplingParams
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from .config import EngineConfig
     from .outputs import Delta, Output
-    from .sequence.sequence import Group
+    from .sequence.sequence import SequenceGroup
 
 
-class AsyncEngine(Front):
+class AsyncEngine(BaseEngine):
     """Decodes requests from many tasks and threads in one batch. Close it, or use it as `async with`.
 
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
@@ -37,20 +37,20 @@ class AsyncEngine(Front):
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         super().__init__(config, progress)
-        self._loop = Loop(self._core)
+        self._thread = EngineThread(self._core)
 
     @property
     def refusal(self) -> str | None:
         """Why it takes no more requests: it is closed, drains, or broke. None while it does."""
-        return self._loop.refusal
+        return self._thread.closed_reason
 
-    async def ailment(self) -> str | None:
+    async def health_error(self) -> str | None:
         """Why requests are not served, None while they are.
 
         It is the refusal, or, when the last step failed, what one token that is tried now fails of.
         """
-        if self._loop.refusal or not self._loop.failed:
-            return self._loop.refusal
+        if self._thread.closed_reason or not self._thread.last_step_failed:
+            return self._thread.closed_reason
         sampling = SamplingParams(max_tokens=1, seed=0)
         try:
             await self.generate(Request(branch_token_ids=[[0]], sampling=sampling, trace=False))
@@ -61,7 +61,7 @@ class AsyncEngine(Front):
     @property
     def unfinished(self) -> int:
         """How many requests wait or run."""
-        return self._loop.unfinished
+        return self._thread.unfinished
 
     async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Delta]:
         """Answers one request piece by piece; each of its n answers ends with a Delta that has `output`.
@@ -71,27 +71,27 @@ class AsyncEngine(Front):
         Raises InputError when the request is wrong, BusyError when max_waiting requests wait already, and
         RunError when the engine is closed or a step of it failed.
         """
-        pieces = await self.begin(request, timeout)
+        output_stream = await self.open_stream(request, timeout)
         try:
-            async for delta in pieces:
+            async for delta in output_stream:
                 yield delta
         finally:
-            pieces.close()
+            output_stream.close()
 
-    async def begin(self, request: Request, timeout: float | None = None) -> Stream:
+    async def open_stream(self, request: Request, timeout: float | None = None) -> OutputStream:
         """`stream` in two steps: what is refused is refused here, and the pieces come later.
 
         Raises as `stream` does; whoever has the Stream closes it.
         """
-        groups = await asyncio.to_thread(self._core.admit, request)
-        pieces = Stream(len(groups), lambda: ticket)
-        ticket = self._enter(groups, pieces.tell, timeout)
-        return pieces
+        groups = await asyncio.to_thread(self._core.create_groups, request)
+        output_stream = OutputStream(len(groups), lambda: handle)
+        handle = self._add_request(groups, output_stream.deliver, timeout)
+        return output_stream
 
     async def generate(self, request: Request, timeout: float | None = None) -> Output:
         """Answers one request, as `stream` does; the output holds all its samples."""
         outputs = {delta.index: delta.output async for delta in self.stream(request, timeout) if delta.output}
-        return _in_order(outputs)
+        return _merge_by_index(outputs)
 
     def submit(self, request: Request, timeout: float | None = None) -> Future[Output]:
         """Answers one request asked by an ordinary thread; cancelling the future aborts it.
@@ -100,24 +100,24 @@ class AsyncEngine(Front):
         """
         future: Future[Output] = Future()
         outputs: dict[int, Output] = {}
-        groups = self._core.admit(request)
+        groups = self._core.create_groups(request)
 
-        def tell(news: Delta | Exception) -> None:
-            if isinstance(news, Exception):
-                settle(future, news)
+        def on_output(item: Delta | Exception) -> None:
+            if isinstance(item, Exception):
+                set_future(future, item)
                 return
-            if news.output is not None:
-                outputs[news.index] = news.output
+            if item.output is not None:
+                outputs[item.index] = item.output
             if len(outputs) == len(groups):
-                settle(future, _in_order(outputs))
+                set_future(future, _merge_by_index(outputs))
 
-        def leave(done: Future[Output]) -> None:
+        def on_done(done: Future[Output]) -> None:
             if done.cancelled():
                 done.set_running_or_notify_cancel()  # whoever waits for several futures hears of it
-                ticket.leave()
+                handle.abort()
 
-        ticket = self._enter(groups, tell, timeout)
-        future.add_done_callback(leave)
+        handle = self._add_request(groups, on_output, timeout)
+        future.add_done_callback(on_done)
         return future
 
     async def score(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -127,13 +127,13 @@ class AsyncEngine(Front):
         when the engine is closed, or the model is broken and gives no number.
         """
         future: Future[torch.Tensor] = Future()
-        self._loop.score(future, token_ids)
+        self._thread.score(future, token_ids)
         return await asyncio.wrap_future(future)
 
     async def drain(self) -> None:
         """Takes no more requests, and returns when those that are here have ended."""
-        self._loop.refuse("the engine is draining and takes no more requests")
-        while self._loop.busy:
+        self._thread.stop_accepting("the engine is draining and takes no more requests")
+        while self._thread.busy:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
@@ -142,8 +142,8 @@ class AsyncEngine(Front):
 
     def shutdown(self) -> None:
         """`close`, from an ordinary thread."""
-        self._loop.refuse("the engine is closed", last=True)
-        self._loop.close()
+        self._thread.stop_accepting("the engine is closed", override=True)
+        self._thread.close()
         self._core.close()
 
     async def __aenter__(self) -> AsyncEngine:
@@ -152,17 +152,17 @@ class AsyncEngine(Front):
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    def _enter(
-        self, groups: list[Group], tell: Callable[[Delta | Exception], None], timeout: float | None
-    ) -> Ticket:
+    def _add_request(
+        self, groups: list[SequenceGroup], deliver: Callable[[Delta | Exception], None], timeout: float | None
+    ) -> RequestHandle:
         if timeout is not None and not timeout > 0:
             raise InputError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-        ticket = Ticket(groups, tell, deadline, timeout)
-        self._loop.enter(ticket)
-        return ticket
+        handle = RequestHandle(groups, deliver, deadline, timeout)
+        self._thread.add_request(handle)
+        return handle
 
 
-def _in_order(outputs: dict[int, Output]) -> Output:
+def _merge_by_index(outputs: dict[int, Output]) -> Output:
     """The answers of one request, by which of them each is."""
-    return together_of([outputs[index] for index in sorted(outputs)])
+    return merge_outputs([outputs[index] for index in sorted(outputs)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig
-from .core.engine_core import Core
-from .utils.fields import check_known
+from .core.engine_core import EngineCore
+from .utils.fields import reject_unknown_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from .request import Request
 
 
-class Front:
+class BaseEngine:
     """An engine's model and how it is had; what it does is the engine's own."""
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
-        self._core = Core(config, progress)
+        self._core = EngineCore(config, progress)
 
     @classmethod
     def from_pretrained(
         cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
     ) -> Self:
         """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
-        check_known(EngineConfig, fields)
+        reject_unknown_fields(EngineConfig, fields)
         return cls(EngineConfig(model=model, **fields), progress)
 
     @property
@@ -70,4 +70,4 @@ class Front:
 
         Raises InputError when the request is wrong or could never be decoded.
         """
-        return self._core.admit(request)[0].prompts
+        return self._core.create_groups(request)[0].prompts

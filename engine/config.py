@@ -7,15 +7,15 @@ import os
 import re
 from dataclasses import dataclass
 
-from .utils.fields import check_fields, option, refusal, require_fields
+from .utils.fields import config_field, invalid_value, validate_rules, validate_types
 
 KERNELS = ("auto", "torch", "triton")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
-DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
-MAX_SEQS, MAX_RANKS = 1 << 16, 1 << 10
+DEVICE_PATTERN = r"auto|cpu|cuda(:\d{1,3})?"
+MAX_SEQS, MAX_TENSOR_PARALLEL_SIZE = 1 << 16, 1 << 10
 MAX_BYTES = 1 << 63
-CPU_CACHE = "2GiB"
+DEFAULT_CPU_CACHE = "2GiB"
 """What the KV cache of a CPU takes where nothing else is asked for."""
 
 
@@ -23,55 +23,65 @@ CPU_CACHE = "2GiB"
 class EngineConfig:
     """The engine's settings, with the field's names (vLLM). Every field is a flag of the same name."""
 
-    model: str = option("demo", "'demo', a folder with config.json and safetensors, or a .gguf file")
-    dtype: str = option("auto", "type of the weights; auto takes the checkpoint's", DTYPES)
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes a GPU where torch finds one")
-    max_model_len: int | None = option(None, "longest prompt and answer together; none takes the model's own")
-    max_num_seqs: int = option(48, "most branches decoded at once")
-    max_num_batched_tokens: int = option(2048, "most tokens computed in one step")
-    max_waiting: int = option(1024, "most answers that may wait for room in a service; more are refused")
-    kv_cache_memory: str | int = option(
-        "auto",
-        f"memory for the KV cache, such as 4GiB; auto takes {CPU_CACHE} on a CPU, and of a GPU what is left",
+    model: str = config_field("demo", "'demo', a folder with config.json and safetensors, or a .gguf file")
+    dtype: str = config_field("auto", "type of the weights; auto takes the checkpoint's", DTYPES)
+    device: str = config_field("auto", "cpu, cuda or cuda:N; auto takes a GPU where torch finds one")
+    max_model_len: int | None = config_field(
+        None, "longest prompt and answer together; none takes the model's own"
     )
-    gpu_memory_utilization: float = option(
+    max_num_seqs: int = config_field(48, "most branches decoded at once")
+    max_num_batched_tokens: int = config_field(2048, "most tokens computed in one step")
+    max_waiting: int = config_field(
+        1024, "most answers that may wait for room in a service; more are refused"
+    )
+    kv_cache_memory: str | int = config_field(
+        "auto",
+        f"memory for the KV cache, such as 4GiB; auto takes {DEFAULT_CPU_CACHE} on a CPU, and of a GPU what is left",
+    )
+    gpu_memory_utilization: float = config_field(
         0.9, "share of a GPU's memory that weights, the largest step and the KV cache may take together"
     )
-    block_size: int = option(64, "tokens in a page of the KV cache; a multiple of 16")
-    tensor_parallel_size: int = option(
+    block_size: int = config_field(64, "tokens in a page of the KV cache; a multiple of 16")
+    tensor_parallel_size: int = config_field(
         1, "processes that share the model out, each with a GPU or some cores, and with a KV cache of its own"
     )
-    enable_prefix_caching: bool = option(True, "keep computed prompts for requests that begin alike")
-    enforce_eager: bool = option(
+    enable_prefix_caching: bool = config_field(True, "keep computed prompts for requests that begin alike")
+    enforce_eager: bool = config_field(
         False,
         "capture no steps as CUDA graphs and compile a kernel as it is first needed: a quicker start, "
         "slower decoding",
     )
-    batch_invariant: bool = option(
+    batch_invariant: bool = config_field(
         False,
         "log-probabilities equal to the last bit whatever else is decoded and however prompts are cut; "
         "a CPU's are in any case, a GPU decodes slower for it",
     )
-    load_format: str = option(
+    load_format: str = config_field(
         "auto", "dummy makes random weights; the model may then be a shape such as llama-3.1-8b", LOAD_FORMATS
     )
-    served_model_name: str | None = option(None, "the name of the model in a service; none is that of model")
-    kernels: str = option(
+    served_model_name: str | None = config_field(
+        None, "the name of the model in a service; none is that of model"
+    )
+    kernels: str = config_field(
         "auto",
         "what computes; auto takes triton on a GPU, and torch on a CPU, which interprets triton",
         KERNELS,
     )
-    seed: int | None = option(None, "where unset seeds of requests are drawn from; none is fresh each time")
-    chat_template: str | None = option(None, "a Jinja chat template or its file, instead of the model's own")
+    seed: int | None = config_field(
+        None, "where unset seeds of requests are drawn from; none is fresh each time"
+    )
+    chat_template: str | None = config_field(
+        None, "a Jinja chat template or its file, instead of the model's own"
+    )
 
     def __post_init__(self) -> None:
         for name in ("model", "chat_template"):
             if isinstance(path := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(path))
-        check_fields(self)
-        require_fields(
+        validate_types(self)
+        validate_rules(
             self,
-            ("device", bool(re.fullmatch(DEVICE, self.device)), "auto, cpu, cuda or cuda:N"),
+            ("device", bool(re.fullmatch(DEVICE_PATTERN, self.device)), "auto, cpu, cuda or cuda:N"),
             ("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
             ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "a whole number ≥ 1"),
             ("max_num_seqs", 1 <= self.max_num_seqs <= MAX_SEQS, f"a whole number from 1 to {MAX_SEQS}"),
@@ -83,8 +93,8 @@ class EngineConfig:
             ("max_waiting", self.max_waiting >= 1, "a whole number ≥ 1"),
             (
                 "tensor_parallel_size",
-                1 <= self.tensor_parallel_size <= MAX_RANKS,
-                f"a whole number from 1 to {MAX_RANKS}",
+                1 <= self.tensor_parallel_size <= MAX_TENSOR_PARALLEL_SIZE,
+                f"a whole number from 1 to {MAX_TENSOR_PARALLEL_SIZE}",
             ),
             ("block_size", self.block_size >= 16 and self.block_size % 16 == 0, "a multiple of 16"),
         )
@@ -96,14 +106,14 @@ def parse_bytes(size: str | int) -> int:
 
     An int counts bytes, "auto" is what a CPU takes. Raises InputError for anything else.
     """
-    size = CPU_CACHE if size == "auto" else size
-    value = size if isinstance(size, int) else _bytes(size.strip())
+    size = DEFAULT_CPU_CACHE if size == "auto" else size
+    value = size if isinstance(size, int) else _parse_size(size.strip())
     if not 1 <= value < MAX_BYTES:
-        raise refusal("kv_cache_memory", size, "a size of memory such as 512MiB or 4GiB")
+        raise invalid_value("kv_cache_memory", size, "a size of memory such as 512MiB or 4GiB")
     return int(value)
 
 
-def _bytes(text: str) -> float:
+def _parse_size(text: str) -> float:
     number = text.rstrip("KMGTiBkmgtb")
     unit = text[len(number) :].upper().rstrip("B").rstrip("I")
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from ..kernels.common.errors import InputError
-from .base_engine import Front
+from .base_engine import BaseEngine
 from .outputs import Delta, Output, Timings
 from .request import Request
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .sequence.sequence import Group
+    from .sequence.sequence import SequenceGroup
 
 
-class Engine(Front):
+class Engine(BaseEngine):
     """Decodes requests on one model. One thread at a time may call it; `AsyncEngine` serves many.
 
     progress(done, total) is told of the bytes as the model is fetched and loaded.
@@ -40,14 +40,14 @@ class Engine(Front):
         has finish_reason "error" and says why.
         """
         if isinstance(requests, Request | str) or not isinstance(requests, Iterable):
-            return self._finish([self._core.admit(requests)])[0]
-        members: list[list[Group] | Output] = []
+            return self._run_to_completion([self._core.create_groups(requests)])[0]
+        members: list[list[SequenceGroup] | Output] = []
         for request in requests:
             try:
-                members.append(self._core.admit(request))
+                members.append(self._core.create_groups(request))
             except InputError as error:
-                members.append(_refused(str(error)))
-        answers = iter(self._finish([member for member in members if isinstance(member, list)]))
+                members.append(_error_output(str(error)))
+        answers = iter(self._run_to_completion([member for member in members if isinstance(member, list)]))
         return [member if isinstance(member, Output) else next(answers) for member in members]
 
     def stream(self, request: Request) -> Iterator[Delta]:
@@ -56,7 +56,7 @@ class Engine(Front):
         Leaving the loop early aborts the request. Streams may be read in turn: all decode in one batch.
         Raises InputError when the request is wrong.
         """
-        return self._deltas(self._core.admit(request))
+        return self._iter_deltas(self._core.create_groups(request))
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
@@ -79,7 +79,7 @@ class Engine(Front):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _deltas(self, groups: list[Group]) -> Iterator[Delta]:
+    def _iter_deltas(self, groups: list[SequenceGroup]) -> Iterator[Delta]:
         with closing(self._run(groups)) as run:
             for _, delta in run:
                 yield delta
@@ -89,39 +89,39 @@ class Engine(Front):
         try:
             self._core.step()
         except BaseException as error:
-            self._core.abandon(error)
+            self._core.fail_step(error)
             raise
 
-    def _finish(self, members: list[list[Group]]) -> list[Output]:
+    def _run_to_completion(self, group_lists: list[list[SequenceGroup]]) -> list[Output]:
         """Runs all groups to their end; one output for each member, which holds its samples."""
-        together = [group for groups in members for group in groups]
-        done = {group: delta.output for group, delta in self._run(together) if delta.output}
-        return [together_of([done[group] for group in groups]) for groups in members]
+        all_groups = [group for groups in group_lists for group in groups]
+        outputs = {group: delta.output for group, delta in self._run(all_groups) if delta.output}
+        return [merge_outputs([outputs[group] for group in groups]) for groups in group_lists]
 
-    def _run(self, groups: list[Group]) -> Generator[tuple[Group, Delta], None, None]:
+    def _run(self, groups: list[SequenceGroup]) -> Generator[tuple[SequenceGroup, Delta], None, None]:
         """Steps until these groups have ended, yielding their deltas; they leave the engine in any case."""
         core = self._core
         try:
             for group in groups:
                 core.scheduler.add(group)
-            open_groups = list(groups)
-            while open_groups:
-                if not any(group.outbox for group in open_groups):
+            unfinished = list(groups)
+            while unfinished:
+                if not any(group.pending_deltas for group in unfinished):
                     self._step()
-                for group in open_groups:
-                    while group.outbox:
-                        yield group, group.outbox.popleft()
-                open_groups = [group for group in open_groups if not group.ended or group.outbox]
+                for group in unfinished:
+                    while group.pending_deltas:
+                        yield group, group.pending_deltas.popleft()
+                unfinished = [group for group in unfinished if not group.is_finished or group.pending_deltas]
         finally:
             for group in groups:
                 core.scheduler.remove(group)
 
 
-def together_of(outputs: list[Output]) -> Output:
+def merge_outputs(outputs: list[Output]) -> Output:
     """A request's answer that holds all its samples, itself the first."""
     return replace(outputs[0], outputs=outputs)
 
 
-def _refused(reason: str) -> Output:
+def _error_output(reason: str) -> Output:
     timings = Timings(queue=0.0, prefill=0.0, decode=0.0, tokens_per_second=0.0)
-    return together_of([Output("", [], "error", [], None, None, timings, seed=0, error=reason)])
+    return merge_outputs([Output("", [], "error", [], None, None, timings, seed=0, error=reason)])

@@ -26,7 +26,7 @@ class Trace:
     kl: list[float | None] = field(default_factory=list)
     branch_logprobs: list[list[float]] = field(default_factory=list)
 
-    def since(self, start: int) -> Trace:
+    def tail(self, start: int) -> Trace:
         """The part from token `start` on."""
         return Trace(
             weights=self.weights[start:],
@@ -93,14 +93,14 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Pick:
+class SampledToken:
     """The token chosen for a group and how; see `Trace` for what the numbers are.
 
     weights and rewards have one entry an objective, branch_logprobs one a branch that ran. top: the likeliest
     tokens and their log-probabilities, where asked for.
     """
 
-    token: int
+    token_id: int
     failed: bool
     logprob: float
     weights: list[float]
@@ -108,4 +108,4 @@ class Pick:
     strength: float
     kl: float | None
     branch_logprobs: list[float]
-    top: list[tuple[int, float]]
+    top_logprobs: list[tuple[int, float]]

@@ -10,7 +10,7 @@ from ..kernels.common.errors import InputError
 from .methods.base import Method
 from .methods.builtin import Base
 from .sampling_params import SamplingParams
-from .utils.fields import check_fields
+from .utils.fields import validate_types
 
 Message = Mapping[Any, Any]
 
@@ -26,7 +26,7 @@ class Request:
     """
 
     prompt: str | Sequence[Message] | None = field(
-        default=None, metadata={"wanted": "a string or a list of chat messages"}
+        default=None, metadata={"expected": "a string or a list of chat messages"}
     )
     steering: Method = field(default_factory=Base)
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -35,20 +35,20 @@ class Request:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        validate_types(self)
         if (self.prompt is None) == (self.branch_token_ids is None):
             raise InputError("a request needs either a prompt or branch_token_ids, and not both")
         if self.branch_token_ids is not None:
-            self._check_ids(self.branch_token_ids)
+            self._check_branch_token_ids(self.branch_token_ids)
         elif not self.prompt or _is_blank(self.messages[-1].get("content")):
             raise InputError("the prompt is empty; ask something")
 
-    def _check_ids(self, branches: Sequence[Sequence[int]]) -> None:
-        expected = 1 + len(self.steering.branches())
-        if len(branches) != expected:
+    def _check_branch_token_ids(self, branches: Sequence[Sequence[int]]) -> None:
+        num_branches = 1 + len(self.steering.branch_objectives())
+        if len(branches) != num_branches:
             raise InputError(
                 f"branch_token_ids has {len(branches)} branches; "
-                f"{self.steering.name} here needs {expected}: the base and one per objective"
+                f"{self.steering.name} here needs {num_branches}: the base and one per objective"
             )
         for index, ids in enumerate(branches):
             if not ids:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..kernels.common.errors import InputError, quoted
-from .utils.fields import check_fields, option, require_fields
+from ..kernels.common.errors import InputError, short_repr
+from .utils.fields import config_field, validate_rules, validate_types
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -26,36 +26,36 @@ class SamplingParams:
     Repetition looks at the base branch's prompt and the answer, presence and frequency at the answer.
     """
 
-    n: int = option(1, f"how many answers to draw, up to {MAX_N}")
-    max_tokens: int = option(256, "longest answer, in tokens")
-    min_tokens: int = option(0, "no end of answer before this many tokens")
-    temperature: float = option(0.0, "0 is greedy; 1 draws from the steered distribution as it is")
-    top_k: int = option(0, "keep the k likeliest tokens; 0 keeps all")
-    top_p: float = option(1.0, "keep the smallest set of tokens with this probability mass")
-    min_p: float = option(0.0, "keep tokens at least this likely relative to the likeliest")
-    seed: int | None = option(None, "seed of the random draws; none picks one and reports it")
-    stop: tuple[str, ...] = option((), "end the answer before this text (may be given several times)")
-    stop_token_ids: tuple[int, ...] = option(
+    n: int = config_field(1, f"how many answers to draw, up to {MAX_N}")
+    max_tokens: int = config_field(256, "longest answer, in tokens")
+    min_tokens: int = config_field(0, "no end of answer before this many tokens")
+    temperature: float = config_field(0.0, "0 is greedy; 1 draws from the steered distribution as it is")
+    top_k: int = config_field(0, "keep the k likeliest tokens; 0 keeps all")
+    top_p: float = config_field(1.0, "keep the smallest set of tokens with this probability mass")
+    min_p: float = config_field(0.0, "keep tokens at least this likely relative to the likeliest")
+    seed: int | None = config_field(None, "seed of the random draws; none picks one and reports it")
+    stop: tuple[str, ...] = config_field((), "end the answer before this text (may be given several times)")
+    stop_token_ids: tuple[int, ...] = config_field(
         (), "end the answer at this token id (may be given several times)"
     )
-    ignore_eos: bool = option(False, "do not end at the model's end-of-text tokens")
-    logprobs: int | None = option(
+    ignore_eos: bool = config_field(False, "do not end at the model's end-of-text tokens")
+    logprobs: int | None = config_field(
         None, f"report this many likeliest tokens at each place, up to {MAX_LOGPROBS}"
     )
-    logit_bias: dict[int, float] = option(
+    logit_bias: dict[int, float] = config_field(
         dict, "add to a token's score, as ID=BIAS (may be given several times)"
     )
-    repetition_penalty: float = option(1.0, "> 1 makes tokens of the prompt and the answer less likely")
-    presence_penalty: float = option(0.0, "> 0 makes tokens of the answer less likely, once")
-    frequency_penalty: float = option(0.0, "> 0 makes tokens of the answer less likely, for every use")
-    skip_special_tokens: bool = option(True, "leave special tokens out of the text")
-    include_stop_str_in_output: bool = option(False, "keep the stop text at the end of the answer")
+    repetition_penalty: float = config_field(1.0, "> 1 makes tokens of the prompt and the answer less likely")
+    presence_penalty: float = config_field(0.0, "> 0 makes tokens of the answer less likely, once")
+    frequency_penalty: float = config_field(0.0, "> 0 makes tokens of the answer less likely, for every use")
+    skip_special_tokens: bool = config_field(True, "leave special tokens out of the text")
+    include_stop_str_in_output: bool = config_field(False, "keep the stop text at the end of the answer")
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        check_fields(self)
-        require_fields(self, *self._rules())
+        validate_types(self)
+        validate_rules(self, *self._rules())
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         """What each field must be beyond its type. Comparisons with NaN are false, so it fits nowhere."""
@@ -107,4 +107,4 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
 def _token_id(key: str) -> int:
     if key.isascii() and key.isdigit() and str(int(key[:20])) == key:
         return int(key)
-    raise InputError(f"logit_bias has the key {quoted(key)}; keys must be token ids", "logit_bias")
+    raise InputError(f"logit_bias has the key {short_repr(key)}; keys must be token ids", "logit_bias")

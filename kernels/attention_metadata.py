@@ -9,49 +9,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .common.transfer import CPU, send
+from .common.transfer import CPU, to_device
 
 
 @dataclass(frozen=True)
-class Segment:
+class SequenceChunk:
     """One branch's share of a step: `count` new tokens after the `start` that its pages already hold.
 
     pages: its page table, long enough for the new tokens.
     """
 
-    start: int
-    count: int
-    pages: list[int]
+    num_computed: int
+    num_new: int
+    block_table: list[int]
 
 
 @dataclass(frozen=True)
-class Batch:
+class RaggedBatch:
     """The ragged layout of one step, tokens of one segment after another.
 
     positions [rows]; pages, offsets [tokens]: where in the cache each token's K and V go. Rows beyond the
     tokens are padding: they repeat the last position, are written nowhere, and mean nothing.
     """
 
-    segments: list[Segment]
+    chunks: list[SequenceChunk]
     positions: Tensor
-    pages: Tensor
-    offsets: Tensor
+    block_ids: Tensor
+    block_offsets: Tensor
 
     @classmethod
-    def of(
-        cls, segments: list[Segment], block_size: int, padding: int = 0, device: torch.device = CPU
-    ) -> Batch:
+    def from_chunks(
+        cls, chunks: list[SequenceChunk], block_size: int, num_padding: int = 0, device: torch.device = CPU
+    ) -> RaggedBatch:
         """The layout of these segments, in their order."""
-        positions = [s.start + i for s in segments for i in range(s.count)]
-        pages = [s.pages[(s.start + i) // block_size] for s in segments for i in range(s.count)]
-        offsets = [p % block_size for p in positions]
-        columns = (positions + positions[-1:] * padding, pages, offsets)
-        return cls(segments, *send(device, *(np.array(column, np.int64) for column in columns)))
+        positions = [chunk.num_computed + i for chunk in chunks for i in range(chunk.num_new)]
+        block_ids = [
+            s.block_table[(s.num_computed + i) // block_size] for s in chunks for i in range(s.num_new)
+        ]
+        block_offsets = [p % block_size for p in positions]
+        arrays = (positions + positions[-1:] * num_padding, block_ids, block_offsets)
+        return cls(chunks, *to_device(device, *(np.array(array, np.int64) for array in arrays)))
 
 
-def exchange(pages: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
+def swap_blocks(blocks: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
     """Exchanges what pages [layers, 2, pages, …] hold, two by two, one after the other."""
-    for one, other in pairs:  # by slices: a list of indices would copy number by number
-        held = pages[:, :, one].clone()
-        pages[:, :, one] = pages[:, :, other]
-        pages[:, :, other] = held
+    for src, dst in pairs:  # by slices: a list of indices would copy number by number
+        src_copy = blocks[:, :, src].clone()
+        blocks[:, :, src] = blocks[:, :, dst]
+        blocks[:, :, dst] = src_copy

@@ -7,62 +7,63 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .cpu.paged_kv_cache import PagedKV
-from .lm_head import choose
-from .ops import TORCH as TORCH_OPS
-from .ops import Ops
-from .reference.paged_kv_cache import DeviceKV
+from .cpu.paged_kv_cache import CPUPagedKVCache
+from .lm_head import sample_from_hidden
+from .ops import TORCH_OPS, Ops
+from .reference.paged_kv_cache import PagedKVCache
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .attention_metadata import Batch
-    from .reference.rotary import HeadNorm, Turns
-    from .steering.step import Choice
+    from .attention_metadata import RaggedBatch
+    from .reference.rotary import QKNorm, RotaryCosSin
+    from .steering.step import SamplerOutput
 
 
-class Cache(Protocol):
+class KVCache(Protocol):
     """A paged KV cache; see `attention.PagedKV` for what its methods do."""
 
-    pages: Tensor
+    blocks: Tensor
     block_size: int
 
     def __init__(
         self,
-        layers: int,
-        pages: int,
+        num_layers: int,
+        num_blocks: int,
         block_size: int,
-        kv_heads: int,
+        num_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None: ...
 
     @staticmethod
-    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    def block_bytes(
+        num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
         """What one page takes."""
 
-    def begin(self, batch: Batch) -> None: ...
+    def prepare(self, batch: RaggedBatch) -> None: ...
 
-    def attend(
-        self, layer: int, qkv: Tensor, turns: Turns, norm: HeadNorm | None, window: int | None
+    def forward(
+        self, layer: int, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None, window: int | None
     ) -> Tensor: ...
 
-    def clear(self, pages: list[int]) -> None: ...
+    def zero_blocks(self, block_ids: list[int]) -> None: ...
 
-    def swap(self, pairs: Iterable[tuple[int, int]]) -> None: ...
+    def swap_blocks(self, pairs: Iterable[tuple[int, int]]) -> None: ...
 
 
-class Compiles(Protocol):
-    """Counts the kernels that an engine's launches compile; see `gpu.compiles.Compiles`."""
+class CompileCounter(Protocol):
+    """Counts the kernels that an engine's launches compile; see `triton.jit_monitor.JITMonitor`."""
 
     count: int
     late: int
 
-    def by_this_thread(self) -> AbstractContextManager[None]: ...
+    def attribute_to_this_thread(self) -> AbstractContextManager[None]: ...
 
-    def expect_none(self) -> None: ...
+    def seal(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,23 @@ class Backend:
     """
 
     ops: Ops
-    cache: type[Cache]
-    choose: Callable[..., Choice]
-    graphs: bool = False
-    compiles: Callable[[], Compiles] | None = None
-    warm_shapes: Callable[[torch.device, int], list[tuple[int, int]]] | None = None
+    cache_cls: type[KVCache]
+    sample: Callable[..., SamplerOutput]
+    cuda_graphs: bool = False
+    jit_monitor: Callable[[], CompileCounter] | None = None
+    warmup_shapes: Callable[[torch.device, int], list[tuple[int, int]]] | None = None
 
 
-PAIR = 1, 2
+MIN_SHAPE = 1, 2
 """A request with two branches, which has all that a step may have."""
 
 
-def one_pair(device: torch.device, most: int) -> list[tuple[int, int]]:
+def min_warmup_shapes(device: torch.device, max_rows: int) -> list[tuple[int, int]]:
     """The `warm_shapes` of a backend whose kernels are the same for steps of any shape."""
-    return [PAIR]
+    return [MIN_SHAPE]
 
 
-TORCH = Backend(TORCH_OPS, PagedKV, choose)
+CPU_BACKEND = Backend(TORCH_OPS, CPUPagedKVCache, sample_from_hidden)
 """The torch references, which a CPU decodes with."""
-PLAIN = Backend(TORCH_OPS, DeviceKV, choose)
+REFERENCE_BACKEND = Backend(TORCH_OPS, PagedKVCache, sample_from_hidden)
 """The torch references on any device: what its kernels are checked by, and slow."""

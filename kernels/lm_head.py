@@ -9,78 +9,78 @@ from torch import Tensor
 
 from .cpu.linear import Linear
 from .reference.matmul import matmul
-from .steering.state import Edits, Groups, SteerTable
-from .steering.step import Choice, steer
+from .steering.state import LogitEdits, RequestLayout, SteeringState
+from .steering.step import SamplerOutput, steer
 
 
-def product(hidden: Tensor, weight: Tensor) -> Tensor:
+def logits_matmul(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden Wᵀ in float32, whatever the type of hidden [rows, width] and weight [vocab, width]."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)  # rounded logits would be amplified
     return matmul(hidden.float(), weight.float())
 
 
-class Head:
+class LMHead:
     """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in.
 
     product: what multiplies, where it is not this one.
     """
 
-    def __init__(self, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor] = product) -> None:
-        self.weight, self.dtype, self._product = weight, weight.dtype, product
+    def __init__(self, weight: Tensor, matmul_fn: Callable[[Tensor, Tensor], Tensor] = logits_matmul) -> None:
+        self.weight, self.dtype, self._matmul = weight, weight.dtype, matmul_fn
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._product(hidden, self.weight)
+        return self._matmul(hidden, self.weight)
 
 
-class PackedHead:
+class PackedLMHead:
     """As `Head`, of a weight that is packed once for a CPU's product."""
 
     dtype = torch.float32
 
     def __init__(self, weight: Tensor) -> None:
-        self._product = Linear(weight, dtype=self.dtype)
+        self._linear = Linear(weight, dtype=self.dtype)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._product(hidden)
+        return self._linear(hidden)
 
 
-AnyHead = Head | PackedHead
+AnyLMHead = LMHead | PackedLMHead
 
 
-def ready(weight: Tensor) -> AnyHead:
+def make_lm_head(weight: Tensor) -> AnyLMHead:
     """A weight as its device multiplies best by it."""
-    return PackedHead(weight) if weight.device.type == "cpu" else Head(weight)
+    return PackedLMHead(weight) if weight.device.type == "cpu" else LMHead(weight)
 
 
-def choose(
-    head: AnyHead,
+def sample_from_hidden(
+    lm_head: AnyLMHead,
     hidden: Tensor,
-    groups: Groups,
-    table: SteerTable,
-    edits: Edits | None = None,
+    layout: RequestLayout,
+    state: SteeringState,
+    edits: LogitEdits | None = None,
     *,
     trace: bool = True,
     top: bool = False,
-    by: Callable[..., Choice] = steer,
-) -> Choice:
+    sampler: Callable[..., SamplerOutput] = steer,
+) -> SamplerOutput:
     """The product, and then the steering `by`: see `kernels.steering.step.steer`.
 
     hidden [rows, width] after the final norm; rows beyond those of the groups only fill the product up.
     """
-    logits = head(hidden)[: len(groups.branch)]
-    return by(logits, groups, table, edits, trace=trace, top=top)
+    logits = lm_head(hidden)[: len(layout.branch_of_row)]
+    return sampler(logits, layout, state, edits, trace=trace, top=top)
 
 
 def lm_head_steer(
     hidden: Tensor,
     weight: Tensor,
-    groups: Groups,
-    table: SteerTable,
-    edits: Edits | None = None,
+    layout: RequestLayout,
+    state: SteeringState,
+    edits: LogitEdits | None = None,
     *,
     trace: bool = True,
     top: bool = False,
-) -> Choice:
+) -> SamplerOutput:
     """`choose` with a weight [vocab, width] that nothing was made of yet."""
-    return choose(Head(weight), hidden, groups, table, edits, trace=trace, top=top)
+    return sample_from_hidden(LMHead(weight), hidden, layout, state, edits, trace=trace, top=top)

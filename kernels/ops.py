@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .lm_head import AnyHead, ready
+from .lm_head import AnyLMHead, make_lm_head
 from .reference.matmul import Matmul
 from .reference.rms_norm import rms_norm
 from .reference.swiglu import swiglu
@@ -23,9 +23,9 @@ class Ops:
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
-    head: Callable[[Tensor], AnyHead]
+    make_lm_head: Callable[[Tensor], AnyLMHead]
     matmul: Matmul | None = None
 
 
-TORCH = Ops(rms_norm=rms_norm, swiglu=swiglu, head=ready)
+TORCH_OPS = Ops(rms_norm=rms_norm, swiglu=swiglu, make_lm_head=make_lm_head)
 """The torch references."""

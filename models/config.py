@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.common.errors import InputError, quoted
-from .common.config_reader import Fields, wrong
-from .common.json_files import readable
+from ..kernels.common.errors import InputError, short_repr
+from .common.config_reader import ConfigReader, config_error
+from .common.json_files import require_small_file
 from .layers.rotary_embedding import Rope
-from .rope_parameters import read_rope
+from .rope_parameters import parse_rope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 MAX_LAYERS, MAX_LABELS = 1 << 12, 1 << 12
 DEFAULT_WINDOW = 4096
-SLIDING, FULL = "sliding_attention", "full_attention"
-CAUSAL, CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
+SLIDING_ATTENTION, FULL_ATTENTION = "sliding_attention", "full_attention"
+CAUSAL_LM, SEQUENCE_CLASSIFICATION = "ForCausalLM", "ForSequenceClassification"
 """Of an architecture's name: what its head is for."""
 
 
 @dataclass(frozen=True)
-class Family:
+class ArchDefaults:
     """What an architecture decides, and what transformers takes for a key that config.json leaves out.
 
     kv_heads, head_dim: None where they follow from the other sizes. may_bias: the switches of config.json
     that count. slides: whether attention has a window in all layers; None where config.json chooses layers.
     """
 
-    context: int
-    kv_heads: int | None = None
+    context_length: int
+    num_kv_heads: int | None = None
     head_dim: int | None = None
     qkv_bias: bool = False
-    may_bias: tuple[str, ...] = ()
+    bias_flags: tuple[str, ...] = ()
     qk_norm: bool = False
-    slides: bool | None = False
+    sliding: bool | None = False
 
 
-FAMILIES = {
-    "LlamaForCausalLM": Family(context=2048, may_bias=("attention_bias", "mlp_bias")),
-    "MistralForCausalLM": Family(context=131_072, kv_heads=8, slides=True),
-    "Qwen2ForCausalLM": Family(context=32_768, kv_heads=32, qkv_bias=True, slides=None),
-    "Qwen3ForCausalLM": Family(
-        context=32_768,
-        kv_heads=32,
+ARCHITECTURES = {
+    "LlamaForCausalLM": ArchDefaults(context_length=2048, bias_flags=("attention_bias", "mlp_bias")),
+    "MistralForCausalLM": ArchDefaults(context_length=131_072, num_kv_heads=8, sliding=True),
+    "Qwen2ForCausalLM": ArchDefaults(context_length=32_768, num_kv_heads=32, qkv_bias=True, sliding=None),
+    "Qwen3ForCausalLM": ArchDefaults(
+        context_length=32_768,
+        num_kv_heads=32,
         head_dim=128,
-        may_bias=("attention_bias",),
+        bias_flags=("attention_bias",),
         qk_norm=True,
-        slides=None,
+        sliding=None,
     ),
 }
 
@@ -78,7 +78,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope: Rope
     max_position_embeddings: int
-    windows: tuple[int | None, ...]
+    sliding_windows: tuple[int | None, ...]
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -93,7 +93,7 @@ class ModelConfig:
         path = folder / "config.json"
         if not os.path.lexists(path):
             raise InputError(f"{str(folder)!r} has no config.json; a model is a folder with one")
-        readable(path)
+        require_small_file(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -105,121 +105,137 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Reads the keys of a config.json, in the spelling of transformers 4 or 5."""
-        architecture = _architecture(data)
-        family, config = FAMILIES[_causal(architecture)], Fields(data)
-        _refuse_unsupported(config)
-        hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-        kv_heads = _kv_heads(config, family, heads)
-        head_dim = config.size("head_dim", family.head_dim or hidden // heads)
-        if heads % kv_heads:
-            raise wrong("num_attention_heads", heads, f"num_key_value_heads {kv_heads} must divide it")
+        architecture = _read_architecture(data)
+        defaults, reader = ARCHITECTURES[_causal_lm_name(architecture)], ConfigReader(data)
+        _reject_unsupported(reader)
+        hidden_size, num_heads = reader.get_int("hidden_size"), reader.get_int("num_attention_heads")
+        num_kv_heads = _read_num_kv_heads(reader, defaults, num_heads)
+        head_dim = reader.get_int("head_dim", defaults.head_dim or hidden_size // num_heads)
+        if num_heads % num_kv_heads:
+            raise config_error(
+                "num_attention_heads", num_heads, f"num_key_value_heads {num_kv_heads} must divide it"
+            )
         if head_dim % 2:
-            raise wrong("head_dim", head_dim, "rotary embedding needs an even one")
-        layers = config.size("num_hidden_layers", most=MAX_LAYERS)
-        context = config.size("max_position_embeddings", family.context)
-        biased = {key for key in family.may_bias if config.flag(key)}
-        labels = _labels(config) if architecture.endswith(CLASSIFIER) else ()
+            raise config_error("head_dim", head_dim, "rotary embedding needs an even one")
+        num_layers = reader.get_int("num_hidden_layers", max_value=MAX_LAYERS)
+        context_length = reader.get_int("max_position_embeddings", defaults.context_length)
+        enabled_biases = {key for key in defaults.bias_flags if reader.get_bool(key)}
+        labels = _read_labels(reader) if architecture.endswith(SEQUENCE_CLASSIFICATION) else ()
         return cls(
             architecture=architecture,
-            vocab_size=config.size("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=config.size("intermediate_size"),
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
+            vocab_size=reader.get_int("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=reader.get_int("intermediate_size"),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=config.number("rms_norm_eps", 1e-6, 1e-20, 1),
-            rope=read_rope(config, context, head_dim),
-            max_position_embeddings=context,
-            windows=_windows(config, family, layers),
-            qkv_bias=family.qkv_bias or "attention_bias" in biased,
-            output_bias="attention_bias" in biased,
-            mlp_bias="mlp_bias" in biased,
-            qk_norm=family.qk_norm,
-            tie_word_embeddings=config.flag("tie_word_embeddings") and not labels,
-            dtype=_dtype(config),
+            rms_norm_eps=reader.get_float("rms_norm_eps", 1e-6, 1e-20, 1),
+            rope=parse_rope(reader, context_length, head_dim),
+            max_position_embeddings=context_length,
+            sliding_windows=_read_sliding_windows(reader, defaults, num_layers),
+            qkv_bias=defaults.qkv_bias or "attention_bias" in enabled_biases,
+            output_bias="attention_bias" in enabled_biases,
+            mlp_bias="mlp_bias" in enabled_biases,
+            qk_norm=defaults.qk_norm,
+            tie_word_embeddings=reader.get_bool("tie_word_embeddings") and not labels,
+            dtype=_read_dtype(reader),
             labels=labels,
         )
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """The longest prompt and answer together: what the model was trained for, or is scaled to."""
-        return self.rope.context(self.max_position_embeddings)
+        return self.rope.context_length(self.max_position_embeddings)
 
     @property
-    def kv_size(self) -> int:
+    def kv_elements_per_token(self) -> int:
         """Numbers that one token adds to the KV cache of one branch, over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
-def _architecture(data: Mapping[str, Any]) -> str:
+def _read_architecture(data: Mapping[str, Any]) -> str:
     """By its name, or where config.json names none by its model_type, such as "llama"."""
-    named = {name.removesuffix(CAUSAL).lower(): name for name in FAMILIES}
-    kind = data.get("model_type")
-    found = data.get("architectures") or named.get(str(kind), kind)
-    name = found[0] if isinstance(found, list) else found
-    if not isinstance(name, str) or _causal(name) not in FAMILIES:
+    by_model_type = {name.removesuffix(CAUSAL_LM).lower(): name for name in ARCHITECTURES}
+    model_type = data.get("model_type")
+    value = data.get("architectures") or by_model_type.get(str(model_type), model_type)
+    name = value[0] if isinstance(value, list) else value
+    if not isinstance(name, str) or _causal_lm_name(name) not in ARCHITECTURES:
         raise InputError(
-            f"architecture {quoted(name)} is not supported; known are {', '.join(FAMILIES)}, and for reward "
-            f"models the same with {CLASSIFIER}"
+            f"architecture {short_repr(name)} is not supported; known are {', '.join(ARCHITECTURES)}, and for reward "
+            f"models the same with {SEQUENCE_CLASSIFICATION}"
         )
     return name
 
 
-def _causal(architecture: str) -> str:
+def _causal_lm_name(architecture: str) -> str:
     """The one that writes with the same layers: LlamaForSequenceClassification → LlamaForCausalLM."""
-    stem = architecture.removesuffix(CLASSIFIER)
-    return architecture if stem == architecture else stem + CAUSAL
+    stem = architecture.removesuffix(SEQUENCE_CLASSIFICATION)
+    return architecture if stem == architecture else stem + CAUSAL_LM
 
 
-def _labels(config: Fields) -> tuple[str, ...]:
+def _read_labels(reader: ConfigReader) -> tuple[str, ...]:
     """Named by id2label, where it does; without it transformers takes two."""
-    named = config.object("id2label")
-    count = config.size("num_labels", len(named) or 2, most=MAX_LABELS)
-    return tuple(str(named.get(str(index), f"LABEL_{index}")) for index in range(count))
+    id2label = reader.get_dict("id2label")
+    num_labels = reader.get_int("num_labels", len(id2label) or 2, max_value=MAX_LABELS)
+    return tuple(str(id2label.get(str(index), f"LABEL_{index}")) for index in range(num_labels))
 
 
-def _dtype(config: Fields) -> str:
-    key = "dtype" if config.has("dtype") else "torch_dtype"
-    value = config.data.get(key) or "float32"
+def _read_dtype(reader: ConfigReader) -> str:
+    key = "dtype" if reader.has("dtype") else "torch_dtype"
+    value = reader.data.get(key) or "float32"
     if not isinstance(value, str):
-        raise wrong(key, value, "it must be a type's name, such as 'bfloat16'")
+        raise config_error(key, value, "it must be a type's name, such as 'bfloat16'")
     return value
 
 
-def _refuse_unsupported(config: Fields) -> None:
-    quantised = config.object("quantization_config")
-    if quantised:
+def _reject_unsupported(reader: ConfigReader) -> None:
+    quantization = reader.get_dict("quantization_config")
+    if quantization:
         raise InputError(
-            f"config.json has quantization_config with quant_method {quoted(quantised.get('quant_method'))}, "
+            f"config.json has quantization_config with quant_method {short_repr(quantization.get('quant_method'))}, "
             "which is not supported; a checkpoint must be in float32, float16 or bfloat16"
         )
-    activation = config.data.get("hidden_act", "silu")
+    activation = reader.data.get("hidden_act", "silu")
     if activation != "silu":
-        raise wrong("hidden_act", activation, "only 'silu' is supported")
+        raise config_error("hidden_act", activation, "only 'silu' is supported")
 
 
-def _kv_heads(config: Fields, family: Family, heads: int) -> int:
+def _read_num_kv_heads(reader: ConfigReader, defaults: ArchDefaults, num_heads: int) -> int:
     """A null means a key and value for every query; a key that is left out, what the family takes."""
-    absent = "num_key_value_heads" not in config.data
-    return config.size("num_key_value_heads", family.kv_heads if absent and family.kv_heads else heads)
+    absent = "num_key_value_heads" not in reader.data
+    return reader.get_int(
+        "num_key_value_heads", defaults.num_kv_heads if absent and defaults.num_kv_heads else num_heads
+    )
 
 
-def _windows(config: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
+def _read_sliding_windows(
+    reader: ConfigReader, defaults: ArchDefaults, num_layers: int
+) -> tuple[int | None, ...]:
     """The window of each layer."""
-    slides = family.slides if family.slides is not None else config.flag("use_sliding_window")
-    wanted = slides and config.data.get("sliding_window", DEFAULT_WINDOW) is not None
-    window = config.size("sliding_window", DEFAULT_WINDOW) if wanted else None
-    if family.slides is not None:
-        return (window,) * layers
-    first = config.size("max_window_layers", 28, least=0)
-    types = config.data.get("layer_types") or [
-        SLIDING if window and i >= first else FULL for i in range(layers)
+    sliding = defaults.sliding if defaults.sliding is not None else reader.get_bool("use_sliding_window")
+    has_window = sliding and reader.data.get("sliding_window", DEFAULT_WINDOW) is not None
+    window = reader.get_int("sliding_window", DEFAULT_WINDOW) if has_window else None
+    if defaults.sliding is not None:
+        return (window,) * num_layers
+    first_sliding = reader.get_int("max_window_layers", 28, min_value=0)
+    layer_types = reader.data.get("layer_types") or [
+        SLIDING_ATTENTION if window and i >= first_sliding else FULL_ATTENTION for i in range(num_layers)
     ]
-    if not isinstance(types, list) or len(types) != layers or any(t not in (SLIDING, FULL) for t in types):
-        raise wrong("layer_types", types, f"it must list {SLIDING!r} or {FULL!r} for each of {layers} layers")
-    if SLIDING in types and window is None:
-        raise wrong(
-            "layer_types", types, "with layers that slide, use_sliding_window and a sliding_window are needed"
+    if (
+        not isinstance(layer_types, list)
+        or len(layer_types) != num_layers
+        or any(t not in (SLIDING_ATTENTION, FULL_ATTENTION) for t in layer_types)
+    ):
+        raise config_error(
+            "layer_types",
+            layer_types,
+            f"it must list {SLIDING_ATTENTION!r} or {FULL_ATTENTION!r} for each of {num_layers} layers",
         )
-    return tuple(window if kind == SLIDING else None for kind in types)
+    if SLIDING_ATTENTION in layer_types and window is None:
+        raise config_error(
+            "layer_types",
+            layer_types,
+            "with layers that slide, use_sliding_window and a sliding_window are needed",
+        )
+    return tuple(window if layer_type == SLIDING_ATTENTION else None for layer_type in layer_types)

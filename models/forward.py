@@ -6,38 +6,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.attention_metadata import Batch, Segment
-from ..kernels.common.transfer import send
-from ..kernels.cpu.linear import filled
+from ..kernels.attention_metadata import RaggedBatch, SequenceChunk
+from ..kernels.common.transfer import to_device
+from ..kernels.cpu.linear import pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from ..kernels.backend import Cache
-    from .llama import Llama
+    from ..kernels.backend import KVCache
+    from .llama import LlamaForCausalLM
 
 
 def forward(
-    model: Llama,
-    segments: list[Segment],
+    model: LlamaForCausalLM,
+    chunks: list[SequenceChunk],
     token_ids: Sequence[int],
-    turned_by: Sequence[int],
-    cache: Cache,
-    chosen: Tensor | None = None,
+    rope_lengths: Sequence[int],
+    cache: KVCache,
+    prev_tokens: Tensor | None = None,
 ) -> Tensor:
     """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden].
 
     turned_by: for each token what its request turns by, which matters where the model's rope is dynamic.
     chosen [tokens] on the device: where given, token_ids are places among these.
     """
-    columns = [filled(token_ids, model.device)]
-    if model.config.rope.kind == "dynamic":
-        columns.append(filled(turned_by, model.device))
-    batch = Batch.of(segments, cache.block_size, len(columns[0]) - len(token_ids), model.device)
-    cache.begin(batch)
-    ids, *lengths = send(model.device, *(np.array(column, np.int64) for column in columns))
-    if chosen is not None:
-        ids = chosen[ids]
-    return model.forward(ids, batch.positions, cache, *lengths)
+    columns = [pad_rows(token_ids, model.device)]
+    if model.config.rope.rope_type == "dynamic":
+        columns.append(pad_rows(rope_lengths, model.device))
+    batch = RaggedBatch.from_chunks(chunks, cache.block_size, len(columns[0]) - len(token_ids), model.device)
+    cache.prepare(batch)
+    ids, *row_rope_lengths = to_device(model.device, *(np.array(column, np.int64) for column in columns))
+    if prev_tokens is not None:
+        ids = prev_tokens[ids]
+    return model.forward(ids, batch.positions, cache, *row_rope_lengths)

@@ -10,18 +10,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.cpu.linear import GatedLinear, Linear, arithmetic_dtype
-from ..kernels.ops import TORCH, Ops
-from ..kernels.reference.rotary import HeadNorm, Turns
+from ..kernels.cpu.linear import GatedLinear, Linear, get_compute_dtype
+from ..kernels.ops import TORCH_OPS, Ops
+from ..kernels.reference.rotary import QKNorm, RotaryCosSin
 from .common import memory
 from .config import ModelConfig
-from .layers.rotary_embedding import Rotary
-from .tensor_parallel import PartialLinear, ShardEmbedding, Shards
-from .weights.source import Weights
+from .layers.rotary_embedding import RotaryEmbedding
+from .tensor_parallel import RowParallelLinear, TPSharding, VocabParallelEmbedding
+from .weights.source import WeightSource
 
 Progress = Callable[[int, int], None]
 
-LAYER = {
+LAYER_SHAPES = {
     "input_layernorm.weight": ("hidden",),
     "self_attn.q_proj.weight": ("query", "hidden"),
     "self_attn.k_proj.weight": ("kv", "hidden"),
@@ -33,7 +33,7 @@ LAYER = {
     "mlp.down_proj.weight": ("hidden", "inner"),
 }
 """A layer's tensors by their checkpoint names, and their shapes."""
-SWITCHED = {
+OPTIONAL_SHAPES = {
     "qkv_bias": {
         "self_attn.q_proj.bias": ("query",),
         "self_attn.k_proj.bias": ("kv",),
@@ -50,34 +50,34 @@ SWITCHED = {
 """Those that a layer has besides, where the switch of that name is on in the config."""
 
 EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
-HEAD, SCORE = "lm_head.weight", "score.weight"
+LM_HEAD, SCORE_HEAD = "lm_head.weight", "score.weight"
 """Of a model that writes, and of a classifier."""
 
 
-class Attention(Protocol):
+class KVCache(Protocol):
     """The part of a KV cache that a decoder needs; see `kernels.cpu.paged_kv_cache.PagedKV.attend`."""
 
-    def attend(
-        self, layer: int, qkv: Tensor, turns: Turns, norm: HeadNorm | None, window: int | None
+    def forward(
+        self, layer: int, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None, window: int | None
     ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Layer:
+class DecoderLayer:
     """One decoder layer; products that read the same input are one."""
 
-    attention_norm: Tensor
-    qkv: Linear
-    head_norm: HeadNorm | None
-    output: Linear
-    mlp_norm: Tensor
-    gate_up: GatedLinear
-    down: Linear
+    input_layernorm: Tensor
+    qkv_proj: Linear
+    qk_norm: QKNorm | None
+    o_proj: Linear
+    post_attention_layernorm: Tensor
+    gate_up_proj: GatedLinear
+    down_proj: Linear
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this model holds."""
-    sizes = {
+    dim_sizes = {
         "vocab": config.vocab_size,
         "labels": len(config.labels),
         "hidden": config.hidden_size,
@@ -86,50 +86,50 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "inner": config.intermediate_size,
         "head": config.head_dim,
     }
-    return {name: tuple(sizes[dim] for dim in dims) for name, dims in dimensions(config).items()}
+    return {name: tuple(dim_sizes[dim] for dim in dims) for name, dims in param_dims(config).items()}
 
 
-def dimensions(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+def param_dims(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """The names of the dimensions of each tensor."""
-    layer = dict(LAYER)
-    for switch, tensors in SWITCHED.items():
-        layer |= tensors if getattr(config, switch) else {}
-    found: dict[str, tuple[str, ...]] = {EMBEDDING: ("vocab", "hidden")}
+    layer_dims = dict(LAYER_SHAPES)
+    for flag, tensors in OPTIONAL_SHAPES.items():
+        layer_dims |= tensors if getattr(config, flag) else {}
+    dims_by_name: dict[str, tuple[str, ...]] = {EMBEDDING: ("vocab", "hidden")}
     for index in range(config.num_layers):
-        for name, dims in layer.items():
-            found[f"model.layers.{index}.{name}"] = dims
-    found[FINAL_NORM] = ("hidden",)
-    found[_head(config)] = ("labels" if config.labels else "vocab", "hidden")
-    return found
+        for name, dims in layer_dims.items():
+            dims_by_name[f"model.layers.{index}.{name}"] = dims
+    dims_by_name[FINAL_NORM] = ("hidden",)
+    dims_by_name[_head_name(config)] = ("labels" if config.labels else "vocab", "hidden")
+    return dims_by_name
 
 
-def _head(config: ModelConfig) -> str:
+def _head_name(config: ModelConfig) -> str:
     """The tensor that the last product multiplies by."""
     if config.labels:
-        return SCORE
-    return EMBEDDING if config.tie_word_embeddings else HEAD
+        return SCORE_HEAD
+    return EMBEDDING if config.tie_word_embeddings else LM_HEAD
 
 
-def held_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
+def weight_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
     """The memory that the weights take once they are loaded, in a type of `itemsize` bytes."""
-    numbers = sum(math.prod(shape) for shape in shapes(config).values())
+    num_params = sum(math.prod(shape) for shape in param_shapes(config).values())
     if config.tie_word_embeddings and device.type == "cpu":  # packed for its product, beside the embedding
-        numbers += config.vocab_size * config.hidden_size
-    return numbers * itemsize
+        num_params += config.vocab_size * config.hidden_size
+    return num_params * itemsize
 
 
-class Llama:
+class LlamaForCausalLM:
     """A decoder held on one device. `dtype` is the type of its weights' values, `head` its last product."""
 
     def __init__(
         self,
         config: ModelConfig,
-        weights: Weights,
+        weights: WeightSource,
         dtype: torch.dtype,
         device: torch.device,
-        ops: Ops = TORCH,
+        ops: Ops = TORCH_OPS,
         progress: Progress | None = None,
-        shards: Shards | None = None,
+        sharding: TPSharding | None = None,
     ) -> None:
         """Streams the weights in, tensor by tensor. progress(done, total) counts their bytes.
 
@@ -137,21 +137,23 @@ class Llama:
         Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`, RunError
         when the device has too little memory for them.
         """
-        load = _Loader(config, weights, dtype, device, ops, progress, shards)
+        loader = _WeightLoader(config, weights, dtype, device, ops, progress, sharding)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         # the head first: packing the largest weight takes a multiple of its memory for a moment
-        table = load.embedding()
-        self._embedding = ShardEmbedding(table, shards.vocabulary) if shards else table
-        head = table if config.tie_word_embeddings else load.tensor(_head(config))
-        self.head = ops.head(head.to(dtype))
-        self._layers = [load.layer(f"model.layers.{index}") for index in range(config.num_layers)]
-        self._norm = load.norm(FINAL_NORM)
-        self._eps = load.eps
-        self._rotary = Rotary(config.rope, config.head_dim, device)
-        self._arithmetic = arithmetic_dtype(dtype, device)
+        embedding = loader.load_embedding()
+        self._embed_tokens = (
+            VocabParallelEmbedding(embedding, sharding.vocab_shard) if sharding else embedding
+        )
+        lm_head = embedding if config.tie_word_embeddings else loader.load_tensor(_head_name(config))
+        self.lm_head = ops.make_lm_head(lm_head.to(dtype))
+        self._layers = [loader.load_layer(f"model.layers.{index}") for index in range(config.num_layers)]
+        self._norm = loader.load_norm(FINAL_NORM)
+        self._eps = loader.eps
+        self._rotary_emb = RotaryEmbedding(config.rope, config.head_dim, device)
+        self._compute_dtype = get_compute_dtype(dtype, device)
 
     def forward(
-        self, token_ids: Tensor, positions: Tensor, cache: Attention, lengths: Tensor | None = None
+        self, token_ids: Tensor, positions: Tensor, cache: KVCache, rope_lengths: Tensor | None = None
     ) -> Tensor:
         """Hidden states after the final norm, [tokens, hidden], for token_ids and positions [tokens].
 
@@ -159,110 +161,125 @@ class Llama:
         [tokens] are what each token's request turns by, and are needed where the config's rope is dynamic.
         """
         config, ops = self.config, self.ops
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        turns = Turns(*self._rotary.at(positions, lengths), heads, kv_heads, config.head_dim**-0.5)
-        x = self._embedding[token_ids].to(self.dtype).to(self._arithmetic)
+        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+        rotary = RotaryCosSin(
+            *self._rotary_emb.cos_sin(positions, rope_lengths), num_heads, num_kv_heads, config.head_dim**-0.5
+        )
+        hidden_states = self._embed_tokens[token_ids].to(self.dtype).to(self._compute_dtype)
         for index, layer in enumerate(self._layers):
-            normed = ops.rms_norm(x, layer.attention_norm, self._eps)
-            qkv = layer.qkv(normed).view(len(x), heads + 2 * kv_heads, config.head_dim)
-            attended = cache.attend(index, qkv, turns, layer.head_norm, config.windows[index])
-            x = layer.output.add_to(x, attended if attended.dtype == x.dtype else attended.to(x.dtype))
-            normed = ops.rms_norm(x, layer.mlp_norm, self._eps)
-            x = layer.down.add_to(x, layer.gate_up(normed))
-        return ops.rms_norm(x.to(self.head.dtype), self._norm, self._eps)
+            normed = ops.rms_norm(hidden_states, layer.input_layernorm, self._eps)
+            qkv = layer.qkv_proj(normed).view(
+                len(hidden_states), num_heads + 2 * num_kv_heads, config.head_dim
+            )
+            attn_output = cache.forward(index, qkv, rotary, layer.qk_norm, config.sliding_windows[index])
+            hidden_states = layer.o_proj.add_residual(
+                hidden_states,
+                attn_output
+                if attn_output.dtype == hidden_states.dtype
+                else attn_output.to(hidden_states.dtype),
+            )
+            normed = ops.rms_norm(hidden_states, layer.post_attention_layernorm, self._eps)
+            hidden_states = layer.down_proj.add_residual(hidden_states, layer.gate_up_proj(normed))
+        return ops.rms_norm(hidden_states.to(self.lm_head.dtype), self._norm, self._eps)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab], of a classifier [rows, labels], of a part its columns; float32."""
-        return self.head(hidden)
+        return self.lm_head(hidden_states)
 
 
-class _Loader:
+class _WeightLoader:
     """Makes a decoder's parts of its tensors, each read once."""
 
     def __init__(
         self,
         config: ModelConfig,
-        weights: Weights,
+        weights: WeightSource,
         dtype: torch.dtype,
         device: torch.device,
         ops: Ops,
         progress: Progress | None,
-        shards: Shards | None,
+        sharding: TPSharding | None,
     ) -> None:
         self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
-        self._ops, self._progress, self._shards = ops, progress, shards
+        self._ops, self._progress, self._sharding = ops, progress, sharding
         self.eps = torch.tensor([config.rms_norm_eps], device=device)
-        self._expected = shapes(config)
-        spare = {name for name in weights.shapes if name.endswith("rotary_emb.inv_freq")}
-        weights.require(self._expected, frozenset(spare | ({HEAD} if config.tie_word_embeddings else set())))
+        self._param_shapes = param_shapes(config)
+        ignored = {dtype_name for dtype_name in weights.shapes if dtype_name.endswith("rotary_emb.inv_freq")}
+        weights.validate(
+            self._param_shapes, frozenset(ignored | ({LM_HEAD} if config.tie_word_embeddings else set()))
+        )
         name = str(dtype).removeprefix("torch.")
-        beside = shards.peers.size if shards and device.type == "cpu" else 1  # they load at the same time
-        memory.require(held_bytes(config, dtype.itemsize, device) * beside, f"the model in {name}", device)
-        self._total = sum(math.prod(shape) for shape in self._expected.values()) * dtype.itemsize
-        self._done = 0
+        num_loading = (
+            sharding.comm.world_size if sharding and device.type == "cpu" else 1
+        )  # they load at the same time
+        memory.require_free(
+            weight_bytes(config, dtype.itemsize, device) * num_loading, f"the model in {name}", device
+        )
+        self._total_bytes = sum(math.prod(shape) for shape in self._param_shapes.values()) * dtype.itemsize
+        self._loaded_bytes = 0
 
-    def embedding(self) -> Tensor:
+    def load_embedding(self) -> Tensor:
         """On a CPU as it is stored, in the mapped file: only the rows that are looked up take the dtype."""
         if self._device.type != "cpu":
-            return self.tensor(EMBEDDING)
-        found = self._weights.tensor(EMBEDDING)
-        self._count(found)
-        return found
+            return self.load_tensor(EMBEDDING)
+        embedding = self._weights.get_tensor(EMBEDDING)
+        self._report_progress(embedding)
+        return embedding
 
-    def tensor(self, name: str) -> Tensor:
-        found = self._weights.tensor(name).to(device=self._device, dtype=self._dtype)
-        self._count(found)
-        return found
+    def load_tensor(self, name: str) -> Tensor:
+        tensor = self._weights.get_tensor(name).to(device=self._device, dtype=self._dtype)
+        self._report_progress(tensor)
+        return tensor
 
-    def _count(self, tensor: Tensor) -> None:
-        self._done += tensor.numel() * self._dtype.itemsize
+    def _report_progress(self, tensor: Tensor) -> None:
+        self._loaded_bytes += tensor.numel() * self._dtype.itemsize
         if self._progress:
-            self._progress(self._done, self._total)
+            self._progress(self._loaded_bytes, self._total_bytes)
 
-    def norm(self, name: str) -> Tensor:
-        return self.tensor(name).float()
+    def load_norm(self, name: str) -> Tensor:
+        return self.load_tensor(name).float()
 
-    def layer(self, at: str) -> Layer:
-        memory.release()  # what the parts before were packed from
-        attention, mlp = f"{at}.self_attn", f"{at}.mlp"
-        return Layer(
-            attention_norm=self.norm(f"{at}.input_layernorm.weight"),
-            qkv=self._linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-            head_norm=self._head_norm(attention) if self._config.qk_norm else None,
-            output=self._summing(f"{attention}.o_proj"),
-            mlp_norm=self.norm(f"{at}.post_attention_layernorm.weight"),
-            gate_up=self._gated(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=self._summing(f"{mlp}.down_proj"),
+    def load_layer(self, prefix: str) -> DecoderLayer:
+        memory.trim_malloc()  # what the parts before were packed from
+        attn, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        return DecoderLayer(
+            input_layernorm=self.load_norm(f"{prefix}.input_layernorm.weight"),
+            qkv_proj=self._load_merged_linear(f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj"),
+            qk_norm=self._load_qk_norm(attn) if self._config.qk_norm else None,
+            o_proj=self._load_row_parallel(f"{attn}.o_proj"),
+            post_attention_layernorm=self.load_norm(f"{prefix}.post_attention_layernorm.weight"),
+            gate_up_proj=self._load_gate_up(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down_proj=self._load_row_parallel(f"{mlp}.down_proj"),
         )
 
-    def _linear(self, *names: str) -> Linear:
-        return Linear(*self._tensors(names), matmul=self._ops.matmul)
+    def _load_merged_linear(self, *names: str) -> Linear:
+        return Linear(*self._load_merged(names), matmul=self._ops.matmul)
 
-    def _summing(self, name: str) -> Linear:
-        weight, bias = self._tensors((name,))
-        if self._shards:
-            return PartialLinear(weight, bias, self._shards.peers)
+    def _load_row_parallel(self, name: str) -> Linear:
+        weight, bias = self._load_merged((name,))
+        if self._sharding:
+            return RowParallelLinear(weight, bias, self._sharding.comm)
         return Linear(weight, bias, matmul=self._ops.matmul)
 
-    def _tensors(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def _load_merged(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of these products in one."""
-        weights = [self.tensor(f"{name}.weight") for name in names]
-        biases = [self.tensor(f"{name}.bias") for name in names if f"{name}.bias" in self._expected]
-        return _joined(weights), _joined(biases) if biases else None
+        weights = [self.load_tensor(f"{name}.weight") for name in names]
+        biases = [self.load_tensor(f"{name}.bias") for name in names if f"{name}.bias" in self._param_shapes]
+        return _concat(weights), _concat(biases) if biases else None
 
-    def _gated(self, gate: str, up: str) -> GatedLinear:
-        weights = self.tensor(f"{gate}.weight"), self.tensor(f"{up}.weight")
-        with_bias = self._config.mlp_bias
-        biases = (self.tensor(f"{gate}.bias"), self.tensor(f"{up}.bias")) if with_bias else None
+    def _load_gate_up(self, gate: str, up: str) -> GatedLinear:
+        weights = self.load_tensor(f"{gate}.weight"), self.load_tensor(f"{up}.weight")
+        has_bias = self._config.mlp_bias
+        biases = (self.load_tensor(f"{gate}.bias"), self.load_tensor(f"{up}.bias")) if has_bias else None
         return GatedLinear(*weights, biases, self._ops.swiglu, self._ops.matmul)
 
-    def _head_norm(self, attention: str) -> HeadNorm:
-        q, k = (self.norm(f"{attention}.{name}.weight") for name in ("q_norm", "k_norm"))
+    def _load_qk_norm(self, prefix: str) -> QKNorm:
+        q, k = (self.load_norm(f"{prefix}.{name}.weight") for name in ("q_norm", "k_norm"))
         config = self._config
         weight = torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
-        return HeadNorm(weight, self.eps)
+        return QKNorm(weight, self.eps)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _concat(tensors: list[Tensor]) -> Tensor:
     """The parts below one another; one alone is not copied."""
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]

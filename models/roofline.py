@@ -7,94 +7,122 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..kernels.specs import roofline as work
-from ..kernels.specs.roofline import Work
-from .llama import EMBEDDING, shapes
+from ..kernels.specs.roofline import OpCost
+from .llama import EMBEDDING, param_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .config import ModelConfig
 
-PRODUCTS = ("qkv", "output", "mlp", "head")
+MATMUL_STAGES = ("qkv", "output", "mlp", "head")
 """Stages with a product of activations by weights."""
-SCORES = 4
+LOGIT_BYTES = 4
 """Bytes of a logit as the steering step reads it."""
 
 
 @dataclass(frozen=True)
-class Part:
+class StepOp:
     """An operation of a step: how often it is done, and what one takes. stage: where it belongs."""
 
     stage: str
     count: float
-    work: Work
+    cost: OpCost
 
     @property
     def bytes(self) -> float:
-        return self.count * self.work.bytes
+        return self.count * self.cost.bytes
 
     @property
     def flops(self) -> float:
-        return self.count * self.work.flops
+        return self.count * self.cost.flops
 
-    def seconds(self, bandwidth: float, products: float) -> float:
+    def roofline_seconds(self, bandwidth: float, peak_flops: float) -> float:
         """By the roofline of each operation."""
-        return self.count * self.work.seconds(bandwidth, products)
+        return self.count * self.cost.roofline_seconds(bandwidth, peak_flops)
 
 
 @dataclass(frozen=True)
-class Run:
+class SequenceShape:
     """Branches that are alike: each has `new` tokens in the step, the last of its `context`."""
 
-    branches: float
-    context: float
-    new: float = 1
+    num_branches: float
+    context_len: float
+    num_new: float = 1
 
     @property
-    def tokens(self) -> float:
-        return self.branches * self.new
+    def num_tokens(self) -> float:
+        return self.num_branches * self.num_new
 
 
-def decoding(config: ModelConfig, rows: float, context: float, itemsize: int, shares: int = 1) -> list[Part]:
+def decode_step_ops(
+    config: ModelConfig, num_rows: float, context_len: float, itemsize: int, tp_size: int = 1
+) -> list[StepOp]:
     """A step in which `rows` branches decode a token each, with `context` tokens in the mean."""
-    return parts(config, [Run(rows, context)], rows, itemsize, shares)
+    return step_ops(config, [SequenceShape(num_rows, context_len)], num_rows, itemsize, tp_size)
 
 
-def parts(
+def step_ops(
     config: ModelConfig,
-    runs: Sequence[Run],
-    rows: float,
+    sequences: Sequence[SequenceShape],
+    num_rows: float,
     itemsize: int,
-    shares: int = 1,
-    passes: int = 1,
-) -> list[Part]:
+    tp_size: int = 1,
+    num_forwards: int = 1,
+) -> list[StepOp]:
     """The operations of a step on one of `shares` devices, each of which has its share of heads, of the
     feed-forward and of the vocabulary.
 
     rows: branches whose next token is chosen. passes: in so many forwards the runs are cut, as equal as can
     be; each reads all weights. What devices tell each other is not in it.
     """
-    hidden, width, layers = config.hidden_size, config.head_dim, config.num_layers
-    heads, kv_heads = config.num_heads / shares, config.num_kv_heads / shares
-    inner, vocab = config.intermediate_size / shares, config.vocab_size / shares
-    tokens, each = sum(run.tokens for run in runs), layers * passes
-    cut = tokens / passes
+    hidden_size, head_dim, num_layers = config.hidden_size, config.head_dim, config.num_layers
+    num_heads, num_kv_heads = config.num_heads / tp_size, config.num_kv_heads / tp_size
+    intermediate_size, vocab_size = config.intermediate_size / tp_size, config.vocab_size / tp_size
+    num_tokens, num_layer_runs = sum(sequence.num_tokens for sequence in sequences), num_layers * num_forwards
+    tokens_per_forward = num_tokens / num_forwards
     return [
-        Part("embed", passes, work.embedding(cut, hidden, itemsize)),
-        Part("norm", 2 * each + passes, work.norm(cut, hidden, itemsize)),
-        Part("qkv", each, work.product(cut, hidden, (heads + 2 * kv_heads) * width, itemsize)),
-        Part("rope", each, work.rope_write(cut, heads, kv_heads, width, itemsize)),
-        *(
-            Part("attention", count, _attention(run, heads, kv_heads, width, itemsize, window))
-            for run in runs
-            for window, count in _counted(config.windows).items()
+        StepOp("embed", num_forwards, work.embedding(tokens_per_forward, hidden_size, itemsize)),
+        StepOp(
+            "norm", 2 * num_layer_runs + num_forwards, work.norm(tokens_per_forward, hidden_size, itemsize)
         ),
-        Part("output", each, work.product(cut, heads * width, hidden, itemsize, added=True)),
-        Part("mlp", each, work.product(cut, hidden, 2 * inner, itemsize)),
-        Part("mlp", each, work.swiglu(cut, inner, itemsize)),
-        Part("mlp", each, work.product(cut, inner, hidden, itemsize, added=True)),
-        Part("head", 1, work.product(rows, hidden, vocab, itemsize)),
-        Part("steer", 1, work.steer(rows, config.vocab_size, SCORES)),
+        StepOp(
+            "qkv",
+            num_layer_runs,
+            work.matmul(tokens_per_forward, hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, itemsize),
+        ),
+        StepOp(
+            "rope",
+            num_layer_runs,
+            work.rope_and_write_kv(tokens_per_forward, num_heads, num_kv_heads, head_dim, itemsize),
+        ),
+        *(
+            StepOp(
+                "attention",
+                num_calls,
+                _attention_cost(run, num_heads, num_kv_heads, head_dim, itemsize, window),
+            )
+            for run in sequences
+            for window, num_calls in _count_windows(config.sliding_windows).items()
+        ),
+        StepOp(
+            "output",
+            num_layer_runs,
+            work.matmul(tokens_per_forward, num_heads * head_dim, hidden_size, itemsize, accumulate=True),
+        ),
+        StepOp(
+            "mlp",
+            num_layer_runs,
+            work.matmul(tokens_per_forward, hidden_size, 2 * intermediate_size, itemsize),
+        ),
+        StepOp("mlp", num_layer_runs, work.swiglu(tokens_per_forward, intermediate_size, itemsize)),
+        StepOp(
+            "mlp",
+            num_layer_runs,
+            work.matmul(tokens_per_forward, intermediate_size, hidden_size, itemsize, accumulate=True),
+        ),
+        StepOp("head", 1, work.matmul(num_rows, hidden_size, vocab_size, itemsize)),
+        StepOp("steer", 1, work.steer(num_rows, config.vocab_size, LOGIT_BYTES)),
     ]
 
 
@@ -103,37 +131,55 @@ def weight_bytes(config: ModelConfig, itemsize: int) -> float:
 
     Of an embedding that is not the head as well only some rows are read, which do not count.
     """
-    sizes = {name: math.prod(shape) for name, shape in shapes(config).items()}
-    numbers = sum(sizes.values()) - (0 if config.tie_word_embeddings else sizes[EMBEDDING])
-    return numbers * itemsize
+    sizes = {name: math.prod(shape) for name, shape in param_shapes(config).items()}
+    num_params = sum(sizes.values()) - (0 if config.tie_word_embeddings else sizes[EMBEDDING])
+    return num_params * itemsize
 
 
-def kv_bytes(config: ModelConfig, rows: float, tokens: float, itemsize: int) -> float:
+def kv_bytes(config: ModelConfig, num_rows: float, context_len: float, itemsize: int) -> float:
     """The keys and values that a step of `rows` branches reads, each with `tokens` tokens before it."""
-    seen = sum(tokens if window is None else min(tokens, window) for window in config.windows)
-    return rows * seen * config.kv_size / config.num_layers * itemsize
+    visible_tokens = sum(
+        context_len if window is None else min(context_len, window) for window in config.sliding_windows
+    )
+    return num_rows * visible_tokens * config.kv_elements_per_token / config.num_layers * itemsize
 
 
-def workspace_bytes(config: ModelConfig, tokens: float, rows: float, itemsize: int, shares: int = 1) -> float:
+def workspace_bytes(
+    config: ModelConfig, num_tokens: float, num_rows: float, itemsize: int, tp_size: int = 1
+) -> float:
     """About what the largest step keeps beside weights and cache: `tokens` in it, `rows` that choose.
 
     The larger of a layer's two moments (queries, keys and values, beside the queries turned and what they
     find; the feed-forward's inner numbers), float32 turns, and each row's logits in the model's type, in
     float32, mixed, steered and filtered.
     """
-    hidden, width = config.hidden_size, config.head_dim
-    heads = (3 * config.num_heads + 2 * config.num_kv_heads) * width / shares * itemsize
-    inner = 3 * config.intermediate_size / shares * itemsize
-    of_token = 2 * hidden * itemsize + 2 * width * 4 + max(heads, inner)
-    return tokens * of_token + rows * config.vocab_size * (itemsize + 16)
+    hidden_size, head_dim = config.hidden_size, config.head_dim
+    attention_bytes = (3 * config.num_heads + 2 * config.num_kv_heads) * head_dim / tp_size * itemsize
+    mlp_bytes = 3 * config.intermediate_size / tp_size * itemsize
+    bytes_per_token = 2 * hidden_size * itemsize + 2 * head_dim * 4 + max(attention_bytes, mlp_bytes)
+    return num_tokens * bytes_per_token + num_rows * config.vocab_size * (itemsize + 16)
 
 
-def _attention(
-    run: Run, heads: float, kv_heads: float, width: int, itemsize: int, window: int | None
-) -> Work:
-    return work.attention(run.branches, run.context, run.new, heads, kv_heads, width, itemsize, window)
+def _attention_cost(
+    sequence: SequenceShape,
+    num_heads: float,
+    num_kv_heads: float,
+    head_dim: int,
+    itemsize: int,
+    window: int | None,
+) -> OpCost:
+    return work.attention(
+        sequence.num_branches,
+        sequence.context_len,
+        sequence.num_new,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        itemsize,
+        window,
+    )
 
 
-def _counted(windows: Sequence[int | None]) -> dict[int | None, int]:
+def _count_windows(windows: Sequence[int | None]) -> dict[int | None, int]:
     """How many layers have each window."""
     return {window: windows.count(window) for window in dict.fromkeys(windows)}

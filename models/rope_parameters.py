@@ -5,90 +5,109 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.common.errors import InputError, quoted
-from .common.config_reader import Fields, wrong
+from ..kernels.common.errors import InputError, short_repr
+from .common.config_reader import ConfigReader, config_error
 from .layers.rotary_embedding import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KINDS = ("default", "linear", "llama3", "yarn", "dynamic")
-ORIGINAL = "original_max_position_embeddings"
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+ORIGINAL_MAX_POSITION = "original_max_position_embeddings"
 MAX_THETA, MAX_FACTOR = 1e15, 1e6
 
 
-def read_rope(config: Fields, trained: int, head_dim: int) -> Rope:
+def parse_rope(reader: ConfigReader, max_position: int, head_dim: int) -> Rope:
     """The rotary embedding of a config.json, in the spelling of transformers 4 or 5.
 
     `trained` is its max_position_embeddings. Raises InputError for a kind that is not in KINDS, by its name.
     """
-    section = _section(config)
-    kind = section.get("rope_type", section.get("type", "default"))
-    if kind not in KINDS:
-        raise wrong("rope_type", kind, f"known are {', '.join(KINDS)}")
-    found = Fields({**config.data, **section})
-    if found.number("partial_rotary_factor", 1.0, 0, 1) != 1:
-        raise wrong("partial_rotary_factor", found.data["partial_rotary_factor"], "only 1 is supported")
-    theta = found.number("rope_theta", 10_000.0, 2, MAX_THETA)
+    section = _rope_section(reader)
+    rope_type = section.get("rope_type", section.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        raise config_error("rope_type", rope_type, f"known are {', '.join(ROPE_TYPES)}")
+    rope_reader = ConfigReader({**reader.data, **section})
+    if rope_reader.get_float("partial_rotary_factor", 1.0, 0, 1) != 1:
+        raise config_error(
+            "partial_rotary_factor", rope_reader.data["partial_rotary_factor"], "only 1 is supported"
+        )
+    theta = rope_reader.get_float("rope_theta", 10_000.0, 2, MAX_THETA)
     # as transformers has it, the model's own key stands before that of the section
-    original = config.size(ORIGINAL, Fields(section).size(ORIGINAL, trained))
-    if kind == "default":
+    original_max_position = reader.get_int(
+        ORIGINAL_MAX_POSITION, ConfigReader(section).get_int(ORIGINAL_MAX_POSITION, max_position)
+    )
+    if rope_type == "default":
         return Rope(theta=theta)
-    if kind == "yarn":
-        return _yarn(found, theta, trained, original)
-    factor = found.number("factor", None, 1, MAX_FACTOR)
-    if kind == "linear":
+    if rope_type == "yarn":
+        return _parse_yarn(rope_reader, theta, max_position, original_max_position)
+    factor = rope_reader.get_float("factor", None, 1, MAX_FACTOR)
+    if rope_type == "linear":
         return LinearRope(theta=theta, factor=factor)
-    if kind == "llama3":
-        return _llama3(found, theta, factor, original)
+    if rope_type == "llama3":
+        return _parse_llama3(rope_reader, theta, factor, original_max_position)
     if head_dim == 2:
-        raise wrong("head_dim", head_dim, "a dynamic rope needs more than one pair")
-    return DynamicRope(theta=theta, factor=factor, original=trained)
+        raise config_error("head_dim", head_dim, "a dynamic rope needs more than one pair")
+    return DynamicRope(theta=theta, factor=factor, original_max_position=max_position)
 
 
-def _section(config: Fields) -> Mapping[str, Any]:
-    old, new = config.object("rope_scaling"), config.object("rope_parameters")
+def _rope_section(reader: ConfigReader) -> Mapping[str, Any]:
+    old, new = reader.get_dict("rope_scaling"), reader.get_dict("rope_parameters")
     if old and new and old != new:
         raise InputError(
-            f"config.json has rope_scaling {quoted(old)} and rope_parameters {quoted(new)}; it must have one"
+            f"config.json has rope_scaling {short_repr(old)} and rope_parameters {short_repr(new)}; it must have one"
         )
     section = old or new
     for key, value in section.items():
         if isinstance(value, dict):
-            raise wrong("rope_parameters", section, f"{key!r} must be no object: all layers turn alike")
+            raise config_error(
+                "rope_parameters", section, f"{key!r} must be no object: all layers turn alike"
+            )
     return {key: value for key, value in section.items() if value is not None}
 
 
-def _llama3(found: Fields, theta: float, factor: float, original: int) -> Llama3Rope:
-    low = found.number("low_freq_factor", None, 1e-3, 1e6)
-    high = found.number("high_freq_factor", None, 1e-3, 1e6)
+def _parse_llama3(
+    reader: ConfigReader, theta: float, factor: float, original_max_position: int
+) -> Llama3Rope:
+    low = reader.get_float("low_freq_factor", None, 1e-3, 1e6)
+    high = reader.get_float("high_freq_factor", None, 1e-3, 1e6)
     if high <= low:
-        raise wrong("high_freq_factor", high, f"it must be above low_freq_factor, which is {low:g}")
-    return Llama3Rope(theta=theta, factor=factor, low=low, high=high, original=original)
-
-
-def _yarn(found: Fields, theta: float, trained: int, original: int) -> YarnRope:
-    factor = found.number("factor", trained / original, 1, MAX_FACTOR)
-    fast, slow = (found.number(f"beta_{key}", beta, 1e-3, 1e6) for key, beta in (("fast", 32), ("slow", 1)))
-    if fast < slow:
-        raise wrong("beta_fast", fast, f"it must be at least beta_slow, which is {slow:g}")
-    magnitude = _magnitude(factor, 1.0)
-    if found.has("mscale") and found.has("mscale_all_dim"):
-        scales = [found.number(key, None, 0, 1e3) for key in ("mscale", "mscale_all_dim")]
-        if all(scales):
-            magnitude = _magnitude(factor, scales[0]) / _magnitude(factor, scales[1])
-    magnitude = found.number("attention_factor", magnitude, 1e-3, 1e3)
-    return YarnRope(
+        raise config_error("high_freq_factor", high, f"it must be above low_freq_factor, which is {low:g}")
+    return Llama3Rope(
         theta=theta,
         factor=factor,
-        magnitude=magnitude,
-        original=original,
-        fast=fast,
-        slow=slow,
-        truncate=found.flag("truncate", True),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position=original_max_position,
     )
 
 
-def _magnitude(factor: float, scale: float) -> float:
+def _parse_yarn(
+    reader: ConfigReader, theta: float, max_position: int, original_max_position: int
+) -> YarnRope:
+    factor = reader.get_float("factor", max_position / original_max_position, 1, MAX_FACTOR)
+    beta_fast, beta_slow = (
+        reader.get_float(f"beta_{suffix}", default, 1e-3, 1e6)
+        for suffix, default in (("fast", 32), ("slow", 1))
+    )
+    if beta_fast < beta_slow:
+        raise config_error("beta_fast", beta_fast, f"it must be at least beta_slow, which is {beta_slow:g}")
+    attention_factor = _yarn_mscale(factor, 1.0)
+    if reader.has("mscale") and reader.has("mscale_all_dim"):
+        mscales = [reader.get_float(key, None, 0, 1e3) for key in ("mscale", "mscale_all_dim")]
+        if all(mscales):
+            attention_factor = _yarn_mscale(factor, mscales[0]) / _yarn_mscale(factor, mscales[1])
+    attention_factor = reader.get_float("attention_factor", attention_factor, 1e-3, 1e3)
+    return YarnRope(
+        theta=theta,
+        factor=factor,
+        attention_factor=attention_factor,
+        original_max_position=original_max_position,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=reader.get_bool("truncate", True),
+    )
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
     """How much louder queries and keys become, so that attention over more tokens stays as sharp."""
-    return 0.1 * scale * math.log(factor) + 1.0
+    return 0.1 * mscale * math.log(factor) + 1.0

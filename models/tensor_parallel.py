@@ -16,116 +16,124 @@ from torch import Tensor
 
 from ..kernels.common.errors import InputError
 from ..kernels.cpu.linear import Linear
-from ..kernels.distributed.vocab_parallel import Shard
+from ..kernels.distributed.vocab_parallel import VocabShard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..kernels.distributed.communicator import Peers
+    from ..kernels.distributed.communicator import Communicator
     from .config import ModelConfig
-    from .weights.source import Weights
+    from .weights.source import WeightSource
 
-CUT = ("query", "kv", "inner", "vocab")
+SHARDED_DIMS = ("query", "kv", "inner", "vocab")
 """The dimensions that are shared out."""
-SUMMED = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
+RANK0_BIASES = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
 """What is added to a partial sum, and so by one process alone."""
 
 
-def divides(size: int, config: ModelConfig) -> bool:
+def is_divisible(tp_size: int, config: ModelConfig) -> bool:
     """Whether the model can be shared out among `size` processes."""
     counts = (config.num_heads, config.num_kv_heads, config.intermediate_size)
-    return not any(count % size for count in counts) and size <= config.vocab_size
+    return not any(count % tp_size for count in counts) and tp_size <= config.vocab_size
 
 
-def require(config: ModelConfig, size: int) -> None:
+def validate_tp_size(config: ModelConfig, tp_size: int) -> None:
     """Raises InputError when the model cannot be shared out among `size` processes."""
-    if not divides(size, config):
+    if not is_divisible(tp_size, config):
         raise InputError(
-            f"tensor_parallel_size is {size}; it must divide the model's {config.num_heads} heads, "
+            f"tensor_parallel_size is {tp_size}; it must divide the model's {config.num_heads} heads, "
             f"{config.num_kv_heads} key and value heads and feed-forward of {config.intermediate_size}",
             "tensor_parallel_size",
         )
 
 
 @dataclass(frozen=True)
-class Shards:
+class TPSharding:
     """A model among these processes. names: of each tensor the names of its dimensions."""
 
     config: ModelConfig
-    peers: Peers
-    names: Mapping[str, tuple[str, ...]]
+    comm: Communicator
+    param_dims: Mapping[str, tuple[str, ...]]
 
     @property
-    def vocabulary(self) -> Shard:
+    def vocab_shard(self) -> VocabShard:
         """The part of the vocabulary that is held here."""
-        vocab = self.config.vocab_size
-        ids = Shard.part(self.peers.rank, self.peers.size, vocab)
-        return Shard(self.peers, ids.start, len(ids), vocab)
+        vocab_size = self.config.vocab_size
+        id_range = VocabShard.shard_range(self.comm.rank, self.comm.world_size, vocab_size)
+        return VocabShard(self.comm, id_range.start, len(id_range), vocab_size)
 
     @property
-    def own(self) -> ModelConfig:
+    def local_config(self) -> ModelConfig:
         """The shape of what is held here."""
-        config, size = self.config, self.peers.size
+        config, tp_size = self.config, self.comm.world_size
         return replace(
             config,
-            num_heads=config.num_heads // size,
-            num_kv_heads=config.num_kv_heads // size,
-            intermediate_size=config.intermediate_size // size,
-            vocab_size=self.vocabulary.width,
+            num_heads=config.num_heads // tp_size,
+            num_kv_heads=config.num_kv_heads // tp_size,
+            intermediate_size=config.intermediate_size // tp_size,
+            vocab_size=self.vocab_shard.shard_size,
         )
 
-    def place(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    def shard_slices(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """Where in the tensor of this name and whole shape the part lies that is held here."""
-        rank, size = self.peers.rank, self.peers.size
-        parts = (
-            Shard.part(rank, size, length) if dim in CUT else range(length)
-            for dim, length in zip(self.names[name], shape, strict=True)
+        rank, tp_size = self.comm.rank, self.comm.world_size
+        ranges = (
+            VocabShard.shard_range(rank, tp_size, length) if dim in SHARDED_DIMS else range(length)
+            for dim, length in zip(self.param_dims[name], shape, strict=True)
         )
-        return tuple(slice(part.start, part.stop) for part in parts)
+        return tuple(slice(dim_range.start, dim_range.stop) for dim_range in ranges)
 
 
-class ShardWeights:
+class ShardedWeights:
     """Reads like the weights of the smaller model, and reads no more of the whole one's files."""
 
-    def __init__(self, weights: Weights, shards: Shards, whole: Mapping[str, tuple[int, ...]]) -> None:
-        self._weights, self._shards, self._whole = weights, shards, whole
+    def __init__(
+        self, weights: WeightSource, sharding: TPSharding, full_shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._weights, self._sharding, self._full_shapes = weights, sharding, full_shapes
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of the whole tensors."""
         return self._weights.shapes
 
-    def require(self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()) -> None:
+    def validate(
+        self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
+    ) -> None:
         """As of the whole model, whatever the parts are expected to be."""
-        self._weights.require(self._whole, ignored)
+        self._weights.validate(self._full_shapes, ignored)
 
-    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor:
+    def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> Tensor:
         """The part that is held here; zeros for a bias that another process adds."""
-        found = self._weights.tensor(name, self._shards.place(name, self._whole[name])).contiguous()
-        return torch.zeros_like(found) if name.endswith(SUMMED) and self._shards.peers.rank else found
+        tensor = self._weights.get_tensor(
+            name, self._sharding.shard_slices(name, self._full_shapes[name])
+        ).contiguous()
+        return (
+            torch.zeros_like(tensor) if name.endswith(RANK0_BIASES) and self._sharding.comm.rank else tensor
+        )
 
 
-class PartialLinear(Linear):
+class RowParallelLinear(Linear):
     """A product whose columns are shared out: each process has a partial sum of it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, peers: Peers) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, comm: Communicator) -> None:
         super().__init__(weight, bias)
-        self._peers = peers
+        self._comm = comm
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + the sum of the products, rounded once."""
-        return (residual + self._peers.sum(self(x))).to(residual.dtype)
+        return (residual + self._comm.all_reduce(self(x))).to(residual.dtype)
 
 
-class ShardEmbedding:
+class VocabParallelEmbedding:
     """Rows of the embedding, each held by one process."""
 
-    def __init__(self, table: Tensor, vocabulary: Shard) -> None:
-        self._table, self._vocabulary = table, vocabulary
+    def __init__(self, weight: Tensor, vocab_shard: VocabShard) -> None:
+        self._weight, self._vocab_shard = weight, vocab_shard
 
     def __getitem__(self, token_ids: Tensor) -> Tensor:
         """The embeddings [tokens, hidden] of ids [tokens]: what others hold is added to zeros."""
-        rows = token_ids - self._vocabulary.first
-        others = (rows < 0) | (rows >= len(self._table))
-        found = self._table[rows.masked_fill(others, 0)].masked_fill(others[:, None], 0)
-        return self._vocabulary.peers.sum(found)
+        rows = token_ids - self._vocab_shard.vocab_start
+        mask = (rows < 0) | (rows >= len(self._weight))
+        embeddings = self._weight[rows.masked_fill(mask, 0)].masked_fill(mask[:, None], 0)
+        return self._vocab_shard.comm.all_reduce(embeddings)

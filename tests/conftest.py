@@ -10,7 +10,7 @@ import pytest
 from trimtab.engine.engine import Engine
 from trimtab.models.loader.download import pull_demo
 
-from .helpers.tiny_model import Tiny, at_rest
+from .helpers.tiny_model import TinyModel, is_idle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +34,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without --long, tests marked long are deselected."""
     if config.getoption("--long"):
         return
-    long = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    long_items = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long_items)
+    items[:] = [item for item in items if item not in long_items]
 
 
 @pytest.fixture(scope="session")
@@ -48,16 +48,16 @@ def demo_folder() -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with tied embeddings, seven rows of which have no token."""
-    return Tiny().write(tmp_path_factory.mktemp("tiny"))
+    return TinyModel().write(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
-def one_engine(tiny_folder: Path) -> Engine:
+def tiny_engine(tiny_folder: Path) -> Engine:
     return Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB")
 
 
 @pytest.fixture
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """No cycles are collected meanwhile, and those of earlier tests have been.
 
     A thread that collects them waits for what they end, and Python lets no interrupt out of that.
@@ -69,8 +69,8 @@ def uncollected() -> Iterator[None]:
 
 
 @pytest.fixture
-def tiny(one_engine: Engine) -> Iterator[Engine]:
+def tiny(tiny_engine: Engine) -> Iterator[Engine]:
     """An engine on the tiny model, at rest before the test and after it."""
-    assert at_rest(one_engine)
-    yield one_engine
-    assert at_rest(one_engine), "the test left requests or pages behind"
+    assert is_idle(tiny_engine)
+    yield tiny_engine
+    assert is_idle(tiny_engine), "the test left requests or pages behind"

@@ -13,7 +13,7 @@ ROWS = [line for line in PAGE.splitlines() if re.search(r"`(tests/|test_)", line
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_promise_names_tests_that_are_there(row: str) -> None:
+def test_every_promise_names_existing_tests(row: str) -> None:
     """A name that stands alone is in the file that was named before it."""
     text = ""
     for file, name in re.findall(r"`(?:(tests/[\w/.]+\.py))?(?:::)?(test_\w+)?`", row):

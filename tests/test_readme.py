@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from .engine.server.server_process import serving
+from .engine.server.server_process import run_server
 
 README = Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
@@ -22,14 +22,14 @@ SERVICE = "# service.py"
 CLIENT = "from openai"
 
 
-def program(start: str) -> str:
+def program_starting_with(start: str) -> str:
     """The one that begins so."""
     (found,) = [each for each in PROGRAMS if each.startswith(start)]
     return found
 
 
 @pytest.mark.parametrize("text", [each for each in PROGRAMS if not each.startswith((SERVICE, CLIENT))])
-def test_a_program_prints_an_answer(text: str, tiny_folder: Path) -> None:
+def test_the_readme_program_prints_an_answer(text: str, tiny_folder: Path) -> None:
     """With the tiny model in the demo's place, which is loaded sooner."""
     text = text.replace('"demo"', repr(str(tiny_folder)))
     ended = subprocess.run(
@@ -40,9 +40,9 @@ def test_a_program_prints_an_answer(text: str, tiny_folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_client_adds_one_key(demo_folder: Path) -> None:
-    with serving("--dtype", "bfloat16") as server:
-        text = program(CLIENT).replace("http://127.0.0.1:8000", server.url)
+def test_the_readme_client_steers_with_one_extra_key(demo_folder: Path) -> None:
+    with run_server("--dtype", "bfloat16") as server:
+        text = program_starting_with(CLIENT).replace("http://127.0.0.1:8000", server.url)
         ended = subprocess.run(
             [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=60
         )
@@ -50,8 +50,8 @@ def test_a_client_adds_one_key(demo_folder: Path) -> None:
     assert re.search(r"\[0\.\d+, 0\.\d+\]$", ended.stdout)
 
 
-def test_an_engine_lives_in_a_service_of_ones_own(demo_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "service.py").write_text(program(SERVICE))
+def test_the_readme_engine_runs_inside_a_custom_service(demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(program_starting_with(SERVICE))
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), "--log-level", "error"]
@@ -59,8 +59,8 @@ def test_an_engine_lives_in_a_service_of_ones_own(demo_folder: Path, tmp_path: P
         try:
             for _ in range(300):
                 try:
-                    asked = {"text": "What is rain?", "kindness": 0.7}
-                    found = httpx.post(f"http://127.0.0.1:{port}/answer", json=asked, timeout=60)
+                    body = {"text": "What is rain?", "kindness": 0.7}
+                    found = httpx.post(f"http://127.0.0.1:{port}/answer", json=body, timeout=60)
                     break
                 except httpx.ConnectError:
                     time.sleep(0.1)

@@ -20,7 +20,7 @@ SOURCES = [
         for path in sorted((ROOT / floor).rglob("*.py"))
     ),
 ]
-MODULES = {
+FORBIDDEN_MODULES = {
     "pickle",
     "_pickle",
     "cPickle",
@@ -32,35 +32,37 @@ MODULES = {
     "yaml",
     "code",
 }
-BUILTINS = {"eval", "exec", "compile", "__import__"}
-CALLS = {
+FORBIDDEN_BUILTINS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_CALLS = {
     *("torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load"),
     *("os.system", "os.popen", "os.spawnl", "os.spawnv", "os.posix_spawn", "subprocess.getoutput"),
     *("pty.spawn", "runpy.run_path", "runpy.run_module"),
 }
-ARGUMENTS = {"shell", "trust_remote_code", "allow_pickle", "weights_only"}
+FORBIDDEN_ARGUMENTS = {"shell", "trust_remote_code", "allow_pickle", "weights_only"}
 
 
-def dangers(source: str) -> Iterator[str]:
+def find_dangerous_calls(source: str) -> Iterator[str]:
     """What of a source could make code, or a shell's command, of data."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] in MODULES)
+            yield from (
+                alias.name for alias in node.names if alias.name.partition(".")[0] in FORBIDDEN_MODULES
+            )
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            names = {f"{node.module}.{alias.name}" for alias in node.names} & CALLS
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & FORBIDDEN_CALLS
             yield from names | (
-                {node.module or ""} if (node.module or "").partition(".")[0] in MODULES else set()
+                {node.module or ""} if (node.module or "").partition(".")[0] in FORBIDDEN_MODULES else set()
             )
         elif isinstance(node, ast.Call):
-            yield from ({ast.unparse(node.func)} & (BUILTINS | CALLS))
-            yield from (each.arg for each in node.keywords if each.arg in ARGUMENTS)
-        elif isinstance(node, ast.Constant) and node.value in ARGUMENTS:
+            yield from ({ast.unparse(node.func)} & (FORBIDDEN_BUILTINS | FORBIDDEN_CALLS))
+            yield from (each.arg for each in node.keywords if each.arg in FORBIDDEN_ARGUMENTS)
+        elif isinstance(node, ast.Constant) and node.value in FORBIDDEN_ARGUMENTS:
             yield str(node.value)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_makes_code_of_data(path: Path) -> None:
-    assert list(dangers(path.read_text(encoding="utf-8"))) == []
+    assert list(find_dangerous_calls(path.read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize(
@@ -82,11 +84,11 @@ def test_no_source_makes_code_of_data(path: Path) -> None:
         "np.load('x', allow_pickle=True)",
     ],
 )
-def test_each_of_these_would_be_found(source: str) -> None:
-    assert list(dangers(source))
+def test_the_check_finds_each_dangerous_example(source: str) -> None:
+    assert list(find_dangerous_calls(source))
 
 
-def test_the_sources_are_all_there() -> None:
+def test_the_check_covers_every_source_folder() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in SOURCES}
     assert {
         "__main__.py",

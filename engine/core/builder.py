@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...kernels.common.errors import InputError
-from ...kernels.steering.state import SteerTable
+from ...kernels.steering.state import SteeringState
 from ...models import tensor_parallel
 from ...models.common import memory
-from ...models.llama import dimensions
-from ...models.loader.loader import open_model
+from ...models.llama import param_dims
+from ...models.loader.loader import load_bundle
 from ...models.weights.safetensors import torch_dtype
-from ..distributed.distributed_info import Place
-from ..execution.device import backend_of, device_of
-from ..execution.kv_cache_size import pages_of
-from ..execution.model_runner import Runner
+from ..distributed.distributed_info import DistributedInfo
+from ..execution.device import resolve_device, select_backend
+from ..execution.kv_cache_size import compute_num_kv_blocks
+from ..execution.model_runner import ModelRunner
 from ..execution.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ...kernels.backend import Backend, Cache
+    from ...kernels.backend import Backend, KVCache
     from ...models.config import ModelConfig
-    from ...models.loader.loader import Opened
+    from ...models.loader.loader import ModelBundle
     from ..config import EngineConfig
-    from ..distributed.process_group import Ranks
+    from ..distributed.process_group import TensorParallelGroup
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class EngineBuilder:
     """All that is known of an engine before anything large is made.
 
     opened: the model but for its weights. length: the longest prompt and answer together. dtype: the type of
@@ -39,80 +39,109 @@ class Blueprint:
     """
 
     config: EngineConfig
-    place: Place
+    dist_info: DistributedInfo
     device: torch.device
     backend: Backend
-    opened: Opened
-    length: int
+    bundle: ModelBundle
+    max_model_len: int
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> Blueprint:
+    def from_config(
+        cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+    ) -> EngineBuilder:
         """What these settings come to. Raises InputError when there is no such model, device or length."""
-        place = Place.of(config.tensor_parallel_size)
-        device = device_of(config.device, place.local, place.beside if place.alone else 1)
-        backend = backend_of(config.kernels, device, config.batch_invariant, config.tensor_parallel_size)
-        opened = open_model(config.model, config.load_format, config.chat_template, progress, config.dtype)
-        length = _max_length(config, opened.config)
-        dtype = torch_dtype(opened.config.dtype if config.dtype == "auto" else config.dtype)
-        return cls(config, place, device, backend, opened, length, dtype)
+        dist_info = DistributedInfo.from_env(config.tensor_parallel_size)
+        device = resolve_device(
+            config.device, dist_info.local_rank, dist_info.local_world_size if dist_info.spawns_workers else 1
+        )
+        backend = select_backend(config.kernels, device, config.batch_invariant, config.tensor_parallel_size)
+        bundle = load_bundle(config.model, config.load_format, config.chat_template, progress, config.dtype)
+        max_model_len = _resolve_max_model_len(config, bundle.config)
+        dtype = torch_dtype(bundle.config.dtype if config.dtype == "auto" else config.dtype)
+        return cls(config, dist_info, device, backend, bundle, max_model_len, dtype)
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """Ids below it have a token."""
-        return min(self.opened.tokenizer.vocab_size, self.opened.config.vocab_size)
+        return min(self.bundle.tokenizer.vocab_size, self.bundle.config.vocab_size)
 
-    def ranks(self) -> Ranks | None:
+    def build_tp_group(self) -> TensorParallelGroup | None:
         """The processes that share the model out; None where one holds it whole."""
         if self.config.tensor_parallel_size == 1:
             return None
-        from ..distributed.process_group import Ranks  # noqa: PLC0415 - not every torch can talk to other processes
-        from ..distributed.worker_pool import Workers  # noqa: PLC0415
+        from ..distributed.process_group import TensorParallelGroup  # noqa: PLC0415 - not every torch can talk to other processes
+        from ..distributed.worker_pool import WorkerPool  # noqa: PLC0415
 
-        tensor_parallel.require(self.opened.config, self.config.tensor_parallel_size)
-        return Ranks(self.place, self.device, Workers(self.config) if self.place.alone else None)
+        tensor_parallel.validate_tp_size(self.bundle.config, self.config.tensor_parallel_size)
+        return TensorParallelGroup(
+            self.dist_info, self.device, WorkerPool(self.config) if self.dist_info.spawns_workers else None
+        )
 
-    def runner(self, ranks: Ranks | None, progress: Callable[[int, int], None] | None = None) -> Runner:
+    def build_runner(
+        self, tp_group: TensorParallelGroup | None, progress: Callable[[int, int], None] | None = None
+    ) -> ModelRunner:
         """The model, or this process's part of it, with its cache. Raises RunError when memory is short."""
         config, backend, device = self.config, self.backend, self.device
-        whole = self.opened.config
-        part = tensor_parallel.Shards(whole, ranks.peers, dimensions(whole)) if ranks else None
-        with memory.enough(device, "give a smaller model or dtype"):
-            model = self.opened.load(self.dtype, device, progress, backend.ops, part)
+        full_config = self.bundle.config
+        sharding = (
+            tensor_parallel.TPSharding(full_config, tp_group.communicator, param_dims(full_config))
+            if tp_group
+            else None
+        )
+        with memory.oom_as_error(device, "give a smaller model or dtype"):
+            model = self.bundle.load_model(self.dtype, device, progress, backend.ops, sharding)
         if device.type == "cpu":
-            memory.keep()
-        layers = model.config.num_layers
-        sizes = (config.block_size, model.config.num_kv_heads, model.config.head_dim)
+            memory.tune_malloc()
+        num_layers = model.config.num_layers
+        cache_shape = (config.block_size, model.config.num_kv_heads, model.config.head_dim)
 
-        def new_cache(pages: int) -> Cache:
-            return backend.cache(layers, pages, *sizes, self.dtype, device)
+        def make_cache(num_blocks: int) -> KVCache:
+            return backend.cache_cls(num_layers, num_blocks, *cache_shape, self.dtype, device)
 
-        table = SteerTable(self.vocab, device)
-        if part:
-            own = part.vocabulary
-            table = SteerTable(min(max(self.vocab - own.first, 0), own.width), device, own)
-        page = backend.cache.page_bytes(layers, *sizes, self.dtype)
-        with memory.enough(device, "lower max_num_batched_tokens or max_num_seqs"):
-            pages = pages_of(config, model, backend, new_cache, page, table.shard)
-        with memory.enough(device, "lower gpu_memory_utilization or max_num_seqs"):
-            if ranks:
-                return Runner(model, new_cache, ranks.least(pages), table, backend, ranks.lead)
-            return Runner(model, new_cache, pages, table, backend)
+        steering_state = SteeringState(self.vocab_size, device)
+        if sharding:
+            vocab_shard = sharding.vocab_shard
+            steering_state = SteeringState(
+                min(max(self.vocab_size - vocab_shard.vocab_start, 0), vocab_shard.shard_size),
+                device,
+                vocab_shard,
+            )
+        block_bytes = backend.cache_cls.block_bytes(num_layers, *cache_shape, self.dtype)
+        with memory.oom_as_error(device, "lower max_num_batched_tokens or max_num_seqs"):
+            num_blocks = compute_num_kv_blocks(
+                config, model, backend, make_cache, block_bytes, steering_state.shard
+            )
+        with memory.oom_as_error(device, "lower gpu_memory_utilization or max_num_seqs"):
+            if tp_group:
+                return ModelRunner(
+                    model,
+                    make_cache,
+                    tp_group.all_reduce_min(num_blocks),
+                    steering_state,
+                    backend,
+                    tp_group.broadcast_step,
+                )
+            return ModelRunner(model, make_cache, num_blocks, steering_state, backend)
 
 
-def get_ready(runner: Runner, backend: Backend, config: EngineConfig, length: int) -> None:
+def warm_up_and_capture(
+    runner: ModelRunner, backend: Backend, config: EngineConfig, max_model_len: int
+) -> None:
     """Captures steps that are to be replayed and compiles kernels, so that no request waits for it."""
     if config.enforce_eager:
         return
-    with memory.enough(runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"):
-        if backend.graphs:
-            runner.capture(config.max_num_seqs, length)
-        if backend.warm_shapes:
-            warm_up(runner, backend.warm_shapes(runner.device, config.max_num_seqs))
+    with memory.oom_as_error(
+        runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"
+    ):
+        if backend.cuda_graphs:
+            runner.capture_graphs(config.max_num_seqs, max_model_len)
+        if backend.warmup_shapes:
+            warm_up(runner, backend.warmup_shapes(runner.device, config.max_num_seqs))
 
 
-def _max_length(config: EngineConfig, shape: ModelConfig) -> int:
-    own, asked = shape.context, config.max_model_len
-    if asked is not None and asked > own:
-        raise InputError(f"max_model_len is {asked}; the model was trained for at most {own}")
-    return own if asked is None else asked
+def _resolve_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    model_max, requested = model_config.context_length, config.max_model_len
+    if requested is not None and requested > model_max:
+        raise InputError(f"max_model_len is {requested}; the model was trained for at most {model_max}")
+    return model_max if requested is None else requested

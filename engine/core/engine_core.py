@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...kernels.common.errors import RunError, defect
+from ...kernels.common.errors import RunError, format_error
 from ..config import EngineConfig
-from ..execution.device import without_lost_threads
-from ..execution.model_runner import split
-from ..scheduling.block_manager import KVBlocks
+from ..execution.device import limit_threads_after_fork
+from ..execution.model_runner import split_output
+from ..scheduling.block_manager import BlockManager
 from ..scheduling.scheduler import Scheduler
-from ..utils.fields import fitted
-from .builder import Blueprint, get_ready
-from .input_processor import Admission
+from ..utils.fields import coerce
+from .builder import EngineBuilder, warm_up_and_capture
+from .input_processor import InputProcessor
 from .stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..execution.in_flight import Flight
+    from ..execution.in_flight import InFlightStep
     from ..request import Request
-    from ..sequence.sequence import Group
+    from ..sequence.sequence import SequenceGroup
 
 
-class Core:
+class EngineCore:
     """What `Engine` and `AsyncEngine` drive. One thread at a time may step; `admit` any thread may call.
 
     looks_ahead: whether a step may be launched before the choice of the one before it is known.
@@ -37,86 +37,88 @@ class Core:
     """
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
-        fitted("config", config, EngineConfig)
-        without_lost_threads()
-        blueprint = Blueprint.of(config, progress)
-        opened, device = blueprint.opened, blueprint.device
-        self._process = os.getpid()
-        self.ranks = blueprint.ranks()
-        with self.ranks.together() if self.ranks else nullcontext():
-            self.runner = blueprint.runner(self.ranks, progress)
+        coerce("config", config, EngineConfig)
+        limit_threads_after_fork()
+        builder = EngineBuilder.from_config(config, progress)
+        bundle, device = builder.bundle, builder.device
+        self._pid = os.getpid()
+        self.tp_group = builder.build_tp_group()
+        with self.tp_group.fail_together() if self.tp_group else nullcontext():
+            self.runner = builder.build_runner(self.tp_group, progress)
             if device.type == "cuda":
-                get_ready(self.runner, blueprint.backend, config, blueprint.length)
-        if self.ranks and blueprint.place.rank:
-            self.ranks.follow(self.runner)
+                warm_up_and_capture(self.runner, builder.backend, config, builder.max_model_len)
+        if self.tp_group and builder.dist_info.rank:
+            self.tp_group.worker_loop(self.runner)
             raise SystemExit(0)
-        self.looks_ahead = device.type == "cuda" and not self.ranks
-        self._next: Flight | None = None
-        self._lost: str | None = None
-        dense = device.type == "cpu"
-        blocks = KVBlocks(self.runner.pages, config.block_size, config.enable_prefix_caching, dense)
-        self.config, self.model_config, self.tokenizer = config, opened.config, opened.tokenizer
-        self.admission = Admission(
-            opened.tokenizer,
-            opened.template,
-            blocks,
-            blueprint.length,
-            config.max_num_seqs,
-            blueprint.vocab,
-            config.seed,
-            opened.config.rope,
+        self.async_scheduling = device.type == "cuda" and not self.tp_group
+        self._in_flight: InFlightStep | None = None
+        self._device_error: str | None = None
+        on_cpu = device.type == "cpu"
+        block_manager = BlockManager(
+            self.runner.num_blocks, config.block_size, config.enable_prefix_caching, on_cpu
         )
-        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
+        self.config, self.model_config, self.tokenizer = config, bundle.config, bundle.tokenizer
+        self.input_processor = InputProcessor(
+            bundle.tokenizer,
+            bundle.template,
+            block_manager,
+            builder.max_model_len,
+            config.max_num_seqs,
+            builder.vocab_size,
+            config.seed,
+            bundle.config.rope,
+        )
+        self.scheduler = Scheduler(block_manager, config.max_num_seqs, config.max_num_batched_tokens)
 
     def close(self) -> None:
         """Ends the processes that hold other parts of the model; nothing is decoded after."""
-        if self.ranks:
-            self.ranks.close()
+        if self.tp_group:
+            self.tp_group.close()
 
     @property
-    def broken(self) -> str | None:
+    def dead_reason(self) -> str | None:
         """Why no step can be taken any more; None while they can."""
-        return self.ranks.broken if self.ranks else self._lost
+        return self.tp_group.dead_reason if self.tp_group else self._device_error
 
-    def when_broken(self, tell: Callable[[str], None]) -> None:
+    def on_death(self, callback: Callable[[str], None]) -> None:
         """Calls tell(cause), from another thread, should a process die that holds a part of the model."""
-        if self.ranks:
-            self.ranks.when_broken(tell)
+        if self.tp_group:
+            self.tp_group.on_death(callback)
 
-    def admit(self, request: Request) -> list[Group]:
+    def create_groups(self, request: Request) -> list[SequenceGroup]:
         """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
-        self.check_process()
-        return self.admission.groups(request)
+        self.check_not_forked()
+        return self.input_processor.create_groups(request)
 
     @property
     def stats(self) -> Stats:
         """What it is doing, in numbers; any thread may ask."""
-        scheduler, blocks, runner = self.scheduler, self.scheduler.blocks, self.runner
+        scheduler, block_manager, runner = self.scheduler, self.scheduler.block_manager, self.runner
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            pages=blocks.total,
-            pages_held=blocks.total - blocks.free,
+            pages=block_manager.num_blocks,
+            pages_held=block_manager.num_blocks - block_manager.num_free_blocks,
             preemptions=scheduler.preemptions,
             prompt_tokens=scheduler.prompt_tokens,
-            cached=blocks.found,
+            cached=block_manager.num_cached_tokens,
             steps=runner.steps,
             step_seconds=runner.step_seconds,
             steer_seconds=runner.steer_seconds,
-            captured=runner.graphs.count if runner.graphs else 0,
-            late_compiles=runner.compiles.late if runner.compiles else 0,
+            captured=runner.cuda_graphs.num_graphs if runner.cuda_graphs else 0,
+            late_compiles=runner.jit_monitor.late if runner.jit_monitor else 0,
         )
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32."""
-        self.check_process()
-        ids = fitted("token_ids", token_ids, Sequence[int])
-        self.admission.check_scored(ids)
+        self.check_not_forked()
+        ids = coerce("token_ids", token_ids, Sequence[int])
+        self.input_processor.check_score_ids(ids)
         return self.runner.score(ids)
 
-    def check_process(self) -> None:
+    def check_not_forked(self) -> None:
         """Raises RunError in a process forked since, which has none of the threads that it would wait for."""
-        if os.getpid() != self._process:
+        if os.getpid() != self._pid:
             raise RunError("the engine was made before this process was forked; make one in each process")
 
     def step(self) -> None:
@@ -125,50 +127,52 @@ class Core:
         On a GPU the step after it is launched before this one's choice is read, where it does not depend on
         it but for the tokens, which stay on the device. What it computes for an answer that ends is dropped.
         """
-        flight, self._next = self._next, None
-        if flight is None or flight.lost:
-            flight = self.runner.launch(self.scheduler.plan())
-        plan = flight.plan
-        self.scheduler.commit(plan)
-        if self.looks_ahead and (ahead := self.scheduler.ahead(plan)):
-            self._next = self.runner.launch(ahead)
-        choice = flight.land()
-        if choice is None:
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is None or in_flight.abandoned:
+            in_flight = self.runner.execute(self.scheduler.schedule())
+        scheduler_output = in_flight.scheduler_output
+        self.scheduler.mark_computed(scheduler_output)
+        if self.async_scheduling and (next_output := self.scheduler.schedule_ahead(scheduler_output)):
+            self._in_flight = self.runner.execute(next_output)
+        sampler_output = in_flight.result()
+        if sampler_output is None:
             return
         now = time.perf_counter()
-        for group, picked in zip(plan.ready, split(choice, plan.ready), strict=True):
-            if not group.present:
+        for group, sampled in zip(
+            scheduler_output.to_sample, split_output(sampler_output, scheduler_output.to_sample), strict=True
+        ):
+            if not group.is_active:
                 continue  # it ended, or was taken out, when this step was on its way
             try:
-                group.append(picked, now)
+                group.append(sampled, now)
             except Exception as error:  # the text of one answer is no other's concern
-                group.end("error", f"the answer's text failed: {defect(error)}", now)
-            if picked.failed:
-                self.scheduler.blocks.unlearn(group)
-            if group.ended:
+                group.end("error", f"the answer's text failed: {format_error(error)}", now)
+            if sampled.failed:
+                self.scheduler.block_manager.evict(group)
+            if group.is_finished:
                 self.scheduler.remove(group)
-        if self._next and self._next.lost:
-            self._next = None  # it would keep them for as long as nobody asks for anything
+        if self._in_flight and self._in_flight.abandoned:
+            self._in_flight = None  # it would keep them for as long as nobody asks for anything
 
-    def abandon(self, error: BaseException) -> list[Group]:
+    def fail_step(self, error: BaseException) -> list[SequenceGroup]:
         """A step failed or was interrupted: ends what ran in it, or would have been the first to run.
 
         What else waits stays, and may be decoded by the next step.
         """
-        reason, now = f"a step of the engine failed: {defect(error)}", time.perf_counter()
-        self._next, self._lost = None, self._lost or _fault(self.runner.device)
-        lost = self.scheduler.abandon()
-        for group in lost:
-            if not group.ended:
+        reason, now = f"a step of the engine failed: {format_error(error)}", time.perf_counter()
+        self._in_flight, self._device_error = None, self._device_error or _probe_device(self.runner.device)
+        failed = self.scheduler.pop_failed()
+        for group in failed:
+            if not group.is_finished:
                 group.end("error", reason, now)
-        return lost
+        return failed
 
 
-def _fault(device: torch.device) -> str | None:
+def _probe_device(device: torch.device) -> str | None:
     """Why a GPU does nothing more for this process, which it tells at every call; None while it does."""
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except RuntimeError as error:
-        return f"{device} does nothing more: {defect(error)}"
+        return f"{device} does nothing more: {format_error(error)}"
     return None

@@ -12,75 +12,75 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..outputs import Delta
-    from ..sequence.sequence import Group
+    from ..sequence.sequence import SequenceGroup
 
 
 @dataclass(eq=False)
-class Ticket:
+class RequestHandle:
     """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when.
 
     leave: aborts it within a step, if it has not ended; nobody is told.
     expired: whether its deadline ended it.
     """
 
-    groups: list[Group]
-    tell: Callable[[Delta | Exception], None]
+    groups: list[SequenceGroup]
+    deliver: Callable[[Delta | Exception], None]
     deadline: float
     timeout: float | None
     expired: bool = False
-    open: set[Group] = field(default_factory=set)
-    leave: Callable[[], None] = lambda: None
+    unfinished: set[SequenceGroup] = field(default_factory=set)
+    abort: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.open = set(self.groups)
+        self.unfinished = set(self.groups)
 
-    def close(self) -> None:
+    def detach(self) -> None:
         """Lets go of the engine and of who asked, who has this: neither is to keep the other's memory."""
-        self.tell, self.leave = lambda news: None, lambda: None
+        self.deliver, self.abort = lambda item: None, lambda: None
 
 
-class Stream:
+class OutputStream:
     """The pieces of a request's answers as they come: iterate over it, and close it if you leave before."""
 
-    def __init__(self, answers: int, ticket: Callable[[], Ticket]) -> None:
-        self._open, self._ticket = answers, ticket
-        self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
+    def __init__(self, num_outputs: int, get_handle: Callable[[], RequestHandle]) -> None:
+        self._num_unfinished, self._get_handle = num_outputs, get_handle
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
     @property
     def expired(self) -> bool:
         """Whether the request's deadline ended what was open of it."""
-        return self._ticket().expired
+        return self._get_handle().expired
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> OutputStream:
         return self
 
     async def __anext__(self) -> Delta:
-        if not self._open:
+        if not self._num_unfinished:
             raise StopAsyncIteration
-        news: Delta | Exception = await self._arrived.get()
-        if isinstance(news, Exception):
-            self._open = 0
-            raise news
-        if news.output is not None:
-            self._open -= 1
-        return news
+        item: Delta | Exception = await self._queue.get()
+        if isinstance(item, Exception):
+            self._num_unfinished = 0
+            raise item
+        if item.output is not None:
+            self._num_unfinished -= 1
+        return item
 
-    def tell(self, news: Delta | Exception) -> None:
+    def deliver(self, item: Delta | Exception) -> None:
         """Brings news, from any thread."""
         with suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, news)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     def close(self) -> None:
         """Aborts what is not ended, within a step; a task that still waits for a piece gets no more."""
-        self._open = 0
-        self._ticket().leave()
-        self.tell(StopAsyncIteration())
+        self._num_unfinished = 0
+        self._get_handle().abort()
+        self.deliver(StopAsyncIteration())
 
 
-def settle(future: Future[Any], news: Any) -> None:
+def set_future(future: Future[Any], result: Any) -> None:
     """Gives the future its result or the exception that it is, unless it was cancelled."""
     with suppress(InvalidStateError):
-        if isinstance(news, BaseException):
-            future.set_exception(news)
+        if isinstance(result, BaseException):
+            future.set_exception(result)
         else:
-            future.set_result(news)
+            future.set_result(result)

@@ -13,37 +13,37 @@ import threading
 from pathlib import Path
 
 from ...kernels.common.errors import InputError, RunError
-from ...kernels.distributed.communicator import LostPeerError
+from ...kernels.distributed.communicator import WorkerDiedError
 from ..config import EngineConfig
-from ..distributed.worker_pool import LOST, STORE
-from .engine_core import Core
+from ..distributed.worker_pool import EXIT_PEER_DIED, STORE_ENV
+from .engine_core import EngineCore
 
 
 def main() -> int:
     """Reads a config from standard input, and holds its part until that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
-    config = EngineConfig(**json.loads(_line()))
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    config = EngineConfig(**json.loads(_read_line()))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        Core(config)
-    except LostPeerError:
-        return LOST
+        EngineCore(config)
+    except WorkerDiedError:
+        return EXIT_PEER_DIED
     except (InputError, RunError) as error:
         print(f"trimtab: rank {os.environ['RANK']}: {error}", file=sys.stderr)
     return 1
 
 
-def _line() -> bytes:
+def _read_line() -> bytes:
     text = b""
     while not text.endswith(b"\n"):
-        text += os.read(0, 1 << 16) or sys.exit(LOST)
+        text += os.read(0, 1 << 16) or sys.exit(EXIT_PEER_DIED)
     return text
 
 
-def _end_with_the_first() -> None:
+def _exit_with_parent() -> None:
     while os.read(0, 1):
         pass
-    shutil.rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)  # the first may have been killed
+    shutil.rmtree(Path(os.environ[STORE_ENV]).parent, ignore_errors=True)  # the first may have been killed
     os._exit(0)
 
 

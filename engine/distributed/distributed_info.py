@@ -9,30 +9,33 @@ from ...kernels.common.errors import InputError
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedInfo:
     """Where a process stands: `rank` of `size`, and its number among those `beside` it on its machine.
 
     alone: it was started by itself, and is to start the others.
     """
 
     rank: int
-    size: int
-    local: int
-    beside: int
-    alone: bool
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    spawns_workers: bool
 
     @classmethod
-    def of(cls, size: int) -> Place:
+    def from_env(cls, world_size: int) -> DistributedInfo:
         """That of this process. Raises InputError where torchrun started another number of processes."""
-        if size == 1 or "RANK" not in os.environ:
-            return cls(0, size, 0, size, alone=True)
-        started = os.environ.get("WORLD_SIZE", "none")
-        if started != str(size):
+        if world_size == 1 or "RANK" not in os.environ:
+            return cls(0, world_size, 0, world_size, spawns_workers=True)
+        env_world_size = os.environ.get("WORLD_SIZE", "none")
+        if env_world_size != str(world_size):
             raise InputError(
-                f"tensor_parallel_size is {size}, and WORLD_SIZE, which torchrun sets, is {started}; they "
+                f"tensor_parallel_size is {world_size}, and WORLD_SIZE, which torchrun sets, is {env_world_size}; they "
                 "must be the same",
                 "tensor_parallel_size",
             )
         rank = os.environ["RANK"]
-        local, beside = os.environ.get("LOCAL_RANK", rank), os.environ.get("LOCAL_WORLD_SIZE", started)
-        return cls(int(rank), size, int(local), int(beside), alone=False)
+        local_rank, local_world_size = (
+            os.environ.get("LOCAL_RANK", rank),
+            os.environ.get("LOCAL_WORLD_SIZE", env_world_size),
+        )
+        return cls(int(rank), world_size, int(local_rank), int(local_world_size), spawns_workers=False)

@@ -20,67 +20,78 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 
 from ...kernels.common.errors import RunError
-from ...kernels.distributed.communicator import LostPeerError, Peers
-from ..execution.step_input import Order
-from ..utils.defer_interrupt import undisturbed
-from .worker_pool import STORE, Workers
+from ...kernels.distributed.communicator import Communicator, WorkerDiedError
+from ..execution.step_input import StepInput
+from ..utils.defer_interrupt import defer_interrupt
+from .worker_pool import STORE_ENV, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch._C._distributed_c10d import Store
 
-    from ..execution.model_runner import Runner
-    from .distributed_info import Place
+    from ..execution.model_runner import ModelRunner
+    from .distributed_info import DistributedInfo
 
-STARTING, EXCHANGE, ORDER = timedelta(minutes=5), timedelta(minutes=1), timedelta(days=365)
+START_TIMEOUT, COLLECTIVE_TIMEOUT, STEP_TIMEOUT = (
+    timedelta(minutes=5),
+    timedelta(minutes=1),
+    timedelta(days=365),
+)
 """How long a process waits for the others to start, for their parts of a result, and for the next order. One
 that dies is noticed at once, by its closed connections."""
-HEAD, LENGTH = 8192, 8
+HEADER_BYTES, LENGTH_BYTES = 8192, 8
 """Bytes of an order's first message, which most orders fit, and of its length at the beginning of it."""
 
 
-class Ranks:
+class TensorParallelGroup:
     """The processes of one engine, as one of them sees the others.
 
     workers: those that this process started. Raises RunError when the others do not start.
     """
 
-    def __init__(self, place: Place, device: torch.device, workers: Workers | None) -> None:
-        self.place, self._device, self._workers = place, device, workers
+    def __init__(self, dist_info: DistributedInfo, device: torch.device, workers: WorkerPool | None) -> None:
+        self.dist_info, self._device, self._workers = dist_info, device, workers
         if device.type == "cpu":
-            torch.set_num_threads(min(torch.get_num_threads(), max(1, _cores() // place.beside)))
-        self._cause: str | None = None
-        self._leave: weakref.finalize[..., Ranks] | None = None
+            torch.set_num_threads(
+                min(torch.get_num_threads(), max(1, _count_cores() // dist_info.local_world_size))
+            )
+        self._death_cause: str | None = None
+        self._finalizer: weakref.finalize[..., TensorParallelGroup] | None = None
         if workers:
-            self._leave = weakref.finalize(self, workers.close)
-        with self.together():
-            store, kind = self._meet(), _gloo if device.type == "cpu" else _nccl
+            self._finalizer = weakref.finalize(self, workers.close)
+        with self.fail_together():
+            store, make_group = (
+                self._rendezvous(),
+                _make_gloo_group if device.type == "cpu" else _make_nccl_group,
+            )
             try:
-                self._orders = Peers(_gloo(c10d.PrefixStore("orders", store), place, ORDER))
-                group = kind(c10d.PrefixStore("parts", store), place, EXCHANGE)
+                self._step_channel = Communicator(
+                    _make_gloo_group(c10d.PrefixStore("orders", store), dist_info, STEP_TIMEOUT)
+                )
+                group = make_group(c10d.PrefixStore("parts", store), dist_info, COLLECTIVE_TIMEOUT)
             except RuntimeError as error:
-                raise LostPeerError("another process does not connect") from error
-            self.peers = Peers(group)
+                raise WorkerDiedError("another process does not connect") from error
+            self.communicator = Communicator(group)
         if workers and device.type != "cpu":
-            workers.when_one_dies(lambda cause: group.abort())  # NCCL does not notice by itself
-        if not workers and not place.rank:
-            self._leave = weakref.finalize(self, _dismiss, self._orders)
+            workers.on_death(lambda cause: group.abort())  # NCCL does not notice by itself
+        if not workers and not dist_info.rank:
+            self._finalizer = weakref.finalize(self, _stop_workers, self._step_channel)
 
     @property
-    def broken(self) -> str | None:
+    def dead_reason(self) -> str | None:
         """Why no more orders can be carried out; None while they can."""
-        cause = self._cause or (self._workers.ended if self._workers else None)
-        closed = self._leave is not None and not self._leave.alive
+        cause = self._death_cause or (self._workers.death_cause if self._workers else None)
+        closed = self._finalizer is not None and not self._finalizer.alive
         return cause or ("it was closed" if closed else None)
 
-    def when_broken(self, tell: Callable[[str], None]) -> None:
+    def on_death(self, callback: Callable[[str], None]) -> None:
         """Calls tell(cause), from another thread, when a process dies that was started here."""
         if self._workers:
-            self._workers.when_one_dies(tell)
+            self._workers.on_death(callback)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """What fails within ends the engine: the others wait for what will not come.
 
         Raises RunError with the cause where it is that another process is gone.
@@ -88,107 +99,107 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            lost = isinstance(error, LostPeerError)
-            cause = self._workers.cause() if self._workers and lost else None
-            self._cause = cause or (str(error) if lost else None)
+            worker_died = isinstance(error, WorkerDiedError)
+            cause = self._workers.wait_for_cause() if self._workers and worker_died else None
+            self._death_cause = cause or (str(error) if worker_died else None)
             self.close()
-            if self._cause and not self.place.rank:
-                raise RunError(f"the engine has ended: {self._cause}") from error
+            if self._death_cause and not self.dist_info.rank:
+                raise RunError(f"the engine has ended: {self._death_cause}") from error
             raise
 
     @contextmanager
-    def lead(self, order: Order) -> Iterator[None]:
+    def broadcast_step(self, step_input: StepInput) -> Iterator[None]:
         """Sends an order, which is to be carried out here within. Raises RunError as `together` does."""
-        if broken := self.broken:
-            raise RunError(f"the engine has ended: {broken}")
-        with undisturbed(), self.together():
-            _send(self._orders, order.to_json())
+        if dead_reason := self.dead_reason:
+            raise RunError(f"the engine has ended: {dead_reason}")
+        with defer_interrupt(), self.fail_together():
+            _broadcast_bytes(self._step_channel, step_input.to_json())
             yield
 
-    def follow(self, runner: Runner) -> None:
+    def worker_loop(self, runner: ModelRunner) -> None:
         """Carries out orders until there are no more, or the first process is gone."""
         while True:
             try:
-                text = _receive(self._orders)
-            except LostPeerError:
+                payload = _receive_bytes(self._step_channel)
+            except WorkerDiedError:
                 return
-            if not text:
+            if not payload:
                 return
-            runner.follow(Order.from_json(text))
+            runner.execute_as_worker(StepInput.from_json(payload))
 
-    def least(self, number: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """The least of everyone's numbers."""
-        return int(self.peers.gather(torch.tensor([number], device=self._device)).min())
+        return int(self.communicator.all_gather(torch.tensor([value], device=self._device)).min())
 
     def close(self) -> None:
         """Ends the other processes. May be called again."""
-        if self._leave:
-            self._leave()
+        if self._finalizer:
+            self._finalizer()
 
-    def _meet(self) -> Store:
+    def _rendezvous(self) -> Store:
         """The store by which all find each other, when all have come to it."""
-        size = self.place.size
-        if path := self._workers.store if self._workers else os.environ.get(STORE):
-            store: Store = c10d.FileStore(path, size)
+        world_size = self.dist_info.world_size
+        if path := self._workers.store if self._workers else os.environ.get(STORE_ENV):
+            store: Store = c10d.FileStore(path, world_size)
         else:
-            store, _, _ = next(rendezvous("env://", timeout=STARTING))
-        store.set(f"here/{self.place.rank}", "")
-        until = time.monotonic() + STARTING.total_seconds()
-        while not store.check([f"here/{rank}" for rank in range(size)]):
-            if self.broken or time.monotonic() > until:
-                raise LostPeerError(f"the {size} processes of the engine did not all start")
+            store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
+        store.set(f"here/{self.dist_info.rank}", "")
+        deadline = time.monotonic() + START_TIMEOUT.total_seconds()
+        while not store.check([f"here/{rank}" for rank in range(world_size)]):
+            if self.dead_reason or time.monotonic() > deadline:
+                raise WorkerDiedError(f"the {world_size} processes of the engine did not all start")
             time.sleep(0.02)
         return store
 
 
-def _gloo(store: Store, place: Place, timeout: timedelta) -> Any:
+def _make_gloo_group(store: Store, dist_info: DistributedInfo, timeout: timedelta) -> Any:
     """A group for tensors on a CPU. Where all processes are on one machine they listen to it alone."""
     gloo: Any = c10d.ProcessGroupGloo
     options = gloo._Options()
-    if place.beside == place.size:
+    if dist_info.local_world_size == dist_info.world_size:
         device = gloo.create_device(hostname="127.0.0.1")
     elif interface := os.environ.get("GLOO_SOCKET_IFNAME"):
         device = gloo.create_device(interface=interface)
     else:
         device = gloo.create_default_device()
     options._devices, options._timeout = [device], timeout
-    return gloo(store, place.rank, place.size, options)
+    return gloo(store, dist_info.rank, dist_info.world_size, options)
 
 
-def _nccl(store: Store, place: Place, timeout: timedelta) -> Any:
+def _make_nccl_group(store: Store, dist_info: DistributedInfo, timeout: timedelta) -> Any:
     """A group for tensors on GPUs."""
     nccl: Any = c10d.ProcessGroupNCCL
     options = nccl.Options()
     options._timeout = timeout
-    return nccl(store, place.rank, place.size, options)
+    return nccl(store, dist_info.rank, dist_info.world_size, options)
 
 
-def _send(peers: Peers, text: bytes) -> None:
-    head = np.zeros(HEAD, np.uint8)
-    head[:LENGTH] = np.array([len(text)], np.int64).view(np.uint8)
-    first, rest = text[: HEAD - LENGTH], text[HEAD - LENGTH :]
-    head[LENGTH : LENGTH + len(first)] = np.frombuffer(first, np.uint8)
-    peers.tell(torch.from_numpy(head))
-    if rest:
-        peers.tell(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
+def _broadcast_bytes(communicator: Communicator, payload: bytes) -> None:
+    header = np.zeros(HEADER_BYTES, np.uint8)
+    header[:LENGTH_BYTES] = np.array([len(payload)], np.int64).view(np.uint8)
+    head, tail = payload[: HEADER_BYTES - LENGTH_BYTES], payload[HEADER_BYTES - LENGTH_BYTES :]
+    header[LENGTH_BYTES : LENGTH_BYTES + len(head)] = np.frombuffer(head, np.uint8)
+    communicator.broadcast(torch.from_numpy(header))
+    if tail:
+        communicator.broadcast(torch.frombuffer(bytearray(tail), dtype=torch.uint8))
 
 
-def _receive(peers: Peers) -> bytes:
-    head = peers.tell(torch.zeros(HEAD, dtype=torch.uint8)).numpy()
-    length = int(head[:LENGTH].view(np.int64)[0])
-    text = head[LENGTH : LENGTH + length].tobytes()
-    if missing := length - len(text):
-        text += peers.tell(torch.zeros(missing, dtype=torch.uint8)).numpy().tobytes()
-    return text
+def _receive_bytes(communicator: Communicator) -> bytes:
+    header = communicator.broadcast(torch.zeros(HEADER_BYTES, dtype=torch.uint8)).numpy()
+    length = int(header[:LENGTH_BYTES].view(np.int64)[0])
+    payload = header[LENGTH_BYTES : LENGTH_BYTES + length].tobytes()
+    if num_missing := length - len(payload):
+        payload += communicator.broadcast(torch.zeros(num_missing, dtype=torch.uint8)).numpy().tobytes()
+    return payload
 
 
-def _dismiss(orders: Peers) -> None:
+def _stop_workers(step_channel: Communicator) -> None:
     """Tells processes that torchrun started that there is no more to do."""
-    with suppress(LostPeerError):
-        _send(orders, b"")
+    with suppress(WorkerDiedError):
+        _broadcast_bytes(step_channel, b"")
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     """How many this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

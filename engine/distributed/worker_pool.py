@@ -25,38 +25,38 @@ if TYPE_CHECKING:
 
     from ..config import EngineConfig
 
-STORE = "TRIMTAB_STORE"
+STORE_ENV = "TRIMTAB_STORE"
 """The environment variable that names the file by which the processes find each other."""
-LOST = 75
+EXIT_PEER_DIED = 75
 """The exit status of a process that ended because another was gone."""
-PATIENCE = 2.0
+GRACE_SECONDS = 2.0
 """Seconds that a process gets to end by itself, and that the cause of a failure is looked for."""
 
 
-class Workers:
+class WorkerPool:
     """All ranks of an engine but the first, on this machine. `ended`: which of them died, and how."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._folder = tempfile.mkdtemp(prefix="trimtab-")  # none but this user may look into it
         self.store = str(Path(self._folder) / "store")
-        self.ended: str | None = None
+        self.death_cause: str | None = None
         self._closing = False
-        self._told: list[Callable[[str], None]] = []
-        size = config.tensor_parallel_size
-        self._processes = {rank: self._started(config, rank, size) for rank in range(1, size)}
+        self._callbacks: list[Callable[[str], None]] = []
+        world_size = config.tensor_parallel_size
+        self._processes = {rank: self._spawn(config, rank, world_size) for rank in range(1, world_size)}
         for rank, process in self._processes.items():
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
-    def when_one_dies(self, tell: Callable[[str], None]) -> None:
+    def on_death(self, callback: Callable[[str], None]) -> None:
         """Calls tell(cause) when a process ends that should not have; from another thread."""
-        self._told.append(tell)
+        self._callbacks.append(callback)
 
-    def cause(self) -> str | None:
+    def wait_for_cause(self) -> str | None:
         """Which process died first, for a failure that may be due to it; None when all live."""
-        until = time.monotonic() + PATIENCE
-        while not self.ended and time.monotonic() < until:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while not self.death_cause and time.monotonic() < deadline:
             time.sleep(0.01)
-        return self.ended
+        return self.death_cause
 
     def close(self) -> None:
         """Ends all of them, at the latest after some seconds."""
@@ -65,22 +65,27 @@ class Workers:
             assert process.stdin is not None, "a worker has a pipe"
             with suppress(OSError):
                 process.stdin.close()
-        until = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + GRACE_SECONDS
         for process in self._processes.values():
             try:
-                process.wait(max(0.0, until - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _started(self, config: EngineConfig, rank: int, size: int) -> subprocess.Popen[bytes]:
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), STORE: self.store}
+    def _spawn(self, config: EngineConfig, rank: int, world_size: int) -> subprocess.Popen[bytes]:
+        rank_env = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            STORE_ENV: self.store,
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "trimtab.engine.core.worker_main"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), **place},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), **rank_env},
         )
         assert process.stdin is not None, "it was asked for a pipe"
         with suppress(BrokenPipeError):  # it is dead already, which is noticed by whoever waits for it
@@ -92,15 +97,13 @@ class Workers:
         status = process.wait()
         if self._closing:
             return
-        if status == LOST:  # its death has a cause, which another thread tells
-            time.sleep(PATIENCE / 2)
-        if self.ended or self._closing:
+        if status == EXIT_PEER_DIED:  # its death has a cause, which another thread tells
+            time.sleep(GRACE_SECONDS / 2)
+        if self.death_cause or self._closing:
             return
-        died = (
-            f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        )
-        self.ended = f"rank {rank} of {len(self._processes) + 1} {died}"
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        self.death_cause = f"rank {rank} of {len(self._processes) + 1} {how}"
         for other in self._processes.values():
             other.kill()  # so that nobody waits for them
-        for tell in self._told:
-            tell(self.ended)
+        for callback in self._callbacks:
+            callback(self.death_cause)

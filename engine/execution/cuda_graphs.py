@@ -17,157 +17,172 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.common.transfer import pack, unpack
-from ...kernels.reference.paged_kv_cache import DeviceKV, Layout
+from ...kernels.common.transfer import pack_pinned, unpack_views
+from ...kernels.reference.paged_kv_cache import AttentionMetadata, PagedKVCache
 
 if TYPE_CHECKING:
-    from ...kernels.attention_metadata import Segment
-    from ...models.llama import Llama
+    from ...kernels.attention_metadata import SequenceChunk
+    from ...models.llama import LlamaForCausalLM
 
-Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+CaptureFn = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Makes of a call another that does the same again with the same tensors."""
-Columns = list["np.ndarray[Any, Any]"]
+InputArrays = list["np.ndarray[Any, Any]"]
 
-MOST_ROWS, LONGEST = 256, 32_768
+MAX_BATCH_SIZE, MAX_SEQ_LEN = 256, 32_768
 """Beyond so many rows, and tokens of a text, a step is not captured: it would keep memory for all of them."""
-SHORTEST, APART = 1024, 4
+MIN_SEQ_LEN, SEQ_LEN_FACTOR = 1024, 4
 """The first length that steps are captured for, and how many times as long the next is."""
 
 
-def row_sizes(most: int) -> list[int]:
+def capture_batch_sizes(max_batch_size: int) -> list[int]:
     """Numbers of rows that steps are captured for: 1, 2, 4, 8, 16, then each half as much again or a third.
 
     Rows that fill a step up read one key each, and its weights are read for all rows at once.
     """
-    most = min(most, MOST_ROWS)
-    sizes = {1, 2, 4, 8, 16, *(of << power for power in range(3, 8) for of in (3, 4))}
-    return sorted({size for size in sizes if size < most} | {most})
+    max_batch_size = min(max_batch_size, MAX_BATCH_SIZE)
+    sizes = {1, 2, 4, 8, 16, *(factor << exponent for exponent in range(3, 8) for factor in (3, 4))}
+    return sorted({size for size in sizes if size < max_batch_size} | {max_batch_size})
 
 
-def lengths(longest: int) -> list[int]:
+def capture_seq_lens(max_seq_len: int) -> list[int]:
     """Longest texts that steps are captured for, each four times the one before.
 
     A length decides how many programs are launched for a row; those beyond its text end at once.
     """
-    longest, found = min(longest, LONGEST), []
-    length = SHORTEST
-    while length < longest:
-        found.append(length)
-        length *= APART
-    return [*found, longest]
+    max_seq_len, seq_lens = min(max_seq_len, MAX_SEQ_LEN), []
+    seq_len = MIN_SEQ_LEN
+    while seq_len < max_seq_len:
+        seq_lens.append(seq_len)
+        seq_len *= SEQ_LEN_FACTOR
+    return [*seq_lens, max_seq_len]
 
 
 @dataclass(frozen=True)
-class _Graph:
+class _CapturedGraph:
     """One size of step: the bytes that all its inputs lie in, and what runs it to its hidden states.
 
     ids [rows]: the tokens among them. layout: kept since its kernels read it, of which nothing else knows
     once they are captured.
     """
 
-    inputs: Tensor
-    ids: Tensor
-    layout: Layout
+    input_buffer: Tensor
+    input_ids: Tensor
+    metadata: AttentionMetadata
     replay: Callable[[], Tensor]
 
 
-class DecodeGraphs:
+class CUDAGraphRunner:
     """All that is captured of one model and cache. `capture` is `captured` on a GPU.
 
     Raises torch.cuda.OutOfMemoryError, as what is captured keeps its memory.
     """
 
     def __init__(
-        self, model: Llama, cache: DeviceKV, max_rows: int, max_length: int, capture: Capture
+        self,
+        model: LlamaForCausalLM,
+        cache: PagedKVCache,
+        max_num_seqs: int,
+        max_model_len: int,
+        capture: CaptureFn,
     ) -> None:
         self._model, self._cache = model, cache
-        self._rows, self._lengths = row_sizes(max_rows), lengths(max_length)
-        self._dynamic = model.config.rope.kind == "dynamic"
+        self._batch_sizes, self._seq_lens = capture_batch_sizes(max_num_seqs), capture_seq_lens(max_model_len)
+        self._dynamic_rope = model.config.rope.rope_type == "dynamic"
         # the largest first: its memory serves the others
-        sizes = [(rows, length) for rows in reversed(self._rows) for length in reversed(self._lengths)]
-        self._graphs = {size: self._captured(*size, capture) for size in sizes}
+        sizes = [
+            (batch_size, seq_len)
+            for batch_size in reversed(self._batch_sizes)
+            for seq_len in reversed(self._seq_lens)
+        ]
+        self._graphs = {size: self._capture_graph(*size, capture) for size in sizes}
 
     @property
-    def count(self) -> int:
+    def num_graphs(self) -> int:
         """How many sizes there are."""
         return len(self._graphs)
 
     def run(
         self,
-        segments: Sequence[Segment],
+        chunks: Sequence[SequenceChunk],
         token_ids: Sequence[int],
-        turned_by: Sequence[int],
-        chosen: Tensor | None = None,
+        rope_lengths: Sequence[int],
+        prev_tokens: Tensor | None = None,
     ) -> Tensor | None:
         """Hidden states of the tokens and of what fills them up, [rows, hidden], until the next run.
 
         chosen [tokens] on the device: where given, token_ids are places among these.
         None for a step that is not captured: with a prompt in it, or larger than all that are.
         """
-        longest = max(segment.start for segment in segments) + 1
-        rows = next((size for size in self._rows if size >= len(segments)), 0)
-        length = next((size for size in self._lengths if size >= longest), 0)
-        if not rows or not length or any(segment.count > 1 for segment in segments):
+        max_seq_len = max(chunk.num_computed for chunk in chunks) + 1
+        batch_size = next((size for size in self._batch_sizes if size >= len(chunks)), 0)
+        seq_len = next((size for size in self._seq_lens if size >= max_seq_len), 0)
+        if not batch_size or not seq_len or any(segment.num_new > 1 for segment in chunks):
             return None
-        graph = self._graphs[rows, length]
-        columns = self._blank(rows, length)
-        self._fill(columns, segments, token_ids, turned_by)
-        graph.inputs.copy_(pack(self._model.device, columns), non_blocking=True)
-        if chosen is not None:
-            graph.ids.copy_(chosen[graph.ids])
+        graph = self._graphs[batch_size, seq_len]
+        arrays = self._padding_arrays(batch_size, seq_len)
+        self._fill_arrays(arrays, chunks, token_ids, rope_lengths)
+        graph.input_buffer.copy_(pack_pinned(self._model.device, arrays), non_blocking=True)
+        if prev_tokens is not None:
+            graph.input_ids.copy_(prev_tokens[graph.input_ids])
         return graph.replay()
 
-    def _blank(self, rows: int, length: int) -> Columns:
+    def _padding_arrays(self, batch_size: int, seq_len: int) -> InputArrays:
         """Ids, positions, pages, offsets, what a rope turns by, starts and tables of rows that fill up."""
-        columns: Columns = [np.zeros(rows, np.int64) for _ in range(5)]
-        columns[2][:] = self._cache.spare
-        tables = np.full((rows, -(-length // self._cache.block_size)), self._cache.spare, np.int32)
-        return [*columns, np.zeros(rows, np.int32), tables]
+        arrays: InputArrays = [np.zeros(batch_size, np.int64) for _ in range(5)]
+        arrays[2][:] = self._cache.padding_block
+        block_tables = np.full(
+            (batch_size, -(-seq_len // self._cache.block_size)), self._cache.padding_block, np.int32
+        )
+        return [*arrays, np.zeros(batch_size, np.int32), block_tables]
 
-    def _fill(
+    def _fill_arrays(
         self,
-        columns: Columns,
-        segments: Sequence[Segment],
+        arrays: InputArrays,
+        chunks: Sequence[SequenceChunk],
         token_ids: Sequence[int],
-        turned_by: Sequence[int],
+        chunk_rope_lengths: Sequence[int],
     ) -> None:
-        ids, positions, pages, offsets, turns, starts, tables = columns
-        count, block = len(segments), self._cache.block_size
-        ids[:count], turns[:count] = token_ids, turned_by
-        positions[:count] = starts[:count] = [segment.start for segment in segments]
-        offsets[:count] = positions[:count] % block
-        pages[:count] = [segment.pages[segment.start // block] for segment in segments]
-        for row, segment in zip(tables, segments, strict=False):
-            held = segment.pages[: segment.start // block + 1]
-            row[: len(held)] = held
+        input_ids, positions, block_ids, block_offsets, rope_lengths, context_lens, block_tables = arrays
+        num_tokens, block_size = len(chunks), self._cache.block_size
+        input_ids[:num_tokens], rope_lengths[:num_tokens] = token_ids, chunk_rope_lengths
+        positions[:num_tokens] = context_lens[:num_tokens] = [chunk.num_computed for chunk in chunks]
+        block_offsets[:num_tokens] = positions[:num_tokens] % block_size
+        block_ids[:num_tokens] = [
+            segment.block_table[segment.num_computed // block_size] for segment in chunks
+        ]
+        for table_row, segment in zip(block_tables, chunks, strict=False):
+            block_table = segment.block_table[: segment.num_computed // block_size + 1]
+            table_row[: len(block_table)] = block_table
 
-    def _captured(self, rows: int, length: int, capture: Capture) -> _Graph:
-        columns, model, cache = self._blank(rows, length), self._model, self._cache
-        inputs = pack(model.device, columns).to(model.device)
-        ids, positions, pages, offsets, turns, starts, tables = unpack(inputs, columns)
-        layout = Layout.decoding(pages, offsets, starts, tables, length)
-        turned_by = turns if self._dynamic else None
+    def _capture_graph(self, batch_size: int, seq_len: int, capture: CaptureFn) -> _CapturedGraph:
+        arrays, model, cache = self._padding_arrays(batch_size, seq_len), self._model, self._cache
+        input_buffer = pack_pinned(model.device, arrays).to(model.device)
+        input_ids, positions, block_ids, block_offsets, rope_buffer, context_lens, block_tables = (
+            unpack_views(input_buffer, arrays)
+        )
+        metadata = AttentionMetadata.for_decode(block_ids, block_offsets, context_lens, block_tables, seq_len)
+        rope_lengths = rope_buffer if self._dynamic_rope else None
 
-        def step() -> Tensor:
-            cache.layout = layout
-            return model.forward(ids, positions, cache, turned_by)
+        def run_model() -> Tensor:
+            cache.metadata = metadata
+            return model.forward(input_ids, positions, cache, rope_lengths)
 
-        return _Graph(inputs, ids, layout, capture(step))
+        return _CapturedGraph(input_buffer, input_ids, metadata, capture(run_model))
 
 
-def captured() -> Capture:
+def make_graph_capturer() -> CaptureFn:
     """Captures on the current GPU; all that one captures shares its memory, so one result holds at a time."""
-    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
-    def capture(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def capture(run_model: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.stream(side):
-            step()  # kernels are compiled and libraries open their handles here: a capture allows neither
+        with torch.cuda.stream(stream):
+            run_model()  # kernels are compiled and libraries open their handles here: a capture allows neither
             torch.cuda.synchronize()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                hidden = step()
+                hidden = run_model()
             except BaseException:
                 with suppress(RuntimeError):  # what ended the capture is what there is to be told
                     graph.capture_end()

@@ -8,15 +8,15 @@ from importlib.util import find_spec
 
 import torch
 
-from ...kernels.backend import PLAIN, TORCH, Backend, one_pair
+from ...kernels.backend import CPU_BACKEND, REFERENCE_BACKEND, Backend, min_warmup_shapes
 from ...kernels.common.errors import InputError
-from ...kernels.lm_head import choose
+from ...kernels.lm_head import sample_from_hidden
 
-STARTED = os.getpid()
+IMPORT_PID = os.getpid()
 """The process that imported torch; one that was forked from it since has another number."""
 
 
-def device_of(name: str, offset: int = 0, used: int = 1) -> torch.device:
+def resolve_device(name: str, offset: int = 0, num_devices: int = 1) -> torch.device:
     """The device of that name; "auto" is the first GPU, a CPU without one. A GPU always has its number.
 
     Of an engine that uses several from there on, the one at `offset`.
@@ -33,25 +33,25 @@ def device_of(name: str, offset: int = 0, used: int = 1) -> torch.device:
             "device",
         )
     index = int(name.partition(":")[2] or 0)
-    there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+    available = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
     if index >= count:
-        raise InputError(f"device is {name!r}; this machine has {there}", "device")
-    if index + max(used, offset + 1) > count:
+        raise InputError(f"device is {name!r}; this machine has {available}", "device")
+    if index + max(num_devices, offset + 1) > count:
         raise InputError(
-            f"device is {name!r} and tensor_parallel_size {used}, one GPU each; this machine has {there}",
+            f"device is {name!r} and tensor_parallel_size {num_devices}, one GPU each; this machine has {available}",
             "tensor_parallel_size",
         )
     return torch.device("cuda", index + offset)
 
 
-def without_lost_threads() -> None:
+def limit_threads_after_fork() -> None:
     """Leaves torch one thread in a forked process, where OpenMP would wait for those it had before."""
-    if os.getpid() != STARTED:
+    if os.getpid() != IMPORT_PID:
         torch.set_num_threads(1)
 
 
-def backend_of(
-    kernels: str, device: torch.device, batch_invariant: bool = False, processes: int = 1
+def select_backend(
+    kernels: str, device: torch.device, batch_invariant: bool = False, world_size: int = 1
 ) -> Backend:
     """What computes there. Raises InputError for Triton's kernels where nothing can run them.
 
@@ -60,9 +60,9 @@ def backend_of(
     """
     on_cpu = device.type == "cpu"
     if batch_invariant and (kernels == "triton" or not on_cpu):
-        _require_invariance(kernels, processes)
+        _check_invariance(kernels, world_size)
     if kernels == "torch" or (kernels == "auto" and on_cpu):
-        return TORCH if on_cpu else PLAIN
+        return CPU_BACKEND if on_cpu else REFERENCE_BACKEND
     if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError(
             "kernels is 'triton' and device a CPU, where they are interpreted, for tests: set "
@@ -77,22 +77,22 @@ def backend_of(
         )
     from ...kernels.triton.backend import INVARIANT, TRITON  # noqa: PLC0415 - it brings triton
 
-    if processes > 1:
-        return shared(TRITON)
+    if world_size > 1:
+        return make_distributed(TRITON)
     return INVARIANT if batch_invariant else TRITON
 
 
-def shared(backend: Backend) -> Backend:
+def make_distributed(backend: Backend) -> Backend:
     """The same for one of several processes that hold a model: torch chooses, as these kernels read whole
     rows, nothing is captured, and each warms up by the same steps, whatever it is tuned to."""
-    return replace(backend, choose=choose, graphs=False, warm_shapes=one_pair)
+    return replace(backend, sample=sample_from_hidden, cuda_graphs=False, warmup_shapes=min_warmup_shapes)
 
 
-def _require_invariance(kernels: str, processes: int) -> None:
-    wrong = ""
+def _check_invariance(kernels: str, world_size: int) -> None:
+    conflict = ""
     if kernels == "torch":
-        wrong = "kernels is 'torch', whose products on a GPU round by the number of rows"
-    elif processes > 1:
-        wrong = f"tensor_parallel_size is {processes}; GPUs add up what each has in an order of their own"
-    if wrong:
-        raise InputError(f"batch_invariant is on, and {wrong}: leave one of them out", "batch_invariant")
+        conflict = "kernels is 'torch', whose products on a GPU round by the number of rows"
+    elif world_size > 1:
+        conflict = f"tensor_parallel_size is {world_size}; GPUs add up what each has in an order of their own"
+    if conflict:
+        raise InputError(f"batch_invariant is on, and {conflict}: leave one of them out", "batch_invariant")

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...kernels.steering.step import Choice
-    from ..scheduling.scheduler import Plan
+    from ...kernels.steering.step import SamplerOutput
+    from ..scheduling.scheduler import SchedulerOutput
 
 
 @dataclass(frozen=True)
-class Flight:
+class InFlightStep:
     """A plan that is being carried out. land: waits for the choice of each ready group, in their order.
 
     The choice is on the host; None for a plan with no group ready.
     """
 
-    plan: Plan
-    land: Callable[[], Choice | None]
+    scheduler_output: SchedulerOutput
+    result: Callable[[], SamplerOutput | None]
 
     @property
-    def lost(self) -> bool:
+    def abandoned(self) -> bool:
         """Whether nobody is left to have what it chooses."""
-        return not any(group.present for group in self.plan.ready)
+        return not any(group.is_active for group in self.scheduler_output.to_sample)

@@ -7,90 +7,90 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...kernels.attention_metadata import Segment
+from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.errors import InputError, RunError
-from ...kernels.distributed.vocab_parallel import WHOLE, Whole
-from ...kernels.steering.coefficients import Program
-from ...kernels.steering.state import Draw, Groups, SteerTable
+from ...kernels.distributed.vocab_parallel import UNSHARDED, UnshardedVocab
+from ...kernels.steering.coefficients import SteeringCoefficients
+from ...kernels.steering.state import RequestLayout, RowSampling, SteeringState
 from ...models.common import memory
 from ...models.forward import forward
 from ..config import EngineConfig, parse_bytes
-from .model_runner import plain_tensors
+from .model_runner import inference_context
 
 if TYPE_CHECKING:
-    from ...kernels.backend import Backend, Cache
-    from ...models.llama import Llama
+    from ...kernels.backend import Backend, KVCache
+    from ...models.llama import LlamaForCausalLM
 
-FILTERED = Draw(temperature=1.0, top_k=50, top_p=0.9, min_p=0.01)
+TRUNCATED_SAMPLING = RowSampling(temperature=1.0, top_k=50, top_p=0.9, min_p=0.01)
 
 
-def pages_of(
+def compute_num_kv_blocks(
     config: EngineConfig,
-    model: Llama,
+    model: LlamaForCausalLM,
     backend: Backend,
-    new_cache: Callable[[int], Cache],
-    page: int,
-    shard: Whole = WHOLE,
+    make_cache: Callable[[int], KVCache],
+    block_bytes: int,
+    shard: UnshardedVocab = UNSHARDED,
 ) -> int:
     """The pages, each of `page` bytes. Raises InputError for less than one, RunError when memory is short."""
     if config.kv_cache_memory != "auto" or model.device.type == "cpu":
-        return _asked(config, page, model.device)
-    with plain_tensors(), torch.cuda.device(model.device):
-        largest = _peak(lambda: rehearse(config, model, backend, new_cache, shard), model.device)
+        return _configured_num_blocks(config, block_bytes, model.device)
+    with inference_context(), torch.cuda.device(model.device):
+        peak = _measure_peak(lambda: profile_run(config, model, backend, make_cache, shard), model.device)
     free, total = torch.cuda.mem_get_info(model.device)
-    room = int(total * config.gpu_memory_utilization) - (total - free) - largest
-    if room < page:
-        share = f"gpu_memory_utilization is {config.gpu_memory_utilization:g}"
+    available = int(total * config.gpu_memory_utilization) - (total - free) - peak
+    if available < block_bytes:
+        setting = f"gpu_memory_utilization is {config.gpu_memory_utilization:g}"
         raise RunError(
-            f"{share}, which leaves the KV cache no page of {memory.gib(page)}: {model.device} has "
-            f"{memory.gib(free)} free, and the largest step takes {memory.gib(largest)}"
+            f"{setting}, which leaves the KV cache no page of {memory.format_gib(block_bytes)}: {model.device} has "
+            f"{memory.format_gib(free)} free, and the largest step takes {memory.format_gib(peak)}"
         )
-    return room // page
+    return available // block_bytes
 
 
-def _asked(config: EngineConfig, page: int, device: torch.device) -> int:
-    pages = parse_bytes(config.kv_cache_memory) // page
-    if not pages:
+def _configured_num_blocks(config: EngineConfig, block_bytes: int, device: torch.device) -> int:
+    num_blocks = parse_bytes(config.kv_cache_memory) // block_bytes
+    if not num_blocks:
         raise InputError(
-            f"kv_cache_memory is {config.kv_cache_memory!r}; one page of this model takes {page} bytes"
+            f"kv_cache_memory is {config.kv_cache_memory!r}; one page of this model takes {block_bytes} bytes"
         )
     if device.type != "cpu":  # a CPU's is only taken as it is used
-        memory.require(pages * page, "the KV cache", device)
-    return pages
+        memory.require_free(num_blocks * block_bytes, "the KV cache", device)
+    return num_blocks
 
 
-def rehearse(
+def profile_run(
     config: EngineConfig,
-    model: Llama,
+    model: LlamaForCausalLM,
     backend: Backend,
-    new_cache: Callable[[int], Cache],
-    shard: Whole = WHOLE,
+    make_cache: Callable[[int], KVCache],
+    shard: UnshardedVocab = UNSHARDED,
 ) -> None:
     """The largest step there may be, on a cache of its own: a long prompt beside branches that decode.
 
     All choose a token, each with scores of its own that are filtered and reported.
     """
-    rows, tokens, block = config.max_num_seqs, config.max_num_batched_tokens, config.block_size
-    counts = [tokens - rows + 1, *[1] * (rows - 1)]
-    pages = list(range(-(-counts[0] // block)))
-    table = SteerTable(model.config.vocab_size, model.device, shard)
-    cache = new_cache(len(pages))
-    segments = [Segment(0, count, pages) for count in counts]
-    hidden = forward(model, segments, [0] * tokens, [tokens] * tokens, cache)
-    for row in range(rows):
-        table.admit(row, Program(), (), FILTERED)
-    groups = Groups.of([(row, [0]) for row in range(rows)], model.device)
-    backend.choose(model.head, hidden[-rows:], groups, table, None, trace=True, top=True)
+    num_seqs, num_tokens, block_size = config.max_num_seqs, config.max_num_batched_tokens, config.block_size
+    chunk_lens = [num_tokens - num_seqs + 1, *[1] * (num_seqs - 1)]
+    block_table = list(range(-(-chunk_lens[0] // block_size)))
+    steering_state = SteeringState(model.config.vocab_size, model.device, shard)
+    cache = make_cache(len(block_table))
+    chunks = [SequenceChunk(0, count, block_table) for count in chunk_lens]
+    hidden = forward(model, chunks, [0] * num_tokens, [num_tokens] * num_tokens, cache)
+    for row in range(num_seqs):
+        steering_state.add_request(row, SteeringCoefficients(), (), TRUNCATED_SAMPLING)
+    layout = RequestLayout.from_branches([(row, [0]) for row in range(num_seqs)], model.device)
+    backend.sample(model.lm_head, hidden[-num_seqs:], layout, steering_state, None, trace=True, top=True)
 
 
-def _peak(call: Callable[[], None], device: torch.device) -> int:
+def _measure_peak(fn: Callable[[], None], device: torch.device) -> int:
     """Bytes of the device that a call takes at most, all of which it gives back."""
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
+    baseline = torch.cuda.memory_allocated(device)
+    fn()
     torch.cuda.synchronize(device)
-    found = torch.cuda.max_memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - baseline
     torch.cuda.empty_cache()
-    return found
+    return peak

@@ -11,41 +11,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ...kernels.attention_metadata import Segment
+from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.errors import RunError
-from ...kernels.common.transfer import fetch, send
-from ...kernels.cpu.linear import filled
-from ...kernels.reference.paged_kv_cache import DeviceKV
-from ...kernels.steering.state import Groups, SteerTable
-from ...models.common.memory import enough
+from ...kernels.common.transfer import to_device, to_host_async
+from ...kernels.cpu.linear import pad_rows
+from ...kernels.reference.paged_kv_cache import PagedKVCache
+from ...kernels.steering.state import RequestLayout, SteeringState
+from ...models.common.memory import oom_as_error
 from ...models.forward import forward
-from ..outputs import Pick
-from .cuda_graphs import DecodeGraphs, captured
-from .in_flight import Flight
-from .step_input import Admitted, Order
+from ..outputs import SampledToken
+from .cuda_graphs import CUDAGraphRunner, make_graph_capturer
+from .in_flight import InFlightStep
+from .step_input import NewRequestData, StepInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ...kernels.backend import Backend, Cache
-    from ...kernels.steering.step import Choice
-    from ...models.llama import Llama
-    from ..scheduling.scheduler import Plan
-    from ..sequence.sequence import Group
+    from ...kernels.backend import Backend, KVCache
+    from ...kernels.steering.step import SamplerOutput
+    from ...models.llama import LlamaForCausalLM
+    from ..scheduling.scheduler import SchedulerOutput
+    from ..sequence.sequence import SequenceGroup
 
 
-SCORED = 768
+SCORE_CHUNK = 768
 """Tokens whose scores are on the device at once; three divides it, see `linear.steady_rows`."""
 
 
 @contextmanager
-def plain_tensors() -> Iterator[None]:
+def inference_context() -> Iterator[None]:
     """Neither gradients nor subclasses of Tensor: looking for those takes longer than some operations do."""
     with torch.inference_mode(), torch._C.DisableTorchFunctionSubclass():
         yield
 
 
-class Runner:
+class ModelRunner:
     """The model, its KV cache and the table of running requests; `launch` moves all of them on.
 
     new_cache: makes a cache of so many pages; `pages` is how many its own has.
@@ -58,176 +58,207 @@ class Runner:
 
     def __init__(
         self,
-        model: Llama,
-        new_cache: Callable[[int], Cache],
-        pages: int,
-        table: SteerTable,
+        model: LlamaForCausalLM,
+        make_cache: Callable[[int], KVCache],
+        num_blocks: int,
+        steering_state: SteeringState,
         backend: Backend,
-        lead: Callable[[Order], AbstractContextManager[object]] = nullcontext,
+        broadcast: Callable[[StepInput], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.model, self.new_cache, self.table, self.lead = model, new_cache, table, lead
-        self.pages, self.cache, self.device = pages, new_cache(pages), model.device
-        self.choose = backend.choose
-        self.compiles = backend.compiles() if backend.compiles else None
-        self.graphs: DecodeGraphs | None = None
+        self.model, self.make_cache, self.steering_state, self.broadcast = (
+            model,
+            make_cache,
+            steering_state,
+            broadcast,
+        )
+        self.num_blocks, self.cache, self.device = num_blocks, make_cache(num_blocks), model.device
+        self.sample = backend.sample
+        self.jit_monitor = backend.jit_monitor() if backend.jit_monitor else None
+        self.cuda_graphs: CUDAGraphRunner | None = None
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
-        self._chosen = torch.zeros(0, dtype=torch.int64, device=self.device)  # by the step before
+        self._prev_tokens = torch.zeros(0, dtype=torch.int64, device=self.device)  # by the step before
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Launches within go to this runner's GPU, whichever the thread's own is, and are counted as its."""
         device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with device, self.compiles.by_this_thread() if self.compiles else nullcontext():
+        with device, self.jit_monitor.attribute_to_this_thread() if self.jit_monitor else nullcontext():
             yield
 
-    def capture(self, rows: int, length: int) -> None:
+    def capture_graphs(self, max_num_seqs: int, max_model_len: int) -> None:
         """Captures decoding steps, of up to so many rows whose longest text is so long. On a GPU alone."""
-        assert isinstance(self.cache, DeviceKV), "only such a cache has a spare page"
-        with plain_tensors(), self.on_device():
-            self.graphs = DecodeGraphs(self.model, self.cache, rows, length, captured())
+        assert isinstance(self.cache, PagedKVCache), "only such a cache has a spare page"
+        with inference_context(), self.on_device():
+            self.cuda_graphs = CUDAGraphRunner(
+                self.model, self.cache, max_num_seqs, max_model_len, make_graph_capturer()
+            )
             torch.cuda.empty_cache()
 
-    def admit(self, admitted: Admitted) -> None:
+    def add_request(self, new_request: NewRequestData) -> None:
         """Writes a request's method and sampling into its row of the table."""
-        self.table.admit(admitted.row, admitted.program, admitted.weights, admitted.draw)
+        self.steering_state.add_request(
+            new_request.state_row, new_request.coefficients, new_request.weights, new_request.sampling
+        )
 
-    def launch(self, plan: Plan) -> Flight:
+    def execute(self, scheduler_output: SchedulerOutput) -> InFlightStep:
         """Begins to compute the plan's tokens; on a CPU that is all there is to do.
 
         Another plan may be launched before this one has landed.
         """
         start = time.perf_counter()
-        order = Order.of(plan)
-        with self.lead(order):
-            choice = self._carry_out(order)
-        with plain_tensors(), self.on_device():
-            arrival = _on_host(choice) if choice else lambda: None
-        if order.segments:
+        step_input = StepInput.from_scheduler_output(scheduler_output)
+        with self.broadcast(step_input):
+            sampler_output = self._execute(step_input)
+        with inference_context(), self.on_device():
+            wait_for_copy = _copy_to_host(sampler_output) if sampler_output else lambda: None
+        if step_input.chunks:
             self.steps += 1
             self.step_seconds += time.perf_counter() - start
 
-        def land() -> Choice | None:
+        def wait() -> SamplerOutput | None:
             start = time.perf_counter()
-            found = arrival()
+            result = wait_for_copy()
             self.step_seconds += time.perf_counter() - start
-            return found
+            return result
 
-        return Flight(plan, land)
+        return InFlightStep(scheduler_output, wait)
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host.
 
         Raises RunError when the model gives no number there, or a GPU has no room for all of them at once.
         """
-        with self.lead(Order(scored=list(token_ids))):
-            found = self._score(token_ids)
-        broken = found.isnan().any(-1).nonzero()[:, 0]
-        if len(broken):
-            place = int(broken[0]) + 1
-            raise RunError(f"the model gave no finite score after token {place} of what was scored")
-        return found
+        with self.broadcast(StepInput(score_token_ids=list(token_ids))):
+            logprobs = self._compute_logprobs(token_ids)
+        nonfinite = logprobs.isnan().any(-1).nonzero()[:, 0]
+        if len(nonfinite):
+            position = int(nonfinite[0]) + 1
+            raise RunError(f"the model gave no finite score after token {position} of what was scored")
+        return logprobs
 
-    def follow(self, order: Order) -> None:
+    def execute_as_worker(self, step_input: StepInput) -> None:
         """Does here what the first process does for this order: the same calls, on another part."""
-        if order.scored:
-            self._score(order.scored)
+        if step_input.score_token_ids:
+            self._compute_logprobs(step_input.score_token_ids)
         else:
-            self._carry_out(order)
+            self._execute(step_input)
 
-    def _carry_out(self, order: Order) -> Choice | None:
-        with plain_tensors(), self.on_device():
-            return self._step(order)
+    def _execute(self, step_input: StepInput) -> SamplerOutput | None:
+        with inference_context(), self.on_device():
+            return self._run_step(step_input)
 
-    def _step(self, order: Order) -> Choice | None:
-        for admitted in order.admitted:
-            self.admit(admitted)
-        self.cache.swap(order.swaps)
-        self.cache.clear(order.fresh)
-        if not order.segments:
+    def _run_step(self, step_input: StepInput) -> SamplerOutput | None:
+        for new_request in step_input.new_requests:
+            self.add_request(new_request)
+        self.cache.swap_blocks(step_input.blocks_to_swap)
+        self.cache.zero_blocks(step_input.blocks_to_zero)
+        if not step_input.chunks:
             return None
-        hidden = self._hidden(order)
+        hidden = self._forward(step_input)
         if hidden is None:
             return None
         start = time.perf_counter()
-        choice = self._choose(order, hidden)
-        self._chosen = choice.tokens
+        sampler_output = self._sample(step_input, hidden)
+        self._prev_tokens = sampler_output.tokens
         self.steer_seconds += time.perf_counter() - start
-        return choice
+        return sampler_output
 
-    def _hidden(self, order: Order) -> torch.Tensor | None:
+    def _forward(self, step_input: StepInput) -> torch.Tensor | None:
         """Those of all branches of the ready groups, in order, and of rows that only fill up, [rows, hidden];
         None without any."""
-        chosen = self._chosen if order.follows else None
-        inputs = (order.segments, order.token_ids, order.turned_by)
-        hidden = self.graphs.run(*inputs, chosen) if self.graphs else None
+        prev_tokens = self._prev_tokens if step_input.uses_prev_tokens else None
+        inputs = (step_input.chunks, step_input.token_ids, step_input.rope_lengths)
+        hidden = self.cuda_graphs.run(*inputs, prev_tokens) if self.cuda_graphs else None
         if hidden is None:
-            hidden = forward(self.model, *inputs, self.cache, chosen)
-        if not order.last:
+            hidden = forward(self.model, *inputs, self.cache, prev_tokens)
+        if not step_input.logits_indices:
             return None
-        if self.device.type != "cpu" and order.last == list(range(len(order.last))):
-            return hidden[: len(order.last)]
-        (at,) = send(self.device, np.array(filled(order.last, self.device), np.int64))
-        return hidden[at]
+        if self.device.type != "cpu" and step_input.logits_indices == list(
+            range(len(step_input.logits_indices))
+        ):
+            return hidden[: len(step_input.logits_indices)]
+        (indices,) = to_device(
+            self.device, np.array(pad_rows(step_input.logits_indices, self.device), np.int64)
+        )
+        return hidden[indices]
 
-    def _choose(self, order: Order, hidden: torch.Tensor) -> Choice:
-        model, first = self.model, self.table.shard.first
-        return self.choose(
-            model.head,
+    def _sample(self, step_input: StepInput, hidden: torch.Tensor) -> SamplerOutput:
+        model, vocab_start = self.model, self.steering_state.shard.vocab_start
+        return self.sample(
+            model.lm_head,
             hidden,
-            Groups.of(order.groups, self.device),
-            self.table,
-            order.edits(range(first, first + model.config.vocab_size), self.device),
-            trace=order.trace,
-            top=order.top,
+            RequestLayout.from_branches(step_input.request_branches, self.device),
+            self.steering_state,
+            step_input.build_logit_edits(
+                range(vocab_start, vocab_start + model.config.vocab_size), self.device
+            ),
+            trace=step_input.trace,
+            top=step_input.top,
         )
 
-    def _score(self, token_ids: Sequence[int]) -> torch.Tensor:
-        rope, shard = self.model.config.rope, self.table.shard
-        pages = -(-len(token_ids) // self.cache.block_size)
-        segments = [Segment(0, len(token_ids), list(range(pages)))]
+    def _compute_logprobs(self, token_ids: Sequence[int]) -> torch.Tensor:
+        rope, shard = self.model.config.rope, self.steering_state.shard
+        num_blocks = -(-len(token_ids) // self.cache.block_size)
+        chunks = [SequenceChunk(0, len(token_ids), list(range(num_blocks)))]
         advice = "score fewer tokens at once, or lower gpu_memory_utilization"
-        with plain_tensors(), self.on_device(), enough(self.device, advice):
-            cache = self.new_cache(pages)
-            cache.clear(list(range(pages)))
-            turned_by = [rope.turned_by(len(token_ids))] * len(token_ids)
-            hidden = forward(self.model, segments, token_ids, turned_by, cache)
-            parts = (self.model.logits(part) for part in hidden.split(SCORED))
-            return torch.cat([shard.whole(shard.log_softmax(part)).cpu() for part in parts])[: len(token_ids)]
+        with inference_context(), self.on_device(), oom_as_error(self.device, advice):
+            cache = self.make_cache(num_blocks)
+            cache.zero_blocks(list(range(num_blocks)))
+            rope_lengths = [rope.rope_length(len(token_ids))] * len(token_ids)
+            hidden = forward(self.model, chunks, token_ids, rope_lengths, cache)
+            logits_chunks = (self.model.compute_logits(chunk) for chunk in hidden.split(SCORE_CHUNK))
+            return torch.cat([shard.all_gather(shard.log_softmax(part)).cpu() for part in logits_chunks])[
+                : len(token_ids)
+            ]
 
 
-def _on_host(choice: Choice) -> Callable[[], Choice]:
+def _copy_to_host(sampler_output: SamplerOutput) -> Callable[[], SamplerOutput]:
     """Sends it there in one copy, which the result waits for; a CPU's is there."""
-    if choice.tokens.device.type == "cpu":
-        return lambda: choice
-    names = [field.name for field in fields(choice) if field.name != "top"]
-    arrived = fetch([*(getattr(choice, name) for name in names), *(choice.top or ())])
+    if sampler_output.tokens.device.type == "cpu":
+        return lambda: sampler_output
+    names = [field.name for field in fields(sampler_output) if field.name != "top_logprobs"]
+    wait_for_copy = to_host_async(
+        [*(getattr(sampler_output, name) for name in names), *(sampler_output.top_logprobs or ())]
+    )
 
-    def land() -> Choice:
-        found = arrived()
-        top = (found[-2], found[-1]) if choice.top else None
-        return replace(choice, **dict(zip(names, found, strict=False)), top=top)
+    def wait() -> SamplerOutput:
+        tensors = wait_for_copy()
+        top = (tensors[-2], tensors[-1]) if sampler_output.top_logprobs else None
+        return replace(sampler_output, **dict(zip(names, tensors, strict=False)), top_logprobs=top)
 
-    return land
+    return wait
 
 
-def split(choice: Choice, groups: Sequence[Group]) -> Iterator[Pick]:
+def split_output(sampler_output: SamplerOutput, groups: Sequence[SequenceGroup]) -> Iterator[SampledToken]:
     """The pick of each group, in the order in which they were steered."""
-    tokens, failed, logprobs = choice.tokens.tolist(), choice.failed.tolist(), choice.logprob.tolist()
-    weights, rewards = choice.weights.tolist(), choice.rewards.tolist()
-    strength, kl, branches = choice.strength.tolist(), choice.kl.tolist(), choice.branch_logprobs.tolist()
-    top_values, top_ids = (part.tolist() for part in choice.top) if choice.top else ([], [])
-    first = 0
+    tokens, failed, logprobs = (
+        sampler_output.tokens.tolist(),
+        sampler_output.failed.tolist(),
+        sampler_output.logprob.tolist(),
+    )
+    weights, rewards = sampler_output.weights.tolist(), sampler_output.rewards.tolist()
+    strength, kl, branch_logprobs = (
+        sampler_output.strength.tolist(),
+        sampler_output.kl.tolist(),
+        sampler_output.branch_logprobs.tolist(),
+    )
+    top_values, top_ids = (
+        (tensor.tolist() for tensor in sampler_output.top_logprobs)
+        if sampler_output.top_logprobs
+        else ([], [])
+    )
+    offset = 0
     for index, group in enumerate(groups):
-        objectives, rows = len(group.prompts) - 1, len(group.branches)
-        yield Pick(
-            token=tokens[index],
+        num_objectives, num_branches = len(group.prompts) - 1, len(group.branches)
+        yield SampledToken(
+            token_id=tokens[index],
             failed=failed[index],
             logprob=logprobs[index],
-            weights=weights[index][:objectives],
-            rewards=rewards[index][:objectives],
+            weights=weights[index][:num_objectives],
+            rewards=rewards[index][:num_objectives],
             strength=strength[index],
             kl=None if math.isnan(kl[index]) else kl[index],
-            branch_logprobs=branches[first : first + rows],
-            top=list(zip(top_ids[index], top_values[index], strict=True)) if top_ids else [],
+            branch_logprobs=branch_logprobs[offset : offset + num_branches],
+            top_logprobs=list(zip(top_ids[index], top_values[index], strict=True)) if top_ids else [],
         )
-        first += rows
+        offset += num_branches

@@ -10,42 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels.attention_metadata import Segment
-from ...kernels.common.transfer import send
-from ...kernels.steering.coefficients import Program
-from ...kernels.steering.state import Draw, Edits
+from ...kernels.attention_metadata import SequenceChunk
+from ...kernels.common.transfer import to_device
+from ...kernels.steering.coefficients import SteeringCoefficients
+from ...kernels.steering.state import LogitEdits, RowSampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-    from ..scheduling.scheduler import Plan
-    from ..sequence.sequence import Group
+    from ..scheduling.scheduler import SchedulerOutput
+    from ..sequence.sequence import SequenceGroup
 
-Entry = tuple[int, int, float]
+TokenValue = tuple[int, int, float]
 """Group, token and value."""
 
 
 @dataclass(frozen=True)
-class Admitted:
+class NewRequestData:
     """A request that starts: its row of the table, and what is written there."""
 
-    row: int
-    program: Program
+    state_row: int
+    coefficients: SteeringCoefficients
     weights: list[float]
-    draw: Draw
+    sampling: RowSampling
 
     @classmethod
-    def of(cls, group: Group) -> Admitted:
+    def from_group(cls, group: SequenceGroup) -> NewRequestData:
         """The group's method and sampling."""
         sampling, method = group.request.sampling, group.request.steering
-        draw = Draw(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed)
-        return cls(group.row, method.compiled, list(method.weights()), draw)
+        row_sampling = RowSampling(
+            sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed
+        )
+        return cls(group.state_row, method.cached_coefficients, list(method.weights()), row_sampling)
 
 
 @dataclass(frozen=True)
-class Order:
+class StepInput:
     """One step.
 
     swaps, fresh: see `Plan`. segments, with token_ids and turned_by for each of their tokens: the forward.
@@ -54,53 +56,68 @@ class Order:
     that they belong to. bias, repetition: single scores that change. scored: tokens to score instead.
     """
 
-    admitted: list[Admitted] = field(default_factory=list)
-    swaps: list[tuple[int, int]] = field(default_factory=list)
-    fresh: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
+    new_requests: list[NewRequestData] = field(default_factory=list)
+    blocks_to_swap: list[tuple[int, int]] = field(default_factory=list)
+    blocks_to_zero: list[int] = field(default_factory=list)
+    chunks: list[SequenceChunk] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    follows: bool = False
-    turned_by: list[int] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-    groups: list[tuple[int, list[int]]] = field(default_factory=list)
-    bias: list[Entry] = field(default_factory=list)
-    repetition: list[Entry] = field(default_factory=list)
+    uses_prev_tokens: bool = False
+    rope_lengths: list[int] = field(default_factory=list)
+    logits_indices: list[int] = field(default_factory=list)
+    request_branches: list[tuple[int, list[int]]] = field(default_factory=list)
+    logit_bias: list[TokenValue] = field(default_factory=list)
+    repetition_penalty: list[TokenValue] = field(default_factory=list)
     trace: bool = False
     top: bool = False
-    scored: list[int] = field(default_factory=list)
+    score_token_ids: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, plan: Plan) -> Order:
+    def from_scheduler_output(cls, scheduler_output: SchedulerOutput) -> StepInput:
         """What the plan asks for."""
-        ends = accumulate(count for _, _, count in plan.shares)
-        last = {branch: end - 1 for (_, branch, _), end in zip(plan.shares, ends, strict=True)}
-        follows = plan.follows
+        chunk_ends = accumulate(count for _, _, count in scheduler_output.scheduled)
+        last_index = {
+            branch: end - 1
+            for (_, branch, _), end in zip(scheduler_output.scheduled, chunk_ends, strict=True)
+        }
+        prev_index = scheduler_output.prev_index
         return cls(
-            admitted=[Admitted.of(group) for group in plan.admitted],
-            swaps=plan.swaps,
-            fresh=plan.fresh,
-            segments=[Segment(branch.computed, count, branch.pages) for _, branch, count in plan.shares],
+            new_requests=[NewRequestData.from_group(group) for group in scheduler_output.new_groups],
+            blocks_to_swap=scheduler_output.blocks_to_swap,
+            blocks_to_zero=scheduler_output.blocks_to_zero,
+            chunks=[
+                SequenceChunk(branch.num_computed_tokens, count, branch.block_table)
+                for _, branch, count in scheduler_output.scheduled
+            ],
             token_ids=[
                 token
-                for group, branch, count in plan.shares
+                for group, branch, count in scheduler_output.scheduled
                 for token in (
-                    [follows[group]] if follows else group.token_ids(branch, branch.computed, count)
+                    [prev_index[group]]
+                    if prev_index
+                    else group.get_token_ids(branch, branch.num_computed_tokens, count)
                 )
             ],
-            follows=bool(follows),
-            turned_by=[group.turned_by for group, _, count in plan.shares for _ in range(count)],
-            last=[last[branch] for group in plan.ready for branch in group.branches],
-            groups=[(group.row, [branch.index for branch in group.branches]) for group in plan.ready],
-            bias=[
+            uses_prev_tokens=bool(prev_index),
+            rope_lengths=[
+                group.rope_length for group, _, count in scheduler_output.scheduled for _ in range(count)
+            ],
+            logits_indices=[last_index[branch] for group in scheduler_output.to_sample for branch in group.branches],
+            request_branches=[
+                (group.state_row, [branch.index for branch in group.branches])
+                for group in scheduler_output.to_sample
+            ],
+            logit_bias=[
                 (index, *entry)
-                for index, group in enumerate(plan.ready)
-                for entry in _bias(group, unknown=1 if follows else 0)
+                for index, group in enumerate(scheduler_output.to_sample)
+                for entry in _iter_logit_bias(group, num_unknown=1 if prev_index else 0)
             ],
-            repetition=[
-                (index, *entry) for index, group in enumerate(plan.ready) for entry in _repetition(group)
+            repetition_penalty=[
+                (index, *entry)
+                for index, group in enumerate(scheduler_output.to_sample)
+                for entry in _iter_repetition_penalty(group)
             ],
-            trace=any(group.request.trace for group in plan.ready),
-            top=any(group.request.sampling.logprobs is not None for group in plan.ready),
+            trace=any(group.request.trace for group in scheduler_output.to_sample),
+            top=any(group.request.sampling.logprobs is not None for group in scheduler_output.to_sample),
         )
 
     def to_json(self) -> bytes:
@@ -108,43 +125,56 @@ class Order:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
-    def from_json(cls, text: bytes) -> Order:
+    def from_json(cls, payload: bytes) -> StepInput:
         """The order of a text."""
-        data: dict[str, Any] = json.loads(text)
-        data["segments"] = [Segment(**each) for each in data["segments"]]
-        data["admitted"] = [
-            Admitted(each["row"], Program(**each["program"]), each["weights"], Draw(**each["draw"]))
-            for each in data["admitted"]
+        data: dict[str, Any] = json.loads(payload)
+        data["chunks"] = [SequenceChunk(**item) for item in data["chunks"]]
+        data["new_requests"] = [
+            NewRequestData(
+                each["state_row"],
+                SteeringCoefficients(**each["coefficients"]),
+                each["weights"],
+                RowSampling(**each["sampling"]),
+            )
+            for each in data["new_requests"]
         ]
         return cls(**data)
 
-    def edits(self, ids: range, device: torch.device) -> Edits | None:
+    def build_logit_edits(self, vocab_range: range, device: torch.device) -> LogitEdits | None:
         """The changes to the scores of these ids, which are the columns; None where there are none."""
-        if not self.bias and not self.repetition:
+        if not self.logit_bias and not self.repetition_penalty:
             return None
-        columns = send(device, *_columns(self.bias, ids), *_columns(self.repetition, ids))
-        return Edits((columns[0], columns[1]), columns[2], (columns[3], columns[4]), columns[5])
+        tensors = to_device(
+            device,
+            *_edit_arrays(self.logit_bias, vocab_range),
+            *_edit_arrays(self.repetition_penalty, vocab_range),
+        )
+        return LogitEdits((tensors[0], tensors[1]), tensors[2], (tensors[3], tensors[4]), tensors[5])
 
 
-def _bias(group: Group, unknown: int) -> Iterator[tuple[int, float]]:
+def _iter_logit_bias(group: SequenceGroup, num_unknown: int) -> Iterator[tuple[int, float]]:
     """unknown: tokens of the answer that are chosen and not known yet."""
     sampling = group.request.sampling
     yield from sampling.logit_bias.items()
     if sampling.presence_penalty or sampling.frequency_penalty:
-        for token, count in Counter(group.tokens).items():
+        for token, count in Counter(group.output_ids).items():
             yield token, -sampling.presence_penalty - sampling.frequency_penalty * count
-    if len(group.tokens) + unknown < sampling.min_tokens:
-        yield from ((token, -np.inf) for token in group.answer.stop_ids)
+    if len(group.output_ids) + num_unknown < sampling.min_tokens:
+        yield from ((token, -np.inf) for token in group.output_state.stop_token_ids)
 
 
-def _repetition(group: Group) -> Iterator[tuple[int, float]]:
+def _iter_repetition_penalty(group: SequenceGroup) -> Iterator[tuple[int, float]]:
     penalty = group.request.sampling.repetition_penalty
     if penalty != 1:
-        yield from ((token, penalty) for token in {*group.prompts[0].prompt_token_ids, *group.tokens})
+        yield from ((token, penalty) for token in {*group.prompts[0].prompt_token_ids, *group.output_ids})
 
 
-def _columns(entries: list[Entry], ids: range) -> list[np.ndarray[Any, Any]]:
+def _edit_arrays(entries: list[TokenValue], vocab_range: range) -> list[np.ndarray[Any, Any]]:
     """Groups, columns and values of the entries whose token is one of these."""
-    held = [(group, token - ids.start, value) for group, token, value in entries if token in ids]
-    groups, columns = (np.array([entry[i] for entry in held], np.int64) for i in (0, 1))
-    return [groups, columns, np.array([entry[2] for entry in held], np.float32)]
+    entries_in_range = [
+        (group, token - vocab_range.start, value) for group, token, value in entries if token in vocab_range
+    ]
+    group_indices, token_indices = (
+        np.array([entry[i] for entry in entries_in_range], np.int64) for i in (0, 1)
+    )
+    return [group_indices, token_indices, np.array([entry[2] for entry in entries_in_range], np.float32)]

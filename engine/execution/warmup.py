@@ -13,48 +13,54 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ...kernels.attention_metadata import Segment
-from ...kernels.backend import PAIR
-from ...kernels.reference.paged_kv_cache import DeviceKV
-from ...kernels.steering.coefficients import Program
-from ...kernels.steering.state import Draw, SteerTable
-from .step_input import Admitted, Order
+from ...kernels.attention_metadata import SequenceChunk
+from ...kernels.backend import MIN_SHAPE
+from ...kernels.reference.paged_kv_cache import PagedKVCache
+from ...kernels.steering.coefficients import SteeringCoefficients
+from ...kernels.steering.state import RowSampling, SteeringState
+from .step_input import NewRequestData, StepInput
 
 if TYPE_CHECKING:
-    from .model_runner import Runner
+    from .model_runner import ModelRunner
 
 LOG = logging.getLogger("trimtab.engine")
-Shape = tuple[int, int]
+BatchShape = tuple[int, int]
 """Requests of a step, and branches of the first of them; the others have one."""
-REPORTS = ((False, False), (True, False), (False, True))
+REPORT_FLAGS = ((False, False), (True, False), (False, True))
 """A trace, and the likeliest tokens; a step with both launches what one with a trace does."""
 OFF_ON = (False, True)
-GREEDY, FILTERED = Draw(), Draw(1.0, min_p=0.1)
+GREEDY_SAMPLING, TRUNCATED_SAMPLING = RowSampling(), RowSampling(1.0, min_p=0.1)
 
 
-def warm_up(runner: Runner, shapes: Sequence[Shape]) -> None:
+def warm_up(runner: ModelRunner, shapes: Sequence[BatchShape]) -> None:
     """Launches all of them; compiles that come after are late. In every process of an engine alike.
 
     shapes: see `Backend.warm_shapes`; in steps of the first the vocabulary's product stands alone, but for
     plain ones, which the last is for.
     """
-    cache, table, seconds = runner.cache, runner.table, runner.steer_seconds
-    assert isinstance(cache, DeviceKV), "only such a cache has a spare page"
+    cache, steering_state, seconds = runner.cache, runner.steering_state, runner.steer_seconds
+    assert isinstance(cache, PagedKVCache), "only such a cache has a spare page"
     LOG.info("launching every kernel once; what Triton's cache does not hold is compiled")
     start = time.perf_counter()
-    runner.table = SteerTable(table.vocab, table.device, table.shard)
+    runner.steering_state = SteeringState(
+        steering_state.vocab_size, steering_state.device, steering_state.shard
+    )
     try:
-        for order in orders(cache.spare, *shapes):
-            runner.follow(order)
+        for step_input in warmup_steps(cache.padding_block, *shapes):
+            runner.execute_as_worker(step_input)
     finally:
-        runner.table, runner.steer_seconds = table, seconds
-    compiles, took = runner.compiles, time.perf_counter() - start
-    if compiles:
-        compiles.expect_none()
-        LOG.info("every kernel was launched in %.1f seconds, and %d were made ready", took, compiles.count)
+        runner.steering_state, runner.steer_seconds = steering_state, seconds
+    jit_monitor, elapsed = runner.jit_monitor, time.perf_counter() - start
+    if jit_monitor:
+        jit_monitor.seal()
+        LOG.info(
+            "every kernel was launched in %.1f seconds, and %d were made ready", elapsed, jit_monitor.count
+        )
 
 
-def orders(page: int, apart: Shape, *fused: Shape) -> Iterator[Order]:
+def warmup_steps(
+    padding_block: int, unfused_shape: BatchShape, *fused_shapes: BatchShape
+) -> Iterator[StepInput]:
     """Steps over that page alone that launch each variant of each kernel.
 
     The first switches are those of the score kernel. Other kernels have fewer, and of their own a delay,
@@ -62,57 +68,79 @@ def orders(page: int, apart: Shape, *fused: Shape) -> Iterator[Order]:
     The next are those of the kernels at both ends of a step whose product is fused with its steering, and the
     last those of the product itself.
     """
-    yield Order(scored=[0, 0])  # whose cache is small: AMD's compiler knows tensors below 2 GiB
-    yield _order(page, PAIR, _program(), tokens=2)  # a prompt; the others are steps that may be replayed
-    for limited, masked, edited, filtered in product(OFF_ON, repeat=4):
-        program = _program(limited, masked, rewarded=edited)
-        draw = Draw(1.0, 2 * limited, 0.9 if masked else 1.0, 0.1) if filtered else GREEDY
-        for report in REPORTS:
-            yield _order(page, apart, program, draw, report, edited)
-    for limited, rewarded, draw in product(OFF_ON, OFF_ON, (GREEDY, FILTERED)):
-        for report in REPORTS:
-            yield _order(page, PAIR, _program(limited, rewarded=rewarded), draw, report)
-    for shape in fused:
-        for rewarded, draw in product(OFF_ON, (GREEDY, FILTERED)):
-            yield _order(page, shape, _program(rewarded=rewarded), draw)
-        yield _order(page, shape, _program(), report=(True, False))
-        yield _order(page, shape, _program(limited=True))
+    yield StepInput(score_token_ids=[0, 0])  # whose cache is small: AMD's compiler knows tensors below 2 GiB
+    yield _make_step(
+        padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
+    )  # a prompt; the others are steps that may be replayed
+    for has_kl_budget, has_mask, has_edits, has_truncation in product(OFF_ON, repeat=4):
+        coefficients = _make_coefficients(has_kl_budget, has_mask, has_rewards=has_edits)
+        sampling = (
+            RowSampling(1.0, 2 * has_kl_budget, 0.9 if has_mask else 1.0, 0.1)
+            if has_truncation
+            else GREEDY_SAMPLING
+        )
+        for report in REPORT_FLAGS:
+            yield _make_step(padding_block, unfused_shape, coefficients, sampling, report, has_edits)
+    for has_kl_budget, has_rewards, sampling in product(
+        OFF_ON, OFF_ON, (GREEDY_SAMPLING, TRUNCATED_SAMPLING)
+    ):
+        for report in REPORT_FLAGS:
+            yield _make_step(
+                padding_block,
+                MIN_SHAPE,
+                _make_coefficients(has_kl_budget, has_rewards=has_rewards),
+                sampling,
+                report,
+            )
+    for shape in fused_shapes:
+        for has_rewards, sampling in product(OFF_ON, (GREEDY_SAMPLING, TRUNCATED_SAMPLING)):
+            yield _make_step(padding_block, shape, _make_coefficients(has_rewards=has_rewards), sampling)
+        yield _make_step(padding_block, shape, _make_coefficients(), report=(True, False))
+        yield _make_step(padding_block, shape, _make_coefficients(has_kl_budget=True))
 
 
-def _program(limited: bool = False, masked: bool = False, rewarded: bool = False) -> Program:
-    return Program(
-        scale=1.0,
-        delay=float(masked),
-        mask_top_p=0.9 if masked else 1.0,
-        reward=float(rewarded),
-        kl_budget=0.1 if limited else float("inf"),
+def _make_coefficients(
+    has_kl_budget: bool = False, has_mask: bool = False, has_rewards: bool = False
+) -> SteeringCoefficients:
+    return SteeringCoefficients(
+        objective_coef=1.0,
+        prev_contrast_coef=float(has_mask),
+        mask_top_p=0.9 if has_mask else 1.0,
+        reward_rate=float(has_rewards),
+        kl_budget=0.1 if has_kl_budget else float("inf"),
     )
 
 
-def _order(
-    page: int,
-    shape: Shape,
-    program: Program,
-    draw: Draw = GREEDY,
+def _make_step(
+    padding_block: int,
+    shape: BatchShape,
+    coefficients: SteeringCoefficients,
+    sampling: RowSampling = GREEDY_SAMPLING,
     report: tuple[bool, bool] = (False, False),
-    edited: bool = False,
-    tokens: int = 1,
-) -> Order:
+    has_edits: bool = False,
+    num_tokens: int = 1,
+) -> StepInput:
     """A step in which the first request has this program and draw, and its first branch so many tokens."""
-    requests, branches = shape
-    others = list(range(1, requests))
-    rows = branches + len(others)
-    return Order(
-        admitted=[
-            Admitted(0, program, [1.0] * (branches - 1), draw),
-            *(Admitted(row, Program(scale=1.0), [], GREEDY) for row in others),
+    num_requests, num_branches = shape
+    other_rows = list(range(1, num_requests))
+    num_seqs = num_branches + len(other_rows)
+    return StepInput(
+        new_requests=[
+            NewRequestData(0, coefficients, [1.0] * (num_branches - 1), sampling),
+            *(
+                NewRequestData(row, SteeringCoefficients(objective_coef=1.0), [], GREEDY_SAMPLING)
+                for row in other_rows
+            ),
         ],
-        segments=[Segment(0, tokens, [page]), *[Segment(0, 1, [page])] * (rows - 1)],
-        token_ids=[0] * (rows + tokens - 1),
-        turned_by=[1] * (rows + tokens - 1),
-        last=[row + tokens - 1 for row in range(rows)],
-        groups=[(0, list(range(branches))), *((row, [0]) for row in others)],
-        bias=[(0, 0, 0.0)] if edited else [],
+        chunks=[
+            SequenceChunk(0, num_tokens, [padding_block]),
+            *[SequenceChunk(0, 1, [padding_block])] * (num_seqs - 1),
+        ],
+        token_ids=[0] * (num_seqs + num_tokens - 1),
+        rope_lengths=[1] * (num_seqs + num_tokens - 1),
+        logits_indices=[row + num_tokens - 1 for row in range(num_seqs)],
+        request_branches=[(0, list(range(num_branches))), *((row, [0]) for row in other_rows)],
+        logit_bias=[(0, 0, 0.0)] if has_edits else [],
         trace=report[0],
         top=report[1],
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...kernels.common.errors import InputError, SteeringWarning, quoted
-from ...kernels.steering.coefficients import Program
-from ..utils.fields import check_fields, option, refusal
+from ...kernels.common.errors import InputError, SteeringWarning, short_repr
+from ...kernels.steering.coefficients import SteeringCoefficients
+from ..utils.fields import config_field, invalid_value, validate_types
 from .objective import Objective
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class Method:
     are settings by name that are not the published ones, see `preset`.
     """
 
-    wishes: ClassVar[str] = "many"
+    objective_arity: ClassVar[str] = "many"
     name: ClassVar[str] = "method"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     objectives: tuple[Objective, ...] = ()
-    placement: str = option(
+    placement: str = config_field(
         "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
     )
 
@@ -48,19 +48,19 @@ class Method:
         cls.name = "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("-")
 
     def __post_init__(self) -> None:
-        check_fields(self, f" of {self.name}")
+        validate_types(self, f" of {self.name}")
         _check_objectives(self.objectives)
-        if self.wishes == "none" and self.objectives:
+        if self.objective_arity == "none" and self.objectives:
             raise InputError(
-                f"{self.name} takes no objectives, but was given {quoted(self.objectives[0].text)}"
+                f"{self.name} takes no objectives, but was given {short_repr(self.objectives[0].text)}"
             )
-        if self.wishes != "none" and not self.objectives:
+        if self.objective_arity != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
         # asked for here, so that a hyperparameter out of range is refused now and not at the first token
-        if not isinstance(self.compiled, Program):
-            raise refusal(f"the program of {self.name}", self.compiled, "of type Program")
-        for doubt in self.doubts():
-            warnings.warn(doubt, SteeringWarning, stacklevel=3)
+        if not isinstance(self.cached_coefficients, SteeringCoefficients):
+            raise invalid_value(f"the program of {self.name}", self.cached_coefficients, "of type Program")
+        for message in self.iter_warnings():
+            warnings.warn(message, SteeringWarning, stacklevel=3)
 
     @classmethod
     def preset(cls, preset: str, objectives: Sequence[Objective], **settings: Any) -> Self:
@@ -74,52 +74,54 @@ class Method:
     def preset_settings(cls, preset: str) -> Mapping[str, Any]:
         """The settings of a preset. Raises InputError when the method has none of that name."""
         if preset not in cls.presets:
-            there = f"presets are {', '.join(cls.presets)}" if cls.presets else "it has none"
-            raise InputError(f"{cls.name} has no preset {quoted(preset)}; {there}", "preset")
+            hint = f"presets are {', '.join(cls.presets)}" if cls.presets else "it has none"
+            raise InputError(f"{cls.name} has no preset {short_repr(preset)}; {hint}", "preset")
         return cls.presets[preset]
 
-    def branches(self) -> tuple[str, ...]:
+    def branch_objectives(self) -> tuple[str, ...]:
         """The wish of each objective branch, 1..K."""
-        if self.wishes == "many":
+        if self.objective_arity == "many":
             return tuple(o.text for o in self.objectives)
-        return (" ".join(o.text for o in self._counted),) if self._counted else ()
+        return (" ".join(o.text for o in self._weighted_objectives),) if self._weighted_objectives else ()
 
     def weights(self) -> tuple[float, ...]:
         """w⁰, the weight of each objective branch: non-negative, sum 1."""
-        if self.wishes == "one":
+        if self.objective_arity == "one":
             return (1.0,)
-        top = max((o.weight for o in self.objectives), default=1.0)
-        shares = [o.weight / top for o in self.objectives]  # by the largest first: weights may be 1e-300
-        total = sum(shares)
-        return tuple(share / total for share in shares)
+        max_weight = max((o.weight for o in self.objectives), default=1.0)
+        scaled = [
+            o.weight / max_weight for o in self.objectives
+        ]  # by the largest first: weights may be 1e-300
+        total = sum(scaled)
+        return tuple(weight / total for weight in scaled)
 
-    def program(self) -> Program:
+    def coefficients(self) -> SteeringCoefficients:
         """The numeric row of this method. Raises InputError when a hyperparameter is out of range."""
         raise NotImplementedError
 
     @cached_property
-    def compiled(self) -> Program:
+    def cached_coefficients(self) -> SteeringCoefficients:
         """What `program` gives, worked out once."""
-        return self.program()
+        return self.coefficients()
 
-    def doubts(self) -> Iterator[str]:
+    def iter_warnings(self) -> Iterator[str]:
         """What may not be meant, in sentences: warned of once, when the method is made."""
-        if self.wishes == "one" and len({o.weight for o in self._counted}) > 1:
+        if self.objective_arity == "one" and len({o.weight for o in self._weighted_objectives}) > 1:
             yield (
-                f"{self.name} steers toward one preference, so it joins the {len(self._counted)} objectives "
+                f"{self.name} steers toward one preference, so it joins the {len(self._weighted_objectives)} objectives "
                 "in one and ignores their uneven weights"
             )
 
     @property
-    def _counted(self) -> list[Objective]:
+    def _weighted_objectives(self) -> list[Objective]:
         return [o for o in self.objectives if o.weight > 0]
 
-    def require(self, name: str, ok: bool, right: str) -> None:
+    def require(self, name: str, ok: bool, expected: str) -> None:
         """Refuses the field `name` in one sentence unless `ok`."""
         if not ok:
-            raise refusal(f"{name} of {self.name}", getattr(self, name), right, name)
+            raise invalid_value(f"{name} of {self.name}", getattr(self, name), expected, name)
 
-    def positive(self, *names: str) -> None:
+    def require_positive(self, *names: str) -> None:
         """Refuses each named field that is not a finite number above 0."""
         for name in names:
             value = getattr(self, name)
@@ -131,26 +133,28 @@ def _check_objectives(objectives: tuple[Objective, ...]) -> None:
     for objective in objectives:
         if objective.text in seen:
             raise InputError(
-                f"objective {quoted(objective.text)} is given twice; give it once with its whole weight"
+                f"objective {short_repr(objective.text)} is given twice; give it once with its whole weight"
             )
         seen.add(objective.text)
     if objectives and not any(o.weight > 0 for o in objectives):
         raise InputError("the weights of all objectives are 0; at least one must be above 0")
 
 
-def contrast(method: Method, a: float, kl_budget: float | None = None, **extra: Any) -> Program:
+def contrast_coefficients(
+    method: Method, a: float, kl_budget: float | None = None, **extra: Any
+) -> SteeringCoefficients:
     """The row base = 1 − a, scale = a, in which most methods fit (strength a along the ray b + a (m − b)).
 
     Raises InputError when |a| is beyond what float32 scores carry, or when a trust region is asked of a < 1.
     """
     if not abs(a) <= MAX_STRENGTH:
         values = {k: v for k, v in vars(method).items() if type(v) in (int, float)}
-        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        settings = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise InputError(
-            f"{method.name} with {given} has strength a = {a:.6g}; it must be at most {MAX_STRENGTH:g}"
+            f"{method.name} with {settings} has strength a = {a:.6g}; it must be at most {MAX_STRENGTH:g}"
         )
     if kl_budget is None:
-        return Program(base=1 - a, scale=a, **extra)
+        return SteeringCoefficients(base_coef=1 - a, objective_coef=a, **extra)
     if not (math.isfinite(kl_budget) and kl_budget > 0):
         raise InputError(
             f"kl_budget of {method.name} is {kl_budget!r}; it must be a finite number above 0, or none"
@@ -159,4 +163,4 @@ def contrast(method: Method, a: float, kl_budget: float | None = None, **extra: 
         raise InputError(
             f"kl_budget of {method.name} needs a strength of at least 1, but the strength is {a:.6g}"
         )
-    return Program(base=1 - a, scale=a, kl_budget=kl_budget, **extra)
+    return SteeringCoefficients(base_coef=1 - a, objective_coef=a, kl_budget=kl_budget, **extra)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...kernels.common.errors import InputError, quoted
-from ..utils.fields import check_fields, refusal
+from ...kernels.common.errors import InputError, short_repr
+from ..utils.fields import invalid_value, validate_types
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,10 @@ class Objective:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self, " of an objective")
+        validate_types(self, " of an objective")
         if not self.text.strip():
             raise InputError("an objective's text is empty; say in words what is wished for")
         if not math.isfinite(self.weight) or self.weight < 0:
-            raise refusal(f"the weight of objective {quoted(self.text)}", self.weight, "a finite number ≥ 0")
+            raise invalid_value(
+                f"the weight of objective {short_repr(self.text)}", self.weight, "a finite number ≥ 0"
+            )

@@ -5,82 +5,82 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..outputs import TokenLogprobs, Trace
-from .stop_strings import StopStrings
+from .stop_strings import StopStringMatcher
 
 if TYPE_CHECKING:
     from ...models.tokenizer.tokenizer import Tokenizer
-    from ..outputs import Pick
+    from ..outputs import SampledToken
     from ..sampling_params import SamplingParams
 
 
-class Answer:
+class OutputState:
     """One answer's text and trace; `finish_reason` is None until it ends."""
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, trace: bool) -> None:
-        ends = () if sampling.ignore_eos else tokenizer.eos_token_ids
-        self.stop_ids = frozenset((*ends, *sampling.stop_token_ids))
+        eos_ids = () if sampling.ignore_eos else tokenizer.eos_token_ids
+        self.stop_token_ids = frozenset((*eos_ids, *sampling.stop_token_ids))
         self.text = ""
         self.trace = Trace() if trace else None
         self.logprobs: list[TokenLogprobs] | None = None if sampling.logprobs is None else []
         self.finish_reason: str | None = None
         self.error: str | None = None
         self._sampling = sampling
-        self._count = 0
+        self._num_tokens = 0
         self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens)
-        self._stops = StopStrings(sampling.stop, sampling.include_stop_str_in_output)
+        self._stop_matcher = StopStringMatcher(sampling.stop, sampling.include_stop_str_in_output)
 
-    def append(self, pick: Pick, limit: int) -> str:
+    def append(self, sampled: SampledToken, max_new_tokens: int) -> str:
         """Takes a token and returns the text that is final by it; sets `finish_reason` at the last."""
-        self._count += 1
-        self._record(pick)
-        if pick.token in self.stop_ids:
-            new, self.finish_reason = self._close(), "stop"
+        self._num_tokens += 1
+        self._record_token(sampled)
+        if sampled.token_id in self.stop_token_ids:
+            new_text, self.finish_reason = self._flush(), "stop"
         else:
-            new, stopped = self._push(self._detokenizer.push([pick.token]))
+            new_text, stopped = self._match_stops(self._detokenizer.step([sampled.token_id]))
             if stopped:
                 self.finish_reason = "stop"
-            elif self._count >= limit or self._holds_stop():
+            elif self._num_tokens >= max_new_tokens or self._has_pending_stop():
                 self.finish_reason = "length"
-                new += self._close()
-        self.text += new
-        return new
+                new_text += self._flush()
+        self.text += new_text
+        return new_text
 
     def end(self, finish_reason: str, error: str) -> str:
         """Ends the answer before its time and returns the text that was held back."""
         try:
-            new = self._close()
+            new_text = self._flush()
         except Exception:  # it ends because of that very text, perhaps
-            new = ""
+            new_text = ""
         self.finish_reason, self.error = finish_reason, error
-        self.text += new
-        return new
+        self.text += new_text
+        return new_text
 
-    def _record(self, pick: Pick) -> None:
+    def _record_token(self, sampled: SampledToken) -> None:
         if self.trace is not None:
-            self.trace.weights.append(pick.weights)
-            self.trace.rewards.append(pick.rewards)
-            self.trace.strength.append(pick.strength)
-            self.trace.kl.append(pick.kl)
-            self.trace.branch_logprobs.append(pick.branch_logprobs)
+            self.trace.weights.append(sampled.weights)
+            self.trace.rewards.append(sampled.rewards)
+            self.trace.strength.append(sampled.strength)
+            self.trace.kl.append(sampled.kl)
+            self.trace.branch_logprobs.append(sampled.branch_logprobs)
         if self.logprobs is not None:
-            likeliest = dict(pick.top[: self._sampling.logprobs])
-            self.logprobs.append(TokenLogprobs(pick.token, pick.logprob, likeliest))
+            top_logprobs = dict(sampled.top_logprobs[: self._sampling.logprobs])
+            self.logprobs.append(TokenLogprobs(sampled.token_id, sampled.logprob, top_logprobs))
 
-    def _push(self, text: str) -> tuple[str, bool]:
+    def _match_stops(self, text: str) -> tuple[str, bool]:
         """Looks for stop strings, unless the answer is still shorter than min_tokens."""
-        if self._count < self._sampling.min_tokens:
+        if self._num_tokens < self._sampling.min_tokens:
             return text, False
-        return self._stops.push(text)
+        return self._stop_matcher.step(text)
 
-    def _holds_stop(self) -> bool:
+    def _has_pending_stop(self) -> bool:
         """Whether a stop string is complete in text that is held back, so that it need not be waited for."""
-        may_stop = self._sampling.stop and self._count >= self._sampling.min_tokens
-        return bool(may_stop) and self._stops.ended_by(self._detokenizer.held)
+        check_stops = self._sampling.stop and self._num_tokens >= self._sampling.min_tokens
+        return bool(check_stops) and self._stop_matcher.would_match(self._detokenizer.pending)
 
-    def _close(self) -> str:
+    def _flush(self) -> str:
         """What was held back: half a character, or the beginning of a stop string that never came."""
-        new, _ = self._push(self._detokenizer.finish())
-        new += self._stops.finish()
-        if self._stops.hit:
+        new_text, _ = self._match_stops(self._detokenizer.flush())
+        new_text += self._stop_matcher.flush()
+        if self._stop_matcher.matched:
             self.finish_reason = "stop"
-        return new
+        return new_text

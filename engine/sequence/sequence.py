@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ..outputs import Delta, Output, Timings
 
 if TYPE_CHECKING:
-    from ..outputs import BranchPrompt, Pick
+    from ..outputs import BranchPrompt, SampledToken
     from ..request import Request
-    from .output_processor import Answer
+    from .output_processor import OutputState
 
 
 @dataclass(eq=False)
@@ -25,13 +25,13 @@ class Branch:
 
     index: int
     prompt_token_ids: list[int]
-    pages: list[int] = field(default_factory=list)
-    computed: int = 0
-    hashes: list[bytes] = field(default_factory=list)
+    block_table: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Group:
+class SequenceGroup:
     """One answer being decoded: the branches that run, in lockstep, and the tokens appended to all of them.
 
     `limit` is the longest answer that fits the context and max_tokens. `row` is its row of the SteerTable,
@@ -42,94 +42,96 @@ class Group:
     request: Request
     prompts: list[BranchPrompt]
     branches: list[Branch]
-    answer: Answer
-    sample: int
+    output_state: OutputState
+    sample_index: int
     seed: int
-    limit: int
-    turned_by: int = 0
-    row: int = -1
-    tokens: list[int] = field(default_factory=list)
-    arrived: float = field(default_factory=time.perf_counter)
-    admitted: float = 0.0
-    first_token: float = 0.0
-    outbox: deque[Delta] = field(default_factory=deque)
+    max_new_tokens: int
+    rope_length: int = 0
+    state_row: int = -1
+    output_ids: list[int] = field(default_factory=list)
+    arrival_time: float = field(default_factory=time.perf_counter)
+    scheduled_time: float = 0.0
+    first_token_time: float = 0.0
+    pending_deltas: deque[Delta] = field(default_factory=deque)
 
-    def waiting(self, branch: Branch) -> int:
+    def num_uncomputed(self, branch: Branch) -> int:
         """How many of the branch's tokens are not computed yet; it has caught up when this is 0."""
-        return len(branch.prompt_token_ids) + len(self.tokens) - branch.computed
+        return len(branch.prompt_token_ids) + len(self.output_ids) - branch.num_computed_tokens
 
-    def token_ids(self, branch: Branch, start: int, count: int) -> list[int]:
+    def get_token_ids(self, branch: Branch, start: int, count: int) -> list[int]:
         """`count` of the branch's token ids from `start` on, prompt and answer in one."""
         prompt = branch.prompt_token_ids
         if start >= len(prompt):
-            return self.tokens[start - len(prompt) : start - len(prompt) + count]
-        return (prompt[start : start + count] + self.tokens[: max(0, start + count - len(prompt))])[:count]
+            return self.output_ids[start - len(prompt) : start - len(prompt) + count]
+        return (prompt[start : start + count] + self.output_ids[: max(0, start + count - len(prompt))])[
+            :count
+        ]
 
     @property
-    def present(self) -> bool:
+    def is_active(self) -> bool:
         """Whether it has been admitted and not been taken out since, which follows upon its end."""
-        return self.row >= 0
+        return self.state_row >= 0
 
     @property
-    def looks_back(self) -> bool:
+    def uses_penalties(self) -> bool:
         """Whether which tokens it has chosen changes the scores of the next."""
         sampling = self.request.sampling
         penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1
         return any(penalties)
 
     @property
-    def ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the answer has its last token."""
-        return self.answer.finish_reason is not None
+        return self.output_state.finish_reason is not None
 
-    def append(self, pick: Pick, now: float) -> None:
+    def append(self, sampled: SampledToken, now: float) -> None:
         """Takes the token that a step chose: to every branch, to the answer, and to whoever reads it."""
-        self.first_token = self.first_token or now
-        if pick.failed:
-            place = len(self.tokens) + 1
+        self.first_token_time = self.first_token_time or now
+        if sampled.failed:
+            position = len(self.output_ids) + 1
             self.end(
                 "error",
-                f"the model gave no finite score to any allowed token at token {place} of the answer",
+                f"the model gave no finite score to any allowed token at token {position} of the answer",
                 now,
             )
             return
-        self.tokens.append(pick.token)
-        self._tell(self.answer.append(pick, self.limit), len(self.tokens) - 1, now)
+        self.output_ids.append(sampled.token_id)
+        self._emit(self.output_state.append(sampled, self.max_new_tokens), len(self.output_ids) - 1, now)
 
     def end(self, reason: str, error: str, now: float) -> None:
         """Ends the answer before its time, "error" or "abort": what it has so far is told."""
-        self._tell(self.answer.end(reason, error), len(self.tokens), now)
+        self._emit(self.output_state.end(reason, error), len(self.output_ids), now)
 
-    def _tell(self, text: str, start: int, now: float) -> None:
+    def _emit(self, text: str, start: int, now: float) -> None:
         """Text that is new, and the tokens from `start` on."""
-        trace, logprobs = self.answer.trace, self.answer.logprobs
-        self.outbox.append(
+        trace, logprobs = self.output_state.trace, self.output_state.logprobs
+        self.pending_deltas.append(
             Delta(
-                index=self.sample,
+                index=self.sample_index,
                 text=text,
-                token_ids=self.tokens[start:],
-                trace=None if trace is None else trace.since(start),
+                token_ids=self.output_ids[start:],
+                trace=None if trace is None else trace.tail(start),
                 logprobs=None if logprobs is None else logprobs[start:],
-                output=self.output(now) if self.ended else None,
+                output=self.make_output(now) if self.is_finished else None,
             )
         )
 
-    def output(self, now: float) -> Output:
+    def make_output(self, now: float) -> Output:
         """The answer, which has ended."""
-        assert self.answer.finish_reason is not None, "the answer has not ended"
-        admitted = self.admitted or now
-        first = self.first_token or now
-        decode = now - first
-        rate = (len(self.tokens) - 1) / decode if decode > 0 else 0.0
-        queue, prefill = admitted - self.arrived, first - admitted
+        assert self.output_state.finish_reason is not None, "the answer has not ended"
+        scheduled_time = self.scheduled_time or now
+        first_token_time = self.first_token_time or now
+        decode = now - first_token_time
+        rate = (len(self.output_ids) - 1) / decode if decode > 0 else 0.0
+        queue, prefill = scheduled_time - self.arrival_time, first_token_time - scheduled_time
         return Output(
-            text=self.answer.text,
-            token_ids=list(self.tokens),
-            finish_reason=self.answer.finish_reason,
+            text=self.output_state.text,
+            token_ids=list(self.output_ids),
+            finish_reason=self.output_state.finish_reason,
             branches=self.prompts,
-            trace=self.answer.trace,
-            logprobs=self.answer.logprobs,
+            trace=self.output_state.trace,
+            logprobs=self.output_state.logprobs,
             timings=Timings(queue, prefill, decode, rate),
             seed=self.seed,
-            error=self.answer.error,
+            error=self.output_state.error,
         )

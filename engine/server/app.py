@@ -17,15 +17,15 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from ...kernels.common.version import VERSION
 from ..methods.builtin import METHODS
-from ..methods.registry import settings
+from ..methods.registry import setting_names
 from .config import ServerConfig
-from .errors import SERVER, ApiError, api_error, unknown_model
-from .http import body
+from .errors import SERVER_ERROR, ApiError, to_api_error, unknown_model
+from .http import read_json_body
 from .metrics import Metrics
-from .requests import Asking
-from .responses import text_of
-from .schemas import CHAT, COMPLETION, PREVIEW
-from .serving import Serving
+from .requests import RequestParser
+from .responses import make_token_decoder
+from .schemas import CHAT_OPENAPI, COMPLETION_OPENAPI, PREVIEW_OPENAPI
+from .serving import CallHandler
 from .steering import Profiles
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..async_engine import AsyncEngine
 
-PAGE = Path(__file__).parent / "page"
+PAGE_DIR = Path(__file__).parent / "page"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -51,65 +51,65 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
     config = config or ServerConfig()
     model = engine.config.served_model_name or engine.config.model
     profiles = Profiles.from_file(Path(config.profiles)) if config.profiles else Profiles({})
-    metrics, asking = Metrics(engine), Asking(engine, model, profiles)
-    serving = Serving(engine, config, model, metrics, text_of(engine.tokenizer))
+    metrics, parser = Metrics(engine), RequestParser(engine, model, profiles)
+    handler = CallHandler(engine, config, model, metrics, make_token_decoder(engine.tokenizer))
     created = int(time.time())
 
     app = FastAPI(title="trimtab", version=VERSION)
-    _tell_errors(app)
+    _add_error_handlers(app)
     if config.api_key is not None:
-        app.add_middleware(KeyGuard, key=config.api_key)
+        app.add_middleware(APIKeyMiddleware, key=config.api_key)
 
-    @app.post("/v1/chat/completions", openapi_extra=CHAT)
+    @app.post("/v1/chat/completions", openapi_extra=CHAT_OPENAPI)
     async def chat_completions(http: Request) -> Response:
         """An answer to a conversation, steered toward the objectives of `steering`."""
-        return await serving.serve(http, asking.chat)
+        return await handler.serve(http, parser.parse_chat)
 
-    @app.post("/v1/completions", openapi_extra=COMPLETION)
+    @app.post("/v1/completions", openapi_extra=COMPLETION_OPENAPI)
     async def completions(http: Request) -> Response:
         """A continuation of a text. A wish is put before the text, with an empty line between."""
-        return await serving.serve(http, asking.completion)
+        return await handler.serve(http, parser.parse_completion)
 
-    @app.post("/v1/steer/preview", openapi_extra=PREVIEW)
+    @app.post("/v1/steer/preview", openapi_extra=PREVIEW_OPENAPI)
     async def preview(http: Request) -> dict[str, Any]:
         """The prompts that a chat would be decoded from, and their token counts, without an answer."""
-        return await asyncio.to_thread(_preview, engine, asking, await body(http, config))
+        return await asyncio.to_thread(_preview_prompts, engine, parser, await read_json_body(http, config))
 
     @app.get("/v1/steer/methods")
     async def methods() -> dict[str, Any]:
         """The methods there are, and their settings with the published defaults."""
-        return {"methods": [_method(cls) for cls in METHODS]}
+        return {"methods": [_method_info(cls) for cls in METHODS]}
 
     @app.get("/v1/steer/profiles")
     async def named() -> dict[str, Any]:
         """The named steerings of this server."""
-        return {"profiles": profiles.written}
+        return {"profiles": profiles.definitions}
 
-    card = {
+    model_card = {
         "id": model,
         "object": "model",
         "created": created,
         "owned_by": "trimtab",
-        "max_model_len": engine.config.max_model_len or engine.model_config.context,
+        "max_model_len": engine.config.max_model_len or engine.model_config.context_length,
     }
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model there is."""
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": [model_card]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         """That model."""
         if name != model:
             raise unknown_model(name, model)
-        return card
+        return model_card
 
     @app.get("/health")
     async def health() -> Response:
         """200 when requests are served, 503 with the reason when they are not."""
-        if ailment := await engine.ailment():
-            raise ApiError(503, ailment, SERVER)
+        if reason := await engine.health_error():
+            raise ApiError(503, reason, SERVER_ERROR)
         return JSONResponse({"status": "ok"})
 
     @app.get("/version")
@@ -120,46 +120,47 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
         """For Prometheus."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, file in (("/", "index.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
-        app.add_api_route(path, _page(file), include_in_schema=False)
+        app.add_api_route(path, _page_route(file), include_in_schema=False)
     return app
 
 
-def _preview(engine: AsyncEngine, asking: Asking, values: dict[str, Any]) -> dict[str, Any]:
-    request = asking.chat(values).requests[0]
+def _preview_prompts(engine: AsyncEngine, parser: RequestParser, values: dict[str, Any]) -> dict[str, Any]:
+    request = parser.parse_chat(values).requests[0]
     try:
         prompts = engine.render(request)
     except Exception as error:
-        raise api_error(error, "messages") from error
+        raise to_api_error(error, "messages") from error
     return {
         "method": request.steering.name,
         "weights": list(request.steering.weights()),
-        "notes": list(request.steering.doubts()),
+        "notes": list(request.steering.iter_warnings()),
         "branches": [
-            {"name": each.name, "prompt": each.prompt, "tokens": len(each.prompt_token_ids)}
-            for each in prompts
+            {"name": branch.name, "prompt": branch.prompt, "tokens": len(branch.prompt_token_ids)}
+            for branch in prompts
         ],
     }
 
 
-def _method(cls: Any) -> dict[str, Any]:
-    known = {field.name: field for field in fields(cls)}
-    named = {
-        name: {"default": known[name].default, "help": known[name].metadata["help"]} for name in settings(cls)
+def _method_info(cls: Any) -> dict[str, Any]:
+    fields_by_name = {field.name: field for field in fields(cls)}
+    field_info = {
+        name: {"default": fields_by_name[name].default, "help": fields_by_name[name].metadata["help"]}
+        for name in setting_names(cls)
     }
-    return {"name": cls.name, "wishes": cls.wishes, "fields": named, "presets": cls.presets}
+    return {"name": cls.name, "wishes": cls.wishes, "fields": field_info, "presets": cls.presets}
 
 
-def _page(file: str) -> Callable[[], Awaitable[Response]]:
+def _page_route(file: str) -> Callable[[], Awaitable[Response]]:
     async def page() -> Response:
-        return FileResponse(PAGE / file, headers=PAGE_HEADERS)
+        return FileResponse(PAGE_DIR / file, headers=PAGE_HEADERS)
 
     return page
 
 
-class KeyGuard:
+class APIKeyMiddleware:
     """ASGI middleware that asks every call under /v1 for the key, in the same time right or wrong."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
@@ -167,35 +168,35 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        own = path.removeprefix(scope.get("root_path", ""))  # where it is mounted in another application
-        if scope["type"] == "http" and (path.startswith("/v1") or own.startswith("/v1")):
-            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+        app_path = path.removeprefix(scope.get("root_path", ""))  # where it is mounted in another application
+        if scope["type"] == "http" and (path.startswith("/v1") or app_path.startswith("/v1")):
+            scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._key):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
                 await ApiError(401, message, code="invalid_api_key").response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _tell_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     """Every error is told as OpenAI tells it, and none with a stack trace."""
 
     @app.exception_handler(ApiError)
-    async def known(request: Request, error: ApiError) -> Response:
+    async def handle_api_error(request: Request, error: ApiError) -> Response:
         return error.response
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        where = f"{request.method} {request.url.path}"
-        message = f"there is no {where}" if error.status_code in (404, 405) else str(error.detail)
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
+        route = f"{request.method} {request.url.path}"
+        message = f"there is no {route}" if error.status_code in (404, 405) else str(error.detail)
         response = ApiError(error.status_code, message).response
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
         return ApiError(400, "the request is not what this call takes; /docs describes it").response
 
     @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> Response:
-        return api_error(error).response
+    async def handle_unexpected_error(request: Request, error: Exception) -> Response:
+        return to_api_error(error).response

@@ -6,10 +6,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...kernels.common.errors import BusyError, ContextError, InputError, RunError, quoted
+from ...kernels.common.errors import BusyError, ContextError, InputError, RunError, short_repr
 from ..utils.json import dumps
 
-INVALID, SERVER = "invalid_request_error", "server_error"
+INVALID_REQUEST, SERVER_ERROR = "invalid_request_error", "server_error"
 RETRY_AFTER = "1"
 """Seconds after which a client that was refused for too much waiting may try again."""
 
@@ -21,17 +21,30 @@ class ApiError(Exception):
         self,
         status: int,
         message: str,
-        kind: str = INVALID,
+        error_type: str = INVALID_REQUEST,
         param: str | None = None,
         code: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.status, self.message, self.error_type, self.param, self.code = (
+            status,
+            message,
+            error_type,
+            param,
+            code,
+        )
 
     @property
     def body(self) -> dict[str, Any]:
         """As OpenAI writes it."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.error_type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
     @property
     def response(self) -> Response:
@@ -41,37 +54,37 @@ class ApiError(Exception):
         return Response(dumps(self.body), self.status, headers, "application/json")
 
 
-def bad(message: str, param: str | None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None, code: str | None = None) -> ApiError:
     """A body that cannot be served."""
-    return ApiError(400, message, INVALID, param, code)
+    return ApiError(400, message, INVALID_REQUEST, param, code)
 
 
-def unknown_model(name: str, known: str) -> ApiError:
+def unknown_model(name: str, served_name: str) -> ApiError:
     """A model that is not here."""
-    message = f"there is no model {quoted(name)}; the one here is {quoted(known)}"
-    return ApiError(404, message, INVALID, "model", "model_not_found")
+    message = f"there is no model {short_repr(name)}; the one here is {short_repr(served_name)}"
+    return ApiError(404, message, INVALID_REQUEST, "model", "model_not_found")
 
 
-def left() -> ApiError:
+def client_disconnected() -> ApiError:
     """Nobody waits for the answer any more; the number is nginx's."""
     return ApiError(499, "the client left")
 
 
-def stopped() -> ApiError:
+def shutting_down() -> ApiError:
     """The server stops, and has waited long enough."""
-    return ApiError(503, "the server is stopping", SERVER)
+    return ApiError(503, "the server is stopping", SERVER_ERROR)
 
 
-def api_error(error: BaseException, param: str = "") -> ApiError:
+def to_api_error(error: BaseException, param: str = "") -> ApiError:
     """What a failure of the engine is to a client. `param` is where the fields that it names are."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, BusyError):
         return ApiError(429, str(error), "rate_limit_error", None, "rate_limit_exceeded")
     if isinstance(error, RunError):
-        return ApiError(503, str(error), SERVER)
+        return ApiError(503, str(error), SERVER_ERROR)
     if isinstance(error, InputError):
-        where = ".".join(filter(None, (param, error.field)))
+        param_path = ".".join(filter(None, (param, error.field)))
         code = "context_length_exceeded" if isinstance(error, ContextError) else None
-        return bad(str(error), where or None, code)
-    return ApiError(500, "the server failed; its log says why", SERVER)
+        return bad_request(str(error), param_path or None, code)
+    return ApiError(500, "the server failed; its log says why", SERVER_ERROR)

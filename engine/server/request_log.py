@@ -11,116 +11,126 @@ from dataclasses import fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from .errors import ApiError, api_error, stopped
-from .protocol import IGNORED, NEUTRAL, SAMPLING, ChatBody, CompletionBody
-from .responses import branch_tokens
+from .errors import ApiError, shutting_down, to_api_error
+from .protocol import IGNORED_FIELDS, NOOP_VALUES, SAMPLING_FIELDS, ChatCompletionRequest, CompletionRequest
+from .responses import count_branch_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..outputs import BranchPrompt, Delta, Output
     from .metrics import Metrics
-    from .requests import Asked
+    from .requests import ParsedCall
 
 LOG = logging.getLogger("trimtab.server")
-NAMES = frozenset({*IGNORED, *NEUTRAL, *(f.name for f in (*fields(ChatBody), *fields(CompletionBody)))})
+LOGGED_FIELDS = frozenset(
+    {
+        *IGNORED_FIELDS,
+        *NOOP_VALUES,
+        *(f.name for f in (*fields(ChatCompletionRequest), *fields(CompletionRequest))),
+    }
+)
 """Of fields: what else stands in a body may be anybody's words, and is not logged."""
 
 
-class Record:
+class RequestLog:
     """One request, from its arrival to `end`, which is called once however it ends."""
 
-    def __init__(self, id: str, path: str, client: str, metrics: Metrics, prompts: bool) -> None:
+    def __init__(self, id: str, path: str, client: str, metrics: Metrics, log_prompts: bool) -> None:
         self.id = id
         self.outputs: dict[int, Output] = {}
-        self._n = 1
+        self._num_choices = 1
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        self._line: dict[str, Any] = {"time": now, "id": id, "path": path, "client": client}
-        self._metrics, self._prompts, self._start = metrics, prompts, time.perf_counter()
-        self._last: dict[int, float] = {}
-        self._first: float | None = None
-        self._tokens = 0
+        self._entry: dict[str, Any] = {"time": now, "id": id, "path": path, "client": client}
+        self._metrics, self._log_prompts, self._start_time = metrics, log_prompts, time.perf_counter()
+        self._last_token_times: dict[int, float] = {}
+        self._first_token_time: float | None = None
+        self._num_tokens = 0
 
-    def asked(self, asked: Asked, values: dict[str, Any]) -> None:
+    def on_parsed(self, parsed: ParsedCall, values: dict[str, Any]) -> None:
         """What the client wants has been understood."""
-        request = asked.requests[0]
-        self._n = request.sampling.n
-        branches = 1 + len(request.steering.branches())
-        self._line |= {
+        request = parsed.requests[0]
+        self._num_choices = request.sampling.n
+        num_branches = 1 + len(request.steering.branch_objectives())
+        self._entry |= {
             "method": request.steering.name,
-            "branches": branches,
-            "answers": asked.answers,
-            "stream": asked.stream,
+            "branches": num_branches,
+            "answers": parsed.num_choices,
+            "stream": parsed.stream,
         }
-        if self._prompts:
-            self._line["body"] = values
-        for _ in range(asked.answers):
-            self._metrics.branches.observe(branches)
+        if self._log_prompts:
+            self._entry["body"] = values
+        for _ in range(parsed.num_choices):
+            self._metrics.branches.observe(num_branches)
 
-    def saw(self, index: int, delta: Delta) -> None:
+    def on_delta(self, index: int, delta: Delta) -> None:
         """A piece of answer `index` has come."""
         now = time.perf_counter()
         if delta.token_ids:
-            self._tokens += len(delta.token_ids)
-            if index in self._last:
-                self._metrics.between.observe(now - self._last[index])
+            self._num_tokens += len(delta.token_ids)
+            if index in self._last_token_times:
+                self._metrics.inter_token_latency.observe(now - self._last_token_times[index])
             else:
-                self._metrics.first_token.observe(now - self._start)
-                self._first = self._first or now
-            self._last[index] = now
+                self._metrics.ttft.observe(now - self._start_time)
+                self._first_token_time = self._first_token_time or now
+            self._last_token_times[index] = now
         if delta.output is not None:
             self.outputs[index] = delta.output
             self._metrics.successes.labels(delta.output.finish_reason).inc()
-            self._metrics.queue.observe(delta.output.timings.queue)
+            self._metrics.queue_time.observe(delta.output.timings.queue)
 
     @property
     def prompts(self) -> list[Sequence[BranchPrompt]]:
         """The branches of each request of which an answer has ended."""
-        return [output.branches for index, output in sorted(self.outputs.items()) if index % self._n == 0]
+        return [
+            output.branches
+            for index, output in sorted(self.outputs.items())
+            if index % self._num_choices == 0
+        ]
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Of all answers, so far."""
-        return self._tokens
+        return self._num_tokens
 
-    def failure(self, error: BaseException) -> ApiError:
+    def convert_error(self, error: BaseException) -> ApiError:
         """What is told of an error; the log says where a defect is."""
-        failure = stopped() if isinstance(error, asyncio.CancelledError) else api_error(error)
+        failure = shutting_down() if isinstance(error, asyncio.CancelledError) else to_api_error(error)
         if failure.status == 500 and not isinstance(error, ApiError):
             LOG.error("request %s failed", self.id, exc_info=error)
         return failure
 
-    def end(self, failure: ApiError | None = None) -> None:
+    def finish(self, failure: ApiError | None = None) -> None:
         """The response has been sent, or is this failure, or nobody waits for it any more (499).
 
         A client's own mistake is logged by the field that it is in: the sentence may quote the prompt.
         """
         status = 200 if failure is None else failure.status
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._start_time
         outputs = [self.outputs[index] for index in sorted(self.outputs)]
-        self._metrics.generation_tokens.inc(self._tokens)
+        self._metrics.generation_tokens.inc(self._num_tokens)
         if outputs:
-            lengths = branch_tokens(self.prompts)
-            self._metrics.prompt_tokens.inc(lengths[0])
-            self._metrics.branch_tokens.inc(sum(lengths[1:]))
-            self._line |= {
-                "prompt_tokens": lengths,
+            prompt_lens = count_branch_tokens(self.prompts)
+            self._metrics.prompt_tokens.inc(prompt_lens[0])
+            self._metrics.branch_tokens.inc(sum(prompt_lens[1:]))
+            self._entry |= {
+                "prompt_tokens": prompt_lens,
                 "finish_reason": [output.finish_reason for output in outputs],
                 "queue": round(outputs[0].timings.queue, 4),
             }
         if status == 200:
-            self._metrics.whole.observe(seconds)
+            self._metrics.e2e_latency.observe(seconds)
         else:
-            self._metrics.refusals.labels(str(status)).inc()
-        self._line |= {"status": status, "tokens": self._tokens, "seconds": round(seconds, 4)}
-        if self._first is not None:
-            self._line["first_token"] = round(self._first - self._start, 4)
+            self._metrics.errors.labels(str(status)).inc()
+        self._entry |= {"status": status, "tokens": self._num_tokens, "seconds": round(seconds, 4)}
+        if self._first_token_time is not None:
+            self._entry["first_token"] = round(self._first_token_time - self._start_time, 4)
         if failure is not None:
             param = re.split(r"[.\[]", failure.param or "")[0]
-            if param in NAMES or param in SAMPLING:
-                self._line["param"] = param
-            if status >= 500 or self._prompts:
-                self._line["error"] = failure.message
-        if self._prompts and outputs:
-            self._line["answer"] = [output.text for output in outputs]
-        LOG.info(json.dumps(self._line, default=str))
+            if param in LOGGED_FIELDS or param in SAMPLING_FIELDS:
+                self._entry["param"] = param
+            if status >= 500 or self._log_prompts:
+                self._entry["error"] = failure.message
+        if self._log_prompts and outputs:
+            self._entry["answer"] = [output.text for output in outputs]
+        LOG.info(json.dumps(self._entry, default=str))

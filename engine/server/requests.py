@@ -9,20 +9,20 @@ from ...kernels.common.errors import InputError
 from ..methods.builtin import Guidance
 from ..methods.objective import Objective
 from ..request import Request
-from .errors import api_error, bad, unknown_model
-from .protocol import ChatBody, CompletionBody, parsed
+from .errors import bad_request, to_api_error, unknown_model
+from .protocol import ChatCompletionRequest, CompletionRequest, parse_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..base_engine import Front
+    from ..base_engine import BaseEngine
     from ..sampling_params import SamplingParams
-    from .protocol import Body
+    from .protocol import RequestBody
     from .steering import Profiles
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedCall:
     """What a client wants: the requests, in the order of its prompts, and how to tell of the answers."""
 
     requests: list[Request]
@@ -31,104 +31,116 @@ class Asked:
     include_usage: bool = False
 
     @property
-    def answers(self) -> int:
+    def num_choices(self) -> int:
         """How many of them there will be."""
         return sum(request.sampling.n for request in self.requests)
 
 
-class Asking:
+class RequestParser:
     """Reads bodies for one engine. All methods raise ApiError for what is wrong."""
 
-    def __init__(self, engine: Front, model: str, profiles: Profiles) -> None:
+    def __init__(self, engine: BaseEngine, model: str, profiles: Profiles) -> None:
         self._engine, self._model, self._profiles = engine, model, profiles
 
-    def chat(self, values: Mapping[str, Any]) -> Asked:
+    def parse_chat(self, values: Mapping[str, Any]) -> ParsedCall:
         """Of /v1/chat/completions."""
-        body, sampling = self._parsed(ChatBody, values)
+        body, sampling = self._parse_body(ChatCompletionRequest, values)
         if not body.messages:
-            raise bad("messages is empty; it must hold at least one message", "messages")
-        request = self._request(
+            raise bad_request("messages is empty; it must hold at least one message", "messages")
+        request = self._make_request(
             "messages",
             prompt=list(body.messages),
             chat_template_kwargs=body.chat_template_kwargs or {},
             sampling=sampling,
         )
-        self._require_room(sampling.n, "n")
-        steering = self._profiles.steering(body.steering)
+        self._check_queue_limit(sampling.n, "n")
+        steering = self._profiles.resolve(body.steering)
         if body.negative_prompt is None:
             request = replace(request, steering=steering.method, trace=steering.trace)
         else:
-            request = self._away_from(body.negative_prompt, body.guidance_scale, request)
-        return Asked([request], True, body.stream, body.include_usage)
+            request = self._steer_away_from(body.negative_prompt, body.guidance_scale, request)
+        return ParsedCall([request], True, body.stream, body.include_usage)
 
-    def completion(self, values: Mapping[str, Any]) -> Asked:
+    def parse_completion(self, values: Mapping[str, Any]) -> ParsedCall:
         """Of /v1/completions. A wish stands before the prompt, with an empty line between."""
-        body, sampling = self._parsed(CompletionBody, values)
-        steering = self._profiles.steering(body.steering)
+        body, sampling = self._parse_body(CompletionRequest, values)
+        steering = self._profiles.resolve(body.steering)
         prompts, requests = body.prompts, []
-        self._require_room(len(prompts) * sampling.n, "prompt")
+        self._check_queue_limit(len(prompts) * sampling.n, "prompt")
         for prompt in prompts:
             if body.negative_prompt is None:
-                branches = [self._text(wish, prompt) for wish in (None, *steering.method.branches())]
+                branches = [
+                    self._encode_prompt(objective, prompt)
+                    for objective in (None, *steering.method.branch_objectives())
+                ]
                 method, trace = steering.method, steering.trace
             else:
-                branches = [self._text(body.negative_prompt, prompt), self._text(None, prompt)]
-                method, trace = _guidance(body.guidance_scale), False
+                branches = [
+                    self._encode_prompt(body.negative_prompt, prompt),
+                    self._encode_prompt(None, prompt),
+                ]
+                method, trace = _make_guidance(body.guidance_scale), False
             requests.append(
-                self._request(
+                self._make_request(
                     "prompt", branch_token_ids=branches, steering=method, trace=trace, sampling=sampling
                 )
             )
-        return Asked(requests, False, body.stream, body.include_usage)
+        return ParsedCall(requests, False, body.stream, body.include_usage)
 
-    def _parsed(self, cls: type[Body], values: Mapping[str, Any]) -> tuple[Any, SamplingParams]:
-        body, sampling = parsed(cls, values)
+    def _parse_body(self, cls: type[RequestBody], values: Mapping[str, Any]) -> tuple[Any, SamplingParams]:
+        body, sampling = parse_body(cls, values)
         if body.model not in (None, self._model):
             raise unknown_model(body.model, self._model)
         return body, sampling
 
-    def _require_room(self, answers: int, param: str) -> None:
+    def _check_queue_limit(self, num_choices: int, param: str) -> None:
         """Before anything is made of them: a small body can ask for millions."""
-        most = self._engine.config.max_waiting
-        if answers > most:
-            raise bad(f"the request asks for {answers} answers; max_waiting allows {most} at once", param)
+        max_waiting = self._engine.config.max_waiting
+        if num_choices > max_waiting:
+            raise bad_request(
+                f"the request asks for {num_choices} answers; max_waiting allows {max_waiting} at once", param
+            )
 
-    def _request(self, param: str, **parts: Any) -> Request:
+    def _make_request(self, param: str, **kwargs: Any) -> Request:
         try:
-            return Request(**parts)
+            return Request(**kwargs)
         except InputError as error:
             error.field = ""
-            raise api_error(error, param) from error
+            raise to_api_error(error, param) from error
 
-    def _away_from(self, negative: str, scale: float | None, request: Request) -> Request:
+    def _steer_away_from(
+        self, negative_prompt: str, guidance_scale: float | None, request: Request
+    ) -> Request:
         """Guidance whose base has been given the negative prompt, and whose other branch has not."""
         try:
-            toward = replace(request, steering=Guidance((Objective(negative),)))
-            plain, base = self._engine.render(toward)
+            guided = replace(request, steering=Guidance((Objective(negative_prompt),)))
+            positive_branch, negative_branch = self._engine.render(guided)
         except InputError as error:
-            raise api_error(error) from error
+            raise to_api_error(error) from error
         return Request(
-            branch_token_ids=[base.prompt_token_ids, plain.prompt_token_ids],
-            steering=_guidance(scale),
+            branch_token_ids=[negative_branch.prompt_token_ids, positive_branch.prompt_token_ids],
+            steering=_make_guidance(guidance_scale),
             sampling=request.sampling,
             trace=False,
         )
 
-    def _text(self, wish: str | None, prompt: str | list[int]) -> list[int]:
+    def _encode_prompt(self, objective: str | None, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, list):
-            if wish is not None:
-                raise bad("prompt is token ids, which no wish can be put before; give a text", "prompt")
+            if objective is not None:
+                raise bad_request(
+                    "prompt is token ids, which no wish can be put before; give a text", "prompt"
+                )
             return prompt
-        text = prompt if wish is None else f"{wish}\n\n{prompt}"
+        text = prompt if objective is None else f"{objective}\n\n{prompt}"
         try:
             return self._engine.tokenizer.encode(text, add_special_tokens=True)
         except InputError as error:
-            raise api_error(error, "prompt") from error
+            raise to_api_error(error, "prompt") from error
 
 
-def _guidance(scale: float | None) -> Guidance:
+def _make_guidance(guidance_scale: float | None) -> Guidance:
     try:
         objective = Objective("the prompt without the negative one")
-        return Guidance((objective,), guidance_scale=1.5 if scale is None else scale)
+        return Guidance((objective,), guidance_scale=1.5 if guidance_scale is None else guidance_scale)
     except InputError as error:
-        raise api_error(error) from error
+        raise to_api_error(error) from error

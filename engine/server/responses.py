@@ -15,65 +15,71 @@ if TYPE_CHECKING:
     from ..outputs import BranchPrompt, Delta, Output, TokenLogprobs, Trace
 
 
-class Answers:
+class ResponseBuilder:
     """The shapes of one response. `id` and `created` name it, `chat` says of which of the two calls it is."""
 
-    def __init__(self, id: str, created: int, model: str, chat: bool, text_of: Callable[[int], str]) -> None:
-        self._head = {"id": id, "object": "", "created": created, "model": model}
+    def __init__(
+        self, id: str, created: int, model: str, chat: bool, decode_token: Callable[[int], str]
+    ) -> None:
+        self._envelope = {"id": id, "object": "", "created": created, "model": model}
         self._object = "chat.completion" if chat else "text_completion"
-        self._chat, self._text_of = chat, text_of
-        self._offsets: dict[int, int] = {}
+        self._chat, self._decode_token = chat, decode_token
+        self._text_offsets: dict[int, int] = {}
 
-    def whole(self, outputs: Sequence[Output], prompts: Sequence[Sequence[BranchPrompt]]) -> dict[str, Any]:
+    def full_response(
+        self, outputs: Sequence[Output], prompts: Sequence[Sequence[BranchPrompt]]
+    ) -> dict[str, Any]:
         """A response that is not streamed. `prompts` are those of each request."""
         choices = [self._choice(index, output) for index, output in enumerate(outputs)]
-        usage = usage_of(prompts, sum(len(output.token_ids) for output in outputs))
-        return {**self._head, "object": self._object, "choices": choices, "usage": usage}
+        usage = make_usage(prompts, sum(len(output.token_ids) for output in outputs))
+        return {**self._envelope, "object": self._object, "choices": choices, "usage": usage}
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def first_chunk(self, index: int) -> dict[str, Any] | None:
         """The first chunk of a choice: in a chat, whose turn it is."""
         return self._chunk(index, {"role": "assistant", "content": ""}) if self._chat else None
 
-    def piece(self, index: int, delta: Delta) -> dict[str, Any] | None:
+    def delta_chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
         """The chunk of a piece; None where it says nothing."""
-        more: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if delta.trace is not None and delta.token_ids:
-            more["trace"] = self._trace(delta.trace, delta.token_ids)
+            extra["trace"] = self._trace(delta.trace, delta.token_ids)
         if delta.logprobs:
-            more["logprobs"] = self._logprobs(index, delta.logprobs)
-        if not delta.text and not more:
+            extra["logprobs"] = self._logprobs(index, delta.logprobs)
+        if not delta.text and not extra:
             return None
-        return self._chunk(index, {"content": delta.text} if self._chat else delta.text, **more)
+        return self._chunk(index, {"content": delta.text} if self._chat else delta.text, **extra)
 
-    def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
+    def final_chunk(self, index: int, finish_reason: str) -> dict[str, Any]:
         """The last chunk of a choice."""
         return self._chunk(index, {} if self._chat else "", finish_reason=finish_reason)
 
-    def usage(self, prompts: Sequence[Sequence[BranchPrompt]], tokens: int) -> dict[str, Any]:
+    def usage_chunk(
+        self, prompts: Sequence[Sequence[BranchPrompt]], completion_tokens: int
+    ) -> dict[str, Any]:
         """The chunk with the usage, after all choices."""
-        return {**self._chunk(0, {}), "choices": [], "usage": usage_of(prompts, tokens)}
+        return {**self._chunk(0, {}), "choices": [], "usage": make_usage(prompts, completion_tokens)}
 
     def _choice(self, index: int, output: Output) -> dict[str, Any]:
-        found: dict[str, Any] = {"index": index, "finish_reason": output.finish_reason, "logprobs": None}
+        choice: dict[str, Any] = {"index": index, "finish_reason": output.finish_reason, "logprobs": None}
         if self._chat:
-            found["message"] = {"role": "assistant", "content": output.text, "refusal": None}
+            choice["message"] = {"role": "assistant", "content": output.text, "refusal": None}
         else:
-            found["text"] = output.text
+            choice["text"] = output.text
         if output.logprobs is not None:
-            found["logprobs"] = self._logprobs(index, output.logprobs)
+            choice["logprobs"] = self._logprobs(index, output.logprobs)
         if output.trace is not None:
-            found["trace"] = self._trace(output.trace, output.token_ids)
-        return found
+            choice["trace"] = self._trace(output.trace, output.token_ids)
+        return choice
 
-    def _chunk(self, index: int, content: Any, **more: Any) -> dict[str, Any]:
+    def _chunk(self, index: int, content: Any, **extra: Any) -> dict[str, Any]:
         choice = {"index": index, "delta" if self._chat else "text": content, "logprobs": None}
-        choice |= {"finish_reason": None, **more}
-        name = "chat.completion.chunk" if self._chat else self._object
-        return {**self._head, "object": name, "choices": [choice]}
+        choice |= {"finish_reason": None, **extra}
+        object_type = "chat.completion.chunk" if self._chat else self._object
+        return {**self._envelope, "object": object_type, "choices": [choice]}
 
     def _trace(self, trace: Trace, token_ids: Sequence[int]) -> dict[str, Any]:
         return {
-            "tokens": [self._text_of(token) for token in token_ids],
+            "tokens": [self._decode_token(token) for token in token_ids],
             "weights": trace.weights,
             "rewards": trace.rewards,
             "strength": trace.strength,
@@ -81,53 +87,53 @@ class Answers:
             "branch_logprobs": trace.branch_logprobs,
         }
 
-    def _logprobs(self, index: int, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         if self._chat:
-            return {"content": [self._token_logprobs(token) for token in found], "refusal": None}
-        texts, offsets = [self._text_of(token.token_id) for token in found], []
+            return {"content": [self._token_logprobs_dict(token) for token in logprobs], "refusal": None}
+        texts, offsets = [self._decode_token(token.token_id) for token in logprobs], []
         for text in texts:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(text)
+            offsets.append(self._text_offsets.get(index, 0))
+            self._text_offsets[index] = offsets[-1] + len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [token.logprob for token in found],
-            "top_logprobs": [{self._text_of(i): p for i, p in token.top.items()} for token in found],
+            "token_logprobs": [token.logprob for token in logprobs],
+            "top_logprobs": [{self._decode_token(i): p for i, p in token.top.items()} for token in logprobs],
             "text_offset": offsets,
         }
 
-    def _token_logprobs(self, token: TokenLogprobs) -> dict[str, Any]:
-        top = [self._token(i, p) for i, p in token.top.items()]
-        return {**self._token(token.token_id, token.logprob), "top_logprobs": top}
+    def _token_logprobs_dict(self, token: TokenLogprobs) -> dict[str, Any]:
+        top = [self._token_dict(i, p) for i, p in token.top.items()]
+        return {**self._token_dict(token.token_id, token.logprob), "top_logprobs": top}
 
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self._text_of(token_id)
-        known = "\ufffd" not in text  # a part of a character is no text
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if known else None}
+    def _token_dict(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text = self._decode_token(token_id)
+        complete = "\ufffd" not in text  # a part of a character is no text
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if complete else None}
 
 
-def usage_of(prompts: Sequence[Sequence[BranchPrompt]], tokens: int) -> dict[str, Any]:
+def make_usage(prompts: Sequence[Sequence[BranchPrompt]], completion_tokens: int) -> dict[str, Any]:
     """prompt_tokens are those of the base branches; what the others took stands in the details."""
-    base, *branches = branch_tokens(prompts)
+    base, *branches = count_branch_tokens(prompts)
     return {
         "prompt_tokens": base,
-        "completion_tokens": tokens,
-        "total_tokens": base + tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": base + completion_tokens,
         "prompt_tokens_details": {"branches": branches},
     }
 
 
-def branch_tokens(prompts: Sequence[Sequence[BranchPrompt]]) -> list[int]:
+def count_branch_tokens(prompts: Sequence[Sequence[BranchPrompt]]) -> list[int]:
     """How many tokens each branch's prompts have, the base first."""
     lengths = [[len(branch.prompt_token_ids) for branch in branches] for branches in prompts]
-    return [sum(each) for each in zip(*lengths, strict=True)]
+    return [sum(counts) for counts in zip(*lengths, strict=True)]
 
 
-def text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
+def make_token_decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
     """The text of a token as it stands within a text, with the space that it begins with."""
 
     @lru_cache(maxsize=1 << 16)
-    def found(token_id: int) -> str:
+    def decode_token(token_id: int) -> str:
         once, twice = (tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
         return twice[len(once) :] if twice.startswith(once) else once
 
-    return found
+    return decode_token

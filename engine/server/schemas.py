@@ -9,13 +9,13 @@ from pydantic import TypeAdapter
 
 from ..methods.base import Method
 from ..methods.builtin import METHODS
-from ..methods.registry import settings
+from ..methods.registry import setting_names
 from ..sampling_params import SamplingParams
-from ..utils.fields import types_of
-from .protocol import ROLES, SAMPLING, ChatBody, CompletionBody
+from ..utils.fields import field_types
+from .protocol import ROLES, SAMPLING_FIELDS, ChatCompletionRequest, CompletionRequest
 
-NULL = {"type": "null"}
-OBJECTIVE = {
+NULL_SCHEMA = {"type": "null"}
+OBJECTIVE_SCHEMA = {
     "anyOf": [
         {"type": "string", "minLength": 1},
         {
@@ -29,22 +29,22 @@ OBJECTIVE = {
         },
     ]
 }
-TEXT_PART = {
+TEXT_PART_SCHEMA = {
     "type": "object",
     "required": ["type", "text"],
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
 }
-MESSAGE = {
+MESSAGE_SCHEMA = {
     "type": "object",
     "required": ["role", "content"],
     "properties": {
         "role": {"enum": ROLES},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART}]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART_SCHEMA}]},
         "name": {"type": "string"},
     },
     "additionalProperties": False,
 }
-PROMPT = {
+PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string", "minLength": 1},
         {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
@@ -58,21 +58,21 @@ PROMPT = {
 }
 
 
-def _described(cls: type, names: Any) -> dict[str, Any]:
+def _field_schemas(cls: type, names: Any) -> dict[str, Any]:
     """The properties of a dataclass's fields."""
-    hints, known = types_of(cls), {field.name: field for field in fields(cls)}
+    hints, fields_by_name = field_types(cls), {field.name: field for field in fields(cls)}
     return {
-        name: {**TypeAdapter(hints[name]).json_schema(), "description": known[name].metadata["help"]}
+        name: {**TypeAdapter(hints[name]).json_schema(), "description": fields_by_name[name].metadata["help"]}
         for name in names
     }
 
 
-def _method(cls: type[Method]) -> dict[str, Any]:
+def _method_schema(cls: type[Method]) -> dict[str, Any]:
     properties = {
         "method": {"const": cls.name},
-        "objectives": {"type": "array", "items": OBJECTIVE},
+        "objectives": {"type": "array", "items": OBJECTIVE_SCHEMA},
         "trace": {"type": "boolean", "description": "how each token was chosen, at choices[i].trace"},
-        **_described(cls, settings(cls)),
+        **_field_schemas(cls, setting_names(cls)),
     }
     if cls.presets:
         properties["preset"] = {
@@ -82,9 +82,11 @@ def _method(cls: type[Method]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _body(cls: type, required: str, **special: Any) -> dict[str, Any]:
-    properties = _described(cls, [field.name for field in fields(cls)]) | _described(SamplingParams, SAMPLING)
-    for name, schema in special.items():
+def _body_openapi(cls: type, required: str, **overrides: Any) -> dict[str, Any]:
+    properties = _field_schemas(cls, [field.name for field in fields(cls)]) | _field_schemas(
+        SamplingParams, SAMPLING_FIELDS
+    )
+    for name, schema in overrides.items():
         properties[name] = {**schema, "description": properties[name]["description"]}
     schema = {
         "type": "object",
@@ -95,9 +97,14 @@ def _body(cls: type, required: str, **special: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-STEERING = {"anyOf": [NULL, {"type": "string"}, *map(_method, METHODS)]}
-CHAT = _body(
-    ChatBody, "messages", messages={"type": "array", "minItems": 1, "items": MESSAGE}, steering=STEERING
+STEERING_SCHEMA = {"anyOf": [NULL_SCHEMA, {"type": "string"}, *map(_method_schema, METHODS)]}
+CHAT_OPENAPI = _body_openapi(
+    ChatCompletionRequest,
+    "messages",
+    messages={"type": "array", "minItems": 1, "items": MESSAGE_SCHEMA},
+    steering=STEERING_SCHEMA,
 )
-COMPLETION = _body(CompletionBody, "prompt", prompt=PROMPT, steering=STEERING)
-PREVIEW = CHAT
+COMPLETION_OPENAPI = _body_openapi(
+    CompletionRequest, "prompt", prompt=PROMPT_SCHEMA, steering=STEERING_SCHEMA
+)
+PREVIEW_OPENAPI = CHAT_OPENAPI

@@ -14,12 +14,12 @@ from starlette.responses import Response
 
 from ...kernels.common.errors import InputError
 from ..utils.json import dumps
-from .errors import left
-from .http import body, gone
-from .request_log import Record
-from .request_stream import Served
-from .responses import Answers
-from .sse import EventStream
+from .errors import client_disconnected
+from .http import read_json_body, wait_disconnect
+from .request_log import RequestLog
+from .request_stream import ActiveCall
+from .responses import ResponseBuilder
+from .sse import EventSourceResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
     from ..async_engine import AsyncEngine
-    from ..core.request_handle import Stream
+    from ..core.request_handle import OutputStream
     from .config import ServerConfig
     from .metrics import Metrics
-    from .requests import Asked
+    from .requests import ParsedCall
 
-PATIENCE = 30.0
+CLIENT_READ_TIMEOUT = 30.0
 """Seconds after the end of an answer in which a client must have read it."""
 
 
-class Serving:
+class CallHandler:
     """Serves the generating calls of one engine."""
 
     def __init__(
@@ -45,76 +45,79 @@ class Serving:
         config: ServerConfig,
         model: str,
         metrics: Metrics,
-        text_of: Callable[[int], str],
+        decode_token: Callable[[int], str],
     ) -> None:
         self._engine, self._config, self._model = engine, config, model
-        self._metrics, self._text_of = metrics, text_of
+        self._metrics, self._decode_token = metrics, decode_token
 
-    async def serve(self, http: HttpRequest, ask: Callable[[dict[str, Any]], Asked]) -> Response:
+    async def serve(self, http: HttpRequest, parse: Callable[[dict[str, Any]], ParsedCall]) -> Response:
         """The response to a call; `ask` makes of its body what is asked."""
-        kind = "chatcmpl" if "/chat/" in http.url.path else "cmpl"
+        id_prefix = "chatcmpl" if "/chat/" in http.url.path else "cmpl"
         client = http.client.host if http.client else ""
-        record = Record(
-            f"{kind}-{uuid.uuid4().hex}", http.url.path, client, self._metrics, self._config.log_prompts
+        log = RequestLog(
+            f"{id_prefix}-{uuid.uuid4().hex}", http.url.path, client, self._metrics, self._config.log_prompts
         )
         try:
-            values = await body(http, self._config)
-            asked = await asyncio.to_thread(ask, values)
-            record.asked(asked, values)
-            served = await self._begin(asked, record)
+            values = await read_json_body(http, self._config)
+            parsed = await asyncio.to_thread(parse, values)
+            log.on_parsed(parsed, values)
+            call = await self._start_call(parsed, log)
         except (Exception, asyncio.CancelledError) as error:
-            return _refused(record, error)
-        if asked.stream:
-            return EventStream(served, self._config.request_timeout + PATIENCE)
+            return _error_response(log, error)
+        if parsed.stream:
+            return EventSourceResponse(call, self._config.request_timeout + CLIENT_READ_TIMEOUT)
         try:
-            return await _unless_gone(http, _whole(served), record)
+            return await _cancel_on_disconnect(http, _full_response(call), log)
         except (Exception, asyncio.CancelledError) as error:
-            return _refused(record, error)
+            return _error_response(log, error)
         finally:
-            served.close()
+            call.close()
 
-    async def _begin(self, asked: Asked, record: Record) -> Served:
-        streams: list[Stream] = []
+    async def _start_call(self, parsed: ParsedCall, log: RequestLog) -> ActiveCall:
+        streams: list[OutputStream] = []
         try:
-            for request in asked.requests:
-                streams.append(await self._engine.begin(request, self._config.request_timeout))
+            for request in parsed.requests:
+                streams.append(await self._engine.open_stream(request, self._config.request_timeout))
         except BaseException as error:
             for stream in streams:
                 stream.close()
             if isinstance(error, InputError) and error.field in ("", "branch_token_ids"):
-                error.field = "messages" if asked.chat else "prompt"
+                error.field = "messages" if parsed.chat else "prompt"
             raise
-        answers = Answers(record.id, int(time.time()), self._model, asked.chat, self._text_of)
-        return Served(asked, streams, record, answers)
+        builder = ResponseBuilder(log.id, int(time.time()), self._model, parsed.chat, self._decode_token)
+        return ActiveCall(parsed, streams, log, builder)
 
 
-async def _whole(served: Served) -> Response:
-    async for _ in served.pieces():
+async def _full_response(call: ActiveCall) -> Response:
+    async for _ in call.iter_deltas():
         pass
-    outputs = [served.record.outputs[index] for index in range(served.asked.answers)]
-    found = served.answers.whole(outputs, served.record.prompts)
-    response = Response(dumps(found), media_type="application/json")
-    served.record.end()
+    outputs = [call.log.outputs[index] for index in range(call.parsed.num_choices)]
+    payload = call.builder.full_response(outputs, call.log.prompts)
+    response = Response(dumps(payload), media_type="application/json")
+    call.log.finish()
     return response
 
 
-async def _unless_gone(http: HttpRequest, work: Any, record: Record) -> Response:
+async def _cancel_on_disconnect(http: HttpRequest, coroutine: Any, log: RequestLog) -> Response:
     """What the work gives; it is cancelled as soon as the client is gone."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(gone(http.receive))
+    work_task, disconnect_task = (
+        asyncio.create_task(coroutine),
+        asyncio.create_task(wait_disconnect(http.receive)),
+    )
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            response: Response = working.result()
+        await asyncio.wait({work_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
+        if work_task.done():
+            response: Response = work_task.result()
             return response
-        record.end(left())
-        return left().response
+        log.finish(client_disconnected())
+        return client_disconnected().response
     finally:
-        for task in (working, leaving):
+        for task in (work_task, disconnect_task):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(work_task, disconnect_task, return_exceptions=True)
 
 
-def _refused(record: Record, error: BaseException) -> Response:
-    failure = record.failure(error)
-    record.end(failure)
+def _error_response(log: RequestLog, error: BaseException) -> Response:
+    failure = log.convert_error(error)
+    log.finish(failure)
     return failure.response

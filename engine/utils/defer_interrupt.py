@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_interrupt() -> Iterator[None]:
     """Within, Ctrl-C waits for the end; a second one does not. Only the main thread is ever interrupted."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    previous_handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous_handler):
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
+    pending: list[tuple[int, FrameType | None]] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        if held:
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        if pending:
             raise KeyboardInterrupt
-        held.append((number, frame))
+        pending.append((signum, frame))
 
-    signal.signal(signal.SIGINT, hold)
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        before(*held[0])
+        signal.signal(signal.SIGINT, previous_handler)
+    if pending:
+        previous_handler(*pending[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-QUOTED, SAID = 100, 300
+MAX_REPR, MAX_ERROR_TEXT = 100, 300
 """Characters that a sentence shows of a value, and of what another library says."""
 
 
@@ -37,25 +37,25 @@ class SteeringWarning(UserWarning):
     """A method does what it was told, and that may not be what was meant. A note on the command line."""
 
 
-def quoted(value: Any, most: int = QUOTED) -> str:
+def short_repr(value: Any, max_len: int = MAX_REPR) -> str:
     """A value as Python writes it, on one line, and cut where it is long."""
     try:
         text = re.sub(r"\s*\n\s*", " ", repr(value))
     except Exception:  # someone else's code; and Python writes out no integer of thousands of digits
         text = f"a value of type {type(value).__name__}"
-    return cut(text, most)
+    return truncate(text, max_len)
 
 
-def cut(text: str, most: int = QUOTED) -> str:
+def truncate(text: str, max_len: int = MAX_REPR) -> str:
     """A text that may be anybody's, as long as a sentence can hold it."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= max_len else f"{text[: max_len - 1]}…"
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What another library says of an error, on one line, and cut where it is long."""
-    return cut(" ".join(str(error).split()) or type(error).__name__, SAID)
+    return truncate(" ".join(str(error).split()) or type(error).__name__, MAX_ERROR_TEXT)
 
 
-def defect(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """A defect, or a failure of somebody else's code, in one line."""
     return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))

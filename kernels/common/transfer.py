@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
-ALIGNED = 16
+ALIGNMENT = 16
 """Bytes that each part's beginning is a multiple of: for other pointers Triton compiles other kernels."""
-TYPES = {
+TORCH_DTYPES = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.int32): torch.int32,
     np.dtype(np.float32): torch.float32,
@@ -22,54 +22,54 @@ TYPES = {
 }
 
 
-def send(device: torch.device, *columns: np.ndarray[Any, Any]) -> list[Tensor]:
+def to_device(device: torch.device, *arrays: np.ndarray[Any, Any]) -> list[Tensor]:
     """The columns as tensors on the device; the host does not wait. On a CPU they keep their memory."""
     if device.type == "cpu":
-        return [torch.from_numpy(column) for column in columns]
-    return unpack(pack(device, columns).to(device, non_blocking=True), columns)
+        return [torch.from_numpy(array) for array in arrays]
+    return unpack_views(pack_pinned(device, arrays).to(device, non_blocking=True), arrays)
 
 
-def pack(device: torch.device, columns: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+def pack_pinned(device: torch.device, arrays: Sequence[np.ndarray[Any, Any]]) -> Tensor:
     """The bytes of all columns on the host, [bytes] uint8, in memory that a GPU copies from by itself."""
-    starts = _starts([column.nbytes for column in columns])
+    offsets = _aligned_offsets([array.nbytes for array in arrays])
     pinned = device.type == "cuda" and torch.cuda.is_available()
-    packed = torch.empty(starts[-1], dtype=torch.uint8, device=CPU, pin_memory=pinned)
-    into = packed.numpy()
-    for start, column in zip(starts, columns, strict=False):
-        into[start : start + column.nbytes] = np.ascontiguousarray(column).reshape(-1).view(np.uint8)
+    packed = torch.empty(offsets[-1], dtype=torch.uint8, device=CPU, pin_memory=pinned)
+    buffer = packed.numpy()
+    for offset, column in zip(offsets, arrays, strict=False):
+        buffer[offset : offset + column.nbytes] = np.ascontiguousarray(column).reshape(-1).view(np.uint8)
     return packed
 
 
-def unpack(packed: Tensor, like: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
+def unpack_views(packed: Tensor, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
     """Views of packed bytes, of the columns' types and shapes."""
-    starts = _starts([column.nbytes for column in like])
+    offsets = _aligned_offsets([array.nbytes for array in arrays])
     return [
-        packed[start : start + column.nbytes].view(TYPES[column.dtype]).view(column.shape)
-        for start, column in zip(starts, like, strict=False)
+        packed[offset : offset + column.nbytes].view(TORCH_DTYPES[column.dtype]).view(column.shape)
+        for offset, column in zip(offsets, arrays, strict=False)
     ]
 
 
-def fetch(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+def to_host_async(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
     """Sends a GPU's tensors to the host, which waits for them when it calls the result."""
     packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
     host = torch.empty(packed.shape, dtype=torch.uint8, device=CPU, pin_memory=packed.is_cuda)
     host.copy_(packed, non_blocking=True)
-    sent = torch.cuda.Event()
-    sent.record()
-    return lambda: _arrived(tensors, host, sent)
+    copied = torch.cuda.Event()
+    copied.record()
+    return lambda: _wait_and_unpack(tensors, host, copied)
 
 
-def _arrived(tensors: Sequence[Tensor], host: Tensor, sent: torch.cuda.Event) -> list[Tensor]:
+def _wait_and_unpack(tensors: Sequence[Tensor], host: Tensor, copied: torch.cuda.Event) -> list[Tensor]:
     """Parts of the host's bytes, of the tensors' types and shapes."""
-    sent.synchronize()
-    found, start = [], 0
+    copied.synchronize()
+    unpacked, offset = [], 0
     for tensor in tensors:
-        part = host[start : start + tensor.nbytes].clone()  # a view must begin where its type allows
-        found.append(part.view(tensor.dtype).view(tensor.shape))
-        start += tensor.nbytes
-    return found
+        data = host[offset : offset + tensor.nbytes].clone()  # a view must begin where its type allows
+        unpacked.append(data.view(tensor.dtype).view(tensor.shape))
+        offset += tensor.nbytes
+    return unpacked
 
 
-def _starts(sizes: Sequence[int]) -> list[int]:
+def _aligned_offsets(sizes: Sequence[int]) -> list[int]:
     """Where parts of these bytes begin, and after the last where all end."""
-    return [0, *accumulate(math.ceil(size / ALIGNED) * ALIGNED for size in sizes)]
+    return [0, *accumulate(math.ceil(size / ALIGNMENT) * ALIGNMENT for size in sizes)]

@@ -17,28 +17,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..reference.causal_mask import HIDDEN, hidden_keys
-from .block_pool import PagePool, Read
-from .shared_blocks import Readers
+from ..reference.causal_mask import MASK_VALUE, mask_bias
+from .block_pool import KVBlockPool, ReadKV
+from .shared_blocks import BlockSharing
 
 
 @dataclass(frozen=True)
-class _Product:
+class _BlockMatmul:
     """Some pages, and the rows that are multiplied with them: views of buffers.
 
     queries, found [pages · kv_heads, rows, width]; scores, shares the same with block_size instead of width.
     rows: which of all rows they are. read: see `PagePool.reader`.
     """
 
-    read: Read
+    read_kv: ReadKV
     queries: Tensor
     scores: Tensor
-    shares: Tensor
-    found: Tensor
+    probs: Tensor
+    out: Tensor
     rows: slice
 
 
-class Decoding:
+class DecodeAttention:
     """What decodes in a step: who reads which page, and the buffers between the products.
 
     tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last. Of the
@@ -46,96 +46,134 @@ class Decoding:
     reference.
     """
 
-    def __init__(self, pool: PagePool, readers: Readers, tokens: Tensor, padding: int, heads: int) -> None:
-        self._block_size, kv_heads, group = pool.block_size, pool.kv_heads, heads // pool.kv_heads
-        own, more = pool.product_rows(group), pool.product_rows(readers.most * group)
-        self._products, total = list[_Product](), 0
-        self._buffers = _buffers(pool, readers, own, more)
-        self._scored = self._buffers[1][:-1]
-        cut = _cut(pool, readers, own, more)
-        for pages, count, rows in cut:
-            at = slice(total, total + count * kv_heads * rows)
-            queries, scores, shares, found = (x[at].unflatten(0, (-1, rows)) for x in self._buffers)
-            read = pool.reader(pages, alone=len(cut) == 1)
-            self._products.append(_Product(read, queries, scores, shares, found, at))
-            total = at.stop
-        place = _place(readers, own, more, kv_heads, group)  # [depth, rows, kv_heads, group]
-        there = ~readers.absent
-        place = torch.where(there[:, :, None, None], place, total)  # the row that no product writes
-        depth, count = there.shape
-        query = tokens[:, None] * (heads + 2 * kv_heads) + torch.arange(heads)
-        part = torch.arange(place.numel()).view(count, kv_heads, group, depth).permute(3, 0, 1, 2)
-        self._there, self._filled = there, place[there]
-        self._asked = self._scattered(query.view(1, count, kv_heads, group).expand_as(place)[there], total)
-        self._parted = self._scattered(part[there], total)
-        self._gathered = place.permute(1, 2, 3, 0).flatten()
-        last = torch.arange(count + padding).clamp(max=count - 1)
-        self._out = place[:, last].flatten()
-        self._shape = (depth, count + padding, heads, pool.width)
+    def __init__(
+        self, pool: KVBlockPool, sharing: BlockSharing, token_rows: Tensor, num_padding: int, num_heads: int
+    ) -> None:
+        self._block_size, num_kv_heads, group_size = (
+            pool.block_size,
+            pool.num_kv_heads,
+            num_heads // pool.num_kv_heads,
+        )
+        rows_per_block, rows_per_shared_block = (
+            pool.padded_gemm_rows(group_size),
+            pool.padded_gemm_rows(sharing.max_extra_readers * group_size),
+        )
+        self._matmuls, num_rows = list[_BlockMatmul](), 0
+        self._buffers = _allocate_buffers(pool, sharing, rows_per_block, rows_per_shared_block)
+        self._score_rows = self._buffers[1][:-1]
+        matmuls = _plan_matmuls(pool, sharing, rows_per_block, rows_per_shared_block)
+        for block_ids, count, rows in matmuls:
+            row_slice = slice(num_rows, num_rows + count * num_kv_heads * rows)
+            queries, scores, probs, out = (x[row_slice].unflatten(0, (-1, rows)) for x in self._buffers)
+            read_kv = pool.block_view(block_ids, exclusive=len(matmuls) == 1)
+            self._matmuls.append(_BlockMatmul(read_kv, queries, scores, probs, out, row_slice))
+            num_rows = row_slice.stop
+        row_index = _query_row_index(
+            sharing, rows_per_block, rows_per_shared_block, num_kv_heads, group_size
+        )  # [depth, rows, kv_heads, group]
+        valid = ~sharing.pad_mask
+        row_index = torch.where(
+            valid[:, :, None, None], row_index, num_rows
+        )  # the row that no product writes
+        max_blocks, count = valid.shape
+        q_index = token_rows[:, None] * (num_heads + 2 * num_kv_heads) + torch.arange(num_heads)
+        probs_index = (
+            torch.arange(row_index.numel())
+            .view(count, num_kv_heads, group_size, max_blocks)
+            .permute(3, 0, 1, 2)
+        )
+        self._valid, self._valid_rows = valid, row_index[valid]
+        self._q_index = self._scatter(
+            q_index.view(1, count, num_kv_heads, group_size).expand_as(row_index)[valid], num_rows
+        )
+        self._probs_index = self._scatter(probs_index[valid], num_rows)
+        self._score_index = row_index.permute(1, 2, 3, 0).flatten()
+        seq_index = torch.arange(count + num_padding).clamp(max=count - 1)
+        self._out_index = row_index[:, seq_index].flatten()
+        self._shape = (max_blocks, count + num_padding, num_heads, pool.padded_head_dim)
 
-    def bias(self, lengths: Tensor, window: int | None) -> list[Tensor]:
+    def build_bias(self, seq_lens: Tensor, window: int | None) -> list[Tensor]:
         """0 where a product's row sees a key, else HIDDEN, for each product. lengths [rows]: tokens held."""
-        depth = len(self._there)
-        key = torch.arange(depth * self._block_size).view(depth, 1, -1)
-        hidden = hidden_keys(key, lengths[:, None] - 1, window)[self._there]
+        max_blocks = len(self._valid)
+        key_pos = torch.arange(max_blocks * self._block_size).view(max_blocks, 1, -1)
+        row_bias = mask_bias(key_pos, seq_lens[:, None] - 1, window)[self._valid]
         bias = torch.zeros_like(self._buffers[1])
-        bias[self._filled] = hidden[:, None, None]
-        return [bias[product.rows].view_as(product.scores) for product in self._products]
+        bias[self._valid_rows] = row_bias[:, None, None]
+        return [bias[matmul.rows].view_as(matmul.scores) for matmul in self._matmuls]
 
-    def attend(self, layer: int, rows: Tensor, bias: list[Tensor]) -> Tensor:
+    def forward(self, layer: int, qkv: Tensor, bias: list[Tensor]) -> Tensor:
         """rows: scaled queries, keys, values of the batch [·, width] → [rows + padding, heads, width]."""
-        queries, scores, shares, found = self._buffers
-        torch.index_select(rows, 0, self._asked, out=queries)
-        for product, hidden in zip(self._products, bias, strict=True):
-            keys = product.read(layer, 0).transpose(1, 2)
-            torch.baddbmm(hidden, product.queries, keys, out=product.scores)
-        depth, count, heads, width = self._shape
-        if depth == 1:
-            torch.softmax(self._scored, -1, out=shares)
+        queries, scores, probs, out = self._buffers
+        torch.index_select(qkv, 0, self._q_index, out=queries)
+        for matmul, block_bias in zip(self._matmuls, bias, strict=True):
+            keys = matmul.read_kv(layer, 0).transpose(1, 2)
+            torch.baddbmm(block_bias, matmul.queries, keys, out=matmul.scores)
+        max_blocks, num_seqs, num_heads, width = self._shape
+        if max_blocks == 1:
+            torch.softmax(self._score_rows, -1, out=probs)
         else:
-            side_by_side = scores.index_select(0, self._gathered)
-            side_by_side = side_by_side.view(-1, depth * self._block_size).softmax(-1)
-            torch.index_select(side_by_side.view(-1, self._block_size), 0, self._parted, out=shares)
-        for product in self._products:
-            torch.bmm(product.shares, product.read(layer, 1), out=product.found)
-        return pairwise_sum(found.index_select(0, self._out).view(depth, count, heads, width))
+            seq_scores = scores.index_select(0, self._score_index)
+            seq_scores = seq_scores.view(-1, max_blocks * self._block_size).softmax(-1)
+            torch.index_select(seq_scores.view(-1, self._block_size), 0, self._probs_index, out=probs)
+        for matmul in self._matmuls:
+            torch.bmm(matmul.probs, matmul.read_kv(layer, 1), out=matmul.out)
+        return pairwise_sum(out.index_select(0, self._out_index).view(max_blocks, num_seqs, num_heads, width))
 
-    def _scattered(self, values: Tensor, total: int) -> Tensor:
+    def _scatter(self, values: Tensor, num_rows: int) -> Tensor:
         """The values at the rows that are read; rows that only fill a product up have 0."""
-        out = torch.zeros(total, dtype=torch.int64)
-        out[self._filled] = values
+        out = torch.zeros(num_rows, dtype=torch.int64)
+        out[self._valid_rows] = values
         return out
 
 
-def _buffers(pool: PagePool, readers: Readers, own: int, more: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _allocate_buffers(
+    pool: KVBlockPool, sharing: BlockSharing, rows_per_block: int, rows_per_shared_block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, scores, shares and outputs of all products; of scores and outputs one row more.
 
     It stands for the pages that a row lacks: hidden scores, and an output of zeros.
     """
-    total = (readers.used * own + len(readers.stacked) * more) * pool.kv_heads
-    queries, shares = torch.empty(total, pool.width), torch.empty(total, pool.block_size)
-    scores, found = torch.empty(total + 1, pool.block_size), torch.empty(total + 1, pool.width)
-    scores[-1], found[-1] = HIDDEN, 0.0
-    return queries, scores, shares, found
+    num_rows = (
+        sharing.num_blocks * rows_per_block + len(sharing.shared_blocks) * rows_per_shared_block
+    ) * pool.num_kv_heads
+    queries, probs = torch.empty(num_rows, pool.padded_head_dim), torch.empty(num_rows, pool.block_size)
+    scores, out = torch.empty(num_rows + 1, pool.block_size), torch.empty(num_rows + 1, pool.padded_head_dim)
+    scores[-1], out[-1] = MASK_VALUE, 0.0
+    return queries, scores, probs, out
 
 
-def _cut(pool: PagePool, readers: Readers, own: int, more: int) -> list[tuple[slice | Tensor, int, int]]:
+def _plan_matmuls(
+    pool: KVBlockPool, sharing: BlockSharing, rows_per_block: int, rows_per_shared_block: int
+) -> list[tuple[slice | Tensor, int, int]]:
     """(pages, how many, rows of a product with each) for every product."""
-    size = pool.at_once
-    starts = range(0, readers.used, size)
-    spans = [(at, min(at + size, readers.used)) for at in starts]
-    cut: list[tuple[slice | Tensor, int, int]] = [(slice(a, b), b - a, own) for a, b in spans]
-    return cut + ([(readers.stacked, len(readers.stacked), more)] if len(readers.stacked) else [])
+    max_blocks = pool.blocks_per_gemm
+    starts = range(0, sharing.num_blocks, max_blocks)
+    spans = [(start, min(start + max_blocks, sharing.num_blocks)) for start in starts]
+    matmuls: list[tuple[slice | Tensor, int, int]] = [(slice(a, b), b - a, rows_per_block) for a, b in spans]
+    return matmuls + (
+        [(sharing.shared_blocks, len(sharing.shared_blocks), rows_per_shared_block)]
+        if len(sharing.shared_blocks)
+        else []
+    )
 
 
-def _place(readers: Readers, own: int, more: int, kv_heads: int, group: int) -> Tensor:
+def _query_row_index(
+    sharing: BlockSharing, rows_per_block: int, rows_per_shared_block: int, num_kv_heads: int, group_size: int
+) -> Tensor:
     """Where each pair's queries stand among the rows of all products, [depth, rows, kv_heads, group]."""
-    beyond = readers.pairs - readers.used
-    copy, reader = beyond // max(1, readers.most), beyond % max(1, readers.most)
-    stacked = (readers.used * own + copy * more) * kv_heads + reader * group
-    first = torch.where(beyond < 0, readers.pairs * own * kv_heads, stacked)[..., None, None]
-    step = torch.where(beyond < 0, own, more)[..., None, None]
-    return first + step * torch.arange(kv_heads)[:, None] + torch.arange(group)
+    extra = sharing.read_index - sharing.num_blocks
+    shared_block, extra_reader = (
+        extra // max(1, sharing.max_extra_readers),
+        extra % max(1, sharing.max_extra_readers),
+    )
+    shared_start = (
+        sharing.num_blocks * rows_per_block + shared_block * rows_per_shared_block
+    ) * num_kv_heads + extra_reader * group_size
+    start = torch.where(extra < 0, sharing.read_index * rows_per_block * num_kv_heads, shared_start)[
+        ..., None, None
+    ]
+    stride = torch.where(extra < 0, rows_per_block, rows_per_shared_block)[..., None, None]
+    return start + stride * torch.arange(num_kv_heads)[:, None] + torch.arange(group_size)
 
 
 def pairwise_sum(x: Tensor) -> Tensor:

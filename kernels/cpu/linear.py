@@ -26,15 +26,15 @@ ROWS_HINT = {torch.bfloat16: 16, torch.float32: 256}
 """The row count that oneDNN's layout is chosen for: as good at one row as the layouts made for few rows."""
 
 
-def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def get_compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The type of activations in a model stored as `dtype` on `device`."""
     if device.type != "cpu" or dtype == torch.float32:
         return dtype
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return dtype if dtype == torch.bfloat16 and native else torch.float32
+    native_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return dtype if dtype == torch.bfloat16 and native_bf16 else torch.float32
 
 
-def steady_rows(rows: int) -> int:
+def invariant_rows(num_rows: int) -> int:
     """The least number of rows, `rows` or more, at which a row's bits are those of any such number.
 
     On a CPU a row alone goes another way than several. FBGEMM cuts rows into pieces of up to six, and its
@@ -42,16 +42,16 @@ def steady_rows(rows: int) -> int:
     Large numbers are an eighth apart at most, since oneDNN keeps a program of its own for each that it meets.
     """
     step = 3 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else 1
-    while rows > 16 * step:
+    while num_rows > 16 * step:
         step *= 2
-    return max(2, -(-rows // step) * step)
+    return max(2, -(-num_rows // step) * step)
 
 
-def filled(rows: Sequence[int], device: torch.device) -> Sequence[int]:
+def pad_rows(rows: Sequence[int], device: torch.device) -> Sequence[int]:
     """On a CPU the last repeated until there are so many that none depends on the others' number."""
     if device.type != "cpu":
         return rows
-    return [*rows, *([rows[-1]] * (steady_rows(len(rows)) - len(rows)))]
+    return [*rows, *([rows[-1]] * (invariant_rows(len(rows)) - len(rows)))]
 
 
 class Linear:
@@ -69,15 +69,15 @@ class Linear:
         dtype: torch.dtype | None = None,
         matmul: Matmul | None = None,
     ) -> None:
-        self.dtype = dtype or arithmetic_dtype(weight.dtype, weight.device)
-        self._product = _product(weight, bias, self.dtype, matmul)
+        self.dtype = dtype or get_compute_dtype(weight.dtype, weight.device)
+        self._impl = _select_linear(weight, bias, self.dtype, matmul)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x)
+        return self._impl(x)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + x Wᵀ + b, all [rows, out]; may reuse the residual's memory."""
-        return self._product.add_to(residual, x)
+        return self._impl.add_residual(residual, x)
 
 
 class GatedLinear:
@@ -95,20 +95,22 @@ class GatedLinear:
         swiglu: Callable[[Tensor], Tensor],
         matmul: Matmul | None = None,
     ) -> None:
-        dtype = arithmetic_dtype(gate.dtype, gate.device)
-        first, second = biases or (None, None)
-        if matmul is None and _packs(gate, dtype) and _packs(up, dtype):
-            self._apply = _gated(_OneDNN(gate, first, dtype), _OneDNN(up, second, dtype))
+        dtype = get_compute_dtype(gate.dtype, gate.device)
+        gate_bias, up_bias = biases or (None, None)
+        if matmul is None and _uses_onednn(gate, dtype) and _uses_onednn(up, dtype):
+            self._apply = _fuse_gated(
+                _OneDNNLinear(gate, gate_bias, dtype), _OneDNNLinear(up, up_bias, dtype)
+            )
         else:
-            joined = None if biases is None else torch.cat(biases)
-            both = Linear(torch.cat((gate, up)), joined, matmul=matmul)
-            self._apply = lambda x: swiglu(both(x))
+            bias = None if biases is None else torch.cat(biases)
+            gate_up = Linear(torch.cat((gate, up)), bias, matmul=matmul)
+            self._apply = lambda x: swiglu(gate_up(x))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._apply(x)
 
 
-class _Product:
+class _TorchLinear:
     """torch's own product, and what the others are measured by."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -118,18 +120,18 @@ class _Product:
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self._weight, self._bias)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.add_(self(x))
 
 
-class _Adding(_Product):
+class _GPULinear(_TorchLinear):
     """A GPU's, without a bias: it adds to what is there before it rounds, and in one launch."""
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.addmm_(x, self._weight.t())
 
 
-class _Chosen(_Product):
+class _CustomLinear(_TorchLinear):
     """What the caller says."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, matmul: Matmul) -> None:
@@ -140,7 +142,7 @@ class _Chosen(_Product):
         return self._matmul(x, self._weight, self._bias, None)
 
 
-class _Half(_Product):
+class _Fp16Linear(_TorchLinear):
     """FBGEMM: float16 weights, float32 activations and sums."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -148,14 +150,14 @@ class _Half(_Product):
             weight.float(), None if bias is None else bias.float()
         )
         # the operator itself: torch's wrapper looks through the arguments for 10 µs a call
-        self._operator = torch.ops.quantized.linear_dynamic_fp16.default._op
+        self._op = torch.ops.quantized.linear_dynamic_fp16.default._op
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self._operator(x, self._packed)
+        y: Tensor = self._op(x, self._packed)
         return y
 
 
-class _OneDNN(_Product):
+class _OneDNNLinear(_TorchLinear):
     """oneDNN: a packed weight; elementwise work rides along."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -168,49 +170,51 @@ class _OneDNN(_Product):
         y: Tensor = self._unary(x, self._weight, self._bias, "none", [], "")
         return y
 
-    def swish(self, x: Tensor) -> Tensor:
+    def silu(self, x: Tensor) -> Tensor:
         """silu of the product."""
         y: Tensor = self._unary(x, self._weight, self._bias, "swish", [], "")
         return y
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         y: Tensor = self._binary(x, residual, self._weight, self._bias, "add")
         return y
 
-    def times(self, factor: Tensor, x: Tensor) -> Tensor:
+    def mul(self, factor: Tensor, x: Tensor) -> Tensor:
         """The product times the factor [rows, out]."""
         y: Tensor = self._binary(x, factor, self._weight, self._bias, "mul")
         return y
 
 
-def _gated(gate: _OneDNN, up: _OneDNN) -> Callable[[Tensor], Tensor]:
-    return lambda x: up.times(gate.swish(x), x)
+def _fuse_gated(gate: _OneDNNLinear, up: _OneDNNLinear) -> Callable[[Tensor], Tensor]:
+    return lambda x: up.mul(gate.silu(x), x)
 
 
-def _product(
+def _select_linear(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype, matmul: Matmul | None = None
-) -> _Product:
+) -> _TorchLinear:
     """The product with this weight for activations of `dtype`."""
     if matmul is not None:
-        return _Chosen(weight, bias, dtype, matmul)
-    if _packs_half(weight, dtype):
-        return _Half(weight, bias)
-    if _packs(weight, dtype):
-        return _OneDNN(weight, bias, dtype)
+        return _CustomLinear(weight, bias, dtype, matmul)
+    if _uses_fbgemm_fp16(weight, dtype):
+        return _Fp16Linear(weight, bias)
+    if _uses_onednn(weight, dtype):
+        return _OneDNNLinear(weight, bias, dtype)
     on_gpu = weight.device.type != "cpu"
-    return _Adding(weight, bias, dtype) if on_gpu and bias is None else _Product(weight, bias, dtype)
+    return _GPULinear(weight, bias, dtype) if on_gpu and bias is None else _TorchLinear(weight, bias, dtype)
 
 
-def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
+def _uses_onednn(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether oneDNN is to multiply."""
-    known = weight.device.type == "cpu" and dtype in ROWS_HINT and torch.backends.mkldnn.is_available()
-    return known and not _packs_half(weight, dtype)
+    supported = weight.device.type == "cpu" and dtype in ROWS_HINT and torch.backends.mkldnn.is_available()
+    return supported and not _uses_fbgemm_fp16(weight, dtype)
 
 
-def _packs_half(weight: Tensor, dtype: torch.dtype) -> bool:
+def _uses_fbgemm_fp16(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether FBGEMM is to multiply: each weight a float16. Packing makes a number of NaN."""
     if weight.device.type != "cpu" or not weight.dtype != dtype == torch.float32:
         return False
-    least, most = weight.aminmax()
-    held = torch.finfo(torch.float16).max
-    return "fbgemm" in torch.backends.quantized.supported_engines and bool(-held <= least and most <= held)
+    min_weight, max_weight = weight.aminmax()
+    fp16_max = torch.finfo(torch.float16).max
+    return "fbgemm" in torch.backends.quantized.supported_engines and bool(
+        -fp16_max <= min_weight and max_weight <= fp16_max
+    )

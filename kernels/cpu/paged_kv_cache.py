@@ -16,28 +16,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..attention_metadata import Batch, Segment
+from ..attention_metadata import RaggedBatch, SequenceChunk
 from ..reference.rms_norm import rms_norm
-from ..reference.rotary import HeadNorm, Turns, rotate
-from .block_pool import ALONE, PagePool, padded_width
-from .decode_attention import Decoding, pairwise_sum
-from .prefill_attention import Pieces, Prompts
-from .shared_blocks import Readers
+from ..reference.rotary import QKNorm, RotaryCosSin, apply_rotary
+from .block_pool import MIN_SINGLE_ROWS, KVBlockPool, pad_head_dim
+from .decode_attention import DecodeAttention, pairwise_sum
+from .prefill_attention import PrefillBatch, PrefillChunkBatch
+from .shared_blocks import BlockSharing
 
 
 @dataclass
-class _Seen:
+class _MaskCache:
     """What a step's tokens see through one window: the bias of each decoding product, and prompts in pieces.
 
     prompts: those that read the same pages, and for each of their pieces its rows of qkv.
     """
 
-    bias: list[Tensor]
-    prompts: list[tuple[Prompts, list[Tensor]]]
+    decode_bias: list[Tensor]
+    prefills: list[tuple[PrefillBatch, list[Tensor]]]
 
 
 @dataclass
-class _Step:
+class _CPUAttentionMetadata:
     """What the layers of one step share: where tokens go, who decodes and what each may see.
 
     write [tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, width]. tables: pages of the rows
@@ -45,60 +45,64 @@ class _Step:
     prompts: (first token, segment). padding: rows of the batch beyond its tokens. seen: by window.
     """
 
-    write: Tensor
-    tokens: int
-    padding: int
-    tables: list[list[int]] = field(default_factory=list)
-    decode: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    prompts: list[tuple[int, Segment]] = field(default_factory=list)
-    seen: dict[int | None, _Seen] = field(default_factory=dict)
+    slot_mapping: Tensor
+    num_tokens: int
+    num_padding: int
+    decode_block_tables: list[list[int]] = field(default_factory=list)
+    decode_rows: list[int] = field(default_factory=list)
+    decode_seq_lens: list[int] = field(default_factory=list)
+    prefills: list[tuple[int, SequenceChunk]] = field(default_factory=list)
+    mask_cache: dict[int | None, _MaskCache] = field(default_factory=dict)
 
 
-class PagedKV(PagePool):
+class CPUPagedKVCache(KVBlockPool):
     """The KV cache of one engine on a CPU: call `begin` once a step, then `attend` once a layer."""
 
     def __init__(
         self,
-        layers: int,
-        pages: int,
+        num_layers: int,
+        num_blocks: int,
         block_size: int,
-        kv_heads: int,
+        num_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         assert device.type == "cpu", "this cache lies in the memory of a CPU"
-        super().__init__(layers, pages, block_size, kv_heads, head_dim, dtype)
-        self._step: _Step | None = None
-        self._decoding: Decoding | None = None
-        self._decoding_of: object = None
+        super().__init__(num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype)
+        self._metadata: _CPUAttentionMetadata | None = None
+        self._decode_attention: DecodeAttention | None = None
+        self._decode_key: object = None
 
     @staticmethod
-    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    def block_bytes(
+        num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
         """What one page takes."""
-        return layers * 2 * kv_heads * block_size * padded_width(head_dim) * dtype.itemsize
+        return num_layers * 2 * num_kv_heads * block_size * pad_head_dim(head_dim) * dtype.itemsize
 
-    def begin(self, batch: Batch) -> None:
+    def prepare(self, batch: RaggedBatch) -> None:
         """Prepares a step."""
-        tokens, rows, first = len(batch.pages), len(batch.positions), 0
-        step = _Step(self._write(batch), tokens, rows - tokens)
-        for segment in batch.segments:
-            if segment.count == 1:
-                step.decode.append(first)
-                step.tables.append(segment.pages[: segment.start // self.block_size + 1])
-                step.lengths.append(segment.start + 1)
+        num_tokens, num_rows, row = len(batch.block_ids), len(batch.positions), 0
+        metadata = _CPUAttentionMetadata(self._slot_mapping(batch), num_tokens, num_rows - num_tokens)
+        for chunk in batch.chunks:
+            if chunk.num_new == 1:
+                metadata.decode_rows.append(row)
+                metadata.decode_block_tables.append(
+                    chunk.block_table[: chunk.num_computed // self.block_size + 1]
+                )
+                metadata.decode_seq_lens.append(chunk.num_computed + 1)
             else:
-                step.prompts.append((first, segment))
-            first += segment.count
-        self._step = step
+                metadata.prefills.append((row, chunk))
+            row += chunk.num_new
+        self._metadata = metadata
 
-    def attend(
+    def forward(
         self,
         layer: int,
         qkv: Tensor,
-        turns: Turns,
-        norm: HeadNorm | None = None,
+        rotary: RotaryCosSin,
+        norm: QKNorm | None = None,
         window: int | None = None,
     ) -> Tensor:
         """Turns queries and keys, stores keys and values, and returns softmax(q kᵀ) v over each branch's
@@ -109,109 +113,135 @@ class PagedKV(PagePool):
         Queries get the factor 1/√head_dim as they are turned: a product's own factor would be rounded here on
         one road, there on another. With a window, a token sees itself and the window − 1 before it.
         """
-        qkv, more = self.turn(qkv, turns, norm), self.width - self.head_dim
-        if not more:
-            return self._attend(layer, qkv, window).flatten(1)
-        return self._attend(layer, pad(qkv, (0, more)), window)[..., :-more].flatten(1)
+        qkv, padding = self.apply_rope(qkv, rotary, norm), self.padded_head_dim - self.head_dim
+        if not padding:
+            return self._forward(layer, qkv, window).flatten(1)
+        return self._forward(layer, pad(qkv, (0, padding)), window)[..., :-padding].flatten(1)
 
-    def turn(self, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
+    def apply_rope(self, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None) -> Tensor:
         """All heads ready for attention, float32: an operation less is worth more than values left out."""
         if norm is not None:
-            qkv[:, : -self.kv_heads] = rms_norm(qkv[:, : -self.kv_heads], norm.weight, norm.eps)
-        return rotate(qkv, *turns.by_head)
+            qkv[:, : -self.num_kv_heads] = rms_norm(qkv[:, : -self.num_kv_heads], norm.weight, norm.eps)
+        return apply_rotary(qkv, *rotary.per_head)
 
-    def _attend(self, layer: int, qkv: Tensor, window: int | None) -> Tensor:
-        step = self._step
-        assert step is not None, "attend before begin"
-        heads = qkv.shape[1] - 2 * self.kv_heads
-        self.store(layer, step.write, qkv[: step.tokens, heads:])
-        if window not in step.seen:
-            step.seen[window] = self._see(step, heads, window)
-        seen, rows = step.seen[window], qkv.view(-1, self.width)
-        if not step.prompts:
-            assert self._decoding is not None
-            return self._decoding.attend(layer, rows, seen.bias)
-        out = qkv.new_zeros(len(qkv), heads, self.width)
-        if step.decode:
-            assert self._decoding is not None
-            found = self._decoding.attend(layer, rows, seen.bias)
-            out[step.decode] = found[: len(step.decode)]
-        for together, asked in seen.prompts:
-            held = self._held(layer, together.pages)
-            for pieces, places in zip(together.pieces, asked, strict=True):
-                queries = rows.index_select(0, places)
-                out.index_copy_(0, pieces.target, self._prompt(queries, pieces, held, heads // self.kv_heads))
-            del held  # before the next one's is made
+    def _forward(self, layer: int, qkv: Tensor, window: int | None) -> Tensor:
+        metadata = self._metadata
+        assert metadata is not None, "attend before begin"
+        num_heads = qkv.shape[1] - 2 * self.num_kv_heads
+        self.write(layer, metadata.slot_mapping, qkv[: metadata.num_tokens, num_heads:])
+        if window not in metadata.mask_cache:
+            metadata.mask_cache[window] = self._build_masks(metadata, num_heads, window)
+        masks, qkv_rows = metadata.mask_cache[window], qkv.view(-1, self.padded_head_dim)
+        if not metadata.prefills:
+            assert self._decode_attention is not None
+            return self._decode_attention.forward(layer, qkv_rows, masks.decode_bias)
+        out = qkv.new_zeros(len(qkv), num_heads, self.padded_head_dim)
+        if metadata.decode_rows:
+            assert self._decode_attention is not None
+            decode_out = self._decode_attention.forward(layer, qkv_rows, masks.decode_bias)
+            out[metadata.decode_rows] = decode_out[: len(metadata.decode_rows)]
+        for prefill, query_rows in masks.prefills:
+            kv = self._gather_kv(layer, prefill.block_ids)
+            for chunks, rows in zip(prefill.chunk_batches, query_rows, strict=True):
+                queries = qkv_rows.index_select(0, rows)
+                out.index_copy_(
+                    0, chunks.out_rows, self._prefill(queries, chunks, kv, num_heads // self.num_kv_heads)
+                )
+            del kv  # before the next one's is made
         return out
 
-    def _prompt(self, queries: Tensor, pieces: Pieces, held: Tensor, group: int) -> Tensor:
+    def _prefill(self, queries: Tensor, chunks: PrefillChunkBatch, kv: Tensor, group_size: int) -> Tensor:
         """queries [pieces · kv_heads · rows of a product, width], held [2, pieces · kv_heads, pages,
         block_size, width] → [the pieces' own tokens, heads, width]."""
-        count, heads, depth = pieces.count, self.kv_heads, pieces.depth
-        queries = queries.view(held.shape[1], -1, self.width)
-        keys, values = held[:, :, pieces.lowest : pieces.lowest + depth].unbind(0)
+        chunk_len, num_kv_heads, num_blocks = chunks.chunk_len, self.num_kv_heads, chunks.num_blocks
+        queries = queries.view(kv.shape[1], -1, self.padded_head_dim)
+        keys, values = kv[:, :, chunks.first_block : chunks.first_block + num_blocks].unbind(0)
         scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
-        seen = scores[:, : count * group, pieces.first :].unflatten(1, (count, group))
-        seen.unflatten(0, (-1, heads)).add_(pieces.hidden)
+        masked_scores = scores[:, : chunk_len * group_size, chunks.first_key :].unflatten(
+            1, (chunk_len, group_size)
+        )
+        masked_scores.unflatten(0, (-1, num_kv_heads)).add_(chunks.mask_bias)
         torch.softmax(scores, -1, out=scores)
-        shares = scores.unflatten(2, (depth, -1)).transpose(1, 2)
-        total = _summed(shares, values, pieces.lead)[:, : count * group]
-        by_token = total.unflatten(1, (count, group)).unflatten(0, (-1, heads))
-        own: Tensor = by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, pieces.own)
-        return own
+        probs = scores.unflatten(2, (num_blocks, -1)).transpose(1, 2)
+        out = _sum_probs_v(probs, values, chunks.pad_blocks)[:, : chunk_len * group_size]
+        out_by_token = out.unflatten(1, (chunk_len, group_size)).unflatten(0, (-1, num_kv_heads))
+        valid_out: Tensor = (
+            out_by_token.transpose(1, 2).flatten(0, 1).flatten(1, 2).index_select(0, chunks.valid_rows)
+        )
+        return valid_out
 
-    def _held(self, layer: int, pages: Tensor) -> Tensor:
+    def _gather_kv(self, layer: int, block_ids: Tensor) -> Tensor:
         """pages [n, depth] of a layer, float32 [2, n · kv_heads, depth, block_size, width]."""
-        lying = self.pages[layer].index_select(1, pages.flatten()).unflatten(1, pages.shape).transpose(2, 3)
-        return torch.empty(lying.shape).copy_(lying).flatten(1, 2)
+        kv = (
+            self.blocks[layer]
+            .index_select(1, block_ids.flatten())
+            .unflatten(1, block_ids.shape)
+            .transpose(2, 3)
+        )
+        return torch.empty(kv.shape).copy_(kv).flatten(1, 2)
 
-    def _see(self, step: _Step, heads: int, window: int | None) -> _Seen:
-        bias = self._decode(step, heads).bias(torch.tensor(step.lengths), window) if step.decode else []
-        prompts = Prompts.cut(step.prompts, self.block_size, heads, window)
-        asked = [[self._asked(each, heads // self.kv_heads) for each in some.pieces] for some in prompts]
-        return _Seen(bias, list(zip(prompts, asked, strict=True)))
+    def _build_masks(self, metadata: _CPUAttentionMetadata, num_heads: int, window: int | None) -> _MaskCache:
+        bias = (
+            self._get_decode_attention(metadata, num_heads).build_bias(
+                torch.tensor(metadata.decode_seq_lens), window
+            )
+            if metadata.decode_rows
+            else []
+        )
+        prefills = PrefillBatch.split_prompts(metadata.prefills, self.block_size, num_heads, window)
+        query_rows = [
+            [self._query_rows(chunks, num_heads // self.num_kv_heads) for chunks in prefill.chunk_batches]
+            for prefill in prefills
+        ]
+        return _MaskCache(bias, list(zip(prefills, query_rows, strict=True)))
 
-    def _decode(self, step: _Step, heads: int) -> Decoding:
+    def _get_decode_attention(self, metadata: _CPUAttentionMetadata, num_heads: int) -> DecodeAttention:
         """The decoding of these rows; that of the step before when nothing changed."""
-        wanted = (step.tables, step.decode, step.padding, heads)
-        if self._decoding is None or self._decoding_of != wanted:
-            readers, tokens = Readers.of(step.tables), torch.tensor(step.decode)
-            self._decoding, self._decoding_of = Decoding(self, readers, tokens, step.padding, heads), wanted
-        return self._decoding
+        key = (metadata.decode_block_tables, metadata.decode_rows, metadata.num_padding, num_heads)
+        if self._decode_attention is None or self._decode_key != key:
+            sharing, token_rows = (
+                BlockSharing.from_block_tables(metadata.decode_block_tables),
+                torch.tensor(metadata.decode_rows),
+            )
+            self._decode_attention, self._decode_key = (
+                DecodeAttention(self, sharing, token_rows, metadata.num_padding, num_heads),
+                key,
+            )
+        return self._decode_attention
 
-    def _asked(self, pieces: Pieces, group: int) -> Tensor:
+    def _query_rows(self, chunks: PrefillChunkBatch, group_size: int) -> Tensor:
         """Where the queries of some pieces stand, [pieces · kv_heads · rows of a product] rows of qkv.
 
         A product has as many rows as it needs for its bits to be always the same; the last is repeated.
         """
-        tokens, count = pieces.tokens.view(-1, pieces.count), pieces.count * group
-        query = torch.arange(self.product_rows(count, ALONE)).clamp(max=count - 1)
-        head = torch.arange(self.kv_heads)[:, None] * group + query % group
-        all_heads = self.kv_heads * (group + 2)
-        return (tokens[:, None, query // group] * all_heads + head).flatten()
+        token_rows, num_rows = chunks.token_rows.view(-1, chunks.chunk_len), chunks.chunk_len * group_size
+        q_row = torch.arange(self.padded_gemm_rows(num_rows, MIN_SINGLE_ROWS)).clamp(max=num_rows - 1)
+        head = torch.arange(self.num_kv_heads)[:, None] * group_size + q_row % group_size
+        heads_per_token = self.num_kv_heads * (group_size + 2)
+        return (token_rows[:, None, q_row // group_size] * heads_per_token + head).flatten()
 
-    def _write(self, batch: Batch) -> Tensor:
-        pages, heads = self.pages.shape[2], self.kv_heads
-        side = torch.arange(2).view(1, 2, 1) * pages
-        head = torch.arange(heads).view(1, 1, heads)
-        row = (side + batch.pages.view(-1, 1, 1)) * heads + head
-        return (row * self.block_size + batch.offsets.view(-1, 1, 1)).flatten()
+    def _slot_mapping(self, batch: RaggedBatch) -> Tensor:
+        num_blocks, num_kv_heads = self.blocks.shape[2], self.num_kv_heads
+        side = torch.arange(2).view(1, 2, 1) * num_blocks
+        head = torch.arange(num_kv_heads).view(1, 1, num_kv_heads)
+        row = (side + batch.block_ids.view(-1, 1, 1)) * num_kv_heads + head
+        return (row * self.block_size + batch.block_offsets.view(-1, 1, 1)).flatten()
 
 
-def _summed(shares: Tensor, values: Tensor, lead: int) -> Tensor:
+def _sum_probs_v(probs: Tensor, values: Tensor, pad_blocks: int) -> Tensor:
     """Σ over pages of shares · values, after `lead` pages of zeros, [matrices, rows, width].
 
     shares [matrices, pages, rows, block_size]; values [matrices, pages, block_size, width]. Pages are counted
     through, or matrices if they are fewer, so that each product is of many.
     """
-    along = 0 if shares.shape[1] < len(shares) else 1
-    if along == 0:
-        shares, values = shares.transpose(0, 1), values.transpose(0, 1)
-    shape = [*shares.shape[:3], values.shape[3]]
-    shape[along] += lead
-    found = values.new_empty(shape)
-    zeros, own = found.split([lead, shape[along] - lead], along)
-    zeros.zero_()
-    for share, value, out in zip(shares, values, own, strict=True):
-        torch.bmm(share, value, out=out)
-    return pairwise_sum(found.transpose(0, along))
+    dim = 0 if probs.shape[1] < len(probs) else 1
+    if dim == 0:
+        probs, values = probs.transpose(0, 1), values.transpose(0, 1)
+    shape = [*probs.shape[:3], values.shape[3]]
+    shape[dim] += pad_blocks
+    partials = values.new_empty(shape)
+    padding, products = partials.split([pad_blocks, shape[dim] - pad_blocks], dim)
+    padding.zero_()
+    for p, v, out in zip(probs, values, products, strict=True):
+        torch.bmm(p, v, out=out)
+    return pairwise_sum(partials.transpose(0, dim))

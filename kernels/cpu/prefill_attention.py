@@ -8,34 +8,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention_metadata import Segment
-from ..reference.causal_mask import hidden_keys
+from ..attention_metadata import SequenceChunk
+from ..reference.causal_mask import mask_bias
 
-SCORES = 1 << 21
+MAX_SCORES = 1 << 21
 """Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
 
 
 @dataclass(frozen=True)
-class _Piece:
+class PrefillChunk:
     """A piece of a prompt: `count` tokens of it from `start` on, the first of which is the batch's `token`.
 
     pages: those that it reads, of its prompt's `segment`, from page `lowest` on. lead: see `Pieces`.
     """
 
-    segment: int
-    token: int
+    prompt_index: int
+    row: int
     start: int
-    count: int
-    lowest: int
-    pages: list[int]
+    num_tokens: int
+    first_block: int
+    block_ids: list[int]
 
     @property
-    def lead(self) -> int:
-        return self.lowest % (1 << (len(self.pages) - 1).bit_length())
+    def pad_blocks(self) -> int:
+        return self.first_block % (1 << (len(self.block_ids) - 1).bit_length())
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PrefillChunkBatch:
     """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
 
     tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
@@ -45,95 +45,114 @@ class Pieces:
     all before are seen.
     """
 
-    count: int
-    lowest: int
-    depth: int
-    lead: int
-    tokens: Tensor
-    own: Tensor
-    target: Tensor
-    first: int
-    hidden: Tensor
+    chunk_len: int
+    first_block: int
+    num_blocks: int
+    pad_blocks: int
+    token_rows: Tensor
+    valid_rows: Tensor
+    out_rows: Tensor
+    first_key: int
+    mask_bias: Tensor
 
     @classmethod
-    def of(cls, pieces: list[_Piece], size: int, held: int, block_size: int, window: int | None) -> Pieces:
+    def from_chunks(
+        cls, chunks: list[PrefillChunk], chunk_len: int, base_block: int, block_size: int, window: int | None
+    ) -> PrefillChunkBatch:
         """Each of at most `size` tokens, and of as many pages as the others; held: the first that is."""
-        depth, counts = len(pieces[0].pages), torch.tensor([piece.count for piece in pieces])[:, None]
-        starts = torch.tensor([piece.start - piece.lowest * block_size for piece in pieces])[:, None]
-        first = 0 if window is not None else int(starts.min()) // block_size * block_size
-        steps = torch.arange(size)
-        reach = torch.minimum(steps, counts - 1)
-        tokens = (torch.tensor([piece.token for piece in pieces])[:, None] + reach).flatten()
-        own = (steps < counts).flatten().nonzero().flatten()
-        key = torch.arange(first, depth * block_size)
+        num_blocks, num_tokens = (
+            len(chunks[0].block_ids),
+            torch.tensor([chunk.num_tokens for chunk in chunks])[:, None],
+        )
+        starts = torch.tensor([piece.start - piece.first_block * block_size for piece in chunks])[:, None]
+        first_key = 0 if window is not None else int(starts.min()) // block_size * block_size
+        offsets = torch.arange(chunk_len)
+        clamped_offsets = torch.minimum(offsets, num_tokens - 1)
+        token_rows = (torch.tensor([piece.row for piece in chunks])[:, None] + clamped_offsets).flatten()
+        valid_rows = (offsets < num_tokens).flatten().nonzero().flatten()
+        key_pos = torch.arange(first_key, num_blocks * block_size)
         return cls(
-            count=size,
-            lowest=pieces[0].lowest - held,
-            depth=depth,
-            lead=pieces[0].lead,
-            tokens=tokens,
-            own=own,
-            target=tokens[own],
-            first=first,
-            hidden=hidden_keys(key, (starts + reach)[:, :, None], window)[:, None, :, None],
+            chunk_len=chunk_len,
+            first_block=chunks[0].first_block - base_block,
+            num_blocks=num_blocks,
+            pad_blocks=chunks[0].pad_blocks,
+            token_rows=token_rows,
+            valid_rows=valid_rows,
+            out_rows=token_rows[valid_rows],
+            first_key=first_key,
+            mask_bias=mask_bias(key_pos, (starts + clamped_offsets)[:, :, None], window)[:, None, :, None],
         )
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PrefillBatch:
     """Prompts, or pieces of them, whose pages [n, depth] are held while what reads them attends in turn."""
 
-    pages: Tensor
-    pieces: list[Pieces]
+    block_ids: Tensor
+    chunk_batches: list[PrefillChunkBatch]
 
     @classmethod
-    def cut(
-        cls, prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
-    ) -> list[Prompts]:
+    def split_prompts(
+        cls, prompts: list[tuple[int, SequenceChunk]], block_size: int, num_heads: int, window: int | None
+    ) -> list[PrefillBatch]:
         """prompts: (first token, segment). Short ones attend together, a long one's pieces by themselves."""
-        found, alone = list[Prompts](), dict[int, list[tuple[int, _Piece]]]()
-        for size, pieces in _alike(prompts, block_size, heads, window):
-            if len(pieces) == 1:
-                alone.setdefault(pieces[0].segment, []).append((size, pieces[0]))
+        batches, single_chunks = list[PrefillBatch](), dict[int, list[tuple[int, PrefillChunk]]]()
+        for chunk_len, chunks in _batch_chunks(prompts, block_size, num_heads, window):
+            if len(chunks) == 1:
+                single_chunks.setdefault(chunks[0].prompt_index, []).append((chunk_len, chunks[0]))
             else:
-                pages = torch.tensor([piece.pages for piece in pieces])
-                found.append(cls(pages, [Pieces.of(pieces, size, pieces[0].lowest, block_size, window)]))
-        for at, sized in alone.items():
-            lowest = min(piece.lowest for _, piece in sized)
-            end = max(piece.lowest + len(piece.pages) for _, piece in sized)
-            pages = torch.tensor([prompts[at][1].pages[lowest:end]])
-            each = [Pieces.of([piece], size, lowest, block_size, window) for size, piece in sized]
-            found.append(cls(pages, each))
-        return found
+                block_ids = torch.tensor([chunk.block_ids for chunk in chunks])
+                batches.append(
+                    cls(
+                        block_ids,
+                        [
+                            PrefillChunkBatch.from_chunks(
+                                chunks, chunk_len, chunks[0].first_block, block_size, window
+                            )
+                        ],
+                    )
+                )
+        for prompt_index, sized_chunks in single_chunks.items():
+            first_block = min(piece.first_block for _, piece in sized_chunks)
+            end_block = max(piece.first_block + len(piece.block_ids) for _, piece in sized_chunks)
+            block_ids = torch.tensor([prompts[prompt_index][1].block_table[first_block:end_block]])
+            chunk_batches = [
+                PrefillChunkBatch.from_chunks([piece], size, first_block, block_size, window)
+                for size, piece in sized_chunks
+            ]
+            batches.append(cls(block_ids, chunk_batches))
+        return batches
 
 
-def _alike(
-    prompts: list[tuple[int, Segment]], block_size: int, heads: int, window: int | None
-) -> Iterator[tuple[int, list[_Piece]]]:
+def _batch_chunks(
+    prompts: list[tuple[int, SequenceChunk]], block_size: int, num_heads: int, window: int | None
+) -> Iterator[tuple[int, list[PrefillChunk]]]:
     """Pieces with as many pages, and about as many tokens: how many they are filled up to.
 
     A piece ends where its page does, so that it is hardly multiplied with keys that come after it, and before
     the scores of those that attend together leave the cache.
     """
-    alike: dict[tuple[int, int, int], list[_Piece]] = {}
-    for at, (token, segment) in enumerate(prompts):
-        end, done = segment.start + segment.count, 0
-        while done < segment.count:
-            start = segment.start + done
-            most = max(1, SCORES // (heads * end))
-            count = min(most, segment.count - done, block_size - start % block_size)
-            lowest = 0 if window is None else max(0, start - window + 1) // block_size
-            pages = segment.pages[lowest : (start + count - 1) // block_size + 1]
-            piece = _Piece(at, token + done, start, count, lowest, pages)
-            alike.setdefault((len(pages), piece.lead, min(most, filled_up(count))), []).append(piece)
-            done += count
-    for (depth, _, size), pieces in alike.items():
-        step = max(1, SCORES // (heads * size * depth * block_size))
-        for first in range(0, len(pieces), step):
-            yield size, pieces[first : first + step]
+    batches: dict[tuple[int, int, int], list[PrefillChunk]] = {}
+    for prompt_index, (row, prompt) in enumerate(prompts):
+        seq_len, num_done = prompt.num_computed + prompt.num_new, 0
+        while num_done < prompt.num_new:
+            start = prompt.num_computed + num_done
+            max_chunk = max(1, MAX_SCORES // (num_heads * seq_len))
+            num_tokens = min(max_chunk, prompt.num_new - num_done, block_size - start % block_size)
+            first_block = 0 if window is None else max(0, start - window + 1) // block_size
+            block_ids = prompt.block_table[first_block : (start + num_tokens - 1) // block_size + 1]
+            chunk = PrefillChunk(prompt_index, row + num_done, start, num_tokens, first_block, block_ids)
+            batches.setdefault(
+                (len(block_ids), chunk.pad_blocks, min(max_chunk, round_up_chunk(num_tokens))), []
+            ).append(chunk)
+            num_done += num_tokens
+    for (num_blocks, _, chunk_len), chunks in batches.items():
+        max_batch = max(1, MAX_SCORES // (num_heads * chunk_len * num_blocks * block_size))
+        for i in range(0, len(chunks), max_batch):
+            yield chunk_len, chunks[i : i + max_batch]
 
 
-def filled_up(count: int) -> int:
+def round_up_chunk(num_tokens: int) -> int:
     """What a piece of `count` tokens is filled up to: sizes are a quarter apart, so that many are alike."""
-    step = max(16, 1 << max(0, (count - 1).bit_length() - 3))
-    return -(-count // step) * step
+    step = max(16, 1 << max(0, (num_tokens - 1).bit_length() - 3))
+    return -(-num_tokens // step) * step

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Readers:
+class BlockSharing:
     """Which page is read for which decoding row; a pair is one page read for one row.
 
     used:    pages [0, used) are multiplied, each for its first reader.
@@ -19,32 +19,34 @@ class Readers:
     absent:  [depth, rows]: where it has none.
     """
 
-    used: int
-    stacked: Tensor
-    most: int
-    pairs: Tensor
-    absent: Tensor
+    num_blocks: int
+    shared_blocks: Tensor
+    max_extra_readers: int
+    read_index: Tensor
+    pad_mask: Tensor
 
     @classmethod
-    def of(cls, tables: list[list[int]]) -> Readers:
+    def from_block_tables(cls, block_tables: list[list[int]]) -> BlockSharing:
         """tables: the pages of each row, in order."""
-        used = max(2, 1 + max(map(max, tables)))  # two, so that no product stands alone
-        taken, others = set[int](), dict[int, list[tuple[int, int]]]()
-        for row, table in enumerate(tables):
-            for index, page in enumerate(table):
-                if page in taken:
-                    others.setdefault(page, []).append((row, index))
-                taken.add(page)
-        most = max(map(len, others.values()), default=0)
-        depth = max(map(len, tables))
-        pairs = [[table[i] if i < len(table) else 0 for table in tables] for i in range(depth)]
-        for at, readers in enumerate(others.values()):
-            for place, (row, index) in enumerate(readers):
-                pairs[index][row] = used + at * most + place
+        num_blocks = max(2, 1 + max(map(max, block_tables)))  # two, so that no product stands alone
+        assigned, extra_readers = set[int](), dict[int, list[tuple[int, int]]]()
+        for row, block_table in enumerate(block_tables):
+            for index, block in enumerate(block_table):
+                if block in assigned:
+                    extra_readers.setdefault(block, []).append((row, index))
+                assigned.add(block)
+        max_extra_readers = max(map(len, extra_readers.values()), default=0)
+        max_blocks = max(map(len, block_tables))
+        read_index = [
+            [table[i] if i < len(table) else 0 for table in block_tables] for i in range(max_blocks)
+        ]
+        for shared_index, readers in enumerate(extra_readers.values()):
+            for reader_index, (row, index) in enumerate(readers):
+                read_index[index][row] = num_blocks + shared_index * max_extra_readers + reader_index
         return cls(
-            used=used,
-            stacked=torch.tensor(list(others), dtype=torch.int64),
-            most=most,
-            pairs=torch.tensor(pairs),
-            absent=torch.tensor([[i >= len(table) for table in tables] for i in range(depth)]),
+            num_blocks=num_blocks,
+            shared_blocks=torch.tensor(list(extra_readers), dtype=torch.int64),
+            max_extra_readers=max_extra_readers,
+            read_index=torch.tensor(read_index),
+            pad_mask=torch.tensor([[i >= len(table) for table in block_tables] for i in range(max_blocks)]),
         )

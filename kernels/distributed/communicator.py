@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
 
-class LostPeerError(RunError):
+class WorkerDiedError(RunError):
     """Another process is gone, or has kept this one waiting for too long."""
 
 
-class Peers:
+class Communicator:
     """This process is number `rank` of `size`; all of them make the same calls in the same order.
 
     group: gloo's for tensors on a CPU, NCCL's for those on a GPU. Every call may raise LostPeerError.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
-        self.rank, self.size, self._group = group.rank(), group.size(), group
+        self.rank, self.world_size, self._group = group.rank(), group.size(), group
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """Everyone's x, in the order of ranks: [size, *x's shape]. All must have the same shape."""
-        parts = x.new_empty(self.size, *x.shape)
-        _wait(self._group._allgather_base(parts.view(-1), x.reshape(-1)))
-        return parts
+        gathered = x.new_empty(self.world_size, *x.shape)
+        _wait(self._group._allgather_base(gathered.view(-1), x.reshape(-1)))
+        return gathered
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of everyone's x. May reuse the memory of x.
 
         On a CPU always in the order of ranks, where gloo's own sum takes another for each piece of a tensor:
@@ -41,14 +41,14 @@ class Peers:
         if x.is_cuda:
             _wait(self._group.allreduce([x]))
             return x
-        total, *others = self.gather(x).unbind()
+        total, *others = self.all_gather(x).unbind()
         if x.is_floating_point():
             total = total.to(torch.promote_types(x.dtype, torch.float32))
-        for part in others:
-            total += part
+        for other in others:
+            total += other
         return total
 
-    def tell(self, x: Tensor) -> Tensor:
+    def broadcast(self, x: Tensor) -> Tensor:
         """Gives everyone what x holds in the first process, in its place."""
         _wait(self._group.broadcast(x, 0))
         return x
@@ -58,4 +58,4 @@ def _wait(work: Work) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        raise LostPeerError("another process does not answer") from error
+        raise WorkerDiedError("another process does not answer") from error

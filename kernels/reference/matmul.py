@@ -17,6 +17,8 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.d
 
     dtype: of the result, None for that of x.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    found = functional.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
-    return found.to(dtype or x.dtype)
+    acc_dtype = torch.promote_types(x.dtype, torch.float32)
+    out = functional.linear(
+        x.to(acc_dtype), weight.to(acc_dtype), None if bias is None else bias.to(acc_dtype)
+    )
+    return out.to(dtype or x.dtype)

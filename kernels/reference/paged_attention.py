@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .causal_mask import is_hidden
+from .causal_mask import is_masked
 
 
 @dataclass(frozen=True)
-class Tiles:
+class QueryTiles:
     """Runs of consecutive tokens of one branch, each of at most `size`.
 
     first, start, count [tiles] int32: a run's first row among the queries, the position of that token, and
@@ -22,39 +22,45 @@ class Tiles:
     of them sees, known to the host.
     """
 
-    first: Tensor
-    start: Tensor
-    count: Tensor
-    table: Tensor
-    size: int
-    longest: int
+    row_start: Tensor
+    pos_start: Tensor
+    num_tokens: Tensor
+    table_row: Tensor
+    tile_size: int
+    max_seq_len: int
 
     @classmethod
-    def of(cls, runs: Sequence[tuple[int, int, int, int]], size: int, device: torch.device) -> Tiles:
+    def from_spans(
+        cls, spans: Sequence[tuple[int, int, int, int]], tile_size: int, device: torch.device
+    ) -> QueryTiles:
         """runs: (first row, position, tokens, row of the tables), cut into tiles of `size`."""
-        columns = cut(runs, size)
+        columns = split_tiles(spans, tile_size)
         # a tensor each: parts of one would not all be aligned
-        first, start, count, table = (torch.from_numpy(column.copy()).to(device) for column in columns)
-        return cls(first, start, count, table, size, longest(columns))
+        row_start, pos_start, num_tokens, table_row = (
+            torch.from_numpy(column.copy()).to(device) for column in columns
+        )
+        return cls(row_start, pos_start, num_tokens, table_row, tile_size, max_seq_len(columns))
 
 
-def cut(runs: Sequence[tuple[int, int, int, int]], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+def split_tiles(
+    spans: Sequence[tuple[int, int, int, int]], tile_size: int
+) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Runs, see `Tiles.of`, in tiles of `size`: their columns, [4, tiles]."""
     tiles = [
-        (first + at, start + at, min(size, count - at), table)
-        for first, start, count, table in runs
-        for at in range(0, count, size)
+        (row_start + offset, pos_start + offset, min(tile_size, num_tokens - offset), table_row)
+        for row_start, pos_start, num_tokens, table_row in spans
+        for offset in range(0, num_tokens, tile_size)
     ]
     return np.ascontiguousarray(np.array(tiles, np.int32).T)
 
 
-def longest(columns: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+def max_seq_len(columns: np.ndarray[Any, np.dtype[np.int32]]) -> int:
     """The most keys that a tile of these sees."""
     return int((columns[1] + columns[2]).max())
 
 
 def paged_attention(
-    queries: Tensor, cache: Tensor, tables: Tensor, tiles: Tiles, window: int | None = None
+    q: Tensor, kv_cache: Tensor, block_tables: Tensor, query_tiles: QueryTiles, window: int | None = None
 ) -> Tensor:
     """softmax(q kᵀ) v over each branch's own keys up to the token itself; queries come scaled.
 
@@ -62,19 +68,30 @@ def paged_attention(
     [branches, pages] int32 → [tokens, heads, head_dim] in the type of the queries. With a window a token sees
     itself and the window − 1 before it.
     """
-    _, heads, width = queries.shape
-    _, _, kv_heads, block, _ = cache.shape
-    out, wide = torch.zeros_like(queries), torch.promote_types(queries.dtype, torch.float32)
-    for first, start, count, table in zip(
-        tiles.first.tolist(), tiles.start.tolist(), tiles.count.tolist(), tiles.table.tolist(), strict=True
+    _, num_heads, head_dim = q.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    out, acc_dtype = torch.zeros_like(q), torch.promote_types(q.dtype, torch.float32)
+    for row_start, pos_start, num_tokens, table_row in zip(
+        query_tiles.row_start.tolist(),
+        query_tiles.pos_start.tolist(),
+        query_tiles.num_tokens.tolist(),
+        query_tiles.table_row.tolist(),
+        strict=True,
     ):
-        end, own = start + count, slice(first, first + count)
-        pages = tables[table, : -(-end // block)].long()
-        keys, values = cache[:, pages].movedim(2, 1).reshape(2, kv_heads, -1, width)[:, :, :end].to(wide)
-        asked = queries[own].to(wide).view(count, kv_heads, heads // kv_heads, width)
-        scores = torch.einsum("tkgd,knd->tkgn", asked, keys)
-        key, token = (torch.arange(*span, device=queries.device) for span in ((end,), (start, end)))
-        hidden = is_hidden(key, token[:, None], window)[:, None, None]
-        shares = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        out[own] = torch.einsum("tkgn,knd->tkgd", shares, values).flatten(1, 2).to(out.dtype)
+        seq_len, rows = pos_start + num_tokens, slice(row_start, row_start + num_tokens)
+        block_ids = block_tables[table_row, : -(-seq_len // block_size)].long()
+        k, v = (
+            kv_cache[:, block_ids]
+            .movedim(2, 1)
+            .reshape(2, num_kv_heads, -1, head_dim)[:, :, :seq_len]
+            .to(acc_dtype)
+        )
+        q_tile = q[rows].to(acc_dtype).view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        scores = torch.einsum("tkgd,knd->tkgn", q_tile, k)
+        key_pos, query_pos = (
+            torch.arange(*span, device=q.device) for span in ((seq_len,), (pos_start, seq_len))
+        )
+        masked = is_masked(key_pos, query_pos[:, None], window)[:, None, None]
+        probs = scores.masked_fill(masked, -torch.inf).softmax(-1)
+        out[rows] = torch.einsum("tkgn,knd->tkgd", probs, v).flatten(1, 2).to(out.dtype)
     return out

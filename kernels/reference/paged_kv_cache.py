@@ -10,56 +10,71 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attention_metadata import exchange
-from ..common.transfer import send
-from .paged_attention import Tiles, cut, longest, paged_attention
-from .rotary import rope_write
+from ..attention_metadata import swap_blocks
+from ..common.transfer import to_device
+from .paged_attention import QueryTiles, max_seq_len, paged_attention, split_tiles
+from .rotary import rope_and_write_kv
 
 if TYPE_CHECKING:
-    from ..attention_metadata import Batch, Segment
-    from .rotary import HeadNorm, Turns
+    from ..attention_metadata import RaggedBatch, SequenceChunk
+    from .rotary import QKNorm, RotaryCosSin
 
-PROMPT_TILE = 16
+PREFILL_TILE = 16
 """Tokens of a prompt that attend together."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class AttentionMetadata:
     """Where a step's tokens go and what they read.
 
     pages, offsets [tokens] int64: each token's place. tables [branches, pages] int32: the pages of each, in
     order. tiles: see `Tiles`; those that decode, and those of prompts.
     """
 
-    pages: Tensor
-    offsets: Tensor
-    tables: Tensor
-    tiles: tuple[Tiles, ...]
+    block_ids: Tensor
+    block_offsets: Tensor
+    block_tables: Tensor
+    query_tiles: tuple[QueryTiles, ...]
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> Layout:
+    def from_batch(cls, batch: RaggedBatch, device: torch.device) -> AttentionMetadata:
         """The layout of any step, in one copy to the device."""
-        runs = [(size, found) for size, found in _runs(batch.segments).items() if found]
-        parts = [cut(found, size) for size, found in runs]
-        tables, *columns = send(device, _tables(batch.segments), *(column for one in parts for column in one))
-        tiles = []
-        for index, ((size, _), one) in enumerate(zip(runs, parts, strict=True)):
-            first, start, count, table = columns[4 * index : 4 * index + 4]
-            tiles.append(Tiles(first, start, count, table, size, longest(one)))
-        return cls(batch.pages, batch.offsets, tables, tuple(tiles))
+        spans_by_size = [
+            (tile_size, spans) for tile_size, spans in _spans_by_tile_size(batch.chunks).items() if spans
+        ]
+        tile_columns = [split_tiles(found, size) for size, found in spans_by_size]
+        block_tables, *columns = to_device(
+            device,
+            _stack_block_tables(batch.chunks),
+            *(column for tile_column in tile_columns for column in tile_column),
+        )
+        query_tiles = []
+        for index, ((size, _), one) in enumerate(zip(spans_by_size, tile_columns, strict=True)):
+            row_start, pos_start, num_tokens, table_row = columns[4 * index : 4 * index + 4]
+            query_tiles.append(
+                QueryTiles(row_start, pos_start, num_tokens, table_row, size, max_seq_len(one))
+            )
+        return cls(batch.block_ids, batch.block_offsets, block_tables, tuple(query_tiles))
 
     @classmethod
-    def decoding(cls, pages: Tensor, offsets: Tensor, starts: Tensor, tables: Tensor, longest: int) -> Layout:
+    def for_decode(
+        cls,
+        block_ids: Tensor,
+        block_offsets: Tensor,
+        pos_starts: Tensor,
+        block_tables: Tensor,
+        max_seq_len: int,
+    ) -> AttentionMetadata:
         """That of a step in which every branch has one token: starts [branches] int32, each token's position.
 
         longest: the most tokens that a branch may have with it; no tensor is read for it.
         """
-        row = torch.arange(len(starts), dtype=torch.int32, device=starts.device)
-        tiles = Tiles(row, starts, torch.ones_like(row), row, size=1, longest=longest)
-        return cls(pages, offsets, tables, (tiles,))
+        row = torch.arange(len(pos_starts), dtype=torch.int32, device=pos_starts.device)
+        tiles = QueryTiles(row, pos_starts, torch.ones_like(row), row, tile_size=1, max_seq_len=max_seq_len)
+        return cls(block_ids, block_offsets, block_tables, (tiles,))
 
 
-class DeviceKV:
+class PagedKVCache:
     """As `kernels.cpu.paged_kv_cache.PagedKV`: call `begin` once a step, then `attend` once a layer.
 
     pages: [layers, 2, pages + 1, kv_heads, block_size, head_dim], keys then values; the last page, `spare`,
@@ -68,75 +83,86 @@ class DeviceKV:
 
     def __init__(
         self,
-        layers: int,
-        pages: int,
+        num_layers: int,
+        num_blocks: int,
         block_size: int,
-        kv_heads: int,
+        num_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.block_size, self.kv_heads, self.spare = block_size, kv_heads, pages
-        shape = (layers, 2, pages + 1, kv_heads, block_size, head_dim)
-        self.pages = torch.empty(shape, dtype=dtype, device=device)
-        self.layout: Layout | None = None
+        self.block_size, self.num_kv_heads, self.padding_block = block_size, num_kv_heads, num_blocks
+        shape = (num_layers, 2, num_blocks + 1, num_kv_heads, block_size, head_dim)
+        self.blocks = torch.empty(shape, dtype=dtype, device=device)
+        self.metadata: AttentionMetadata | None = None
 
     @staticmethod
-    def page_bytes(layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    def block_bytes(
+        num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
         """What one page takes."""
-        return layers * 2 * kv_heads * block_size * head_dim * dtype.itemsize
+        return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
 
-    def begin(self, batch: Batch) -> None:
+    def prepare(self, batch: RaggedBatch) -> None:
         """Prepares a step."""
-        self.layout = Layout.of(batch, self.pages.device)
+        self.metadata = AttentionMetadata.from_batch(batch, self.blocks.device)
 
-    def attend(
+    def forward(
         self,
         layer: int,
         qkv: Tensor,
-        turns: Turns,
-        norm: HeadNorm | None = None,
+        rotary: RotaryCosSin,
+        norm: QKNorm | None = None,
         window: int | None = None,
     ) -> Tensor:
         """See `kernels.cpu.paged_kv_cache.PagedKV.attend`; [rows, heads · head_dim] in the cache's type."""
-        layout, pages = self.layout, self.pages[layer]
-        assert layout is not None, "attend before begin"
-        queries = self.turn(layout, pages, qkv, turns, norm)
-        return self.read(layout, pages, queries, window).flatten(1)
+        metadata, kv_cache = self.metadata, self.blocks[layer]
+        assert metadata is not None, "attend before begin"
+        queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
+        return self.attention(metadata, kv_cache, queries, window).flatten(1)
 
-    def turn(self, layout: Layout, pages: Tensor, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
+    def apply_rope(
+        self,
+        metadata: AttentionMetadata,
+        kv_cache: Tensor,
+        qkv: Tensor,
+        rotary: RotaryCosSin,
+        norm: QKNorm | None,
+    ) -> Tensor:
         """Writes keys and values to a layer's pages; see `kernels.reference.rotary.rope_write`."""
-        return rope_write(qkv, turns, norm, pages, layout.pages, layout.offsets)
+        return rope_and_write_kv(qkv, rotary, norm, kv_cache, metadata.block_ids, metadata.block_offsets)
 
-    def read(self, layout: Layout, pages: Tensor, queries: Tensor, window: int | None) -> Tensor:
+    def attention(
+        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, window: int | None
+    ) -> Tensor:
         """What the queries find in a layer's pages; both [rows, heads, head_dim]."""
-        found = torch.zeros_like(queries)
-        for tiles in layout.tiles:  # each gives zeros but for its own tokens
-            found += paged_attention(queries, pages, layout.tables, tiles, window)
-        return found
+        out = torch.zeros_like(queries)
+        for tiles in metadata.query_tiles:  # each gives zeros but for its own tokens
+            out += paged_attention(queries, kv_cache, metadata.block_tables, tiles, window)
+        return out
 
-    def clear(self, pages: list[int]) -> None:
+    def zero_blocks(self, block_ids: list[int]) -> None:
         """Nothing: what a page held before is never read."""
 
-    def swap(self, pairs: Iterable[tuple[int, int]]) -> None:
+    def swap_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Exchanges what pages hold, two by two, one after the other."""
-        exchange(self.pages, pairs)
+        swap_blocks(self.blocks, pairs)
 
 
-def _runs(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int, int]]]:
+def _spans_by_tile_size(chunks: Sequence[SequenceChunk]) -> dict[int, list[tuple[int, int, int, int]]]:
     """Tokens that decode, and prompts, by the size of their tiles; see `Tiles.of`."""
-    found: dict[int, list[tuple[int, int, int, int]]] = {1: [], PROMPT_TILE: []}
-    first = 0
-    for index, segment in enumerate(segments):
-        size = 1 if segment.count == 1 else PROMPT_TILE
-        found[size].append((first, segment.start, segment.count, index))
-        first += segment.count
-    return found
+    spans: dict[int, list[tuple[int, int, int, int]]] = {1: [], PREFILL_TILE: []}
+    row = 0
+    for index, chunk in enumerate(chunks):
+        tile_size = 1 if chunk.num_new == 1 else PREFILL_TILE
+        spans[tile_size].append((row, chunk.num_computed, chunk.num_new, index))
+        row += chunk.num_new
+    return spans
 
 
-def _tables(segments: Sequence[Segment]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _stack_block_tables(chunks: Sequence[SequenceChunk]) -> np.ndarray[Any, np.dtype[np.int32]]:
     """The segments' pages, one below the other, [segments, most pages]; beyond a segment's own 0."""
-    found = np.zeros((len(segments), max(len(segment.pages) for segment in segments)), np.int32)
-    for row, segment in zip(found, segments, strict=True):
-        row[: len(segment.pages)] = segment.pages
-    return found
+    block_tables = np.zeros((len(chunks), max(len(chunk.block_table) for chunk in chunks)), np.int32)
+    for row, segment in zip(block_tables, chunks, strict=True):
+        row[: len(segment.block_table)] = segment.block_table
+    return block_tables

@@ -11,9 +11,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
 
     Heads are normalised each by itself: x [rows, heads, head_dim] and weight [heads, head_dim].
     """
-    wide = x if x.dtype == torch.float32 else x.float()
+    x_fp32 = x if x.dtype == torch.float32 else x.float()
     # few operations on purpose: between two large products, each costs its dispatch from a cold cache
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
-    normed = (wide * scale).mul_(weight)
-    return normed if x.dtype == torch.float32 else normed.to(x.dtype)
+    l2_norm = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True)
+    rstd = torch.addcmul(eps, l2_norm, l2_norm, value=1 / x.shape[-1]).rsqrt_()
+    y = (x_fp32 * rstd).mul_(weight)
+    return y if x.dtype == torch.float32 else y.to(x.dtype)

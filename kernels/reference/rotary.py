@@ -12,7 +12,7 @@ from .rms_norm import rms_norm
 
 
 @dataclass(frozen=True)
-class HeadNorm:
+class QKNorm:
     """The norm of a layer's queries and keys: weight [queries + kv_heads, head_dim], eps [1], float32."""
 
     weight: Tensor
@@ -20,7 +20,7 @@ class HeadNorm:
 
 
 @dataclass(frozen=True)
-class Turns:
+class RotaryCosSin:
     """How the heads of a step are turned, in every layer alike.
 
     cos, sin [rows, head_dim] float32, sin with the sign of its half, see `rotate`. queries, kv_heads: how
@@ -29,36 +29,41 @@ class Turns:
 
     cos: Tensor
     sin: Tensor
-    queries: int
-    kv_heads: int
-    scale: float
+    num_heads: int
+    num_kv_heads: int
+    q_scale: float
 
     @cached_property
-    def by_head(self) -> tuple[Tensor, Tensor]:
+    def per_head(self) -> tuple[Tensor, Tensor]:
         """cos and sin of every head, [rows, queries + 2 · kv_heads, head_dim]: of queries scaled, so that one
         rotation does both, and of values, which are not turned, 1 and 0."""
-        return self._spread(self.cos, 1.0), self._spread(self.sin, 0.0)
+        return self._expand(self.cos, 1.0), self._expand(self.sin, 0.0)
 
-    def _spread(self, turn: Tensor, plain: float) -> Tensor:
-        turned = turn[:, None].expand(-1, self.queries + self.kv_heads, -1)
-        found = functional.pad(turned, (0, 0, 0, self.kv_heads), value=plain)
-        found.narrow(1, 0, self.queries).mul_(self.scale)
-        return found
+    def _expand(self, factor: Tensor, v_fill: float) -> Tensor:
+        qk_factor = factor[:, None].expand(-1, self.num_heads + self.num_kv_heads, -1)
+        padded = functional.pad(qk_factor, (0, 0, 0, self.num_kv_heads), value=v_fill)
+        padded.narrow(1, 0, self.num_heads).mul_(self.q_scale)
+        return padded
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x, cos, sin [rows, heads, head_dim]; sin has the sign of its half, see
     `models.layers.rotary_embedding`: the rotation is
     x · cos + swap(x) · sin, in the type of cos. A head with cos 1 and sin 0 stays as it is."""
-    wide = x.to(cos.dtype)  # once: each operation on two types would cast for itself
-    swapped = wide.roll(x.shape[-1] // 2, -1)
+    x_acc = x.to(cos.dtype)  # once: each operation on two types would cast for itself
+    rolled = x_acc.roll(x.shape[-1] // 2, -1)
     # in the memory that there is: three more copies of a prompt's heads would not stay in a cache
-    turned = wide * cos if wide is x else wide.mul_(cos)
-    return turned.addcmul_(swapped, sin)
+    out = x_acc * cos if x_acc is x else x_acc.mul_(cos)
+    return out.addcmul_(rolled, sin)
 
 
-def rope_write(
-    qkv: Tensor, turns: Turns, norm: HeadNorm | None, cache: Tensor, page: Tensor, offset: Tensor
+def rope_and_write_kv(
+    qkv: Tensor,
+    rotary: RotaryCosSin,
+    norm: QKNorm | None,
+    kv_cache: Tensor,
+    block_ids: Tensor,
+    block_offsets: Tensor,
 ) -> Tensor:
     """Norm and rotation of queries and keys; keys and values go into the cache.
 
@@ -66,12 +71,12 @@ def rope_write(
     values; page, offset [tokens ≤ rows] int64: the place of each row's token in it, rows beyond them having
     none → the turned and scaled queries [rows, queries, head_dim] in the cache's type.
     """
-    tokens, kv_heads = len(page), turns.kv_heads
-    wide = qkv.to(turns.cos.dtype)
-    turned, values = wide[:, :-kv_heads], wide[:tokens, -kv_heads:]
+    num_tokens, num_kv_heads = len(block_ids), rotary.num_kv_heads
+    qkv_acc = qkv.to(rotary.cos.dtype)
+    qk, v = qkv_acc[:, :-num_kv_heads], qkv_acc[:num_tokens, -num_kv_heads:]
     if norm is not None:
-        turned = rms_norm(turned, norm.weight, norm.eps)
-    turned = rotate(turned, turns.cos[:, None], turns.sin[:, None])
-    cache[0, page, :, offset] = turned[:tokens, turns.queries :].to(cache.dtype)
-    cache[1, page, :, offset] = values.to(cache.dtype)
-    return (turned[:, : turns.queries] * turns.scale).to(cache.dtype)
+        qk = rms_norm(qk, norm.weight, norm.eps)
+    qk = apply_rotary(qk, rotary.cos[:, None], rotary.sin[:, None])
+    kv_cache[0, block_ids, :, block_offsets] = qk[:num_tokens, rotary.num_heads :].to(kv_cache.dtype)
+    kv_cache[1, block_ids, :, block_offsets] = v.to(kv_cache.dtype)
+    return (qk[:, : rotary.num_heads] * rotary.q_scale).to(kv_cache.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SERIAL = 32768
+SERIAL_NUMEL = 32768
 """Numbers up to which torch works in one thread. Beyond, it cuts wherever the count of threads falls, and the
 last few numbers before a cut get another exponential than those that fill a vector."""
 
@@ -14,7 +14,7 @@ last few numbers before a cut get another exponential than those that fill a vec
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]. A row's bits are its own."""
     gate, up = gate_up.view(len(gate_up), 2, -1).unbind(1)
-    if gate.numel() <= SERIAL or gate.device.type != "cpu":
+    if gate.numel() <= SERIAL_NUMEL or gate.device.type != "cpu":
         return functional.silu(gate).mul_(up)
-    rows = max(1, SERIAL // gate.shape[1])
-    return torch.cat([functional.silu(some) for some in gate.split(rows)]).mul_(up)
+    chunk_rows = max(1, SERIAL_NUMEL // gate.shape[1])
+    return torch.cat([functional.silu(chunk) for chunk in gate.split(chunk_rows)]).mul_(up)

@@ -32,7 +32,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TYPES = {
+TRITON_TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -43,14 +43,14 @@ TYPES = {
     torch.bool: "i1",
 }
 ALIGNED = [["tt.divisibility", 16]]
-SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "gfx942": 64 << 10}
+SHARED_MEMORY = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "gfx942": 64 << 10}
 """Shared memory of a multiprocessor, bytes: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA guide."""
-WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "gfx942": 32}
+MAX_WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "gfx942": 32}
 """Warps that a multiprocessor holds at most; on gfx942 wavefronts, eight for each of four units."""
 
 
 @dataclass(frozen=True)
-class Build:
+class KernelVariant:
     """A jitted function as one launch has it compiled.
 
     types: the run-time parameters, as triton spells types. constants: constexprs, and integers that are 1.
@@ -61,31 +61,40 @@ class Build:
     types: Mapping[str, str]
     constants: Mapping[str, Any]
     aligned: frozenset[str]
-    warps: int
-    stages: int
-    fusion: bool = True
+    num_warps: int
+    num_stages: int
+    fp_fusion: bool = True
 
     @property
-    def kernel(self) -> str:
+    def kernel_name(self) -> str:
         name: str = self.function.__name__
         return name.removesuffix("_kernel")
 
     @property
-    def variant(self) -> tuple[Any, ...]:
+    def cache_key(self) -> tuple[Any, ...]:
         """What Triton tells one compiled kernel from another by."""
-        known = (*self.types.items(), *self.constants.items())
-        return (self.kernel, *known, self.aligned, self.warps, self.stages, self.fusion)
+        specialization = (*self.types.items(), *self.constants.items())
+        return (
+            self.kernel_name,
+            *specialization,
+            self.aligned,
+            self.num_warps,
+            self.num_stages,
+            self.fp_fusion,
+        )
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """What sets it apart: the type of its first numbers, its constants, and the switches that are on."""
-        numbers = next((kind for kind in self.types.values() if "f" in kind), "integers").removeprefix("*")
-        switches = (
+        float_type = next(
+            (type_name for type_name in self.types.values() if "f" in type_name), "integers"
+        ).removeprefix("*")
+        flags = (
             name if value is True else f"{name}={value}"
             for name, value in self.constants.items()
             if name.isupper() and value is not False
         )
-        return ", ".join((numbers, *switches, f"{self.warps} warps"))
+        return ", ".join((float_type, *flags, f"{self.num_warps} warps"))
 
 
 @dataclass(frozen=True)
@@ -101,125 +110,134 @@ class Resources:
     occupancy: float
 
 
-def builds_of(spec: KernelSpec) -> list[Build]:
+def variants_of(spec: KernelSpec) -> list[KernelVariant]:
     """What the launches of all cases compile, each once."""
-    found: dict[tuple[Any, ...], Build] = {}
+    variants: dict[tuple[Any, ...], KernelVariant] = {}
     for case in spec.cases:
-        arguments = case.make(torch.device("cpu"), torch.Generator().manual_seed(0))
-        with recorded() as builds:
-            spec.launch(*arguments)
-        for build in builds:
-            found.setdefault(build.variant, build)
-    return list(found.values())
+        args = case.make_args(torch.device("cpu"), torch.Generator().manual_seed(0))
+        with record_launches() as launches:
+            spec.launch(*args)
+        for variant in launches:
+            variants.setdefault(variant.cache_key, variant)
+    return list(variants.values())
 
 
 @contextmanager
-def recorded() -> Iterator[list[Build]]:
+def record_launches() -> Iterator[list[KernelVariant]]:
     """Within, launches are noted and not made; what they would write stays as it is."""
-    builds: list[Build] = []
+    variants: list[KernelVariant] = []
 
-    def note(function: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
-        builds.append(build_of(function, args, more))
+    def record(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        variants.append(variant_from_launch(function, args, kwargs))
 
-    with instead_of_launches(note):
-        yield builds
+    with patch_launch(record):
+        yield variants
 
 
 @contextmanager
-def instead_of_launches(run: Callable[..., None]) -> Iterator[None]:
+def patch_launch(fn: Callable[..., None]) -> Iterator[None]:
     """Within, launches call this: the function, its arguments, `grid`, `warmup`, how it is launched."""
-    launch = JITFunction.run
-    JITFunction.run = run
+    original = JITFunction.run
+    JITFunction.run = fn
     try:
         yield
     finally:
-        JITFunction.run = launch
+        JITFunction.run = original
 
 
-def arguments_of(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> dict[str, Any]:
+def bind_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A launch's arguments by their names, and how it is launched."""
-    return {**dict(zip(function.arg_names, args, strict=False)), **more}
+    return {**dict(zip(function.arg_names, args, strict=False)), **kwargs}
 
 
-def build_of(function: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Build:
+def variant_from_launch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KernelVariant:
     """What a launch with these arguments compiles; `more` are those by name, and how it is launched."""
-    values = arguments_of(function, args, more)
+    values = bind_arguments(function, args, kwargs)
     types, constants, aligned = dict[str, str](), dict[str, Any](), set[str]()
     for param in function.params:
-        value, free = values[param.name], not param.do_not_specialize
-        if param.is_constexpr or value is None or (isinstance(value, int) and value == 1 and free):
+        value, specialized = values[param.name], not param.do_not_specialize
+        if param.is_constexpr or value is None or (isinstance(value, int) and value == 1 and specialized):
             constants[param.name] = value
         elif isinstance(value, Tensor):
-            types[param.name] = f"*{TYPES[value.dtype]}"
+            types[param.name] = f"*{TRITON_TYPES[value.dtype]}"
             aligned |= {param.name} if value.data_ptr() % 16 == 0 else set()
         elif isinstance(value, float):
             types[param.name] = "fp32"
         else:
             types[param.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned |= {param.name} if free and value % 16 == 0 else set()
+            aligned |= {param.name} if specialized and value % 16 == 0 else set()
     options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
-    said = [more.get(name, usual) for name, usual in options.items()]
-    return Build(function, types, constants, frozenset(aligned), *said)
+    launch_options = [kwargs.get(name, default) for name, default in options.items()]
+    return KernelVariant(function, types, constants, frozenset(aligned), *launch_options)
 
 
-def compiled(build: Build, arch: str) -> CompiledKernel:
+def compile_variant(variant: KernelVariant, arch: str) -> CompiledKernel:
     """Machine code for one of `TARGETS`. Triton keeps what it compiled in its own cache."""
-    place = {name: (index,) for index, name in enumerate(build.function.arg_names)}
-    aligned = [name for name in place if name in build.aligned]  # in order: the cache knows code by its text
+    arg_path = {name: (index,) for index, name in enumerate(variant.function.arg_names)}
+    aligned = [
+        name for name in arg_path if name in variant.aligned
+    ]  # in order: the cache knows code by its text
     source = ASTSource(
-        fn=build.function,
-        signature={name: build.types.get(name, "constexpr") for name in build.function.arg_names},
-        constexprs={place[name]: value for name, value in build.constants.items()},
-        attrs={place[name]: ALIGNED for name in aligned},
+        fn=variant.function,
+        signature={name: variant.types.get(name, "constexpr") for name in variant.function.arg_names},
+        constexprs={arg_path[name]: value for name, value in variant.constants.items()},
+        attrs={arg_path[name]: ALIGNED for name in aligned},
     )
     # contraction is on in triton 3.9 unless it is said, and off in 3.10
-    options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": build.fusion}
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "enable_fp_fusion": variant.fp_fusion,
+    }
     return triton.compile(source, target=TARGETS[arch], options=options)
 
 
-def compile_for(build: Build, arch: str) -> Resources:
+def compile_resources(variant: KernelVariant, arch: str) -> Resources:
     """What the code for one of `TARGETS` takes."""
-    code = compiled(build, arch)
-    shared = code.metadata.shared
+    kernel = compile_variant(variant, arch)
+    shared = kernel.metadata.shared
     if arch.startswith("sm"):
-        registers, spills = _cubin(code.asm["cubin"])
+        registers, spills = _cubin_resources(kernel.asm["cubin"])
     else:
-        text = code.asm["amdgcn"]
-        registers = int(_number(r"\.vgpr_count:\s+(\d+)", text))
-        spills = 4 * int(_number(r"\.vgpr_spill_count:\s+(\d+)", text))
-    return Resources(registers, shared, spills, _occupancy(arch, registers, shared, build.warps))
+        asm = kernel.asm["amdgcn"]
+        registers = int(_match_number(r"\.vgpr_count:\s+(\d+)", asm))
+        spills = 4 * int(_match_number(r"\.vgpr_spill_count:\s+(\d+)", asm))
+    return Resources(registers, shared, spills, _occupancy(arch, registers, shared, variant.num_warps))
 
 
-def _cubin(cubin: bytes) -> tuple[int, int]:
+def _cubin_resources(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of local memory a thread, by cuobjdump, which triton's wheel holds."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        said = subprocess.run(
-            [tool, "--dump-resource-usage", file], check=True, capture_output=True, text=True
+        usage = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file], check=True, capture_output=True, text=True
         ).stdout
-    stack, local = int(_number(r"STACK:(\d+)", said)), int(_number(r"LOCAL:(\d+)", said))
-    return int(_number(r"REG:(\d+)", said)), max(stack, local)
+    stack_bytes, local_bytes = (
+        int(_match_number(r"STACK:(\d+)", usage)),
+        int(_match_number(r"LOCAL:(\d+)", usage)),
+    )
+    return int(_match_number(r"REG:(\d+)", usage)), max(stack_bytes, local_bytes)
 
 
-def _number(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
+def _match_number(pattern: str, report: str) -> str:
+    match = re.search(pattern, report)
+    if match is None:
         raise ValueError(f"the compiler's report has no {pattern!r}")
-    return found.group(1)
+    return match.group(1)
 
 
-def _occupancy(arch: str, registers: int, shared: int, warps: int) -> float:
+def _occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
     """The share of a multiprocessor's warps that programs of this size fill.
 
     NVIDIA: 65,536 registers in lots of 256 a warp, 1 KiB of shared memory a program besides its own, 32
     programs. gfx942: 512 registers a lane of each of four units, in lots of 8.
     """
     if arch.startswith("sm"):
-        by_registers = 65536 // (256 * math.ceil(32 * registers / 256))
-        programs = min(32, by_registers // warps, SHARED[arch] // (shared + 1024))
+        warps_by_registers = 65536 // (256 * math.ceil(32 * registers / 256))
+        num_programs = min(32, warps_by_registers // num_warps, SHARED_MEMORY[arch] // (shared + 1024))
     else:
-        by_registers = 4 * min(8, 512 // (8 * math.ceil(max(registers, 1) / 8)))
-        programs = min(by_registers // warps, SHARED[arch] // max(shared, 1))
-    return min(1.0, programs * warps / WARPS[arch])
+        warps_by_registers = 4 * min(8, 512 // (8 * math.ceil(max(registers, 1) / 8)))
+        num_programs = min(warps_by_registers // num_warps, SHARED_MEMORY[arch] // max(shared, 1))
+    return min(1.0, num_programs * num_warps / MAX_WARPS[arch])

@@ -17,127 +17,161 @@ from ..triton.attention import paged_attention
 from ..triton.batch_invariant_attention import invariant_attention
 from ..triton.batch_invariant_matmul import matmul
 from ..triton.rms_norm import rms_norm
-from ..triton.rotary import rope_write
+from ..triton.rotary import rope_and_write_kv
 from ..triton.swiglu import swiglu
 from . import roofline
-from .spec import Case, KernelSpec, weight_of
+from .spec import KernelCase, KernelSpec, random_weight
 
 BF16, F32 = torch.bfloat16, torch.float32
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model's sizes, and the type that it is held in."""
 
     name: str
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    width: int
-    block: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
     dtype: dtype
 
     @property
-    def attention(self) -> tuple[int, int, int, int]:
+    def attention_dims(self) -> tuple[int, int, int, int]:
         """Heads, those of keys and values, their width, and a number's bytes."""
-        return self.heads, self.kv_heads, self.width, self.dtype.itemsize
+        return self.num_heads, self.num_kv_heads, self.head_dim, self.dtype.itemsize
 
 
-LLAMA = Shape("Llama 3.1 8B", 4096, 14336, 32, 8, 128, 16, BF16)
-DEMO = Shape("demo", 576, 1536, 9, 3, 64, 64, BF16)
+LLAMA = ModelShape("Llama 3.1 8B", 4096, 14336, 32, 8, 128, 16, BF16)
+DEMO = ModelShape("demo", 576, 1536, 9, 3, 64, 64, BF16)
 
 
 def _random(generator: Generator, where: device, kind: dtype, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator).to(where, kind)
 
 
-def _matmul(
-    model: Shape, rows: int, inner: int, out: int, biased: bool = False, dtype: dtype | None = None
-) -> Case:
+def _matmul_case(
+    model: ModelShape,
+    num_rows: int,
+    in_features: int,
+    out_features: int,
+    has_bias: bool = False,
+    dtype: dtype | None = None,
+) -> KernelCase:
     def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        x, bias = (_random(generator, where, model.dtype, *shape) for shape in ((rows, inner), (out,)))
-        return x, weight_of(out, inner, where, model.dtype), bias if biased else None, dtype
-
-    name = f"{model.name}, {rows} rows, {inner} to {out}{', biased' if biased else ''}"
-    return Case(name, make, roofline.product(rows, inner, out, model.dtype.itemsize))
-
-
-def _norm(model: Shape, rows: int) -> Case:
-    def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        x = _random(generator, where, model.dtype, rows, model.hidden)
-        return x, _random(generator, where, F32, model.hidden), torch.tensor([1e-5], device=where)
-
-    return Case(f"{model.name}, {rows} rows", make, roofline.norm(rows, model.hidden, model.dtype.itemsize))
-
-
-def _swiglu(model: Shape, rows: int) -> Case:
-    def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        return (_random(generator, where, model.dtype, rows, 2 * model.inner),)
-
-    return Case(f"{model.name}, {rows} rows", make, roofline.swiglu(rows, model.inner, model.dtype.itemsize))
-
-
-def _cache(model: Shape, pages: int, where: device, generator: Generator) -> Tensor:
-    return _random(generator, where, model.dtype, 2, pages, model.kv_heads, model.block, model.width)
-
-
-def _rope(model: Shape, rows: int, normed: bool) -> Case:
-    all_heads = model.heads + 2 * model.kv_heads
-
-    def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        cos, sin = (_random(generator, where, F32, rows, model.width) for _ in range(2))
-        weight = _random(generator, where, F32, model.heads + model.kv_heads, model.width)
-        page = torch.arange(rows, device=where)
+        x, bias = (
+            _random(generator, where, model.dtype, *shape)
+            for shape in ((num_rows, in_features), (out_features,))
+        )
         return (
-            _random(generator, where, model.dtype, rows, all_heads, model.width),
-            rotary.Turns(cos, sin, model.heads, model.kv_heads, model.width**-0.5),
-            rotary.HeadNorm(weight, torch.tensor([1e-6], device=where)) if normed else None,
-            _cache(model, rows, where, generator),
-            page,
-            page % model.block,
+            x,
+            random_weight(out_features, in_features, where, model.dtype),
+            bias if has_bias else None,
+            dtype,
         )
 
-    moved = roofline.rope_write(rows, *model.attention)
-    return Case(f"{model.name}, {rows} rows{', with norms' if normed else ''}", make, moved)
+    name = f"{model.name}, {num_rows} rows, {in_features} to {out_features}{', biased' if has_bias else ''}"
+    return KernelCase(name, make, roofline.matmul(num_rows, in_features, out_features, model.dtype.itemsize))
 
 
-def _attention(model: Shape, branches: int, context: int, new: int, window: int | None = None) -> Case:
-    """Each branch has `new` tokens at the end of its context."""
-    size = 1 if new == 1 else 16
-    pages = -(-context // model.block)
+def _norm_case(model: ModelShape, num_rows: int) -> KernelCase:
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        x = _random(generator, where, model.dtype, num_rows, model.hidden_size)
+        return x, _random(generator, where, F32, model.hidden_size), torch.tensor([1e-5], device=where)
+
+    return KernelCase(
+        f"{model.name}, {num_rows} rows",
+        make,
+        roofline.norm(num_rows, model.hidden_size, model.dtype.itemsize),
+    )
+
+
+def _swiglu_case(model: ModelShape, num_rows: int) -> KernelCase:
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        return (_random(generator, where, model.dtype, num_rows, 2 * model.intermediate_size),)
+
+    return KernelCase(
+        f"{model.name}, {num_rows} rows",
+        make,
+        roofline.swiglu(num_rows, model.intermediate_size, model.dtype.itemsize),
+    )
+
+
+def _random_cache(model: ModelShape, num_blocks: int, where: device, generator: Generator) -> Tensor:
+    return _random(
+        generator, where, model.dtype, 2, num_blocks, model.num_kv_heads, model.block_size, model.head_dim
+    )
+
+
+def _rope_case(model: ModelShape, num_rows: int, has_norm: bool) -> KernelCase:
+    num_qkv_heads = model.num_heads + 2 * model.num_kv_heads
 
     def make(where: device, generator: Generator) -> tuple[Any, ...]:
-        runs = [(branch * new, context - new, new, branch) for branch in range(branches)]
-        tables = torch.arange(branches * pages, dtype=torch.int32, device=where).view(branches, pages)
+        cos, sin = (_random(generator, where, F32, num_rows, model.head_dim) for _ in range(2))
+        norm_weight = _random(generator, where, F32, model.num_heads + model.num_kv_heads, model.head_dim)
+        block_ids = torch.arange(num_rows, device=where)
         return (
-            _random(generator, where, model.dtype, branches * new, model.heads, model.width),
-            _cache(model, branches * pages, where, generator),
-            tables,
-            paged.Tiles.of(runs, size, where),
+            _random(generator, where, model.dtype, num_rows, num_qkv_heads, model.head_dim),
+            rotary.RotaryCosSin(cos, sin, model.num_heads, model.num_kv_heads, model.head_dim**-0.5),
+            rotary.QKNorm(norm_weight, torch.tensor([1e-6], device=where)) if has_norm else None,
+            _random_cache(model, num_rows, where, generator),
+            block_ids,
+            block_ids % model.block_size,
+        )
+
+    cost = roofline.rope_and_write_kv(num_rows, *model.attention_dims)
+    return KernelCase(f"{model.name}, {num_rows} rows{', with norms' if has_norm else ''}", make, cost)
+
+
+def _attention_case(
+    model: ModelShape, num_seqs: int, context_len: int, num_new: int, window: int | None = None
+) -> KernelCase:
+    """Each branch has `new` tokens at the end of its context."""
+    tile_size = 1 if num_new == 1 else 16
+    num_blocks = -(-context_len // model.block_size)
+
+    def make(where: device, generator: Generator) -> tuple[Any, ...]:
+        chunks = [(branch * num_new, context_len - num_new, num_new, branch) for branch in range(num_seqs)]
+        block_tables = torch.arange(num_seqs * num_blocks, dtype=torch.int32, device=where).view(
+            num_seqs, num_blocks
+        )
+        return (
+            _random(generator, where, model.dtype, num_seqs * num_new, model.num_heads, model.head_dim),
+            _random_cache(model, num_seqs * num_blocks, where, generator),
+            block_tables,
+            paged.QueryTiles.from_spans(chunks, tile_size, where),
             window,
         )
 
-    moved = roofline.attention(branches, context, new, *model.attention, window)
-    what = f"{branches} decoding" if new == 1 else f"{branches} x {new} tokens"
-    return Case(f"{model.name}, {what} at {context}{f', window {window}' if window else ''}", make, moved)
+    cost = roofline.attention(num_seqs, context_len, num_new, *model.attention_dims, window)
+    description = f"{num_seqs} decoding" if num_new == 1 else f"{num_seqs} x {num_new} tokens"
+    return KernelCase(
+        f"{model.name}, {description} at {context_len}{f', window {window}' if window else ''}", make, cost
+    )
 
 
-NORM = KernelSpec("rms_norm", norm.rms_norm, rms_norm, (_norm(LLAMA, 16), _norm(DEMO, 3)))
-SWIGLU = KernelSpec("swiglu", swiglu_reference.swiglu, swiglu, (_swiglu(LLAMA, 16), _swiglu(DEMO, 3)))
+NORM = KernelSpec("rms_norm", norm.rms_norm, rms_norm, (_norm_case(LLAMA, 16), _norm_case(DEMO, 3)))
+SWIGLU = KernelSpec(
+    "swiglu", swiglu_reference.swiglu, swiglu, (_swiglu_case(LLAMA, 16), _swiglu_case(DEMO, 3))
+)
 ROPE = KernelSpec(
-    "rope_write", rotary.rope_write, rope_write, (_rope(LLAMA, 16, True), _rope(DEMO, 3, False))
+    "rope_write",
+    rotary.rope_and_write_kv,
+    rope_and_write_kv,
+    (_rope_case(LLAMA, 16, True), _rope_case(DEMO, 3, False)),
 )
 ATTENTION = KernelSpec(
     "paged_attention",
     paged.paged_attention,
     paged_attention,
     (
-        _attention(LLAMA, 5, 2048, 1),
-        _attention(LLAMA, 2, 1024, 512),
-        _attention(LLAMA, 5, 8192, 1, window=4096),
-        _attention(DEMO, 3, 512, 1),
-        _attention(DEMO, 2, 128, 64),
+        _attention_case(LLAMA, 5, 2048, 1),
+        _attention_case(LLAMA, 2, 1024, 512),
+        _attention_case(LLAMA, 5, 8192, 1, window=4096),
+        _attention_case(DEMO, 3, 512, 1),
+        _attention_case(DEMO, 2, 128, 64),
     ),
 )
 INVARIANT_ATTENTION = KernelSpec(
@@ -148,12 +182,12 @@ MATMUL = KernelSpec(
     matmul_reference.matmul,
     matmul,
     (
-        _matmul(LLAMA, 5, 4096, 6144, biased=True),
-        _matmul(LLAMA, 5, 4096, 4096),
-        _matmul(LLAMA, 80, 4096, 28672),
-        _matmul(LLAMA, 512, 14336, 4096),
-        _matmul(LLAMA, 5, 4096, 128_256, dtype=F32),
-        _matmul(DEMO, 5, 576, 576),
+        _matmul_case(LLAMA, 5, 4096, 6144, has_bias=True),
+        _matmul_case(LLAMA, 5, 4096, 4096),
+        _matmul_case(LLAMA, 80, 4096, 28672),
+        _matmul_case(LLAMA, 512, 14336, 4096),
+        _matmul_case(LLAMA, 5, 4096, 128_256, dtype=F32),
+        _matmul_case(DEMO, 5, 576, 576),
     ),
 )
 LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION, INVARIANT_ATTENTION, MATMUL)

@@ -8,73 +8,79 @@ from typing import Any
 import torch
 
 from ..lm_head import lm_head_steer as reference
-from ..steering.coefficients import Program
-from ..steering.features import Features
-from ..steering.state import Draw, Groups, SteerTable
+from ..steering.coefficients import SteeringCoefficients
+from ..steering.features import StepFeatures
+from ..steering.state import RequestLayout, RowSampling, SteeringState
 from ..triton.lm_head.launch import lm_head_steer
-from ..triton.lm_head.plan import Plan
-from .roofline import Work
-from .spec import Case, KernelSpec, weight_of
+from ..triton.lm_head.plan import FusedPlan
+from .roofline import OpCost
+from .spec import KernelCase, KernelSpec, random_weight
 
 LLAMA, DEMO = (128_256, 4096), (49_152, 576)
 """Vocabulary and width of a head."""
-BASE, AMULET = Program(), Program(base=-4.6487, scale=5.6487)
-MATO = Program(base=-0.9347, scale=1.9347, reward=1.0)
-NEAR = Program(base=-4.6487, scale=5.6487, reward=1.0, kl_budget=0.2)
-GREEDY, DRAWN = Draw(), Draw(temperature=0.8, seed=1)
-FILTERED = Draw(temperature=0.8, min_p=0.05, seed=1)
+BASE, AMULET = SteeringCoefficients(), SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487)
+MATO = SteeringCoefficients(base_coef=-0.9347, objective_coef=1.9347, reward_rate=1.0)
+KL_BOUNDED = SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487, reward_rate=1.0, kl_budget=0.2)
+GREEDY, SAMPLED = RowSampling(), RowSampling(temperature=0.8, seed=1)
+TRUNCATED = RowSampling(temperature=0.8, min_p=0.05, seed=1)
 
 
-def deciding(
-    head: tuple[int, int],
-    requests: int,
-    objectives: int,
-    program: Program,
-    draw: Draw,
+def fused_case(
+    head_shape: tuple[int, int],
+    num_requests: int,
+    num_objectives: int,
+    coefficients: SteeringCoefficients,
+    sampling: RowSampling,
     *,
     trace: bool = False,
-) -> Case:
+) -> KernelCase:
     """Requests of one method and as many wishes, in bfloat16."""
-    vocab, width = head
-    rows = requests * (objectives + 1)
+    vocab_size, hidden_size = head_shape
+    num_rows = num_requests * (num_objectives + 1)
 
-    def running(device: torch.device) -> tuple[Groups, SteerTable]:
-        table = SteerTable(vocab, device)
-        for row in range(requests):
-            table.admit(row, program, [1 / objectives for _ in range(objectives)], draw)
-        return Groups.of([(row, range(objectives + 1)) for row in range(requests)], device), table
+    def make_state(device: torch.device) -> tuple[RequestLayout, SteeringState]:
+        state = SteeringState(vocab_size, device)
+        for row in range(num_requests):
+            state.add_request(
+                row, coefficients, [1 / num_objectives for _ in range(num_objectives)], sampling
+            )
+        return RequestLayout.from_branches(
+            [(row, range(num_objectives + 1)) for row in range(num_requests)], device
+        ), state
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:
-        hidden = torch.randn(rows, width, generator=generator)
-        weight = weight_of(vocab, width, device, torch.bfloat16)
-        return hidden.to(device, torch.bfloat16), weight, *running(device), None, trace
+        hidden = torch.randn(num_rows, hidden_size, generator=generator)
+        weight = random_weight(vocab_size, hidden_size, device, torch.bfloat16)
+        return hidden.to(device, torch.bfloat16), weight, *make_state(device), None, trace
 
-    groups, table = running(torch.device("cpu"))
-    plan = Plan.of(Features.of(groups, table), groups, table, trace=trace, top=False, edited=False)
+    layout, state = make_state(torch.device("cpu"))
+    plan = FusedPlan.from_features(
+        StepFeatures.from_layout(layout, state), layout, state, trace=trace, top=False, has_edits=False
+    )
     assert plan is not None, "a case is of what is fused"
-    kind = {GREEDY: "greedy", DRAWN: "drawn", FILTERED: "filtered"}[draw]
-    name = f"{requests} x {objectives + 1} of {vocab} x {width}, {kind}{', traced' if trace else ''}"
-    moved = plan.bytes(rows, vocab, width, torch.bfloat16.itemsize)
-    return Case(name, make, Work(moved, plan.flops(rows, vocab, width)))
+    kind = {GREEDY: "greedy", SAMPLED: "drawn", TRUNCATED: "filtered"}[sampling]
+    name = f"{num_requests} x {num_objectives + 1} of {vocab_size} x {hidden_size}, {kind}{', traced' if trace else ''}"
+    num_bytes = plan.bytes_moved(num_rows, vocab_size, hidden_size, torch.bfloat16.itemsize)
+    return KernelCase(name, make, OpCost(num_bytes, plan.flops(num_rows, vocab_size, hidden_size)))
 
 
-def _called(how: Callable[..., Any]) -> Callable[..., Any]:
+def _trace_positional(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The same with `trace` last."""
-    return lambda *args: how(*args[:-1], trace=args[-1])
+    return lambda *args: fn(*args[:-1], trace=args[-1])
 
 
 LM_HEAD_STEER = KernelSpec(
     "lm_head_steer",
-    _called(reference),
-    _called(lm_head_steer),
+    _trace_positional(reference),
+    _trace_positional(lm_head_steer),
     (
-        deciding(LLAMA, 1, 4, MATO, GREEDY),
-        deciding(LLAMA, 1, 4, NEAR, GREEDY, trace=True),
-        deciding(LLAMA, 8, 4, MATO, DRAWN),
-        deciding(LLAMA, 16, 1, AMULET, DRAWN),
-        deciding(LLAMA, 16, 1, AMULET, FILTERED),
-        deciding(LLAMA, 64, 1, AMULET, GREEDY),
-        deciding(DEMO, 8, 2, MATO, GREEDY),
-        deciding(DEMO, 4, 0, BASE, GREEDY, trace=True),
+        fused_case(LLAMA, 1, 4, MATO, GREEDY),
+        fused_case(LLAMA, 1, 4, KL_BOUNDED, GREEDY, trace=True),
+        fused_case(LLAMA, 8, 4, MATO, SAMPLED),
+        fused_case(LLAMA, 16, 1, AMULET, SAMPLED),
+        fused_case(LLAMA, 16, 1, AMULET, TRUNCATED),
+        fused_case(LLAMA, 64, 1, AMULET, GREEDY),
+        fused_case(DEMO, 8, 2, MATO, GREEDY),
+        fused_case(DEMO, 4, 0, BASE, GREEDY, trace=True),
     ),
 )

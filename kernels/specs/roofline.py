@@ -10,65 +10,71 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Work:
+class OpCost:
     """bytes: the least that must cross the memory bus. flops: multiplications and additions of products."""
 
     bytes: float
     flops: float = 0.0
 
-    def seconds(self, bandwidth: float, products: float) -> float:
+    def roofline_seconds(self, bandwidth: float, peak_flops: float) -> float:
         """The roofline: the longer of reading at so many bytes a second and computing at so many flops."""
-        return max(self.bytes / bandwidth, self.flops / products)
+        return max(self.bytes / bandwidth, self.flops / peak_flops)
 
 
-def product(rows: float, inner: float, outer: float, itemsize: int, *, added: bool = False) -> Work:
+def matmul(
+    rows: float, in_features: float, out_features: float, itemsize: int, *, accumulate: bool = False
+) -> OpCost:
     """[rows, inner] by a weight [outer, inner], which is read once; added: to what is there already."""
-    moved = (inner * outer + rows * (inner + (2 if added else 1) * outer)) * itemsize
-    return Work(moved, 2 * rows * inner * outer)
+    num_bytes = (
+        in_features * out_features + rows * (in_features + (2 if accumulate else 1) * out_features)
+    ) * itemsize
+    return OpCost(num_bytes, 2 * rows * in_features * out_features)
 
 
-def embedding(rows: float, hidden: int, itemsize: int) -> Work:
+def embedding(rows: float, hidden: int, itemsize: int) -> OpCost:
     """Rows that are looked up: read and written."""
-    return Work(2 * rows * hidden * itemsize)
+    return OpCost(2 * rows * hidden * itemsize)
 
 
-def norm(rows: float, hidden: int, itemsize: int) -> Work:
+def norm(rows: float, hidden: int, itemsize: int) -> OpCost:
     """Rows read and written."""
-    return Work(2 * rows * hidden * itemsize)
+    return OpCost(2 * rows * hidden * itemsize)
 
 
-def swiglu(rows: float, inner: float, itemsize: int) -> Work:
+def swiglu(rows: float, intermediate_size: float, itemsize: int) -> OpCost:
     """Gate and up read, their activation written."""
-    return Work(3 * rows * inner * itemsize)
+    return OpCost(3 * rows * intermediate_size * itemsize)
 
 
-def rope_write(rows: float, heads: float, kv_heads: float, width: int, itemsize: int) -> Work:
+def rope_and_write_kv(
+    rows: float, num_heads: float, num_kv_heads: float, head_dim: int, itemsize: int
+) -> OpCost:
     """Queries, keys and values read and written, and the float32 turns of a row, cos and sin."""
-    return Work(2 * rows * (heads + 2 * kv_heads) * width * itemsize + 8 * rows * width)
+    return OpCost(2 * rows * (num_heads + 2 * num_kv_heads) * head_dim * itemsize + 8 * rows * head_dim)
 
 
 def attention(
-    branches: float,
-    context: float,
-    new: float,
-    heads: float,
-    kv_heads: float,
-    width: int,
+    num_seqs: float,
+    seq_len: float,
+    num_new: float,
+    num_heads: float,
+    num_kv_heads: float,
+    head_dim: int,
     itemsize: int,
     window: int | None = None,
-) -> Work:
+) -> OpCost:
     """Each branch has `new` tokens at the end of its context, which are `context` with them.
 
     Every key and value that is seen is read once a branch; a token sees itself and all before it, of a window
     so many. Two products: scores, and the mix of the values.
     """
-    read = min(context, context if window is None else window + new - 1)
-    moved = 2 * branches * (read * kv_heads + new * heads) * width * itemsize
-    middle = context - (new - 1) / 2  # what a token sees in the mean
-    seen = new * (middle if window is None else min(middle, window))
-    return Work(moved, 4 * branches * seen * heads * width)
+    keys_read = min(seq_len, seq_len if window is None else window + num_new - 1)
+    num_bytes = 2 * num_seqs * (keys_read * num_kv_heads + num_new * num_heads) * head_dim * itemsize
+    mean_context = seq_len - (num_new - 1) / 2  # what a token sees in the mean
+    keys_seen = num_new * (mean_context if window is None else min(mean_context, window))
+    return OpCost(num_bytes, 4 * num_seqs * keys_seen * num_heads * head_dim)
 
 
-def steer(rows: float, vocab: int, itemsize: int) -> Work:
+def steer(rows: float, vocab_size: int, itemsize: int) -> OpCost:
     """Every branch's logits read once."""
-    return Work(rows * vocab * itemsize)
+    return OpCost(rows * vocab_size * itemsize)

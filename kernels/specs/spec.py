@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from .roofline import Work
+from .roofline import OpCost
 
-HELD = 1 << 22
+MAX_INIT_NUMEL = 1 << 22
 """Numbers of a weight that a CPU fills."""
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One shape of a real model.
 
     make: fresh arguments, the same for the reference and the launcher, from a device and a generator of the
@@ -26,20 +26,26 @@ class Case:
     """
 
     name: str
-    make: Callable[[torch.device, torch.Generator], tuple[Any, ...]]
-    work: Work
+    make_args: Callable[[torch.device, torch.Generator], tuple[Any, ...]]
+    cost: OpCost
 
     @property
     def bytes(self) -> int:
         """The least that must cross the memory bus."""
-        return int(self.work.bytes)
+        return int(self.cost.bytes)
 
 
-def weight_of(out: int, inner: int, where: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def random_weight(
+    out_features: int, in_features: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """A random weight [out, inner] of a case; a large one on a CPU, where launches are only recorded and half
     a billion numbers take seconds, has any."""
-    weight = torch.empty(out, inner, device=where, dtype=dtype)
-    return weight if where.type == "cpu" and weight.numel() > HELD else weight.normal_(std=inner**-0.5)
+    weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
+    return (
+        weight
+        if device.type == "cpu" and weight.numel() > MAX_INIT_NUMEL
+        else weight.normal_(std=in_features**-0.5)
+    )
 
 
 @dataclass(frozen=True)
@@ -49,4 +55,4 @@ class KernelSpec:
     name: str
     reference: Callable[..., Any]
     launch: Callable[..., Any]
-    cases: tuple[Case, ...]
+    cases: tuple[KernelCase, ...]

@@ -6,44 +6,51 @@ from typing import Any
 
 import torch
 
-from ..steering.closed_form import literal_loop
-from ..steering.coefficients import Program
-from ..steering.state import Draw, Groups, SteerTable
+from ..steering.closed_form import unrolled_loop as unrolled_loop_reference
+from ..steering.coefficients import SteeringCoefficients
+from ..steering.state import RequestLayout, RowSampling, SteeringState
 from ..steering.step import steer as steer_reference
 from ..triton.steering.step import invariant_steer, steer
-from ..triton.unrolled_loop import iterate
+from ..triton.unrolled_loop import unrolled_loop
 from . import roofline
-from .spec import Case, KernelSpec
+from .spec import KernelCase, KernelSpec
 
 LLAMA, DEMO = 128_256, 49_152
-MATO = Program(base=-0.9347, scale=1.9347, reward=1.0)
-NEAR = Program(base=-4.6487, scale=5.6487, reward=1.0, kl_budget=0.2)
-MASKED = Program(base=-2.0, scale=3.0, mask_top_p=0.8)
-OPAD = Program(base=-1.0, scale=2.0, delay=1.0)
-GREEDY, SAMPLED = Draw(), Draw(temperature=0.8, top_k=50, top_p=0.95, min_p=0.02, seed=1)
+MATO = SteeringCoefficients(base_coef=-0.9347, objective_coef=1.9347, reward_rate=1.0)
+KL_BOUNDED = SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487, reward_rate=1.0, kl_budget=0.2)
+NUCLEUS_MASKED = SteeringCoefficients(base_coef=-2.0, objective_coef=3.0, mask_top_p=0.8)
+OPAD = SteeringCoefficients(base_coef=-1.0, objective_coef=2.0, prev_contrast_coef=1.0)
+GREEDY, SAMPLED = RowSampling(), RowSampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.02, seed=1)
 
 
-def _steering(
-    requests: int, objectives: int, vocab: int, program: Program, draw: Draw, dtype: torch.dtype
-) -> Case:
+def _steer_case(
+    num_requests: int,
+    num_objectives: int,
+    vocab_size: int,
+    coefficients: SteeringCoefficients,
+    sampling: RowSampling,
+    dtype: torch.dtype,
+) -> KernelCase:
     """Requests of one method and as many wishes, decoded together."""
-    rows = requests * (objectives + 1)
+    num_rows = num_requests * (num_objectives + 1)
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:
-        table = SteerTable(vocab, device)
-        for row in range(requests):
-            table.admit(row, program, [1 / objectives] * objectives, draw)
-        logits = 3 * torch.randn(rows, vocab, generator=generator)
-        branches = range(objectives + 1)
+        state = SteeringState(vocab_size, device)
+        for row in range(num_requests):
+            state.add_request(row, coefficients, [1 / num_objectives] * num_objectives, sampling)
+        logits = 3 * torch.randn(num_rows, vocab_size, generator=generator)
+        branches = range(num_objectives + 1)
         return (
             logits.to(device, dtype),
-            Groups.of([(row, branches) for row in range(requests)], device),
-            table,
+            RequestLayout.from_branches([(row, branches) for row in range(num_requests)], device),
+            state,
         )
 
-    kind = "sampled" if draw.temperature else "greedy"
-    return Case(
-        f"{requests} x {objectives + 1} of {vocab}, {kind}", make, roofline.steer(rows, vocab, dtype.itemsize)
+    kind = "sampled" if sampling.temperature else "greedy"
+    return KernelCase(
+        f"{num_requests} x {num_objectives + 1} of {vocab_size}, {kind}",
+        make,
+        roofline.steer(num_rows, vocab_size, dtype.itemsize),
     )
 
 
@@ -52,10 +59,10 @@ STEER = KernelSpec(
     steer_reference,
     steer,
     (
-        _steering(1, 4, LLAMA, MATO, GREEDY, torch.float32),
-        _steering(16, 4, LLAMA, NEAR, SAMPLED, torch.float32),
-        _steering(16, 1, LLAMA, MASKED, SAMPLED, torch.bfloat16),
-        _steering(4, 1, DEMO, OPAD, GREEDY, torch.float32),
+        _steer_case(1, 4, LLAMA, MATO, GREEDY, torch.float32),
+        _steer_case(16, 4, LLAMA, KL_BOUNDED, SAMPLED, torch.float32),
+        _steer_case(16, 1, LLAMA, NUCLEUS_MASKED, SAMPLED, torch.bfloat16),
+        _steer_case(4, 1, DEMO, OPAD, GREEDY, torch.float32),
     ),
 )
 INVARIANT_STEER = KernelSpec(
@@ -63,20 +70,27 @@ INVARIANT_STEER = KernelSpec(
     steer_reference,
     invariant_steer,
     (
-        _steering(16, 4, LLAMA, NEAR, SAMPLED, torch.float32),
-        _steering(1, 1, DEMO, OPAD, GREEDY, torch.float32),
+        _steer_case(16, 4, LLAMA, KL_BOUNDED, SAMPLED, torch.float32),
+        _steer_case(1, 1, DEMO, OPAD, GREEDY, torch.float32),
     ),
 )
 
 
-def _loop(rows: int, vocab: int, dtype: torch.dtype) -> Case:
+def _unrolled_loop_case(num_rows: int, vocab_size: int, dtype: torch.dtype) -> KernelCase:
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:
-        base, anchor = (torch.randn(rows, vocab, generator=generator, dtype=dtype) for _ in range(2))
+        base, anchor = (torch.randn(num_rows, vocab_size, generator=generator, dtype=dtype) for _ in range(2))
         return *(x.log_softmax(-1).to(device) for x in (base, anchor)), 2.0, 2.0, 10.0, 60
 
-    return Case(f"{rows} of {vocab}, 60 iterations", make, roofline.Work(3 * rows * vocab * dtype.itemsize))
+    return KernelCase(
+        f"{num_rows} of {vocab_size}, 60 iterations",
+        make,
+        roofline.OpCost(3 * num_rows * vocab_size * dtype.itemsize),
+    )
 
 
 ITERATE = KernelSpec(
-    "iterate", literal_loop, iterate, (_loop(1, LLAMA, torch.float32), _loop(16, LLAMA, torch.float64))
+    "iterate",
+    unrolled_loop_reference,
+    unrolled_loop,
+    (_unrolled_loop_case(1, LLAMA, torch.float32), _unrolled_loop_case(16, LLAMA, torch.float64)),
 )

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 def strength(alpha: float, lam: float, eta: float, iterations: int) -> float:
     """a_T of the published loop, whose utility is α (log π − b)."""
-    a, total = 1.0, 0.0
+    a, sum_a = 1.0, 0.0
     for t in range(1, iterations + 1):
-        total += a
-        a = (lam + alpha * total / t + a / (eta * t)) / (lam + 1 / (eta * t))
+        sum_a += a
+        a = (lam + alpha * sum_a / t + a / (eta * t)) / (lam + 1 / (eta * t))
     return a
 
 
@@ -42,7 +42,7 @@ def reward_strength(gain: float, lam: float, eta: float, iterations: int) -> flo
     return a
 
 
-def literal_loop(
+def unrolled_loop(
     base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, iterations: int
 ) -> Tensor:
     """log π_T of the published loop by T vector steps, normalised every step. base, anchor: log-probs [V]."""
@@ -55,7 +55,7 @@ def literal_loop(
     return policy
 
 
-def literal_reward_loop(
+def unrolled_reward_loop(
     base: Tensor, anchor: Tensor, gain: float, lam: float, eta: float, iterations: int
 ) -> Tensor:
     """log π_T by T vector steps when the utility is the fixed reward gain · (anchor − base)."""

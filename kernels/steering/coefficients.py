@@ -17,7 +17,7 @@ SUM, MEAN, EMA = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Program:
+class SteeringCoefficients:
     """One request's coefficients. Neutral by default: plain decoding of branch 0.
 
     base, scale:      coefficients of the base branch and of the weighted objective branches.
@@ -30,12 +30,12 @@ class Program:
     kl_budget:        ε of the trust region, nats a token: KL(π_a ‖ π_m) ≤ ε. infinity is off.
     """
 
-    base: float = 1.0
-    scale: float = 0.0
-    delay: float = 0.0
+    base_coef: float = 1.0
+    objective_coef: float = 0.0
+    prev_contrast_coef: float = 0.0
     mask_top_p: float = 1.0
     mask_temperature: float = 1.0
-    reward: float = 0.0
+    reward_rate: float = 0.0
     beta: float = 1.0
     accumulate: int = SUM
     decay: float = 0.9
@@ -44,4 +44,6 @@ class Program:
     @property
     def needs_base(self) -> bool:
         """Whether branch 0 takes part in the scores or in what they depend on."""
-        return bool(self.base or self.delay or self.reward or self.kl_budget < math.inf)
+        return bool(
+            self.base_coef or self.prev_contrast_coef or self.reward_rate or self.kl_budget < math.inf
+        )

@@ -8,36 +8,40 @@ from typing import TYPE_CHECKING
 from .state import GREEDY_BELOW
 
 if TYPE_CHECKING:
-    from .state import Groups, SteerTable
+    from .state import RequestLayout, SteeringState
 
 
 @dataclass(frozen=True)
-class Features:
+class StepFeatures:
     """What any request of a step has, from what the host admitted."""
 
-    delayed: bool
-    limited: bool
-    masked: bool
-    rewarded: bool
+    uses_prev_contrast: bool
+    has_kl_budget: bool
+    has_nucleus_mask: bool
+    has_rewards: bool
     top_k: bool
     top_p: bool
     min_p: bool
 
     @property
-    def filtered(self) -> bool:
+    def has_truncation(self) -> bool:
         return self.top_k or self.top_p or self.min_p
 
     @classmethod
-    def of(cls, groups: Groups, table: SteerTable) -> Features:
-        rows = groups.rows or tuple(table.admitted)
-        programs = [table.admitted[row][0] for row in rows]
-        warm = [draw for draw in (table.admitted[row][1] for row in rows) if draw.temperature >= GREEDY_BELOW]
+    def from_layout(cls, layout: RequestLayout, state: SteeringState) -> StepFeatures:
+        state_rows = layout.host_state_rows or tuple(state.host_params)
+        coefs = [state.host_params[row][0] for row in state_rows]
+        random = [
+            sampling
+            for sampling in (state.host_params[row][1] for row in state_rows)
+            if sampling.temperature >= GREEDY_BELOW
+        ]
         return cls(
-            delayed=any(program.delay for program in programs),
-            limited=any(program.kl_budget < float("inf") for program in programs),
-            masked=any(program.mask_top_p < 1 for program in programs),
-            rewarded=any(program.reward for program in programs),
-            top_k=any(draw.top_k > 0 for draw in warm),
-            top_p=any(draw.top_p < 1 for draw in warm),
-            min_p=any(draw.min_p > 0 for draw in warm),
+            uses_prev_contrast=any(coef.prev_contrast_coef for coef in coefs),
+            has_kl_budget=any(program.kl_budget < float("inf") for program in coefs),
+            has_nucleus_mask=any(program.mask_top_p < 1 for program in coefs),
+            has_rewards=any(program.reward_rate for program in coefs),
+            top_k=any(draw.top_k > 0 for draw in random),
+            top_p=any(draw.top_p < 1 for draw in random),
+            min_p=any(draw.min_p > 0 for draw in random),
         )

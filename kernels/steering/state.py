@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..common.transfer import send
-from ..distributed.vocab_parallel import WHOLE, Whole
-from .coefficients import Program
-from .gumbel import signed
+from ..common.transfer import to_device
+from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
+from .coefficients import SteeringCoefficients
+from .gumbel import wrap_int64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
-class Draw:
+class RowSampling:
     """How one request draws its tokens: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
 
     temperature: float = 0.0
@@ -34,7 +34,7 @@ class Draw:
     seed: int = 0
 
 
-class SteerTable:
+class SteeringState:
     """One row for each running request, in columns; has twice as many when they are not enough.
 
     columns:   the fields of `Program` and `Draw` by name, [rows] float64 or int64.
@@ -48,69 +48,86 @@ class SteerTable:
     shard:     which part of the vocabulary the columns are.
     """
 
-    def __init__(self, vocab: int, device: torch.device | str = "cpu", shard: Whole = WHOLE) -> None:
-        self.vocab, self.device, self.shard = vocab, torch.device(device), shard
-        defaults = {**vars(Program()), **vars(Draw())}
-        self.columns = {
+    def __init__(
+        self, vocab_size: int, device: torch.device | str = "cpu", shard: UnshardedVocab = UNSHARDED
+    ) -> None:
+        self.vocab_size, self.device, self.shard = vocab_size, torch.device(device), shard
+        defaults = {**vars(SteeringCoefficients()), **vars(RowSampling())}
+        self.params = {
             name: torch.zeros(0, dtype=torch.int64 if isinstance(v, int) else torch.float64, device=device)
             for name, v in defaults.items()
         }
-        self.asked = torch.zeros(0, 1, dtype=torch.float64, device=device)
-        self.rewards = torch.zeros_like(self.asked)
+        self.prior_weights = torch.zeros(0, 1, dtype=torch.float64, device=device)
+        self.rewards = torch.zeros_like(self.prior_weights)
         self.steps = torch.zeros(0, dtype=torch.int64, device=device)
-        self.slot = torch.zeros_like(self.steps)
-        self.contrast = torch.zeros(0, 0, device=device)
-        self.admitted: dict[int, tuple[Program, Draw]] = {}
-        self._slots: dict[int, int] = {}
+        self.contrast_slot = torch.zeros_like(self.steps)
+        self.prev_contrast = torch.zeros(0, 0, device=device)
+        self.host_params: dict[int, tuple[SteeringCoefficients, RowSampling]] = {}
+        self._contrast_slots: dict[int, int] = {}
 
-    def admit(self, row: int, program: Program, weights: Sequence[float], draw: Draw) -> None:
+    def add_request(
+        self, row: int, coefficients: SteeringCoefficients, weights: Sequence[float], sampling: RowSampling
+    ) -> None:
         """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
-        values = {**vars(program), **vars(draw), "seed": signed(draw.seed)}
+        values = {**vars(coefficients), **vars(sampling), "seed": wrap_int64(sampling.seed)}
         self._reserve(row + 1, len(weights))
-        own = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
+        row_slice = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
         for name, value in values.items():
-            self.columns[name][own] = value
-        self.asked[own] = 0
-        (asked,) = send(self.device, np.array(weights, np.float64))
-        self.asked[row, : len(weights)] = asked
-        self.rewards[own] = 0
-        self.steps[own] = 0
-        self.admitted[row] = program, draw
-        self.slot[own] = self._slots.setdefault(row, len(self._slots)) if program.delay else -1
+            self.params[name][row_slice] = value
+        self.prior_weights[row_slice] = 0
+        (prior,) = to_device(self.device, np.array(weights, np.float64))
+        self.prior_weights[row, : len(weights)] = prior
+        self.rewards[row_slice] = 0
+        self.steps[row_slice] = 0
+        self.host_params[row] = coefficients, sampling
+        self.contrast_slot[row_slice] = (
+            self._contrast_slots.setdefault(row, len(self._contrast_slots))
+            if coefficients.prev_contrast_coef
+            else -1
+        )
 
-    def hold(self, width: int) -> Tensor:
+    def reserve_contrast(self, num_logits: int) -> Tensor:
         """`contrast`, with a row of this width for every request admitted with a delay so far."""
-        down, right = len(self._slots) - len(self.contrast), width - self.contrast.shape[1]
-        if down > 0 or right > 0:
-            self.contrast = pad(self.contrast, (0, max(right, 0), 0, max(down, 0)))
-        return self.contrast
+        new_rows, new_columns = (
+            len(self._contrast_slots) - len(self.prev_contrast),
+            num_logits - self.prev_contrast.shape[1],
+        )
+        if new_rows > 0 or new_columns > 0:
+            self.prev_contrast = pad(self.prev_contrast, (0, max(new_columns, 0), 0, max(new_rows, 0)))
+        return self.prev_contrast
 
-    def _reserve(self, rows: int, objectives: int) -> None:
-        held = len(self.steps)
-        down, right = max(rows, 2 * held) - held if rows > held else 0, objectives - self.asked.shape[1]
-        if down:
-            self.columns = {name: pad(column, (0, down)) for name, column in self.columns.items()}
-            self.steps, self.slot = pad(self.steps, (0, down)), pad(self.slot, (0, down), value=-1)
-        if down or right > 0:
-            self.asked, self.rewards = (
-                pad(x, (0, max(right, 0), 0, down)) for x in (self.asked, self.rewards)
+    def _reserve(self, num_rows: int, num_objectives: int) -> None:
+        capacity = len(self.steps)
+        new_rows, new_columns = (
+            max(num_rows, 2 * capacity) - capacity if num_rows > capacity else 0,
+            num_objectives - self.prior_weights.shape[1],
+        )
+        if new_rows:
+            self.params = {name: pad(param, (0, new_rows)) for name, param in self.params.items()}
+            self.steps, self.contrast_slot = (
+                pad(self.steps, (0, new_rows)),
+                pad(self.contrast_slot, (0, new_rows), value=-1),
+            )
+        if new_rows or new_columns > 0:
+            self.prior_weights, self.rewards = (
+                pad(x, (0, max(new_columns, 0), 0, new_rows)) for x in (self.prior_weights, self.rewards)
             )
 
 
-class Columns(dict[str, Tensor]):
+class StateView(dict[str, Tensor]):
     """The table's columns for the rows of a step, [rows] each, gathered when they are first asked for."""
 
-    def __init__(self, table: SteerTable, rows: Tensor) -> None:
+    def __init__(self, state: SteeringState, state_rows: Tensor) -> None:
         super().__init__()
-        self._held, self._rows = table.columns, rows
+        self._params, self._state_rows = state.params, state_rows
 
     def __missing__(self, name: str) -> Tensor:
-        found = self[name] = self._held[name][self._rows]
-        return found
+        values = self[name] = self._params[name][self._state_rows]
+        return values
 
 
 @dataclass(frozen=True)
-class Groups:
+class RequestLayout:
     """Which rows of the logits belong to which request.
 
     table [groups]: the request's row of the SteerTable. first, count [groups]: its rows of the logits.
@@ -119,66 +136,70 @@ class Groups:
     branches; a branch that cannot matter may be left out, the base only where `Program.needs_base` is false.
     """
 
-    table: Tensor
-    first: Tensor
-    count: Tensor
-    branch: Tensor
-    owner: Tensor
-    width: int
-    rows: tuple[int, ...] = ()
+    state_rows: Tensor
+    row_start: Tensor
+    num_rows: Tensor
+    branch_of_row: Tensor
+    request_of_row: Tensor
+    max_rows: int
+    host_state_rows: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> Groups:
+    def from_branches(
+        cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu"
+    ) -> RequestLayout:
         """From (table row, branches run) of each request, in the order of the logits."""
         counts = [len(branches) for _, branches in requests]
-        columns = (
-            [table for table, _ in requests],
+        arrays = (
+            [state_rows for state_rows, _ in requests],
             [sum(counts[:index]) for index in range(len(counts))],
             counts,
-            [branch for _, branches in requests for branch in branches],
-            [index for index, count in enumerate(counts) for _ in range(count)],
+            [branch_of_row for _, branches in requests for branch_of_row in branches],
+            [index for index, num_rows in enumerate(counts) for _ in range(num_rows)],
         )
-        tensors = send(torch.device(device), *(np.array(column, np.int64) for column in columns))
-        table, first, count, branch, owner = tensors
-        rows = tuple(columns[0])
-        return cls(table, first, count, branch, owner, width=max(counts), rows=rows)
+        tensors = to_device(torch.device(device), *(np.array(array, np.int64) for array in arrays))
+        table, row_start, count, branch, request_of_row = tensors
+        host_state_rows = tuple(arrays[0])
+        return cls(table, row_start, count, branch, request_of_row, max_rows=max(counts), host_state_rows=host_state_rows)
 
     def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
         """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].
 
         In the order of the rows and elementwise, so that a group's sum does not depend on the others.
         """
-        uniform = len(logits) == self.width * len(self.table)
-        total = logits.new_zeros(len(self.table), logits.shape[1])
-        for index in range(self.width):
-            row = self.first + (self.count - 1).clamp(max=index)
-            factor = torch.where(self.count > index, coefficients[row], 0.0).to(logits.dtype)
-            term = logits.unflatten(0, (-1, self.width))[:, index] if uniform else logits[row]
-            total.addcmul_(term, factor[:, None])
-        return total
+        uniform = len(logits) == self.max_rows * len(self.state_rows)
+        out = logits.new_zeros(len(self.state_rows), logits.shape[1])
+        for k in range(self.max_rows):
+            row = self.row_start + (self.num_rows - 1).clamp(max=k)
+            coef = torch.where(self.num_rows > k, coefficients[row], 0.0).to(logits.dtype)
+            term = logits.unflatten(0, (-1, self.max_rows))[:, k] if uniform else logits[row]
+            out.addcmul_(term, coef[:, None])
+        return out
 
 
 @dataclass(frozen=True)
-class Edits:
+class LogitEdits:
     """Changes to single scores of a step, before temperature.
 
     bias_at, repetition_at: (groups, tokens) that index the scores. bias is added, −inf bans (logit_bias,
     presence and frequency penalties); repetition divides positive scores and multiplies negative ones.
     """
 
-    bias_at: tuple[Tensor, Tensor]
+    bias_index: tuple[Tensor, Tensor]
     bias: Tensor
-    repetition_at: tuple[Tensor, Tensor]
+    repetition_index: tuple[Tensor, Tensor]
     repetition: Tensor
 
     @classmethod
-    def none(cls, device: torch.device) -> Edits:
+    def empty(cls, device: torch.device) -> LogitEdits:
         """Those that change nothing."""
-        nowhere, nothing = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-        return cls((nowhere, nowhere), nothing, (nowhere, nowhere), nothing)
+        no_index, no_values = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
+        return cls((no_index, no_index), no_values, (no_index, no_index), no_values)
 
     def apply(self, scores: Tensor) -> None:
         """Changes scores [groups, vocab] in place."""
-        scores.index_put_(self.bias_at, self.bias.to(scores.dtype), accumulate=True)
-        held = scores[self.repetition_at]
-        scores[self.repetition_at] = torch.where(held > 0, held / self.repetition, held * self.repetition)
+        scores.index_put_(self.bias_index, self.bias.to(scores.dtype), accumulate=True)
+        values = scores[self.repetition_index]
+        scores[self.repetition_index] = torch.where(
+            values > 0, values / self.repetition, values * self.repetition
+        )

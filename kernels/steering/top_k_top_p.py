@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..distributed.vocab_parallel import WHOLE, Whole
+from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
 
 
-def support_threshold(
-    scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, shard: Whole = WHOLE
+def truncation_threshold(
+    scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, shard: UnshardedVocab = UNSHARDED
 ) -> Tensor:
     """t [rows, 1] for scores [rows, vocab], applied in the order top-k, top-p, min-p.
 
@@ -23,8 +23,8 @@ def support_threshold(
     if bool((top_k > 0).any()):
         threshold = shard.kth_largest(scores, top_k)
     if bool((top_p < 1).any()):
-        kept = scores.masked_fill(scores < threshold, -torch.inf)
-        threshold = torch.maximum(threshold, shard.nucleus(kept, top_p))
+        truncated = scores.masked_fill(scores < threshold, -torch.inf)
+        threshold = torch.maximum(threshold, shard.nucleus_threshold(truncated, top_p))
     if bool((min_p > 0).any()):
         floor = shard.amax(scores)[:, None] + min_p[:, None].to(scores.dtype).log()
         threshold = torch.maximum(threshold, floor)

@@ -20,203 +20,224 @@ from torch import Tensor
 
 from ..reference import causal_mask
 from . import tuning
-from .dot import LEAST_ROWS, UPCAST
+from .dot import MIN_DOT_M, UPCAST
 
 if TYPE_CHECKING:
-    from ..reference.paged_attention import Tiles
-    from .configs import Attention
+    from ..reference.paged_attention import QueryTiles
+    from .configs import AttentionConfig
 
-HIDDEN = tl.constexpr(causal_mask.HIDDEN)
+MASK_VALUE = tl.constexpr(causal_mask.MASK_VALUE)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def asked(
-    query_ptr, first, start, count, head, first_row,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, UPCAST: tl.constexpr,
+def load_q_tile(
+    q_ptr, row_start, pos_start, num_tokens, kv_head, start_m,
+    NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Of some rows of a tile: queries, positions, whether there is one, and its place among all queries."""
-    at, row = tl.arange(0, PADDED), first_row + tl.arange(0, ROWS)
-    asking = row < count * GROUP
-    own = ((first + row // GROUP) * KV_HEADS + head) * GROUP + row % GROUP
-    inside = asking[:, None] & (at < WIDTH)[None, :]
-    query = tl.load(query_ptr + own[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
+    offs_d, offs_m = tl.arange(0, BLOCK_D), start_m + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < num_tokens * GQA_GROUP
+    q_offs = ((row_start + offs_m // GQA_GROUP) * NUM_KV_HEADS + kv_head) * GQA_GROUP + offs_m % GQA_GROUP
+    q_mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    q = tl.load(q_ptr + q_offs[:, None] * HEAD_DIM + offs_d[None, :], mask=q_mask, other=0.0)
     if UPCAST:
-        query = query.to(tl.float32)
-    return query, start + row // GROUP, asking, own
+        q = q.to(tl.float32)
+    return q, pos_start + offs_m // GQA_GROUP, mask_m, q_offs
 
 
 @triton.jit
-def attend_keys(
-    query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table_ptr, head,
-    KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    KEYS: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
+def attention_inner(
+    q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, APPLY_MASK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Takes KEYS more keys into the running maximum, the sum and the mixed values of every row."""
-    at = tl.arange(0, PADDED)
-    key = first_key + tl.arange(0, KEYS)
-    there = key < high
-    page = tl.load(table_ptr + key // BLOCK, mask=there, other=0).to(tl.int64)
-    place = ((page * KV_HEADS + head) * BLOCK + key % BLOCK) * WIDTH
-    inside = there[:, None] & (at < WIDTH)[None, :]
-    keys = tl.load(key_ptr + place[:, None] + at[None, :], mask=inside, other=0.0)
-    values = tl.load(value_ptr + place[:, None] + at[None, :], mask=inside, other=0.0)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_n = start_n + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < hi
+    block_idx = tl.load(block_table_ptr + offs_n // BLOCK_SIZE, mask=mask_n, other=0).to(tl.int64)
+    kv_offs = ((block_idx * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + offs_n % BLOCK_SIZE) * HEAD_DIM
+    kv_mask = mask_n[:, None] & (offs_d < HEAD_DIM)[None, :]
+    k = tl.load(k_cache_ptr + kv_offs[:, None] + offs_d[None, :], mask=kv_mask, other=0.0)
+    v = tl.load(v_cache_ptr + kv_offs[:, None] + offs_d[None, :], mask=kv_mask, other=0.0)
     if UPCAST:
-        keys, values = keys.to(tl.float32), values.to(tl.float32)
-    scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * LOG2E
-    if MASKED:
-        seen = (key[None, :] <= position[:, None]) & there[None, :]
-        if WINDOWED:
-            seen = seen & (key[None, :] > position[:, None] - window)
-        scores = tl.where(seen, scores, HIDDEN)
-    higher = tl.maximum(top, tl.max(scores, axis=1))
-    shares = tl.exp2(scores - higher[:, None])
-    if MASKED:
-        shares = tl.where(seen, shares, 0.0)
-    fade = tl.exp2(top - higher)
-    total = total * fade + tl.sum(shares, axis=1)
-    mixed = mixed * fade[:, None] + tl.dot(shares.to(values.dtype), values, input_precision="ieee")
-    return higher, total, mixed
+        k, v = k.to(tl.float32), v.to(tl.float32)
+    qk = tl.dot(q, tl.trans(k), input_precision="ieee") * LOG2E
+    if APPLY_MASK:
+        attn_mask = (offs_n[None, :] <= q_pos[:, None]) & mask_n[None, :]
+        if HAS_WINDOW:
+            attn_mask = attn_mask & (offs_n[None, :] > q_pos[:, None] - window)
+        qk = tl.where(attn_mask, qk, MASK_VALUE)
+    m_new = tl.maximum(m_i, tl.max(qk, axis=1))
+    p = tl.exp2(qk - m_new[:, None])
+    if APPLY_MASK:
+        p = tl.where(attn_mask, p, 0.0)
+    alpha = tl.exp2(m_i - m_new)
+    l_i = l_i * alpha + tl.sum(p, axis=1)
+    acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return m_new, l_i, acc
 
 
-@triton.jit(do_not_specialize=["width", "splits", "window"])
-def attend_kernel(
-    query_ptr, key_ptr, value_ptr, table_ptr, first_ptr, start_ptr, count_ptr, row_ptr,
-    out_ptr, top_ptr, total_ptr, width, splits, window,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
-    WINDOWED: tl.constexpr, UPCAST: tl.constexpr,
+@triton.jit(do_not_specialize=["stride_bt", "num_splits", "window"])
+def attention_kernel(
+    q_ptr, k_cache_ptr, v_cache_ptr, block_tables_ptr, row_start_ptr, pos_start_ptr, num_tokens_ptr, table_row_ptr,
+    out_ptr, m_ptr, l_ptr, stride_bt, num_splits, window,
+    NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """width: pages of a table's row. SPLIT 0: one split has all keys, and the result is final."""
-    tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first, start = tl.load(first_ptr + tile).to(tl.int64), tl.load(start_ptr + tile)
-    count = tl.load(count_ptr + tile)
-    end = start + count
-    low = start * 0
-    high = end
-    if WINDOWED:
-        low = tl.maximum(start - window + 1, 0) // KEYS * KEYS
-    if SPLIT > 0:
-        low = tl.maximum(low, split * SPLIT)
-        high = tl.minimum(end, split * SPLIT + SPLIT)
-    if low >= high:
+    tile_idx, kv_head, split_idx = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row_start, pos_start = tl.load(row_start_ptr + tile_idx).to(tl.int64), tl.load(pos_start_ptr + tile_idx)
+    num_tokens = tl.load(num_tokens_ptr + tile_idx)
+    seq_len = pos_start + num_tokens
+    lo = pos_start * 0
+    hi = seq_len
+    if HAS_WINDOW:
+        lo = tl.maximum(pos_start - window + 1, 0) // BLOCK_N * BLOCK_N
+    if KV_SPLIT > 0:
+        lo = tl.maximum(lo, split_idx * KV_SPLIT)
+        hi = tl.minimum(seq_len, split_idx * KV_SPLIT + KV_SPLIT)
+    if lo >= hi:
         return
-    table = table_ptr + tl.load(row_ptr + tile).to(tl.int64) * width
-    at, row = tl.arange(0, PADDED), tl.arange(0, ROWS)
-    query, position, asking, own = asked(
-        query_ptr, first, start, count, head, 0, KV_HEADS, GROUP, WIDTH, PADDED, ROWS, UPCAST
+    block_table_ptr = block_tables_ptr + tl.load(table_row_ptr + tile_idx).to(tl.int64) * stride_bt
+    offs_d, offs_m = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    q, q_pos, mask_m, q_offs = load_q_tile(
+        q_ptr,
+        row_start,
+        pos_start,
+        num_tokens,
+        kv_head,
+        0,
+        NUM_KV_HEADS,
+        GQA_GROUP,
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_M,
+        UPCAST,
     )
-    inside = asking[:, None] & (at < WIDTH)[None, :]
-    top = tl.full([ROWS], HIDDEN, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, PADDED], tl.float32)
-    clear = low
-    if not WINDOWED:  # whole tiles of keys that every token sees
-        clear = low + tl.maximum(tl.minimum(high, start + 1) - low, 0) // KEYS * KEYS
-        for first_key in range(low, clear, KEYS):
-            top, total, mixed = attend_keys(
-                query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table, head,
-                KV_HEADS, WIDTH, PADDED, BLOCK, KEYS, WINDOWED, False, UPCAST,
+    q_mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    m_i = tl.full([BLOCK_M], MASK_VALUE, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    unmasked_hi = lo
+    if not HAS_WINDOW:  # whole tiles of keys that every token sees
+        unmasked_hi = lo + tl.maximum(tl.minimum(hi, pos_start + 1) - lo, 0) // BLOCK_N * BLOCK_N
+        for start_n in range(lo, unmasked_hi, BLOCK_N):
+            m_i, l_i, acc = attention_inner(
+                q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head,
+                NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, False, UPCAST,
             )  # fmt: skip
-    for first_key in range(clear, high, KEYS):
-        top, total, mixed = attend_keys(
-            query, top, total, mixed, position, first_key, high, window, key_ptr, value_ptr, table, head,
-            KV_HEADS, WIDTH, PADDED, BLOCK, KEYS, WINDOWED, True, UPCAST,
+    for start_n in range(unmasked_hi, hi, BLOCK_N):
+        m_i, l_i, acc = attention_inner(
+            q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, True, UPCAST,
         )  # fmt: skip
-    if SPLIT > 0:
-        part = ((tile.to(tl.int64) * KV_HEADS + head) * splits + split) * GROUP + row
-        tl.store(top_ptr + part, top, mask=asking)
-        tl.store(total_ptr + part, total, mask=asking)
-        tl.store(out_ptr + part[:, None] * WIDTH + at[None, :], mixed, mask=inside)
+    if KV_SPLIT > 0:
+        split_offs = (
+            (tile_idx.to(tl.int64) * NUM_KV_HEADS + kv_head) * num_splits + split_idx
+        ) * GQA_GROUP + offs_m
+        tl.store(m_ptr + split_offs, m_i, mask=mask_m)
+        tl.store(l_ptr + split_offs, l_i, mask=mask_m)
+        tl.store(out_ptr + split_offs[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=q_mask)
     else:
-        total = tl.where(asking, total, 1.0)
-        tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)
+        l_i = tl.where(mask_m, l_i, 1.0)
+        tl.store(out_ptr + q_offs[:, None] * HEAD_DIM + offs_d[None, :], acc / l_i[:, None], mask=q_mask)
 
 
 @triton.jit
-def merged(top, total, mixed, peak, weight, values):
+def merge_states(m_i, l_i, acc, m_j, l_j, acc_j):
     """The state of what was seen, and that of more: maximum, sum and mixed values of every row."""
-    higher = tl.maximum(top, peak)
-    fade, share = tl.exp2(top - higher), tl.exp2(peak - higher)
-    return higher, total * fade + share * weight, mixed * fade[:, None] + share[:, None] * values
+    m_new = tl.maximum(m_i, m_j)
+    alpha, beta = tl.exp2(m_i - m_new), tl.exp2(m_j - m_new)
+    return m_new, l_i * alpha + beta * l_j, acc * alpha[:, None] + beta[:, None] * acc_j
 
 
-@triton.jit(do_not_specialize=["splits", "window"])
-def merge_kernel(
-    part_ptr, top_ptr, total_ptr, first_ptr, start_ptr, out_ptr, splits, window,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, WIDTH: tl.constexpr,
-    PADDED: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr, WINDOWED: tl.constexpr,
+@triton.jit(do_not_specialize=["num_splits", "window"])
+def combine_splits_kernel(
+    acc_ptr, m_ptr, l_ptr, row_start_ptr, pos_start_ptr, out_ptr, num_splits, window,
+    NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr, HAS_WINDOW: tl.constexpr,
 ):  # fmt: skip
-    tile, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    first, start = tl.load(first_ptr + tile).to(tl.int64), tl.load(start_ptr + tile)
-    at, row = tl.arange(0, PADDED), tl.arange(0, GROUP_PADDED)
-    asking = row < GROUP
-    inside = asking[:, None] & (at < WIDTH)[None, :]
-    top = tl.full([GROUP_PADDED], HIDDEN, tl.float32)
-    total = tl.zeros([GROUP_PADDED], tl.float32)
-    mixed = tl.zeros([GROUP_PADDED, PADDED], tl.float32)
-    low = start * 0
-    if WINDOWED:
-        low = tl.maximum(start - window + 1, 0) // KEYS * KEYS // SPLIT
-    for split in range(low, start // SPLIT + 1):
-        part = ((tile * KV_HEADS + head) * splits + split) * GROUP + row
-        peak = tl.load(top_ptr + part, mask=asking, other=HIDDEN)
-        weight = tl.load(total_ptr + part, mask=asking, other=0.0)
-        values = tl.load(part_ptr + part[:, None] * WIDTH + at[None, :], mask=inside, other=0.0)
-        top, total, mixed = merged(top, total, mixed, peak, weight, values)
-    total = tl.where(asking, total, 1.0)
-    own = (first * KV_HEADS + head) * GROUP + row
-    tl.store(out_ptr + own[:, None] * WIDTH + at[None, :], mixed / total[:, None], mask=inside)
+    tile_idx, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row_start, pos_start = tl.load(row_start_ptr + tile_idx).to(tl.int64), tl.load(pos_start_ptr + tile_idx)
+    offs_d, offs_m = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    mask_m = offs_m < GQA_GROUP
+    q_mask = mask_m[:, None] & (offs_d < HEAD_DIM)[None, :]
+    m_i = tl.full([BLOCK_M], MASK_VALUE, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    lo = pos_start * 0
+    if HAS_WINDOW:
+        lo = tl.maximum(pos_start - window + 1, 0) // BLOCK_N * BLOCK_N // KV_SPLIT
+    for split_idx in range(lo, pos_start // KV_SPLIT + 1):
+        split_offs = ((tile_idx * NUM_KV_HEADS + kv_head) * num_splits + split_idx) * GQA_GROUP + offs_m
+        m_j = tl.load(m_ptr + split_offs, mask=mask_m, other=MASK_VALUE)
+        l_j = tl.load(l_ptr + split_offs, mask=mask_m, other=0.0)
+        acc_j = tl.load(acc_ptr + split_offs[:, None] * HEAD_DIM + offs_d[None, :], mask=q_mask, other=0.0)
+        m_i, l_i, acc = merge_states(m_i, l_i, acc, m_j, l_j, acc_j)
+    l_i = tl.where(mask_m, l_i, 1.0)
+    q_offs = (row_start * NUM_KV_HEADS + kv_head) * GQA_GROUP + offs_m
+    tl.store(out_ptr + q_offs[:, None] * HEAD_DIM + offs_d[None, :], acc / l_i[:, None], mask=q_mask)
 
 
-def constants(queries: Tensor, cache: Tensor, window: int | None, tuned: Attention) -> dict[str, int]:
+def launch_constants(
+    queries: Tensor, cache: Tensor, window: int | None, config: AttentionConfig
+) -> dict[str, int]:
     """What the launches of an attention have in common that is compiled in."""
-    kv_heads, width = cache.shape[2], queries.shape[2]
+    num_kv_heads, head_dim = cache.shape[2], queries.shape[2]
     return {
-        "KV_HEADS": kv_heads,
-        "GROUP": queries.shape[1] // kv_heads,
-        "WIDTH": width,
-        "PADDED": max(16, triton.next_power_of_2(width)),
-        "KEYS": 2 * tuned.keys // cache.itemsize,
-        "WINDOWED": window is not None,
+        "NUM_KV_HEADS": num_kv_heads,
+        "GQA_GROUP": queries.shape[1] // num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+        "BLOCK_N": 2 * config.keys // cache.itemsize,
+        "HAS_WINDOW": window is not None,
     }
 
 
 def paged_attention(
     queries: Tensor,
     cache: Tensor,
-    tables: Tensor,
-    tiles: Tiles,
+    block_tables: Tensor,
+    tiles: QueryTiles,
     window: int | None = None,
     out: Tensor | None = None,
-    tuned: Attention | None = None,
+    config: AttentionConfig | None = None,
 ) -> Tensor:
     """See `kernels.reference.paged_attention.paged_attention`; tiles of one token are decoded in splits.
 
     Only the tiles' tokens are written to `out`, which is as the queries are. tuned: how it is launched,
     None for what the device is launched with.
     """
-    tuned = tuned or tuning.of(queries.device).attention
-    common, block = constants(queries, cache, window, tuned), cache.shape[3]
-    kv_heads, group, width = common["KV_HEADS"], common["GROUP"], common["WIDTH"]
-    decoding = tiles.size == 1
-    splits = triton.cdiv(tiles.longest, tuned.split) if decoding else 1
+    config = config or tuning.get_launch_configs(queries.device).attention
+    constexprs, block_size = launch_constants(queries, cache, window, config), cache.shape[3]
+    num_kv_heads, gqa_group, head_dim = (
+        constexprs["NUM_KV_HEADS"],
+        constexprs["GQA_GROUP"],
+        constexprs["HEAD_DIM"],
+    )
+    is_decode = tiles.tile_size == 1
+    num_splits = triton.cdiv(tiles.max_seq_len, config.split) if is_decode else 1
     out = torch.empty_like(queries) if out is None else out
-    part, top, total = out, out, out
-    if decoding:
-        part = torch.empty(len(tiles.first), kv_heads, splits, group, width, device=queries.device)
-        top, total = (torch.empty(part.shape[:-1], device=queries.device) for _ in range(2))
-    rows = max(LEAST_ROWS, triton.next_power_of_2(group * tiles.size))
-    attend_kernel[(len(tiles.first), kv_heads, splits)](
-        queries, cache[0], cache[1], tables, tiles.first, tiles.start, tiles.count, tiles.table,
-        part, top, total, tables.shape[1], splits, window or 0,
-        **common, BLOCK=block, ROWS=rows, SPLIT=tuned.split if decoding else 0, UPCAST=UPCAST,
-        num_warps=tuned.warps if decoding else tuned.prompt_warps, num_stages=tuned.stages,
+    split_acc, split_m, split_l = out, out, out
+    if is_decode:
+        split_acc = torch.empty(
+            len(tiles.row_start), num_kv_heads, num_splits, gqa_group, head_dim, device=queries.device
+        )
+        split_m, split_l = (torch.empty(split_acc.shape[:-1], device=queries.device) for _ in range(2))
+    block_m = max(MIN_DOT_M, triton.next_power_of_2(gqa_group * tiles.tile_size))
+    attention_kernel[(len(tiles.row_start), num_kv_heads, num_splits)](
+        queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens, tiles.table_row,
+        split_acc, split_m, split_l, block_tables.shape[1], num_splits, window or 0,
+        **constexprs, BLOCK_SIZE=block_size, BLOCK_M=block_m, KV_SPLIT=config.split if is_decode else 0, UPCAST=UPCAST,
+        num_warps=config.warps if is_decode else config.prompt_warps, num_stages=config.stages,
     )  # fmt: skip
-    if decoding:
-        merge_kernel[(len(tiles.first), kv_heads)](
-            part, top, total, tiles.first, tiles.start, out, splits, window or 0,
-            **common, GROUP_PADDED=triton.next_power_of_2(group), SPLIT=tuned.split,
+    if is_decode:
+        combine_splits_kernel[(len(tiles.row_start), num_kv_heads)](
+            split_acc, split_m, split_l, tiles.row_start, tiles.pos_start, out, num_splits, window or 0,
+            **constexprs, BLOCK_M=triton.next_power_of_2(gqa_group), KV_SPLIT=config.split,
         )  # fmt: skip
     return out

@@ -9,55 +9,57 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import lm_head
-from ..backend import Backend, one_pair
-from ..lm_head import Head
+from ..backend import Backend, min_warmup_shapes
+from ..lm_head import LMHead
 from ..ops import Ops
 from .batch_invariant_matmul import matmul
-from .jit_monitor import Compiles
+from .jit_monitor import JITMonitor
 from .lm_head.launch import lm_head_steer
-from .paged_kv_cache import InvariantKV, TritonKV
+from .paged_kv_cache import BatchInvariantPagedKVCache, TritonPagedKVCache
 from .rms_norm import rms_norm
 from .steering.step import invariant_steer, steer
 from .swiglu import swiglu
-from .tuning import of as launches_of
+from .tuning import get_launch_configs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..steering.state import Edits, Groups, SteerTable
-    from ..steering.step import Choice
+    from ..steering.state import LogitEdits, RequestLayout, SteeringState
+    from ..steering.step import SamplerOutput
 
 
-def choose(
-    head: Head,
+def sample_fused(
+    head: LMHead,
     hidden: Tensor,
-    groups: Groups,
-    table: SteerTable,
-    edits: Edits | None = None,
+    layout: RequestLayout,
+    state: SteeringState,
+    edits: LogitEdits | None = None,
     *,
     trace: bool = True,
     top: bool = False,
-) -> Choice:
+) -> SamplerOutput:
     """See `kernels.lm_head.choose`; the product and the steering in one where that is quicker."""
-    rows = hidden[: len(groups.branch)]
-    return lm_head_steer(rows, head.weight, groups, table, edits, trace=trace, top=top)
+    head_inputs = hidden[: len(layout.branch_of_row)]
+    return lm_head_steer(head_inputs, head.weight, layout, state, edits, trace=trace, top=top)
 
 
-choose_apart = partial(lm_head.choose, by=steer)
+sample_unfused = partial(lm_head.sample_from_hidden, sampler=steer)
 """As `choose`, always one after the other."""
 TRITON = Backend(
-    Ops(rms_norm=rms_norm, swiglu=swiglu, head=Head),
-    TritonKV,
-    choose,
-    graphs=True,
-    compiles=Compiles,
-    warm_shapes=lambda device, most: launches_of(device).head.shapes(most),
+    Ops(rms_norm=rms_norm, swiglu=swiglu, make_lm_head=LMHead),
+    TritonPagedKVCache,
+    sample_fused,
+    cuda_graphs=True,
+    jit_monitor=JITMonitor,
+    warmup_shapes=lambda device, max_rows: get_launch_configs(device).head.warmup_shapes(max_rows),
 )
 INVARIANT = replace(
     TRITON,
-    ops=replace(TRITON.ops, matmul=matmul, head=partial(Head, product=partial(matmul, dtype=torch.float32))),
-    cache=InvariantKV,
-    choose=partial(lm_head.choose, by=invariant_steer),
-    warm_shapes=one_pair,
+    ops=replace(
+        TRITON.ops, matmul=matmul, make_lm_head=partial(LMHead, matmul_fn=partial(matmul, dtype=torch.float32))
+    ),
+    cache_cls=BatchInvariantPagedKVCache,
+    sample=partial(lm_head.sample_from_hidden, sampler=invariant_steer),
+    warmup_shapes=min_warmup_shapes,
 )
 """Every launch runs the same code whatever is decoded with it, and no sum goes across rows."""

@@ -29,98 +29,122 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .attention import HIDDEN, asked, attend_keys, constants, merge_kernel, merged
-from .dot import LEAST_ROWS, UPCAST
+from .attention import (
+    MASK_VALUE,
+    attention_inner,
+    combine_splits_kernel,
+    launch_constants,
+    load_q_tile,
+    merge_states,
+)
+from .dot import MIN_DOT_M, UPCAST
 
 if TYPE_CHECKING:
-    from ..reference.paged_attention import Tiles
-    from .configs import Attention
+    from ..reference.paged_attention import QueryTiles
+    from .configs import AttentionConfig
 
 
-@triton.jit(do_not_specialize=["width", "blocks", "parts", "each", "window"])
-def attend_splits_kernel(
-    query_ptr, key_ptr, value_ptr, table_ptr, first_ptr, start_ptr, count_ptr, row_ptr,
-    out_ptr, part_ptr, top_ptr, total_ptr, width, blocks, parts, each, window,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
-    WINDOWED: tl.constexpr, UPCAST: tl.constexpr,
+@triton.jit(do_not_specialize=["stride_bt", "row_blocks", "num_parts", "splits_per_part", "window"])
+def invariant_attention_kernel(
+    q_ptr, k_cache_ptr, v_cache_ptr, block_tables_ptr, row_start_ptr, pos_start_ptr, num_tokens_ptr, table_row_ptr,
+    out_ptr, acc_ptr, m_ptr, l_ptr, stride_bt, row_blocks, num_parts, splits_per_part, window,
+    NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """width: pages of a table's row. blocks: programs that share a tile's rows. parts 1: the result is final;
     else each part's state is stored.
     """
-    tile, head, part = tl.program_id(0), tl.program_id(1) // blocks, tl.program_id(2)
-    first_row = tl.program_id(1) % blocks * ROWS
-    first, start = tl.load(first_ptr + tile).to(tl.int64), tl.load(start_ptr + tile)
-    count = tl.load(count_ptr + tile)
-    end = start + tl.minimum(count, (first_row + ROWS - 1) // GROUP + 1)
-    low = start * 0
-    if WINDOWED:
-        low = tl.maximum(start - window + 1, 0) // KEYS * KEYS
-    first_split = tl.maximum(low // SPLIT, part * each)
-    last_split = tl.minimum((end + SPLIT - 1) // SPLIT, part * each + each)
-    if first_split >= last_split or first_row >= count * GROUP:
+    tile_idx, kv_head, part_idx = tl.program_id(0), tl.program_id(1) // row_blocks, tl.program_id(2)
+    start_m = tl.program_id(1) % row_blocks * BLOCK_M
+    row_start, pos_start = tl.load(row_start_ptr + tile_idx).to(tl.int64), tl.load(pos_start_ptr + tile_idx)
+    num_tokens = tl.load(num_tokens_ptr + tile_idx)
+    seq_len = pos_start + tl.minimum(num_tokens, (start_m + BLOCK_M - 1) // GQA_GROUP + 1)
+    lo = pos_start * 0
+    if HAS_WINDOW:
+        lo = tl.maximum(pos_start - window + 1, 0) // BLOCK_N * BLOCK_N
+    split_lo = tl.maximum(lo // KV_SPLIT, part_idx * splits_per_part)
+    split_hi = tl.minimum((seq_len + KV_SPLIT - 1) // KV_SPLIT, part_idx * splits_per_part + splits_per_part)
+    if split_lo >= split_hi or start_m >= num_tokens * GQA_GROUP:
         return
-    table = table_ptr + tl.load(row_ptr + tile).to(tl.int64) * width
-    at, row = tl.arange(0, PADDED), first_row + tl.arange(0, ROWS)
-    query, position, asking, own = asked(
-        query_ptr, first, start, count, head, first_row, KV_HEADS, GROUP, WIDTH, PADDED, ROWS, UPCAST
+    block_table_ptr = block_tables_ptr + tl.load(table_row_ptr + tile_idx).to(tl.int64) * stride_bt
+    offs_d, offs_m = tl.arange(0, BLOCK_D), start_m + tl.arange(0, BLOCK_M)
+    q, q_pos, mask_m, q_offs = load_q_tile(
+        q_ptr,
+        row_start,
+        pos_start,
+        num_tokens,
+        kv_head,
+        start_m,
+        NUM_KV_HEADS,
+        GQA_GROUP,
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_M,
+        UPCAST,
     )
-    top = tl.full([ROWS], HIDDEN, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, PADDED], tl.float32)
-    for split in range(first_split, last_split):
-        peak = tl.full([ROWS], HIDDEN, tl.float32)
-        weight = tl.zeros([ROWS], tl.float32)
-        values = tl.zeros([ROWS, PADDED], tl.float32)
-        high = tl.minimum(end, split * SPLIT + SPLIT)
-        for first_key in range(tl.maximum(low, split * SPLIT), high, KEYS):
-            peak, weight, values = attend_keys(
-                query, peak, weight, values, position, first_key, high, window,
-                key_ptr, value_ptr, table, head, KV_HEADS, WIDTH, PADDED, BLOCK, KEYS, WINDOWED, True, UPCAST,
+    m_i = tl.full([BLOCK_M], MASK_VALUE, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for split_idx in range(split_lo, split_hi):
+        m_j = tl.full([BLOCK_M], MASK_VALUE, tl.float32)
+        l_j = tl.zeros([BLOCK_M], tl.float32)
+        acc_j = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        hi = tl.minimum(seq_len, split_idx * KV_SPLIT + KV_SPLIT)
+        for start_n in range(tl.maximum(lo, split_idx * KV_SPLIT), hi, BLOCK_N):
+            m_j, l_j, acc_j = attention_inner(
+                q, m_j, l_j, acc_j, q_pos, start_n, hi, window,
+                k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, True, UPCAST,
             )  # fmt: skip
-        top, total, mixed = merged(top, total, mixed, peak, weight, values)
+        m_i, l_i, acc = merge_states(m_i, l_i, acc, m_j, l_j, acc_j)
     # stores are masked: with a branch the code for some GPUs spills
-    apart = row < tl.where(parts > 1, count * GROUP, 0)
-    final = row < tl.where(parts > 1, 0, count * GROUP)
-    place = ((tile.to(tl.int64) * KV_HEADS + head) * parts + part) * GROUP + row
-    tl.store(top_ptr + place, top, mask=apart)
-    tl.store(total_ptr + place, total, mask=apart)
-    within = (at < WIDTH)[None, :]
-    tl.store(part_ptr + place[:, None] * WIDTH + at[None, :], mixed, mask=apart[:, None] & within)
-    total = tl.where(asking, total, 1.0)
-    to = out_ptr + own[:, None] * WIDTH + at[None, :]
-    tl.store(to, mixed / total[:, None], mask=final[:, None] & within)
+    part_mask = offs_m < tl.where(num_parts > 1, num_tokens * GQA_GROUP, 0)
+    final_mask = offs_m < tl.where(num_parts > 1, 0, num_tokens * GQA_GROUP)
+    part_offs = ((tile_idx.to(tl.int64) * NUM_KV_HEADS + kv_head) * num_parts + part_idx) * GQA_GROUP + offs_m
+    tl.store(m_ptr + part_offs, m_i, mask=part_mask)
+    tl.store(l_ptr + part_offs, l_i, mask=part_mask)
+    mask_d = (offs_d < HEAD_DIM)[None, :]
+    tl.store(acc_ptr + part_offs[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=part_mask[:, None] & mask_d)
+    l_i = tl.where(mask_m, l_i, 1.0)
+    out_ptrs = out_ptr + q_offs[:, None] * HEAD_DIM + offs_d[None, :]
+    tl.store(out_ptrs, acc / l_i[:, None], mask=final_mask[:, None] & mask_d)
 
 
 def invariant_attention(
     queries: Tensor,
     cache: Tensor,
-    tables: Tensor,
-    tiles: Tiles,
+    block_tables: Tensor,
+    tiles: QueryTiles,
     window: int | None = None,
     out: Tensor | None = None,
-    tuned: Attention | None = None,
+    config: AttentionConfig | None = None,
 ) -> Tensor:
     """As `attention.paged_attention`, to the same bits for a token whatever tile it is in."""
-    tuned = tuned or tuning.of(queries.device).attention
-    common = constants(queries, cache, window, tuned) | {"SPLIT": tuned.split}
-    kv_heads, group, width = common["KV_HEADS"], common["GROUP"], common["WIDTH"]
-    splits = triton.cdiv(tiles.longest, tuned.split)
-    parts = splits if tiles.size == 1 else 1
+    config = config or tuning.get_launch_configs(queries.device).attention
+    constexprs = launch_constants(queries, cache, window, config) | {"KV_SPLIT": config.split}
+    num_kv_heads, gqa_group, head_dim = (
+        constexprs["NUM_KV_HEADS"],
+        constexprs["GQA_GROUP"],
+        constexprs["HEAD_DIM"],
+    )
+    num_splits = triton.cdiv(tiles.max_seq_len, config.split)
+    num_parts = num_splits if tiles.tile_size == 1 else 1
     out = torch.empty_like(queries) if out is None else out
-    held = (len(tiles.first), kv_heads, parts, group) if parts > 1 else (1,)  # of one type in any case
-    part = torch.empty(*held, width, device=queries.device)
-    top, total = (torch.empty(held, device=queries.device) for _ in range(2))
-    blocks = triton.cdiv(group * tiles.size, LEAST_ROWS)
-    attend_splits_kernel[(len(tiles.first), kv_heads * blocks, parts)](
-        queries, cache[0], cache[1], tables, tiles.first, tiles.start, tiles.count, tiles.table,
-        out, part, top, total, tables.shape[1], blocks, parts, splits // parts, window or 0,
-        **common, BLOCK=cache.shape[3], ROWS=LEAST_ROWS, UPCAST=UPCAST,
-        num_warps=tuned.warps, num_stages=tuned.stages, enable_fp_fusion=False,
+    part_shape = (
+        (len(tiles.row_start), num_kv_heads, num_parts, gqa_group) if num_parts > 1 else (1,)
+    )  # of one type in any case
+    part_acc = torch.empty(*part_shape, head_dim, device=queries.device)
+    part_m, part_l = (torch.empty(part_shape, device=queries.device) for _ in range(2))
+    row_blocks = triton.cdiv(gqa_group * tiles.tile_size, MIN_DOT_M)
+    invariant_attention_kernel[(len(tiles.row_start), num_kv_heads * row_blocks, num_parts)](
+        queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens, tiles.table_row,
+        out, part_acc, part_m, part_l, block_tables.shape[1], row_blocks, num_parts, num_splits // num_parts, window or 0,
+        **constexprs, BLOCK_SIZE=cache.shape[3], BLOCK_M=MIN_DOT_M, UPCAST=UPCAST,
+        num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,
     )  # fmt: skip
-    if parts > 1:
-        merge_kernel[(len(tiles.first), kv_heads)](
-            part, top, total, tiles.first, tiles.start, out, parts, window or 0,
-            **common, GROUP_PADDED=triton.next_power_of_2(group), enable_fp_fusion=False,
+    if num_parts > 1:
+        combine_splits_kernel[(len(tiles.row_start), num_kv_heads)](
+            part_acc, part_m, part_l, tiles.row_start, tiles.pos_start, out, num_parts, window or 0,
+            **constexprs, BLOCK_M=triton.next_power_of_2(gqa_group), enable_fp_fusion=False,
         )  # fmt: skip
     return out

@@ -25,59 +25,63 @@ from torch import Tensor
 
 from .dot import UPCAST
 
-ROWS = 64
+BLOCK_M = 64
 """Of a tile, whatever the number of rows."""
-PROGRAMS = 96
+MIN_PROGRAMS = 96
 """A tile is as wide as leaves so many programs for one tile of rows, or the narrowest."""
 
 
 @dataclass(frozen=True)
-class Tile:
+class MatmulTile:
     """Of one program: rows, outputs, how much of the sum at once, warps, stages of its loop."""
 
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
 
     @classmethod
-    def of(cls, out: int, dtype: torch.dtype) -> Tile:
+    def from_weight_shape(cls, out_features: int, dtype: torch.dtype) -> MatmulTile:
         """For a weight with so many outputs. Float32 has no tensor core, and its sums are written out."""
         if dtype == torch.float32:
-            return EXACT
-        return next((tile for tile in TILES if out >= PROGRAMS * tile.columns), TILES[-1])
+            return FP32_TILE
+        return next((tile for tile in TILES if out_features >= MIN_PROGRAMS * tile.block_n), TILES[-1])
 
 
-TILES = (Tile(ROWS, 128, 64, 4, 3), Tile(ROWS, 64, 64, 4, 4), Tile(ROWS, 32, 64, 4, 5))
+TILES = (
+    MatmulTile(BLOCK_M, 128, 64, 4, 3),
+    MatmulTile(BLOCK_M, 64, 64, 4, 4),
+    MatmulTile(BLOCK_M, 32, 64, 4, 5),
+)
 """Widest first. As many stages as an MI300X has memory for."""
-EXACT = Tile(32, 32, 32, 4, 2)
+FP32_TILE = MatmulTile(32, 32, 32, 4, 2)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["M"])
 def matmul_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, rows, out,
-    INNER: tl.constexpr, BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, UPCAST: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, M, N,
+    K: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """x [rows, INNER], weight [out, INNER], bias [out] where BIASED → [rows, out]."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
-    there, inside, depth = row < rows, column < out, tl.arange(0, DEPTH)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, INNER, DEPTH):
-        at = start + depth[None, :]
-        of_x, of_weight = there[:, None], inside[:, None]
-        if INNER % DEPTH != 0:
-            of_x, of_weight = of_x & (at < INNER), of_weight & (at < INNER)
-        x = tl.load(x_ptr + row[:, None] * INNER + at, mask=of_x, other=0.0)
-        weight = tl.load(weight_ptr + column[:, None] * INNER + at, mask=of_weight, other=0.0)
+    offs_m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    mask_m, mask_n, offs_k = offs_m < M, offs_n < N, tl.arange(0, BLOCK_K)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start_k in range(0, K, BLOCK_K):
+        k_idx = start_k + offs_k[None, :]
+        x_mask, weight_mask = mask_m[:, None], mask_n[:, None]
+        if K % BLOCK_K != 0:
+            x_mask, weight_mask = x_mask & (k_idx < K), weight_mask & (k_idx < K)
+        x = tl.load(x_ptr + offs_m[:, None] * K + k_idx, mask=x_mask, other=0.0)
+        weight = tl.load(weight_ptr + offs_n[:, None] * K + k_idx, mask=weight_mask, other=0.0)
         if UPCAST:
             x, weight = x.to(tl.float32), weight.to(tl.float32)
-        total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
-    if BIASED:
-        total += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-    tl.store(out_ptr + row[:, None] * out + column[None, :], total, mask=there[:, None] & inside[None, :])
+        acc = tl.dot(x, tl.trans(weight), acc, input_precision="ieee")
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    tl.store(out_ptr + offs_m[:, None] * N + offs_n[None, :], acc, mask=mask_m[:, None] & mask_n[None, :])
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -85,23 +89,23 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.d
 
     Raises ValueError for other types and shapes, and for a weight that is not contiguous.
     """
-    _check(x, weight, bias)
-    (rows, inner), out = x.shape, len(weight)
+    _check_args(x, weight, bias)
+    (M, K), N = x.shape, len(weight)
     x = x.contiguous()
     if x.data_ptr() % 16:  # what begins elsewhere is read by other code
         x = x.clone()
-    tile = Tile.of(out, x.dtype)
-    found = torch.empty(rows, out, dtype=dtype or x.dtype, device=x.device)
-    if rows:
-        matmul_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(out, tile.columns))](
-            x, weight, weight if bias is None else bias, found, rows, out,
-            INNER=inner, BIASED=bias is not None, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-            UPCAST=UPCAST, num_warps=tile.warps, num_stages=tile.stages,
+    tile = MatmulTile.from_weight_shape(N, x.dtype)
+    out = torch.empty(M, N, dtype=dtype or x.dtype, device=x.device)
+    if M:
+        matmul_kernel[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n))](
+            x, weight, weight if bias is None else bias, out, M, N,
+            K=K, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+            UPCAST=UPCAST, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
-    return found
+    return out
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_args(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     types = {x.dtype, weight.dtype} | ({bias.dtype} if bias is not None else set())
     if len(types) > 1 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"x, weight and bias must be of one floating type, not {sorted(map(str, types))}")

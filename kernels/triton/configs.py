@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import triton
 
-from .dot import LEAST_ROWS
+from .dot import MIN_DOT_M
 
-LEAST_BRANCHES = 8
+MIN_UNFUSED_SLOTS = 8
 """Places of a request's branches, with which a small step is too large for any tile."""
 
 
 @dataclass(frozen=True)
-class Tile:
+class LMHeadTile:
     """Of one program: tokens of the vocabulary, how much of the width at once, warps, stages of its loop."""
 
     tokens: int
@@ -24,39 +24,41 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class LMHeadConfig:
     """tiles: by their rows. most_rows: with more places for rows than this, one product after the other."""
 
-    tiles: Mapping[int, Tile]
-    most_rows: int
+    tiles: Mapping[int, LMHeadTile]
+    max_rows: int
 
-    def rows(self, places: int, slots: int) -> int:
+    def tile_rows(self, num_slots: int, branch_slots: int) -> int:
         """Rows of a tile for so many places: no request is cut in two."""
-        wanted = max(LEAST_ROWS, triton.next_power_of_2(min(places, max(self.tiles))), slots)
-        return min(rows for rows in self.tiles if rows >= wanted)
+        min_rows = max(MIN_DOT_M, triton.next_power_of_2(min(num_slots, max(self.tiles))), branch_slots)
+        return min(rows for rows in self.tiles if rows >= min_rows)
 
-    def shapes(self, most: int) -> list[tuple[int, int]]:
+    def warmup_shapes(self, max_step_rows: int) -> list[tuple[int, int]]:
         """(requests, branches of the widest) of the smallest steps that a tile of each kind is made for.
 
         Of steps of at most so many rows, where the others have one branch. The first is one that none is for,
         but for a plain step, for which the last is.
         """
-        kinds = [(rows, 1 << power) for rows in self.tiles for power in range(rows.bit_length())]
-        found = [
-            (1 if rows == LEAST_ROWS else rows // slots // 2 + 1, slots // 2 + 1)
-            for rows, slots in kinds
-            if self.rows(rows, slots) == rows <= self.most_rows
+        tile_kinds = [(rows, 1 << power) for rows in self.tiles for power in range(rows.bit_length())]
+        shapes = [
+            (1 if rows == MIN_DOT_M else rows // slots // 2 + 1, slots // 2 + 1)
+            for rows, slots in tile_kinds
+            if self.tile_rows(rows, slots) == rows <= self.max_rows
         ]
-        apart = self.most_rows // LEAST_BRANCHES + 1, LEAST_BRANCHES // 2 + 1
-        found.append((self.most_rows + 1, 1))
-        return [apart, *(shape for shape in found if sum(shape) - 1 <= most)]
+        unfused = self.max_rows // MIN_UNFUSED_SLOTS + 1, MIN_UNFUSED_SLOTS // 2 + 1
+        shapes.append((self.max_rows + 1, 1))
+        return [unfused, *(shape for shape in shapes if sum(shape) - 1 <= max_step_rows)]
 
 
-TUNING = Tuning({16: Tile(128, 64, 4, 4), 32: Tile(128, 64, 8, 3), 64: Tile(128, 64, 8, 3)}, most_rows=64)
+DEFAULT_LM_HEAD_CONFIG = LMHeadConfig(
+    {16: LMHeadTile(128, 64, 4, 4), 32: LMHeadTile(128, 64, 8, 3), 64: LMHeadTile(128, 64, 8, 3)}, max_rows=64
+)
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionConfig:
     """split: keys of one split of a decoding token. keys: of one product, of numbers of two bytes, and half
     as many of four. warps, stages: of a program that decodes; prompt_warps: of one with a prompt's tokens.
     """
@@ -69,12 +71,12 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Launches:
+class LaunchConfigs:
     """All that is tuned."""
 
-    attention: Attention
-    head: Tuning
+    attention: AttentionConfig
+    head: LMHeadConfig
 
 
-SHIPPED = Launches(Attention(), TUNING)
+DEFAULT_CONFIGS = LaunchConfigs(AttentionConfig(), DEFAULT_LM_HEAD_CONFIG)
 """For every known GPU alike, by compiled code and counted bytes: none has been measured yet."""

@@ -20,22 +20,22 @@ from triton.runtime.jit import JITFunction
 LOG = logging.getLogger("trimtab.engine")
 
 
-class Compiles:
+class JITMonitor:
     """Counts of one engine, from when it is made until it is gone.
 
-    count: kernels made ready within `by_this_thread`. late: how many of them after `expect_none`, each of
+    count: kernels made ready within `attribute_to_this_thread`. late: how many of them after `seal`, each of
     which is also logged as a warning.
     """
 
     def __init__(self) -> None:
         self.count, self.late = 0, 0
-        self._expected = True
+        self._is_warmup = True
         self._thread: int | None = None
-        _hook(self._count)
-        weakref.finalize(self, _unhook)
+        _install_hook(self._on_compile)
+        weakref.finalize(self, _remove_hooks)
 
     @contextmanager
-    def by_this_thread(self) -> Iterator[None]:
+    def attribute_to_this_thread(self) -> Iterator[None]:
         """What this thread compiles within is this engine's; one thread at a time may be within."""
         self._thread = threading.get_ident()
         try:
@@ -43,44 +43,44 @@ class Compiles:
         finally:
             self._thread = None
 
-    def expect_none(self) -> None:
+    def seal(self) -> None:
         """From now on requests wait for a compile."""
-        self._expected = False
+        self._is_warmup = False
 
-    def _count(self, kernel: str) -> None:
+    def _on_compile(self, kernel: str) -> None:
         if self._thread != threading.get_ident():
             return
         self.count += 1
-        if not self._expected:
+        if not self._is_warmup:
             self.late += 1
             LOG.warning("the kernel %s was made ready after the start, and requests waited for it", kernel)
 
 
-class _Link:
+class _Hook:
     """What Triton calls: tells an engine of a kernel while that lives, and whoever was told before."""
 
-    def __init__(self, tell: Callable[[str], None], before: Callable[..., Any] | None) -> None:
-        self.told, self.before = weakref.WeakMethod(tell), before
+    def __init__(self, callback: Callable[[str], None], previous: Callable[..., Any] | None) -> None:
+        self.callback_ref, self.previous = weakref.WeakMethod(callback), previous
 
-    def __call__(self, **what: Any) -> Any:
-        if tell := self.told():
-            tell(what["fn"].name)
-        return self.before(**what) if self.before else None
-
-
-def _hook(tell: Callable[[str], None]) -> None:
-    place, name = _place()
-    setattr(place, name, _Link(tell, getattr(place, name)))
+    def __call__(self, **event: Any) -> Any:
+        if callback := self.callback_ref():
+            callback(event["fn"].name)
+        return self.previous(**event) if self.previous else None
 
 
-def _unhook() -> None:
+def _install_hook(callback: Callable[[str], None]) -> None:
+    owner, name = _hook_owner()
+    setattr(owner, name, _Hook(callback, getattr(owner, name)))
+
+
+def _remove_hooks() -> None:
     """Takes off the links of engines that are gone; one below another's waits for that."""
-    place, name = _place()
-    while isinstance(link := getattr(place, name), _Link) and not link.told():
-        setattr(place, name, link.before)
+    owner, name = _hook_owner()
+    while isinstance(link := getattr(owner, name), _Hook) and not link.callback_ref():
+        setattr(owner, name, link.previous)
 
 
-def _place() -> tuple[Any, str]:
+def _hook_owner() -> tuple[Any, str]:
     """The object whose attribute Triton calls after a compile, and its name: of old the class of kernels."""
     knobs, name = getattr(triton, "knobs", None), "jit_post_compile_hook"
     if knobs is not None and hasattr(knobs.runtime, name):

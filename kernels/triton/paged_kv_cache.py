@@ -6,34 +6,45 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..reference.paged_kv_cache import DeviceKV, Layout
+from ..reference.paged_kv_cache import AttentionMetadata, PagedKVCache
 from .attention import paged_attention
 from .batch_invariant_attention import invariant_attention
-from .rotary import rope_write
+from .rotary import rope_and_write_kv
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..reference.rotary import HeadNorm, Turns
+    from ..reference.rotary import QKNorm, RotaryCosSin
 
 
-class TritonKV(DeviceKV):
+class TritonPagedKVCache(PagedKVCache):
     """As `DeviceKV`, by Triton's kernels; the host waits for nothing."""
 
-    attention = staticmethod(paged_attention)
+    attention_fn = staticmethod(paged_attention)
 
-    def turn(self, layout: Layout, pages: Tensor, qkv: Tensor, turns: Turns, norm: HeadNorm | None) -> Tensor:
-        return rope_write(qkv.contiguous(), turns, norm, pages, layout.pages, layout.offsets)
+    def apply_rope(
+        self,
+        metadata: AttentionMetadata,
+        kv_cache: Tensor,
+        qkv: Tensor,
+        cos_sin: RotaryCosSin,
+        qk_norm: QKNorm | None,
+    ) -> Tensor:
+        return rope_and_write_kv(
+            qkv.contiguous(), cos_sin, qk_norm, kv_cache, metadata.block_ids, metadata.block_offsets
+        )
 
-    def read(self, layout: Layout, pages: Tensor, queries: Tensor, window: int | None) -> Tensor:
-        found = torch.empty_like(queries)
-        found[len(layout.pages) :] = 0  # rows that only fill up have no tile
-        for tiles in layout.tiles:
-            self.attention(queries, pages, layout.tables, tiles, window, found)
-        return found
+    def run_attention(
+        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, window: int | None
+    ) -> Tensor:
+        out = torch.empty_like(queries)
+        out[len(metadata.block_ids) :] = 0  # rows that only fill up have no tile
+        for tiles in metadata.query_tiles:
+            self.attention_fn(queries, kv_cache, metadata.block_tables, tiles, window, out)
+        return out
 
 
-class InvariantKV(TritonKV):
+class BatchInvariantPagedKVCache(TritonPagedKVCache):
     """As `TritonKV`, with bits that depend neither on a step's other tokens nor on how a prompt was cut."""
 
-    attention = staticmethod(invariant_attention)
+    attention_fn = staticmethod(invariant_attention)

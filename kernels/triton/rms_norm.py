@@ -7,30 +7,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LONGEST = 16_384
+MAX_HIDDEN_SIZE = 16_384
 """Numbers of a row that a program holds in registers."""
 
 
 @triton.jit
-def norm_kernel(x_ptr, weight_ptr, eps_ptr, out_ptr, hidden, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * hidden
-    at = tl.arange(0, BLOCK)
-    inside = at < hidden
-    x = tl.load(x_ptr + row + at, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / hidden + tl.load(eps_ptr))
-    weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
-    tl.store(out_ptr + row + at, x * scale * weight, mask=inside)
+def rms_norm_kernel(x_ptr, weight_ptr, eps_ptr, out_ptr, hidden_size, BLOCK_N: tl.constexpr):
+    row_start = tl.program_id(0).to(tl.int64) * hidden_size
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_n = offs_n < hidden_size
+    x = tl.load(x_ptr + row_start + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / hidden_size + tl.load(eps_ptr))
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
+    tl.store(out_ptr + row_start + offs_n, x * rstd * weight, mask=mask_n)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     """See `kernels.reference.rms_norm.rms_norm`, of whole rows [rows, hidden]. Raises ValueError for too
     long ones.
     """
-    rows, hidden = x.shape
-    if hidden > LONGEST:
-        raise ValueError(f"a row has {hidden} numbers; at most {LONGEST} are normalised")
-    x, block = x.contiguous(), triton.next_power_of_2(hidden)
+    num_rows, hidden_size = x.shape
+    if hidden_size > MAX_HIDDEN_SIZE:
+        raise ValueError(f"a row has {hidden_size} numbers; at most {MAX_HIDDEN_SIZE} are normalised")
+    x, block_n = x.contiguous(), triton.next_power_of_2(hidden_size)
     out = torch.empty_like(x)
-    warps = min(max(block // 512, 1), 16)
-    norm_kernel[(rows,)](x, weight, eps, out, hidden, BLOCK=block, num_warps=warps)
+    num_warps = min(max(block_n // 512, 1), 16)
+    rms_norm_kernel[(num_rows,)](x, weight, eps, out, hidden_size, BLOCK_N=block_n, num_warps=num_warps)
     return out

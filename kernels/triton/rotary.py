@@ -14,54 +14,63 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..reference.rotary import HeadNorm, Turns
+    from ..reference.rotary import QKNorm, RotaryCosSin
 
 
-@triton.jit(do_not_specialize=["tokens", "pages"])
-def rope_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, norm_ptr, eps_ptr, page_ptr, offset_ptr, query_ptr, cache_ptr,
-    tokens, pages, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, NORMED: tl.constexpr,
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
+def rope_and_write_kv_kernel(
+    qkv_ptr, cos_ptr, sin_ptr, norm_weight_ptr, eps_ptr, block_ids_ptr, block_offsets_ptr, q_ptr, kv_cache_ptr,
+    num_tokens, num_blocks, q_scale,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
     """tokens: rows beyond have no place. The cache is [2, pages, KV_HEADS, BLOCK, WIDTH]."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = tl.arange(0, PADDED)
-    inside = at < WIDTH
-    swapped = (at + WIDTH // 2) % WIDTH
-    row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head) * WIDTH
-    x = tl.load(row + at, mask=inside, other=0.0).to(tl.float32)
-    if head < HEADS + KV_HEADS:
-        other = tl.load(row + swapped, mask=inside, other=0.0).to(tl.float32)
-        if NORMED:
-            length = tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + tl.load(eps_ptr))
-            x *= length * tl.load(norm_ptr + head * WIDTH + at, mask=inside, other=0.0)
-            other *= length * tl.load(norm_ptr + head * WIDTH + swapped, mask=inside, other=0.0)
-        cos = tl.load(cos_ptr + token * WIDTH + at, mask=inside, other=0.0)
-        sin = tl.load(sin_ptr + token * WIDTH + at, mask=inside, other=0.0)
-        x = x * cos + other * sin
-    if head < HEADS:
-        tl.store(query_ptr + (token * HEADS + head) * WIDTH + at, x * scale, mask=inside)
-    elif token < tokens:
-        side, of_side = (head - HEADS) // KV_HEADS, (head - HEADS) % KV_HEADS
-        page = side * pages + tl.load(page_ptr + token)
-        place = ((page * KV_HEADS + of_side) * BLOCK + tl.load(offset_ptr + token)) * WIDTH
-        tl.store(cache_ptr + place + at, x, mask=inside)
+    token_idx, head_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < HEAD_DIM
+    rotated_d = (offs_d + HEAD_DIM // 2) % HEAD_DIM
+    qkv_row_ptr = qkv_ptr + (token_idx * (NUM_HEADS + 2 * NUM_KV_HEADS) + head_idx) * HEAD_DIM
+    x = tl.load(qkv_row_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+    if head_idx < NUM_HEADS + NUM_KV_HEADS:
+        x_rotated = tl.load(qkv_row_ptr + rotated_d, mask=mask_d, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            rstd = tl.rsqrt(tl.sum(x * x, axis=0) / HEAD_DIM + tl.load(eps_ptr))
+            x *= rstd * tl.load(norm_weight_ptr + head_idx * HEAD_DIM + offs_d, mask=mask_d, other=0.0)
+            x_rotated *= rstd * tl.load(
+                norm_weight_ptr + head_idx * HEAD_DIM + rotated_d, mask=mask_d, other=0.0
+            )
+        cos = tl.load(cos_ptr + token_idx * HEAD_DIM + offs_d, mask=mask_d, other=0.0)
+        sin = tl.load(sin_ptr + token_idx * HEAD_DIM + offs_d, mask=mask_d, other=0.0)
+        x = x * cos + x_rotated * sin
+    if head_idx < NUM_HEADS:
+        tl.store(q_ptr + (token_idx * NUM_HEADS + head_idx) * HEAD_DIM + offs_d, x * q_scale, mask=mask_d)
+    elif token_idx < num_tokens:
+        is_value, kv_head = (head_idx - NUM_HEADS) // NUM_KV_HEADS, (head_idx - NUM_HEADS) % NUM_KV_HEADS
+        block_idx = is_value * num_blocks + tl.load(block_ids_ptr + token_idx)
+        kv_offs = (
+            (block_idx * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + tl.load(block_offsets_ptr + token_idx)
+        ) * HEAD_DIM
+        tl.store(kv_cache_ptr + kv_offs + offs_d, x, mask=mask_d)
 
 
-def rope_write(
-    qkv: Tensor, turns: Turns, norm: HeadNorm | None, cache: Tensor, page: Tensor, offset: Tensor
+def rope_and_write_kv(
+    qkv: Tensor,
+    cos_sin: RotaryCosSin,
+    qk_norm: QKNorm | None,
+    kv_cache: Tensor,
+    block_ids: Tensor,
+    block_offsets: Tensor,
 ) -> Tensor:
     """Turned queries; keys and values go into the cache. All contiguous. See
     `kernels.reference.rotary.rope_write`.
     """
-    rows, all_heads, width = qkv.shape
-    _, pages, kv_heads, block, _ = cache.shape
-    queries = torch.empty(rows, turns.queries, width, dtype=cache.dtype, device=cache.device)
-    weight, eps = (norm.weight, norm.eps) if norm else (turns.cos, turns.cos)
-    rope_kernel[(rows, all_heads)](
-        qkv, turns.cos, turns.sin, weight, eps, page, offset, queries, cache, len(page), pages, turns.scale,
-        HEADS=turns.queries, KV_HEADS=kv_heads, WIDTH=width, PADDED=triton.next_power_of_2(width),
-        BLOCK=block, NORMED=norm is not None, num_warps=1,
+    num_rows, num_qkv_heads, head_dim = qkv.shape
+    _, num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
+    queries = torch.empty(num_rows, cos_sin.num_heads, head_dim, dtype=kv_cache.dtype, device=kv_cache.device)
+    norm_weight, eps = (qk_norm.weight, qk_norm.eps) if qk_norm else (cos_sin.cos, cos_sin.cos)
+    rope_and_write_kv_kernel[(num_rows, num_qkv_heads)](
+        qkv, cos_sin.cos, cos_sin.sin, norm_weight, eps, block_ids, block_offsets, queries, kv_cache, len(block_ids), num_blocks, cos_sin.q_scale,
+        NUM_HEADS=cos_sin.num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_SIZE=block_size, HAS_NORM=qk_norm is not None, num_warps=1,
     )  # fmt: skip
     return queries

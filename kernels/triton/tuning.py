@@ -18,22 +18,22 @@ import torch
 
 from ..common.cache_dir import cache_dir
 from ..common.errors import InputError
-from .configs import SHIPPED, Attention, Launches, Tile, Tuning
+from .configs import DEFAULT_CONFIGS, AttentionConfig, LaunchConfigs, LMHeadConfig, LMHeadTile
 
 
 @cache
-def of(device: torch.device) -> Launches:
+def get_launch_configs(device: torch.device) -> LaunchConfigs:
     """Those of this device. Raises InputError for a table that is none."""
-    return SHIPPED if device.type != "cuda" else named(torch.cuda.get_device_name(device))
+    return DEFAULT_CONFIGS if device.type != "cuda" else load_for_gpu(torch.cuda.get_device_name(device))
 
 
-def named(gpu: str) -> Launches:
+def load_for_gpu(gpu_name: str) -> LaunchConfigs:
     """Those of GPUs of that name, the shipped where none were measured on this machine."""
-    path = file_of(gpu)
+    path = config_path(gpu_name)
     try:
-        return parsed(json.loads(path.read_text(encoding="utf-8")))
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return SHIPPED
+        return DEFAULT_CONFIGS
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{str(path)!r} holds no launches ({type(error).__name__}: {error}); delete it, or make it again "
@@ -41,25 +41,25 @@ def named(gpu: str) -> Launches:
         ) from None
 
 
-def file_of(gpu: str) -> Path:
+def config_path(gpu_name: str) -> Path:
     """Where the table of GPUs of that name is kept."""
-    return cache_dir() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-').lower()}.json"
+    return cache_dir() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu_name).strip('-').lower()}.json"
 
 
-def parsed(data: dict[str, Any]) -> Launches:
+def from_json(data: dict[str, Any]) -> LaunchConfigs:
     """From what `written` made. Raises ValueError, TypeError or KeyError for anything else."""
-    attention, head = Attention(**data["attention"]), data["head"]
-    tiles = {int(rows): Tile(**tile) for rows, tile in head["tiles"].items()}
-    numbers = [*vars(attention).values(), *(n for tile in tiles.values() for n in vars(tile).values())]
-    if not all(isinstance(n, int) and n > 0 for n in (*numbers, *tiles, head["most_rows"])):
+    attention, head = AttentionConfig(**data["attention"]), data["head"]
+    tiles = {int(rows): LMHeadTile(**tile) for rows, tile in head["tiles"].items()}
+    values = [*vars(attention).values(), *(n for tile in tiles.values() for n in vars(tile).values())]
+    if not all(isinstance(n, int) and n > 0 for n in (*values, *tiles, head["most_rows"])):
         raise ValueError("a number that is no whole number above 0")
     if attention.split % attention.keys or head["most_rows"] > max(tiles):
         raise ValueError("a split of no whole products, or more rows than tiles have")
-    return Launches(attention, Tuning(tiles, head["most_rows"]))
+    return LaunchConfigs(attention, LMHeadConfig(tiles, head["most_rows"]))
 
 
-def written(launches: Launches) -> dict[str, Any]:
+def to_json(configs: LaunchConfigs) -> dict[str, Any]:
     """As JSON takes it."""
-    head = launches.head
+    head = configs.head
     tiles = {str(rows): asdict(tile) for rows, tile in head.tiles.items()}
-    return {"attention": asdict(launches.attention), "head": {"tiles": tiles, "most_rows": head.most_rows}}
+    return {"attention": asdict(configs.attention), "head": {"tiles": tiles, "most_rows": head.max_rows}}

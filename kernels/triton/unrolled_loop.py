@@ -19,23 +19,27 @@ from torch import Tensor
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["size", "iterations"])
-def iterate_kernel(base, anchor, loop, out, size, iterations, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    b = tl.load(base + at, mask=inside, other=0.0)
-    p = tl.load(anchor + at, mask=inside, other=0.0)
-    alpha, lam, eta = tl.load(loop), tl.load(loop + 1), tl.load(loop + 2)
+@triton.jit(do_not_specialize=["num_elements", "iterations"])
+def unrolled_loop_kernel(
+    base_ptr, anchor_ptr, params_ptr, out_ptr, num_elements, iterations, BLOCK: tl.constexpr
+):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < num_elements
+    b = tl.load(base_ptr + offs, mask=mask, other=0.0)
+    p = tl.load(anchor_ptr + offs, mask=mask, other=0.0)
+    alpha, lam, eta = tl.load(params_ptr), tl.load(params_ptr + 1), tl.load(params_ptr + 2)
     policy, utility = p, p - p
     t = alpha - alpha
     for _ in range(iterations):
         t += 1.0
         utility += alpha * (policy - b)
         policy = (lam * p + utility / t + policy / (eta * t)) / (lam + 1.0 / (eta * t))
-    tl.store(out + at, policy, mask=inside)
+    tl.store(out_ptr + offs, policy, mask=mask)
 
 
-def iterate(base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, iterations: int) -> Tensor:
+def unrolled_loop(
+    base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, iterations: int
+) -> Tensor:
     """Scores of π_T, up to a constant a row, in the type and shape of base and anchor (log-probabilities).
 
     base, anchor [rows, vocab] float32 or float64.
@@ -46,7 +50,7 @@ def iterate(base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, 
         raise ValueError(f"base must be float32 or float64 and is {base.dtype}")
     base, anchor = base.contiguous(), anchor.contiguous()
     out = torch.empty_like(base)
-    loop = torch.cat([base.new_full((1,), value) for value in (alpha, lam, eta)])  # nothing from the host
+    params = torch.cat([base.new_full((1,), value) for value in (alpha, lam, eta)])  # nothing from the host
     grid = (triton.cdiv(base.numel(), BLOCK),)
-    iterate_kernel[grid](base, anchor, loop, out, base.numel(), iterations, BLOCK=BLOCK)
+    unrolled_loop_kernel[grid](base, anchor, params, out, base.numel(), iterations, BLOCK=BLOCK)
     return out

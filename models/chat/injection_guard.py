@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
     from ..tokenizer.tokenizer import Tokenizer
-    from .template import ChatTemplate, Choice, Message
+    from .template import ChatTemplate, Message, TextSelector
 
-PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+PRIVATE_USE_RANGES = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Code points that Unicode leaves to private use."""
-ESCAPED = frozenset('"\\')
+JSON_ESCAPED = frozenset('"\\')
 """Letters that templates writing JSON put a backslash before, which no other letter would get."""
 
 
-def render(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], extra: Mapping[str, Any]
+def render_with_untrusted(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    template_kwargs: Mapping[str, Any],
 ) -> tuple[str, Container[int]]:
     """The conversation as one text, and the places in it of characters that are not to be trusted.
 
@@ -37,56 +40,60 @@ def render(
 
     Raises InputError when the template cannot render the conversation, or so changes a text that does.
     """
-    texts = template.texts(messages, extra)
-    suspects = {text: token for text, _ in texts if (token := tokenizer.added_token_in(text))}
-    taken = set(template.source).union(*(text for text, _ in texts))
+    texts = template.collect_texts(messages, template_kwargs)
+    added_token_by_text = {text: token for text, _ in texts if (token := tokenizer.find_added_token(text))}
+    used_chars = set(template.source).union(*(text for text, _ in texts))
 
-    def followed(is_outside: Choice) -> tuple[str, _Places | None]:
-        letters = set[str]().union(*(text for text, place in texts if is_outside(text, place)))
+    def render_shadowed(is_untrusted: TextSelector) -> tuple[str, _UntrustedChars | None]:
+        chars = set[str]().union(*(text for text, path in texts if is_untrusted(text, path)))
         for _ in range(2):
-            plain, other = _cipher(letters, taken)
-            rendered, disguised = template.render_both(messages, extra, is_outside, (plain, other))
-            if set(other).isdisjoint(rendered):
+            originals, substitutes = _private_alphabet(chars, used_chars)
+            rendered, shadow = template.render_shadowed(
+                messages, template_kwargs, is_untrusted, (originals, substitutes)
+            )
+            if set(substitutes).isdisjoint(rendered):
                 break
-            taken.update(rendered)  # the template writes such letters itself: others will do
-        if disguised is None or disguised.translate(str.maketrans(other, plain)) != rendered:
+            used_chars.update(rendered)  # the template writes such letters itself: others will do
+        if shadow is None or shadow.translate(str.maketrans(substitutes, originals)) != rendered:
             return rendered, None
-        return rendered, _Places(disguised, frozenset(other))
+        return rendered, _UntrustedChars(shadow, frozenset(substitutes))
 
-    rendered, places = followed(lambda text, place: _is_said(place) or text in suspects)
-    if places is None and suspects:
-        rendered, places = followed(lambda text, place: text in suspects)
-        if places is None:
+    rendered, untrusted = render_shadowed(
+        lambda text, path: _is_message_text(path) or text in added_token_by_text
+    )
+    if untrusted is None and added_token_by_text:
+        rendered, untrusted = render_shadowed(lambda text, place: text in added_token_by_text)
+        if untrusted is None:
             raise InputError(
-                f"a text of the conversation holds {min(suspects.values())!r}, a token of the model, and the "
+                f"a text of the conversation holds {min(added_token_by_text.values())!r}, a token of the model, and the "
                 "chat template rewrites that text; leave the token out"
             )
-    return rendered, places or ()
+    return rendered, untrusted or ()
 
 
 @dataclass(frozen=True)
-class _Places:
+class _UntrustedChars:
     """Where some letters stand in a text."""
 
-    text: str
-    letters: frozenset[str]
+    shadow: str
+    substitutes: frozenset[str]
 
-    def __contains__(self, place: object) -> bool:
-        return isinstance(place, int) and self.text[place] in self.letters
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self.shadow[index] in self.substitutes
 
 
-def _is_said(place: str) -> bool:
+def _is_message_text(path: str) -> bool:
     """Whether a text at this place is something that a message says."""
-    return place.startswith("messages[") and not place.endswith("['role']")
+    return path.startswith("messages[") and not path.endswith("['role']")
 
 
-def _cipher(letters: set[str], taken: set[str]) -> tuple[str, str]:
+def _private_alphabet(chars: set[str], used_chars: set[str]) -> tuple[str, str]:
     """The visible letters, and for each another that is not taken."""
-    visible = [letter for letter in letters - ESCAPED if letter.isprintable() and not letter.isspace()]
-    free = (letter for letter in map(chr, chain(*PRIVATE)) if letter not in taken)
-    others = [letter for letter, _ in zip(free, visible, strict=False)]
-    if len(others) < len(visible):
+    visible = [char for char in chars - JSON_ESCAPED if char.isprintable() and not char.isspace()]
+    unused = (letter for letter in map(chr, chain(*PRIVATE_USE_RANGES)) if letter not in used_chars)
+    substitutes = [letter for letter, _ in zip(unused, visible, strict=False)]
+    if len(substitutes) < len(visible):
         raise InputError(
-            f"a text of the conversation has {len(visible)} different letters; at most {len(others)} will do"
+            f"a text of the conversation has {len(visible)} different letters; at most {len(substitutes)} will do"
         )
-    return "".join(visible), "".join(others)
+    return "".join(visible), "".join(substitutes)

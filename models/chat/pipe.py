@@ -7,62 +7,64 @@ import select
 import subprocess
 import time
 
-CLOCK = hasattr(select, "poll")
+HAS_POLL = hasattr(select, "poll")
 """Whether a pipe can be waited for until some time has come."""
-PIECE = 1 << 16
+READ_SIZE = 1 << 16
 """Bytes that are read at once."""
 
 
-class Pipe:
+class ProcessPipe:
     """The standard input and output of a process, both piped."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        self._asks, self._hears = process.stdin.fileno(), process.stdout.fileno()
-        self._heard = bytearray()
-        if CLOCK:
-            os.set_blocking(self._asks, False)
+        self._stdin, self._stdout = process.stdin.fileno(), process.stdout.fileno()
+        self._buffer = bytearray()
+        if HAS_POLL:
+            os.set_blocking(self._stdin, False)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the process is known to have ended."""
-        return CLOCK and _happens(self._hears, 0, 0.0)
+        return HAS_POLL and _poll_event(self._stdout, 0, 0.0)
 
-    def exchange(self, line: bytes, seconds: float, most: int) -> tuple[bytes, bool]:
+    def exchange(self, line: bytes, timeout: float, max_bytes: int) -> tuple[bytes, bool]:
         """Says a line and hears one, and whether it took too long.
 
         It is less than a line when it did, when the process ends, or says more than `most` bytes.
         """
-        until, rest = time.monotonic() + seconds, memoryview(line)
+        deadline, remaining = time.monotonic() + timeout, memoryview(line)
         try:
-            while rest:
-                if not _ready(self._asks, select.POLLOUT, until):
+            while remaining:
+                if not _wait_ready(self._stdin, select.POLLOUT, deadline):
                     return b"", True
-                rest = rest[os.write(self._asks, rest) :]  # no buffer, which a fork would write again
-            end = self._heard.find(b"\n")
-            while end < 0 and len(self._heard) < most:
-                if not _ready(self._hears, select.POLLIN, until):
+                remaining = remaining[
+                    os.write(self._stdin, remaining) :
+                ]  # no buffer, which a fork would write again
+            end = self._buffer.find(b"\n")
+            while end < 0 and len(self._buffer) < max_bytes:
+                if not _wait_ready(self._stdout, select.POLLIN, deadline):
                     return b"", True
-                if not (piece := os.read(self._hears, PIECE)):
+                if not (chunk := os.read(self._stdout, READ_SIZE)):
                     break
-                self._heard += piece
-                end = self._heard.find(b"\n", len(self._heard) - len(piece))
+                self._buffer += chunk
+                end = self._buffer.find(b"\n", len(self._buffer) - len(chunk))
         except OSError:
             return b"", False
-        reply = bytes(self._heard[: most if end < 0 else min(end + 1, most)])
-        del self._heard[: len(reply)]
+        reply = bytes(self._buffer[: max_bytes if end < 0 else min(end + 1, max_bytes)])
+        del self._buffer[: len(reply)]
         return reply, False
 
 
-def _ready(pipe: int, event: int, until: float) -> bool:
+def _wait_ready(fd: int, event: int, deadline: float) -> bool:
     """Waits until the pipe can be read or written; False when that time has come first."""
-    left = until - time.monotonic()
-    return not CLOCK or (left > 0 and _happens(pipe, event, left))
+    remaining = deadline - time.monotonic()
+    return not HAS_POLL or (remaining > 0 and _poll_event(fd, event, remaining))
 
 
-def _happens(pipe: int, event: int, seconds: float) -> bool:
+def _poll_event(fd: int, event: int, timeout: float) -> bool:
     """Whether it does within that time, or the pipe's other end is closed."""
     poll = select.poll()
-    poll.register(pipe, event)
-    return bool(poll.poll(seconds * 1000))
+    poll.register(fd, event)
+    return bool(poll.poll(timeout * 1000))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.common.errors import InputError, quoted
+from ...kernels.common.errors import InputError, short_repr
 from . import injection_guard as outside
 from .sandbox_process import LimitError
 from .template import Message
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .template import ChatTemplate
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-PROBE = "c4f1probe97ae"
+SYSTEM_PROBE = "c4f1probe97ae"
 """A word no template alters, added to a system text to see whether the template shows it."""
 
 Messages = list[dict[str, Any]]
@@ -35,7 +35,7 @@ def render_branches(
     template: ChatTemplate | None,
     tokenizer: Tokenizer,
     messages: Sequence[Message],
-    wishes: Sequence[str],
+    objectives: Sequence[str],
     placement: str = "system",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     check: Callable[[BranchPrompt], None] = lambda prompt: None,
@@ -59,19 +59,24 @@ def render_branches(
         )
     if placement not in ("system", "user"):
         raise InputError(f"placement is {placement!r}; it must be 'system' or 'user'")
-    extra = dict(chat_template_kwargs or {})
-    if "messages" in extra:
+    template_kwargs = dict(chat_template_kwargs or {})
+    if "messages" in template_kwargs:
         raise InputError("chat_template_kwargs holds 'messages'; the conversation is the request's prompt")
-    conversation = _with_system([_checked(index, message) for index, message in enumerate(messages)])
+    conversation = _ensure_system(
+        [_normalize_message(index, message) for index, message in enumerate(messages)]
+    )
     arrange: Callable[[Messages], Messages] = (
-        list if _shows_system(template, conversation, extra) else _folded
+        list if _supports_system(template, conversation, template_kwargs) else _fold_system
     )
     append = _append_to_system if placement == "system" else _append_to_user
-    found = []
-    for name, branch in (("base", conversation), *((wish, append(conversation, wish)) for wish in wishes)):
-        found.append(render_prompt(name, template, tokenizer, arrange(branch), extra))
-        check(found[-1])
-    return found
+    prompts = []
+    for name, branch_messages in (
+        ("base", conversation),
+        *((objective, append(conversation, objective)) for objective in objectives),
+    ):
+        prompts.append(render_prompt(name, template, tokenizer, arrange(branch_messages), template_kwargs))
+        check(prompts[-1])
+    return prompts
 
 
 def render_prompt(
@@ -79,46 +84,48 @@ def render_prompt(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     messages: Sequence[Message],
-    extra: Mapping[str, Any],
+    template_kwargs: Mapping[str, Any],
 ) -> BranchPrompt:
     """One conversation as it stands, with `extra` variables for the template; BOS and texts as above.
 
     Raises InputError when the template cannot render it.
     """
-    text, foreign = outside.render(template, tokenizer, messages, extra)
-    ids, prefix = tokenizer.encode(text, foreign=foreign), tokenizer.prefix_token_ids
-    has_prefix = ids[: len(prefix)] == prefix or ids[:1] == tokenizer.ids_of(tokenizer.bos_token)
-    return BranchPrompt(name, text, ids if has_prefix else prefix + ids)
+    text, untrusted = outside.render_with_untrusted(template, tokenizer, messages, template_kwargs)
+    token_ids, prefix_ids = tokenizer.encode(text, untrusted=untrusted), tokenizer.prefix_token_ids
+    has_prefix = token_ids[: len(prefix_ids)] == prefix_ids or token_ids[:1] == tokenizer.token_to_ids(
+        tokenizer.bos_token
+    )
+    return BranchPrompt(name, text, token_ids if has_prefix else prefix_ids + token_ids)
 
 
-def _checked(index: int, message: Message) -> dict[str, Any]:
+def _normalize_message(index: int, message: Message) -> dict[str, Any]:
     """The message with its content as one text. Other keys, such as tool_calls, pass through."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InputError(
-            f"messages[{index}] is {quoted(message)}; it must be an object with a role and a content"
+            f"messages[{index}] is {short_repr(message)}; it must be an object with a role and a content"
         )
     content = message.get("content")
     if content is None and message["role"] == "assistant" and message.get("tool_calls"):
         return dict(message)
     if isinstance(content, list | tuple):
-        return {**message, "content": "".join(_part(index, part) for part in content)}
+        return {**message, "content": "".join(_part_text(index, part) for part in content)}
     if not isinstance(content, str):
         raise InputError(
-            f"the content of messages[{index}] is {quoted(content)}; "
+            f"the content of messages[{index}] is {short_repr(content)}; "
             "it must be a text or a list of text parts"
         )
     return dict(message)
 
 
-def _part(index: int, part: Any) -> str:
+def _part_text(index: int, part: Any) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    kind = part.get("type", part) if isinstance(part, Mapping) else part
-    what = f"the content of messages[{index}] holds a part {quoted(kind)}"
-    raise InputError(f"{what}; only parts of type 'text' are supported")
+    part_type = part.get("type", part) if isinstance(part, Mapping) else part
+    prefix = f"the content of messages[{index}] holds a part {short_repr(part_type)}"
+    raise InputError(f"{prefix}; only parts of type 'text' are supported")
 
 
-def _with_system(messages: Messages) -> Messages:
+def _ensure_system(messages: Messages) -> Messages:
     if not any(message["role"] == "user" for message in messages):
         raise InputError("the conversation has no user turn; it needs at least one message with role 'user'")
     if any(message["role"] == "system" for message in messages):
@@ -127,35 +134,35 @@ def _with_system(messages: Messages) -> Messages:
 
 
 def _append_to_system(messages: Messages, text: str) -> Messages:
-    return _appended(messages, _first(messages, "system"), text)
+    return _append_text(messages, _first_index(messages, "system"), text)
 
 
 def _append_to_user(messages: Messages, text: str) -> Messages:
-    last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    return _appended(messages, last, text)
+    last_user = max(index for index, message in enumerate(messages) if message["role"] == "user")
+    return _append_text(messages, last_user, text)
 
 
-def _appended(messages: Messages, index: int, text: str) -> Messages:
-    longer = {**messages[index], "content": f"{messages[index]['content']} {text}"}
-    return [*messages[:index], longer, *messages[index + 1 :]]
+def _append_text(messages: Messages, index: int, text: str) -> Messages:
+    extended = {**messages[index], "content": f"{messages[index]['content']} {text}"}
+    return [*messages[:index], extended, *messages[index + 1 :]]
 
 
-def _folded(messages: Messages) -> Messages:
+def _fold_system(messages: Messages) -> Messages:
     """The system text moved to the front of the first user turn."""
-    system, user = _first(messages, "system"), _first(messages, "user")
-    text = f"{messages[system]['content']}\n\n{messages[user]['content']}"
-    folded = [*messages[:user], {**messages[user], "content": text}, *messages[user + 1 :]]
-    return folded[:system] + folded[system + 1 :]
+    system_index, user_index = _first_index(messages, "system"), _first_index(messages, "user")
+    text = f"{messages[system_index]['content']}\n\n{messages[user_index]['content']}"
+    merged = [*messages[:user_index], {**messages[user_index], "content": text}, *messages[user_index + 1 :]]
+    return merged[:system_index] + merged[system_index + 1 :]
 
 
-def _first(messages: Messages, role: str) -> int:
+def _first_index(messages: Messages, role: str) -> int:
     return next(index for index, message in enumerate(messages) if message["role"] == role)
 
 
-def _shows_system(template: ChatTemplate, messages: Messages, extra: dict[str, Any]) -> bool:
+def _supports_system(template: ChatTemplate, messages: Messages, template_kwargs: dict[str, Any]) -> bool:
     """Whether the template takes a system message and lets its text through."""
     try:
-        return PROBE in template.render(_append_to_system(messages, PROBE), **extra)
+        return SYSTEM_PROBE in template.render(_append_to_system(messages, SYSTEM_PROBE), **template_kwargs)
     except LimitError:
         raise
     except InputError:

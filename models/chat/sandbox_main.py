@@ -32,129 +32,129 @@ if TYPE_CHECKING:
     from jinja2.environment import Template
     from jinja2.parser import Parser
 
-LATE = (
+LAZY_MODULES = (
     *("encodings.unicode_escape", "jinja2.constants", "jinja2.debug", "pprint", "random", "textwrap"),
     "unicodedata",
 )
 """What templates need and is otherwise imported when they do, and could not be any more."""
-LONGEST_ERROR = 1000
-SEARCHES = (
+MAX_ERROR_CHARS = 1000
+SEARCH_METHODS = (
     *("__contains__", "__eq__", "__getitem__", "__ne__", "count", "endswith", "find", "index", "lstrip"),
     *("partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit"),
     *("rstrip", "split", "splitlines", "startswith", "strip"),
 )
 
 
-def main(cpu: float, memory: int) -> None:
+def main(cpu_seconds: float, memory_bytes: int) -> None:
     """Answers line by line: each within `cpu` seconds of a processor, all within `memory` bytes.
 
     A line with a conversation has an answer for each of its disguises, up to the first that is an error.
     """
-    for name in LATE:
+    for name in LAZY_MODULES:
         importlib.import_module(name)
     datetime.now()  # reads the time zone
-    _confine(memory)
+    _set_limits(memory_bytes)
     template = None
-    _say({})
+    _write_answer({})
     for line in sys.stdin.buffer:
-        _allow(cpu)
+        _set_cpu_timer(cpu_seconds)
         try:
             request = json.loads(line.decode("utf-8", "surrogatepass"))
             if template is None:
-                template = _environment().from_string(request["source"])
-                _say({})
-            for disguise in request.get("disguises", ()):
-                _allow(cpu)
-                _say({"text": _rendered(template, request["variables"], disguise)})
+                template = _create_environment().from_string(request["source"])
+                _write_answer({})
+            for substitution in request.get("disguises", ()):
+                _set_cpu_timer(cpu_seconds)
+                _write_answer({"text": _render(template, request["variables"], substitution)})
         except MemoryError:
             os._exit(errno.ENOMEM)
         except Exception as error:  # a template is foreign code and may fail in any way
-            _say({"error": _sentence(error), "line": getattr(error, "lineno", None)})
-        _allow(0)
+            _write_answer({"error": _format_error(error), "line": getattr(error, "lineno", None)})
+        _set_cpu_timer(0)
 
 
-def _confine(memory: int) -> None:
+def _set_limits(memory_bytes: int) -> None:
     """This much memory, and from now on no other file, no connection, no core dump."""
     try:
         import resource  # noqa: PLC0415 - not on Windows
     except ImportError:
         return
-    limits = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_CORE, 0))
-    for what, most in limits:
+    limits = ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_CORE, 0))
+    for resource_id, limit in limits:
         with suppress(ValueError, OSError):  # a limit that this system does not keep
-            resource.setrlimit(what, (most, most))
+            resource.setrlimit(resource_id, (limit, limit))
 
 
-def _allow(seconds: float) -> None:
+def _set_cpu_timer(seconds: float) -> None:
     """Ends this process after so much time of a processor; 0 is for ever. C code is ended too."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _write_answer(answer: dict[str, Any]) -> None:
     line = json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
     sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
 
 
-def _rendered(template: Template, variables: dict[str, Any], disguise: tuple[str, str]) -> str:
-    cipher = str.maketrans(*disguise)
+def _render(template: Template, variables: dict[str, Any], substitution: tuple[str, str]) -> str:
+    table = str.maketrans(*substitution)
 
-    def told(value: Any) -> Any:
+    def unwrap(value: Any) -> Any:
         """The first letter of a text says whether it is to be disguised."""
         if isinstance(value, str):
-            return Disguised(value[1:], cipher) if cipher and value[0] == "~" else value[1:]
+            return ShadowStr(value[1:], table) if table and value[0] == "~" else value[1:]
         if isinstance(value, dict):
-            return {told(key): told(item) for key, item in value.items()}
-        return [told(item) for item in value] if isinstance(value, list) else value
+            return {unwrap(key): unwrap(item) for key, item in value.items()}
+        return [unwrap(item) for item in value] if isinstance(value, list) else value
 
-    return template.render(told(variables))
+    return template.render(unwrap(variables))
 
 
-def _sentence(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     """The reason of an error in one line."""
     text = error.message if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-    return " ".join((text or type(error).__name__)[:LONGEST_ERROR].split()).rstrip(".")
+    return " ".join((text or type(error).__name__)[:MAX_ERROR_CHARS].split()).rstrip(".")
 
 
-class Disguised(str):
+class ShadowStr(str):
     """A text in other letters, which can be searched as if it stood in its own."""
 
-    _cipher: Mapping[int, Any]
+    _table: Mapping[int, Any]
 
-    def __new__(cls, text: str, cipher: Mapping[int, Any]) -> Disguised:
-        made = super().__new__(cls, text.translate(cipher))
-        made._cipher = cipher
-        return made
+    def __new__(cls, text: str, table: Mapping[int, Any]) -> ShadowStr:
+        shadow = super().__new__(cls, text.translate(table))
+        shadow._table = table
+        return shadow
 
-    def _spelled(self, value: Any) -> Any:
+    def _substitute(self, value: Any) -> Any:
         """What is looked for, in these letters."""
         if isinstance(value, tuple):
-            return tuple(map(self._spelled, value))
-        return value.translate(self._cipher) if isinstance(value, str) else value
+            return tuple(map(self._substitute, value))
+        return value.translate(self._table) if isinstance(value, str) else value
 
-    def _like(self, value: Any) -> Any:
+    def _wrap(self, value: Any) -> Any:
         """What was found, to be searched in turn."""
         if isinstance(value, list | tuple):
-            return type(value)(map(self._like, value))
-        return Disguised(value, self._cipher) if isinstance(value, str) else value
+            return type(value)(map(self._wrap, value))
+        return ShadowStr(value, self._table) if isinstance(value, str) else value
 
 
-def _search(name: str) -> Callable[..., Any]:
+def _shadow_method(name: str) -> Callable[..., Any]:
     method = getattr(str, name)
 
-    def search(self: Disguised, *args: Any, **kwargs: Any) -> Any:
-        named = {key: self._spelled(value) for key, value in kwargs.items()}
-        return self._like(method(self, *map(self._spelled, args), **named))
+    def call(self: ShadowStr, *args: Any, **kwargs: Any) -> Any:
+        substituted = {key: self._substitute(value) for key, value in kwargs.items()}
+        return self._wrap(method(self, *map(self._substitute, args), **substituted))
 
-    return search
-
-
-for _name in SEARCHES:
-    setattr(Disguised, _name, _search(_name))
+    return call
 
 
-class _Generation(Extension):
+for _name in SEARCH_METHODS:
+    setattr(ShadowStr, _name, _shadow_method(_name))
+
+
+class _GenerationTag(Extension):
     """`{% generation %}`, which marks the assistant's text for training: here only its body counts."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja declares it
@@ -165,7 +165,7 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-class _Dict:
+class _TemplateDict:
     """`dict` for templates: calling it, and fromkeys, without the type and what hangs on it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -175,40 +175,43 @@ class _Dict:
         return dict.fromkeys(*args)
 
 
-class _Namespace(Namespace):
+class _TemplateNamespace(Namespace):
     """`namespace` for templates, closed to names that reach Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may name an attribute `self`
         self, *rest = args
         attributes = dict(*rest, **kwargs)
         for name in attributes:
-            _refuse_private(name)
+            _reject_private(name)
         Namespace.__init__(self, attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
+        _reject_private(name)
         super().__setitem__(name, value)
 
 
-def _refuse_private(name: Any) -> None:
+def _reject_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a namespace cannot hold {name!r}, a name with a leading underscore")
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class _SandboxEnvironment(ImmutableSandboxedEnvironment):
     """Says so when a template reaches for what is closed to it; jinja itself would render nothing there."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         raise SecurityError(f"it may not reach {attribute!r} of a {type(obj).__name__}")
 
 
-def _environment() -> _Sandbox:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+def _create_environment() -> _SandboxEnvironment:
+    environment = _SandboxEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
     environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
+        raise_exception=_raise_exception,
+        strftime_now=_strftime_now,
+        dict=_TemplateDict(),
+        namespace=_TemplateNamespace,
     )
     return environment
 
@@ -230,8 +233,8 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(fmt: str) -> str:
+    return datetime.now().strftime(fmt)
 
 
 if __name__ == "__main__":

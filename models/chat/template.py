@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.common.errors import InputError, cut, quoted
+from ...kernels.common.errors import InputError, short_repr, truncate
 from ..common.json_files import read_json
-from .renderer import Renderer
-from .sandbox_process import LIMITS, Limits
+from .renderer import SandboxRenderer
+from .sandbox_process import DEFAULT_LIMITS, SandboxLimits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-Choice = Callable[[str, str], bool]
+TextSelector = Callable[[str, str], bool]
 """Whether a text is to be disguised, by itself and its place: "messages[0]['content']", or "" for a key."""
 
 
@@ -28,11 +28,11 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, source: str, bos_token: str = "", eos_token: str = "", limits: Limits = LIMITS
+        self, source: str, bos_token: str = "", eos_token: str = "", limits: SandboxLimits = DEFAULT_LIMITS
     ) -> None:
         self.source = source
-        self._special = {"=bos_token": f"={bos_token}", "=eos_token": f"={eos_token}"}
-        self._renderer = Renderer(source, limits)
+        self._special_tokens = {"=bos_token": f"={bos_token}", "=eos_token": f"={eos_token}"}
+        self._renderer = SandboxRenderer(source, limits)
 
     @classmethod
     def from_folder(
@@ -43,7 +43,7 @@ class ChatTemplate:
         chat_template.jinja wins over tokenizer_config.json; None when the model has no template. Raises
         InputError when the template is malformed or the override is neither a template nor a file.
         """
-        source = _folder_source(Path(folder)) if override is None else _override_source(override)
+        source = _read_folder_source(Path(folder)) if override is None else _read_override(override)
         return None if source is None else cls(source, tokenizer.bos_token, tokenizer.eos_token)
 
     def render(self, messages: Sequence[Message], /, **kwargs: Any) -> str:
@@ -52,46 +52,50 @@ class ChatTemplate:
         `kwargs` are more variables for the template. Raises InputError when the template refuses the
         conversation or fails on it.
         """
-        return self._renderer.render(self._variables(messages, kwargs, lambda text, place: False))
+        return self._renderer.render(self._build_variables(messages, kwargs, lambda text, path: False))
 
-    def render_both(
+    def render_shadowed(
         self,
         messages: Sequence[Message],
-        extra: Mapping[str, Any],
-        chosen: Choice,
-        disguise: tuple[str, str],
+        template_kwargs: Mapping[str, Any],
+        is_untrusted: TextSelector,
+        substitution: tuple[str, str],
     ) -> tuple[str, str | None]:
         """The same, and once more with the chosen texts of `messages` and `extra` in other letters.
 
         `disguise` is the letters, and those that stand for them. None where the template fails on those.
         """
-        return self._renderer.render_both(self._variables(messages, extra, chosen), disguise)
+        return self._renderer.render_shadowed(
+            self._build_variables(messages, template_kwargs, is_untrusted), substitution
+        )
 
-    def texts(self, messages: Sequence[Message], extra: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def collect_texts(
+        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
+    ) -> list[tuple[str, str]]:
         """All texts that `render` gives to the template, each with its place, as a `Choice` has them.
 
         Raises InputError where one is none that a template takes.
         """
-        found = list[tuple[str, str]]()
+        texts = list[tuple[str, str]]()
 
-        def noted(text: str, place: str) -> bool:
-            found.append((text, place))
+        def record(text: str, path: str) -> bool:
+            texts.append((text, path))
             return False
 
-        self._variables(messages, extra, noted)
-        return found
+        self._build_variables(messages, template_kwargs, record)
+        return texts
 
-    def _variables(
-        self, messages: Sequence[Message], extra: Mapping[str, Any], chosen: Choice
+    def _build_variables(
+        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any], is_untrusted: TextSelector
     ) -> dict[str, Any]:
         try:
             return {
                 "=tools": None,  # templates test these for none, as transformers always defines them
                 "=documents": None,
                 "=add_generation_prompt": True,
-                **self._special,
-                **_plain(extra, "chat_template_kwargs", chosen),
-                "=messages": _plain(messages, "messages", chosen),
+                **self._special_tokens,
+                **_to_plain_json(template_kwargs, "chat_template_kwargs", is_untrusted),
+                "=messages": _to_plain_json(messages, "messages", is_untrusted),
             }
         except RecursionError as error:
             raise InputError(
@@ -99,35 +103,35 @@ class ChatTemplate:
             ) from error
 
 
-def _folder_source(folder: Path) -> str | None:
+def _read_folder_source(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return _read(path)
+        return _read_text(path)
     config = folder / "tokenizer_config.json"
-    found = read_json(config).get("chat_template")
-    if isinstance(found, list):  # named templates, one of them for plain chat
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
-        raise InputError(f"chat_template in {config} is {quoted(found)}; it must be a template's text")
-    return found
+    source = read_json(config).get("chat_template")
+    if isinstance(source, list):  # named templates, one of them for plain chat
+        templates = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = templates.get("default")
+    if source is not None and not isinstance(source, str):
+        raise InputError(f"chat_template in {config} is {short_repr(source)}; it must be a template's text")
+    return source
 
 
-def _override_source(override: str) -> str:
+def _read_override(override: str) -> str:
     try:
         is_file = Path(override).is_file()
     except (OSError, ValueError):  # a template's text may be no possible path
         is_file = False
     if is_file:
-        return _read(Path(override))
+        return _read_text(Path(override))
     if "{" not in override:
         raise InputError(
-            f"chat_template is {quoted(override)}; it must be a Jinja template or a file that holds one"
+            f"chat_template is {short_repr(override)}; it must be a Jinja template or a file that holds one"
         )
     return override
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -136,23 +140,23 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _plain(value: Any, name: str, chosen: Choice) -> Any:
+def _to_plain_json(value: Any, path: str, is_untrusted: TextSelector) -> Any:
     """A copy in plain JSON types, with texts as `Renderer` takes them."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):
         return {
-            _marked(str(key), "", chosen): _plain(item, f"{name}[{key!r}]", chosen)
+            _mark_text(str(key), "", is_untrusted): _to_plain_json(item, f"{path}[{key!r}]", is_untrusted)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{name}[{index}]", chosen) for index, item in enumerate(value)]
+        return [_to_plain_json(item, f"{path}[{index}]", is_untrusted) for index, item in enumerate(value)]
     if isinstance(value, str):  # a subclass, such as an enum's member, becomes its plain value
-        return _marked(str.__str__(value), name, chosen)
+        return _mark_text(str.__str__(value), path, is_untrusted)
     if isinstance(value, int | float):
         return int.__int__(value) if isinstance(value, int) else float.__float__(value)
-    raise InputError(f"{cut(name)} is {quoted(value)}; a chat template takes only JSON values")
+    raise InputError(f"{truncate(path)} is {short_repr(value)}; a chat template takes only JSON values")
 
 
-def _marked(text: str, place: str, chosen: Choice) -> str:
-    return ("~" if chosen(text, place) else "=") + text
+def _mark_text(text: str, path: str, is_untrusted: TextSelector) -> str:
+    return ("~" if is_untrusted(text, path) else "=") + text

@@ -21,7 +21,7 @@ clocks jump."""
 
 
 @contextmanager
-def arriving(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A path to build `folder` at. It takes its name when the block ends well, and is removed when not.
 
     It lies in a hidden folder beside, so a killed process leaves nothing under the name, and its parent is
@@ -29,22 +29,22 @@ def arriving(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     prefix = f".{folder.name}.partial-"
-    refuse_occupied(folder)
+    require_empty(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent, prefix)
+        _remove_stale(folder.parent, prefix)
         with TemporaryDirectory(
             prefix=f"{prefix}{os.getpid()}-", dir=folder.parent, ignore_cleanup_errors=True
         ) as scratch:
-            part = Path(scratch) / folder.name
-            yield part
-            part.rename(folder)
+            staging = Path(scratch) / folder.name
+            yield staging
+            staging.rename(folder)
     except OSError as error:
-        refuse_occupied(folder)  # it may have come to be meanwhile
+        require_empty(folder)  # it may have come to be meanwhile
         raise RunError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
 
 
-def refuse_occupied(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """Raises InputError when `folder` is there and not empty."""
     try:
         occupied = any(folder.iterdir()) if os.path.isdir(folder) else os.path.lexists(folder)
@@ -54,20 +54,22 @@ def refuse_occupied(folder: Path) -> None:
         raise InputError(f"{str(folder)!r} is there already; it must be a new or an empty folder")
 
 
-def _sweep(parent: Path, prefix: str) -> None:
+def _remove_stale(parent: Path, prefix: str) -> None:
     """Removes what killed processes left behind."""
     for leftover in parent.iterdir():
         with suppress(OSError):
-            if not leftover.name.startswith(prefix) or _lives(leftover.name[len(prefix) :].partition("-")[0]):
+            if not leftover.name.startswith(prefix) or _is_running(
+                leftover.name[len(prefix) :].partition("-")[0]
+            ):
                 continue
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _lives(process: str) -> bool:
+def _is_running(pid: str) -> bool:
     """Whether there is a process of that number on this machine."""
     try:
-        os.kill(int(process), 0)
+        os.kill(int(pid), 0)
     except (ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.common.errors import InputError, quoted
+from ...kernels.common.errors import InputError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,50 +15,56 @@ MAX_SIZE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Fields:
+class ConfigReader:
     """A JSON object. A null counts as absent. What is wrong raises an InputError with key and value."""
 
     data: Mapping[str, Any]
 
-    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
+    def get_int(
+        self, key: str, default: int | None = None, *, min_value: int = 1, max_value: int = MAX_SIZE
+    ) -> int:
         """A whole number from `least` to `most`; an error without one, where there is no default."""
-        value = self._value(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise wrong(key, value, f"it must be a whole number from {least} to {most}")
+        value = self._get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not min_value <= value <= max_value:
+            raise config_error(key, value, f"it must be a whole number from {min_value} to {max_value}")
         return value
 
-    def number(self, key: str, default: float | None, least: float, most: float) -> float:
+    def get_float(self, key: str, default: float | None, min_value: float, max_value: float) -> float:
         """A number from `least` to `most`; an error without one, where there is no default."""
-        value = self._value(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-            raise wrong(key, value, f"it must be a number from {least:g} to {most:g}")
+        value = self._get(key, default)
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not min_value <= value <= max_value
+        ):
+            raise config_error(key, value, f"it must be a number from {min_value:g} to {max_value:g}")
         return float(value)
 
-    def flag(self, key: str, default: bool = False) -> bool:
+    def get_bool(self, key: str, default: bool = False) -> bool:
         """true or false."""
-        value = self._value(key, default)
+        value = self._get(key, default)
         if not isinstance(value, bool):
-            raise wrong(key, value, "it must be true or false")
+            raise config_error(key, value, "it must be true or false")
         return value
 
-    def object(self, key: str) -> Mapping[str, Any]:
+    def get_dict(self, key: str) -> Mapping[str, Any]:
         """An object; {} where there is none."""
         value = self.data.get(key) or {}
         if not isinstance(value, dict):
-            raise wrong(key, value, "it must be an object")
+            raise config_error(key, value, "it must be an object")
         return value
 
     def has(self, key: str) -> bool:
         """Whether the key is there, and no null."""
         return self.data.get(key) is not None
 
-    def _value(self, key: str, default: Any) -> Any:
+    def _get(self, key: str, default: Any) -> Any:
         value = self.data[key] if self.has(key) else default
         if value is None:
             raise InputError(f"config.json has no {key}")
         return value
 
 
-def wrong(key: str, value: Any, right: str) -> InputError:
+def config_error(key: str, value: Any, requirement: str) -> InputError:
     """The error for a value that a config.json must not have. `right` says what would be."""
-    return InputError(f"config.json has {key} {quoted(value)}; {right}")
+    return InputError(f"config.json has {key} {short_repr(value)}; {requirement}")

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...kernels.common.errors import InputError
-from ..common.atomic_folder import arriving, refuse_occupied
+from ..common.atomic_folder import atomic_folder, require_empty
 from ..config import ModelConfig
-from ..weights.safetensors import DTYPES, is_finite, warn_of_infinity
-from .config import Decoder
+from ..weights.safetensors import DTYPES, is_finite, warn_non_finite
+from .config import GGUFModel
 from .reader import GGUFFile
-from .tokenizer import generation_config, tokenizer, tokenizer_config
+from .tokenizer import build_generation_config, build_tokenizer, build_tokenizer_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from .config import Part
+    from .config import TensorMapping
 
 Progress = Callable[[int, int], None]
 """Told how far a long step is: bytes done, bytes in all."""
 
-CODES = {name: code for code, name in DTYPES.items()}
+SAFETENSORS_DTYPES = {name: code for code, name in DTYPES.items()}
 """safetensors' names of the types that a folder may be written in."""
-SLAB = 1 << 20
+CHUNK_ELEMENTS = 1 << 20
 """Numbers that are dequantised at a time: few enough for the caches of a CPU, 4 MiB in float32."""
 
 
@@ -40,26 +40,32 @@ def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progres
     Raises InputError for a file that is no such model, or a folder that is there and not empty; RunError
     without the `gguf` package or when the folder cannot be written.
     """
-    if dtype not in CODES:
-        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(CODES)}")
-    refuse_occupied(folder)
+    if dtype not in SAFETENSORS_DTYPES:
+        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(SAFETENSORS_DTYPES)}")
+    require_empty(folder)
     file = GGUFFile(path)
-    decoder = Decoder(file)
-    config, plan, backend = decoder.config(dtype), decoder.plan(), tokenizer(file)
+    model = GGUFModel(file)
+    config, tensor_map, hf_tokenizer = (
+        model.build_config(dtype),
+        model.build_tensor_map(),
+        build_tokenizer(file),
+    )
     try:
         ModelConfig.from_dict(config)
     except InputError as error:
         raise InputError(f"the GGUF file's metadata make no model: {error}") from None
-    template = file.text("tokenizer.chat_template")
-    with arriving(folder) as part:
-        part.mkdir()
-        (part / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-        _write_json(part / "tokenizer_config.json", tokenizer_config(file, config["max_position_embeddings"]))
+    template = file.get_str("tokenizer.chat_template")
+    with atomic_folder(folder) as staging:
+        staging.mkdir()
+        (staging / "tokenizer.json").write_text(hf_tokenizer.to_str(pretty=True), encoding="utf-8")
+        _write_json(
+            staging / "tokenizer_config.json", build_tokenizer_config(file, config["max_position_embeddings"])
+        )
         if template:
-            (part / "chat_template.jinja").write_text(template, encoding="utf-8")
-        _write_json(part / "generation_config.json", generation_config(file))
-        _write_weights(part / "model.safetensors", file, plan, dtype, progress)
-        _write_json(part / "config.json", config)
+            (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
+        _write_json(staging / "generation_config.json", build_generation_config(file))
+        _write_weights(staging / "model.safetensors", file, tensor_map, dtype, progress)
+        _write_json(staging / "config.json", config)
     return folder
 
 
@@ -68,54 +74,62 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _write_weights(
-    path: Path, source: GGUFFile, plan: Mapping[str, Part], dtype: str, progress: Progress | None
+    path: Path,
+    reader: GGUFFile,
+    tensor_map: Mapping[str, TensorMapping],
+    dtype: str,
+    progress: Progress | None,
 ) -> None:
     """Writes a safetensors file slab by slab."""
-    kind: torch.dtype = getattr(torch, dtype)
+    torch_dtype: torch.dtype = getattr(torch, dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
-    for target, part in plan.items():
-        end = total + math.prod(part.shape) * kind.itemsize
-        header[target] = {"dtype": CODES[dtype], "shape": part.shape, "data_offsets": (total, end)}
+    for name, mapping in tensor_map.items():
+        end = total + math.prod(mapping.shape) * torch_dtype.itemsize
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPES[dtype],
+            "shape": mapping.shape,
+            "data_offsets": (total, end),
+        }
         total = end
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # the data that follow are aligned
+    header_bytes = json.dumps(header, separators=(",", ":")).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)  # the data that follow are aligned
     done = 0
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for part in plan.values():
-            for slab in _slabs(source, part):
-                rounded = _rounded(slab, kind, part.source)
-                file.write(rounded.view(torch.uint8).numpy().data)
+    with path.open("wb") as output:
+        output.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+        for mapping in tensor_map.values():
+            for chunk in _iter_chunks(reader, mapping):
+                rounded = _round_to_dtype(chunk, torch_dtype, mapping.gguf_name)
+                output.write(rounded.view(torch.uint8).numpy().data)
                 done += rounded.nbytes
                 if progress:
                     progress(done, total)
 
 
-def _slabs(file: GGUFFile, part: Part) -> Iterator[torch.Tensor]:
+def _iter_chunks(reader: GGUFFile, mapping: TensorMapping) -> Iterator[torch.Tensor]:
     """The rows of a tensor in float32 and in Hugging Face's order, whole heads at a time."""
-    stored, step = file.tensors[part.source], max(1, SLAB // part.shape[-1])
-    if part.width:
-        step = max(1, step // part.width) * part.width
-    for start in range(0, len(stored.data), step):
-        rows = stored.rows(start, start + step)
-        yield _halves_from_pairs(rows, part.width) if part.width else rows
+    tensor, chunk_rows = reader.tensors[mapping.gguf_name], max(1, CHUNK_ELEMENTS // mapping.shape[-1])
+    if mapping.permuted_head_dim:
+        chunk_rows = max(1, chunk_rows // mapping.permuted_head_dim) * mapping.permuted_head_dim
+    for start in range(0, len(tensor.data), chunk_rows):
+        rows = tensor.dequantize_rows(start, start + chunk_rows)
+        yield _unpermute_rope(rows, mapping.permuted_head_dim) if mapping.permuted_head_dim else rows
 
 
-def _halves_from_pairs(rows: torch.Tensor, width: int) -> torch.Tensor:
+def _unpermute_rope(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Undoes llama.cpp's order of query and key rows.
 
     Rotary embedding turns pairs of a head's rows: 2i and 2i + 1 in llama.cpp, i and i + width / 2 here.
     """
-    pairs = rows.view(-1, width // 2, 2, rows.shape[1])  # [heads, width / 2, 2, hidden]
+    pairs = rows.view(-1, head_dim // 2, 2, rows.shape[1])  # [heads, width / 2, 2, hidden]
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 
-def _rounded(values: torch.Tensor, kind: torch.dtype, name: str) -> torch.Tensor:
-    rounded = values.to(kind)
+def _round_to_dtype(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    rounded = values.to(dtype)
     if not is_finite(rounded):
         if (rounded.isfinite() != values.isfinite()).any():
-            dtype = str(kind).removeprefix("torch.")
-            raise InputError(f"tensor {name!r} has values that are no finite {dtype}; try dtype float32")
-        warn_of_infinity(name)
+            dtype_name = str(dtype).removeprefix("torch.")
+            raise InputError(f"tensor {name!r} has values that are no finite {dtype_name}; try dtype float32")
+        warn_non_finite(name)
     return rounded

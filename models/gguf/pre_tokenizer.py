@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...kernels.common.errors import InputError, quoted
+from ...kernels.common.errors import InputError, short_repr
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = (
@@ -24,38 +24,38 @@ TEKKEN_SPLIT = (
 
 
 @dataclass(frozen=True)
-class Pre:
+class PreTokenizerSpec:
     """Text is cut by each pattern in turn, then merged within the cuts.
 
     `whole_words`: a cut that is itself a token needs no merges. `bos`: a text begins with the BOS token,
     unless the file says otherwise. `nfc`: text is brought to Unicode's composed form first.
     """
 
-    splits: tuple[str, ...]
-    whole_words: bool = False
-    bos: bool = False
+    split_patterns: tuple[str, ...]
+    ignore_merges: bool = False
+    add_bos: bool = False
     nfc: bool = False
 
 
-LLAMA3 = Pre((LLAMA3_SPLIT,), whole_words=True, bos=True)
+LLAMA3 = PreTokenizerSpec((LLAMA3_SPLIT,), ignore_merges=True, add_bos=True)
 PRE_TOKENIZERS = {
-    "default": Pre((r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "deepseek-r1-qwen": Pre((QWEN2_SPLIT,)),
-    "gpt-2": Pre((GPT2_SPLIT,)),
+    "default": PreTokenizerSpec((r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "deepseek-r1-qwen": PreTokenizerSpec((QWEN2_SPLIT,)),
+    "gpt-2": PreTokenizerSpec((GPT2_SPLIT,)),
     "llama-bpe": LLAMA3,
     "llama-v3": LLAMA3,
     "llama3": LLAMA3,
-    "qwen2": Pre((QWEN2_SPLIT,), nfc=True),
-    "qwen35": Pre((QWEN35_SPLIT,), nfc=True),
-    "smollm": Pre((r"\p{N}", GPT2_SPLIT)),
-    "tekken": Pre((TEKKEN_SPLIT,), whole_words=True, bos=True),
+    "qwen2": PreTokenizerSpec((QWEN2_SPLIT,), nfc=True),
+    "qwen35": PreTokenizerSpec((QWEN35_SPLIT,), nfc=True),
+    "smollm": PreTokenizerSpec((r"\p{N}", GPT2_SPLIT)),
+    "tekken": PreTokenizerSpec((TEKKEN_SPLIT,), ignore_merges=True, add_bos=True),
 }
 
 
-def pre_tokenizer(name: object) -> Pre:
+def get_pre_tokenizer(name: object) -> PreTokenizerSpec:
     """The entry of that name. Raises InputError when there is none."""
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.pre is {quoted(name)}; known are {', '.join(PRE_TOKENIZERS)}"
+            f"the GGUF file's tokenizer.ggml.pre is {short_repr(name)}; known are {', '.join(PRE_TOKENIZERS)}"
         )
     return PRE_TOKENIZERS[name]

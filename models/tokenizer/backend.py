@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .detokenizer import Detokenizer
 
 
-class Place(Enum):
+class TextPosition(Enum):
     """Where a stretch of text stands.
 
     Many vocabularies begin a word with its space. They put one before a text at the start, some also after
@@ -25,7 +25,7 @@ class Place(Enum):
     WITHIN = auto()
 
 
-class Found(NamedTuple):
+class AddedTokenMatch(NamedTuple):
     """An added token that is read in a text: from where to where, its id, and the place of what follows.
 
     before: ids of a space put before the text where the token took what stood there, and nothing is between.
@@ -34,11 +34,11 @@ class Found(NamedTuple):
     start: int
     end: int
     token_id: int
-    then: Place
-    before: tuple[int, ...] = ()
+    next_position: TextPosition
+    prefix_ids: tuple[int, ...] = ()
 
 
-class Vocabulary(Protocol):
+class TokenizerBackend(Protocol):
     """Text to token ids and back, as tokenizer.json or tokenizer.model has it.
 
     kind:     how it cuts text, such as "BPE".
@@ -50,22 +50,22 @@ class Vocabulary(Protocol):
     """
 
     kind: str
-    size: int
-    added: dict[str, int]
-    unknown: set[int]
-    ends: tuple[list[int], list[int]]
-    named: dict[str, str]
+    vocab_size: int
+    added_tokens: dict[str, int]
+    unk_ids: set[int]
+    bos_eos_ids: tuple[list[int], list[int]]
+    special_tokens: dict[str, str]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which added tokens are read as such."""
 
-    def read(self, text: str) -> tuple[list[int], list[Found]]:
+    def encode_with_matches(self, text: str) -> tuple[list[int], list[AddedTokenMatch]]:
         """The same, and which added tokens were read, in order."""
 
-    def ordinary(self, text: str, place: Place) -> list[int]:
+    def encode_plain(self, text: str, position: TextPosition) -> list[int]:
         """Ids of a text in which added tokens are text like any other."""
 
-    def normalized(self, text: str) -> str:
+    def normalize(self, text: str) -> str:
         """The text in the form in which it is cut: many bring Unicode to one form first."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
@@ -74,19 +74,21 @@ class Vocabulary(Protocol):
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
         """What does the same for ids that come in pieces."""
 
-    def id_of(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """The id of a token, None where there is no such."""
 
-    def token_of(self, index: int) -> str | None:
+    def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, None where there is no such."""
 
 
-def spliced(text: str, tokens: Iterable[Found], ordinary: Callable[[str, Place], list[int]]) -> list[int]:
+def encode_segments(
+    text: str, matches: Iterable[AddedTokenMatch], encode_plain: Callable[[str, TextPosition], list[int]]
+) -> list[int]:
     """Ids of a text in which these are the added tokens, and what stands between is ordinary."""
     ids: list[int] = []
-    end, place = 0, Place.START
-    for token in tokens:
-        ids += ordinary(text[end : token.start], place) if token.start > end else token.before
-        ids.append(token.token_id)
-        end, place = token.end, token.then
-    return ids + ordinary(text[end:], place) if end < len(text) else ids
+    end, position = 0, TextPosition.START
+    for match in matches:
+        ids += encode_plain(text[end : match.start], position) if match.start > end else match.prefix_ids
+        ids.append(match.token_id)
+        end, position = match.end, match.next_position
+    return ids + encode_plain(text[end:], position) if end < len(text) else ids

@@ -8,180 +8,205 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from ...kernels.common.errors import InputError, quoted
-from ..common.wrap_errors import guarded
-from .backend import Found, Place
-from .detokenizer import ByteLevel, Detokenizer, Window
+from ...kernels.common.errors import InputError, short_repr
+from ..common.wrap_errors import wrap_errors
+from .backend import AddedTokenMatch, TextPosition
+from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-NEVER_TRAINED = "\U0010ffff"
+UNKNOWN_CHAR = "\U0010ffff"
 """A code point that is no character."""
-UNREADABLE, UNWRITABLE = "tokenizer.json fails to cut a text", "tokenizer.json fails to make a text of tokens"
+ENCODE_ERROR, DECODE_ERROR = (
+    "tokenizer.json fails to cut a text",
+    "tokenizer.json fails to make a text of tokens",
+)
 
 
-class JsonVocabulary:
+class HFTokenizerBackend:
     """A `Vocabulary` over `tokenizers.Tokenizer`."""
 
-    def __init__(self, backend: Backend) -> None:
-        backend.no_truncation()  # a tokenizer saved after training would cut long prompts without a word
-        backend.no_padding()
-        added = backend.get_added_tokens_decoder()
-        self.kind = type(backend.model).__name__
-        self.size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.added = {token.content: index for index, token in added.items()}
-        self.unknown = _unknown(backend)
-        self._then = {
-            index: Place.AFTER_NORMALIZED if token.normalized else Place.AFTER_TOKEN
+    def __init__(self, hf_tokenizer: Backend) -> None:
+        hf_tokenizer.no_truncation()  # a tokenizer saved after training would cut long prompts without a word
+        hf_tokenizer.no_padding()
+        added = hf_tokenizer.get_added_tokens_decoder()
+        self.kind = type(hf_tokenizer.model).__name__
+        self.vocab_size = max(hf_tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.added_tokens = {token.content: token_id for token_id, token in added.items()}
+        self.unk_ids = _find_unk_ids(hf_tokenizer)
+        self._next_positions = {
+            index: TextPosition.AFTER_NORMALIZED if token.normalized else TextPosition.AFTER_TOKEN
             for index, token in added.items()
-            if index not in self.unknown
+            if index not in self.unk_ids
         }
-        self.named: dict[str, str] = {}
-        self._backend = backend
-        self._decoder = backend.decoder
-        self._special = {token.content for token in added.values() if token.special}
-        self._pipelines = {Place.START: backend}
-        self.ends = self._ends()
+        self.special_tokens: dict[str, str] = {}
+        self._hf_tokenizer = hf_tokenizer
+        self._decoder = hf_tokenizer.decoder
+        self._special_texts = {token.content for token in added.values() if token.special}
+        self._pipelines = {TextPosition.START: hf_tokenizer}
+        self.bos_eos_ids = self._find_bos_eos_ids()
 
     @classmethod
-    def from_file(cls, path: Path, added: Iterable[tuple[AddedToken, int | None]] = ()) -> JsonVocabulary:
+    def from_file(cls, path: Path, added: Iterable[tuple[AddedToken, int | None]] = ()) -> HFTokenizerBackend:
         """The vocabulary of a file, and the tokens that other files of its folder add to it.
 
         Raises InputError when the file is broken, or numbers a token otherwise than those files do.
         """
-        with guarded(f"{str(path)!r} is no tokenizer that can be read; fetch the model folder again"):
-            return cls(cls._with(Backend.from_file(str(path)), path, added))
+        with wrap_errors(f"{str(path)!r} is no tokenizer that can be read; fetch the model folder again"):
+            return cls(cls._add_tokens(Backend.from_file(str(path)), path, added))
 
     @staticmethod
-    def _with(backend: Backend, path: Path, added: Iterable[tuple[AddedToken, int | None]]) -> Backend:
-        known = {token.content for token in backend.get_added_tokens_decoder().values()}
-        for token, index in added:
-            if token.content in known or (index is None and backend.token_to_id(token.content) is None):
+    def _add_tokens(
+        hf_tokenizer: Backend, path: Path, added: Iterable[tuple[AddedToken, int | None]]
+    ) -> Backend:
+        known = {token.content for token in hf_tokenizer.get_added_tokens_decoder().values()}
+        for token, token_id in added:
+            if token.content in known or (
+                token_id is None and hf_tokenizer.token_to_id(token.content) is None
+            ):
                 continue
-            backend.add_tokens([token])
-            if index is not None and (own := backend.token_to_id(token.content)) != index:
+            hf_tokenizer.add_tokens([token])
+            if token_id is not None and (file_id := hf_tokenizer.token_to_id(token.content)) != token_id:
                 raise InputError(
-                    f"the token {quoted(token.content)} has id {own} by {path.name} and id {index} by the "
+                    f"the token {short_repr(token.content)} has id {file_id} by {path.name} and id {token_id} by the "
                     "files beside it; they must agree"
                 )
-        return backend
+        return hf_tokenizer
 
     def encode(self, text: str) -> list[int]:
-        with guarded(UNREADABLE):
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with wrap_errors(ENCODE_ERROR):
+            ids: list[int] = self._hf_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def read(self, text: str) -> tuple[list[int], list[Found]]:
-        with guarded(UNREADABLE):
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        found: list[Found] = []
-        since: list[int] = []  # ids since the last of them
-        for index, offsets in zip(encoding.ids, encoding.offsets, strict=True):
-            if index in self._then:
-                found.append(Found(*offsets, index, self._then[index], tuple(since)))
-                since = []
+    def encode_with_matches(self, text: str) -> tuple[list[int], list[AddedTokenMatch]]:
+        with wrap_errors(ENCODE_ERROR):
+            encoding = self._hf_tokenizer.encode(text, add_special_tokens=False)
+        matches: list[AddedTokenMatch] = []
+        segment_ids: list[int] = []  # ids since the last of them
+        for token_id, offsets in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id in self._next_positions:
+                matches.append(
+                    AddedTokenMatch(*offsets, token_id, self._next_positions[token_id], tuple(segment_ids))
+                )
+                segment_ids = []
             else:
-                since.append(index)
-        return encoding.ids, found
+                segment_ids.append(token_id)
+        return encoding.ids, matches
 
-    def ordinary(self, text: str, place: Place) -> list[int]:
-        with guarded(UNREADABLE):
-            pipeline = self._pipeline(place)
+    def encode_plain(self, text: str, position: TextPosition) -> list[int]:
+        with wrap_errors(ENCODE_ERROR):
+            pipeline = self._get_pipeline(position)
             if pipeline.normalizer is not None:
                 text = pipeline.normalizer.normalize_str(text)
             pieces = [text]
             if pipeline.pre_tokenizer is not None:
                 pieces = [piece for piece, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
-            model = self._backend.model
+            model = self._hf_tokenizer.model
             return [token.id for piece in pieces for token in model.tokenize(piece)]
 
-    def normalized(self, text: str) -> str:
-        normalizer = self._backend.normalizer
-        with guarded(UNREADABLE):
+    def normalize(self, text: str) -> str:
+        normalizer = self._hf_tokenizer.normalizer
+        with wrap_errors(ENCODE_ERROR):
             return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        with guarded(UNWRITABLE):
-            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with wrap_errors(DECODE_ERROR):
+            text: str = self._hf_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        def tokens(ids: Sequence[int]) -> list[str]:
-            return self.tokens(ids, skip_special_tokens)
+        def to_tokens(ids: Sequence[int]) -> list[str]:
+            return self.ids_to_tokens(ids, skip_special_tokens)
 
-        steps = [] if self._decoder is None else _flat(_state(self._decoder))
+        steps = [] if self._decoder is None else _flatten(_component_state(self._decoder))
         if [step["type"] for step in steps] == ["ByteLevel"]:
-            return ByteLevel(tokens)
-        anchor = next((c for c in "aeiou01" if self.join([c]) == c), "") if _is_local(steps) else ""
+            return ByteLevelDetokenizer(to_tokens)
+        anchor = (
+            next((char for char in "aeiou01" if self.decode_tokens([char]) == char), "")
+            if _is_local(steps)
+            else ""
+        )
         if not anchor:
-            return Window(tokens, self.join, lambda token: True, anchor)
+            return WindowDetokenizer(to_tokens, self.decode_tokens, lambda token: True, anchor)
         has_bytes = any(step["type"] == "ByteFallback" for step in steps)
-        return Window(tokens, self.join, _may_be_byte if has_bytes else lambda token: False, anchor)
+        return WindowDetokenizer(
+            to_tokens, self.decode_tokens, _is_byte_token if has_bytes else lambda token: False, anchor
+        )
 
-    def tokens(self, ids: Sequence[int], skip_special_tokens: bool) -> list[str]:
+    def ids_to_tokens(self, ids: Sequence[int], skip_special_tokens: bool) -> list[str]:
         """The vocabulary entries that `decode` makes its text of."""
-        found = (self._backend.id_to_token(index) for index in ids)
-        return [t for t in found if t is not None and not (skip_special_tokens and t in self._special)]
+        tokens = (self._hf_tokenizer.id_to_token(token_id) for token_id in ids)
+        return [
+            token
+            for token in tokens
+            if token is not None and not (skip_special_tokens and token in self._special_texts)
+        ]
 
-    def join(self, tokens: list[str]) -> str:
+    def decode_tokens(self, tokens: list[str]) -> str:
         """The text of vocabulary entries: `decode` is this of `tokens`."""
-        with guarded(UNWRITABLE):
+        with wrap_errors(DECODE_ERROR):
             return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(tokens))
 
-    def id_of(self, token: str) -> int | None:
-        index: int | None = self._backend.token_to_id(token)
-        return index
+    def token_to_id(self, token: str) -> int | None:
+        token_id: int | None = self._hf_tokenizer.token_to_id(token)
+        return token_id
 
-    def token_of(self, index: int) -> str | None:
-        token: str | None = self._backend.id_to_token(index)
+    def id_to_token(self, token_id: int) -> str | None:
+        token: str | None = self._hf_tokenizer.id_to_token(token_id)
         return token
 
-    def _ends(self) -> tuple[list[int], list[int]]:
-        plain, full = self.encode("a"), self._backend.encode("a", add_special_tokens=True).ids
+    def _find_bos_eos_ids(self) -> tuple[list[int], list[int]]:
+        plain, full = self.encode("a"), self._hf_tokenizer.encode("a", add_special_tokens=True).ids
         starts = (i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain)
         start = next(starts, len(full))
         return full[:start], full[start + len(plain) :]
 
-    def _pipeline(self, place: Place) -> Backend:
+    def _get_pipeline(self, position: TextPosition) -> Backend:
         """What normalises and pre-tokenizes text at this place; only the prefix space differs."""
-        if place not in self._pipelines:
-            steps = {"normalizer": self._backend.normalizer, "pre_tokenizer": self._backend.pre_tokenizer}
-            moved = {n: None if step is None else _moved(_state(step), place) for n, step in steps.items()}
+        if position not in self._pipelines:
+            steps = {
+                "normalizer": self._hf_tokenizer.normalizer,
+                "pre_tokenizer": self._hf_tokenizer.pre_tokenizer,
+            }
+            adapted = {
+                name: None if step is None else _adapt_step(_component_state(step), position)
+                for name, step in steps.items()
+            }
             model = {"type": "BPE", "vocab": {}, "merges": []}
-            whole: dict[str, Any] = {"version": "1.0", "added_tokens": [], "model": model, **moved}
-            self._pipelines[place] = Backend.from_str(json.dumps(whole))
-        return self._pipelines[place]
+            spec: dict[str, Any] = {"version": "1.0", "added_tokens": [], "model": model, **adapted}
+            self._pipelines[position] = Backend.from_str(json.dumps(spec))
+        return self._pipelines[position]
 
 
-def _state(component: Any) -> dict[str, Any]:
+def _component_state(component: Any) -> dict[str, Any]:
     """A component as tokenizer.json has it."""
-    found: dict[str, Any] = json.loads(component.__getstate__())
-    return found
+    state: dict[str, Any] = json.loads(component.__getstate__())
+    return state
 
 
-def _moved(step: dict[str, Any], place: Place) -> dict[str, Any]:
+def _adapt_step(step: dict[str, Any], position: TextPosition) -> dict[str, Any]:
     """A normaliser or pre-tokenizer as it works away from the start of a text."""
-    inner = next((key for key in ("normalizers", "pretokenizers") if key in step), None)
-    if inner is not None:
-        return {**step, inner: [_moved(each, place) for each in step[inner]]}
+    steps_key = next((key for key in ("normalizers", "pretokenizers") if key in step), None)
+    if steps_key is not None:
+        return {**step, steps_key: [_adapt_step(sub_step, position) for sub_step in step[steps_key]]}
     if step.get("prepend_scheme") == "first":
         return {**step, "prepend_scheme": "never"}
-    if place is Place.AFTER_TOKEN:
+    if position is TextPosition.AFTER_TOKEN:
         return step
     if step["type"] == "Prepend":
         return {"type": "Sequence", "normalizers": []}
-    if place is Place.AFTER_NORMALIZED:
+    if position is TextPosition.AFTER_NORMALIZED:
         return step
-    never = {"prepend_scheme": "never", "add_prefix_space": False}
-    return {**step, **{key: value for key, value in never.items() if key in step}}
+    no_prefix = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {**step, **{key: value for key, value in no_prefix.items() if key in step}}
 
 
-def _unknown(backend: Backend) -> set[int]:
+def _find_unk_ids(hf_tokenizer: Backend) -> set[int]:
     """What a character becomes that no text has; of use only where it is an added token, such as "<unk>"."""
     try:
-        return {token.id for token in backend.model.tokenize(NEVER_TRAINED)}
+        return {token.id for token in hf_tokenizer.model.tokenize(UNKNOWN_CHAR)}
     except Exception:  # the library raises plain Exception where there is no unknown token
         return set()
 
@@ -190,25 +215,25 @@ def _is_local(steps: list[dict[str, Any]]) -> bool:
     """Whether no step lets a token change the text of one before it, byte runs aside."""
     types = [step["type"] for step in steps]
     fuse = types.index("Fuse") if "Fuse" in types else len(steps)
-    return all(map(_keeps_to_tokens, steps[:fuse])) and all(map(_keeps_to_characters, steps[fuse + 1 :]))
+    return all(map(_is_per_token, steps[:fuse])) and all(map(_is_per_char, steps[fuse + 1 :]))
 
 
-def _keeps_to_tokens(step: dict[str, Any]) -> bool:
+def _is_per_token(step: dict[str, Any]) -> bool:
     return step["type"] in ("Replace", "ByteFallback", "Metaspace", "Strip", "WordPiece")
 
 
-def _keeps_to_characters(step: dict[str, Any]) -> bool:
+def _is_per_char(step: dict[str, Any]) -> bool:
     """Of a step that sees the whole text, after Fuse: whether it can be done as the text grows."""
     if step["type"] == "Replace":
         return len(step["pattern"].get("String", "")) == 1
     return bool(step["type"] == "Fuse" or (step["type"] == "Strip" and step["stop"] == 0))
 
 
-def _may_be_byte(token: str) -> bool:
+def _is_byte_token(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _flat(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     if decoder["type"] != "Sequence":
         return [decoder]
-    return [step for inner in decoder["decoders"] for step in _flat(inner)]
+    return [step for inner in decoder["decoders"] for step in _flatten(inner)]

@@ -7,41 +7,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5
+VARINT, I64, LEN, I32 = 0, 1, 2, 5
 """Kinds of a field. Numbers of a fixed width come as their bytes."""
 
 
-def fields(message: bytes) -> Iterator[tuple[int, Any]]:
+def parse_fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value of every field; of one that is there twice the last counts, or both when it repeats.
 
     Raises ValueError for what is no message.
     """
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind, size = key & 7, 0
-        if kind == VARINT:
-            value, at = _varint(message, at)
+    position = 0
+    while position < len(message):
+        key, position = _read_varint(message, position)
+        wire_type, size = key & 7, 0
+        if wire_type == VARINT:
+            value, position = _read_varint(message, position)
             yield key >> 3, value
             continue
-        if kind == BYTES:
-            size, at = _varint(message, at)
-        elif kind in (DOUBLE, FLOAT):
-            size = 8 if kind == DOUBLE else 4
+        if wire_type == LEN:
+            size, position = _read_varint(message, position)
+        elif wire_type in (I64, I32):
+            size = 8 if wire_type == I64 else 4
         else:
-            raise ValueError(f"a field of kind {kind}")
-        if at + size > len(message):
+            raise ValueError(f"a field of kind {wire_type}")
+        if position + size > len(message):
             raise ValueError("a field beyond the end")
-        yield key >> 3, message[at : at + size]
-        at += size
+        yield key >> 3, message[position : position + size]
+        position += size
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
-    while at < len(message):
-        byte = message[at]
+    while position < len(message):
+        byte = message[position]
         value |= (byte & 0x7F) << shift
-        shift, at = shift + 7, at + 1
+        shift, position = shift + 7, position + 1
         if byte < 0x80:
-            return value, at
+            return value, position
     raise ValueError("a number without end")

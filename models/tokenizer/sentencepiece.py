@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
 
-from ..common.wrap_errors import guarded
-from .added_token_matcher import Splitter
-from .backend import Place, spliced
-from .detokenizer import Pieces
+from ..common.wrap_errors import wrap_errors
+from .added_token_matcher import AddedTokenMatcher
+from .backend import TextPosition, encode_segments
+from .detokenizer import SentencePieceDetokenizer
 from .sentencepiece_model import SentencePieceModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from .backend import Found
+    from .backend import AddedTokenMatch
     from .detokenizer import Detokenizer
 
-UNREADABLE = "tokenizer.model fails to cut a text"
+ENCODE_ERROR = "tokenizer.model fails to cut a text"
 
 
-class SentencePieceVocabulary:
+class SentencePieceBackend:
     """A `Vocabulary` over a SentencePiece model.
 
     A text without added tokens is cut as `sentencepiece` cuts it. Added tokens are the model's control and
@@ -41,72 +41,86 @@ class SentencePieceVocabulary:
         legacy: bool = True,
     ) -> None:
         self._model = model
-        self._ids = {piece: index for index, piece in enumerate(model.pieces)}
-        self._prefixed = {Place.START, Place.AFTER_TOKEN} if legacy else {Place.START}
-        tokens = {text: (AddedToken(text, special=True), self._ids[text]) for text in model.control}
+        self._piece_ids = {piece: token_id for token_id, piece in enumerate(model.pieces)}
+        self._prefixed_positions = (
+            {TextPosition.START, TextPosition.AFTER_TOKEN} if legacy else {TextPosition.START}
+        )
+        tokens = {
+            text: (AddedToken(text, special=True), self._piece_ids[text]) for text in model.control_symbols
+        }
         for token, index in added:
-            own = self._ids.get(token.content) if index is None else index
-            if own is not None:
-                tokens[token.content] = (token, own)
-        cuts = [(token, index, Place.AFTER_TOKEN) for token, index in tokens.values()]
-        symbols = [text for text in model.user_defined if text not in tokens]
-        self._cuts = Splitter(cuts)
-        self._all = Splitter(cuts + [(AddedToken(text), self._ids[text], Place.WITHIN) for text in symbols])
-        self._tokens = {index: token for token, index in tokens.values()}
-        self.added = {text: index for text, (_, index) in tokens.items()} | {s: self._ids[s] for s in symbols}
+            added_id = self._piece_ids.get(token.content) if index is None else index
+            if added_id is not None:
+                tokens[token.content] = (token, added_id)
+        split_tokens = [(token, index, TextPosition.AFTER_TOKEN) for token, index in tokens.values()]
+        symbols = [text for text in model.user_defined_symbols if text not in tokens]
+        self._split_matcher = AddedTokenMatcher(split_tokens)
+        self._full_matcher = AddedTokenMatcher(
+            split_tokens
+            + [(AddedToken(text), self._piece_ids[text], TextPosition.WITHIN) for text in symbols]
+        )
+        self._added_by_id = {index: token for token, index in tokens.values()}
+        self.added_tokens = {text: index for text, (_, index) in tokens.items()} | {
+            symbol: self._piece_ids[symbol] for symbol in symbols
+        }
         self.kind = f"SentencePiece {model.kind}"
-        self.size = max(len(model.pieces), *(index + 1 for index in self._tokens), 0)
-        self.unknown = {model.unknown}
-        self.named = {"bos_token": model.bos, "eos_token": model.eos}
-        self.ends: tuple[list[int], list[int]] = ([self._ids[model.bos]] if model.bos else [], [])
+        self.vocab_size = max(len(model.pieces), *(index + 1 for index in self._added_by_id), 0)
+        self.unk_ids = {model.unk_id}
+        self.special_tokens = {"bos_token": model.bos_token, "eos_token": model.eos_token}
+        self.bos_eos_ids: tuple[list[int], list[int]] = (
+            [self._piece_ids[model.bos_token]] if model.bos_token else [],
+            [],
+        )
 
     @classmethod
     def from_file(
         cls,
         path: Path,
         added: Iterable[tuple[AddedToken, int | None]] = (),
-        prefix: bool | None = None,
+        add_prefix: bool | None = None,
         legacy: bool = True,
-    ) -> SentencePieceVocabulary:
+    ) -> SentencePieceBackend:
         """The vocabulary of a file. `prefix` overrules the model on whether a space is put before a text.
 
         Raises InputError when the file is broken.
         """
-        with guarded(f"{str(path)!r} is no SentencePiece model that can be read; fetch the folder again"):
-            return cls(SentencePieceModel(path.read_bytes(), prefix), added, legacy)
+        with wrap_errors(f"{str(path)!r} is no SentencePiece model that can be read; fetch the folder again"):
+            return cls(SentencePieceModel(path.read_bytes(), add_prefix), added, legacy)
 
     def encode(self, text: str) -> list[int]:
-        return spliced(text, self._cuts.find(text), self.ordinary)
+        return encode_segments(text, self._split_matcher.find_matches(text), self.encode_plain)
 
-    def read(self, text: str) -> tuple[list[int], list[Found]]:
-        return self.encode(text), self._all.find(text)
+    def encode_with_matches(self, text: str) -> tuple[list[int], list[AddedTokenMatch]]:
+        return self.encode(text), self._full_matcher.find_matches(text)
 
-    def ordinary(self, text: str, place: Place) -> list[int]:
-        with guarded(UNREADABLE):
-            return self._model.encode(text, place in self._prefixed)
+    def encode_plain(self, text: str, position: TextPosition) -> list[int]:
+        with wrap_errors(ENCODE_ERROR):
+            return self._model.encode(text, position in self._prefixed_positions)
 
-    def normalized(self, text: str) -> str:
-        with guarded(UNREADABLE):
-            return self._model.normalized(text)
+    def normalize(self, text: str) -> str:
+        with wrap_errors(ENCODE_ERROR):
+            return self._model.normalize(text)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        stream = self.detokenizer(skip_special_tokens)
-        return stream.push(ids) + stream.finish()
+        detokenizer = self.detokenizer(skip_special_tokens)
+        return detokenizer.step(ids) + detokenizer.flush()
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        def text(index: int, first: bool) -> tuple[str, bool]:
-            token = self._tokens.get(index)
+        def piece_text(token_id: int, at_start: bool) -> tuple[str, bool]:
+            token = self._added_by_id.get(token_id)
             if token is None:
-                return self._model.text(index, first)
-            shown = "" if token.special and skip_special_tokens else token.content
-            return shown, first and not shown
+                return self._model.piece_text(token_id, at_start)
+            text = "" if token.special and skip_special_tokens else token.content
+            return text, at_start and not text
 
-        return Pieces(text, lambda index: None if index in self._tokens else self._model.byte(index))
+        return SentencePieceDetokenizer(
+            piece_text, lambda index: None if index in self._added_by_id else self._model.piece_byte(index)
+        )
 
-    def id_of(self, token: str) -> int | None:
-        return self.added.get(token, self._ids.get(token))
+    def token_to_id(self, token: str) -> int | None:
+        return self.added_tokens.get(token, self._piece_ids.get(token))
 
-    def token_of(self, index: int) -> str | None:
-        if index in self._tokens:
-            return str(self._tokens[index].content)
-        return self._model.pieces[index] if 0 <= index < len(self._model.pieces) else None
+    def id_to_token(self, token_id: int) -> str | None:
+        if token_id in self._added_by_id:
+            return str(self._added_by_id[token_id].content)
+        return self._model.pieces[token_id] if 0 <= token_id < len(self._model.pieces) else None

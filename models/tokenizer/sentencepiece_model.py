@@ -6,14 +6,14 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from .protobuf import fields
+from .protobuf import parse_fields
 
 SPACE = "▁"
 PIECE, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3  # fields of a ModelProto
 TYPE, MODEL_TYPE, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 3, 3, 3, 4  # fields of these
 CONTROL, USER_DEFINED = 3, 4  # types of a piece
 MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "words", 4: "characters"}
-PREFIX, NO_PREFIX = b"\x1a\x02\x18\x01", b"\x1a\x02\x18\x00"
+ADD_PREFIX_PROTO, NO_PREFIX_PROTO = b"\x1a\x02\x18\x01", b"\x1a\x02\x18\x00"
 """A ModelProto of ADD_DUMMY_PREFIX alone. Put after another it overrules it: the last value counts."""
 
 
@@ -29,60 +29,73 @@ class SentencePieceModel:
     Raises whatever the package raises when the bytes are no model.
     """
 
-    def __init__(self, content: bytes, prefix: bool | None = None) -> None:
-        if prefix is not None:
-            content += PREFIX if prefix else NO_PREFIX
-        self._full = SentencePieceProcessor(model_proto=content)
-        self._bare = SentencePieceProcessor(model_proto=content + NO_PREFIX)
-        parts = list(fields(content))
-        types = [dict(fields(piece)).get(TYPE) for number, piece in parts if number == PIECE]
-        normalizer = _merged(parts, NORMALIZER_SPEC)
-        self._squeezes = bool(normalizer.get(REMOVE_EXTRA_WHITESPACES, True))
-        self._strips = self._squeezes or bool(normalizer.get(ADD_DUMMY_PREFIX, True))
-        self._unknown_text: str = self._full.decode([self._full.unk_id()])
-        self.kind = MODEL_TYPES.get(_merged(parts, TRAINER_SPEC).get(MODEL_TYPE, 1), "of an unknown kind")
-        self.pieces: list[str] = [self._full.id_to_piece(index) for index in range(len(self._full))]
-        self.control = [piece for piece, kind in zip(self.pieces, types, strict=True) if kind == CONTROL]
-        self.user_defined = [p for p, kind in zip(self.pieces, types, strict=True) if kind == USER_DEFINED]
-        self._bytes = {
+    def __init__(self, model_proto: bytes, add_prefix: bool | None = None) -> None:
+        if add_prefix is not None:
+            model_proto += ADD_PREFIX_PROTO if add_prefix else NO_PREFIX_PROTO
+        self._processor = SentencePieceProcessor(model_proto=model_proto)
+        self._no_prefix_processor = SentencePieceProcessor(model_proto=model_proto + NO_PREFIX_PROTO)
+        model_fields = list(parse_fields(model_proto))
+        piece_types = [
+            dict(parse_fields(piece)).get(TYPE)
+            for field_number, piece in model_fields
+            if field_number == PIECE
+        ]
+        normalizer = _merge_messages(model_fields, NORMALIZER_SPEC)
+        self._removes_extra_spaces = bool(normalizer.get(REMOVE_EXTRA_WHITESPACES, True))
+        self._strips_first_space = self._removes_extra_spaces or bool(normalizer.get(ADD_DUMMY_PREFIX, True))
+        self._unk_text: str = self._processor.decode([self._processor.unk_id()])
+        self.kind = MODEL_TYPES.get(
+            _merge_messages(model_fields, TRAINER_SPEC).get(MODEL_TYPE, 1), "of an unknown kind"
+        )
+        self.pieces: list[str] = [self._processor.id_to_piece(index) for index in range(len(self._processor))]
+        self.control_symbols = [
+            piece for piece, piece_type in zip(self.pieces, piece_types, strict=True) if piece_type == CONTROL
+        ]
+        self.user_defined_symbols = [
+            piece for piece, kind in zip(self.pieces, piece_types, strict=True) if kind == USER_DEFINED
+        ]
+        self._byte_by_id = {
             index: bytes([int(piece[3:5], 16)])
             for index, piece in enumerate(self.pieces)
-            if self._full.is_byte(index)
+            if self._processor.is_byte(index)
         }
-        self.unknown: int = self._full.unk_id()
-        self.bos, self.eos = self._named(self._full.bos_id()), self._named(self._full.eos_id())
+        self.unk_id: int = self._processor.unk_id()
+        self.bos_token, self.eos_token = (
+            self._piece_or_empty(self._processor.bos_id()),
+            self._piece_or_empty(self._processor.eos_id()),
+        )
 
-    def encode(self, text: str, prefix: bool) -> list[int]:
+    def encode(self, text: str, add_prefix: bool) -> list[int]:
         """Ids of a text. The space before it, where the model puts one, can be left out."""
-        ids: list[int] = (self._full if prefix else self._bare).encode(text)
+        ids: list[int] = (self._processor if add_prefix else self._no_prefix_processor).encode(text)
         return ids
 
-    def normalized(self, text: str) -> str:
+    def normalize(self, text: str) -> str:
         """The text in the Unicode form and with the spaces that it is cut in."""
-        return str(self._bare.normalize(text)).replace(SPACE, " ")
+        return str(self._no_prefix_processor.normalize(text)).replace(SPACE, " ")
 
-    def byte(self, index: int) -> bytes | None:
+    def piece_byte(self, piece_id: int) -> bytes | None:
         """The byte that a piece stands for, None where it stands for a text."""
-        return self._bytes.get(index)
+        return self._byte_by_id.get(piece_id)
 
-    def text(self, index: int, first: bool) -> tuple[str, bool]:
+    def piece_text(self, piece_id: int, at_start: bool) -> tuple[str, bool]:
         """The text of a piece, "" where there is none, and whether the next is still the first.
 
         The first one loses the space that was put before the text.
         """
-        if not 0 <= index < len(self.pieces):
-            return "", first
-        if index == self.unknown:
-            return self._unknown_text, False
-        piece = self.pieces[index]
-        strip = first and self._strips and piece.startswith(SPACE)
+        if not 0 <= piece_id < len(self.pieces):
+            return "", at_start
+        if piece_id == self.unk_id:
+            return self._unk_text, False
+        piece = self.pieces[piece_id]
+        strip = at_start and self._strips_first_space and piece.startswith(SPACE)
         text = piece[strip:].replace(SPACE, " ")
-        return text, first and not text and (self._squeezes or not strip)
+        return text, at_start and not text and (self._removes_extra_spaces or not strip)
 
-    def _named(self, index: int) -> str:
-        return self.pieces[index] if index >= 0 else ""
+    def _piece_or_empty(self, piece_id: int) -> str:
+        return self.pieces[piece_id] if piece_id >= 0 else ""
 
 
-def _merged(parts: list[tuple[int, Any]], number: int) -> dict[int, Any]:
+def _merge_messages(model_fields: list[tuple[int, Any]], field_number: int) -> dict[int, Any]:
     """A message within a message, all its occurrences together."""
-    return dict(fields(b"".join(part for found, part in parts if found == number)))
+    return dict(parse_fields(b"".join(message for number, message in model_fields if number == field_number)))

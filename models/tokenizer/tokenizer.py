@@ -6,21 +6,27 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...kernels.common.errors import InputError, quoted
-from ..common.json_files import read_json, readable
-from .added_tokens import CONFIG, MAX_ID, SPECIALS, added_tokens, special_token
-from .backend import Place, spliced
-from .huggingface import JsonVocabulary
-from .sentencepiece import SentencePieceVocabulary
+from ...kernels.common.errors import InputError, short_repr
+from ..common.json_files import read_json, require_small_file
+from .added_tokens import (
+    MAX_TOKEN_ID,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    read_added_tokens,
+    read_special_token,
+)
+from .backend import TextPosition, encode_segments
+from .huggingface import HFTokenizerBackend
+from .sentencepiece import SentencePieceBackend
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from .backend import Vocabulary
+    from .backend import TokenizerBackend
     from .detokenizer import Detokenizer
 
-GENERATION, MODEL = "generation_config.json", "config.json"
-FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
+GENERATION_CONFIG, MODEL_CONFIG = "generation_config.json", "config.json"
+BOOL_KEYS = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
 
 
 class Tokenizer:
@@ -35,21 +41,21 @@ class Tokenizer:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        backend: TokenizerBackend,
         bos_token: str = "",
         eos_token: str = "",
         eos_token_ids: Sequence[int] = (),
     ) -> None:
-        self._vocabulary = vocabulary
-        self.kind = vocabulary.kind
-        self.vocab_size = vocabulary.size
+        self._backend = backend
+        self.kind = backend.kind
+        self.vocab_size = backend.vocab_size
         self.bos_token = bos_token
         self.eos_token = eos_token
-        self.eos_token_ids = tuple(eos_token_ids or self.ids_of(eos_token))
-        self.prefix_token_ids, self.suffix_token_ids = vocabulary.ends
-        visible = {text: index for text, index in vocabulary.added.items() if text.strip()}
-        self._reserved = frozenset(visible.values()) - frozenset(vocabulary.unknown)
-        self._written = _any_of({*visible, *map(vocabulary.normalized, visible)})
+        self.eos_token_ids = tuple(eos_token_ids or self.token_to_ids(eos_token))
+        self.prefix_token_ids, self.suffix_token_ids = backend.bos_eos_ids
+        visible = {text: token_id for text, token_id in backend.added_tokens.items() if text.strip()}
+        self._added_ids = frozenset(visible.values()) - frozenset(backend.unk_ids)
+        self._added_pattern = _compile_alternatives({*visible, *map(backend.normalize, visible)})
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -58,12 +64,14 @@ class Tokenizer:
         Raises InputError when there is neither, or a file is broken.
         """
         folder = Path(folder)
-        vocabulary = _vocabulary(folder)
-        bos, eos = (_special_text(folder, vocabulary, name) for name in ("bos_token", "eos_token"))
-        return cls(vocabulary, bos, eos, _eos_ids(folder))
+        backend = _load_backend(folder)
+        bos_token, eos_token = (
+            _special_token_text(folder, backend, name) for name in ("bos_token", "eos_token")
+        )
+        return cls(backend, bos_token, eos_token, _read_eos_ids(folder))
 
     def encode(
-        self, text: str, add_special_tokens: bool = False, foreign: Container[int] | None = None
+        self, text: str, add_special_tokens: bool = False, untrusted: Container[int] | None = None
     ) -> list[int]:
         """Token ids of a text. Added tokens written out in it are read as such.
 
@@ -71,122 +79,138 @@ class Tokenizer:
         encoded as the text it is, and never becomes an added token, unless that is white space alone.
         Raises InputError when the text is not valid Unicode.
         """
-        _require_unicode(text)
-        ids = self._vocabulary.encode(text) if foreign is None else self._guarded(text, foreign)
+        _check_unicode(text)
+        ids = self._backend.encode(text) if untrusted is None else self._encode_untrusted(text, untrusted)
         return [*self.prefix_token_ids, *ids, *self.suffix_token_ids] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids without a token, such as padding rows of the LM head, are skipped."""
-        return self._vocabulary.decode(ids, skip_special_tokens)
+        return self._backend.decode(ids, skip_special_tokens)
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
         """`decode` for ids that arrive one by one."""
-        return self._vocabulary.detokenizer(skip_special_tokens)
+        return self._backend.detokenizer(skip_special_tokens)
 
-    def ids_of(self, token: str) -> list[int]:
+    def token_to_ids(self, token: str) -> list[int]:
         """The id of a token, in a list that is empty where there is none."""
-        index = self._vocabulary.id_of(token) if token else None
-        return [] if index is None else [index]
+        token_id = self._backend.token_to_id(token) if token else None
+        return [] if token_id is None else [token_id]
 
-    def added_token_in(self, text: str) -> str:
+    def find_added_token(self, text: str) -> str:
         """What in a text might be read as an added token, "" where nothing might."""
-        found = self._written.search(text) or self._written.search(self._vocabulary.normalized(text))
-        return found.group() if found else ""
+        match = self._added_pattern.search(text) or self._added_pattern.search(self._backend.normalize(text))
+        return match.group() if match else ""
 
-    def require_rows(self, rows: int) -> None:
+    def check_vocab_size(self, vocab_size: int) -> None:
         """Raises InputError unless an embedding of that many rows has one for every id; more are usual."""
-        last = self.vocab_size - 1
-        if last >= rows:
-            token = self._vocabulary.token_of(last)
+        max_id = self.vocab_size - 1
+        if max_id >= vocab_size:
+            token = self._backend.id_to_token(max_id)
             raise InputError(
-                f"the tokenizer has id {last}, for {quoted(token)}, and the model's embedding has {rows} rows"
-                f", for ids up to {rows - 1}; both must be of the same model"
+                f"the tokenizer has id {max_id}, for {short_repr(token)}, and the model's embedding has {vocab_size} rows"
+                f", for ids up to {vocab_size - 1}; both must be of the same model"
             )
 
-    def _guarded(self, text: str, foreign: Container[int]) -> list[int]:
-        ids, found = self._vocabulary.read(text)
-        own = [token for token in found if not any(at in foreign for at in range(token.start, token.end))]
-        wanted = [token.token_id for token in own if token.token_id in self._reserved]
-        if [index for index in ids if index in self._reserved] == wanted:
+    def _encode_untrusted(self, text: str, untrusted: Container[int]) -> list[int]:
+        ids, matches = self._backend.encode_with_matches(text)
+        trusted = [
+            match
+            for match in matches
+            if not any(index in untrusted for index in range(match.start, match.end))
+        ]
+        expected = [token.token_id for token in trusted if token.token_id in self._added_ids]
+        if [token_id for token_id in ids if token_id in self._added_ids] == expected:
             return ids
-        return spliced(text, own, self._ordinary)
+        return encode_segments(text, trusted, self._encode_plain)
 
-    def _ordinary(self, text: str, place: Place) -> list[int]:
+    def _encode_plain(self, text: str, position: TextPosition) -> list[int]:
         """Ids of untrusted text. What even so becomes an added token, for some vocabularies list these among
         their pieces, is cut in halves until it does not."""
-        ids = self._vocabulary.ordinary(text, place)
-        if self._reserved.isdisjoint(ids) or len(text) < 2:
+        ids = self._backend.encode_plain(text, position)
+        if self._added_ids.isdisjoint(ids) or len(text) < 2:
             return ids
         middle = len(text) // 2
-        return self._ordinary(text[:middle], place) + self._ordinary(text[middle:], Place.WITHIN)
+        return self._encode_plain(text[:middle], position) + self._encode_plain(
+            text[middle:], TextPosition.WITHIN
+        )
 
 
-def _vocabulary(folder: Path) -> Vocabulary:
+def _load_backend(folder: Path) -> TokenizerBackend:
     if (path := folder / "tokenizer.json").is_file():
-        return JsonVocabulary.from_file(readable(path), added_tokens(folder))
+        return HFTokenizerBackend.from_file(require_small_file(path), read_added_tokens(folder))
     if (path := folder / "tokenizer.model").is_file():
-        return _sentencepiece(folder, readable(path))
+        return _load_sentencepiece(folder, require_small_file(path))
     raise InputError(
         f"{str(folder)!r} has no tokenizer.json and no tokenizer.model; give a model folder that holds one"
     )
 
 
-def _sentencepiece(folder: Path, path: Path) -> Vocabulary:
+def _load_sentencepiece(folder: Path, path: Path) -> TokenizerBackend:
     """A tokenizer.model, which leaves to tokenizer_config.json what tokenizer.json says itself.
 
     What that leaves out is as in the tokenizer classes of the time: BOS before a text, nothing after it.
     transformers 5 then adds no BOS either.
     """
-    flags = read_json(folder / CONFIG)
-    for name in FLAGS:
-        if flags.get(name) is not None and not isinstance(flags[name], bool):
+    config = read_json(folder / TOKENIZER_CONFIG)
+    for name in BOOL_KEYS:
+        if config.get(name) is not None and not isinstance(config[name], bool):
             raise InputError(
-                f"{name} in {str(folder / CONFIG)!r} is {quoted(flags[name])}; it must be true or false"
+                f"{name} in {str(folder / TOKENIZER_CONFIG)!r} is {short_repr(config[name])}; it must be true or false"
             )
-    prefix, legacy = flags.get("add_prefix_space"), flags.get("legacy") is not False
-    vocabulary = SentencePieceVocabulary.from_file(path, added_tokens(folder), prefix, legacy)
-    ends = [vocabulary.id_of(_special_text(folder, vocabulary, name)) for name in ("bos_token", "eos_token")]
-    adds = flags.get("add_bos_token") is not False, flags.get("add_eos_token") is True
-    before, after = ([end] if end is not None and add else [] for end, add in zip(ends, adds, strict=True))
-    vocabulary.ends = (before, after)
-    return vocabulary
+    add_prefix, legacy = config.get("add_prefix_space"), config.get("legacy") is not False
+    backend = SentencePieceBackend.from_file(path, read_added_tokens(folder), add_prefix, legacy)
+    end_ids = [
+        backend.token_to_id(_special_token_text(folder, backend, name)) for name in ("bos_token", "eos_token")
+    ]
+    add_flags = config.get("add_bos_token") is not False, config.get("add_eos_token") is True
+    prefix_ids, suffix_ids = (
+        [end_id] if end_id is not None and add else [] for end_id, add in zip(end_ids, add_flags, strict=True)
+    )
+    backend.bos_eos_ids = (prefix_ids, suffix_ids)
+    return backend
 
 
-def _special_text(folder: Path, vocabulary: Vocabulary, name: str) -> str:
+def _special_token_text(folder: Path, backend: TokenizerBackend, name: str) -> str:
     """The text of "bos_token" or "eos_token", as the tokenizer's files name it, else by the model's id."""
-    text = special_token(folder, name)
+    text = read_special_token(folder, name)
     if text is None:
-        text = vocabulary.named.get(name)
-    if text is None and not any((folder / file).is_file() for file in (CONFIG, SPECIALS)):
-        ids = (read_json(folder / file).get(f"{name}_id") for file in (GENERATION, MODEL))
-        index = next((i for i in ids if i is not None), None)
-        index = index[0] if isinstance(index, list) and index else index
-        text = vocabulary.token_of(index) if isinstance(index, int) and 0 <= index <= MAX_ID else None
+        text = backend.special_tokens.get(name)
+    if text is None and not any((folder / file).is_file() for file in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)):
+        ids = (read_json(folder / file).get(f"{name}_id") for file in (GENERATION_CONFIG, MODEL_CONFIG))
+        token_id = next((value for value in ids if value is not None), None)
+        token_id = token_id[0] if isinstance(token_id, list) and token_id else token_id
+        text = (
+            backend.id_to_token(token_id)
+            if isinstance(token_id, int) and 0 <= token_id <= MAX_TOKEN_ID
+            else None
+        )
     return text or ""
 
 
-def _eos_ids(folder: Path) -> list[int]:
+def _read_eos_ids(folder: Path) -> list[int]:
     """The ids that end an answer: of generation_config.json, else of config.json."""
-    for path in (folder / GENERATION, folder / MODEL):
+    for path in (folder / GENERATION_CONFIG, folder / MODEL_CONFIG):
         value = read_json(path).get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
             raise InputError(
-                f"eos_token_id in {str(path)!r} is {quoted(value)}; it must be a token id or a list of them"
+                f"eos_token_id in {str(path)!r} is {short_repr(value)}; it must be a token id or a list of them"
             )
         if ids:
             return ids
     return []
 
 
-def _any_of(texts: set[str]) -> re.Pattern[str]:
+def _compile_alternatives(texts: set[str]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _require_unicode(text: str) -> None:
+def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        wrong = f"\\u{ord(text[error.start]):04x} at character {error.start}"
-        raise InputError(f"the text holds the lone surrogate {wrong}; it must be valid Unicode") from error
+        surrogate = f"\\u{ord(text[error.start]):04x} at character {error.start}"
+        raise InputError(
+            f"the text holds the lone surrogate {surrogate}; it must be valid Unicode"
+        ) from error

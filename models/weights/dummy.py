@@ -8,17 +8,17 @@ from zlib import crc32
 import torch
 
 from ...kernels.common.errors import InputError
-from ..tokenizer.detokenizer import Window
+from ..tokenizer.detokenizer import WindowDetokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from ..tokenizer.backend import Found, Place
+    from ..tokenizer.backend import AddedTokenMatch, TextPosition
     from ..tokenizer.detokenizer import Detokenizer
 
-SPREAD = 0.02
+INIT_STD = 0.02
 """The standard deviation of a weight, as models of this family are initialised."""
 
 
@@ -34,64 +34,68 @@ class DummyWeights:
         self.shapes = dict(shapes)
         self._dtype, self._device, self._seed = dtype, device, seed
 
-    def require(self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()) -> None:
+    def validate(
+        self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
+    ) -> None:
         """Nothing can be missing: the shapes are those of the config."""
 
-    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor:
+    def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> Tensor:
         """The tensor of this name, or a part of it: the same numbers as in the whole."""
-        found = self._made(name)
-        return found if part is None else found[part].clone()
+        tensor = self._create_tensor(name)
+        return tensor if slices is None else tensor[slices].clone()
 
-    def _made(self, name: str) -> Tensor:
-        empty = torch.empty(self.shapes[name], dtype=self._dtype, device=self._device)
+    def _create_tensor(self, name: str) -> Tensor:
+        tensor = torch.empty(self.shapes[name], dtype=self._dtype, device=self._device)
         if name.endswith("norm.weight"):
-            return empty.fill_(1)
+            return tensor.fill_(1)
         seed = crc32(f"{self._seed} {name}".encode())
-        return empty.normal_(0, SPREAD, generator=torch.Generator(self._device).manual_seed(seed))
+        return tensor.normal_(0, INIT_STD, generator=torch.Generator(self._device).manual_seed(seed))
 
 
-class IdVocabulary:
+class DummyTokenizer:
     """A `Vocabulary` without words: the text of [12, 407] is "12 407". No id is special or ends an answer."""
 
     kind = "ids"
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.added: dict[str, int] = {}
-        self.named: dict[str, str] = {}
-        self.unknown: set[int] = set()
-        self.ends: tuple[list[int], list[int]] = ([], [])
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.added_tokens: dict[str, int] = {}
+        self.special_tokens: dict[str, str] = {}
+        self.unk_ids: set[int] = set()
+        self.bos_eos_ids: tuple[list[int], list[int]] = ([], [])
 
     def encode(self, text: str) -> list[int]:
         """Raises InputError for a word that is no id."""
         words = text.split()
-        ids = [self.id_of(word) for word in words]
-        found = [index for index in ids if index is not None]
-        if len(found) < len(ids):
+        ids = [self.token_to_id(word) for word in words]
+        known = [token_id for token_id in ids if token_id is not None]
+        if len(known) < len(ids):
             raise InputError(
                 f"the text holds {words[ids.index(None)]!r}; this model has no tokenizer, and reads only ids "
-                f"from 0 to {self.size - 1}"
+                f"from 0 to {self.vocab_size - 1}"
             )
-        return found
+        return known
 
-    def read(self, text: str) -> tuple[list[int], list[Found]]:
+    def encode_with_matches(self, text: str) -> tuple[list[int], list[AddedTokenMatch]]:
         return self.encode(text), []
 
-    def ordinary(self, text: str, place: Place) -> list[int]:
+    def encode_plain(self, text: str, position: TextPosition) -> list[int]:
         return self.encode(text)
 
-    def normalized(self, text: str) -> str:
+    def normalize(self, text: str) -> str:
         return text
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return " ".join(map(str, ids))
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        return Window(lambda ids: list(map(str, ids)), " ".join, is_held=lambda token: False, anchor="0")
+        return WindowDetokenizer(
+            lambda ids: list(map(str, ids)), " ".join, is_incomplete=lambda token: False, anchor="0"
+        )
 
-    def id_of(self, token: str) -> int | None:
-        is_id = token.isdecimal() and token.isascii() and len(token) <= len(str(self.size))
-        return int(token) if is_id and int(token) < self.size else None
+    def token_to_id(self, token: str) -> int | None:
+        is_id = token.isdecimal() and token.isascii() and len(token) <= len(str(self.vocab_size))
+        return int(token) if is_id and int(token) < self.vocab_size else None
 
-    def token_of(self, index: int) -> str | None:
-        return str(index) if 0 <= index < self.size else None
+    def id_to_token(self, token_id: int) -> str | None:
+        return str(token_id) if 0 <= token_id < self.vocab_size else None

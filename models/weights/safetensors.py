@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...kernels.common.errors import SAID, InputError, cut, quoted, said
-from ..common.json_files import readable, regular
+from ...kernels.common.errors import MAX_ERROR_TEXT, InputError, error_text, short_repr, truncate
+from ..common.json_files import require_file, require_small_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-LISTED = 8
+MAX_LISTED_NAMES = 8
 """How many names an error lists before it counts the rest."""
 
 
@@ -36,67 +36,74 @@ class Checkpoint:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._files: dict[str, Any] = {}
-        for path in _shards(folder):
-            file = _open(path)
+        for path in _find_shard_files(folder):
+            file = _open_safetensors(path)
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
                 if name in self._files:
                     raise InputError(
-                        f"tensor {quoted(name)} is in {path.name!r} and in another file of the checkpoint"
+                        f"tensor {short_repr(name)} is in {path.name!r} and in another file of the checkpoint"
                     )
-                view = file.get_slice(name)
-                self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
+                tensor_slice = file.get_slice(name)
+                self.shapes[name], self.dtypes[name] = (
+                    tuple(tensor_slice.get_shape()),
+                    tensor_slice.get_dtype(),
+                )
                 self._files[name] = file
 
-    def require(self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()) -> None:
+    def validate(
+        self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
+    ) -> None:
         """Raises InputError unless the checkpoint has exactly these tensors, naming what does not fit."""
-        self._refuse_types(expected)
-        wrong = [
+        self._reject_dtypes(expected)
+        mismatched = [
             f"{name} is {list(self.shapes[name])}, expected {list(shape)}"
             for name, shape in expected.items()
             if self.shapes.get(name, shape) != shape
         ]
         problems = [
-            f"{title}: {_listed(names)}"
+            f"{title}: {_format_names(names)}"
             for title, names in (
                 ("missing", [name for name in expected if name not in self.shapes]),
                 (
                     "unexpected",
                     [name for name in self.shapes if name not in expected and name not in ignored],
                 ),
-                ("of the wrong shape", wrong),
+                ("of the wrong shape", mismatched),
             )
             if names
         ]
         if problems:
             raise InputError(f"the checkpoint does not fit its config.json; {'; '.join(problems)}")
 
-    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> torch.Tensor:
+    def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> torch.Tensor:
         """The tensor as stored, or a part of it, on the CPU; its pages come from the mapped file.
 
         Warns, with the name, of a number that is infinite or none.
         """
         file = self._files[name]
-        tensor: torch.Tensor = file.get_tensor(name) if part is None else file.get_slice(name)[part]
+        tensor: torch.Tensor = file.get_tensor(name) if slices is None else file.get_slice(name)[slices]
         if not is_finite(tensor):
-            warn_of_infinity(name)
+            warn_non_finite(name)
         return tensor
 
-    def _refuse_types(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def _reject_dtypes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Quantised checkpoints differ in many ways; their types say it best."""
-        odd: dict[str, list[str]] = {}
+        unsupported: dict[str, list[str]] = {}
         for name, dtype in self.dtypes.items():
             if name in expected and dtype not in DTYPES:
-                odd.setdefault(dtype, []).append(name)
-        if odd:
-            stored = "; ".join(f"{dtype} ({_listed(names)})" for dtype, names in odd.items())
-            raise InputError(f"the checkpoint stores weights as {stored}; known are {', '.join(DTYPES)}")
+                unsupported.setdefault(dtype, []).append(name)
+        if unsupported:
+            listing = "; ".join(f"{dtype} ({_format_names(names)})" for dtype, names in unsupported.items())
+            raise InputError(f"the checkpoint stores weights as {listing}; known are {', '.join(DTYPES)}")
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """The type of that name; InputError for one that no weights are held in."""
-    known = DTYPES.values()
-    if name not in known:
-        raise InputError(f"the checkpoint's dtype is {name!r}; known are {', '.join(known)}, or give dtype")
+    supported = DTYPES.values()
+    if name not in supported:
+        raise InputError(
+            f"the checkpoint's dtype is {name!r}; known are {', '.join(supported)}, or give dtype"
+        )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -106,58 +113,62 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return not tensor.numel() or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
 
-def warn_of_infinity(name: str) -> None:
+def warn_non_finite(name: str) -> None:
     """Broken weights still load, as in other programs: they may be in a row that is never used."""
-    warnings.warn(f"tensor {quoted(name)} has numbers that are infinite or none (NaN)", stacklevel=3)
+    warnings.warn(f"tensor {short_repr(name)} has numbers that are infinite or none (NaN)", stacklevel=3)
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(map(cut, names[:LISTED])) + (f" and {more} more" if more > 0 else "")
+def _format_names(names: list[str]) -> str:
+    num_more = len(names) - MAX_LISTED_NAMES
+    return ", ".join(map(truncate, names[:MAX_LISTED_NAMES])) + (
+        f" and {num_more} more" if num_more > 0 else ""
+    )
 
 
-def _shards(folder: Path) -> list[Path]:
-    index = folder / INDEX
+def _find_shard_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
     if not os.path.lexists(index):
-        if not os.path.lexists(folder / SINGLE):
-            raise InputError(f"{str(folder)!r} has neither {SINGLE} nor {INDEX}")
-        return [regular(folder / SINGLE)]
-    readable(index)
+        if not os.path.lexists(folder / SINGLE_FILE):
+            raise InputError(f"{str(folder)!r} has neither {SINGLE_FILE} nor {INDEX_FILE}")
+        return [require_file(folder / SINGLE_FILE)]
+    require_small_file(index)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{str(index)!r} is no index of shards: {type(error).__name__} {said(error)}"
+            f"{str(index)!r} is no index of shards: {type(error).__name__} {error_text(error)}"
         ) from None
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
             raise InputError(
-                f"{INDEX} names the shard {quoted(name, SAID)}; it must be a file in the same folder"
+                f"{INDEX_FILE} names the shard {short_repr(name, MAX_ERROR_TEXT)}; it must be a file in the same folder"
             )
         if not os.path.lexists(folder / name):
-            raise InputError(f"{str(folder)!r} lacks the shard {quoted(name, SAID)}, which its {INDEX} names")
-    return [regular(folder / name) for name in names]
+            raise InputError(
+                f"{str(folder)!r} lacks the shard {short_repr(name, MAX_ERROR_TEXT)}, which its {INDEX_FILE} names"
+            )
+    return [require_file(folder / name) for name in names]
 
 
-def _open(path: Path) -> Any:
+def _open_safetensors(path: Path) -> Any:
     try:
         handle = safe_open(path, framework="pt", device="cpu")
-        _refuse_twins(path)
+        _reject_duplicate_names(path)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} is truncated or no safetensors file: {said(error)}") from None
+        raise InputError(f"{str(path)!r} is truncated or no safetensors file: {error_text(error)}") from None
     return handle
 
 
-def _refuse_twins(path: Path) -> None:
+def _reject_duplicate_names(path: Path) -> None:
     """Raises ValueError for a name that is twice in the header, of which readers take one or the other.
 
     The library has checked all else: that the header is within the file and its JSON sound, and that the
     tensors fill the file without overlap or hole.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> None:
+    def check_unique(pairs: list[tuple[str, Any]]) -> None:
         if len({name for name, _ in pairs}) < len(pairs):
             raise ValueError("a name is in its header twice")
 
     with path.open("rb") as file:
-        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)
+        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=check_unique)

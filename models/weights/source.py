@@ -8,14 +8,14 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Weights(Protocol):
+class WeightSource(Protocol):
     """Where a decoder's tensors come from: a `Checkpoint`, or `DummyWeights`."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def require(
+    def validate(
         self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
     ) -> None: ...
 
-    def tensor(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor: ...
+    def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> Tensor: ...

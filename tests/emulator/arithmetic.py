@@ -11,7 +11,7 @@ import numpy as np
 from . import gpu_math
 from .gpu_math import Array, Function
 
-TYPES: Mapping[str, np.dtype[Any]] = {
+PTX_DTYPES: Mapping[str, np.dtype[Any]] = {
     "pred": np.dtype(bool),
     **{f"{kind}{width}": np.dtype(f"u{width // 8}") for width in (8, 16, 32, 64) for kind in "bu"},
     **{f"s{width}": np.dtype(f"i{width // 8}") for width in (8, 16, 32, 64)},
@@ -42,7 +42,7 @@ BINARY: Mapping[str, Function] = {
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
 }
-COMPARED: Mapping[str, Function] = {
+COMPARISONS: Mapping[str, Function] = {
     "eq": np.equal,
     "ne": np.not_equal,
     "lt": np.less,
@@ -50,17 +50,17 @@ COMPARED: Mapping[str, Function] = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
-BY_BITS = {"bf16", "bf16x2", "f16x2"}
+RAW_BIT_TYPES = {"bf16", "bf16x2", "f16x2"}
 """Of these there are comparisons and conversions here, and no arithmetic."""
-MODES = {
+MODIFIERS = {
     *("rn", "approx", "full", "ftz", "lo", "hi", "wide", "relu"),
-    *("rzi", "rmi", "rpi", "rni", *TYPES),
-    *COMPARED,
-    *(f"{how}u" for how in COMPARED),
+    *("rzi", "rmi", "rpi", "rni", *PTX_DTYPES),
+    *COMPARISONS,
+    *(f"{how}u" for how in COMPARISONS),
     *("num", "nan"),
 }
 """What may stand between an instruction's name and its type; with anything else it is not known."""
-ROUNDED: Mapping[str, Function] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
+ROUNDINGS: Mapping[str, Function] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
 
 
 @dataclass(frozen=True)
@@ -68,99 +68,103 @@ class Operation:
     """sources: the types of what it takes. result: the type of what it gives. See `TYPES`."""
 
     function: Function
-    sources: tuple[str, ...]
-    result: str
+    source_types: tuple[str, ...]
+    result_type: str
 
 
-def operation(opcode: tuple[str, ...]) -> Operation | None:
+def make_operation(opcode: tuple[str, ...]) -> Operation | None:
     """None: threads do it together, or with memory; or it is not known."""
-    name, modes, kind = opcode[0], opcode[1:-1], opcode[-1]
-    if not MODES.issuperset(modes) or (kind in BY_BITS and name not in {"mov", "setp", "cvt"}):
+    name, modifiers, ptx_type = opcode[0], opcode[1:-1], opcode[-1]
+    if not MODIFIERS.issuperset(modifiers) or (
+        ptx_type in RAW_BIT_TYPES and name not in {"mov", "setp", "cvt"}
+    ):
         return None
     if name == "setp":
-        return Operation(_compared(modes[0], kind), (kind, kind), "pred")
+        return Operation(_comparison(modifiers[0], ptx_type), (ptx_type, ptx_type), "pred")
     if name == "cvt":
-        return _converted(opcode)
-    if name in {"mul", "mad"} and "wide" in modes:
-        wide = f"{kind[0]}{2 * int(kind[1:])}"
-        return Operation(_wide(wide), (kind, kind) + (wide,) * (name == "mad"), wide)
+        return _conversion(opcode)
+    if name in {"mul", "mad"} and "wide" in modifiers:
+        wide_type = f"{ptx_type[0]}{2 * int(ptx_type[1:])}"
+        return Operation(
+            _wide_multiply(wide_type), (ptx_type, ptx_type) + (wide_type,) * (name == "mad"), wide_type
+        )
     special: dict[str, tuple[Function | None, tuple[str, ...]]] = {
-        "mul.hi": (None if kind.endswith("64") else gpu_math.upper_half, (kind, kind)),
-        "min.relu": (lambda a, b: np.maximum(np.minimum(a, b), a.dtype.type(0)), (kind, kind)),
+        "mul.hi": (None if ptx_type.endswith("64") else gpu_math.multiply_high, (ptx_type, ptx_type)),
+        "min.relu": (lambda a, b: np.maximum(np.minimum(a, b), a.dtype.type(0)), (ptx_type, ptx_type)),
         **dict.fromkeys(
             ("div.s16", "div.u16", "div.s32", "div.u32", "div.s64", "div.u64"),
-            (gpu_math.quotient, (kind, kind)),
+            (gpu_math.truncated_divide, (ptx_type, ptx_type)),
         ),
-        "rcp.approx.ftz.f64": (gpu_math.rough_reciprocal, (kind,)),
-        "shl": (gpu_math.left, (kind, "u32")),
-        "shr": (gpu_math.right, (kind, "u32")),
-        "bfe": (gpu_math.field, (kind, "u32", "u32")),
-        "prmt": (gpu_math.permuted, (kind,) * 3),
-        "selp": (lambda a, b, chosen: np.where(chosen, a, b), (kind, kind, "pred")),
-        "fma": ({"f32": gpu_math.fma32, "f64": gpu_math.fma64}.get(kind), (kind,) * 3),
-        "mad.lo": (lambda a, b, c: a * b + c, (kind,) * 3),
-        "popc": (gpu_math.ones, (kind,)),
+        "rcp.approx.ftz.f64": (gpu_math.approx_reciprocal, (ptx_type,)),
+        "shl": (gpu_math.shift_left, (ptx_type, "u32")),
+        "shr": (gpu_math.shift_right, (ptx_type, "u32")),
+        "bfe": (gpu_math.extract_bits, (ptx_type, "u32", "u32")),
+        "prmt": (gpu_math.permute_bytes, (ptx_type,) * 3),
+        "selp": (lambda a, b, predicate: np.where(predicate, a, b), (ptx_type, ptx_type, "pred")),
+        "fma": ({"f32": gpu_math.fma32, "f64": gpu_math.fma64}.get(ptx_type), (ptx_type,) * 3),
+        "mad.lo": (lambda a, b, c: a * b + c, (ptx_type,) * 3),
+        "popc": (gpu_math.popcount, (ptx_type,)),
     }
-    starts = (".".join(opcode[:length]) for length in range(len(opcode), 0, -1))
-    plain = (UNARY.get(name), (kind,)) if name in UNARY else (BINARY.get(name), (kind, kind))
-    function, sources = next((special[start] for start in starts if start in special), plain)
+    prefixes = (".".join(opcode[:length]) for length in range(len(opcode), 0, -1))
+    default = (UNARY.get(name), (ptx_type,)) if name in UNARY else (BINARY.get(name), (ptx_type, ptx_type))
+    function, sources = next((special[prefix] for prefix in prefixes if prefix in special), default)
     if function is None:
         return None
-    return Operation(_flushing(function, modes), sources, "u32" if name == "popc" else kind)
+    return Operation(_with_ftz(function, modifiers), sources, "u32" if name == "popc" else ptx_type)
 
 
-def _flushing(function: Function, modes: tuple[str, ...]) -> Function:
+def _with_ftz(function: Function, modifiers: tuple[str, ...]) -> Function:
     """With .ftz what it takes and what it gives is flushed; of float64 there is no such."""
-    if "ftz" not in modes or function is gpu_math.rough_reciprocal:
+    if "ftz" not in modifiers or function is gpu_math.approx_reciprocal:
         return function
-    return lambda *numbers: gpu_math.flushed(function(*map(gpu_math.flushed, numbers)))
+    return lambda *numbers: gpu_math.flush_to_zero(function(*map(gpu_math.flush_to_zero, numbers)))
 
 
-def _wide(wide: str) -> Function:
-    dtype = TYPES[wide]
+def _wide_multiply(ptx_type: str) -> Function:
+    dtype = PTX_DTYPES[ptx_type]
 
-    def product(a: Array, b: Array, *added: Array) -> Array:
-        found = np.multiply(a.astype(dtype), b.astype(dtype))
-        return np.add(found, *added) if added else found
+    def multiply(a: Array, b: Array, *addend: Array) -> Array:
+        result = np.multiply(a.astype(dtype), b.astype(dtype))
+        return np.add(result, *addend) if addend else result
 
-    return product
+    return multiply
 
 
-def _compared(how: str, kind: str) -> Function:
+def _comparison(comparison: str, ptx_type: str) -> Function:
     """Of floats, one with a `u` holds for NaN too, and one without does not."""
-    floats = kind[0] == "f" or kind == "bf16"
+    is_float = ptx_type[0] == "f" or ptx_type == "bf16"
 
-    def compared(a: Array, b: Array) -> Array:
-        if kind == "bf16":
-            a, b = gpu_math.widened(a), gpu_math.widened(b)
-        unknown = np.isnan(a) | np.isnan(b) if floats else np.array(False)
-        if how in {"nan", "num"}:
-            return unknown if how == "nan" else ~unknown
-        if how in COMPARED:
-            return COMPARED[how](a, b) & ~unknown
-        return COMPARED[how.removesuffix("u")](a, b) | unknown
+    def compare(a: Array, b: Array) -> Array:
+        if ptx_type == "bf16":
+            a, b = gpu_math.bf16_to_f32(a), gpu_math.bf16_to_f32(b)
+        is_nan = np.isnan(a) | np.isnan(b) if is_float else np.array(False)
+        if comparison in {"nan", "num"}:
+            return is_nan if comparison == "nan" else ~is_nan
+        if comparison in COMPARISONS:
+            return COMPARISONS[comparison](a, b) & ~is_nan
+        return COMPARISONS[comparison.removesuffix("u")](a, b) | is_nan
 
-    return compared
+    return compare
 
 
-def _converted(opcode: tuple[str, ...]) -> Operation:
-    result, source = (part for part in opcode if part in TYPES)
-    rounding = next((ROUNDED[part] for part in opcode if part in ROUNDED), None)
-    single = {"bf16x2": "bf16", "f16x2": "f16"}.get(result, result)
+def _conversion(opcode: tuple[str, ...]) -> Operation:
+    result, source = (token for token in opcode if token in PTX_DTYPES)
+    rounding = next((ROUNDINGS[part] for part in opcode if part in ROUNDINGS), None)
+    scalar_type = {"bf16x2": "bf16", "f16x2": "f16"}.get(result, result)
 
-    def one(a: Array) -> Array:
+    def convert(a: Array) -> Array:
         if source == "bf16":
-            a = gpu_math.widened(a)
-        if single == "bf16":
-            return gpu_math.narrowed(a.astype(np.float32))
-        if rounding is not None and TYPES[single].kind in "iu":
-            return gpu_math.whole(a, rounding, TYPES[single], source == "f64")
-        return a.astype(TYPES[single])
+            a = gpu_math.bf16_to_f32(a)
+        if scalar_type == "bf16":
+            return gpu_math.f32_to_bf16(a.astype(np.float32))
+        if rounding is not None and PTX_DTYPES[scalar_type].kind in "iu":
+            return gpu_math.round_to_int(a, rounding, PTX_DTYPES[scalar_type], source == "f64")
+        return a.astype(PTX_DTYPES[scalar_type])
 
-    if single == result:
-        return Operation(one, (source,), result)
+    if scalar_type == result:
+        return Operation(convert, (source,), result)
 
-    def both(a: Array, b: Array) -> Array:
-        return gpu_math.paired(one(a).view(np.uint16), one(b).view(np.uint16))
+    def convert_pair(a: Array, b: Array) -> Array:
+        return gpu_math.pack_halves(convert(a).view(np.uint16), convert(b).view(np.uint16))
 
-    return Operation(both, (source, source), result)
+    return Operation(convert_pair, (source, source), result)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 Graph = Sequence[Sequence[int]]
 
 
-def meeting_order(following: Graph) -> list[int]:
+def reconvergence_order(successors: Graph) -> list[int]:
     """A weak topological order of blocks (Bourdoncle 1993) from block 0 on, without what is never reached.
 
     A block comes after those that lead to it, unless a loop begins with it, and a loop's blocks come before
@@ -15,33 +15,33 @@ def meeting_order(following: Graph) -> list[int]:
     """
     order = list[int]()
 
-    def walk(blocks: frozenset[int]) -> None:
-        loops: dict[frozenset[int], list[int]] = {}
+    def visit(blocks: frozenset[int]) -> None:
+        components: dict[frozenset[int], list[int]] = {}
         for block in sorted(blocks):
-            loops.setdefault(_reached(following, block, blocks), []).append(block)
-        for reached in sorted(loops, key=len, reverse=True):  # who leads to another reaches more
-            loop = loops[reached]
-            order.append(_head(following, loop))
-            if len(loop) > 1:
-                walk(frozenset(loop) - {order[-1]})
+            components.setdefault(_reachable(successors, block, blocks), []).append(block)
+        for component in sorted(components, key=len, reverse=True):  # who leads to another reaches more
+            members = components[component]
+            order.append(_loop_head(successors, members))
+            if len(members) > 1:
+                visit(frozenset(members) - {order[-1]})
 
-    walk(_reached(following, 0, frozenset(range(len(following)))))
+    visit(_reachable(successors, 0, frozenset(range(len(successors)))))
     return order
 
 
-def _reached(following: Graph, start: int, blocks: frozenset[int]) -> frozenset[int]:
+def _reachable(successors: Graph, start: int, blocks: frozenset[int]) -> frozenset[int]:
     """The blocks, itself too, that one leads to through some."""
-    found, ahead = {start}, [start]
-    while ahead:
-        for block in following[ahead.pop()]:
-            if block in blocks and block not in found:
-                found.add(block)
-                ahead.append(block)
-    return frozenset(found)
+    visited, stack = {start}, [start]
+    while stack:
+        for block in successors[stack.pop()]:
+            if block in blocks and block not in visited:
+                visited.add(block)
+                stack.append(block)
+    return frozenset(visited)
 
 
-def _head(following: Graph, loop: list[int]) -> int:
+def _loop_head(successors: Graph, loop: list[int]) -> int:
     """Where a loop is entered from outside."""
-    outside = (block for block in range(len(following)) if block not in loop)
-    entered = {block for before in outside for block in following[before]} | {0}
-    return next((block for block in loop if block in entered), loop[0])
+    outside_blocks = (block for block in range(len(successors)) if block not in loop)
+    entry_blocks = {block for predecessor in outside_blocks for block in successors[predecessor]} | {0}
+    return next((block for block in loop if block in entry_blocks), loop[0])

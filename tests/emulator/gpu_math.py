@@ -11,27 +11,27 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Function = Callable[..., Array]
 
-TINY = np.finfo(np.float32).tiny
+SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
-def flushed(x: Array) -> Array:
+def flush_to_zero(x: Array) -> Array:
     """float32 in which numbers below the least normal one are zeros."""
-    return np.where(np.abs(x) < TINY, np.copysign(np.float32(0), x), x)
+    return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
 
 
-def widened(bits: Array) -> Array:
+def bf16_to_f32(bits: Array) -> Array:
     """bfloat16, given by its bits, as float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def narrowed(x: Array) -> Array:
+def f32_to_bf16(x: Array) -> Array:
     """float32 as bfloat16's bits, to the nearest, ties to even."""
     bits = x.view(np.uint32)
-    found = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(x), 0x7FFF, found).astype(np.uint16)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
 
 
-def paired(high: Array, low: Array) -> Array:
+def pack_halves(high: Array, low: Array) -> Array:
     """Two numbers of 16 bits in one of 32."""
     return (high.astype(np.uint32) << np.uint32(16)) | low
 
@@ -44,82 +44,84 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 def fma64(a: Array, b: Array, c: Array) -> Array:
     """A product and what it rounds off (Dekker 1971), a sum and what it does (Knuth): mostly the nearest."""
     product = a * b
-    (high_a, low_a), (high_b, low_b) = _halves(a), _halves(b)
-    lost = low_a * low_b - (((product - high_a * high_b) - low_a * high_b) - high_a * low_b)
+    (high_a, low_a), (high_b, low_b) = _dekker_split(a), _dekker_split(b)
+    product_error = low_a * low_b - (((product - high_a * high_b) - low_a * high_b) - high_a * low_b)
     total = product + c
-    back = total - product
-    error = (product - (total - back)) + (c - back) + lost
+    added = total - product
+    error = (product - (total - added)) + (c - added) + product_error
     return np.where(np.isfinite(error), total + error, total)
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
+def _dekker_split(x: Array) -> tuple[Array, Array]:
     scaled = 134217729.0 * x
     high = scaled - (scaled - x)
     return high, x - high
 
 
-def rough_reciprocal(x: Array) -> Array:
+def approx_reciprocal(x: Array) -> Array:
     """A float64's as hardware guesses it: the upper 32 bits."""
     bits = np.asarray(1.0 / x).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
     return bits.view(np.float64)
 
 
-def quotient(a: Array, b: Array) -> Array:
+def truncated_divide(a: Array, b: Array) -> Array:
     """Toward zero, as C divides."""
-    found = np.abs(a) // np.abs(b)
-    return np.where((a < 0) != (b < 0), -found, found).astype(a.dtype)
+    magnitude = np.abs(a) // np.abs(b)
+    return np.where((a < 0) != (b < 0), -magnitude, magnitude).astype(a.dtype)
 
 
-def upper_half(a: Array, b: Array) -> Array:
+def multiply_high(a: Array, b: Array) -> Array:
     """Of a product; of numbers of at most 32 bits."""
-    wide = np.int64 if a.dtype.kind == "i" else np.uint64
-    return ((a.astype(wide) * b.astype(wide)) >> wide(8 * a.itemsize)).astype(a.dtype)
+    wide_dtype = np.int64 if a.dtype.kind == "i" else np.uint64
+    return ((a.astype(wide_dtype) * b.astype(wide_dtype)) >> wide_dtype(8 * a.itemsize)).astype(a.dtype)
 
 
-def left(a: Array, by: Array) -> Array:
+def shift_left(a: Array, amount: Array) -> Array:
     """Shifted; beyond the width nothing is left."""
     width = 8 * a.itemsize
-    return np.where(by < width, a << np.minimum(by, width - 1).astype(a.dtype), a.dtype.type(0))
+    return np.where(amount < width, a << np.minimum(amount, width - 1).astype(a.dtype), a.dtype.type(0))
 
 
-def right(a: Array, by: Array) -> Array:
+def shift_right(a: Array, amount: Array) -> Array:
     """Shifted; beyond the width only the sign is left."""
     width = 8 * a.itemsize
-    moved = a >> np.minimum(by, width - 1).astype(a.dtype)
-    return np.where(by < width, moved, moved >> a.dtype.type(1))
+    shifted = a >> np.minimum(amount, width - 1).astype(a.dtype)
+    return np.where(amount < width, shifted, shifted >> a.dtype.type(1))
 
 
-def field(a: Array, start: Array, length: Array) -> Array:
+def extract_bits(a: Array, start: Array, length: Array) -> Array:
     """So many bits from `start` on, the last of them the sign where there is one."""
     spare = 8 * a.itemsize - length.astype(np.int64)
     return (a << (spare - start).astype(a.dtype)) >> spare.astype(a.dtype)
 
 
-def permuted(a: Array, b: Array, chosen: Array) -> Array:
+def permute_bytes(a: Array, b: Array, selector: Array) -> Array:
     """Four of eight bytes, b's after a's; with bit 3 of a choice the byte's sign eight times."""
-    both, found = (b.astype(np.uint64) << np.uint64(32)) | a, np.uint32(0)
-    for place in range(4):
-        which = (chosen >> np.uint32(4 * place)) & np.uint32(15)
-        byte = ((both >> (np.uint64(8) * (which & np.uint32(7)))) & np.uint64(255)).astype(np.uint32)
-        byte = np.where(which & np.uint32(8), (byte >> np.uint32(7)) * np.uint32(255), byte)
-        found = found | (byte << np.uint32(8 * place))
-    return np.asarray(found)
+    source, result = (b.astype(np.uint64) << np.uint64(32)) | a, np.uint32(0)
+    for index in range(4):
+        choice = (selector >> np.uint32(4 * index)) & np.uint32(15)
+        byte = ((source >> (np.uint64(8) * (choice & np.uint32(7)))) & np.uint64(255)).astype(np.uint32)
+        byte = np.where(choice & np.uint32(8), (byte >> np.uint32(7)) * np.uint32(255), byte)
+        result = result | (byte << np.uint32(8 * index))
+    return np.asarray(result)
 
 
-def ones(a: Array) -> Array:
+def popcount(a: Array) -> Array:
     """How many bits are set."""
     bits = np.arange(8 * a.itemsize).astype(a.dtype)
     return ((a[..., None] >> bits) & a.dtype.type(1)).sum(-1).astype(np.uint32)
 
 
-def whole(x: Array, rounding: Function, dtype: np.dtype[Any], double: bool) -> Array:
+def round_to_int(x: Array, rounding: Function, dtype: np.dtype[Any], from_f64: bool) -> Array:
     """The nearest that an integer type holds; NaN is 0, but from float64 or in 64 bits the uppermost bit."""
-    unknown = dtype.type(0)
-    if double or dtype.itemsize == 8:
-        unknown = np.array(1 << (8 * dtype.itemsize - 1), f"u{dtype.itemsize}").view(dtype)
-    lost = np.isnan(x)
-    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    nan_value = dtype.type(0)
+    if from_f64 or dtype.itemsize == 8:
+        nan_value = np.array(1 << (8 * dtype.itemsize - 1), f"u{dtype.itemsize}").view(dtype)
+    is_nan = np.isnan(x)
+    int_min, int_max = np.iinfo(dtype).min, np.iinfo(dtype).max
     x = rounding(np.nan_to_num(x.astype(np.float64), posinf=np.inf, neginf=-np.inf))
-    inside = np.where((x > least) & (x < most), x, 0.0).astype(dtype)
-    found = np.where(x >= most, dtype.type(most), np.where(x <= least, dtype.type(least), inside))
-    return np.where(lost, unknown, found)
+    in_range = np.where((x > int_min) & (x < int_max), x, 0.0).astype(dtype)
+    clamped = np.where(
+        x >= int_max, dtype.type(int_max), np.where(x <= int_min, dtype.type(int_min), in_range)
+    )
+    return np.where(is_nan, nan_value, clamped)

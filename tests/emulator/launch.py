@@ -23,13 +23,19 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from trimtab.kernels.specs.aot_compile import Build, arguments_of, build_of, compiled, instead_of_launches
+from trimtab.kernels.specs.aot_compile import (
+    KernelVariant,
+    bind_arguments,
+    compile_variant,
+    patch_launch,
+    variant_from_launch,
+)
 
 from .machine import Machine
-from .memory import MOST, FaultError, Tensors
-from .ptx import Kernel, read
+from .memory import PROGRAM_MASK, GlobalMemory, MemoryFaultError
+from .ptx import Kernel, parse_kernel
 
-LANES = 1 << 13
+MAX_THREADS = 1 << 13
 """Threads at a time: their registers stay in a core's cache."""
 
 
@@ -41,53 +47,63 @@ class Emulator:
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        self.issued, self.launches = Counter[str](), Counter[str]()
+        self.instructions, self.launches = Counter[str](), Counter[str]()
         self.kernels = dict[tuple[Any, ...], tuple[Kernel, int]]()
 
-    def launch(self, function: Any, *args: Any, grid: Any, warmup: bool = False, **more: Any) -> None:
-        values = arguments_of(function, args, more)
-        build = build_of(function, args, more)
-        kernel, shared = self._kernel(build)
-        tensors = Tensors([value for value in values.values() if isinstance(value, Tensor)])
-        said = [_bits(values[name]) for name in function.arg_names if name in build.types]
-        said += [0] * (len(kernel.params) - len(said))  # the compiler's own scratch memory: none
-        size = tuple(grid(values) if callable(grid) else grid)
-        size += (1,) * (3 - len(size))
-        programs = np.array(list(itertools.product(*map(range, reversed(size)))))[:, ::-1]
-        assert len(programs) <= MOST, "more programs than are told apart"
-        lot = max(1, LANES // kernel.threads)
-        self.launches[build.kernel] += 1
+    def launch(
+        self, kernel_function: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any
+    ) -> None:
+        values = bind_arguments(kernel_function, args, kwargs)
+        variant = variant_from_launch(kernel_function, args, kwargs)
+        kernel, shared = self._kernel(variant)
+        tensors = GlobalMemory([value for value in values.values() if isinstance(value, Tensor)])
+        param_bits = [
+            _param_bits(values[name]) for name in kernel_function.arg_names if name in variant.types
+        ]
+        param_bits += [0] * (len(kernel.params) - len(param_bits))  # the compiler's own scratch memory: none
+        grid_size = tuple(grid(values) if callable(grid) else grid)
+        grid_size += (1,) * (3 - len(grid_size))
+        programs = np.array(list(itertools.product(*map(range, reversed(grid_size)))))[:, ::-1]
+        assert len(programs) <= PROGRAM_MASK, "more programs than are told apart"
+        programs_at_once = max(1, MAX_THREADS // kernel.threads)
+        self.launches[variant.kernel_name] += 1
         try:
-            for first in range(0, len(programs), lot):
-                part, params = programs[first : first + lot], dict(zip(kernel.params, said, strict=True))
-                machine = Machine(kernel, tensors, params, size, part, first, shared)
+            for first in range(0, len(programs), programs_at_once):
+                batch, params = (
+                    programs[first : first + programs_at_once],
+                    dict(zip(kernel.params, param_bits, strict=True)),
+                )
+                machine = Machine(kernel, tensors, params, grid_size, batch, first, shared)
                 machine.run()
-                self.issued[build.kernel] += machine.issued
-            tensors.settle()
-        except FaultError as fault:
-            raise FaultError(f"{build.kernel} {build.name}: {fault}") from None
+                self.instructions[variant.kernel_name] += machine.num_issued
+            tensors.check_races()
+        except MemoryFaultError as fault:
+            raise MemoryFaultError(f"{variant.kernel_name} {variant.label}: {fault}") from None
 
-    def _kernel(self, build: Build) -> tuple[Kernel, int]:
-        found = self.kernels.get(build.variant)
-        if found is None:
-            code = compiled(build, self.arch)
-            found = self.kernels[build.variant] = read(code.asm["ptx"]), code.metadata.shared
-        return found
+    def _kernel(self, variant: KernelVariant) -> tuple[Kernel, int]:
+        compiled_kernel = self.kernels.get(variant.cache_key)
+        if compiled_kernel is None:
+            code = compile_variant(variant, self.arch)
+            compiled_kernel = self.kernels[variant.cache_key] = (
+                parse_kernel(code.asm["ptx"]),
+                code.metadata.shared,
+            )
+        return compiled_kernel
 
 
-def _bits(value: Any) -> int:
+def _param_bits(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.data_ptr()
     return int(np.float32(value).view(np.uint32)) if isinstance(value, float) else int(value)
 
 
 @contextmanager
-def emulated(arch: str) -> Iterator[Emulator]:
+def emulate(arch: str) -> Iterator[Emulator]:
     """Within, kernels are launched on this process's memory, as machine code of that architecture."""
     emulator = Emulator(arch)
 
-    def run(function: Any, *args: Any, **more: Any) -> None:
-        emulator.launch(function, *args, **more)
+    def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        emulator.launch(kernel, *args, **kwargs)
 
-    with instead_of_launches(run):
+    with patch_launch(launch):
         yield emulator

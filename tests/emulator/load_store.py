@@ -6,85 +6,89 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arithmetic import TYPES
+from .arithmetic import PTX_DTYPES
 from .gpu_math import Array
-from .memory import Scratch, Tensors
+from .memory import GlobalMemory, LocalMemory
 from .ptx import Address
 
 if TYPE_CHECKING:
     from .machine import Machine
     from .ptx import Instruction, Operand
 
-LOCAL = np.uint64(1 << 62)
+LOCAL_BASE = np.uint64(1 << 62)
 """Where a thread's own memory is among all addresses."""
 
 
-def _listed(operand: Operand) -> tuple[Operand, ...]:
+def _as_tuple(operand: Operand) -> tuple[Operand, ...]:
     return operand if isinstance(operand, tuple) else (operand,)
 
 
-def _memory(
+def _resolve(
     machine: Machine, instruction: Instruction, operand: Operand
-) -> tuple[Tensors | Scratch, Array, Array]:
+) -> tuple[GlobalMemory | LocalMemory, Array, Array]:
     """Where something is, addresses there, and whose they are, of the threads that act."""
-    space, acting = instruction.opcode[1], machine.acting
+    space, active = instruction.opcode[1], machine.active
     if space.startswith("shared"):
-        return machine.shared, machine.address(operand, "u32")[acting], machine.own[acting]
-    at = machine.address(operand, "u64")[acting]
-    if space != "global" and at.size and at.min() >= LOCAL:
-        return machine.local, at - LOCAL, np.flatnonzero(acting)
-    return machine.tensors, at, machine.program[acting]
+        return machine.shared, machine.address(operand, "u32")[active], machine.local_program[active]
+    addresses = machine.address(operand, "u64")[active]
+    if space != "global" and addresses.size and addresses.min() >= LOCAL_BASE:
+        return machine.local, addresses - LOCAL_BASE, np.flatnonzero(active)
+    return machine.tensors, addresses, machine.program_id[active]
 
 
 def load(machine: Machine, instruction: Instruction) -> None:
     """ld, of one register or a vector of them."""
-    kind, (target, source) = instruction.opcode[-1], instruction.operands
-    raw, targets = np.dtype(f"u{TYPES[kind].itemsize}"), _listed(target)
+    ptx_type, (target, source) = instruction.opcode[-1], instruction.operands
+    raw, targets = np.dtype(f"u{PTX_DTYPES[ptx_type].itemsize}"), _as_tuple(target)
     if instruction.opcode[1] == "param":
         assert isinstance(source, Address)
         bits = machine.params[source.base] & (1 << 8 * raw.itemsize) - 1
-        machine.set(targets[0], np.array([bits], raw).view(TYPES[kind]), kind)
+        machine.set(targets[0], np.array([bits], raw).view(PTX_DTYPES[ptx_type]), ptx_type)
         return
-    memory, at, owners = _memory(machine, instruction, source)
-    memory.reads(at, owners, raw.itemsize * len(targets))
-    for i, one in enumerate(targets):
-        found = np.zeros(machine.size, raw)
-        found[machine.acting] = memory.load(at + at.dtype.type(i * raw.itemsize), owners, raw.itemsize)
-        machine.set(one, found.view(TYPES[kind]), kind)
+    memory, addresses, owners = _resolve(machine, instruction, source)
+    memory.record_reads(addresses, owners, raw.itemsize * len(targets))
+    for i, register in enumerate(targets):
+        values = np.zeros(machine.num_threads, raw)
+        values[machine.active] = memory.load(
+            addresses + addresses.dtype.type(i * raw.itemsize), owners, raw.itemsize
+        )
+        machine.set(register, values.view(PTX_DTYPES[ptx_type]), ptx_type)
 
 
 def store(machine: Machine, instruction: Instruction) -> None:
     """st, of one register or a vector of them."""
-    kind, (target, source) = instruction.opcode[-1], instruction.operands
-    width, sources = TYPES[kind].itemsize, _listed(source)
-    memory, at, owners = _memory(machine, instruction, target)
-    memory.check(at, width * len(sources))
-    for i, one in enumerate(sources):
-        values = machine.every(one, kind)[machine.acting, 0]
-        memory.store(at + at.dtype.type(i * width), owners, values.view(f"u{width}"))
+    ptx_type, (target, source) = instruction.opcode[-1], instruction.operands
+    width, sources = PTX_DTYPES[ptx_type].itemsize, _as_tuple(source)
+    memory, addresses, owners = _resolve(machine, instruction, target)
+    memory.check(addresses, width * len(sources))
+    for i, register in enumerate(sources):
+        values = machine.per_thread(register, ptx_type)[machine.active, 0]
+        memory.store(addresses + addresses.dtype.type(i * width), owners, values.view(f"u{width}"))
 
 
-def copy(machine: Machine, instruction: Instruction) -> None:
+def cp_async(machine: Machine, instruction: Instruction) -> None:
     """cp.async: to shared memory, or zeros where the bytes to be read are none; here at once."""
     if instruction.opcode[2] in {"commit_group", "wait_group"}:
         return
-    target, source, size, *given = instruction.operands
+    target, source, size, *optional = instruction.operands
     assert isinstance(size, int)
-    acting = machine.acting
-    length = machine.every(given[0] if given else size, "u32")[:, 0]
-    if not np.isin(length[acting], (0, size)).all():
+    active = machine.active
+    length = machine.per_thread(optional[0] if optional else size, "u32")[:, 0]
+    if not np.isin(length[active], (0, size)).all():
         raise NotImplementedError(instruction.text)
-    reads = acting & (length > 0)
-    to, at = machine.address(target, "u32")[acting], machine.address(source, "u64")[reads]
-    machine.tensors.reads(at, machine.program[reads], size)
-    machine.shared.check(to, size)
-    values = np.zeros(machine.size, np.uint32)
+    reads_source = active & (length > 0)
+    dst, src = machine.address(target, "u32")[active], machine.address(source, "u64")[reads_source]
+    machine.tensors.record_reads(src, machine.program_id[reads_source], size)
+    machine.shared.check(dst, size)
+    values = np.zeros(machine.num_threads, np.uint32)
     for step in range(0, size, 4):
-        values[reads] = machine.tensors.load(at + np.uint64(step), machine.program[reads], 4)
-        machine.shared.store(to + np.uint32(step), machine.own[acting], values[acting])
+        values[reads_source] = machine.tensors.load(
+            src + np.uint64(step), machine.program_id[reads_source], 4
+        )
+        machine.shared.store(dst + np.uint32(step), machine.local_program[active], values[active])
 
 
-def placed(machine: Machine, instruction: Instruction) -> None:
+def cvta_local(machine: Machine, instruction: Instruction) -> None:
     """cvta.local: where something in a thread's own memory is among all addresses."""
     target, source = instruction.operands
-    machine.set(target, machine.get(source, "u64") + LOCAL, "u64")
+    machine.set(target, machine.get(source, "u64") + LOCAL_BASE, "u64")

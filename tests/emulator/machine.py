@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from . import load_store, tensor_cores, warps
-from .arithmetic import TYPES
+from .arithmetic import PTX_DTYPES
 from .gpu_math import Array
-from .memory import FaultError, Scratch, Tensors
+from .memory import GlobalMemory, LocalMemory, MemoryFaultError
 from .ptx import Address, Instruction, Kernel, Operand
 
-REGISTERS = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%SP": "b64", "%SPL": "b32"}
-NOTHING = {"fence", "membar"}
+REGISTER_TYPES = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%SP": "b64", "%SPL": "b32"}
+NO_OPS = {"fence", "membar"}
 """What orders memory, which here is always in order."""
 
 
@@ -34,113 +34,133 @@ class Machine:
     def __init__(
         self,
         kernel: Kernel,
-        tensors: Tensors,
+        tensors: GlobalMemory,
         params: Mapping[str, int],
         grid: Sequence[int],
         programs: Array,
-        first: int,
+        first_program: int,
         shared: int,
     ) -> None:
-        self.kernel, self.tensors, self.params, self.threads = kernel, tensors, params, kernel.threads
-        count = len(programs)
-        self.size = count * self.threads
-        self.own = np.repeat(np.arange(count), self.threads)
+        self.kernel, self.tensors, self.params, self.threads_per_program = (
+            kernel,
+            tensors,
+            params,
+            kernel.threads,
+        )
+        num_programs = len(programs)
+        self.num_threads = num_programs * self.threads_per_program
+        self.local_program = np.repeat(np.arange(num_programs), self.threads_per_program)
         """Each thread's program, among those that run here."""
-        self.program = self.own + first
-        self.shared = Scratch(count, shared)
-        self.local = Scratch(self.size, kernel.local)
-        self.registers = self._special(grid, programs)
-        self.place = np.zeros(self.size, np.int64)
-        self.acting = np.ones(self.size, bool)
-        self.issued = 0
+        self.program_id = self.local_program + first_program
+        self.shared = LocalMemory(num_programs, shared)
+        self.local = LocalMemory(self.num_threads, kernel.local_bytes)
+        self.registers = self._special_registers(grid, programs)
+        self.block_of_thread = np.zeros(self.num_threads, np.int64)
+        self.active = np.ones(self.num_threads, bool)
+        self.num_issued = 0
         """Instructions so far, each once for every warp."""
 
-    def _special(self, grid: Sequence[int], programs: Array) -> dict[str, Array]:
+    def _special_registers(self, grid: Sequence[int], programs: Array) -> dict[str, Array]:
         """Registers that nothing writes, and what stands where memory begins."""
-        found = dict.fromkeys(("global_smem", "__local_depot0"), np.zeros(self.size, np.uint32))
+        registers = dict.fromkeys(("global_smem", "__local_depot0"), np.zeros(self.num_threads, np.uint32))
         for axis, name in enumerate("xyz"):
-            own = np.arange(self.size) % self.threads if axis == 0 else np.zeros(self.size)
-            found[f"%tid.{name}"] = own.astype(np.uint32)
-            found[f"%ctaid.{name}"] = np.repeat(programs[:, axis], self.threads).astype(np.uint32)
-            found[f"%nctaid.{name}"] = np.full(self.size, grid[axis], np.uint32)
-        return found
+            thread_id = (
+                np.arange(self.num_threads) % self.threads_per_program
+                if axis == 0
+                else np.zeros(self.num_threads)
+            )
+            registers[f"%tid.{name}"] = thread_id.astype(np.uint32)
+            registers[f"%ctaid.{name}"] = np.repeat(programs[:, axis], self.threads_per_program).astype(
+                np.uint32
+            )
+            registers[f"%nctaid.{name}"] = np.full(self.num_threads, grid[axis], np.uint32)
+        return registers
 
     def run(self) -> None:
         """Until every thread has returned."""
         end = len(self.kernel.blocks)
         with np.errstate(all="ignore"):
-            while (block := int(self.place.min())) < end:
-                here = self.place == block
-                self.place[here] = self.kernel.following[block]
-                self.issued += int(here.reshape(-1, warps.WARP).any(1).sum()) * self.kernel.issued[block]
+            while (block := int(self.block_of_thread.min())) < end:
+                at_block = self.block_of_thread == block
+                self.block_of_thread[at_block] = self.kernel.fallthrough[block]
+                self.num_issued += (
+                    int(at_block.reshape(-1, warps.WARP_SIZE).any(1).sum()) * self.kernel.issue_counts[block]
+                )
                 for instruction in self.kernel.blocks[block]:
-                    self.acting = here
+                    self.active = at_block
                     if instruction.guard is not None:
-                        self.acting = here & (self.get(instruction.guard, "pred") != instruction.unless)
+                        self.active = at_block & (
+                            self.get(instruction.guard, "pred") != instruction.guard_negated
+                        )
                     try:
-                        self._do(instruction)
-                    except FaultError as fault:
-                        raise FaultError(f"{fault}, in {instruction.text!r}") from None
+                        self._execute(instruction)
+                    except MemoryFaultError as fault:
+                        raise MemoryFaultError(f"{fault}, in {instruction.text!r}") from None
 
-    def _do(self, instruction: Instruction) -> None:
+    def _execute(self, instruction: Instruction) -> None:
         operation, operands = instruction.operation, instruction.operands
         if operation is not None:
-            sources = [self.get(one, kind) for one, kind in zip(operands[1:], operation.sources, strict=True)]
-            self.set(operands[0], operation.function(*sources), operation.result)
+            sources = [
+                self.get(operand, kind)
+                for operand, kind in zip(operands[1:], operation.source_types, strict=True)
+            ]
+            self.set(operands[0], operation.function(*sources), operation.result_type)
         elif (name := instruction.opcode[0]) in ACTIONS:
             ACTIONS[name](self, instruction)
-        elif name not in NOTHING:
+        elif name not in NO_OPS:
             raise NotImplementedError(instruction.text)
 
-    def get(self, operand: Operand, kind: str) -> Array:
+    def get(self, operand: Operand, ptx_type: str) -> Array:
         """A number of that type for each thread, or one for all."""
-        dtype = TYPES[kind]
+        dtype = PTX_DTYPES[ptx_type]
         if isinstance(operand, int):
-            return _constant(operand, dtype)
+            return _constant_array(operand, dtype)
         assert isinstance(operand, str)
-        found = self.registers.get(operand)
-        if found is None:
-            return _constant(-1, dtype)  # undefined: NaN
-        if found.itemsize != dtype.itemsize:
-            found = found.astype(f"u{dtype.itemsize}")
-        return found.view(dtype)
+        value = self.registers.get(operand)
+        if value is None:
+            return _constant_array(-1, dtype)  # undefined: NaN
+        if value.itemsize != dtype.itemsize:
+            value = value.astype(f"u{dtype.itemsize}")
+        return value.view(dtype)
 
-    def every(self, operand: Operand, kind: str, together: int = 1) -> Array:
+    def per_thread(self, operand: Operand, ptx_type: str, group_size: int = 1) -> Array:
         """The same, [threads / together, together]."""
-        return np.broadcast_to(self.get(operand, kind), self.size).reshape(-1, together)
+        return np.broadcast_to(self.get(operand, ptx_type), self.num_threads).reshape(-1, group_size)
 
-    def set(self, operand: Operand, value: Array, kind: str) -> None:
+    def set(self, operand: Operand, value: Array, ptx_type: str) -> None:
         """Of the threads that act; `value` is nobody else's. What is narrower is extended by its type."""
         assert isinstance(operand, str)
-        named = REGISTERS.get(operand.rstrip("0123456789"), kind)  # inline code has registers of its own
-        width = TYPES[named]
-        value = np.asarray(value, TYPES[kind])
-        if value.itemsize < width.itemsize:
-            value = value.astype(f"{'i' if value.dtype.kind == 'i' else 'u'}{width.itemsize}")
-        value = value.view(width)
-        if value.shape == self.acting.shape and self.acting.all():
+        register_type = REGISTER_TYPES.get(
+            operand.rstrip("0123456789"), ptx_type
+        )  # inline code has registers of its own
+        dtype = PTX_DTYPES[register_type]
+        value = np.asarray(value, PTX_DTYPES[ptx_type])
+        if value.itemsize < dtype.itemsize:
+            value = value.astype(f"{'i' if value.dtype.kind == 'i' else 'u'}{dtype.itemsize}")
+        value = value.view(dtype)
+        if value.shape == self.active.shape and self.active.all():
             self.registers[operand] = value
             return
-        held = self.registers.get(operand)
-        if held is None:
-            held = self.registers[operand] = np.full(self.size, _constant(-1, width))
-        np.copyto(held, value, where=self.acting)
+        register = self.registers.get(operand)
+        if register is None:
+            register = self.registers[operand] = np.full(self.num_threads, _constant_array(-1, dtype))
+        np.copyto(register, value, where=self.active)
 
-    def address(self, operand: Operand, kind: str) -> Array:
+    def address(self, operand: Operand, ptx_type: str) -> Array:
         """Of each thread."""
         assert isinstance(operand, Address)
-        return self.every(operand.base, kind)[:, 0] + TYPES[kind].type(operand.offset)
+        return self.per_thread(operand.base, ptx_type)[:, 0] + PTX_DTYPES[ptx_type].type(operand.offset)
 
-    def together(self, count: int) -> Array:
+    def require_convergence(self, group_size: int) -> Array:
         """Which lots of so many threads act, each as a whole."""
-        lots = self.acting.reshape(-1, count)
-        if (lots.any(1) != lots.all(1)).any():
-            raise FaultError(f"only some of {count} threads are there")
-        return lots.all(1)
+        groups = self.active.reshape(-1, group_size)
+        if (groups.any(1) != groups.all(1)).any():
+            raise MemoryFaultError(f"only some of {group_size} threads are there")
+        return groups.all(1)
 
 
 @cache
-def _constant(bits: int, dtype: Any) -> Array:
+def _constant_array(bits: int, dtype: Any) -> Array:
     """A number that a text spells, or that has these bits."""
     if dtype == np.bool_:
         return np.array(bits != 0)
@@ -150,38 +170,38 @@ def _constant(bits: int, dtype: Any) -> Array:
 def _pack(machine: Machine, instruction: Instruction) -> None:
     """mov between a register and the parts of it."""
     (target, source), kind = instruction.operands, instruction.opcode[-1]
-    parts = target if isinstance(target, tuple) else source
-    assert isinstance(parts, tuple)
-    width, dtype = int(kind[1:]) // len(parts), TYPES[kind]
+    registers = target if isinstance(target, tuple) else source
+    assert isinstance(registers, tuple)
+    width, dtype = int(kind[1:]) // len(registers), PTX_DTYPES[kind]
     if isinstance(source, tuple):
-        pieces = [machine.every(part, f"b{width}")[:, 0].astype(dtype) for part in source]
-        shifted = [piece << dtype.type(width * i) for i, piece in enumerate(pieces)]
+        values = [machine.per_thread(register, f"b{width}")[:, 0].astype(dtype) for register in source]
+        shifted = [piece << dtype.type(width * i) for i, piece in enumerate(values)]
         machine.set(target, np.bitwise_or.reduce(shifted), kind)
         return
-    whole = machine.get(source, kind)
-    for i, part in enumerate(parts):
-        machine.set(part, (whole >> dtype.type(width * i)).astype(TYPES[f"b{width}"]), f"b{width}")
+    value = machine.get(source, kind)
+    for i, part in enumerate(registers):
+        machine.set(part, (value >> dtype.type(width * i)).astype(PTX_DTYPES[f"b{width}"]), f"b{width}")
 
 
 def _branch(machine: Machine, instruction: Instruction) -> None:
-    machine.place[machine.acting] = machine.kernel.labels[str(instruction.operands[-1])]
+    machine.block_of_thread[machine.active] = machine.kernel.labels[str(instruction.operands[-1])]
 
 
 def _return(machine: Machine, instruction: Instruction) -> None:
-    machine.place[machine.acting] = len(machine.kernel.blocks)
+    machine.block_of_thread[machine.active] = len(machine.kernel.blocks)
 
 
 def _barrier(machine: Machine, instruction: Instruction) -> None:
     """bar.sync of a program, whose threads that returned need not come, or bar.warp.sync."""
     if instruction.opcode[1] == "warp":
-        machine.together(warps.WARP)
+        machine.require_convergence(warps.WARP_SIZE)
         return
     if instruction.opcode != ("bar", "sync") or len(instruction.operands) != 1:
         raise NotImplementedError(instruction.text)
-    returned = machine.place == len(machine.kernel.blocks)
-    waits = (machine.acting | returned).reshape(-1, machine.threads).all(1)
-    if (machine.acting.reshape(-1, machine.threads).any(1) & ~waits).any():
-        raise FaultError("a program's threads are not all at the barrier")
+    exited = machine.block_of_thread == len(machine.kernel.blocks)
+    all_arrived = (machine.active | exited).reshape(-1, machine.threads_per_program).all(1)
+    if (machine.active.reshape(-1, machine.threads_per_program).any(1) & ~all_arrived).any():
+        raise MemoryFaultError("a program's threads are not all at the barrier")
 
 
 ACTIONS: dict[str, Callable[[Machine, Instruction], None]] = {
@@ -191,12 +211,12 @@ ACTIONS: dict[str, Callable[[Machine, Instruction], None]] = {
     "bar": _barrier,
     "ld": load_store.load,
     "st": load_store.store,
-    "cp": load_store.copy,
-    "cvta": load_store.placed,
+    "cp": load_store.cp_async,
+    "cvta": load_store.cvta_local,
     "shfl": warps.shuffle,
     "redux": warps.reduce,
     "ldmatrix": tensor_cores.load,
     "stmatrix": tensor_cores.store,
-    "mma": tensor_cores.multiply,
-    "wgmma": tensor_cores.multiply_group,
+    "mma": tensor_cores.mma,
+    "wgmma": tensor_cores.wgmma,
 }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from .arithmetic import Operation, operation
-from .control_flow import meeting_order
+from .arithmetic import Operation, make_operation
+from .control_flow import reconvergence_order
 
-SPLITS = {"bra", "ret"}
-PARAM = ("ld", "param")
-IGNORED = re.compile(r"//[^\n]*")
+TERMINATORS = {"bra", "ret"}
+PARAM_LOAD = ("ld", "param")
+COMMENT = re.compile(r"//[^\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Instruction:
     opcode: tuple[str, ...]
     operands: tuple[Operand, ...]
     guard: str | None
-    unless: bool
+    guard_negated: bool
     operation: Operation | None
     text: str
 
@@ -51,17 +51,17 @@ class Kernel:
 
     params: list[str] = field(default_factory=list)
     threads: int = 0
-    local: int = 0
+    local_bytes: int = 0
     blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
     labels: dict[str, int] = field(default_factory=dict)
-    following: list[int] = field(default_factory=list)
-    issued: list[int] = field(default_factory=list)
+    fallthrough: list[int] = field(default_factory=list)
+    issue_counts: list[int] = field(default_factory=list)
 
 
-def read(text: str) -> Kernel:
+def parse_kernel(text: str) -> Kernel:
     """The kernel of a text that holds one."""
     kernel = Kernel()
-    head, _, rest = IGNORED.sub("", text).partition(".visible .entry")
+    head, _, rest = COMMENT.sub("", text).partition(".visible .entry")
     params, _, rest = rest.partition(")")
     kernel.params = re.findall(r"(\w+_param_\d+)", params)
     threads = re.search(r"\.reqntid\s+(\d+)", rest)
@@ -69,7 +69,7 @@ def read(text: str) -> Kernel:
         raise ValueError(f"no .reqntid in {head[:200]!r}")
     kernel.threads = int(threads.group(1))
     local = re.search(r"__local_depot\d+\[(\d+)\]", rest)
-    kernel.local = int(local.group(1)) if local else 0
+    kernel.local_bytes = int(local.group(1)) if local else 0
     body = rest[rest.index("{") + 1 :]
     body = body[: body.index("\n}")]
     for line in _statements(body):
@@ -78,78 +78,81 @@ def read(text: str) -> Kernel:
                 kernel.blocks.append([])
             kernel.labels[line[:-1]] = len(kernel.blocks) - 1
         elif not line.startswith("."):
-            instruction = _instruction(line)
+            instruction = _parse_instruction(line)
             kernel.blocks[-1].append(instruction)
-            if instruction.opcode[0] in SPLITS:
+            if instruction.opcode[0] in TERMINATORS:
                 kernel.blocks.append([])
-    _order(kernel)
+    _order_blocks(kernel)
     return kernel
 
 
-def _order(kernel: Kernel) -> None:
+def _order_blocks(kernel: Kernel) -> None:
     end = len(kernel.blocks)
-    leads = [_leads(block, place + 1, kernel.labels) for place, block in enumerate(kernel.blocks)]
-    order = meeting_order([[to for to in tos if to < end] for tos in leads])
+    successors = [
+        _successors(block, new_index + 1, kernel.labels) for new_index, block in enumerate(kernel.blocks)
+    ]
+    order = reconvergence_order([[target for target in targets if target < end] for targets in successors])
     place = {block: index for index, block in enumerate(order)} | {end: len(order)}
     kernel.labels = {name: place[block] for name, block in kernel.labels.items() if block in place}
-    kernel.following = [place.get(block + 1, len(order)) for block in order]
+    kernel.fallthrough = [place.get(block + 1, len(order)) for block in order]
     kernel.blocks = [kernel.blocks[block] for block in order]
-    kernel.issued = [
-        sum(one.opcode[0] != "mov" and one.opcode[:2] != PARAM for one in block) for block in kernel.blocks
+    kernel.issue_counts = [
+        sum(instruction.opcode[0] != "mov" and instruction.opcode[:2] != PARAM_LOAD for instruction in block)
+        for block in kernel.blocks
     ]
 
 
-def _leads(block: list[Instruction], after: int, labels: dict[str, int]) -> list[int]:
+def _successors(block: list[Instruction], next_block: int, labels: dict[str, int]) -> list[int]:
     """The blocks that may come after one."""
-    if not block or block[-1].opcode[0] not in SPLITS:
-        return [after]
+    if not block or block[-1].opcode[0] not in TERMINATORS:
+        return [next_block]
     last = block[-1]
-    to = [labels[str(last.operands[-1])]] if last.opcode[0] == "bra" else []
-    return to if last.guard is None else [*to, after]
+    targets = [labels[str(last.operands[-1])]] if last.opcode[0] == "bra" else []
+    return targets if last.guard is None else [*targets, next_block]
 
 
 def _statements(body: str) -> list[str]:
     """Labels and instructions, without the braces that only bound a scope."""
-    found = list[str]()
-    for full in body.split("\n"):
-        line = full.lstrip("{ \t").strip()
+    statements = list[str]()
+    for source_line in body.split("\n"):
+        line = source_line.lstrip("{ \t").strip()
         if re.fullmatch(r"\$?\w+:", line):
-            found.append(line)
+            statements.append(line)
             continue
         for piece in line.split(";"):
             if piece.strip(" \t}"):
-                found.append(piece.strip())
-    return found
+                statements.append(piece.strip())
+    return statements
 
 
-def _instruction(line: str) -> Instruction:
-    guard, unless, text = None, False, line
+def _parse_instruction(line: str) -> Instruction:
+    guard, negated, text = None, False, line
     if line.startswith("@"):
-        mark, line = line.split(None, 1)
-        unless = mark.startswith("@!")
-        guard = mark.lstrip("@!")
+        predicate, line = line.split(None, 1)
+        negated = predicate.startswith("@!")
+        guard = predicate.lstrip("@!")
     name, rest = (*line.split(None, 1), "")[:2]
     opcode = tuple(name.split("."))
-    operands = tuple(_operand(part) for part in _parts(rest))
-    packing = opcode[0] == "mov" and any(isinstance(operand, tuple) for operand in operands)
-    return Instruction(opcode, operands, guard, unless, None if packing else operation(opcode), text)
+    operands = tuple(_parse_operand(part) for part in _split_operands(rest))
+    is_pack = opcode[0] == "mov" and any(isinstance(operand, tuple) for operand in operands)
+    return Instruction(opcode, operands, guard, negated, None if is_pack else make_operation(opcode), text)
 
 
-def _parts(text: str) -> list[str]:
+def _split_operands(text: str) -> list[str]:
     """What commas outside of braces and brackets part."""
-    found, depth, start = list[str](), 0, 0
-    for at, letter in enumerate(text):
+    operands, depth, start = list[str](), 0, 0
+    for index, letter in enumerate(text):
         depth += (letter in "{[") - (letter in "}]")
         if letter == "," and not depth:
-            found.append(text[start:at].strip())
-            start = at + 1
+            operands.append(text[start:index].strip())
+            start = index + 1
     last = text[start:].strip()
-    return [*found, last] if last else found
+    return [*operands, last] if last else operands
 
 
-def _operand(text: str) -> Operand:
+def _parse_operand(text: str) -> Operand:
     if text.startswith("{"):
-        return tuple(_operand(part) for part in _parts(text.strip("{} ")))
+        return tuple(_parse_operand(part) for part in _split_operands(text.strip("{} ")))
     if text.startswith("["):
         base, _, offset = text.strip("[] ").partition("+")
         return Address(base.strip(), int(offset or 0))

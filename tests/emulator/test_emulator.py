@@ -15,16 +15,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton.language as tl
 
-from .control_flow import meeting_order
-from .launch import emulated
-from .memory import FaultError
+from .control_flow import reconvergence_order
+from .launch import emulate
+from .memory import MemoryFaultError
 
 BF16, F16 = torch.bfloat16, torch.float16
 
 
 @pytest.fixture(params=["sm_80", "sm_90"], autouse=True)
 def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
-    with emulated(request.param):
+    with emulate(request.param):
         yield
 
 
@@ -57,59 +57,59 @@ def test_a_product_of_tensor_cores_is_exact_but_for_its_sums(
 
 
 @triton.jit
-def shifted_kernel(from_ptr, to_ptr, size, step, BLOCK: tl.constexpr):
+def shift_kernel(from_ptr, to_ptr, size, step, BLOCK: tl.constexpr):
     """Each program copies its block from `step` numbers further on."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(to_ptr + at, tl.load(from_ptr + step + at, mask=at + step < size, other=-1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.uint8], ids=str)
-def test_what_is_masked_is_not_touched_and_what_is_outside_is_told(dtype: torch.dtype) -> None:
+def test_masked_lanes_touch_no_memory_and_out_of_bounds_access_raises(dtype: torch.dtype) -> None:
     source, out = torch.arange(100).to(dtype), torch.zeros(128, dtype=dtype)
-    shifted_kernel[(2,)](source, out, 100, 3, 64)
+    shift_kernel[(2,)](source, out, 100, 3, 64)
     assert out[:97].tolist() == source[3:].tolist()
     assert (out[97:] == torch.tensor(-1.0).to(torch.int8).to(dtype)).all()
     with pytest.raises(
-        FaultError, match=r"shifted .* bytes at .* are in no tensor of the launch, in 'ld\.|@%p"
+        MemoryFaultError, match=r"shifted .* bytes at .* are in no tensor of the launch, in 'ld\.|@%p"
     ):
-        shifted_kernel[(2,)](source, out, 128, 3, 64)
-    with pytest.raises(FaultError, match="are in no tensor"):
-        shifted_kernel[(2,)](source, out[:127], 100, 3, 64)
+        shift_kernel[(2,)](source, out, 128, 3, 64)
+    with pytest.raises(MemoryFaultError, match="are in no tensor"):
+        shift_kernel[(2,)](source, out[:127], 100, 3, 64)
 
 
 @triton.jit
-def hinted_kernel(from_ptr, to_ptr, step, BLOCK: tl.constexpr):
+def hint_kernel(from_ptr, to_ptr, step, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     tl.store(to_ptr + at, tl.load(from_ptr + tl.max_contiguous(tl.multiple_of(step + at, BLOCK), BLOCK)))
 
 
-def test_a_hint_that_is_not_true_is_told() -> None:
+def test_a_false_alignment_hint_raises() -> None:
     source, out = torch.arange(512.0), torch.zeros(256)
-    hinted_kernel[(1,)](source, out, 48, 256, num_warps=1)
+    hint_kernel[(1,)](source, out, 48, 256, num_warps=1)
     assert out.tolist() == source[48:304].tolist()
-    with pytest.raises(FaultError, match=r"16 bytes at .* are not aligned"):
-        hinted_kernel[(1,)](source, out, 3, 256, num_warps=1)
+    with pytest.raises(MemoryFaultError, match=r"16 bytes at .* are not aligned"):
+        hint_kernel[(1,)](source, out, 3, 256, num_warps=1)
 
 
-def test_a_program_that_reads_what_another_writes_is_told() -> None:
+def test_a_read_write_race_between_programs_raises() -> None:
     numbers = torch.arange(256.0)
-    shifted_kernel[(4,)](numbers, numbers, 256, 0, 64)  # each reads what it writes itself
+    shift_kernel[(4,)](numbers, numbers, 256, 0, 64)  # each reads what it writes itself
     assert numbers.tolist() == list(range(256))
-    with pytest.raises(FaultError, match=r"what one program wrote at .* another reads"):
-        shifted_kernel[(4,)](numbers, numbers, 256, 64, 64)
+    with pytest.raises(MemoryFaultError, match=r"what one program wrote at .* another reads"):
+        shift_kernel[(4,)](numbers, numbers, 256, 64, 64)
 
 
 @triton.jit
-def written_kernel(to_ptr, BLOCK: tl.constexpr, OWN: tl.constexpr):
+def write_kernel(to_ptr, BLOCK: tl.constexpr, OWN: tl.constexpr):
     value = tl.program_id(0) if OWN else 7
     tl.store(to_ptr + tl.arange(0, BLOCK), value.to(tl.float32) if OWN else 7.0)
 
 
-def test_what_several_programs_write_stays_if_it_is_the_same() -> None:
+def test_equal_writes_of_several_programs_are_allowed() -> None:
     numbers = torch.zeros(32)
-    written_kernel[(3,)](numbers, 32, False)
+    write_kernel[(3,)](numbers, 32, False)
     assert numbers.tolist() == [7.0] * 32
-    written_kernel[(3,)](numbers, 32, True)
+    write_kernel[(3,)](numbers, 32, True)
     assert numbers.isnan().all()
 
 
@@ -125,7 +125,7 @@ def functions_kernel(x_ptr, out_ptr, N: tl.constexpr):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_functions_are_those_of_torch(dtype: torch.dtype) -> None:
+def test_math_functions_match_torch(dtype: torch.dtype) -> None:
     """Some are loops and branches in which threads go apart."""
     x = torch.cat([torch.tensor([1e-38, 1e-30, 0.5, 1.0, 3.0, 80.0]), torch.rand(122)]).to(dtype)
     out = torch.full((5, 128), torch.nan, dtype=dtype)
@@ -143,7 +143,7 @@ def test_functions_are_those_of_torch(dtype: torch.dtype) -> None:
 
 
 @triton.jit
-def lengths_kernel(counts_ptr, out_ptr, N: tl.constexpr):
+def collatz_kernel(counts_ptr, out_ptr, N: tl.constexpr):
     """Collatz steps of one number a program, and of a number a thread."""
     at = tl.program_id(0) * N + tl.arange(0, N)
     number, steps = tl.load(counts_ptr + at), tl.zeros([N], tl.int32)
@@ -154,12 +154,12 @@ def lengths_kernel(counts_ptr, out_ptr, N: tl.constexpr):
     tl.store(out_ptr + at, steps)
 
 
-def test_programs_leave_loops_each_at_its_time() -> None:
+def test_programs_leave_loops_independently() -> None:
     def steps(number: int) -> int:
         return 0 if number == 1 else 1 + steps(3 * number + 1 if number % 2 else number // 2)
 
     out = torch.zeros(128, dtype=torch.int32)
-    lengths_kernel[(4,)](torch.arange(1, 129, dtype=torch.int32), out, 32)
+    collatz_kernel[(4,)](torch.arange(1, 129, dtype=torch.int32), out, 32)
     assert out.tolist() == [steps(number) for number in range(1, 129)]
 
 
@@ -168,7 +168,7 @@ def atomic_kernel(to_ptr):
     tl.atomic_add(to_ptr, 1)
 
 
-def test_an_instruction_that_is_not_known_raises() -> None:
+def test_an_unknown_instruction_raises() -> None:
     with pytest.raises(NotImplementedError, match="atom"):
         atomic_kernel[(1,)](torch.zeros(1, dtype=torch.int32))
 
@@ -184,5 +184,5 @@ def test_an_instruction_that_is_not_known_raises() -> None:
         ([[2], [], [2]], [0, 2]),  # what is never reached
     ],
 )
-def test_blocks_stand_where_threads_meet(graph: Any, order: list[int]) -> None:
-    assert meeting_order(graph) == order
+def test_blocks_are_in_reconvergence_order(graph: Any, order: list[int]) -> None:
+    assert reconvergence_order(graph) == order

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .machine import Machine
     from .ptx import Instruction
 
-WARP = 32
+WARP_SIZE = 32
 REDUCTIONS: dict[str, Any] = {
     "add": np.add,
     "min": np.minimum,
@@ -23,20 +23,22 @@ REDUCTIONS: dict[str, Any] = {
 
 def shuffle(machine: Machine, instruction: Instruction) -> None:
     """shfl.sync: the number of another thread, or the own one where there is no such thread."""
-    machine.together(WARP)
-    how, (target, source, by, clamp, _) = instruction.opcode[2], instruction.operands
-    if clamp not in ((0,) if how == "up" else (31,)):
+    machine.require_convergence(WARP_SIZE)
+    mode, (target, source, offset, clamp, _) = instruction.opcode[2], instruction.operands
+    if clamp not in ((0,) if mode == "up" else (31,)):
         raise NotImplementedError(instruction.text)
-    lane, step = np.arange(WARP), machine.every(by, "u32", WARP).astype(np.int64)
-    wanted = {"bfly": lane ^ step, "idx": step & 31, "down": lane + step, "up": lane - step}[how]
-    wanted = np.where((wanted < 0) | (wanted >= WARP), lane, wanted)
-    values = np.take_along_axis(machine.every(source, "b32", WARP), wanted, 1)
+    lane, step = np.arange(WARP_SIZE), machine.per_thread(offset, "u32", WARP_SIZE).astype(np.int64)
+    source_lane = {"bfly": lane ^ step, "idx": step & 31, "down": lane + step, "up": lane - step}[mode]
+    source_lane = np.where((source_lane < 0) | (source_lane >= WARP_SIZE), lane, source_lane)
+    values = np.take_along_axis(machine.per_thread(source, "b32", WARP_SIZE), source_lane, 1)
     machine.set(target, values.reshape(-1), "b32")
 
 
 def reduce(machine: Machine, instruction: Instruction) -> None:
     """redux.sync: one number of all."""
-    machine.together(WARP)
-    kind, (target, source, _) = instruction.opcode[-1], instruction.operands
-    found = REDUCTIONS[instruction.opcode[2]].reduce(machine.every(source, kind, WARP), axis=1)
-    machine.set(target, np.repeat(found, WARP), kind)
+    machine.require_convergence(WARP_SIZE)
+    ptx_type, (target, source, _) = instruction.opcode[-1], instruction.operands
+    reduced = REDUCTIONS[instruction.opcode[2]].reduce(
+        machine.per_thread(source, ptx_type, WARP_SIZE), axis=1
+    )
+    machine.set(target, np.repeat(reduced, WARP_SIZE), ptx_type)

@@ -14,8 +14,8 @@ from trimtab import AsyncEngine, BusyError, Engine, InputError, Mato, Objective,
 from trimtab.engine import Amulet, Base, SamplingParams
 from trimtab.engine.outputs import Output
 
-from ..helpers.polling import soon
-from ..helpers.tiny_model import at_rest
+from ..helpers.polling import wait_until
+from ..helpers.tiny_model import is_idle
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))
@@ -24,29 +24,29 @@ METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))
 @pytest.fixture(params=[False, True], ids=["", "looks ahead"])
 def engine(tiny_folder: Path, request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=12)
-    engine._core.looks_ahead = request.param
+    engine._core.async_scheduling = request.param
     yield engine
     engine.shutdown()
-    assert at_rest(engine)
+    assert is_idle(engine)
     assert engine.unfinished == 0
 
 
-def asked(n: int, tokens: int = 12) -> Request:
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.7, seed=n, ignore_eos=True)
+def make_request(n: int, max_tokens: int = 12) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.7, seed=n, ignore_eos=True)
     return Request(f"Why {n}?", METHODS[n % 3], sampling)
 
 
-def run(what: Callable[[], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(what(), 120))  # type: ignore[arg-type]
+def run_async(make_coroutine: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(make_coroutine(), 120))  # type: ignore[arg-type]
 
 
-def test_tasks_get_what_a_list_gets(engine: AsyncEngine, tiny: Engine) -> None:
-    requests = [asked(n) for n in range(9)]
+def test_concurrent_tasks_get_the_answers_of_a_list(engine: AsyncEngine, tiny: Engine) -> None:
+    requests = [make_request(n) for n in range(9)]
 
     async def all_at_once() -> list[Output]:
         return await asyncio.gather(*(engine.generate(request) for request in requests))
 
-    for found, expected in zip(run(all_at_once), tiny.generate(requests), strict=True):
+    for found, expected in zip(run_async(all_at_once), tiny.generate(requests), strict=True):
         assert (found.token_ids, found.text, found.trace) == (
             expected.token_ids,
             expected.text,
@@ -55,7 +55,7 @@ def test_tasks_get_what_a_list_gets(engine: AsyncEngine, tiny: Engine) -> None:
         assert found.outputs[0].token_ids == found.token_ids
 
 
-def test_a_stream_joins_to_its_answer_and_samples_are_told_apart(engine: AsyncEngine) -> None:
+def test_a_stream_joins_to_its_answer_and_deltas_name_their_sample(engine: AsyncEngine) -> None:
     request = Request("Why?", sampling=SamplingParams(n=3, max_tokens=7, temperature=1.0, seed=5))
 
     async def read() -> None:
@@ -66,25 +66,25 @@ def test_a_stream_joins_to_its_answer_and_samples_are_told_apart(engine: AsyncEn
                 outputs[delta.index] = delta.output
         assert [outputs[index].text for index in range(3)] == texts
 
-    run(read)
+    run_async(read)
 
 
 def test_leaving_the_loop_frees_everything_within_a_step(engine: AsyncEngine) -> None:
     async def leave() -> None:
-        stream = engine.stream(asked(2, tokens=300))
+        stream = engine.stream(make_request(2, max_tokens=300))
         async for _ in stream:
             break
         await stream.aclose()  # type: ignore[attr-defined]
-        other = await engine.generate(asked(1, tokens=3))
+        other = await engine.generate(make_request(1, max_tokens=3))
         assert other.finish_reason == "length"
         assert engine.unfinished == 0
 
-    run(leave)
+    run_async(leave)
 
 
 def test_cancelling_the_task_aborts_the_request(engine: AsyncEngine) -> None:
     async def cancel() -> None:
-        task = asyncio.create_task(engine.generate(asked(2, tokens=300)))
+        task = asyncio.create_task(engine.generate(make_request(2, max_tokens=300)))
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -92,11 +92,11 @@ def test_cancelling_the_task_aborts_the_request(engine: AsyncEngine) -> None:
         await engine.drain()
         assert engine.unfinished == 0
 
-    run(cancel)
+    run_async(cancel)
 
 
 def test_a_deadline_ends_the_answer_with_what_it_has(engine: AsyncEngine) -> None:
-    output = run(lambda: engine.generate(asked(2, tokens=400), timeout=0.3))
+    output = run_async(lambda: engine.generate(make_request(2, max_tokens=400), timeout=0.3))
     assert output.finish_reason == "abort"
     assert output.error == "the request's timeout of 0.3 s has passed"
     assert 0 < len(output.token_ids) < 400
@@ -109,22 +109,22 @@ def test_a_stream_says_whether_its_deadline_ended_it(
     engine: AsyncEngine, timeout: float, tokens: int, expired: bool
 ) -> None:
     async def read() -> bool:
-        pieces = await engine.begin(asked(2, tokens=tokens), timeout)
+        pieces = await engine.open_stream(make_request(2, max_tokens=tokens), timeout)
         assert not pieces.expired
         async for _ in pieces:
             pass
         return pieces.expired
 
-    assert run(read) is expired
+    assert run_async(read) is expired
 
 
 def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> None:
-    expected = tiny.generate([asked(n) for n in range(6)])
+    expected = tiny.generate([make_request(n) for n in range(6)])
     found: dict[int, Output] = {}
-    gone = engine.submit(asked(2, tokens=400))
+    gone = engine.submit(make_request(2, max_tokens=400))
 
     def ask(n: int) -> None:
-        found[n] = engine.submit(asked(n)).result(60)
+        found[n] = engine.submit(make_request(n)).result(60)
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -137,27 +137,29 @@ def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> Non
         gone.result(1)
 
 
-def test_a_wrong_request_is_refused_to_whoever_asked(engine: AsyncEngine) -> None:
+def test_an_invalid_request_raises_at_its_caller(engine: AsyncEngine) -> None:
     async def ask() -> list[Any]:
         wrong = Request(branch_token_ids=[[10**6]])
-        return await asyncio.gather(engine.generate(wrong), engine.generate(asked(0)), return_exceptions=True)
+        return await asyncio.gather(
+            engine.generate(wrong), engine.generate(make_request(0)), return_exceptions=True
+        )
 
-    refused, answered = run(ask)
+    refused, answered = run_async(ask)
     assert isinstance(refused, InputError)
     assert answered.finish_reason == "length"
     with pytest.raises(InputError, match="timeout is 0; it must be a number of seconds above 0"):
-        run(lambda: engine.generate(asked(0), timeout=0))
+        run_async(lambda: engine.generate(make_request(0), timeout=0))
 
 
 def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> None:
     engine = AsyncEngine.from_pretrained(
         str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=3, max_waiting=2
     )
-    futures = [engine.submit(asked(2, tokens=200))]
-    soon(lambda: engine.stats.running)
-    futures += [engine.submit(asked(2)) for _ in range(2)]
+    futures = [engine.submit(make_request(2, max_tokens=200))]
+    wait_until(lambda: engine.stats.running)
+    futures += [engine.submit(make_request(2)) for _ in range(2)]
     with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
-        engine.submit(asked(2))
+        engine.submit(make_request(2))
     assert [future.result(60).finish_reason for future in futures] == ["length"] * 3
     engine.shutdown()
 
@@ -176,29 +178,33 @@ def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_i
     engine._core.runner.model.forward = break_once  # type: ignore[method-assign]
 
     async def ask() -> list[Any]:
-        return await asyncio.gather(*(engine.generate(asked(n)) for n in range(3)), return_exceptions=True)
+        return await asyncio.gather(
+            *(engine.generate(make_request(n)) for n in range(3)), return_exceptions=True
+        )
 
-    failed = run(ask)
+    failed = run_async(ask)
     assert any(isinstance(one, RunError) and "ZeroDivisionError: by design" in str(one) for one in failed)
-    assert run(lambda: engine.generate(asked(0))).finish_reason == "length"
+    assert run_async(lambda: engine.generate(make_request(0))).finish_reason == "length"
 
 
-def test_text_that_fails_fails_its_own_answer(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimtab.engine.sequence.output_processor import Answer  # noqa: PLC0415
+def test_a_detokenizer_failure_fails_its_own_answer(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab.engine.sequence.output_processor import OutputState  # noqa: PLC0415
 
-    append = Answer.append
+    append = OutputState.append
 
-    def broken(self: Answer, pick: Any, limit: int) -> str:
+    def broken(self: OutputState, pick: Any, limit: int) -> str:
         if limit == 5:
             raise ZeroDivisionError("by design")
         return append(self, pick, limit)
 
-    monkeypatch.setattr(Answer, "append", broken)
+    monkeypatch.setattr(OutputState, "append", broken)
 
     async def ask() -> list[Output]:
-        return await asyncio.gather(engine.generate(asked(0, 5)), engine.generate(asked(1, 6)))
+        return await asyncio.gather(engine.generate(make_request(0, 5)), engine.generate(make_request(1, 6)))
 
-    bad, good = run(ask)
+    bad, good = run_async(ask)
     assert (bad.finish_reason, good.finish_reason) == ("error", "length")
     assert bad.error == "the answer's text failed: ZeroDivisionError: by design"
 
@@ -207,29 +213,29 @@ def test_a_closed_engine_ends_what_runs_and_refuses_what_comes(tiny_folder: Path
     async def close() -> None:
         engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
         async with engine:
-            task = asyncio.create_task(engine.generate(asked(2, tokens=400)))
+            task = asyncio.create_task(engine.generate(make_request(2, max_tokens=400)))
             await asyncio.sleep(0.2)
         output = await task
         assert (output.finish_reason, output.error) == ("abort", "the engine was closed")
         with pytest.raises(RunError, match="the engine is closed"):
-            await engine.generate(asked(0))
+            await engine.generate(make_request(0))
         await engine.close()
 
-    run(close)
+    run_async(close)
 
 
 def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
     async def drain() -> None:
-        task = asyncio.create_task(engine.generate(asked(2)))
+        task = asyncio.create_task(engine.generate(make_request(2)))
         while not engine.unfinished:
             await asyncio.sleep(0.01)
         await engine.drain()
         with pytest.raises(RunError, match="draining"):
-            await engine.generate(asked(0))
+            await engine.generate(make_request(0))
         assert (await task).finish_reason == "length"
 
-    run(drain)
+    run_async(drain)
 
 
 def test_scores_are_those_of_the_engine(engine: AsyncEngine, tiny: Engine) -> None:
-    assert run(lambda: engine.score([5, 6, 7])).equal(tiny.score([5, 6, 7]))
+    assert run_async(lambda: engine.score([5, 6, 7])).equal(tiny.score([5, 6, 7]))

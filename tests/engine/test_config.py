@@ -38,9 +38,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
-def test_a_setting_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
+def test_a_setting_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         EngineConfig(**fields)
 
 
@@ -60,7 +60,7 @@ def test_a_setting_out_of_range_is_refused_by_name_and_value(fields: dict[str, A
         ("1000B", 1000),
     ],
 )
-def test_sizes_of_memory_read_as_they_are_said(text: str, size: int) -> None:
+def test_memory_sizes_with_units_are_parsed(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
@@ -69,24 +69,24 @@ def test_memory_may_be_a_number_of_bytes() -> None:
     assert parse_bytes(1 << 30) == parse_bytes("1GiB")
 
 
-def test_a_path_may_be_given_as_one() -> None:
+def test_the_model_may_be_a_path_object() -> None:
     config = EngineConfig(model=Path("some/folder"), chat_template=Path("file.jinja"))
     assert (config.model, config.chat_template) == ("some/folder", "file.jinja")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("max_num_seq", "EngineConfig has no field 'max_num_seq'; did you mean max_num_seqs"),
         ("gpu", "EngineConfig has no field 'gpu'; its fields are model, dtype, device, "),
     ],
 )
-def test_a_field_that_there_is_not_is_named_with_those_like_it(name: str, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_a_field_that_there_is_not_is_named_with_those_like_it(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         Engine.from_pretrained("nowhere", **{name: 1})
 
 
-def test_an_engine_is_made_of_a_config_alone() -> None:
+def test_an_engine_can_be_built_from_a_config_alone() -> None:
     with pytest.raises(InputError, match=r"^config is 'demo'; it must be of type EngineConfig$"):
         Engine("demo")
 
@@ -102,7 +102,7 @@ def test_a_longer_context_than_the_models_is_refused(tiny_folder: Path) -> None:
         Engine.from_pretrained(str(tiny_folder), max_model_len=513)
 
 
-def test_a_cache_smaller_than_one_page_is_refused_with_the_bytes_of_a_page(tiny_folder: Path) -> None:
+def test_a_cache_smaller_than_one_block_is_refused_with_the_bytes_of_a_block(tiny_folder: Path) -> None:
     # 16 tokens · 2 (K and V) · 2 layers · 2 heads · 8 numbers, 2 of them to fill up · 4 bytes
     with pytest.raises(
         InputError, match="kv_cache_memory is '4095'; one page of this model takes 4096 bytes"
@@ -110,7 +110,7 @@ def test_a_cache_smaller_than_one_page_is_refused_with_the_bytes_of_a_page(tiny_
         Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4095", block_size=16)
 
 
-def test_a_folder_that_is_not_there_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"it must be 'demo', a folder with config\.json"):
         Engine.from_pretrained(str(tmp_path / "nowhere"))
 

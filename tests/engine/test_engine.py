@@ -11,9 +11,17 @@ import torch
 from trimtab.engine import Amulet, Engine, Mato, Opad, Request, SamplingParams
 from trimtab.kernels.common.errors import InputError
 
-from ..helpers.invariance_marks import steady
-from ..helpers.sample_requests import ASK, KIND, METHODS, SHORT, greedy, prompt_ids, sampled
-from ..helpers.tiny_model import Tiny
+from ..helpers.invariance_marks import batch_invariant_cpu
+from ..helpers.sample_requests import (
+    KIND,
+    METHODS,
+    QUESTION,
+    SHORT,
+    greedy_params,
+    prompt_ids,
+    sampled_params,
+)
+from ..helpers.tiny_model import TinyModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +40,7 @@ def test_a_list_is_answered_in_order_and_wrong_members_do_not_stop_it(tiny: Engi
         Request([{"role": "user", "content": "Why?"}, {"role": "user", "content": "How?", 5: object()}]),
         Request("\ud800"),
     ]
-    said = [
+    message = [
         r"the prompt of branch 'base' has \d+ tokens; .* max_model_len, which is 512",
         "branch_token_ids has token id 300; the model's ids are 0 to 299",
         f"branch_token_ids has token id {2**40}",
@@ -42,9 +50,11 @@ def test_a_list_is_answered_in_order_and_wrong_members_do_not_stop_it(tiny: Engi
         "a chat template takes only JSON values",
         "must be valid Unicode",
     ]
-    right = [Request(prompt, method, greedy(6)) for prompt, method in zip("abcdefgh", METHODS, strict=False)]
+    right = [
+        Request(prompt, method, greedy_params(6)) for prompt, method in zip("abcdefgh", METHODS, strict=False)
+    ]
     outputs = tiny.generate([request for pair in zip(wrong, right, strict=True) for request in pair])
-    for output, sentence in zip(outputs[::2], said, strict=True):
+    for output, sentence in zip(outputs[::2], message, strict=True):
         assert output.finish_reason == "error"
         assert output.error is not None
         assert re.search(sentence, output.error)
@@ -54,7 +64,7 @@ def test_a_list_is_answered_in_order_and_wrong_members_do_not_stop_it(tiny: Engi
         assert output.error is None
         assert output.token_ids == tiny.generate(request).token_ids
         assert f"user\n{request.prompt}<" in output.branches[0].prompt
-    for request, sentence in zip(wrong, said, strict=True):
+    for request, sentence in zip(wrong, message, strict=True):
         with pytest.raises(InputError, match=sentence):
             tiny.generate(request)
         with pytest.raises(InputError, match=sentence):
@@ -66,13 +76,13 @@ def test_an_empty_list_has_no_answers(tiny: Engine) -> None:
 
 
 def test_scores_are_refused_for_no_ids_too_many_and_unknown_ones(tiny: Engine) -> None:
-    for ids, said in (
+    for ids, message in (
         ([], "0 ids; it must have 1 to 512"),
         ([5] * 513, "513 ids"),
         ([300], "id 300"),
         ([-1], "id -1"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             tiny.score(ids)
     assert tiny.score([5] * 512).shape == (512, 307)
 
@@ -81,13 +91,13 @@ def test_bias_and_stop_ids_may_be_more_than_the_context_is_long(tiny_folder: Pat
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=64)
     bans = dict.fromkeys(range(100), -1e9)
     output = engine.generate(
-        Request("Why?", sampling=greedy(5, logit_bias=bans, stop_token_ids=range(250, 290)))
+        Request("Why?", sampling=greedy_params(5, logit_bias=bans, stop_token_ids=range(250, 290)))
     )
     assert min(output.token_ids) >= 100
 
 
 def test_a_model_that_lacks_tokens_of_its_tokenizer_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    folder = Tiny(rows=290, tied=False).write(tmp_path / "short")  # the tokenizer has ids to 299
+    folder = TinyModel(vocab_size=290, tied=False).write(tmp_path / "short")  # the tokenizer has ids to 299
     with pytest.raises(InputError, match=r"the tokenizer has id 299, .* the model's embedding has 290 rows"):
         Engine.from_pretrained(str(folder), kv_cache_memory="1MiB")
 
@@ -96,45 +106,45 @@ def test_a_model_that_lacks_tokens_of_its_tokenizer_is_refused_with_both_numbers
 def test_an_engine_says_where_it_decodes_and_in_what_type(tiny_folder: Path, dtype: str) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), dtype=dtype, kv_cache_memory="1MiB")
     assert (engine.device, engine.dtype) == (torch.device("cpu"), getattr(torch, dtype))
-    assert engine._core.runner.cache.pages.dtype == engine.dtype
+    assert engine._core.runner.cache.blocks.dtype == engine.dtype
 
 
 def test_samples_differ_in_seed_and_each_can_be_had_alone(tiny: Engine) -> None:
-    request = Request(ASK, Mato([KIND, SHORT]), sampled(40, n=4))
+    request = Request(QUESTION, Mato([KIND, SHORT]), sampled_params(40, n=4))
     output = tiny.generate(request)
     assert [sample.seed for sample in output.outputs] == [40, 41, 42, 43]
     assert replace(output, outputs=[]) == replace(output.outputs[0], outputs=[])
     assert len({tuple(sample.token_ids) for sample in output.outputs}) == 4
     for sample in output.outputs:
-        alone = tiny.generate(replace(request, sampling=sampled(sample.seed)))
+        alone = tiny.generate(replace(request, sampling=sampled_params(sample.seed)))
         assert (alone.token_ids, alone.trace) == (sample.token_ids, sample.trace)
 
 
-def test_a_seed_that_was_not_asked_for_is_reported_and_brings_the_answer_back(tiny: Engine) -> None:
+def test_a_drawn_seed_is_reported_and_reproduces_the_answer(tiny: Engine) -> None:
     sampling = SamplingParams(max_tokens=12, temperature=1.0, n=2)
-    for sample in tiny.generate(Request(ASK, sampling=sampling)).outputs:
-        again = tiny.generate(Request(ASK, sampling=replace(sampling, n=1, seed=sample.seed)))
+    for sample in tiny.generate(Request(QUESTION, sampling=sampling)).outputs:
+        again = tiny.generate(Request(QUESTION, sampling=replace(sampling, n=1, seed=sample.seed)))
         assert again.token_ids == sample.token_ids
 
 
-def test_every_reported_seed_can_be_asked_for_again(tiny: Engine) -> None:
-    output = tiny.generate(Request("Why?", sampling=sampled(2**64 - 1, 6, n=2)))
+def test_every_reported_seed_can_be_requested(tiny: Engine) -> None:
+    output = tiny.generate(Request("Why?", sampling=sampled_params(2**64 - 1, 6, n=2)))
     for sample in output.outputs:
-        again = tiny.generate(Request("Why?", sampling=sampled(sample.seed, 6)))
+        again = tiny.generate(Request("Why?", sampling=sampled_params(sample.seed, 6)))
         assert again.token_ids == sample.token_ids
 
 
 def test_an_engine_with_a_seed_draws_the_same_seeds_again(tiny_folder: Path, tiny: Engine) -> None:
     def seeds(seed: int | None) -> list[int]:
         engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", seed=seed)
-        return [output.seed for output in engine.generate([Request("Why?", sampling=greedy(1))] * 3)]
+        return [output.seed for output in engine.generate([Request("Why?", sampling=greedy_params(1))] * 3)]
 
     assert seeds(7) == seeds(7)
     assert len({*seeds(7), *seeds(8), *seeds(None), *seeds(None)}) == 12
 
 
 def test_greedy_answers_do_not_depend_on_the_seed(tiny: Engine) -> None:
-    one, two = tiny.generate([Request(ASK, sampling=greedy(seed=seed)) for seed in (1, 2)])
+    one, two = tiny.generate([Request(QUESTION, sampling=greedy_params(seed=seed)) for seed in (1, 2)])
     assert one.token_ids == two.token_ids
     assert (one.seed, two.seed) == (1, 2)
 
@@ -142,19 +152,19 @@ def test_greedy_answers_do_not_depend_on_the_seed(tiny: Engine) -> None:
 # A crowd
 
 
-def crowd() -> list[Request]:
+def mixed_requests() -> list[Request]:
     """Every method, no objective to four, greedy and sampled, over prompts of many lengths."""
-    prompts = [ASK, "Why?", "naïve 👩‍👩‍👧‍👦 " * 6, "Hello there, you two worms! " * 9]
+    prompts = [QUESTION, "Why?", "naïve 👩‍👩‍👧‍👦 " * 6, "Hello there, you two worms! " * 9]
     return [
-        Request(prompts[i % 4], method, sampled(i) if i % 3 else greedy(8 + i, logprobs=3))
+        Request(prompts[i % 4], method, sampled_params(i) if i % 3 else greedy_params(8 + i, logprobs=3))
         for i, method in enumerate(METHODS)
     ]
 
 
-@steady
+@batch_invariant_cpu
 def test_a_request_in_a_crowd_gives_what_it_gives_alone_to_the_last_bit(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB", max_num_batched_tokens=9999)
-    for request, crowded in zip(crowd(), engine.generate(crowd()), strict=True):
+    for request, crowded in zip(mixed_requests(), engine.generate(mixed_requests()), strict=True):
         alone = engine.generate(request)
         assert crowded.token_ids == alone.token_ids, request.steering.name
         assert crowded.trace == alone.trace, request.steering.name
@@ -162,10 +172,10 @@ def test_a_request_in_a_crowd_gives_what_it_gives_alone_to_the_last_bit(tiny_fol
         assert crowded.text == alone.text
 
 
-def test_rows_of_the_table_are_left_clean_for_the_next_request(tiny: Engine) -> None:
-    request = Request("Why?", Opad([KIND]), greedy(8))
+def test_state_rows_are_clean_for_the_next_request(tiny: Engine) -> None:
+    request = Request("Why?", Opad([KIND]), greedy_params(8))
     first = tiny.generate(request)
-    tiny.generate([Request(ASK, method, sampled(3, 5)) for method in METHODS])
+    tiny.generate([Request(QUESTION, method, sampled_params(3, 5)) for method in METHODS])
     assert tiny.generate(request).trace == first.trace
 
 
@@ -174,15 +184,19 @@ def test_rows_of_the_table_are_left_clean_for_the_next_request(tiny: Engine) -> 
 
 def test_text_without_stops_is_the_decoding_of_all_its_tokens(tiny: Engine) -> None:
     for seed in range(4):
-        output = tiny.generate(Request(ASK, sampling=replace(sampled(seed, 60), temperature=3.0)))
+        output = tiny.generate(Request(QUESTION, sampling=replace(sampled_params(seed, 60), temperature=3.0)))
         assert output.text == tiny.tokenizer.decode(output.token_ids)
 
 
-def test_exact_ids_are_the_prompts_and_an_answer_to_text_is_the_answer_to_its_ids(tiny: Engine) -> None:
+def test_a_prompt_given_as_ids_gets_the_answer_of_its_text(tiny: Engine) -> None:
     method = Mato([KIND, SHORT])
-    rendered = tiny.generate(Request(ASK, method, greedy(30, ignore_eos=True)))
+    rendered = tiny.generate(Request(QUESTION, method, greedy_params(30, ignore_eos=True)))
     exact = tiny.generate(
-        Request(branch_token_ids=prompt_ids(rendered), steering=method, sampling=greedy(30, ignore_eos=True))
+        Request(
+            branch_token_ids=prompt_ids(rendered),
+            steering=method,
+            sampling=greedy_params(30, ignore_eos=True),
+        )
     )
     assert exact.token_ids == rendered.token_ids
     assert [(b.name, b.prompt) for b in exact.branches] == [(b.name, b.prompt) for b in rendered.branches]
@@ -192,19 +206,19 @@ def test_exact_ids_are_the_prompts_and_an_answer_to_text_is_the_answer_to_its_id
 @pytest.mark.parametrize("budget", [0.01, 0.2, 1.0])
 def test_a_trust_region_is_obeyed_at_every_token(budget: float, tiny: Engine) -> None:
     method = Amulet([KIND], kl_budget=budget)
-    output = tiny.generate(Request(ASK, method, greedy(30, ignore_eos=True)))
+    output = tiny.generate(Request(QUESTION, method, greedy_params(30, ignore_eos=True)))
     assert output.trace is not None
-    limit = method.program().scale
+    limit = method.coefficients().objective_coef
     assert all(kl is not None and kl <= budget + 1e-4 for kl in output.trace.kl)
     assert all(1 <= a <= limit for a in output.trace.strength)
     assert any(a < limit for a in output.trace.strength), "the region never mattered"
-    free = tiny.generate(Request(ASK, Amulet([KIND]), greedy(30, ignore_eos=True)))
+    free = tiny.generate(Request(QUESTION, Amulet([KIND]), greedy_params(30, ignore_eos=True)))
     assert output.token_ids != free.token_ids
 
 
-def test_branches_are_named_and_differ_only_by_their_wish(tiny: Engine) -> None:
+def test_branches_are_named_and_differ_only_by_their_objective(tiny: Engine) -> None:
     for placement in ("system", "user"):
-        output = tiny.generate(Request(ASK, Mato([KIND, SHORT], placement=placement), greedy(2)))
+        output = tiny.generate(Request(QUESTION, Mato([KIND, SHORT], placement=placement), greedy_params(2)))
         assert [branch.name for branch in output.branches] == ["base", KIND.text, SHORT.text]
         for branch in output.branches[1:]:
             assert branch.prompt.replace(f" {branch.name}", "") == output.branches[0].prompt
@@ -213,11 +227,13 @@ def test_branches_are_named_and_differ_only_by_their_wish(tiny: Engine) -> None:
 
 def test_steered_answers_differ_from_each_other(tiny: Engine) -> None:
     """So that no test of an engine holds only because the model says the same whatever it is asked."""
-    outputs = tiny.generate([Request(ASK, method, greedy(25, ignore_eos=True)) for method in METHODS])
+    outputs = tiny.generate(
+        [Request(QUESTION, method, greedy_params(25, ignore_eos=True)) for method in METHODS]
+    )
     assert len({tuple(output.token_ids) for output in outputs}) >= len(METHODS) - 1
 
 
-def test_timings_are_those_of_the_clock(tiny: Engine) -> None:
-    timings = tiny.generate(Request(ASK, Amulet([KIND]), greedy(20, ignore_eos=True))).timings
+def test_timings_match_the_wall_clock(tiny: Engine) -> None:
+    timings = tiny.generate(Request(QUESTION, Amulet([KIND]), greedy_params(20, ignore_eos=True))).timings
     assert min(timings.queue, timings.prefill, timings.decode) >= 0
     assert timings.tokens_per_second == pytest.approx(19 / timings.decode)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 from trimtab.engine import Amulet, Engine, Mixture, Request
 
-from ..helpers.sample_requests import ASK, KIND, SHORT, greedy, prompt_ids, sampled
+from ..helpers.sample_requests import KIND, QUESTION, SHORT, greedy_params, prompt_ids, sampled_params
 
 
 def test_log_probabilities_are_those_of_scoring_the_finished_text(tiny: Engine) -> None:
-    output = tiny.generate(Request(ASK, sampling=sampled(5, 30, logprobs=20)))
+    output = tiny.generate(Request(QUESTION, sampling=sampled_params(5, 30, logprobs=20)))
     prompt = prompt_ids(output)[0]
     scores = tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1]
     assert output.logprobs is not None
     assert output.trace is not None
     assert len(output.logprobs) == 30
-    for place, (found, row) in enumerate(zip(output.logprobs, scores, strict=True)):
-        assert found.token_id == output.token_ids[place]
+    for position, (found, row) in enumerate(zip(output.logprobs, scores, strict=True)):
+        assert found.token_id == output.token_ids[position]
         assert found.logprob == pytest.approx(float(row[found.token_id]), abs=1e-4)
-        assert found.logprob == pytest.approx(output.trace.branch_logprobs[place][0], abs=1e-5)
+        assert found.logprob == pytest.approx(output.trace.branch_logprobs[position][0], abs=1e-5)
         assert len(found.top) == 20
         assert [*found.top.values()] == sorted(found.top.values(), reverse=True)
         values = row.topk(20).values.tolist()
@@ -26,18 +26,18 @@ def test_log_probabilities_are_those_of_scoring_the_finished_text(tiny: Engine) 
         assert all(value == pytest.approx(float(row[token]), abs=1e-4) for token, value in found.top.items())
 
 
-def test_log_probabilities_are_as_many_as_asked_for(tiny: Engine) -> None:
+def test_the_number_of_log_probabilities_is_the_requested_one(tiny: Engine) -> None:
     for count in (0, 1, 20):
-        output = tiny.generate(Request("Why?", Amulet([KIND]), greedy(4, logprobs=count), trace=False))
+        output = tiny.generate(Request("Why?", Amulet([KIND]), greedy_params(4, logprobs=count), trace=False))
         assert output.logprobs is not None
         assert [len(found.top) for found in output.logprobs] == [count] * len(output.token_ids)
         assert all(found.logprob <= 0 for found in output.logprobs)
-    assert tiny.generate(Request("Why?", sampling=greedy(2))).logprobs is None
+    assert tiny.generate(Request("Why?", sampling=greedy_params(2))).logprobs is None
 
 
 def test_log_probabilities_of_a_steered_answer_are_of_the_mixture_before_temperature(tiny: Engine) -> None:
     method = Mixture([KIND, SHORT])
-    output = tiny.generate(Request(ASK, method, sampled(8, 10, logprobs=5, top_k=3)))
+    output = tiny.generate(Request(QUESTION, method, sampled_params(8, 10, logprobs=5, top_k=3)))
     assert output.logprobs is not None
     rows = [
         tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1].double() for prompt in prompt_ids(output)

@@ -13,8 +13,8 @@ from trimtab.kernels.common.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-TWO = Mato([Objective("Be kind."), Objective("Be short.", 2)])
-NOTHING, BLANK = {"type": "text", "text": ""}, {"type": "text", "text": " \n"}
+TWO_OBJECTIVES = Mato([Objective("Be kind."), Objective("Be short.", 2)])
+EMPTY_PART, BLANK_PART = {"type": "text", "text": ""}, {"type": "text", "text": " \n"}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "a request needs either a prompt or branch_token_ids, and not both"),
@@ -25,7 +25,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [{"role": "user", "content": ""}]}, "the prompt is empty"),
     ({"prompt": [{"role": "user"}]}, "the prompt is empty"),
     ({"prompt": [{"role": "user", "content": []}]}, "the prompt is empty"),
-    ({"prompt": [{"role": "user", "content": [NOTHING, BLANK]}]}, "the prompt is empty"),
+    ({"prompt": [{"role": "user", "content": [EMPTY_PART, BLANK_PART]}]}, "the prompt is empty"),
     ({"prompt": ["hi"]}, "item 0 of prompt is 'hi'; it must be a dictionary"),
     (
         {"prompt": "Hi", "chat_template_kwargs": {1: 2}},
@@ -35,8 +35,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "Hi", "sampling": {"n": 2}}, "sampling is {'n': 2}; it must be of type SamplingParams"),
     ({"branch_token_ids": []}, "branch_token_ids has 0 branches; base here needs 1"),
     ({"branch_token_ids": [[1], [2]]}, "branch_token_ids has 2 branches; base here needs 1"),
-    ({"branch_token_ids": [[1], [2]], "steering": TWO}, "has 2 branches; mato here needs 3"),
-    ({"branch_token_ids": [[1], [], [2]], "steering": TWO}, "branch_token_ids[1] is empty"),
+    ({"branch_token_ids": [[1], [2]], "steering": TWO_OBJECTIVES}, "has 2 branches; mato here needs 3"),
+    ({"branch_token_ids": [[1], [], [2]], "steering": TWO_OBJECTIVES}, "branch_token_ids[1] is empty"),
     ({"branch_token_ids": [1]}, "item 0 of branch_token_ids is 1; it must be a list of whole numbers"),
     ({"branch_token_ids": ["12"]}, "item 0 of branch_token_ids is '12'; it must be a list of whole numbers"),
     (
@@ -54,9 +54,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_a_request_that_asks_nothing_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_a_request_without_a_prompt_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         Request(**fields)
 
 
@@ -65,11 +65,11 @@ def test_a_string_is_one_user_turn() -> None:
 
 
 def test_a_part_that_is_no_text_is_not_called_empty() -> None:
-    content = [NOTHING, {"type": "image_url", "image_url": {"url": "x"}}]
+    content = [EMPTY_PART, {"type": "image_url", "image_url": {"url": "x"}}]
     assert Request([{"role": "user", "content": content}]).messages[0]["content"] == content
 
 
-def test_ids_may_be_numpys_and_are_copied() -> None:
+def test_ids_may_be_numpy_arrays_and_are_copied() -> None:
     ids = np.array([[1, 2]])
     request = Request(branch_token_ids=ids)
     ids[0, 0] = 9
@@ -78,14 +78,14 @@ def test_ids_may_be_numpys_and_are_copied() -> None:
 
 
 @pytest.mark.parametrize("where", ["prompt", "content", "kwargs"])
-def test_what_holds_itself_is_refused_alone(tiny: Engine, where: str) -> None:
+def test_a_self_referencing_value_is_refused_alone(tiny: Engine, where: str) -> None:
     endless: list[Any] = []
     endless.append(endless)
     turn = {"role": "user", "content": endless if where == "content" else "Why?"}
-    asked = [{**turn, "more": endless}] if where == "prompt" else [turn]
+    value = [{**turn, "more": endless}] if where == "prompt" else [turn]
     kwargs = {"more": endless} if where == "kwargs" else {}
     sampling = SamplingParams(max_tokens=1)
-    request = Request(asked, sampling=sampling, chat_template_kwargs=kwargs)
+    request = Request(value, sampling=sampling, chat_template_kwargs=kwargs)
     wrong, right = tiny.generate([request, Request("Why?", sampling=sampling)])
     assert (wrong.finish_reason, right.error) == ("error", None)
 
@@ -97,7 +97,7 @@ def test_a_template_may_have_a_variable_of_any_name(tiny: Engine) -> None:
     assert output.token_ids == tiny.generate(Request("Why?", sampling=sampling)).token_ids
 
 
-def test_messages_are_copied_so_that_the_request_cannot_change_the_callers() -> None:
+def test_messages_are_copied_so_that_the_request_does_not_change_the_callers() -> None:
     message = {"role": "user", "content": "Why?"}
     request = Request([message])
     request.messages[0]["content"] = "How?"

@@ -60,9 +60,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
-def test_a_field_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)) as refused:
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
+def test_a_field_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
         SamplingParams(**fields)
     assert "it must be" in str(refused.value)
 
@@ -84,9 +84,9 @@ def test_a_field_out_of_range_is_refused_by_name_and_value(fields: dict[str, Any
     ],
     ids=str,
 )
-def test_the_ends_of_every_range_are_allowed(fields: dict[str, Any]) -> None:
-    made = SamplingParams(**fields)
-    assert all(getattr(made, name) == value for name, value in fields.items())
+def test_the_bounds_of_every_range_are_allowed(fields: dict[str, Any]) -> None:
+    params = SamplingParams(**fields)
+    assert all(getattr(params, name) == value for name, value in fields.items())
 
 
 def test_one_stop_text_may_be_given_as_it_is() -> None:
@@ -95,30 +95,30 @@ def test_one_stop_text_may_be_given_as_it_is() -> None:
     assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
 
 
-def test_numbers_of_numpy_become_pythons() -> None:
-    made = SamplingParams(
+def test_numpy_numbers_become_python_numbers() -> None:
+    params = SamplingParams(
         n=np.int64(2),
         min_p=np.float32(0.5),
         stop_token_ids=np.array([3, 4]),
         logit_bias={np.int32(5): np.int8(1)},
     )
-    found = (made.n, made.min_p, *made.stop_token_ids, *made.logit_bias, *made.logit_bias.values())
+    found = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
     assert found == (2, 0.5, 3, 4, 5, 1.0)
     assert [type(number) for number in found] == [int, float, int, int, int, float]
 
 
-def test_what_a_caller_changes_later_is_not_the_requests() -> None:
+def test_later_changes_by_the_caller_do_not_reach_the_params() -> None:
     bias = {5: 1.0}
-    made = SamplingParams(logit_bias=bias)
+    params = SamplingParams(logit_bias=bias)
     bias[6] = 2.0
-    assert made.logit_bias == {5: 1.0}
+    assert params.logit_bias == {5: 1.0}
 
 
 def test_sampling_is_greedy_and_neutral_by_default() -> None:
-    made = SamplingParams()
-    assert (made.n, made.temperature, made.top_k, made.top_p, made.min_p) == (1, 0, 0, 1, 0)
-    assert (made.repetition_penalty, made.presence_penalty, made.frequency_penalty) == (1, 0, 0)
-    assert (made.seed, made.stop, made.logprobs, made.min_tokens) == (None, (), None, 0)
+    params = SamplingParams()
+    assert (params.n, params.temperature, params.top_k, params.top_p, params.min_p) == (1, 0, 0, 1, 0)
+    assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0)
+    assert (params.seed, params.stop, params.logprobs, params.min_tokens) == (None, (), None, 0)
 
 
 def test_two_sampling_params_do_not_share_a_bias() -> None:
@@ -132,9 +132,7 @@ def test_sampling_params_are_frozen() -> None:
 
 @pytest.mark.parametrize("hot", [0, 1e-5, 1000])
 @pytest.mark.parametrize("penalty", [0.001, 1, 1000])
-def test_a_token_that_may_not_be_is_not_chosen_at_the_ends_of_the_ranges(
-    tiny: Engine, hot: float, penalty: float
-) -> None:
+def test_a_banned_token_is_not_sampled_at_extreme_settings(tiny: Engine, hot: float, penalty: float) -> None:
     bias = {5: -1e30, 6: 1e30, **dict.fromkeys(tiny.tokenizer.eos_token_ids, 1e30)}
     sampling = SamplingParams(
         max_tokens=8, min_tokens=8, temperature=hot, seed=1, repetition_penalty=penalty, logit_bias=bias

@@ -7,12 +7,12 @@ from itertools import zip_longest
 import pytest
 from trimtab.engine import Amulet, Engine, Guidance, Mato, Opad, Request, SamplingParams
 
-from ..helpers.sample_requests import ASK, KIND, SHORT, greedy, sampled
-from ..helpers.tiny_model import at_rest
+from ..helpers.sample_requests import KIND, QUESTION, SHORT, greedy_params, sampled_params
+from ..helpers.tiny_model import is_idle
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_pieces_of_a_stream_join_to_the_text_whatever_bytes_come(seed: int, tiny: Engine) -> None:
+def test_the_deltas_of_a_stream_join_to_the_text_for_any_bytes(seed: int, tiny: Engine) -> None:
     sampling = SamplingParams(max_tokens=60, temperature=2.0, seed=seed, ignore_eos=True, n=2, stop=("e",))
     request = Request("東京 👩‍👩‍👧‍👦", Guidance([KIND]), sampling)
     deltas = list(tiny.stream(request))
@@ -32,31 +32,31 @@ def test_pieces_of_a_stream_join_to_the_text_whatever_bytes_come(seed: int, tiny
     assert any("\ufffd" in sample.text for sample in output.outputs)
 
 
-def test_a_stream_left_early_gives_everything_back(tiny: Engine) -> None:
-    for delta in tiny.stream(Request(ASK, Mato([KIND, SHORT]), sampled(2, 100, n=3))):
+def test_a_stream_left_early_frees_everything(tiny: Engine) -> None:
+    for delta in tiny.stream(Request(QUESTION, Mato([KIND, SHORT]), sampled_params(2, 100, n=3))):
         assert delta.output is None
-        assert not at_rest(tiny)
+        assert not is_idle(tiny)
         break
-    assert at_rest(tiny)
+    assert is_idle(tiny)
 
 
 def test_a_stream_that_is_never_read_takes_nothing(tiny: Engine) -> None:
-    tiny.stream(Request(ASK, Mato([KIND, SHORT])))
-    assert at_rest(tiny)
+    tiny.stream(Request(QUESTION, Mato([KIND, SHORT])))
+    assert is_idle(tiny)
 
 
 def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
     requests = [
-        Request(ASK, Mato([KIND, SHORT]), sampled(1, 25)),
-        Request("Why?", Opad([KIND]), greedy(40, ignore_eos=True)),
-        Request("naïve " * 9, sampling=sampled(3, 10, n=2)),
+        Request(QUESTION, Mato([KIND, SHORT]), sampled_params(1, 25)),
+        Request("Why?", Opad([KIND]), greedy_params(40, ignore_eos=True)),
+        Request("naïve " * 9, sampling=sampled_params(3, 10, n=2)),
     ]
     alone = [list(tiny.stream(request)) for request in requests]
-    left = tiny.stream(Request("Hello", Amulet([KIND]), sampled(9, 100)))
+    left = tiny.stream(Request("Hello", Amulet([KIND]), sampled_params(9, 100)))
     turns = list(zip_longest(*(tiny.stream(request) for request in requests), [next(left)]))
-    assert not at_rest(tiny)
+    assert not is_idle(tiny)
     left.close()
-    assert at_rest(tiny)
+    assert is_idle(tiny)
     for index, expected in enumerate(alone):
         found = [turn[index] for turn in turns if turn[index] is not None]
         found.sort(key=lambda delta: delta.index)
@@ -67,7 +67,7 @@ def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
 
 
 def test_answering_a_list_while_a_stream_is_open_disturbs_neither(tiny: Engine) -> None:
-    request = Request(ASK, Mato([KIND, SHORT]), sampled(1, 25))
+    request = Request(QUESTION, Mato([KIND, SHORT]), sampled_params(1, 25))
     expected = tiny.generate(request)
     stream = tiny.stream(request)
     pieces = [next(stream).text]

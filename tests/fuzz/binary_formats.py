@@ -5,153 +5,158 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from trimtab.models.gguf.reader import ARRAY, BOOL, NUMBERS, STRING
+from trimtab.models.gguf.reader import ARRAY, BOOL, NUMPY_DTYPES, STRING
 
-from .mutators import Field, damaged, fields_damaged, json_damaged
+from .mutators import BinaryField, damage_bytes, damage_fields, damage_json
 
 if TYPE_CHECKING:
     from random import Random
 
-LENGTH, BYTES = 2, 2
+WIRE_LENGTH, WIRE_BYTES = 2, 2
 """Kind of a protobuf field that holds bytes."""
 
 
-def gguf_damaged(data: bytes, rng: Random) -> bytes:
+def damage_gguf(data: bytes, rng: Random) -> bytes:
     """Metadata, tensors and offsets with other values; now and then any byte."""
-    return damaged(data, rng) if rng.random() < 0.15 else fields_damaged(gguf_fields(data), rng)
+    return damage_bytes(data, rng) if rng.random() < 0.15 else damage_fields(gguf_fields(data), rng)
 
 
-def gguf_fields(data: bytes) -> list[Field]:
+def gguf_fields(data: bytes) -> list[BinaryField]:
     """The fields of a GGUF file; its tensors' data are one."""
-    reader = _Reader(data, 4)
+    reader = _FieldReader(data, 4)
     reader.number("<I")
     tensors, keys = reader.number("<Q"), reader.number("<Q")
     for _ in range(keys):
         reader.string()
-        _value(reader, reader.number("<I"))
+        _skip_value(reader, reader.number("<I"))
     for _ in range(tensors):
         reader.string()
         for _ in range(reader.number("<I")):
             reader.number("<Q")
         reader.number("<I")
         reader.number("<Q")
-    return [Field("", data[:4]), *reader.fields, Field("", data[reader.at :])]
+    return [BinaryField("", data[:4]), *reader.fields, BinaryField("", data[reader.offset :])]
 
 
-def safetensors_damaged(data: bytes, rng: Random) -> bytes:
+def damage_safetensors(data: bytes, rng: Random) -> bytes:
     """A header that says something else; its length is mostly right."""
     size = int.from_bytes(data[:8], "little")
     if rng.random() < 0.25:
-        return fields_damaged(
-            [Field("<Q", data[:8]), Field("", data[8 : 8 + size]), Field("", data[8 + size :])], rng
+        return damage_fields(
+            [
+                BinaryField("<Q", data[:8]),
+                BinaryField("", data[8 : 8 + size]),
+                BinaryField("", data[8 + size :]),
+            ],
+            rng,
         )
-    header = json_damaged(data[8 : 8 + size], rng)
-    rest = data[8 + size :] if rng.random() < 0.8 else damaged(data[8 + size :], rng)
-    return struct.pack("<Q", len(header)) + header + rest
+    header = damage_json(data[8 : 8 + size], rng)
+    tensor_data = data[8 + size :] if rng.random() < 0.8 else damage_bytes(data[8 + size :], rng)
+    return struct.pack("<Q", len(header)) + header + tensor_data
 
 
-def protobuf_damaged(data: bytes, rng: Random) -> bytes:
+def damage_protobuf(data: bytes, rng: Random) -> bytes:
     """A message with pieces gone, twice, or with other contents; lengths are mostly right."""
     if rng.random() < 0.2:
-        return damaged(data, rng)
-    parts = _parts(data)
+        return damage_bytes(data, rng)
+    fields = _split_fields(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        at = rng.choice((rng.randrange(len(parts)), len(parts) - 1 - rng.randrange(min(4, len(parts)))))
-        change = rng.random()
-        if change < 0.15 and len(parts) > 1:
-            del parts[at]
-        elif change < 0.3:
-            parts.insert(at, rng.choice(parts))
+        index = rng.choice((rng.randrange(len(fields)), len(fields) - 1 - rng.randrange(min(4, len(fields)))))
+        chance = rng.random()
+        if chance < 0.15 and len(fields) > 1:
+            del fields[index]
+        elif chance < 0.3:
+            fields.insert(index, rng.choice(fields))
         else:
-            head, body = parts[at]
-            inner = body
-            if head[0] & 7 == BYTES and body and rng.random() < 0.6:
-                inner = _inner_damaged(body, rng)
+            head, body = fields[index]
+            new_body = body
+            if head[0] & 7 == WIRE_BYTES and body and rng.random() < 0.6:
+                new_body = _damage_nested(body, rng)
             elif body:
-                inner = damaged(body, rng)
-            parts[at] = (head, inner)
-    return b"".join(_joined(head, body) for head, body in parts)
+                new_body = damage_bytes(body, rng)
+            fields[index] = (head, new_body)
+    return b"".join(_encode_field(head, body) for head, body in fields)
 
 
-def _inner_damaged(body: bytes, rng: Random) -> bytes:
+def _damage_nested(body: bytes, rng: Random) -> bytes:
     try:
-        parts = _parts(body)
+        fields = _split_fields(body)
     except (ValueError, IndexError):
-        return damaged(body, rng)
-    at = rng.randrange(len(parts))
-    head, value = parts[at]
-    parts[at] = (head, damaged(value, rng) if value else value)
+        return damage_bytes(body, rng)
+    index = rng.randrange(len(fields))
+    head, value = fields[index]
+    fields[index] = (head, damage_bytes(value, rng) if value else value)
     if rng.random() < 0.2:
-        del parts[at]
-    return b"".join(_joined(head, value) for head, value in parts)
+        del fields[index]
+    return b"".join(_encode_field(head, value) for head, value in fields)
 
 
-def _joined(head: bytes, body: bytes) -> bytes:
-    return head + _varint(len(body)) + body if head[0] & 7 == BYTES else head + body
+def _encode_field(head: bytes, body: bytes) -> bytes:
+    return head + _encode_varint(len(body)) + body if head[0] & 7 == WIRE_BYTES else head + body
 
 
-def _parts(data: bytes) -> list[tuple[bytes, bytes]]:
+def _split_fields(data: bytes) -> list[tuple[bytes, bytes]]:
     """Key and value of every field; of bytes without their length. Raises ValueError for no message."""
-    found, at = [], 0
-    while at < len(data):
-        start = at
-        at = _after(data, at)
-        head, kind = data[start:at], data[start] & 7
-        if kind == BYTES:
-            end = _after(data, at)
-            size = _read(data[at:end])
-            at = end
+    fields, offset = [], 0
+    while offset < len(data):
+        start = offset
+        offset = _varint_end(data, offset)
+        head, kind = data[start:offset], data[start] & 7
+        if kind == WIRE_BYTES:
+            end = _varint_end(data, offset)
+            size = _read_varint(data[offset:end])
+            offset = end
         else:
-            size = {0: _after(data, at) - at if kind == 0 else 0, 1: 8, 5: 4}.get(kind, -1)
-        if size < 0 or at + size > len(data):
+            size = {0: _varint_end(data, offset) - offset if kind == 0 else 0, 1: 8, 5: 4}.get(kind, -1)
+        if size < 0 or offset + size > len(data):
             raise ValueError("no message")
-        found.append((head, data[at : at + size]))
-        at += size
-    if not found:
+        fields.append((head, data[offset : offset + size]))
+        offset += size
+    if not fields:
         raise ValueError("no message")
-    return found
+    return fields
 
 
-def _after(data: bytes, at: int) -> int:
-    while data[at] >= 0x80:
-        at += 1
-    return at + 1
+def _varint_end(data: bytes, offset: int) -> int:
+    while data[offset] >= 0x80:
+        offset += 1
+    return offset + 1
 
 
-def _read(varint: bytes) -> int:
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(varint))
+def _read_varint(varint: bytes) -> int:
+    return sum((byte & 0x7F) << 7 * index for index, byte in enumerate(varint))
 
 
-def _varint(number: int) -> bytes:
-    found = bytearray()
+def _encode_varint(number: int) -> bytes:
+    encoded = bytearray()
     while number >= 0x80:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*encoded, number])
 
 
-def _value(reader: _Reader, kind: int) -> None:
+def _skip_value(reader: _FieldReader, kind: int) -> None:
     if kind == STRING:
         reader.string()
     elif kind == BOOL:
         reader.bytes(1)
     elif kind == ARRAY:
-        inner, count = reader.number("<I"), reader.number("<Q")
-        if inner in (STRING, BOOL):
+        item_kind, count = reader.number("<I"), reader.number("<Q")
+        if item_kind in (STRING, BOOL):
             for _ in range(count):
-                _value(reader, inner)
+                _skip_value(reader, item_kind)
         else:
-            reader.bytes(count * int(NUMBERS[inner][2:]))
+            reader.bytes(count * int(NUMPY_DTYPES[item_kind][2:]))
     else:
-        reader.number({1: "<B", 2: "<H", 4: "<I", 8: "<Q"}[int(NUMBERS[kind][2:])])
+        reader.number({1: "<B", 2: "<H", 4: "<I", 8: "<Q"}[int(NUMPY_DTYPES[kind][2:])])
 
 
-class _Reader:
+class _FieldReader:
     """Reads a sound file, and keeps what it has read as fields."""
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self.at = data, at
-        self.fields: list[Field] = []
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data, self.offset = data, offset
+        self.fields: list[BinaryField] = []
 
     def number(self, form: str) -> int:
         return int(struct.unpack(form, self.bytes(struct.calcsize(form), form))[0])
@@ -160,6 +165,6 @@ class _Reader:
         self.bytes(self.number("<Q"))
 
     def bytes(self, count: int, form: str = "") -> bytes:
-        self.fields.append(Field(form, self._data[self.at : self.at + count]))
-        self.at += count
+        self.fields.append(BinaryField(form, self._data[self.offset : self.offset + count]))
+        self.offset += count
         return self.fields[-1].data

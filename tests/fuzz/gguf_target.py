@@ -9,45 +9,48 @@ from typing import TYPE_CHECKING, Any
 from sentencepiece import SentencePieceProcessor
 
 from ..helpers import gguf_files, vocabularies
-from .binary_formats import gguf_damaged
-from .model_folders import used
-from .target import Target
+from .binary_formats import damage_gguf
+from .model_folders import use_model
+from .target import FuzzTarget
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def gguf(folder: Path) -> Target:
+def gguf_target(folder: Path) -> FuzzTarget:
     os.environ["TRIMTAB_CACHE"] = str(folder / "cache")
-    here = folder / "damaged.gguf"
-    scaled = {
+    damaged_file = folder / "damaged.gguf"
+    yarn_metadata = {
         "llama.context_length": 512,
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,
     }
     files = [
-        gguf_files.write(folder / "a.gguf", scaled, gguf_files.tensors("F16")),
-        gguf_files.write(
-            folder / "b.gguf", {"qwen2.context_length": 512}, gguf_files.tensors("Q8_0", "qwen2"), "qwen2"
+        gguf_files.write_gguf(folder / "a.gguf", yarn_metadata, gguf_files.random_tensors("F16")),
+        gguf_files.write_gguf(
+            folder / "b.gguf",
+            {"qwen2.context_length": 512},
+            gguf_files.random_tensors("Q8_0", "qwen2"),
+            "qwen2",
         ),
-        gguf_files.write(
+        gguf_files.write_gguf(
             folder / "c.gguf",
-            {**_pieces(), "llama.context_length": 512},
-            gguf_files.tensors("Q4_0", vocab=420),
+            {**_sentencepiece_metadata(), "llama.context_length": 512},
+            gguf_files.random_tensors("Q4_0", vocab=420),
         ),
     ]
 
-    def take(seed: int, data: bytes) -> None:
+    def run(seed: int, data: bytes) -> None:
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        here.write_bytes(data)
-        used(here)
+        damaged_file.write_bytes(data)
+        use_model(damaged_file)
 
-    return Target([file.read_bytes() for file in files], gguf_damaged, take)
+    return FuzzTarget([file.read_bytes() for file in files], damage_gguf, run)
 
 
-def _pieces() -> dict[str, Any]:
+def _sentencepiece_metadata() -> dict[str, Any]:
     """The metadata of a SentencePiece vocabulary."""
-    model = SentencePieceProcessor(model_proto=vocabularies.sentencepiece_model(**vocabularies.LLAMA))
+    model = SentencePieceProcessor(model_proto=vocabularies.sentencepiece_model(**vocabularies.LLAMA_OPTIONS))
     ids = range(len(model))
     kinds = [
         2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1 for i in ids

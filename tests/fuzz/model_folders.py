@@ -10,97 +10,97 @@ import torch
 from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import held_bytes, shapes
+from trimtab.models.llama import param_shapes, weight_bytes
 from trimtab.tools.commands import info
 
 from ..helpers import vocabularies
-from ..helpers.tiny_model import CHAT_TEMPLATE, Tiny, write_json, write_tensors
-from .binary_formats import protobuf_damaged, safetensors_damaged
-from .mutators import json_damaged
-from .target import Target
+from ..helpers.tiny_model import CHAT_TEMPLATE, TinyModel, write_json, write_tensors
+from .binary_formats import damage_protobuf, damage_safetensors
+from .mutators import damage_json
+from .target import FuzzTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from random import Random
 
-INDEX = "model.safetensors.index.json"
-ASKED = "What is <|im_end|> rain, 東京 e\u0301?"
-SMALL = 64 << 20
+INDEX_FILE = "model.safetensors.index.json"
+PROMPT = "What is <|im_end|> rain, 東京 e\u0301?"
+MAX_DUMMY_BYTES = 64 << 20
 """Bytes of weights that a damaged config.json is given at random."""
 
 
-def used(model: Path) -> None:
+def use_model(model: Path) -> None:
     """The model is described, opened, and says a few words."""
-    refusals: list[InputError | RunError] = []
-    for step in (_described, _asked):
+    errors: list[InputError | RunError] = []
+    for step in (_describe, _generate):
         try:
             step(model)
         except (InputError, RunError) as error:
-            refusals.append(error)
-    if refusals:
-        raise refusals[-1]
+            errors.append(error)
+    if errors:
+        raise errors[-1]
 
 
-def _described(model: Path) -> None:
-    info.table(info.describe(str(model)))
+def _describe(model: Path) -> None:
+    info.format_table(info.model_info(str(model)))
 
 
-def _asked(model: Path, **settings: Any) -> None:
+def _generate(model: Path, **settings: Any) -> None:
     engine = Engine.from_pretrained(str(model), kv_cache_memory="1MiB", max_model_len=200, **settings)
     sampling = SamplingParams(max_tokens=3, stop=("zz",))
-    engine.generate(Request(ASKED, sampling=sampling))
-    ids = engine.tokenizer.encode(ASKED)[:50]
+    engine.generate(Request(PROMPT, sampling=sampling))
+    ids = engine.tokenizer.encode(PROMPT)[:50]
     engine.generate(Request(branch_token_ids=[ids or [0]], sampling=sampling))
 
 
-def of_folder(name: str, damage: Callable[[bytes, Random], bytes], *models: Path) -> Target:
+def model_file_target(name: str, damage: Callable[[bytes, Random], bytes], *models: Path) -> FuzzTarget:
     """A file of a model folder; what is beside it is sound. A seed is its content in one of the models."""
-    here = models[0].parent / "damaged"
+    damaged_folder = models[0].parent / "damaged"
 
-    def take(seed: int, data: bytes) -> None:
-        shutil.rmtree(here, ignore_errors=True)
-        shutil.copytree(models[seed], here)
-        (here / name).write_bytes(data)
-        used(here)
+    def run(seed: int, data: bytes) -> None:
+        shutil.rmtree(damaged_folder, ignore_errors=True)
+        shutil.copytree(models[seed], damaged_folder)
+        (damaged_folder / name).write_bytes(data)
+        use_model(damaged_folder)
 
-    return Target([(model / name).read_bytes() for model in models], damage, take)
-
-
-def safetensors(folder: Path) -> Target:
-    return of_folder("model.safetensors", safetensors_damaged, Tiny().write(folder / "one"))
+    return FuzzTarget([(model / name).read_bytes() for model in models], damage, run)
 
 
-def index(folder: Path) -> Target:
-    return of_folder(INDEX, json_damaged, Tiny(tied=False, shards=3).write(folder / "three"))
+def safetensors(folder: Path) -> FuzzTarget:
+    return model_file_target("model.safetensors", damage_safetensors, TinyModel().write(folder / "one"))
 
 
-def config(folder: Path) -> Target:
+def index(folder: Path) -> FuzzTarget:
+    return model_file_target(INDEX_FILE, damage_json, TinyModel(tied=False, shards=3).write(folder / "three"))
+
+
+def config(folder: Path) -> FuzzTarget:
     """A config.json with its checkpoint, and where the sizes allow it with random weights in its shape."""
     models = []
-    for place, changes in enumerate(CONFIGS):
-        model = Tiny().write(folder / f"of{place}")
-        data = {**Tiny().config(), **changes}
+    for index, changes in enumerate(CONFIG_CHANGES):
+        model = TinyModel().write(folder / f"of{index}")
+        data = {**TinyModel().config(), **changes}
         write_json(model / "config.json", data)
         generator = torch.Generator().manual_seed(0)
-        sizes = shapes(ModelConfig.from_dict(data))
-        write_tensors(model, {name: torch.randn(size, generator=generator) for name, size in sizes.items()})
+        shapes = param_shapes(ModelConfig.from_dict(data))
+        write_tensors(model, {name: torch.randn(size, generator=generator) for name, size in shapes.items()})
         models.append(model)
-    target = of_folder("config.json", json_damaged, *models)
+    target = model_file_target("config.json", damage_json, *models)
 
-    def take(seed: int, data: bytes) -> None:
-        here = folder / "damaged"
+    def run(seed: int, data: bytes) -> None:
+        damaged_folder = folder / "damaged"
         try:
-            target.take(seed, data)
+            target.run(seed, data)
         finally:
-            shape = ModelConfig.from_folder(here)
-            if held_bytes(shape, 4, torch.device("cpu")) < SMALL:
-                _asked(here, load_format="dummy")
+            model_config = ModelConfig.from_folder(damaged_folder)
+            if weight_bytes(model_config, 4, torch.device("cpu")) < MAX_DUMMY_BYTES:
+                _generate(damaged_folder, load_format="dummy")
 
-    return Target(target.seeds, json_damaged, take)
+    return FuzzTarget(target.seeds, damage_json, run)
 
 
-CONFIGS: list[dict[str, Any]] = [
+CONFIG_CHANGES: list[dict[str, Any]] = [
     {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}, "head_dim": 6},
     {
         "architectures": ["Qwen3ForCausalLM"],
@@ -140,8 +140,8 @@ CONFIGS: list[dict[str, Any]] = [
         "rope_parameters": {"rope_type": "dynamic", "factor": 3.0},
     },
 ]
-VOCABULARIES = (vocabularies.byte_level, vocabularies.byte_fallback, vocabularies.unigram)
-SPECIAL: dict[str, Any] = {
+TOKENIZER_MAKERS = (vocabularies.make_byte_level, vocabularies.make_byte_fallback, vocabularies.make_unigram)
+SPECIAL_TOKENS_MAP: dict[str, Any] = {
     "bos_token": "<s>",
     "eos_token": {
         "content": "</s>",
@@ -152,13 +152,13 @@ SPECIAL: dict[str, Any] = {
     },
     "additional_special_tokens": ["<|im_start|>", {"content": "<|im_end|>", "special": True}],
 }
-ROWS = 640
+EMBEDDING_ROWS = 640
 """Of embeddings, for the largest of the vocabularies."""
 
 
-def _spoken(folder: Path, **files: Any) -> Path:
+def _write_chat_model(folder: Path, **files: Any) -> Path:
     """A model whose chats are ChatML; `files` are written beside it."""
-    model = Tiny(rows=ROWS).write(folder)
+    model = TinyModel(vocab_size=EMBEDDING_ROWS).write(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()
     (model / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -168,55 +168,65 @@ def _spoken(folder: Path, **files: Any) -> Path:
     return model
 
 
-def tokenizer_json(folder: Path) -> Target:
+def tokenizer_json(folder: Path) -> FuzzTarget:
     models = [
-        _spoken(folder / f"v{place}", tokenizer__json=make().to_str().encode())
-        for place, make in enumerate(VOCABULARIES)
+        _write_chat_model(folder / f"v{index}", tokenizer__json=make().to_str().encode())
+        for index, make in enumerate(TOKENIZER_MAKERS)
     ]
-    return of_folder("tokenizer.json", json_damaged, *models)
+    return model_file_target("tokenizer.json", damage_json, *models)
 
 
-def tokenizer_model(folder: Path) -> Target:
+def tokenizer_model(folder: Path) -> FuzzTarget:
     kinds = ("Llama", "BPE as by default", "unigram as by default", "unigram with bytes")
     models = [
-        _spoken(
-            folder / f"v{place}",
-            tokenizer__model=vocabularies.sentencepiece_model(**vocabularies.MODELS[kind]),
+        _write_chat_model(
+            folder / f"v{index}",
+            tokenizer__model=vocabularies.sentencepiece_model(**vocabularies.SENTENCEPIECE_OPTIONS[kind]),
         )
-        for place, kind in enumerate(kinds)
+        for index, kind in enumerate(kinds)
     ]
-    return of_folder("tokenizer.model", protobuf_damaged, *models)
+    return model_file_target("tokenizer.model", damage_protobuf, *models)
 
 
-def beside(name: str) -> Callable[[Path], Target]:
+def tokenizer_file_target(name: str) -> Callable[[Path], FuzzTarget]:
     """Of a JSON file beside either kind of tokenizer."""
 
-    def make(folder: Path) -> Target:
-        made = vocabularies.byte_level()
+    def make_target(folder: Path) -> FuzzTarget:
+        backend = vocabularies.make_byte_level()
         decoder = {
-            str(made.token_to_id(text)): {"content": text, "special": True} for text in ("<s>", "</s>")
+            str(backend.token_to_id(text)): {"content": text, "special": True} for text in ("<s>", "</s>")
         }
-        pieces = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
-        llama = vocabularies.sentencepiece_model(**vocabularies.LLAMA)
-        beside = {
+        llama_config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
+        llama = vocabularies.sentencepiece_model(**vocabularies.LLAMA_OPTIONS)
+        contents = {
             "tokenizer_config__json": (
-                {**SPECIAL, "add_bos_token": True, "added_tokens_decoder": decoder, "model_max_length": 512},
                 {
-                    **pieces,
+                    **SPECIAL_TOKENS_MAP,
+                    "add_bos_token": True,
+                    "added_tokens_decoder": decoder,
+                    "model_max_length": 512,
+                },
+                {
+                    **llama_config,
                     "add_bos_token": True,
                     "add_eos_token": False,
                     "add_prefix_space": True,
                     "added_tokens_decoder": {"430": {"content": "<x>", "lstrip": True, "special": False}},
                 },
             ),
-            "special_tokens_map__json": (SPECIAL, {**pieces, "pad_token": {"content": "<s>"}}),
-            "added_tokens__json": ({"<s>": made.token_to_id("<s>")}, {"<x>": 430, "<y>": 431}),
+            "special_tokens_map__json": (
+                SPECIAL_TOKENS_MAP,
+                {**llama_config, "pad_token": {"content": "<s>"}},
+            ),
+            "added_tokens__json": ({"<s>": backend.token_to_id("<s>")}, {"<x>": 430, "<y>": 431}),
             "generation_config__json": ({"bos_token_id": 1, "eos_token_id": [2, 3]}, {"eos_token_id": 2}),
         }[name]
         models = [
-            _spoken(folder / "json", tokenizer__json=made.to_str().encode(), **{name: beside[0]}),
-            _spoken(folder / "model", tokenizer__model=llama, **{name: beside[1]}),
+            _write_chat_model(
+                folder / "json", tokenizer__json=backend.to_str().encode(), **{name: contents[0]}
+            ),
+            _write_chat_model(folder / "model", tokenizer__model=llama, **{name: contents[1]}),
         ]
-        return of_folder(name.replace("__", "."), json_damaged, *models)
+        return model_file_target(name.replace("__", "."), damage_json, *models)
 
-    return make
+    return make_target

@@ -8,9 +8,9 @@ from random import Random
 
 
 @dataclass(frozen=True)
-class Target:
+class FuzzTarget:
     """`take` gets which seed an input was made of, and raises InputError or RunError when it refuses it."""
 
     seeds: list[bytes]
     damage: Callable[[bytes, Random], bytes]
-    take: Callable[[int, bytes], None]
+    run: Callable[[int, bytes], None]

@@ -12,49 +12,49 @@ from gguf import GGMLQuantizationType as Kind
 from tokenizers import AddedToken
 from trimtab.engine import AsyncEngine, Request, SamplingParams
 from trimtab.engine.server.steering import Profiles
-from trimtab.kernels.common.errors import QUOTED, SAID, InputError, quoted
-from trimtab.models.common.json_files import MAX_BYTES, read_json
+from trimtab.kernels.common.errors import MAX_ERROR_TEXT, MAX_REPR, InputError, short_repr
+from trimtab.models.common.json_files import MAX_FILE_BYTES, read_json
 from trimtab.models.config import ModelConfig
 from trimtab.models.gguf.convert import convert
-from trimtab.models.tokenizer.added_token_matcher import Splitter
-from trimtab.models.tokenizer.backend import Found, Place
+from trimtab.models.tokenizer.added_token_matcher import AddedTokenMatcher
+from trimtab.models.tokenizer.backend import AddedTokenMatch, TextPosition
 from trimtab.models.tokenizer.tokenizer import Tokenizer
 from trimtab.tools.cli.main import main
 from trimtab.tools.common import questions
 
 from ..helpers import gguf_files, vocabularies
-from ..helpers.tiny_model import Tiny, write_json
+from ..helpers.tiny_model import TinyModel, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DEEP = "[" * 100_000 + "]" * 100_000
+DEEP_JSON = "[" * 100_000 + "]" * 100_000
 
 
-def nested(depth: int) -> Any:
+def nested_json(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
         value = [value]
     return value
 
 
-def of_no_end(path: Path) -> None:
+def make_endless(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-def that_waits(path: Path) -> None:
+def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def that_is_huge(path: Path) -> None:
+def make_huge(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
 
 
-@pytest.mark.parametrize("make", [of_no_end, that_waits, that_is_huge])
+@pytest.mark.parametrize("make", [make_endless, make_pipe, make_huge])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_file_that_would_never_end_is_not_read(tmp_path: Path, make: Any, name: str) -> None:
-    folder = Tiny().write(tmp_path / "model")
+def test_an_endless_file_is_refused(tmp_path: Path, make: Any, name: str) -> None:
+    folder = TinyModel().write(tmp_path / "model")
     (folder / name).unlink(missing_ok=True)
     make(folder / name)
     with pytest.raises(InputError, match=r"is not a regular file|has at most"):
@@ -64,23 +64,23 @@ def test_a_file_that_would_never_end_is_not_read(tmp_path: Path, make: Any, name
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-def test_a_vocabulary_of_no_measure_is_not_read(tmp_path: Path, name: str) -> None:
-    that_is_huge(tmp_path / name)
+def test_an_oversized_vocabulary_is_refused(tmp_path: Path, name: str) -> None:
+    make_huge(tmp_path / name)
     with pytest.raises(InputError, match="has at most"):
         Tokenizer.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("value", [nested(100_000), 10**5000, "x" * 10**6], ids=["deep", "long", "wide"])
-def test_a_value_that_python_cannot_write_out_is_still_told(value: Any) -> None:
-    assert 0 < len(quoted(value)) <= QUOTED
+@pytest.mark.parametrize("value", [nested_json(100_000), 10**5000, "x" * 10**6], ids=["deep", "long", "wide"])
+def test_a_value_too_large_to_print_is_still_reported(value: Any) -> None:
+    assert 0 < len(short_repr(value)) <= MAX_REPR
 
 
-def test_a_sentence_stays_short_however_long_what_it_is_about(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
+def test_an_error_message_stays_short_for_any_input(tmp_path: Path) -> None:
+    folder = TinyModel().write(tmp_path / "model")
     write_json(folder / "tokenizer_config.json", {"pad_token": ["x" * 10**6]})
     with pytest.raises(InputError) as refusal:
         Tokenizer.from_folder(folder)
-    assert len(str(refusal.value)) < SAID + len(str(folder))
+    assert len(str(refusal.value)) < MAX_ERROR_TEXT + len(str(folder))
 
 
 PANICS: dict[str, dict[str, Any]] = {
@@ -99,21 +99,21 @@ PANICS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("part", PANICS)
-def test_what_the_tokenizers_package_panics_at_is_told_in_a_sentence(tmp_path: Path, part: str) -> None:
-    whole = json.loads(vocabularies.byte_fallback().to_str())
-    write_json(tmp_path / "tokenizer.json", {**whole, **PANICS[part]})
+def test_a_panic_of_the_tokenizers_package_is_reported_in_a_sentence(tmp_path: Path, part: str) -> None:
+    tokenizer_json = json.loads(vocabularies.make_byte_fallback().to_str())
+    write_json(tmp_path / "tokenizer.json", {**tokenizer_json, **PANICS[part]})
     with pytest.raises(InputError, match=r"tokenizer\.json") as refusal:
         Tokenizer.from_folder(tmp_path).decode(Tokenizer.from_folder(tmp_path).encode("xx x"))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_panic_while_an_answer_is_written_ends_that_answer_alone(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    write_json(folder / "tokenizer.json", {**whole, **PANICS["decoder"]})
+    folder = TinyModel().write(tmp_path / "model")
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    write_json(folder / "tokenizer.json", {**tokenizer_json, **PANICS["decoder"]})
     engine = AsyncEngine.from_pretrained(str(folder), kv_cache_memory="1MiB")
-    one, other = [whole["model"]["vocab"][text] for text in "xy"]
-    asked = {
+    one, other = [tokenizer_json["model"]["vocab"][text] for text in "xy"]
+    requests = {
         token: Request(
             branch_token_ids=[[5]],
             sampling=SamplingParams(max_tokens=1, logit_bias={token: 1e20}),
@@ -122,40 +122,43 @@ def test_a_panic_while_an_answer_is_written_ends_that_answer_alone(tmp_path: Pat
         for token in (one, other)
     }
     try:
-        assert "fails to make a text of tokens" in str(engine.submit(asked[one]).result(60).error)
-        assert engine.submit(asked[other]).result(60).token_ids == [other]
+        assert "fails to make a text of tokens" in str(engine.submit(requests[one]).result(60).error)
+        assert engine.submit(requests[other]).result(60).token_ids == [other]
     finally:
         engine.shutdown()
 
 
-def test_a_token_id_that_no_vocabulary_has_is_no_token(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
+def test_a_token_id_beyond_every_vocabulary_is_ignored(tmp_path: Path) -> None:
+    folder = TinyModel().write(tmp_path / "model")
     (folder / "tokenizer_config.json").unlink()
     write_json(folder / "generation_config.json", {"bos_token_id": 2**63})
     assert Tokenizer.from_folder(folder).bos_token == ""
 
 
-def test_white_space_before_a_token_that_takes_it_is_looked_at_once() -> None:
-    splitter = Splitter(
+def test_white_space_before_an_lstrip_token_is_scanned_once() -> None:
+    splitter = AddedTokenMatcher(
         [
-            (AddedToken("<mask>", lstrip=True), 7, Place.AFTER_TOKEN),
-            (AddedToken("  "), 8, Place.AFTER_TOKEN),
+            (AddedToken("<mask>", lstrip=True), 7, TextPosition.AFTER_TOKEN),
+            (AddedToken("  "), 8, TextPosition.AFTER_TOKEN),
         ]
     )
-    assert splitter.find(" " * 99_999 + "x") == [
-        Found(at, at + 2, 8, Place.AFTER_TOKEN) for at in range(0, 99_998, 2)
+    assert splitter.find_matches(" " * 99_999 + "x") == [
+        AddedTokenMatch(at, at + 2, 8, TextPosition.AFTER_TOKEN) for at in range(0, 99_998, 2)
     ]
-    assert [each[:3] for each in splitter.find("x \n\t <mask>\n <mask>")] == [(1, 11, 7), (11, 19, 7)]
-    assert [each[:3] for each in splitter.find("  x   <mask>")] == [(0, 2, 8), (3, 12, 7)]
-    alone = Splitter([(AddedToken("<mask>", lstrip=True), 7, Place.AFTER_TOKEN)])
-    assert alone.find(" " * 10**6 + "x") == []
-    behind = Splitter(
-        [(AddedToken("a ", rstrip=False), 1, Place.START), (AddedToken("b", lstrip=True), 2, Place.START)]
+    assert [each[:3] for each in splitter.find_matches("x \n\t <mask>\n <mask>")] == [(1, 11, 7), (11, 19, 7)]
+    assert [each[:3] for each in splitter.find_matches("  x   <mask>")] == [(0, 2, 8), (3, 12, 7)]
+    alone = AddedTokenMatcher([(AddedToken("<mask>", lstrip=True), 7, TextPosition.AFTER_TOKEN)])
+    assert alone.find_matches(" " * 10**6 + "x") == []
+    behind = AddedTokenMatcher(
+        [
+            (AddedToken("a ", rstrip=False), 1, TextPosition.START),
+            (AddedToken("b", lstrip=True), 2, TextPosition.START),
+        ]
     )
-    assert [each[:3] for each in behind.find("a   b")] == [(0, 2, 1), (2, 5, 2)]
+    assert [each[:3] for each in behind.find_matches("a   b")] == [(0, 2, 1), (2, 5, 2)]
 
 
-def test_a_piece_of_a_million_letters_is_cut_only_where_pieces_may_end(tmp_path: Path) -> None:
+def test_a_million_letter_text_is_split_only_at_piece_boundaries(tmp_path: Path) -> None:
     tokens = ["<unk>", "a", "aa", "a" * 10**6]
     metadata = {
         "tokenizer.ggml.model": "llama",
@@ -166,22 +169,24 @@ def test_a_piece_of_a_million_letters_is_cut_only_where_pieces_may_end(tmp_path:
         **dict.fromkeys(f"tokenizer.ggml.{name}" for name in ("pre", "merges")),
         **dict.fromkeys(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "padding")),
     }
-    path = gguf_files.write(tmp_path / "long.gguf", metadata, gguf_files.tensors("F16", vocab=len(tokens)))
+    path = gguf_files.write_gguf(
+        tmp_path / "long.gguf", metadata, gguf_files.random_tensors("F16", vocab=len(tokens))
+    )
     folder = convert(path, tmp_path / "out")
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["merges"] == [["a", "a"]]
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (1, 8), (9,)], ids=str)
-def test_frequencies_of_another_shape_are_refused_before_they_are_read(
+def test_stored_frequencies_of_a_wrong_shape_are_refused_unread(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
-    contents = {**gguf_files.tensors(), "rope_freqs.weight": (np.ones(shape, np.float32), Kind.F32)}
+    contents = {**gguf_files.random_tensors(), "rope_freqs.weight": (np.ones(shape, np.float32), Kind.F32)}
     with pytest.raises(InputError, match=r"rope_freqs\.weight is of the shape"):
-        convert(gguf_files.write(tmp_path / "a.gguf", {}, contents), tmp_path / "out")
+        convert(gguf_files.write_gguf(tmp_path / "a.gguf", {}, contents), tmp_path / "out")
 
 
 def test_a_head_of_absurd_width_is_refused_before_anything_is_made_of_it(tmp_path: Path) -> None:
-    path = gguf_files.write(tmp_path / "a.gguf", {"llama.attention.key_length": 2**31})
+    path = gguf_files.write_gguf(tmp_path / "a.gguf", {"llama.attention.key_length": 2**31})
     with pytest.raises(InputError, match=r"key_length is 2147483648; it must be a whole number from 1 to"):
         convert(path, tmp_path / "out")
 
@@ -192,36 +197,36 @@ def test_a_head_of_absurd_width_is_refused_before_anything_is_made_of_it(tmp_pat
 def test_a_gguf_file_whose_model_would_be_refused_is_not_converted(
     tmp_path: Path, key: str, value: float
 ) -> None:
-    path = gguf_files.write(tmp_path / "a.gguf", {f"llama.{key}": value})
+    path = gguf_files.write_gguf(tmp_path / "a.gguf", {f"llama.{key}": value})
     with pytest.raises(InputError):
         convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "text", [DEEP, f'["a"]\n{DEEP}', f'{{"question": {DEEP}}}'], ids=["all", "line", "row"]
+    "text", [DEEP_JSON, f'["a"]\n{DEEP_JSON}', f'{{"question": {DEEP_JSON}}}'], ids=["all", "line", "row"]
 )
 def test_questions_that_are_nested_too_deep_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "questions.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="is neither a JSON list of questions nor one a line"):
-        questions.read(str(file))
+        questions.read_questions(str(file))
 
 
-@pytest.mark.parametrize("wishes", [5, "Be brief.", {"text": "x"}, [5], [{}], [" "], True])
-def test_preferences_that_are_no_list_of_texts_are_refused(tmp_path: Path, wishes: Any) -> None:
+@pytest.mark.parametrize("preferences", [5, "Be brief.", {"text": "x"}, [5], [{}], [" "], True])
+def test_preferences_that_are_no_list_of_texts_are_refused(tmp_path: Path, preferences: Any) -> None:
     file = tmp_path / "questions.json"
-    write_json(file, [{"question": "Why?", "preferences": wishes}])
+    write_json(file, [{"question": "Why?", "preferences": preferences}])
     with pytest.raises(InputError, match="they must be texts"):
-        questions.read(str(file))
+        questions.read_questions(str(file))
 
 
-LONG = ("a." * 100_000 + "b", '"a".' * 100_000 + "b", "'a' . " * 100_000 + "b")
+LONG_KEYS = ("a." * 100_000 + "b", '"a".' * 100_000 + "b", "'a' . " * 100_000 + "b")
 TOO_DEEP = [
-    f"a = {DEEP}",
-    *(f"{key} = 1" for key in LONG),
-    *(f"[{key}]" for key in LONG),
-    f"a = {{{LONG[0]} = 1}}",
+    f"a = {DEEP_JSON}",
+    *(f"{key} = 1" for key in LONG_KEYS),
+    *(f"[{key}]" for key in LONG_KEYS),
+    f"a = {{{LONG_KEYS[0]} = 1}}",
 ]
 
 
@@ -235,9 +240,9 @@ def test_profiles_that_are_nested_too_deep_are_refused(tmp_path: Path, text: str
 
 def test_texts_of_profiles_may_hold_dots(tmp_path: Path) -> None:
     file = tmp_path / "profiles.toml"
-    wish = "Be brief. Be kind... Say 1.2.3.4, e.g. this. Or that: a.b.c.d. " * 9
-    file.write_text(f'[kind]\nobjectives = ["{wish}"]\n', encoding="utf-8")
-    assert list(Profiles.from_file(file).written) == ["kind"]
+    text = "Be brief. Be kind... Say 1.2.3.4, e.g. this. Or that: a.b.c.d. " * 9
+    file.write_text(f'[kind]\nobjectives = ["{text}"]\n', encoding="utf-8")
+    assert list(Profiles.from_file(file).definitions) == ["kind"]
 
 
 def test_a_line_whose_id_is_nested_too_deep_to_write_again_does_not_stop_the_rest(

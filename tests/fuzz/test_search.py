@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .search_runner import Search, search
+from .search_runner import FormatSearch, run_searches
 from .targets import TARGETS
 
 FEW, MANY = 30, 1000
@@ -12,13 +12,15 @@ FEW, MANY = 30, 1000
 
 
 @pytest.fixture(scope="module")
-def few() -> dict[str, Search]:
-    return {found.format: found for found in search(TARGETS, 0, FEW)}
+def searches() -> dict[str, FormatSearch]:
+    return {found.format: found for found in run_searches(TARGETS, 0, FEW)}
 
 
 @pytest.mark.parametrize("format", TARGETS)
-def test_a_damaged_input_works_or_is_refused_in_one_sentence(few: dict[str, Search], format: str) -> None:
-    found = few[format]
+def test_a_damaged_input_works_or_is_refused_in_one_sentence(
+    searches: dict[str, FormatSearch], format: str
+) -> None:
+    found = searches[format]
     assert not found.faults, "\n".join(found.faults[:5])
     assert found.outcomes["refused"] + found.outcomes["works"] == FEW
     assert found.outcomes["refused"], found
@@ -26,8 +28,8 @@ def test_a_damaged_input_works_or_is_refused_in_one_sentence(few: dict[str, Sear
 
 @pytest.mark.long
 @pytest.mark.parametrize("format", TARGETS)
-def test_so_does_each_of_a_thousand(format: str) -> None:
-    (found,) = search([format], FEW, MANY)
+def test_each_of_a_thousand_damaged_inputs_works_or_is_refused(format: str) -> None:
+    (found,) = run_searches([format], FEW, MANY)
     print(found)
     assert not found.faults, "\n".join(found.faults[:5])
     assert found.outcomes["refused"] > MANY // 10, found

@@ -77,6 +77,8 @@ GEMMA = """{{ bos_token }}
 {%- for message in messages %}
     {{- '<turn>' + message['role'] + '\\n' + message['content'] | trim + '<end>\\n' }}
 {%- endfor %}"""
-SILENT = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+DROPS_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+)
 PLAIN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
 TEMPLATES = {"chatml": CHATML, "llama2": LLAMA2, "llama3": LLAMA3, "mistral": MISTRAL, "qwen3": QWEN3}

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 def compile_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the end of the test Triton sees an H100, which nothing reaches, and which it has not seen before."""
-    number = object()
-    gpu = SimpleNamespace(
-        get_current_device=lambda: number,
+    current_device = object()
+    fake_driver = SimpleNamespace(
+        get_current_device=lambda: current_device,
         get_current_stream=lambda device: 0,
         get_current_target=lambda: TARGETS["sm_90"],
     )
     launch = JITFunction.run
 
-    def made_ready(function: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
-        launch(function, *args, grid=grid, warmup=True, **{"enable_fp_fusion": True, **more})
+    def compile_kernel(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launch(kernel, *args, grid=grid, warmup=True, **{"enable_fp_fusion": True, **kwargs})
 
-    monkeypatch.setattr(driver, "_active", gpu)
-    monkeypatch.setattr(JITFunction, "run", made_ready)
+    monkeypatch.setattr(driver, "_active", fake_driver)
+    monkeypatch.setattr(JITFunction, "run", compile_kernel)

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def room(size: int) -> Iterator[None]:
+def disk_limit(max_bytes: int) -> Iterator[None]:
     """Within, no file of this process or its children grows beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, previous[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)

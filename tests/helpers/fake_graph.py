@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def again(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def fake_capture(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     """As a captured step: what it gives lies where it lay the first time."""
     hidden = step()
 

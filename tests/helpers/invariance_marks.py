@@ -8,11 +8,13 @@ import pytest
 import torch
 
 
-def is_steady() -> bool:
+def is_batch_invariant() -> bool:
     """Not with MKL's kernels for AVX2, which it takes on Intel's CPUs that lack AVX512."""
-    info = Path("/proc/cpuinfo")
-    intel = "GenuineIntel" in info.read_text(encoding="utf-8") if info.exists() else False
-    return not intel or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    cpuinfo = Path("/proc/cpuinfo")
+    is_intel = "GenuineIntel" in cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else False
+    return not is_intel or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
-steady = pytest.mark.skipif(not is_steady(), reason="MKL's AVX2 kernels round by what stands beside a row")
+batch_invariant_cpu = pytest.mark.skipif(
+    not is_batch_invariant(), reason="MKL's AVX2 kernels round by what stands beside a row"
+)

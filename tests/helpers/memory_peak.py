@@ -7,7 +7,7 @@ import sys
 
 MIB = 1 << 20
 
-WATCH = """
+WATCHER_CODE = """
 import sys, threading, time
 from pathlib import Path
 import torch
@@ -35,21 +35,21 @@ class Watch(threading.Thread):
 """
 
 
-def peak(setup: str, code: str, *arguments: object) -> int:
+def peak_memory(setup: str, code: str, *arguments: object) -> int:
     """Bytes that `code` adds at its peak, in an interpreter of its own that has run `setup`.
 
     `arguments` are in `sys.argv[1:]`; pages are watched each millisecond.
     """
     indented = "\n".join(f"    {line}" for line in code.strip().splitlines())
-    ended = subprocess.run(
+    result = subprocess.run(
         [
             sys.executable,
             "-c",
-            f"{WATCH}\n{setup}\nwith Watch(daemon=True):\n{indented}",
+            f"{WATCHER_CODE}\n{setup}\nwith Watch(daemon=True):\n{indented}",
             *map(str, arguments),
         ],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    return int(ended.stdout)
+    return int(result.stdout)

@@ -18,44 +18,50 @@ if TYPE_CHECKING:
 
     import pytest
     from trimtab.engine import Request
-    from trimtab.engine.core.engine_core import Core
-    from trimtab.kernels.specs.aot_compile import Build
+    from trimtab.engine.core.engine_core import EngineCore
+    from trimtab.kernels.specs.aot_compile import KernelVariant
 
 META = torch.device("meta")
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Core:
+def make_core(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> EngineCore:
     """The core of an engine, whose results stay where they are."""
-    monkeypatch.setattr(builder, "device_of", lambda *_: META)
+    monkeypatch.setattr(builder, "resolve_device", lambda *_: META)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
-    monkeypatch.setattr(DummyWeights, "tensor", _empty)
-    monkeypatch.setattr(runners, "fetch", lambda tensors: lambda: list(tensors))
+    monkeypatch.setattr(DummyWeights, "get_tensor", _empty_tensor)
+    monkeypatch.setattr(runners, "to_host_async", lambda tensors: lambda: list(tensors))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
-    monkeypatch.setattr(aot_compile, "build_of", partial(_built, build=aot_compile.build_of))
+    monkeypatch.setattr(
+        aot_compile,
+        "variant_from_launch",
+        partial(_checked_variant, variant_of=aot_compile.variant_from_launch),
+    )
     return Engine.from_pretrained(model, kv_cache_memory="1GiB", **fields)._core
 
 
-def steps(core: Core, requests: Sequence[Request], count: int) -> None:
+def run_steps(core: EngineCore, requests: Sequence[Request], num_steps: int) -> None:
     """So many steps of all that runs and of these requests, each of which is told some token."""
     for request in requests:
-        for group in core.admit(request):
+        for group in core.create_groups(request):
             core.scheduler.add(group)
-    for _ in range(count):
-        plan = core.scheduler.plan()
-        choice = core.runner.launch(plan).land()
-        core.scheduler.commit(plan)
-        assert (choice is not None) == bool(plan.ready)
-        assert choice is None or choice.tokens.device == META
-        for group in plan.ready:
-            group.tokens.append(9)
+    for _ in range(num_steps):
+        scheduler_output = core.scheduler.schedule()
+        sampled = core.runner.execute(scheduler_output).result()
+        core.scheduler.mark_computed(scheduler_output)
+        assert (sampled is not None) == bool(scheduler_output.to_sample)
+        assert sampled is None or sampled.tokens.device == META
+        for group in scheduler_output.to_sample:
+            group.output_ids.append(9)
 
 
-def _empty(weights: DummyWeights, name: str) -> torch.Tensor:
+def _empty_tensor(weights: DummyWeights, name: str) -> torch.Tensor:
     return torch.empty(weights.shapes[name], dtype=torch.bfloat16, device=META)
 
 
-def _built(function: Any, args: tuple[Any, ...], more: Any, *, build: Callable[..., Build]) -> Build:
+def _checked_variant(
+    kernel: Any, args: tuple[Any, ...], kwargs: Any, *, variant_of: Callable[..., KernelVariant]
+) -> KernelVariant:
     """What is launched takes tensors of the device alone; Triton would not look."""
-    given = [value for value in args if isinstance(value, torch.Tensor)]
-    assert {tensor.device for tensor in given} == {META}, function
-    return build(function, args, more)
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    assert {tensor.device for tensor in tensors} == {META}, kernel
+    return variant_of(kernel, args, kwargs)

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def soon(holds: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 30) -> None:
     """Waits until it holds. Fails when it does not within so many seconds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"it does not hold after {seconds:g} s"
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"it does not hold after {timeout:g} s"
         time.sleep(0.01)

@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from trimtab.engine import Method
 
 WORDS = ("kind", "true", "short", "odd", "calm", "wise", "dry", "loud")
-WISHES = [Objective(f"Be {word}.", 1 + at) for at, word in enumerate(WORDS)]
+OBJECTIVES = [Objective(f"Be {word}.", 1 + at) for at, word in enumerate(WORDS)]
 SYSTEM = "You are a helpful assistant. Your answer should be short, kind and true. " * 2
 
 
-def methods() -> list[Method]:
+def all_methods() -> list[Method]:
     """Every method, with 0 to 8 wishes."""
     return [
-        *(Mato(WISHES[:count]) for count in (1, 2, 3, 5, 8)),
+        *(Mato(OBJECTIVES[:count]) for count in (1, 2, 3, 5, 8)),
         Base(),
-        Prompt(WISHES[:1]),
-        LinearAlignment(WISHES[:1]),
-        ContextSteering(WISHES[:4]),
-        Guidance(WISHES[1:2], kl_budget=0.3),
-        Opad(WISHES[2:3]),
-        Amulet(WISHES[:1]),
-        Amulet(WISHES[3:4], kl_budget=0.05),
-        Mixture(WISHES[:3]),
-        Mato(WISHES[2:6], accumulate="ema", kl_budget=0.2),
-        Mato(WISHES[4:6], accumulate="mean", placement="user"),
+        Prompt(OBJECTIVES[:1]),
+        LinearAlignment(OBJECTIVES[:1]),
+        ContextSteering(OBJECTIVES[:4]),
+        Guidance(OBJECTIVES[1:2], kl_budget=0.3),
+        Opad(OBJECTIVES[2:3]),
+        Amulet(OBJECTIVES[:1]),
+        Amulet(OBJECTIVES[3:4], kl_budget=0.05),
+        Mixture(OBJECTIVES[:3]),
+        Mato(OBJECTIVES[2:6], accumulate="ema", kl_budget=0.2),
+        Mato(OBJECTIVES[4:6], accumulate="mean", placement="user"),
     ]
 
 
-ASKS: list[Any] = [
+PROMPTS: list[Any] = [
     "Why?",
     "What happens if an earthworm is cut in half? ",
     [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Is it kind?"}],
@@ -54,36 +54,36 @@ ASKS: list[Any] = [
 ]
 
 
-def drawn(choose: random.Random) -> Request:
+def random_request(rng: random.Random) -> Request:
     """A request of any kind whose answer depends on nothing but itself."""
-    ask = choose.choice(ASKS)
-    if isinstance(ask, str):
-        ask = f"{ask}{choose.randrange(50)}"
-    return Request(ask, choose.choice(methods()), sampling(choose), trace=choose.random() < 0.7)
+    prompt = rng.choice(PROMPTS)
+    if isinstance(prompt, str):
+        prompt = f"{prompt}{rng.randrange(50)}"
+    return Request(prompt, rng.choice(all_methods()), random_sampling(rng), trace=rng.random() < 0.7)
 
 
-def sampling(choose: random.Random) -> SamplingParams:
+def random_sampling(rng: random.Random) -> SamplingParams:
     """Short and long, greedy and sampled, with every way to end, to ban and to report."""
-    most = choose.choice((1, 2, 4, 4, 8, 8, 30))
-    drawing = {
-        "temperature": choose.choice((0.3, 1.0, 2.0)),
-        "top_k": choose.choice((0, 0, 40)),
-        "top_p": choose.choice((1.0, 0.8)),
-        "min_p": choose.choice((0.0, 0.05)),
-        "n": choose.choice((1, 1, 1, 2, 3)),
+    max_tokens = rng.choice((1, 2, 4, 4, 8, 8, 30))
+    sampled_fields = {
+        "temperature": rng.choice((0.3, 1.0, 2.0)),
+        "top_k": rng.choice((0, 0, 40)),
+        "top_p": rng.choice((1.0, 0.8)),
+        "min_p": rng.choice((0.0, 0.05)),
+        "n": rng.choice((1, 1, 1, 2, 3)),
     }
     extras: dict[str, Any] = {
-        "stop": choose.choice((("e",), ("th", "東"), ("worm ",))),
+        "stop": rng.choice((("e",), ("th", "東"), ("worm ",))),
         "stop_token_ids": (7, 41),
         "ignore_eos": True,
-        "logprobs": choose.randrange(6),
-        "min_tokens": most // 2,
+        "logprobs": rng.randrange(6),
+        "min_tokens": max_tokens // 2,
         "logit_bias": {5: 3.0, 9: -1e30},
         "repetition_penalty": 1.2,
         "presence_penalty": 0.7,
         "include_stop_str_in_output": True,
     }
-    chosen = {name: extras[name] for name in extras if choose.random() < 0.15}
-    if choose.random() < 0.5:
-        chosen |= drawing
-    return SamplingParams(max_tokens=most, seed=choose.randrange(1 << 32), **chosen)
+    fields = {name: extras[name] for name in extras if rng.random() < 0.15}
+    if rng.random() < 0.5:
+        fields |= sampled_fields
+    return SamplingParams(max_tokens=max_tokens, seed=rng.randrange(1 << 32), **fields)

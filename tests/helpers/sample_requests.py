@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KIND, SHORT = Objective("Your answer should be kind.", 3), Objective("Your answer should be short.", 1)
 TRUE, ODD = Objective("Be true.", 0.25), Objective("東京 café!", 2)
-ASK = "What happens if an earthworm is cut in half?"
+QUESTION = "What happens if an earthworm is cut in half?"
 METHODS: list[Method] = [
     Base(),
     Prompt([KIND]),
@@ -42,19 +42,19 @@ METHODS: list[Method] = [
 ]
 
 
-def described(value: object) -> str:
-    return f"{value.name}-{len(value.objectives)}" if hasattr(value, "objectives") else str(value)
+def method_id(param: object) -> str:
+    return f"{param.name}-{len(param.objectives)}" if hasattr(param, "objectives") else str(param)
 
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=described)
+parametrize_methods = pytest.mark.parametrize("method", METHODS, ids=method_id)
 
 
-def sampled(seed: int, tokens: int = 20, **fields: Any) -> SamplingParams:
-    return SamplingParams(max_tokens=tokens, temperature=1.0, seed=seed, ignore_eos=True, **fields)
+def sampled_params(seed: int, max_tokens: int = 20, **fields: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=1.0, seed=seed, ignore_eos=True, **fields)
 
 
-def greedy(tokens: int = 20, **fields: Any) -> SamplingParams:
-    return SamplingParams(max_tokens=tokens, **fields)
+def greedy_params(max_tokens: int = 20, **fields: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, **fields)
 
 
 def prompt_ids(output: Output) -> list[list[int]]:

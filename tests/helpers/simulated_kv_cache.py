@@ -5,82 +5,92 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from trimtab.engine.scheduling.block_manager import KVBlocks
+from trimtab.engine.scheduling.block_manager import BlockManager
 from trimtab.engine.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from trimtab.engine.scheduling.scheduler import Plan
-    from trimtab.engine.sequence.sequence import Branch, Group
+    from trimtab.engine.scheduling.scheduler import SchedulerOutput
+    from trimtab.engine.sequence.sequence import Branch, SequenceGroup
 
 
-class PagedTokens:
+class SimulatedKVCache:
     """Pages of tokens, None where nothing was written since they were cleared; `computed` counts tokens."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler, blocks = scheduler, scheduler.blocks
-        self.pages: list[list[int | None]] = [[-1] * blocks.block_size for _ in range(blocks.total)]
-        self.computed = 0
+        self.scheduler, block_manager = scheduler, scheduler.block_manager
+        self.blocks: list[list[int | None]] = [
+            [-1] * block_manager.block_size for _ in range(block_manager.num_blocks)
+        ]
+        self.num_computed = 0
 
-    def step(self) -> Plan:
+    def step(self) -> SchedulerOutput:
         """Plans and does it, checking everything that must hold before and after."""
         scheduler = self.scheduler
-        plan = scheduler.plan()
-        check_pages(scheduler.blocks, scheduler.running)
-        for one, other in plan.swaps:
-            self.pages[one], self.pages[other] = self.pages[other], self.pages[one]
-        for page in plan.fresh:
-            self.pages[page] = [None] * scheduler.blocks.block_size
-        assert sum(count for _, _, count in plan.shares) <= scheduler.max_tokens
-        assert sum(len(group.branches) for group in scheduler.running) <= scheduler.max_rows
-        assert len({id(branch) for _, branch, _ in plan.shares}) == len(plan.shares)
-        written = Counter[tuple[int, int]]()
-        for group, branch, count in plan.shares:
+        scheduler_output = scheduler.schedule()
+        check_blocks(scheduler.block_manager, scheduler.running)
+        for scheduled_group, dst in scheduler_output.blocks_to_swap:
+            self.blocks[scheduled_group], self.blocks[dst] = self.blocks[dst], self.blocks[scheduled_group]
+        for block in scheduler_output.blocks_to_zero:
+            self.blocks[block] = [None] * scheduler.block_manager.block_size
+        assert sum(count for _, _, count in scheduler_output.scheduled) <= scheduler.max_num_batched_tokens
+        assert sum(len(group.branches) for group in scheduler.running) <= scheduler.max_num_seqs
+        assert len({id(branch) for _, branch, _ in scheduler_output.scheduled}) == len(
+            scheduler_output.scheduled
+        )
+        writes = Counter[tuple[int, int]]()
+        for group, branch, count in scheduler_output.scheduled:
             assert count > 0
             assert any(group is running for running in scheduler.running)
-            for at in range(branch.computed, branch.computed + count):
-                self._write(group, branch, at, written)
-        assert not written or max(written.values()) == 1, "two branches write the same place"
-        for group, branch, count in plan.shares:
-            self._check_seen(group, branch, branch.computed + count)
-            self.computed += count
-        scheduler.commit(plan)
+            for position in range(branch.num_computed_tokens, branch.num_computed_tokens + count):
+                self._write(group, branch, position, writes)
+        assert not writes or max(writes.values()) == 1, "two branches write the same place"
+        for group, branch, count in scheduler_output.scheduled:
+            self._check_visible(group, branch, branch.num_computed_tokens + count)
+            self.num_computed += count
+        scheduler.mark_computed(scheduler_output)
         for group in scheduler.running:
-            caught_up = all(group.waiting(branch) == 0 for branch in group.branches)
-            assert caught_up == any(group is ready for ready in plan.ready)
-            if any(group is ready for ready in plan.ready):
-                done = {id(branch) for one, branch, _ in plan.shares if one is group}
-                assert done == {id(branch) for branch in group.branches}, "all choose from the same step"
-        check_pages(scheduler.blocks, scheduler.running)
-        return plan
+            caught_up = all(group.num_uncomputed(branch) == 0 for branch in group.branches)
+            assert caught_up == any(group is ready for ready in scheduler_output.to_sample)
+            if any(group is ready for ready in scheduler_output.to_sample):
+                scheduled = {id(branch) for one, branch, _ in scheduler_output.scheduled if one is group}
+                assert scheduled == {id(branch) for branch in group.branches}, "all choose from the same step"
+        check_blocks(scheduler.block_manager, scheduler.running)
+        return scheduler_output
 
-    def _write(self, group: Group, branch: Branch, at: int, written: Counter[tuple[int, int]]) -> None:
-        page, offset = branch.pages[at // len(self.pages[0])], at % len(self.pages[0])
-        assert self.scheduler.blocks._holders[page] == 1, "a shared page is written"
-        assert self.pages[page][offset] is None, "a token is written where another stands"
-        self.pages[page][offset] = group.token_ids(branch, at, 1)[0]
-        written[page, offset] += 1
+    def _write(
+        self, group: SequenceGroup, branch: Branch, position: int, writes: Counter[tuple[int, int]]
+    ) -> None:
+        block, offset = branch.block_table[position // len(self.blocks[0])], position % len(self.blocks[0])
+        assert self.scheduler.block_manager._ref_counts[block] == 1, "a shared page is written"
+        assert self.blocks[block][offset] is None, "a token is written where another stands"
+        self.blocks[block][offset] = group.get_token_ids(branch, position, 1)[0]
+        writes[block, offset] += 1
 
-    def _check_seen(self, group: Group, branch: Branch, end: int) -> None:
-        seen = [token for page in branch.pages for token in self.pages[page]]
-        assert seen[:end] == group.token_ids(branch, 0, end), "the branch sees tokens that are not its own"
-        own = branch.pages[(end - 1) // len(self.pages[0]) :]
-        rest = seen[end : end + len(own) * len(self.pages[0])]
-        assert all(token is None for token in rest), "what is not computed yet is not clear"
+    def _check_visible(self, group: SequenceGroup, branch: Branch, end: int) -> None:
+        visible = [token for block in branch.block_table for token in self.blocks[block]]
+        assert visible[:end] == group.get_token_ids(branch, 0, end), (
+            "the branch sees tokens that are not its own"
+        )
+        last_blocks = branch.block_table[(end - 1) // len(self.blocks[0]) :]
+        uncomputed = visible[end : end + len(last_blocks) * len(self.blocks[0])]
+        assert all(token is None for token in uncomputed), "what is not computed yet is not clear"
 
 
-def check_pages(blocks: KVBlocks, running: list[Group]) -> None:
+def check_blocks(block_manager: BlockManager, running: list[SequenceGroup]) -> None:
     """Every page is held, kept or empty, counts are those of the page tables, hashes know their pages."""
-    tables = [branch.pages for group in running for branch in group.branches]
-    holders = Counter(page for table in tables for page in table)
-    assert [holders[page] for page in range(blocks.total)] == blocks._holders
-    assert sorted([*blocks._empty, *blocks._kept, *holders]) == list(range(blocks.total))
-    assert blocks.free == blocks.total - len(holders)
-    assert {page: key for key, page in blocks._page.items()} == blocks._hash
-    assert all(page in blocks._hash for page in blocks._kept)
-    assert not any(page in blocks._hash for page in blocks._empty)
-    for table in tables:
+    block_tables = [branch.block_table for group in running for branch in group.branches]
+    ref_counts = Counter(block for block_table in block_tables for block in block_table)
+    assert [ref_counts[page] for page in range(block_manager.num_blocks)] == block_manager._ref_counts
+    assert sorted([*block_manager._free_heap, *block_manager._lru, *ref_counts]) == list(
+        range(block_manager.num_blocks)
+    )
+    assert block_manager.num_free_blocks == block_manager.num_blocks - len(ref_counts)
+    assert {page: key for key, page in block_manager._block_of_hash.items()} == block_manager._hash_of_block
+    assert all(page in block_manager._hash_of_block for page in block_manager._lru)
+    assert not any(page in block_manager._hash_of_block for page in block_manager._free_heap)
+    for table in block_tables:
         assert len(set(table)) == len(table)
     for group in running:
         for branch in group.branches:
-            assert branch.computed <= len(branch.pages) * blocks.block_size
-            assert branch.computed <= len(branch.prompt_token_ids) + len(group.tokens)
+            assert branch.num_computed_tokens <= len(branch.block_table) * block_manager.block_size
+            assert branch.num_computed_tokens <= len(branch.prompt_token_ids) + len(group.output_ids)

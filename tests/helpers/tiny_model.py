@@ -11,22 +11,21 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimtab.engine.request import Request
-from trimtab.engine.sequence.sequence import Branch, Group
+from trimtab.engine.sequence.sequence import Branch, SequenceGroup
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import shapes
+from trimtab.models.llama import param_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from trimtab.engine.engine import Engine
-    from trimtab.engine.sequence.output_processor import Answer
 
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TOKENS = 300
-ROWS = 307
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+VOCAB_SIZE = 300
+EMBEDDING_ROWS = 307
 """Rows of the embedding: the last seven have no token."""
-GAINS = {"q_proj": 2.0, "o_proj": 3.0, "down_proj": 3.0}
+WEIGHT_GAINS = {"q_proj": 2.0, "o_proj": 3.0, "down_proj": 3.0}
 """Attention that is not flat and layers that outweigh the embedding; without, the model repeats itself."""
 CORPUS = [
     "You are a helpful assistant. Your answer should be short, kind and true.",
@@ -40,85 +39,89 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Tiny:
+class TinyModel:
     """The sizes of a tiny model, and how its folder is written. `head_dim` None leaves it to the reader."""
 
     hidden: int = 36
     heads: int = 6
     kv_heads: int = 2
     head_dim: int | None = None
-    inner: int = 50
+    intermediate: int = 50
     layers: int = 2
-    rows: int = ROWS
+    vocab_size: int = EMBEDDING_ROWS
     tied: bool = True
     shards: int = 1
     dtype: torch.dtype = torch.float32
     theta: float = 500.0
-    context: int = 512
-    transformers: int = 5
+    max_length: int = 512
+    transformers_version: int = 5
     seed: int = 0
 
     def config(self) -> dict[str, Any]:
         """config.json in the spelling of transformers 4 or 5."""
         dtype = str(self.dtype).removeprefix("torch.")
-        common = {
+        config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "vocab_size": self.rows,
+            "vocab_size": self.vocab_size,
             "hidden_size": self.hidden,
-            "intermediate_size": self.inner,
+            "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "hidden_act": "silu",
             "rms_norm_eps": 1e-5,
-            "max_position_embeddings": self.context,
+            "max_position_embeddings": self.max_length,
             "tie_word_embeddings": self.tied,
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
         if self.head_dim is not None:
-            common["head_dim"] = self.head_dim
-        if self.transformers == 4:
-            return {**common, "rope_theta": self.theta, "rope_scaling": None, "torch_dtype": dtype}
+            config["head_dim"] = self.head_dim
+        if self.transformers_version == 4:
+            return {**config, "rope_theta": self.theta, "rope_scaling": None, "torch_dtype": dtype}
         rope = {"rope_type": "default", "rope_theta": self.theta}
-        return {**common, "rope_parameters": rope, "dtype": dtype}
+        return {**config, "rope_parameters": rope, "dtype": dtype}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Random weights of a size that makes every part of the model matter."""
         generator = torch.Generator().manual_seed(self.seed)
-        found = {}
-        for name, shape in shapes(ModelConfig.from_dict(self.config())).items():
+        tensors = {}
+        for name, shape in param_shapes(ModelConfig.from_dict(self.config())).items():
             noise = torch.randn(shape, generator=generator)
             if len(shape) == 1:
                 value = 1 + 0.2 * noise
             elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
                 value = 0.5 * noise
             else:
-                gain = next((g for part, g in GAINS.items() if part in name), 1.0)
+                gain = next((g for part, g in WEIGHT_GAINS.items() if part in name), 1.0)
                 value = gain * noise / shape[1] ** 0.5
-            found[name] = value.to(self.dtype)
-        return found
+            tensors[name] = value.to(self.dtype)
+        return tensors
 
     def write(self, folder: Path) -> Path:
         """Writes the whole model folder and returns it."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", self.config())
         write_tensors(folder, self.tensors(), self.shards)
-        tokenizer().save(str(folder / "tokenizer.json"))
-        tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
-        write_json(folder / "tokenizer_config.json", tokens)
+        train_tokenizer().save(str(folder / "tokenizer.json"))
+        tokenizer_config = {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "chat_template": CHAT_TEMPLATE,
+        }
+        write_json(folder / "tokenizer_config.json", tokenizer_config)
         return folder
 
 
-def tokenizer() -> Backend:
+def train_tokenizer() -> Backend:
     """A byte-level BPE of TOKENS entries whose first three are ChatML's special tokens."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENS,
-        special_tokens=SPECIALS,
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -130,34 +133,38 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
-def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
+def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], num_shards: int = 1) -> None:
     """model.safetensors, or `shards` files and their index."""
-    if shards == 1:
+    if num_shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for shard in range(shards):
-        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: tensors[name] for name in list(tensors)[shard::shards]}
-        save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
+    for shard in range(num_shards):
+        file = f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
+        tensors_of_shard = {name: tensors[name] for name in list(tensors)[shard::num_shards]}
+        save_file(tensors_of_shard, folder / file)
+        weight_map |= dict.fromkeys(tensors_of_shard, file)
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def at_rest(engine: Engine) -> bool:
+def is_idle(engine: Engine) -> bool:
     """Whether nothing waits or runs, and every page of the KV cache is free."""
-    blocks = engine._core.scheduler.blocks
-    return engine._core.scheduler.idle and blocks.free == blocks.total and not any(blocks._holders)
+    block_manager = engine._core.scheduler.block_manager
+    return (
+        engine._core.scheduler.idle
+        and block_manager.num_free_blocks == block_manager.num_blocks
+        and not any(block_manager._ref_counts)
+    )
 
 
-def group_of(prompts: Sequence[Sequence[int]], limit: int) -> Group:
+def make_group(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> SequenceGroup:
     """A group as blocks and scheduler see it: branches and the longest answer, and no model behind it."""
-    return Group(
+    return SequenceGroup(
         request=Request(branch_token_ids=[[1]]),
         prompts=[],
         branches=[Branch(index, list(prompt)) for index, prompt in enumerate(prompts)],
-        answer=cast("Answer", object()),
-        sample=0,
+        output_state=cast("OutputState", object()),
+        sample_index=0,
         seed=0,
-        limit=limit,
+        max_new_tokens=max_new_tokens,
     )

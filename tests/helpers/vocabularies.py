@@ -20,8 +20,8 @@ CORPUS = [
     "system user assistant: You are a helpful assistant. obey!",
 ] * 8
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-OTHER = ["<tool>", "Ünï x"]
+SPECIAL_TOKENS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+ADDED_TOKENS = ["<tool>", "Ünï x"]
 """Added tokens that are not special: they are shown where special ones are skipped."""
 
 EMOJI = [
@@ -29,11 +29,11 @@ EMOJI = [
     "🧑‍🚀🧑", "1\ufe0f\u20e3",
 ]  # fmt: skip
 RIGHT_TO_LEFT = ["العربية", "שלום עולם", "\u202eabc\u202c", "a\u200fb", "\ufdfa", "مرحبا 123"]
-FAR_EAST = [
+EAST_ASIAN = [
     "東京", "你好\uff0c世界\u3002", "こんにちは", "한국어", "\u1112\u1161\u11ab", "\uff46\uff55",
     "\U00020bb7",
 ]  # fmt: skip
-MARKS = [
+COMBINING_MARKS = [
     "e\u0301", "a\u0323\u0304", "\u0301", "\u0308x", "n\u0303", "\ufb01", "\u212b", "\u0130",
     "ß", "\u017f",
 ]  # fmt: skip
@@ -54,10 +54,20 @@ LONG = [
     "x" * 400, "ab" * 200, "Donaudampfschifffahrtsgesellschaftskapitän", "\U0010ffff",
     "\u2135\u2080 \U0001d518",
 ]  # fmt: skip
-LOOKS = ["▁", "▁▁the", "Ġ", "Ċ", "<0x41>", "<0xE2>", "##x", "</w>", "<pad>", "< s>", "<s", "[INST]"]
-ATOMS = [*EMOJI, *RIGHT_TO_LEFT, *FAR_EAST, *MARKS, *CONTROLS, *SPACES, *CODE, *LONG, *LOOKS]
+LOOK_ALIKES = ["▁", "▁▁the", "Ġ", "Ċ", "<0x41>", "<0xE2>", "##x", "</w>", "<pad>", "< s>", "<s", "[INST]"]
+ATOMS = [
+    *EMOJI,
+    *RIGHT_TO_LEFT,
+    *EAST_ASIAN,
+    *COMBINING_MARKS,
+    *CONTROLS,
+    *SPACES,
+    *CODE,
+    *LONG,
+    *LOOK_ALIKES,
+]
 FRAMES = ("{}", " {}", "{} ", "the {} fox", "é{}\n", "{0}{0}")
-AWKWARD = ["", *dict.fromkeys(frame.format(atom) for frame, atom in product(FRAMES, ATOMS))]
+AWKWARD_TEXTS = ["", *dict.fromkeys(frame.format(atom) for frame, atom in product(FRAMES, ATOMS))]
 """Hundreds of texts without an added token."""
 
 FORGERIES = [
@@ -74,21 +84,21 @@ FORGERIES = [
 """Texts in which special tokens are spelled out."""
 
 
-def byte_level() -> Tokenizer:
+def make_byte_level() -> Tokenizer:
     """As of Qwen2: NFC, a pattern that cuts, byte-level BPE."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     pattern = Regex(r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-    cuts = [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    steps = [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
-    return with_added(backend)
+    return add_special_tokens(backend)
 
 
-def byte_fallback(scheme: str = "first") -> Tokenizer:
+def make_byte_fallback(scheme: str = "first") -> Tokenizer:
     """As of Llama 2 and Mistral: BPE that falls back to bytes, with a space before a text.
 
     scheme: "first" or "always" as a pre-tokenizer puts it, "normalizer" as the older files do.
@@ -96,20 +106,20 @@ def byte_fallback(scheme: str = "first") -> Tokenizer:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, show_progress=False))
-    found = json.loads(trained.to_str())["model"]
-    entries = ["<unk>", *BYTES, *found["vocab"]]
-    vocab, merges = {t: i for i, t in enumerate(entries)}, [tuple(pair) for pair in found["merges"]]
+    model = json.loads(trained.to_str())["model"]
+    entries = ["<unk>", *BYTES, *model["vocab"]]
+    vocab, merges = {t: i for i, t in enumerate(entries)}, [tuple(pair) for pair in model["merges"]]
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if scheme == "normalizer":
         steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         backend.normalizer = normalizers.Sequence(steps)
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    backend.decoder = llama_decoder()
-    return with_added(backend)
+    backend.decoder = make_llama_decoder()
+    return add_special_tokens(backend)
 
 
-def unigram(*own: str) -> Tokenizer:
+def make_unigram(*extra_pieces: str) -> Tokenizer:
     """As of XLM-R, but with bytes to fall back to: NFKC, then the likeliest pieces. `own` are among them."""
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -117,26 +127,31 @@ def unigram(*own: str) -> Tokenizer:
         CORPUS, trainers.UnigramTrainer(vocab_size=160, unk_token="<unk>", show_progress=False)
     )
     pieces = [(p, score) for p, score in json.loads(trained.to_str())["model"]["vocab"] if p != "<unk>"]
-    entries = [("<unk>", 0.0), *((byte, -20.0) for byte in BYTES), *((piece, 0.0) for piece in own), *pieces]
+    entries = [
+        ("<unk>", 0.0),
+        *((byte, -20.0) for byte in BYTES),
+        *((piece, 0.0) for piece in extra_pieces),
+        *pieces,
+    ]
     backend = Tokenizer(models.Unigram(entries, 0, byte_fallback=True))
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    return with_added(backend)
+    return add_special_tokens(backend)
 
 
-def llama_decoder() -> Any:
+def make_llama_decoder() -> Any:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     return decoders.Sequence(steps)
 
 
-def with_added(backend: Tokenizer) -> Tokenizer:
-    backend.add_special_tokens(SPECIAL)
-    backend.add_tokens([AddedToken(text, special=False) for text in OTHER])
+def add_special_tokens(backend: Tokenizer) -> Tokenizer:
+    backend.add_special_tokens(SPECIAL_TOKENS)
+    backend.add_tokens([AddedToken(text, special=False) for text in ADDED_TOKENS])
     return backend
 
 
-LLAMA = {
+LLAMA_OPTIONS = {
     "model_type": "bpe",
     "byte_fallback": True,
     "normalization_rule_name": "identity",
@@ -162,11 +177,11 @@ def sentencepiece_model(**options: Any) -> bytes:
     return out.getvalue()
 
 
-MODELS = {
-    "Llama": LLAMA,
+SENTENCEPIECE_OPTIONS = {
+    "Llama": LLAMA_OPTIONS,
     "BPE as by default": {"model_type": "bpe"},
     "unigram as by default": {"model_type": "unigram"},
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "remove_extra_whitespaces": False},
-    "without prefix": {**LLAMA, "add_dummy_prefix": False},
+    "without prefix": {**LLAMA_OPTIONS, "add_dummy_prefix": False},
 }
 """Options of models by name; their texts have no added tokens but <s> and </s>."""

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from trimtab.engine import Base, Engine, Mato, Objective, Request, SamplingParams
 
-from ..helpers.tiny_model import ROWS, TOKENS, tokenizer, write_json
+from ..helpers.tiny_model import EMBEDDING_ROWS, VOCAB_SIZE, train_tokenizer, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,18 +34,18 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
-class Case:
+class ArchitectureCase:
     """A model: what differs from `BASE` in its config.json, and what in that takes the switch away again."""
 
     kind: str
     fields: dict[str, Any] = field(default_factory=dict)
-    without: dict[str, Any] = field(default_factory=dict)
+    disabled: dict[str, Any] = field(default_factory=dict)
     shards: int = 1
-    old: bool = False
+    transformers_4: bool = False
 
 
 BASE = {
-    "vocab_size": ROWS,
+    "vocab_size": EMBEDDING_ROWS,
     "hidden_size": 36,
     "intermediate_size": 50,
     "num_hidden_layers": 3,
@@ -62,65 +62,93 @@ def rope(kind: str, factor: float, **more: Any) -> dict[str, Any]:
 
 
 def llama3(**more: Any) -> dict[str, Any]:
-    asked = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": ORIGINAL}
-    return rope("llama3", 8.0, **asked, **more)
+    parameters = {
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": ORIGINAL,
+    }
+    return rope("llama3", 8.0, **parameters, **more)
 
 
 def yarn(**more: Any) -> dict[str, Any]:
     return rope("yarn", 8.0, original_max_position_embeddings=ORIGINAL, **more)
 
 
-SHORT = {"max_position_embeddings": ORIGINAL}
-NINE = {"num_attention_heads": 9, "num_key_value_heads": 3}
-SEVEN = {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size": 42}
+SHORT_CONTEXT = {"max_position_embeddings": ORIGINAL}
+NINE_HEADS = {"num_attention_heads": 9, "num_key_value_heads": 3}
+SEVEN_HEADS = {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size": 42}
 NO_BIAS = {"attention_bias": False, "mlp_bias": False}
 NO_WINDOW = {"sliding_window": None}
 WINDOW = {"use_sliding_window": True, "sliding_window": 37}
 
 CASES = {
-    "llama": Case("llama"),
-    "llama-tied-nine-heads": Case("llama", {**NINE, "tie_word_embeddings": True}, old=True),
-    "llama-sharded-seven-heads": Case("llama", SEVEN, shards=4),
-    "llama-wide-heads": Case("llama", {"head_dim": 14, "num_attention_heads": 3, "num_key_value_heads": 3}),
-    "llama-attention-bias": Case("llama", {"attention_bias": True}, NO_BIAS),
-    "llama-mlp-bias": Case("llama", {"mlp_bias": True}, NO_BIAS),
-    "llama-both-biases": Case("llama", {"attention_bias": True, "mlp_bias": True}, NO_BIAS, old=True),
-    "llama-linear": Case("llama", {**SHORT, **rope("linear", 8.0)}, PLAIN),
-    "llama-linear-old": Case("llama", {**SHORT, **rope("linear", 2.5 * 2)}, PLAIN, old=True),
-    "llama-llama3": Case("llama", llama3(), PLAIN),
-    "llama-llama3-old": Case("llama", {**llama3(), "tie_word_embeddings": True}, PLAIN, shards=3, old=True),
-    "llama-yarn": Case("llama", yarn(), PLAIN),
-    "llama-yarn-untruncated": Case("llama", yarn(truncate=False, beta_fast=8, beta_slow=2), PLAIN),
-    "llama-yarn-scales": Case("llama", yarn(mscale=1.0, mscale_all_dim=0.5), PLAIN, old=True),
-    "llama-dynamic": Case("llama", {**SHORT, **rope("dynamic", 8.0)}, PLAIN),
-    "mistral": Case("mistral", {"sliding_window": None}),
-    "mistral-window": Case("mistral", {"sliding_window": 37}, NO_WINDOW),
-    "mistral-window-of-a-page": Case("mistral", {"sliding_window": 16, **SEVEN}, NO_WINDOW, old=True),
-    "mistral-window-of-one": Case("mistral", {"sliding_window": 1}, NO_WINDOW),
-    "mistral-window-and-yarn": Case("mistral", {"sliding_window": 50, **yarn()}, PLAIN),
-    "qwen2": Case("qwen2", {**SEVEN, "tie_word_embeddings": True}, shards=2),
-    "qwen2-upper-windows": Case("qwen2", {**WINDOW, "max_window_layers": 1}, {"use_sliding_window": False}),
-    "qwen2-window-beyond-layers": Case("qwen2", {**WINDOW, "max_window_layers": 3}, old=True),
-    "qwen2-yarn": Case("qwen2", {**yarn(), **NINE}, PLAIN, old=True),
-    "qwen2-dynamic": Case("qwen2", {**SHORT, **rope("dynamic", 4.0)}, PLAIN, old=True),
-    "qwen3": Case("qwen3", {**NINE, "head_dim": 10, "tie_word_embeddings": True}),
-    "qwen3-bias": Case("qwen3", {"attention_bias": True, "head_dim": 8}, NO_BIAS, shards=3, old=True),
-    "qwen3-chosen-windows": Case(
+    "llama": ArchitectureCase("llama"),
+    "llama-tied-nine-heads": ArchitectureCase(
+        "llama", {**NINE_HEADS, "tie_word_embeddings": True}, transformers_4=True
+    ),
+    "llama-sharded-seven-heads": ArchitectureCase("llama", SEVEN_HEADS, shards=4),
+    "llama-wide-heads": ArchitectureCase(
+        "llama", {"head_dim": 14, "num_attention_heads": 3, "num_key_value_heads": 3}
+    ),
+    "llama-attention-bias": ArchitectureCase("llama", {"attention_bias": True}, NO_BIAS),
+    "llama-mlp-bias": ArchitectureCase("llama", {"mlp_bias": True}, NO_BIAS),
+    "llama-both-biases": ArchitectureCase(
+        "llama", {"attention_bias": True, "mlp_bias": True}, NO_BIAS, transformers_4=True
+    ),
+    "llama-linear": ArchitectureCase("llama", {**SHORT_CONTEXT, **rope("linear", 8.0)}, PLAIN),
+    "llama-linear-old": ArchitectureCase(
+        "llama", {**SHORT_CONTEXT, **rope("linear", 2.5 * 2)}, PLAIN, transformers_4=True
+    ),
+    "llama-llama3": ArchitectureCase("llama", llama3(), PLAIN),
+    "llama-llama3-old": ArchitectureCase(
+        "llama", {**llama3(), "tie_word_embeddings": True}, PLAIN, shards=3, transformers_4=True
+    ),
+    "llama-yarn": ArchitectureCase("llama", yarn(), PLAIN),
+    "llama-yarn-untruncated": ArchitectureCase(
+        "llama", yarn(truncate=False, beta_fast=8, beta_slow=2), PLAIN
+    ),
+    "llama-yarn-scales": ArchitectureCase(
+        "llama", yarn(mscale=1.0, mscale_all_dim=0.5), PLAIN, transformers_4=True
+    ),
+    "llama-dynamic": ArchitectureCase("llama", {**SHORT_CONTEXT, **rope("dynamic", 8.0)}, PLAIN),
+    "mistral": ArchitectureCase("mistral", {"sliding_window": None}),
+    "mistral-window": ArchitectureCase("mistral", {"sliding_window": 37}, NO_WINDOW),
+    "mistral-window-of-a-page": ArchitectureCase(
+        "mistral", {"sliding_window": 16, **SEVEN_HEADS}, NO_WINDOW, transformers_4=True
+    ),
+    "mistral-window-of-one": ArchitectureCase("mistral", {"sliding_window": 1}, NO_WINDOW),
+    "mistral-window-and-yarn": ArchitectureCase("mistral", {"sliding_window": 50, **yarn()}, PLAIN),
+    "qwen2": ArchitectureCase("qwen2", {**SEVEN_HEADS, "tie_word_embeddings": True}, shards=2),
+    "qwen2-upper-windows": ArchitectureCase(
+        "qwen2", {**WINDOW, "max_window_layers": 1}, {"use_sliding_window": False}
+    ),
+    "qwen2-window-beyond-layers": ArchitectureCase(
+        "qwen2", {**WINDOW, "max_window_layers": 3}, transformers_4=True
+    ),
+    "qwen2-yarn": ArchitectureCase("qwen2", {**yarn(), **NINE_HEADS}, PLAIN, transformers_4=True),
+    "qwen2-dynamic": ArchitectureCase(
+        "qwen2", {**SHORT_CONTEXT, **rope("dynamic", 4.0)}, PLAIN, transformers_4=True
+    ),
+    "qwen3": ArchitectureCase("qwen3", {**NINE_HEADS, "head_dim": 10, "tie_word_embeddings": True}),
+    "qwen3-bias": ArchitectureCase(
+        "qwen3", {"attention_bias": True, "head_dim": 8}, NO_BIAS, shards=3, transformers_4=True
+    ),
+    "qwen3-chosen-windows": ArchitectureCase(
         "qwen3",
-        {**WINDOW, **SEVEN, "head_dim": 6, "layer_types": [SLIDING, FULL, SLIDING]},
+        {**WINDOW, **SEVEN_HEADS, "head_dim": 6, "layer_types": [SLIDING, FULL, SLIDING]},
         {"layer_types": [FULL] * 3},
     ),
-    "qwen3-llama3": Case("qwen3", {**llama3(), "head_dim": 12}, PLAIN),
+    "qwen3-llama3": ArchitectureCase("qwen3", {**llama3(), "head_dim": 12}, PLAIN),
 }
 
 
-def built(case: Case, changes: dict[str, Any]) -> Any:
+def build_reference(case: ArchitectureCase, changes: dict[str, Any]) -> Any:
     """transformers' model of a case, not initialised yet."""
     config = AutoConfig.for_model(case.kind, **{**BASE, **case.fields, **changes})
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def randomised(model: Any) -> Any:
+def randomize(model: Any) -> Any:
     """Every weight random, of the sizes that transformers gives them (0.02 to 0.1), biases and norms too."""
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
@@ -131,19 +159,21 @@ def randomised(model: Any) -> Any:
     return model
 
 
-def write(case: Case, folder: Path) -> Any:
+def write_model(case: ArchitectureCase, folder: Path) -> Any:
     """Writes the folder of a case, as transformers does; returns its model."""
-    model = randomised(built(case, {}))
+    model = randomize(build_reference(case, {}))
     size = sum(weight.nbytes for weight in model.parameters())
     model.save_pretrained(folder, max_shard_size=size // case.shards + 20_000 if case.shards > 1 else size)
     assert len(list(folder.glob("*.safetensors"))) >= case.shards
-    if case.old:
-        write_json(folder / "config.json", as_before(json.loads((folder / "config.json").read_text())))
-    tokenizer().save(str(folder / "tokenizer.json"))
+    if case.transformers_4:
+        write_json(
+            folder / "config.json", to_transformers_4(json.loads((folder / "config.json").read_text()))
+        )
+    train_tokenizer().save(str(folder / "tokenizer.json"))
     return model
 
 
-def as_before(config: dict[str, Any]) -> dict[str, Any]:
+def to_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json in the spelling of transformers 4."""
     section = config.pop("rope_parameters")
     config["rope_theta"] = section.pop("rope_theta")
@@ -156,7 +186,7 @@ def as_before(config: dict[str, Any]) -> dict[str, Any]:
 
 def prompts() -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, TOKENS, (length,), generator=generator).tolist() for length in LENGTHS]
+    return [torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
 @torch.inference_mode()
@@ -172,18 +202,20 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def opened(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine]:
+def model_and_engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine]:
     """transformers' model of the case, and an engine on its folder."""
-    return opened_case(CASES[name], tmp_path_factory.mktemp(name))
+    return load_case(CASES[name], tmp_path_factory.mktemp(name))
 
 
-def opened_case(case: Case, folder: Path) -> tuple[Any, Engine]:
-    model = write(case, folder)
+def load_case(case: ArchitectureCase, folder: Path) -> tuple[Any, Engine]:
+    model = write_model(case, folder)
     return model, Engine.from_pretrained(str(folder), kv_cache_memory="8MiB")
 
 
-def test_log_probabilities_of_a_prompt_are_those_of_transformers(opened: tuple[Any, Engine]) -> None:
-    model, engine = opened
+def test_log_probabilities_of_a_prompt_are_those_of_transformers(
+    model_and_engine: tuple[Any, Engine],
+) -> None:
+    model, engine = model_and_engine
     for ids in prompts():
         ours, theirs = engine.score(ids), logprobs(model, ids)
         assert float(ours.std()) > 1, "a model that hardly prefers any token shows no mistake"
@@ -191,45 +223,49 @@ def test_log_probabilities_of_a_prompt_are_those_of_transformers(opened: tuple[A
 
 
 def test_decoded_tokens_and_their_log_probabilities_are_those_of_transformers(
-    name: str, opened: tuple[Any, Engine]
+    name: str, model_and_engine: tuple[Any, Engine]
 ) -> None:
     """Both prompts in one batch. A dynamic rope is held to transformers' plain one with its frequencies."""
-    model, engine = opened
+    model, engine = model_and_engine
     outputs = engine.generate([greedy([ids]) for ids in prompts()])
     for prompt, output in zip(prompts(), outputs, strict=True):
         assert len(output.token_ids) == STEPS
-        plain = fixed(CASES[name], model, len(prompt)) if "dynamic" in name else model
+        plain = with_static_rope(CASES[name], model, len(prompt)) if "dynamic" in name else model
         assert_same(output, plain)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.without], indirect=True)
-def test_the_switch_of_a_case_shows(name: str, opened: tuple[Any, Engine]) -> None:
-    case, (model, _) = CASES[name], opened
-    plain = built(case, case.without)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.disabled], indirect=True)
+def test_disabling_the_feature_of_a_case_changes_the_log_probabilities(
+    name: str, model_and_engine: tuple[Any, Engine]
+) -> None:
+    case, (model, _) = CASES[name], model_and_engine
+    plain = build_reference(case, case.disabled)
     plain.load_state_dict(model.state_dict(), strict=False)
     long = prompts()[1]
     assert float((logprobs(plain, long) - logprobs(model, long)).abs().max()) > 100 * TOLERANCE
 
 
-def test_requests_that_begin_alike_turn_by_their_own_lengths_under_a_dynamic_rope(tmp_path: Path) -> None:
+def test_under_a_dynamic_rope_requests_with_a_common_prefix_rotate_by_their_own_lengths(
+    tmp_path: Path,
+) -> None:
     """Together and one after the other: what one has computed must not serve the other."""
     case = CASES["llama-dynamic"]
-    model, engine = opened_case(case, tmp_path)
+    model, engine = load_case(case, tmp_path)
     long = prompts()[1]
     alike = [long[:140], long]
-    plain = [fixed(case, model, len(prompt)) for prompt in alike]
+    plain = [with_static_rope(case, model, len(prompt)) for prompt in alike]
     together = engine.generate([greedy([prompt]) for prompt in alike])
     after = [engine.generate(greedy([prompt])) for prompt in alike]
     for output, model_at_length in zip([*together, *after], plain * 2, strict=True):
         assert_same(output, model_at_length)
 
 
-def test_branches_of_a_request_turn_by_its_longest_prompt_under_a_dynamic_rope(tmp_path: Path) -> None:
+def test_under_a_dynamic_rope_branches_rotate_by_the_requests_longest_prompt(tmp_path: Path) -> None:
     case = CASES["llama-dynamic"]
-    model, engine = opened_case(case, tmp_path)
+    model, engine = load_case(case, tmp_path)
     short, long = prompts()
     output = engine.generate(greedy([long[:100], long, short], Mato([Objective("a"), Objective("b")])))
-    plain = fixed(case, model, len(long))
+    plain = with_static_rope(case, model, len(long))
     assert output.trace is not None
     found = torch.tensor(output.trace.branch_logprobs)
     for branch, prompt in enumerate(output.branches):
@@ -246,7 +282,7 @@ def greedy(branches: list[list[int]], steering: Method | None = None) -> Request
 def assert_same(output: Output, model: Any) -> None:
     """The tokens of an unsteered answer and the likeliest at each place are transformers'."""
     theirs = answer_logprobs(model, output.branches[0].prompt_token_ids, output.token_ids)
-    assert output.token_ids == theirs[:, :TOKENS].argmax(-1).tolist()
+    assert output.token_ids == theirs[:, :VOCAB_SIZE].argmax(-1).tolist()
     assert output.logprobs is not None
     for found, row in zip(output.logprobs, theirs, strict=True):
         assert len(found.top) == 20
@@ -258,7 +294,7 @@ def answer_logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     return logprobs(model, prompt + answer[:-1])[len(prompt) - 1 :]
 
 
-def fixed(case: Case, model: Any, length: int) -> Any:
+def with_static_rope(case: ArchitectureCase, model: Any, length: int) -> Any:
     """The model of a dynamic rope with the frequencies of a prompt of this length, as a plain rope."""
     section, width = (
         model.config.rope_parameters,
@@ -267,6 +303,6 @@ def fixed(case: Case, model: Any, length: int) -> Any:
     beyond = max(length, ORIGINAL) / ORIGINAL
     growth = (section["factor"] * beyond - (section["factor"] - 1)) ** (width / (width - 2))
     theta = section["rope_theta"] * growth
-    plain = built(case, {"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
+    plain = build_reference(case, {"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
     plain.load_state_dict(model.state_dict())
     return plain

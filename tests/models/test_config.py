@@ -13,13 +13,13 @@ from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
 from trimtab.models.layers.rotary_embedding import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 
-from ..helpers.tiny_model import Tiny
+from ..helpers.tiny_model import TinyModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TINY = Tiny(head_dim=10)
-FAMILY = {
+TINY = TinyModel(head_dim=10)
+TRANSFORMERS_CONFIGS = {
     "LlamaForCausalLM": LlamaConfig,
     "MistralForCausalLM": MistralConfig,
     "Qwen2ForCausalLM": Qwen2Config,
@@ -36,12 +36,12 @@ LLAMA3 = {
 }
 
 
-def read(**changes: Any) -> ModelConfig:
+def read_config(**changes: Any) -> ModelConfig:
     return ModelConfig.from_dict({**TINY.config(), **changes})
 
 
 def test_both_spellings_of_transformers_read_the_same() -> None:
-    old, new = Tiny(head_dim=10, transformers=4).config(), TINY.config()
+    old, new = TinyModel(head_dim=10, transformers_version=4).config(), TINY.config()
     assert old.keys() != new.keys()
     assert ModelConfig.from_dict(old) == ModelConfig.from_dict(new)
     assert ModelConfig.from_dict(new) == ModelConfig(
@@ -56,7 +56,7 @@ def test_both_spellings_of_transformers_read_the_same() -> None:
         rms_norm_eps=1e-5,
         rope=Rope(theta=500.0),
         max_position_embeddings=512,
-        windows=(None, None),
+        sliding_windows=(None, None),
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
@@ -66,11 +66,11 @@ def test_both_spellings_of_transformers_read_the_same() -> None:
     )
 
 
-@pytest.mark.parametrize("architecture", FAMILY)
+@pytest.mark.parametrize("architecture", TRANSFORMERS_CONFIGS)
 def test_a_config_that_transformers_writes_reads_as_transformers_means_it(
     architecture: str, tmp_path: Path
 ) -> None:
-    theirs = FAMILY[architecture](
+    theirs = TRANSFORMERS_CONFIGS[architecture](
         vocab_size=99,
         hidden_size=24,
         num_attention_heads=4,
@@ -85,40 +85,40 @@ def test_a_config_that_transformers_writes_reads_as_transformers_means_it(
     assert ours.rms_norm_eps == theirs.rms_norm_eps
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
-    assert set(ours.windows) == {getattr(theirs, "sliding_window", None)}
+    assert set(ours.sliding_windows) == {getattr(theirs, "sliding_window", None)}
 
 
-@pytest.mark.parametrize("architecture", FAMILY)
+@pytest.mark.parametrize("architecture", TRANSFORMERS_CONFIGS)
 def test_what_a_config_leaves_out_has_transformers_defaults(architecture: str) -> None:
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     short = {key: TINY.config()[key] for key in keys} | {"hidden_size": 64, "num_attention_heads": 32}
-    theirs = FAMILY[architecture](**short)
+    theirs = TRANSFORMERS_CONFIGS[architecture](**short)
     ours = ModelConfig.from_dict({"architectures": [architecture], **short})
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == getattr(theirs, "head_dim", 64 // 32)
     assert ours.rms_norm_eps == theirs.rms_norm_eps
     assert ours.rope == Rope(theta=theirs.rope_parameters["rope_theta"])
-    assert ours.max_position_embeddings == ours.context == theirs.max_position_embeddings
+    assert ours.max_position_embeddings == ours.context_length == theirs.max_position_embeddings
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
-    assert set(ours.windows) == {getattr(theirs, "sliding_window", None)}
+    assert set(ours.sliding_windows) == {getattr(theirs, "sliding_window", None)}
     assert ours.output_bias == ours.mlp_bias == getattr(theirs, "attention_bias", False)
     assert ours.dtype == "float32"
 
 
 def test_a_model_that_names_no_architecture_is_what_its_type_says() -> None:
-    for architecture, theirs in FAMILY.items():
-        found = read(architectures=None, model_type=theirs.model_type)
-        assert found == read(architectures=[architecture])
+    for architecture, theirs in TRANSFORMERS_CONFIGS.items():
+        found = read_config(architectures=None, model_type=theirs.model_type)
+        assert found == read_config(architectures=[architecture])
 
 
-def test_a_null_is_as_good_as_nothing_where_transformers_writes_one() -> None:
-    found = read(head_dim=None, num_key_value_heads=None, rope_scaling=None, attention_bias=None)
+def test_null_counts_as_absent_where_transformers_writes_it() -> None:
+    found = read_config(head_dim=None, num_key_value_heads=None, rope_scaling=None, attention_bias=None)
     assert (found.head_dim, found.num_kv_heads, found.qkv_bias) == (6, 6, False)
 
 
-def test_biases_and_norms_are_the_architectures_or_the_configs() -> None:
+def test_biases_and_norms_come_from_the_architecture_or_the_config() -> None:
     def switches(architecture: str, **changes: Any) -> tuple[bool, ...]:
-        found = read(architectures=[architecture], **changes)
+        found = read_config(architectures=[architecture], **changes)
         return found.qkv_bias, found.output_bias, found.mlp_bias, found.qk_norm
 
     assert switches("LlamaForCausalLM") == (False, False, False, False)
@@ -150,28 +150,34 @@ WINDOWS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("architecture", "changes"), WINDOWS, ids=[str(window) for window in WINDOWS])
 def test_the_windows_of_layers_are_those_of_transformers(architecture: str, changes: dict[str, Any]) -> None:
-    theirs = FAMILY[architecture](num_hidden_layers=3, **changes)
+    theirs = TRANSFORMERS_CONFIGS[architecture](num_hidden_layers=3, **changes)
     window = getattr(theirs, "sliding_window", None) if architecture != "LlamaForCausalLM" else None
     types = getattr(theirs, "layer_types", None) or [SLIDING] * 3
-    ours = read(architectures=[architecture], num_hidden_layers=3, **changes)
-    assert list(ours.windows) == [window if kind == SLIDING else None for kind in types]
+    ours = read_config(architectures=[architecture], num_hidden_layers=3, **changes)
+    assert list(ours.sliding_windows) == [window if kind == SLIDING else None for kind in types]
 
 
 ROPES: list[tuple[dict[str, Any], Rope, int]] = [
     ({"rope_type": "default"}, Rope(theta=1e6), 512),
     ({"type": "linear", "factor": 4}, LinearRope(theta=1e6, factor=4.0), 2048),
     ({"rope_type": "linear", "type": "linear", "factor": 2.5}, LinearRope(theta=1e6, factor=2.5), 1280),
-    (LLAMA3, Llama3Rope(theta=1e6, factor=8.0, low=1.0, high=4.0, original=128), 512),
-    ({"type": "dynamic", "factor": 2.0}, DynamicRope(theta=1e6, factor=2.0, original=512), 1024),
+    (
+        LLAMA3,
+        Llama3Rope(
+            theta=1e6, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=128
+        ),
+        512,
+    ),
+    ({"type": "dynamic", "factor": 2.0}, DynamicRope(theta=1e6, factor=2.0, original_max_position=512), 1024),
     (
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100},
         YarnRope(
             theta=1e6,
             factor=4.0,
-            magnitude=0.1 * math.log(4) + 1,
-            original=100,
-            fast=32.0,
-            slow=1.0,
+            attention_factor=0.1 * math.log(4) + 1,
+            original_max_position=100,
+            beta_fast=32.0,
+            beta_slow=1.0,
             truncate=True,
         ),
         512,
@@ -182,10 +188,10 @@ ROPES: list[tuple[dict[str, Any], Rope, int]] = [
         YarnRope(
             theta=1e6,
             factor=4.0,
-            magnitude=(0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1),
-            original=512,
-            fast=8.0,
-            slow=2.0,
+            attention_factor=(0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1),
+            original_max_position=512,
+            beta_fast=8.0,
+            beta_slow=2.0,
             truncate=False,
         ),
         2048,
@@ -202,27 +208,29 @@ def test_a_rope_reads_the_same_in_every_spelling(section: dict[str, Any], rope: 
         {"rope_scaling": section, "rope_parameters": section, "rope_theta": 1e6},
     ]
     for spelling in spellings:
-        found = read(**{"rope_parameters": None, **spelling})
+        found = read_config(**{"rope_parameters": None, **spelling})
         assert found.rope == rope
-        assert (found.context, found.max_position_embeddings) == (context, 512)
+        assert (found.context_length, found.max_position_embeddings) == (context, 512)
 
 
 def test_the_original_context_may_stand_beside_the_section_as_transformers_has_it() -> None:
-    found = read(rope_parameters={**LLAMA3, "rope_theta": 1e6}, original_max_position_embeddings=64).rope
+    found = read_config(
+        rope_parameters={**LLAMA3, "rope_theta": 1e6}, original_max_position_embeddings=64
+    ).rope
     assert isinstance(found, Llama3Rope)
-    assert found.original == 64
+    assert found.original_max_position == 64
     theirs = LlamaConfig(rope_parameters={**LLAMA3, "rope_theta": 1e6}, original_max_position_embeddings=64)
     theirs.standardize_rope_params()  # as every model does that is made of it
     assert theirs.rope_parameters["original_max_position_embeddings"] == 64
 
 
-def test_a_context_beyond_what_float32_counts_is_not_promised() -> None:
-    found = read(max_position_embeddings=10_000_000, rope_parameters={"type": "linear", "factor": 1e6})
-    assert found.context == 2**24
+def test_the_context_is_limited_to_what_float32_positions_can_count() -> None:
+    found = read_config(max_position_embeddings=10_000_000, rope_parameters={"type": "linear", "factor": 1e6})
+    assert found.context_length == 2**24
 
 
-def test_the_cache_takes_keys_and_values_of_every_layer_and_head() -> None:
-    assert ModelConfig.from_dict(TINY.config()).kv_size == 2 * 2 * 2 * 10
+def test_cache_bytes_count_keys_and_values_of_every_layer_and_head() -> None:
+    assert ModelConfig.from_dict(TINY.config()).kv_elements_per_token == 2 * 2 * 2 * 10
 
 
 HUGE = 2**60
@@ -325,9 +333,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "said"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
-def test_a_config_of_no_such_model_is_refused_by_key_and_value(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)) as refused:
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
+def test_an_unsupported_config_is_refused_by_key_and_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
         ModelConfig.from_dict({**TINY.config(), **changes})
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 250
@@ -358,7 +366,7 @@ KEYS = [*TINY.config(), *SLIDES, ORIGINAL, "max_window_layers", "layer_types", "
 KEYS += ["rope_scaling", "torch_dtype", "quantization_config", "partial_rotary_factor"]
 
 
-@pytest.mark.parametrize("architecture", FAMILY)
+@pytest.mark.parametrize("architecture", TRANSFORMERS_CONFIGS)
 def test_any_value_of_any_key_is_read_or_refused_in_a_short_sentence(architecture: str) -> None:
     slides = {**SLIDES, "architectures": [architecture]}
     changes: list[dict[str, Any]] = [{**slides, key: value} for key in KEYS for value in ODD]
@@ -367,19 +375,19 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_short_sentence(architectur
         changes += [
             {**slides, "rope_parameters": {**section, key: value}} for key in ROPE_KEYS for value in ODD
         ]
-    refused = [said for said in map(refusal, changes) if said is not None]
+    refused = [message for message in map(refusal_message, changes) if message is not None]
     assert 0.3 < len(refused) / len(changes) < 0.9
     assert all(len(said) < 300 and "\n" not in said for said in refused)
 
 
-def refusal(changes: dict[str, Any]) -> str | None:
+def refusal_message(changes: dict[str, Any]) -> str | None:
     """What is said against a config; None for one that is read, and then has finite frequencies."""
     try:
-        found = read(**changes)
+        found = read_config(**changes)
     except InputError as refused:
         return str(refused)
-    assert 1 <= found.context <= 2**24
-    assert bool(found.rope.frequencies(found.head_dim).isfinite().all())
+    assert 1 <= found.context_length <= 2**24
+    assert bool(found.rope.inv_freq(found.head_dim).isfinite().all())
     return None
 
 
@@ -404,7 +412,7 @@ def test_a_config_that_is_no_json_is_refused_by_its_path(text: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00{", b"[" * 100_000], ids=["not-utf8", "too-deep"])
-def test_bytes_that_are_no_config_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_config_that_is_no_utf8_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json' cannot be read as JSON"):
         ModelConfig.from_folder(tmp_path)

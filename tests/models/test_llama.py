@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.models.layers.rotary_embedding import Rope, Rotary
+from trimtab.models.layers.rotary_embedding import Rope, RotaryEmbedding
 
-from ..helpers.memory_peak import peak
-from ..helpers.naive_decoders import Branches, exact, reference
-from ..helpers.tiny_model import Tiny
+from ..helpers.memory_peak import peak_memory
+from ..helpers.naive_decoders import StepwiseLogprobs, load_float64, load_reference
+from ..helpers.tiny_model import TinyModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MODELS = {
-    "grouped-tied": Tiny(),
-    "grouped-untied-sharded": Tiny(tied=False, shards=3, seed=1),
-    "every-head-its-own": Tiny(hidden=40, heads=5, kv_heads=5, inner=31, seed=2),
-    "one-head-for-all-wider-than-hidden": Tiny(
-        hidden=28, heads=4, kv_heads=1, head_dim=10, layers=3, tied=False, transformers=4, seed=3
+    "grouped-tied": TinyModel(),
+    "grouped-untied-sharded": TinyModel(tied=False, shards=3, seed=1),
+    "every-head-its-own": TinyModel(hidden=40, heads=5, kv_heads=5, intermediate=31, seed=2),
+    "one-head-for-all-wider-than-hidden": TinyModel(
+        hidden=28, heads=4, kv_heads=1, head_dim=10, layers=3, tied=False, transformers_version=4, seed=3
     ),
-    "heads-of-two-numbers": Tiny(hidden=33, heads=3, kv_heads=3, head_dim=2, layers=3, shards=2, seed=4),
-    "long-waves": Tiny(hidden=48, heads=6, kv_heads=3, theta=1e6, transformers=4, seed=5),
+    "heads-of-two-numbers": TinyModel(hidden=33, heads=3, kv_heads=3, head_dim=2, layers=3, shards=2, seed=4),
+    "long-waves": TinyModel(hidden=48, heads=6, kv_heads=3, theta=1e6, transformers_version=4, seed=5),
 }
 LENGTH = 301
 """Tokens of a prompt: over two tiles of the attention and no round number of pages."""
@@ -48,7 +48,7 @@ def test_log_probabilities_are_those_of_transformers(folder: Path) -> None:
     with torch.inference_mode():
         theirs, truth = (
             model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            for model in (reference(folder), exact(folder))
+            for model in (load_reference(folder), load_float64(folder))
         )
     # as near to the truth in float64 as another float32 computation is
     ours_off, theirs_off = (ours - truth).abs(), (theirs - truth).abs()
@@ -62,18 +62,18 @@ def test_log_probabilities_of_the_demo_model_are_those_of_transformers(demo_fold
         "What happens if an earthworm is cut in half? It does not become two worms."
     )
     with torch.inference_mode():
-        theirs = reference(demo_folder)(torch.tensor([ids])).logits[0].log_softmax(-1)
+        theirs = load_reference(demo_folder)(torch.tensor([ids])).logits[0].log_softmax(-1)
     assert float((engine.score(ids) - theirs).abs().max()) <= 1e-4
 
 
 def test_greedy_tokens_are_those_of_transformers(folder: Path) -> None:
     engine = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB")
-    model = reference(folder)
+    model = load_reference(folder)
     sampling = SamplingParams(max_tokens=40, ignore_eos=True)
     prompts = [random_ids(3, seed=1), random_ids(110, seed=2)]  # the second grows into the next tile
     outputs = engine.generate([Request(branch_token_ids=[ids], sampling=sampling) for ids in prompts])
     for prompt, output in zip(prompts, outputs, strict=True):
-        branches = Branches(model, [prompt], engine.tokenizer.vocab_size)
+        branches = StepwiseLogprobs(model, [prompt], engine.tokenizer.vocab_size)
         expected = []
         for _ in range(40):
             expected.append(int(branches.logprobs().argmax()))
@@ -83,24 +83,24 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path) -> None:
 
 def test_an_answer_of_one_token_prompt_is_that_of_transformers(tiny_folder: Path, tiny: Engine) -> None:
     output = tiny.generate(Request(branch_token_ids=[[77]], sampling=SamplingParams(max_tokens=5)))
-    branches = Branches(reference(tiny_folder), [[77]], tiny.tokenizer.vocab_size)
+    branches = StepwiseLogprobs(load_reference(tiny_folder), [[77]], tiny.tokenizer.vocab_size)
     for token in output.token_ids:
         assert token == int(branches.logprobs().argmax())
         branches.append(token)
 
 
-def test_a_model_held_in_half_precision_stays_near_itself(tiny_folder: Path) -> None:
+def test_half_precision_scores_stay_near_float32(tiny_folder: Path) -> None:
     """Rounding weights to 8 bits moves log-probabilities, but not far: an error of layout would."""
     ids = random_ids(60)
-    whole = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB").score(ids)
+    expected = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB").score(ids)
     for dtype, share in (("float16", 0.02), ("bfloat16", 0.15)):
         half = Engine.from_pretrained(str(tiny_folder), dtype=dtype, kv_cache_memory="1MiB").score(ids)
-        assert 0 < float((half - whole).std()) <= share * float(whole.std())
+        assert 0 < float((half - expected).std()) <= share * float(expected.std())
 
 
-def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
-    table = Rotary(Rope(theta=500.0), 6, torch.device("cpu"))
-    cos, sin = table.at(torch.tensor([0, 1, 39]))
+def test_rotary_embedding_keeps_norms_and_rotates_by_position() -> None:
+    table = RotaryEmbedding(Rope(theta=500.0), 6, torch.device("cpu"))
+    cos, sin = table.cos_sin(torch.tensor([0, 1, 39]))
     assert cos.shape == sin.shape == (3, 6)
     assert torch.equal(cos[0], torch.ones_like(cos[0]))  # the first position
     assert torch.equal(sin[0], torch.zeros_like(sin[0]))
@@ -116,7 +116,7 @@ def test_rotation_by_the_table_keeps_lengths_and_turns_by_position() -> None:
 def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path: Path) -> None:
     """Stored in two bytes and asked for in four: the embedding stays in the mapped file, where the head is
     made of it, and what a layer was packed from is given back before the next."""
-    tiny = Tiny(hidden=256, rows=40_000, inner=4096, layers=5, dtype=torch.bfloat16)
+    tiny = TinyModel(hidden=256, vocab_size=40_000, intermediate=4096, layers=5, dtype=torch.bfloat16)
     weights = 4 * sum(tensor.numel() for tensor in tiny.tensors().values())
     setup = """
 from trimtab.models.loader.loader import open_model
@@ -124,4 +124,4 @@ opened = open_model(sys.argv[1])
 torch.ones(300, 300) @ torch.ones(300, 300)
 """
     load = "model = opened.load(torch.float32, torch.device('cpu'))"
-    assert peak(setup, load, tiny.write(tmp_path / "wide")) < 1.15 * weights
+    assert peak_memory(setup, load, tiny.write(tmp_path / "wide")) < 1.15 * weights

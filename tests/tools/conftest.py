@@ -25,51 +25,51 @@ if TYPE_CHECKING:
 class FakeEngine:
     """Answers every request with `pieces`, one token each. `fails` becomes the output's error."""
 
-    pieces: list[str] = field(default_factory=lambda: ["Rain", " is", " water."])
-    fails: str | None = None
-    before_piece: Callable[[int], None] = lambda index: None
-    asked: list[Request] = field(default_factory=list)
+    deltas: list[str] = field(default_factory=lambda: ["Rain", " is", " water."])
+    error: str | None = None
+    before_delta: Callable[[int], None] = lambda index: None
+    requests: list[Request] = field(default_factory=list)
     configs: list[EngineConfig] = field(default_factory=list)
-    closed: int = 0
+    num_closed: int = 0
 
     def generate(self, request: Request) -> Output:
-        self.asked.append(request)
+        self.requests.append(request)
         outputs = [self._output(request, index) for index in range(request.sampling.n)]
         return replace(outputs[0], outputs=outputs)
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        self.asked.append(request)
+        self.requests.append(request)
         trace = self._trace(request, 1) if request.trace else None
         try:
-            for index, piece in enumerate(self.pieces):
-                self.before_piece(index)
-                yield Delta(0, piece, [index], trace)
+            for index, delta in enumerate(self.deltas):
+                self.before_delta(index)
+                yield Delta(0, delta, [index], trace)
             output = self._output(request, 0)
             yield Delta(0, "", [], output=replace(output, outputs=[output]))
         finally:
-            self.closed += 1
+            self.num_closed += 1
 
     def _output(self, request: Request, index: int) -> Output:
-        ids = list(range(len(self.pieces)))
-        names = ["base", *(o.text for o in request.steering.objectives)]
+        ids = list(range(len(self.deltas)))
+        branch_names = ["base", *(o.text for o in request.steering.objectives)]
         seed = request.sampling.seed
         return Output(
-            text="".join(self.pieces),
+            text="".join(self.deltas),
             token_ids=ids,
-            finish_reason="error" if self.fails else "stop",
-            branches=[BranchPrompt(name, f"<{name}>", [1, 2]) for name in names],
+            finish_reason="error" if self.error else "stop",
+            branches=[BranchPrompt(name, f"<{name}>", [1, 2]) for name in branch_names],
             trace=self._trace(request, len(ids)) if request.trace else None,
             logprobs=None if request.sampling.logprobs is None else [TokenLogprobs(0, -0.5, {0: -0.5})],
             timings=Timings(0.0, 0.1, 0.2, 15.0),
             seed=1000 + index if seed is None else seed + index,
-            error=self.fails,
+            error=self.error,
         )
 
-    def _trace(self, request: Request, tokens: int) -> Trace:
+    def _trace(self, request: Request, num_tokens: int) -> Trace:
         weights = list(request.steering.weights()) if request.steering.objectives else []
-        rows = [weights] * tokens
-        logprobs = [[-1.0] * (len(weights) + 1)] * tokens
-        return Trace(rows, rows, [float("nan")] + [1.5] * (tokens - 1), [0.0] * tokens, logprobs)
+        rows = [weights] * num_tokens
+        logprobs = [[-1.0] * (len(weights) + 1)] * num_tokens
+        return Trace(rows, rows, [float("nan")] + [1.5] * (num_tokens - 1), [0.0] * num_tokens, logprobs)
 
 
 @pytest.fixture
@@ -77,46 +77,46 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine that every verb opens in this test."""
     fake = FakeEngine()
 
-    def opened(config: EngineConfig) -> Any:
+    def fake_open(config: EngineConfig) -> Any:
         fake.configs.append(config)
         return fake
 
-    monkeypatch.setattr(open_engine, "open_engine", opened)
+    monkeypatch.setattr(open_engine, "open_engine", fake_open)
     return fake
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """What a command did."""
 
     status: int
-    out: str
-    err: str
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     """Runs the command line in this process."""
 
-    def command(*argv: str) -> Ran:
+    def run_command(*argv: str) -> CommandResult:
         status = main(argv)
         captured = capsys.readouterr()
-        return Ran(status, captured.out, captured.err)
+        return CommandResult(status, captured.out, captured.err)
 
-    return command
+    return run_command
 
 
 @pytest.fixture
-def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_machine_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's roof is measured on a mebibyte and few rows: quickly, and wrong."""
-    monkeypatch.setitem(machine_peaks.SIZES, "cpu", machine_peaks.Sizes(1 << 20, 64, 5))
+    monkeypatch.setitem(machine_peaks.BENCH_SIZES, "cpu", machine_peaks.BenchSizes(1 << 20, 64, 5))
 
 
-def plain(path: Path) -> list[dict[str, Any]]:
+def read_answers(path: Path) -> list[dict[str, Any]]:
     """The answers in a file in the order of their lines, without what took how long."""
 
-    def untimed(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if key != "timings"}
+    def drop_timings(record: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in record.items() if key != "timings"}
 
-    lines = [json.loads(line, object_hook=untimed) for line in path.read_text().splitlines()]
+    lines = [json.loads(line, object_hook=drop_timings) for line in path.read_text().splitlines()]
     return sorted(lines, key=lambda line: line["line"])

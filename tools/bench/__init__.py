@@ -23,10 +23,10 @@ BENCHES = {
 
 def add_arguments(parser: Parser) -> None:
     """BENCH, and whatever follows."""
-    command.add_kind(parser, "bench", BENCHES)
+    command.add_subcommand(parser, "bench", BENCHES)
     parser.epilog = "The last line that a bench prints is JSON: settings, machine, commit and every value."
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one bench. Raises InputError for one that there is not."""
-    return command.run_kind(__package__ or "", "trimtab bench", "bench", "benches", BENCHES, args)
+    return command.run_subcommand(__package__ or "", "trimtab bench", "bench", "benches", BENCHES, args)

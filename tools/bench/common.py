@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...kernels.common.errors import RunError
 from ..cli import flags, method_args
 from ..common import environment
-from .workload import Traffic
+from .workload import WorkloadConfig
 
 if TYPE_CHECKING:
     from ...engine.engine import Engine
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 
-def add_traffic(parser: Parser) -> None:
+def add_workload_args(parser: Parser) -> None:
     """A flag for each field of Traffic, and those of the methods."""
-    flags.add_fields(parser, "traffic", Traffic)
-    method_args.add_flags(parser)
+    flags.add_fields(parser, "traffic", WorkloadConfig)
+    method_args.add_method_flags(parser)
 
 
-def said(bench: str, method: Method, *options: Any) -> dict[str, Any]:
+def build_metadata(bench: str, method: Method, *configs: Any) -> dict[str, Any]:
     """The head of a bench's JSON: settings (the later of one name), method, machine and commit."""
-    settings = {name: value for each in options for name, value in asdict(each).items()}
-    steered = {"name": method.name, **asdict(method)}
-    return {"bench": bench, "config": settings, "method": steered, **environment.where()}
+    settings = {name: value for config in configs for name, value in asdict(config).items()}
+    method_fields = {"name": method.name, **asdict(method)}
+    return {"bench": bench, "config": settings, "method": method_fields, **environment.run_metadata()}
 
 
-def vocabulary(engine: Engine) -> int:
+def usable_vocab_size(engine: Engine) -> int:
     """Ids below this have both a token and a row of the model."""
     return min(engine.tokenizer.vocab_size, engine.model_config.vocab_size)
 
 
-def require_answers(outputs: list[Output], tokens: int) -> None:
+def check_output_lengths(outputs: list[Output], num_tokens: int) -> None:
     """Raises RunError where one is not as long as it was to be, and says why."""
     for output in outputs:
-        if len(output.token_ids) != tokens:
+        if len(output.token_ids) != num_tokens:
             raise RunError(
-                f"a request ended after {len(output.token_ids)} of {tokens} tokens: {output.error}"
+                f"a request ended after {len(output.token_ids)} of {num_tokens} tokens: {output.error}"
             )

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import DTYPES
-from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.fields import config_field, validate_rules, validate_types
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError, RunError
 from ..cli import flags
-from ..cli.terminal import say
+from ..cli.terminal import log_line
 from ..common import environment, statistics
-from .peers import QUESTION, WISHES
-from .runners.process import Worker
-from .worktree import resolved, side_by_side
+from .peers import OBJECTIVES, QUESTION_TEMPLATE
+from .runners.process import RunnerProcess
+from .worktree import link_side_by_side, resolve_commit
 
 if TYPE_CHECKING:
     import argparse
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
     from .runners.competitors import Prompts
 
-SLOWER = 1
+EXIT_SLOWER = 1
 """The exit status when it is."""
-STDERR = 2
+STDERR_FD = 2
 
 
 @dataclass(frozen=True)
-class Measure:
+class BenchCase:
     """What both commits do: a way to decode, as the worker of trimtab calls it, and how many at once."""
 
     name: str
-    asks: str
-    requests: int
+    variant: str
+    num_requests: int
 
 
 @dataclass(frozen=True)
-class Terms:
+class CompareConfig:
     """How it is measured, and what counts as slower."""
 
-    model: str = option("demo", "'demo', a folder or a .gguf file")
-    dtype: str = option("bfloat16", "type of the weights", DTYPES[1:])
-    output_len: int = option(32, "tokens of every answer, at least 2")
-    batch_size: int = option(8, "requests of the measure that decodes some at once, up to 90")
-    rounds: int = option(7, "rounds that count, after one that warms up")
-    relative: float = option(0.05, "how much slower is too slow, as a share")
-    absolute_ms: float = option(0.5, "and by how many milliseconds a token at least")
-    tests: str = option("./tools/test", "the command that must succeed first, run where the code lies")
+    model: str = config_field("demo", "'demo', a folder or a .gguf file")
+    dtype: str = config_field("bfloat16", "type of the weights", DTYPES[1:])
+    output_len: int = config_field(32, "tokens of every answer, at least 2")
+    batch_size: int = config_field(8, "requests of the measure that decodes some at once, up to 90")
+    rounds: int = config_field(7, "rounds that count, after one that warms up")
+    relative: float = config_field(0.05, "how much slower is too slow, as a share")
+    absolute_ms: float = config_field(0.5, "and by how many milliseconds a token at least")
+    tests: str = config_field("./tools/test", "the command that must succeed first, run where the code lies")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        require_fields(
+        validate_types(self)
+        validate_rules(
             self,
             ("output_len", self.output_len >= 2, "at least 2"),
             ("batch_size", 1 <= self.batch_size <= 90, "a whole number from 1 to 90"),
@@ -72,99 +72,117 @@ class Terms:
         )
 
     @property
-    def measures(self) -> tuple[Measure, ...]:
+    def cases(self) -> tuple[BenchCase, ...]:
         """A plain request alone, a steered one alone, and steered ones at once."""
         return (
-            Measure("base", "base", 1),
-            Measure("mato", "mato", 1),
-            Measure(f"{self.batch_size} x mato", "mato", self.batch_size),
+            BenchCase("base", "base", 1),
+            BenchCase("mato", "mato", 1),
+            BenchCase(f"{self.batch_size} x mato", "mato", self.batch_size),
         )
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """Milliseconds a token of each, the ratios this / base by round, and whether that is too slow."""
 
-    this: list[float]
-    base: list[float]
-    relative: float
-    absolute_ms: float
+    candidate: list[float]
+    baseline: list[float]
+    rel_threshold: float
+    abs_threshold_ms: float
 
     @property
     def ratios(self) -> list[float]:
-        return [a / b for a, b in zip(self.this, self.base, strict=True)]
+        return [a / b for a, b in zip(self.candidate, self.baseline, strict=True)]
 
     @property
-    def slower(self) -> bool:
+    def is_slower(self) -> bool:
         """Beyond both thresholds."""
-        more = statistics.median(self.this) - statistics.median(self.base)
-        return statistics.median(self.ratios) > 1 + self.relative and more > self.absolute_ms
+        slowdown_ms = statistics.median(self.candidate) - statistics.median(self.baseline)
+        return statistics.median(self.ratios) > 1 + self.rel_threshold and slowdown_ms > self.abs_threshold_ms
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("base", metavar="BASE", help="the other commit, such as HEAD~1 or main")
-    flags.add_fields(parser, "terms", Terms)
+    flags.add_fields(parser, "terms", CompareConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when nothing is slower, 1 when something is. Raises RunError when the tests are red."""
-    terms, root = Terms(**flags.given(Terms, args)), environment.ROOT
-    commit = resolved(root, args.base)
-    this = str(environment.commit(root))
-    if this.endswith("-dirty"):
-        say("the tree differs from its commit; it is measured as it is")
-    _require_green(terms.tests, root)
-    with side_by_side(root, commit) as (ours, theirs):
-        verdicts = _measured(terms, root, ours, theirs)
-    for name, verdict in verdicts.items():
-        beside = f"{statistics.number(statistics.median(verdict.base))} at {commit[:9]}"
-        print(statistics.line(f"{name}, ms a token", f"{statistics.spread(verdict.this)}, {beside}"))
-        word = ": slower" if verdict.slower else ""
-        print(statistics.line("  this / base", f"{statistics.spread(verdict.ratios)}{word}"))
-    slower = [name for name, verdict in verdicts.items() if verdict.slower]
-    raw = {name: {"this": v.this, "base": v.base, "ratios": v.ratios} for name, v in verdicts.items()}
-    said = {"bench": "compare", "config": asdict(terms), **environment.where(), "base": commit}
-    print(dumps({**said, "slower": slower, "raw": raw}))
-    return SLOWER if slower else 0
+    config, root = CompareConfig(**flags.fields_from_args(CompareConfig, args)), environment.ROOT
+    base_commit = resolve_commit(root, args.base)
+    this_commit = str(environment.get_commit(root))
+    if this_commit.endswith("-dirty"):
+        log_line("the tree differs from its commit; it is measured as it is")
+    _run_tests(config.tests, root)
+    with link_side_by_side(root, base_commit) as (candidate_path, baseline_path):
+        comparisons = _measure(config, root, candidate_path, baseline_path)
+    for name, comparison in comparisons.items():
+        base_text = f"{statistics.format_number(statistics.median(comparison.baseline))} at {base_commit[:9]}"
+        print(
+            statistics.format_row(
+                f"{name}, ms a token", f"{statistics.format_spread(comparison.candidate)}, {base_text}"
+            )
+        )
+        suffix = ": slower" if comparison.is_slower else ""
+        print(
+            statistics.format_row("  this / base", f"{statistics.format_spread(comparison.ratios)}{suffix}")
+        )
+    slower = [name for name, verdict in comparisons.items() if verdict.is_slower]
+    raw = {
+        name: {"this": v.candidate, "base": v.baseline, "ratios": v.ratios} for name, v in comparisons.items()
+    }
+    metadata = {
+        "bench": "compare",
+        "config": asdict(config),
+        **environment.run_metadata(),
+        "base": base_commit,
+    }
+    print(dumps({**metadata, "slower": slower, "raw": raw}))
+    return EXIT_SLOWER if slower else 0
 
 
-def _require_green(command: str, root: Path) -> None:
+def _run_tests(command: str, root: Path) -> None:
     """Runs the tests; what they say goes to stderr, for stdout ends with JSON."""
-    say(f"running the tests: {command}")
+    log_line(f"running the tests: {command}")
     try:
-        words = shlex.split(command)
-        done = subprocess.run(words, cwd=root, stdout=STDERR, check=False)
+        argv = shlex.split(command)
+        result = subprocess.run(argv, cwd=root, stdout=STDERR_FD, check=False)
     except (OSError, ValueError) as error:
         raise InputError(f"tests is {command!r}, which cannot be run: {error}") from None
-    if done.returncode:
-        raise RunError(f"the tests are red ({command!r} gave {done.returncode}); no speed is compared")
+    if result.returncode:
+        raise RunError(f"the tests are red ({command!r} gave {result.returncode}); no speed is compared")
 
 
-def _measured(terms: Terms, root: Path, ours: Path, theirs: Path) -> dict[str, Verdict]:
-    options: dict[str, Any] = {"model": terms.model, "dtype": terms.dtype, "wishes": WISHES}
-    rows = terms.batch_size * (1 + len(WISHES))
-    questions = [QUESTION.format(10 + index) for index in range(terms.batch_size)]
-    found = {m.name: Verdict([], [], terms.relative, terms.absolute_ms) for m in terms.measures}
-    with Worker("trimtab", path=ours) as this, Worker("trimtab", path=theirs) as base:
-        for worker, where in ((this, root), (base, theirs / "trimtab")):
-            package = worker.ask("open", **options, rows=rows)["about"]["package"]
-            if package != str(where.resolve()):
-                raise RunError(f"Python imported {package}, not {where.resolve()}")
-        prompts: Prompts = this.ask("render", prompts=questions)["prompts"]
-        for index in range(terms.rounds + 1):
-            say(f"round {index} of {terms.rounds}" if index else "warming up")
-            for measure in terms.measures:
-                verdict = found[measure.name]
-                turns = [(this, verdict.this), (base, verdict.base)]
-                for worker, values in turns if index % 2 else reversed(turns):
-                    milliseconds = _once(worker, measure, prompts, terms.output_len)
+def _measure(
+    config: CompareConfig, root: Path, candidate_path: Path, baseline_path: Path
+) -> dict[str, Comparison]:
+    engine_options: dict[str, Any] = {"model": config.model, "dtype": config.dtype, "wishes": OBJECTIVES}
+    num_rows = config.batch_size * (1 + len(OBJECTIVES))
+    questions = [QUESTION_TEMPLATE.format(10 + index) for index in range(config.batch_size)]
+    comparisons = {m.name: Comparison([], [], config.relative, config.absolute_ms) for m in config.cases}
+    with (
+        RunnerProcess("trimtab", module_path=candidate_path) as candidate,
+        RunnerProcess("trimtab", module_path=baseline_path) as baseline,
+    ):
+        for worker, expected in ((candidate, root), (baseline, baseline_path / "trimtab")):
+            package = worker.request("open", **engine_options, rows=num_rows)["about"]["package"]
+            if package != str(expected.resolve()):
+                raise RunError(f"Python imported {package}, not {expected.resolve()}")
+        prompts: Prompts = candidate.request("render", prompts=questions)["prompts"]
+        for index in range(config.rounds + 1):
+            log_line(f"round {index} of {config.rounds}" if index else "warming up")
+            for bench_case in config.cases:
+                comparison = comparisons[bench_case.name]
+                order = [(candidate, comparison.candidate), (baseline, comparison.baseline)]
+                for worker, values in order if index % 2 else reversed(order):
+                    elapsed_ms = _time_run(worker, bench_case, prompts, config.output_len)
                     if index:
-                        values.append(milliseconds)
-    return found
+                        values.append(elapsed_ms)
+    return comparisons
 
 
-def _once(worker: Worker, measure: Measure, prompts: Prompts, tokens: int) -> float:
+def _time_run(worker: RunnerProcess, bench_case: BenchCase, prompts: Prompts, num_tokens: int) -> float:
     """Milliseconds a token of each request, prompts included."""
-    asked = prompts[: measure.requests]
-    answer = worker.ask("run", contestant=measure.asks, prompts=asked, tokens=tokens)
-    return 1e3 * float(answer["seconds"]) / tokens
+    batch = prompts[: bench_case.num_requests]
+    reply = worker.request("run", contestant=bench_case.variant, prompts=batch, tokens=num_tokens)
+    return 1e3 * float(reply["seconds"]) / num_tokens

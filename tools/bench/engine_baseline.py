@@ -15,22 +15,22 @@ from ...engine.methods.builtin import Mato
 from ...engine.methods.objective import Objective
 from ...engine.request import Request
 from ...engine.sampling_params import SamplingParams
-from .http.load_swarm import QUESTION, WISHES
+from .http.load_swarm import OBJECTIVES, QUESTION_TEMPLATE
 
 
-async def main(model: str, streams: int, tokens: int) -> None:
+async def main(model: str, num_streams: int, num_tokens: int) -> None:
     """Until standard input ends."""
-    wishes = tuple(Objective(*wish) for wish in WISHES.items())
-    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    objectives = tuple(Objective(*objective) for objective in OBJECTIVES.items())
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
 
-    async def one(engine: AsyncEngine, index: int) -> None:
-        async for _ in engine.stream(Request(QUESTION.format(index), Mato(wishes), params)):
+    async def run_stream(engine: AsyncEngine, index: int) -> None:
+        async for _ in engine.stream(Request(QUESTION_TEMPLATE.format(index), Mato(objectives), params)):
             pass
 
     async with AsyncEngine.from_pretrained(model, dtype="bfloat16") as engine:
         print(flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
-            await asyncio.gather(*(one(engine, index) for index in range(streams)))
+            await asyncio.gather(*(run_stream(engine, index) for index in range(num_streams)))
             print(flush=True)
 
 

@@ -11,12 +11,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.fields import config_field, validate_rules, validate_types
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
 from ..cli import flags, open_engine
-from ..cli.common_args import add_model
-from ..cli.common_args import config as engine_config
+from ..cli.common_args import add_model, engine_config
 from ..common import statistics
 from . import common, workload
 
@@ -30,29 +29,29 @@ if TYPE_CHECKING:
     from ...engine.request import Request
     from ..cli.parser import Parser
 
-FEW = "a whole number from 1 to 10000"
+COUNT_RULE = "a whole number from 1 to 10000"
 
 
 @dataclass(frozen=True)
-class Batch:
+class LatencyConfig:
     """How much is decoded at once, and how often."""
 
-    batch_size: int = option(1, "requests that are decoded together")
-    num_iters: int = option(10, "how often it is measured")
-    num_iters_warmup: int = option(2, "how often it runs before that")
+    batch_size: int = config_field(1, "requests that are decoded together")
+    num_iters: int = config_field(10, "how often it is measured")
+    num_iters_warmup: int = config_field(2, "how often it runs before that")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        require_fields(
+        validate_types(self)
+        validate_rules(
             self,
-            ("batch_size", 1 <= self.batch_size <= 10_000, FEW),
-            ("num_iters", 1 <= self.num_iters <= 10_000, FEW),
+            ("batch_size", 1 <= self.batch_size <= 10_000, COUNT_RULE),
+            ("num_iters", 1 <= self.num_iters <= 10_000, COUNT_RULE),
             ("num_iters_warmup", 0 <= self.num_iters_warmup <= 10_000, "a whole number from 0 to 10000"),
         )
 
 
 @dataclass
-class Times:
+class LatencySamples:
     """Seconds, an entry an iteration: the whole batch, its median first token, a decoding step, and the
     matrix products of one, measured right after it."""
 
@@ -68,101 +67,115 @@ class Times:
 
 
 def add_arguments(parser: Parser) -> None:
-    flags.add_fields(parser, "latency", Batch)
-    common.add_traffic(parser)
-    add_model(parser, workload.Traffic)
+    flags.add_fields(parser, "latency", LatencyConfig)
+    common.add_workload_args(parser)
+    add_model(parser, workload.WorkloadConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
-    batch, load, method, config = settings(args)
-    rows = load.rows(batch.batch_size, method)
+    bench_config, load, method, config = configs_from_args(args)
+    num_rows = load.num_rows(bench_config.batch_size, method)
     engine = open_engine.open_engine(config)
-    requests = load.requests(batch.batch_size, common.vocabulary(engine), method)
-    times = _measured(engine, requests, load.output_len, batch, rows)
-    found = _figures(engine, rows, load, times, batch.batch_size)
-    print("\n".join(_lines(rows, found, times)))
-    said = common.said("latency", method, batch, config, load)
-    print(dumps({**said, **found, "raw": {**vars(times), "ratios": times.ratios}}))
+    requests = load.request_batches(bench_config.batch_size, common.usable_vocab_size(engine), method)
+    samples = _measure(engine, requests, load.output_len, bench_config, num_rows)
+    metrics = _compute_metrics(engine, num_rows, load, samples, bench_config.batch_size)
+    print("\n".join(_format_lines(num_rows, metrics, samples)))
+    metadata = common.build_metadata("latency", method, bench_config, config, load)
+    print(dumps({**metadata, **metrics, "raw": {**vars(samples), "ratios": samples.ratios}}))
     return 0
 
 
-def settings(args: argparse.Namespace) -> tuple[Batch, workload.Traffic, Method, EngineConfig]:
+def configs_from_args(
+    args: argparse.Namespace,
+) -> tuple[LatencyConfig, workload.WorkloadConfig, Method, EngineConfig]:
     """What is decoded, how it is steered, and by which engine.
 
     Raises InputError for a value out of range, and where the batch's branches are more than are decoded at
     once.
     """
-    batch = Batch(**flags.given(Batch, args))
-    load, _, method = workload.asked(args)
+    bench_config = LatencyConfig(**flags.fields_from_args(LatencyConfig, args))
+    load, _, method = workload.workload_from_args(args)
     config = engine_config(args)
-    rows = load.rows(batch.batch_size, method)
-    if rows > config.max_num_seqs:
+    num_rows = load.num_rows(bench_config.batch_size, method)
+    if num_rows > config.max_num_seqs:
         raise InputError(
-            f"batch_size is {batch.batch_size}, which makes {rows} branches; max_num_seqs allows "
+            f"batch_size is {bench_config.batch_size}, which makes {num_rows} branches; max_num_seqs allows "
             f"{config.max_num_seqs} at once"
         )
-    return batch, load, method, config
+    return bench_config, load, method, config
 
 
-def _measured(
-    engine: Engine, requests: Iterator[list[Request]], tokens: int, batch: Batch, rows: int
-) -> Times:
-    from .matmul_floor import Products  # noqa: PLC0415 - it brings torch, which --help does not need
+def _measure(
+    engine: Engine,
+    requests: Iterator[list[Request]],
+    output_len: int,
+    bench_config: LatencyConfig,
+    num_rows: int,
+) -> LatencySamples:
+    from .matmul_floor import MatmulFloor  # noqa: PLC0415 - it brings torch, which --help does not need
 
-    times, products = Times(), Products(engine, rows)
-    for index in range(batch.num_iters_warmup + batch.num_iters):
-        asked = next(requests)
+    samples, matmuls = LatencySamples(), MatmulFloor(engine, num_rows)
+    for index in range(bench_config.num_iters_warmup + bench_config.num_iters):
+        request_batch = next(requests)
         start = time.perf_counter()
-        outputs = engine.generate(asked)
-        whole = time.perf_counter() - start
-        common.require_answers(outputs, tokens)
-        if index >= batch.num_iters_warmup:
-            times.latency.append(whole)
-            times.ttft.append(statistics.median([o.timings.queue + o.timings.prefill for o in outputs]))
-            times.step.append(min(o.timings.decode for o in outputs) / (tokens - 1))
-            times.products.append(products.seconds())
-    return times
+        outputs = engine.generate(request_batch)
+        latency = time.perf_counter() - start
+        common.check_output_lengths(outputs, output_len)
+        if index >= bench_config.num_iters_warmup:
+            samples.latency.append(latency)
+            samples.ttft.append(statistics.median([o.timings.queue + o.timings.prefill for o in outputs]))
+            samples.step.append(min(o.timings.decode for o in outputs) / (output_len - 1))
+            samples.products.append(matmuls.measure())
+    return samples
 
 
-def _figures(
-    engine: Engine, rows: int, load: workload.Traffic, times: Times, batch_size: int
+def _compute_metrics(
+    engine: Engine, num_rows: int, load: workload.WorkloadConfig, samples: LatencySamples, batch_size: int
 ) -> dict[str, Any]:
     from ..common import machine_peaks, roofline  # noqa: PLC0415 - they bring torch, too
 
-    roofs = machine_peaks.measured(engine.dtype, engine.device)
-    read = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, rows, load.mean_len)
-    step = statistics.median(times.step)
+    peaks = machine_peaks.measure_peaks(engine.dtype, engine.device)
+    read_bytes = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, num_rows, load.mean_context_len)
+    step_time = statistics.median(samples.step)
     return {
-        **statistics.summary([1e3 * s for s in times.latency], "latency_ms"),
-        **statistics.summary([1e3 * s for s in times.ttft], "ttft_ms"),
-        **statistics.summary([1e3 * s for s in times.step], "step_ms"),
-        "rows": rows,
-        "decode_throughput": batch_size / step,
-        "row_throughput": rows / step,
-        "bytes": read,
-        "gigabytes_per_second": read / step / 1e9,
-        "measured_bandwidth": roofs.bandwidth / 1e9,
-        "bandwidth_share": read / step / roofs.bandwidth,
-        "gigaflops": roofline.step_work(engine, rows) / step / 1e9,
-        "measured_gigaflops": roofs.products / 1e9,
-        "products_ms": 1e3 * statistics.median(times.products),
-        "step_over_products": statistics.median(times.ratios),
+        **statistics.summarize([1e3 * s for s in samples.latency], "latency_ms"),
+        **statistics.summarize([1e3 * s for s in samples.ttft], "ttft_ms"),
+        **statistics.summarize([1e3 * s for s in samples.step], "step_ms"),
+        "rows": num_rows,
+        "decode_throughput": batch_size / step_time,
+        "row_throughput": num_rows / step_time,
+        "bytes": read_bytes,
+        "gigabytes_per_second": read_bytes / step_time / 1e9,
+        "measured_bandwidth": peaks.bandwidth / 1e9,
+        "bandwidth_share": read_bytes / step_time / peaks.bandwidth,
+        "gigaflops": roofline.product_flops(engine, num_rows) / step_time / 1e9,
+        "measured_gigaflops": peaks.flops / 1e9,
+        "products_ms": 1e3 * statistics.median(samples.products),
+        "step_over_products": statistics.median(samples.ratios),
     }
 
 
-def _lines(rows: int, found: dict[str, Any], times: Times) -> list[str]:
+def _format_lines(num_rows: int, metrics: dict[str, Any], samples: LatencySamples) -> list[str]:
     """The figures for people."""
-    share = f"{found['bandwidth_share']:.0%} of the {found['measured_bandwidth']:.1f} that memory gives"
+    share_text = (
+        f"{metrics['bandwidth_share']:.0%} of the {metrics['measured_bandwidth']:.1f} that memory gives"
+    )
     return [
-        statistics.line("latency, ms", statistics.spread([1e3 * s for s in times.latency])),
-        statistics.line("first token, ms", statistics.spread([1e3 * s for s in times.ttft])),
-        statistics.line(f"a step of {rows} rows, ms", statistics.spread([1e3 * s for s in times.step])),
-        statistics.line("  tok/s", f"{found['decode_throughput']:.1f}, rows {found['row_throughput']:.1f}"),
-        statistics.line("  GB/s", f"{found['gigabytes_per_second']:.1f}, {share}"),
-        statistics.line("  GFLOP/s", f"{found['gigaflops']:.0f}, of {found['measured_gigaflops']:.0f}"),
-        statistics.line(
-            "its matrix products alone, ms", statistics.spread([1e3 * s for s in times.products])
+        statistics.format_row("latency, ms", statistics.format_spread([1e3 * s for s in samples.latency])),
+        statistics.format_row("first token, ms", statistics.format_spread([1e3 * s for s in samples.ttft])),
+        statistics.format_row(
+            f"a step of {num_rows} rows, ms", statistics.format_spread([1e3 * s for s in samples.step])
         ),
-        statistics.line("  a step / its products", statistics.spread(times.ratios)),
+        statistics.format_row(
+            "  tok/s", f"{metrics['decode_throughput']:.1f}, rows {metrics['row_throughput']:.1f}"
+        ),
+        statistics.format_row("  GB/s", f"{metrics['gigabytes_per_second']:.1f}, {share_text}"),
+        statistics.format_row(
+            "  GFLOP/s", f"{metrics['gigaflops']:.0f}, of {metrics['measured_gigaflops']:.0f}"
+        ),
+        statistics.format_row(
+            "its matrix products alone, ms", statistics.format_spread([1e3 * s for s in samples.products])
+        ),
+        statistics.format_row("  a step / its products", statistics.format_spread(samples.ratios)),
     ]

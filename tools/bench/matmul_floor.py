@@ -7,40 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...engine.execution.model_runner import plain_tensors
-from ...kernels.cpu.linear import filled
+from ...engine.execution.model_runner import inference_context
+from ...kernels.cpu.linear import pad_rows
 from ..common.statistics import median
 
 if TYPE_CHECKING:
     from ...engine.engine import Engine
 
-TRIES = 5
+NUM_TRIALS = 5
 
 
-class Products:
+class MatmulFloor:
     """All products with the weights for `rows` branches, the head's among them, on random activations."""
 
-    def __init__(self, engine: Engine, rows: int) -> None:
+    def __init__(self, engine: Engine, num_rows: int) -> None:
         self._model, config = engine._core.runner.model, engine.model_config
-        like: dict[str, Any] = {"dtype": self._model._arithmetic, "device": self._model.device}
-        rows = len(filled(range(rows), self._model.device))
-        with plain_tensors():
-            self._hidden = torch.randn(rows, config.hidden_size, **like)
-            self._attended = torch.randn(rows, config.num_heads * config.head_dim, **like)
+        tensor_kwargs: dict[str, Any] = {"dtype": self._model._compute_dtype, "device": self._model.device}
+        num_rows = len(pad_rows(range(num_rows), self._model.device))
+        with inference_context():
+            self._hidden = torch.randn(num_rows, config.hidden_size, **tensor_kwargs)
+            self._attn_output = torch.randn(num_rows, config.num_heads * config.head_dim, **tensor_kwargs)
 
-    def seconds(self) -> float:
+    def measure(self) -> float:
         """The median time of some tries."""
-        return median([self._once() for _ in range(TRIES)])
+        return median([self._time_once() for _ in range(NUM_TRIALS)])
 
-    @plain_tensors()
-    def _once(self) -> float:
+    @inference_context()
+    def _time_once(self) -> float:
         model, x = self._model, self._hidden.clone()
         start = time.perf_counter()
         for layer in model._layers:
-            layer.qkv(x)
-            x = layer.output.add_to(x, self._attended)
-            x = layer.down.add_to(x, layer.gate_up(x))
-        model.logits(x.to(model.head.dtype))
+            layer.qkv_proj(x)
+            x = layer.o_proj.add_residual(x, self._attn_output)
+            x = layer.down_proj.add_residual(x, layer.gate_up_proj(x))
+        model.compute_logits(x.to(model.lm_head.dtype))
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         return time.perf_counter() - start

@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.fields import config_field, validate_rules, validate_types
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import RunError
 from ..cli import flags
 from ..common import environment
-from ..common.statistics import line, spread
-from .http.load_swarm import WISHES, wave
+from ..common.statistics import format_row, format_spread
+from .http.load_swarm import OBJECTIVES, run_swarm
 
 if TYPE_CHECKING:
     import argparse
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
 
     from ..cli.parser import Parser
 
-STREAMS, CLIENTS, STORMS = 16, 200, 3
-ANSWER = 16
+NUM_STREAMS, NUM_CLIENTS, NUM_STORMS = 16, 200, 3
+ANSWER_TOKENS = 16
 """Tokens of an answer, where its cost is not weighed."""
-PROC = Path("/proc")
+PROC_DIR = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Trial:
+class OverheadConfig:
     """Which model is served, and how its cost is measured."""
 
-    model: str = option("demo", "'demo', a folder, or a .gguf file")
-    tokens: int = option(64, "tokens of every answer whose cost is measured")
-    rounds: int = option(5, "rounds that count, after one that warms up")
+    model: str = config_field("demo", "'demo', a folder, or a .gguf file")
+    tokens: int = config_field(64, "tokens of every answer whose cost is measured")
+    rounds: int = config_field(5, "rounds that count, after one that warms up")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        require_fields(
+        validate_types(self)
+        validate_rules(
             self,
             ("tokens", self.tokens >= 1, "a whole number ≥ 1"),
             ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
@@ -60,146 +60,173 @@ class Trial:
 
 
 def add_arguments(parser: Parser) -> None:
-    flags.add_fields(parser, "overhead", Trial)
+    flags.add_fields(parser, "overhead", OverheadConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints. Raises InputError without such a model, RunError without /proc."""
-    from ...models.loader.resolve import resolve  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.resolve import resolve_folder  # noqa: PLC0415 - it brings torch, which --help does not need
 
-    trial = Trial(**flags.given(Trial, args))
-    if not PROC.joinpath("self/stat").exists():
+    config = OverheadConfig(**flags.fields_from_args(OverheadConfig, args))
+    if not PROC_DIR.joinpath("self/stat").exists():
         raise RunError("there is no /proc, by which the server's process is weighed; this bench needs Linux")
-    resolve(trial.model)
-    cost, storm, overload = _cost(trial), _storm(trial), _overload(trial)
-    found = {"cost": cost, "storm": storm, "overload": overload}
-    said = {"bench": "overhead", "config": {**asdict(trial), "wishes": WISHES}, **environment.where()}
-    print(dumps({**said, **found}))
+    resolve_folder(config.model)
+    cost, storm, overload = _measure_cost(config), _run_storm(config), _run_overload(config)
+    results = {"cost": cost, "storm": storm, "overload": overload}
+    metadata = {
+        "bench": "overhead",
+        "config": {**asdict(config), "wishes": OBJECTIVES},
+        **environment.run_metadata(),
+    }
+    print(dumps({**metadata, **results}))
     return 0
 
 
-def _cost(trial: Trial) -> dict[str, list[float]]:
+def _measure_cost(config: OverheadConfig) -> dict[str, list[float]]:
     """CPU seconds of a round: the engine's and the server's, and as shares of the engine's what the server
     adds, in all and in the thread that is not its engine's."""
-    found: dict[str, list[float]] = {name: [] for name in ("engine", "server", "added", "loop")}
-    with _alone(trial) as (engine_pid, in_engine), _serving(trial) as (pid, port):
-        for index in range(trial.rounds + 1):
-            engine, beside = _used(engine_pid, in_engine)
-            server, loop = _used(pid, lambda: asyncio.run(wave(port, STREAMS, trial.tokens)))
+    samples: dict[str, list[float]] = {name: [] for name in ("engine", "server", "added", "loop")}
+    with _engine_process(config) as (engine_pid, run_engine), _server_process(config) as (pid, port):
+        for index in range(config.rounds + 1):
+            engine_cpu, engine_loop_cpu = _cpu_seconds_during(engine_pid, run_engine)
+            server_cpu, loop_cpu = _cpu_seconds_during(
+                pid, lambda: asyncio.run(run_swarm(port, NUM_STREAMS, config.tokens))
+            )
             if index:  # the first round warms up
-                values = engine, server, server / engine - 1, (loop - beside) / engine
-                for name, value in zip(found, values, strict=True):
-                    found[name].append(value)
-    print(line(f"{STREAMS} streams, CPU seconds of the engine", spread(found["engine"])))
-    print(line("  of the server", spread(found["server"])))
-    print(line("  added by the server", spread(found["added"])))
-    print(line("  in its own thread", spread(found["loop"])))
-    return found
+                values = (
+                    engine_cpu,
+                    server_cpu,
+                    server_cpu / engine_cpu - 1,
+                    (loop_cpu - engine_loop_cpu) / engine_cpu,
+                )
+                for name, value in zip(samples, values, strict=True):
+                    samples[name].append(value)
+    print(format_row(f"{NUM_STREAMS} streams, CPU seconds of the engine", format_spread(samples["engine"])))
+    print(format_row("  of the server", format_spread(samples["server"])))
+    print(format_row("  added by the server", format_spread(samples["added"])))
+    print(format_row("  in its own thread", format_spread(samples["loop"])))
+    return samples
 
 
-def _storm(trial: Trial) -> dict[str, Any]:
-    with _serving(trial) as (pid, port):
-        memory, ends = [], Counter[str]()
-        for seed in range(STORMS):
-            ends += Counter(end for end, _ in asyncio.run(wave(port, CLIENTS, ANSWER, seed)))
-            while _metric(port, "num_requests_running"):
+def _run_storm(config: OverheadConfig) -> dict[str, Any]:
+    with _server_process(config) as (pid, port):
+        rss_mib, outcomes = [], Counter[str]()
+        for seed in range(NUM_STORMS):
+            outcomes += Counter(
+                outcome for outcome, _ in asyncio.run(run_swarm(port, NUM_CLIENTS, ANSWER_TOKENS, seed))
+            )
+            while _read_metric(port, "num_requests_running"):
                 time.sleep(0.05)
-            memory.append(_resident(pid))
-        held = _metric(port, "kv_cache_usage_perc")
-    print(line(f"{STORMS} x {CLIENTS} clients", _told(ends)))
-    print(line("  share of pages held; MiB after each", f"{held}; {', '.join(map(str, memory))}"))
-    return {"ends": ends, "pages_held": held, "memory": memory}
+            rss_mib.append(_rss_mib(pid))
+        kv_usage = _read_metric(port, "kv_cache_usage_perc")
+    print(format_row(f"{NUM_STORMS} x {NUM_CLIENTS} clients", _format_counts(outcomes)))
+    print(format_row("  share of pages held; MiB after each", f"{kv_usage}; {', '.join(map(str, rss_mib))}"))
+    return {"ends": outcomes, "pages_held": kv_usage, "memory": rss_mib}
 
 
-def _overload(trial: Trial) -> dict[str, Any]:
-    with _serving(trial, "--max-waiting", str(STREAMS)) as (_, port):
-        asyncio.run(wave(port, STREAMS, ANSWER))
-        running = _slowest(asyncio.run(wave(port, STREAMS, ANSWER)))
-        full = _slowest(asyncio.run(wave(port, 2 * STREAMS, ANSWER)))
-        ends = asyncio.run(wave(port, CLIENTS, ANSWER))
-    statuses = Counter(end for end, _ in ends)
-    found = {"running": running, "full": full, "overloaded": _slowest(ends), "ends": statuses}
-    print(line(f"{CLIENTS} clients, room for {STREAMS} and a queue of {STREAMS}", _told(statuses)))
-    slowest = f"{found['overloaded']:.2f}; just full {full:.2f}, without a queue {running:.2f}"
-    print(line("  slowest answer, s", slowest))
-    return found
+def _run_overload(config: OverheadConfig) -> dict[str, Any]:
+    with _server_process(config, "--max-waiting", str(NUM_STREAMS)) as (_, port):
+        asyncio.run(run_swarm(port, NUM_STREAMS, ANSWER_TOKENS))
+        running_latency = _max_latency(asyncio.run(run_swarm(port, NUM_STREAMS, ANSWER_TOKENS)))
+        full_latency = _max_latency(asyncio.run(run_swarm(port, 2 * NUM_STREAMS, ANSWER_TOKENS)))
+        outcomes = asyncio.run(run_swarm(port, NUM_CLIENTS, ANSWER_TOKENS))
+    counts = Counter(outcome for outcome, _ in outcomes)
+    results = {
+        "running": running_latency,
+        "full": full_latency,
+        "overloaded": _max_latency(outcomes),
+        "ends": counts,
+    }
+    print(
+        format_row(
+            f"{NUM_CLIENTS} clients, room for {NUM_STREAMS} and a queue of {NUM_STREAMS}",
+            _format_counts(counts),
+        )
+    )
+    latency_text = (
+        f"{results['overloaded']:.2f}; just full {full_latency:.2f}, without a queue {running_latency:.2f}"
+    )
+    print(format_row("  slowest answer, s", latency_text))
+    return results
 
 
-def _told(ends: Counter[str]) -> str:
-    return ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+def _format_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
 
 
-def _slowest(ends: list[tuple[str, float]]) -> float:
+def _max_latency(outcomes: list[tuple[str, float]]) -> float:
     """Seconds. Raises RunError where no answer was whole."""
-    seconds = [seconds for end, seconds in ends if end == "done"]
+    seconds = [seconds for end, seconds in outcomes if end == "done"]
     if not seconds:
-        raise RunError(f"none of {len(ends)} clients was answered whole; the first's end was {ends[0][0]!r}")
+        raise RunError(
+            f"none of {len(outcomes)} clients was answered whole; the first's end was {outcomes[0][0]!r}"
+        )
     return max(seconds)
 
 
 @contextmanager
-def _alone(trial: Trial) -> Iterator[tuple[int, Callable[[], None]]]:
+def _engine_process(config: OverheadConfig) -> Iterator[tuple[int, Callable[[], None]]]:
     """The engine's process, and what has it stream once."""
     command = [sys.executable, "-m", "trimtab.tools.bench.engine_baseline"]
-    asked = [*command, trial.model, str(STREAMS), str(trial.tokens)]
-    with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alone:
-        assert alone.stdin is not None
-        assert alone.stdout is not None
-        turn, ended = alone.stdin, alone.stdout
+    argv = [*command, config.model, str(NUM_STREAMS), str(config.tokens)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
 
-        def streamed() -> None:
-            print(file=turn, flush=True)
-            _answer(ended.readline(), "the engine")
+        def run_streams() -> None:
+            print(file=stdin, flush=True)
+            _require_line(stdout.readline(), "the engine")
 
         try:
-            _answer(ended.readline(), "the engine")
-            yield alone.pid, streamed
+            _require_line(stdout.readline(), "the engine")
+            yield process.pid, run_streams
         finally:
-            alone.kill()
+            process.kill()
 
 
 @contextmanager
-def _serving(trial: Trial, *more: str) -> Iterator[tuple[int, int]]:
+def _server_process(config: OverheadConfig, *extra_args: str) -> Iterator[tuple[int, int]]:
     """A server of its own: its process and its port."""
     command = [sys.executable, "-m", "trimtab", "serve", "--port", "0", "--dtype", "bfloat16"]
-    asked = [*command, "--model", trial.model, *more]
-    with subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+    argv = [*command, "--model", config.model, *extra_args]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         try:
-            said = _answer(server.stderr.readline(), "the server")
-            port = said.partition(";")[0].rpartition(":")[2]
+            first_line = _require_line(server.stderr.readline(), "the server")
+            port = first_line.partition(";")[0].rpartition(":")[2]
             if not port.isdecimal():
-                raise RunError(f"the server did not start: {said.strip()}")
+                raise RunError(f"the server did not start: {first_line.strip()}")
             yield server.pid, int(port)
         finally:
             server.kill()
 
 
-def _answer(said: str, who: str) -> str:
-    if not said:
-        raise RunError(f"{who}'s process ended before its work")
-    return said
+def _require_line(text: str, process_name: str) -> str:
+    if not text:
+        raise RunError(f"{process_name}'s process ended before its work")
+    return text
 
 
-def _used(pid: int, call: Callable[[], object]) -> tuple[float, float]:
+def _cpu_seconds_during(pid: int, call: Callable[[], object]) -> tuple[float, float]:
     """CPU seconds that a process, and its first thread, spend while `call` runs."""
-    before = _cpu(f"{pid}"), _cpu(f"{pid}/task/{pid}")
+    start = _cpu_seconds(f"{pid}"), _cpu_seconds(f"{pid}/task/{pid}")
     call()
-    return _cpu(f"{pid}") - before[0], _cpu(f"{pid}/task/{pid}") - before[1]
+    return _cpu_seconds(f"{pid}") - start[0], _cpu_seconds(f"{pid}/task/{pid}") - start[1]
 
 
-def _cpu(where: str) -> float:
-    values = PROC.joinpath(where, "stat").read_text().rpartition(")")[2].split()
-    return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+def _cpu_seconds(proc_path: str) -> float:
+    stat_fields = PROC_DIR.joinpath(proc_path, "stat").read_text().rpartition(")")[2].split()
+    return (int(stat_fields[11]) + int(stat_fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _resident(pid: int) -> int:
+def _rss_mib(pid: int) -> int:
     """MiB of memory of its own."""
-    status = PROC.joinpath(str(pid), "status").read_text()
+    status = PROC_DIR.joinpath(str(pid), "status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) >> 10
 
 
-def _metric(port: int, name: str) -> float:
+def _read_metric(port: int, name: str) -> float:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         text: str = response.read().decode()
     return float(text.partition(f"\ntrimtab:{name} ")[2].split()[0])

@@ -15,44 +15,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.config import DTYPES
-from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.fields import config_field, validate_rules, validate_types
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
 from ..cli import flags, method_args
-from ..cli.terminal import say
+from ..cli.terminal import log_line
 from ..common import environment, statistics
-from .runners.competitors import CONTESTANTS, RATIOS, Contestant, Prompts, Score, compared
-from .runners.process import MissingError, Worker
+from .runners.competitors import COMPETITORS, RATIOS, Competitor, CompetitorResult, Prompts, compute_ratio
+from .runners.process import MissingPackageError, RunnerProcess
 
 if TYPE_CHECKING:
     import argparse
 
     from ..cli.parser import Parser
 
-QUESTION = (
+QUESTION_TEMPLATE = (
     "What happens if an earthworm is cut in {} parts? Answer at length and kindly, with examples, "
     "so that a child can follow it."
 )
-WISHES = (("Your answer should be uplifting.", 0.7), ("Your answer should be one short sentence.", 0.3))
-PEERS = {"trimtab": "trimtab", "transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_cpp"}
+OBJECTIVES = (("Your answer should be uplifting.", 0.7), ("Your answer should be one short sentence.", 0.3))
+RUNNERS = {"trimtab": "trimtab", "transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_cpp"}
 """By the names that --peer takes, the workers."""
 
 
 @dataclass(frozen=True)
-class Match:
+class PeersConfig:
     """What all contestants are given."""
 
-    model: str = option("demo", "'demo', a folder, or a .gguf file, which llama.cpp then reads itself")
-    gguf: str | None = option(None, "a GGUF file of the same model for llama.cpp")
-    dtype: str = option("bfloat16", "type of the weights", DTYPES[1:])
-    output_len: int = option(64, "tokens of every answer, at least 2")
-    num_prompts: int = option(2, "prompts that each contestant decodes in a round, up to 90")
-    batch_size: int = option(1, "how many of them at once; contestants that take one sit out larger ones")
-    rounds: int = option(5, "rounds that count, after one that warms up")
+    model: str = config_field("demo", "'demo', a folder, or a .gguf file, which llama.cpp then reads itself")
+    gguf: str | None = config_field(None, "a GGUF file of the same model for llama.cpp")
+    dtype: str = config_field("bfloat16", "type of the weights", DTYPES[1:])
+    output_len: int = config_field(64, "tokens of every answer, at least 2")
+    num_prompts: int = config_field(2, "prompts that each contestant decodes in a round, up to 90")
+    batch_size: int = config_field(
+        1, "how many of them at once; contestants that take one sit out larger ones"
+    )
+    rounds: int = config_field(5, "rounds that count, after one that warms up")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        require_fields(
+        validate_types(self)
+        validate_rules(
             self,
             ("output_len", self.output_len >= 2, "at least 2: a first token, and one that is decoded"),
             ("num_prompts", 1 <= self.num_prompts <= 90, "a whole number from 1 to 90"),
@@ -67,14 +69,14 @@ class Match:
 
 
 def add_arguments(parser: Parser) -> None:
-    group = flags.add_fields(parser, "match", Match)
+    group = flags.add_fields(parser, "match", PeersConfig)
     method_args.add_prefer(group)
     group.add_argument(
         "--peer",
         action="append",
         default=[],
         metavar="NAME=PYTHON",
-        help=f"the Python that has a peer, of {', '.join(PEERS)}; without it this one "
+        help=f"the Python that has a peer, of {', '.join(RUNNERS)}; without it this one "
         "(may be given several times)",
     )
     group.add_argument(
@@ -88,107 +90,139 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints. Raises RunError when a contestant that is installed fails."""
-    match = Match(**flags.given(Match, args))
-    wishes = [(wish.text, wish.weight) for wish in method_args.wishes(args)] or list(WISHES)
-    pythons = dict(_peer(text) for text in args.peer)
-    field = _chosen(args.skip, match.batch_size)
+    config = PeersConfig(**flags.fields_from_args(PeersConfig, args))
+    objectives = [
+        (objective.text, objective.weight) for objective in method_args.parse_objectives(args)
+    ] or list(OBJECTIVES)
+    pythons = dict(_parse_peer(text) for text in args.peer)
+    competitors = _select_competitors(args.skip, config.batch_size)
     with ExitStack() as stack:
-        about, workers, prompts = _opened(stack, match, wishes, pythons, {each.peer for each in field})
-        scores = _played(match, workers, prompts, [each for each in field if each.peer in workers])
+        runner_info, workers, prompts = _open_runners(
+            stack, config, objectives, pythons, {each.runner for each in competitors}
+        )
+        results = _run_rounds(
+            config, workers, prompts, [each for each in competitors if each.runner in workers]
+        )
     ratios = {
-        f"{ratio.ours} / {ratio.theirs}": compared(ratio, scores)
+        f"{ratio.ours} / {ratio.theirs}": compute_ratio(ratio, results)
         for ratio in RATIOS
-        if ratio.ours in scores and ratio.theirs in scores
+        if ratio.ours in results and ratio.theirs in results
     }
-    tokens = match.num_prompts * match.output_len
-    print("\n".join(_lines(about, scores, ratios, tokens)))
-    said = {"bench": "peers", "config": {**asdict(match), "wishes": wishes}, **environment.where()}
+    num_tokens = config.num_prompts * config.output_len
+    print("\n".join(_format_lines(runner_info, results, ratios, num_tokens)))
+    metadata = {
+        "bench": "peers",
+        "config": {**asdict(config), "wishes": objectives},
+        **environment.run_metadata(),
+    }
     raw = {
-        name: {"whole": score.whole, "decoding": score.decoding, "rates": score.rates(tokens)}
-        for name, score in scores.items()
+        name: {
+            "whole": result.call_times,
+            "decoding": result.decode_times,
+            "rates": result.tokens_per_second(num_tokens),
+        }
+        for name, result in results.items()
     }
-    lengths = [[len(ids) for ids in prompt] for prompt in prompts]
-    print(dumps({**said, "peers": about, "prompt_tokens": lengths, "ratios": ratios, "raw": raw}))
+    prompt_lens = [[len(ids) for ids in prompt] for prompt in prompts]
+    print(
+        dumps({**metadata, "peers": runner_info, "prompt_tokens": prompt_lens, "ratios": ratios, "raw": raw})
+    )
     return 0
 
 
-def _played(
-    match: Match, workers: dict[str, Worker], prompts: Prompts, field: list[Contestant]
-) -> dict[str, Score]:
+def _run_rounds(
+    config: PeersConfig, workers: dict[str, RunnerProcess], prompts: Prompts, competitors: list[Competitor]
+) -> dict[str, CompetitorResult]:
     """What each contestant has done in all rounds, by its name."""
-    scores = {each.name: Score(each) for each in field}
-    for index in range(match.rounds + 1):
-        say(f"round {index} of {match.rounds}" if index else "warming up")
-        for score in scores.values():
-            worker = workers[score.contestant.peer]
-            score.play(worker, prompts, match.output_len, match.batch_size, counts=index > 0)
-    return scores
+    results = {competitor.name: CompetitorResult(competitor) for competitor in competitors}
+    for index in range(config.rounds + 1):
+        log_line(f"round {index} of {config.rounds}" if index else "warming up")
+        for result in results.values():
+            worker = workers[result.competitor.runner]
+            result.run_round(worker, prompts, config.output_len, config.batch_size, record=index > 0)
+    return results
 
 
-def _peer(text: str) -> tuple[str, str]:
-    name, equals, python = text.partition("=")
-    if not equals or not python or name not in PEERS:
-        raise InputError(f"--peer is {text!r}; it must be like vllm=/path/to/python, of {', '.join(PEERS)}")
-    return PEERS[name], python
+def _parse_peer(text: str) -> tuple[str, str]:
+    name, sep, python = text.partition("=")
+    if not sep or not python or name not in RUNNERS:
+        raise InputError(f"--peer is {text!r}; it must be like vllm=/path/to/python, of {', '.join(RUNNERS)}")
+    return RUNNERS[name], python
 
 
-def _chosen(skipped: list[str], batch: int) -> list[Contestant]:
+def _select_competitors(skip_prefixes: list[str], batch_size: int) -> list[Competitor]:
     """Raises InputError for a name that nobody has."""
-    for name in skipped:
-        if not any(each.name.startswith(name) for each in CONTESTANTS):
-            known = ", ".join(each.name for each in CONTESTANTS)
-            raise InputError(f"--skip is {name!r}; contestants are {known}")
-    found = [each for each in CONTESTANTS if not any(each.name.startswith(name) for name in skipped)]
-    return [each for each in found if batch == 1 or not each.single]
+    for name in skip_prefixes:
+        if not any(each.name.startswith(name) for each in COMPETITORS):
+            known_names = ", ".join(each.name for each in COMPETITORS)
+            raise InputError(f"--skip is {name!r}; contestants are {known_names}")
+    selected = [each for each in COMPETITORS if not any(each.name.startswith(name) for name in skip_prefixes)]
+    return [each for each in selected if batch_size == 1 or not each.one_prompt_only]
 
 
-def _opened(
+def _open_runners(
     stack: ExitStack,
-    match: Match,
-    wishes: list[tuple[str, float]],
+    config: PeersConfig,
+    objectives: list[tuple[str, float]],
     pythons: dict[str, str],
-    wanted: set[str],
-) -> tuple[dict[str, dict[str, Any]], dict[str, Worker], Prompts]:
+    needed: set[str],
+) -> tuple[dict[str, dict[str, Any]], dict[str, RunnerProcess], Prompts]:
     """What is said of each peer, the workers of those that there are, and the prompts' branches.
 
     trimtab comes first in any case: it renders the prompts, and says where the model's folder is.
     """
-    rows = match.batch_size * (1 + len(wishes))
-    options: dict[str, Any] = {"model": match.model, "dtype": match.dtype, "wishes": wishes, "rows": rows}
-    ours = stack.enter_context(Worker("trimtab", pythons.get("trimtab", sys.executable)))
-    about: dict[str, dict[str, Any]] = {"trimtab": ours.ask("open", **options)["about"]}
-    questions = [QUESTION.format(10 + index) for index in range(match.num_prompts)]
-    prompts: Prompts = ours.ask("render", prompts=questions)["prompts"]
-    longest = max(len(ids) for prompt in prompts for ids in prompt)
-    gguf = match.gguf or (match.model if match.model.lower().endswith(".gguf") else None)
-    options |= {**about["trimtab"], "length": longest + match.output_len, "gguf": gguf}
-    workers = {"trimtab": ours}
-    for peer in dict.fromkeys(each.peer for each in CONTESTANTS if each.peer in wanted - {"trimtab"}):
-        if peer == "llama_cpp" and gguf is None:
-            about[peer] = {"skipped": "it needs the model as a file; name one with --gguf"}
+    num_rows = config.batch_size * (1 + len(objectives))
+    engine_options: dict[str, Any] = {
+        "model": config.model,
+        "dtype": config.dtype,
+        "wishes": objectives,
+        "rows": num_rows,
+    }
+    trimtab_process = stack.enter_context(RunnerProcess("trimtab", pythons.get("trimtab", sys.executable)))
+    runner_info: dict[str, dict[str, Any]] = {
+        "trimtab": trimtab_process.request("open", **engine_options)["about"]
+    }
+    questions = [QUESTION_TEMPLATE.format(10 + index) for index in range(config.num_prompts)]
+    prompts: Prompts = trimtab_process.request("render", prompts=questions)["prompts"]
+    max_prompt_len = max(len(ids) for prompt in prompts for ids in prompt)
+    gguf = config.gguf or (config.model if config.model.lower().endswith(".gguf") else None)
+    engine_options |= {**runner_info["trimtab"], "length": max_prompt_len + config.output_len, "gguf": gguf}
+    workers = {"trimtab": trimtab_process}
+    for runner in dict.fromkeys(
+        competitor.runner for competitor in COMPETITORS if competitor.runner in needed - {"trimtab"}
+    ):
+        if runner == "llama_cpp" and gguf is None:
+            runner_info[runner] = {"skipped": "it needs the model as a file; name one with --gguf"}
             continue
-        worker = stack.enter_context(Worker(peer, pythons.get(peer, sys.executable)))
+        process = stack.enter_context(RunnerProcess(runner, pythons.get(runner, sys.executable)))
         try:
-            about[peer] = worker.ask("open", **options)["about"]
-            workers[peer] = worker
-        except MissingError as error:
-            about[peer] = {"skipped": f"{error}; name one that has it with --peer"}
-    return about, workers, prompts
+            runner_info[runner] = process.request("open", **engine_options)["about"]
+            workers[runner] = process
+        except MissingPackageError as error:
+            runner_info[runner] = {"skipped": f"{error}; name one that has it with --peer"}
+    return runner_info, workers, prompts
 
 
-def _lines(
-    about: dict[str, dict[str, Any]], scores: dict[str, Score], ratios: dict[str, dict[str, Any]], tokens: int
+def _format_lines(
+    runner_info: dict[str, dict[str, Any]],
+    results: dict[str, CompetitorResult],
+    ratios: dict[str, dict[str, Any]],
+    num_tokens: int,
 ) -> list[str]:
     """The figures for people."""
     lines = []
-    for peer, facts in about.items():
-        threads = f"{facts['threads']} threads" if "threads" in facts else ""
-        known = [facts.get("version", ""), threads, facts.get("weights", "")]
-        what = f"skipped: {facts['skipped']}" if "skipped" in facts else ", ".join(filter(None, known))
-        lines.append(statistics.line(peer, what))
-    for name, score in scores.items():
-        lines.append(statistics.line(f"{name}, tok/s", statistics.spread(score.rates(tokens))))
+    for runner, info in runner_info.items():
+        threads = f"{info['threads']} threads" if "threads" in info else ""
+        details = [info.get("version", ""), threads, info.get("weights", "")]
+        text = f"skipped: {info['skipped']}" if "skipped" in info else ", ".join(filter(None, details))
+        lines.append(statistics.format_row(runner, text))
+    for name, result in results.items():
+        lines.append(
+            statistics.format_row(
+                f"{name}, tok/s", statistics.format_spread(result.tokens_per_second(num_tokens))
+            )
+        )
     for name, ratio in ratios.items():
-        same = f", {ratio['equal']:.0%} of tokens equal" if "equal" in ratio else ""
-        lines.append(statistics.line(name, statistics.spread(ratio["values"]) + same))
+        equal_text = f", {ratio['equal']:.0%} of tokens equal" if "equal" in ratio else ""
+        lines.append(statistics.format_row(name, statistics.format_spread(ratio["values"]) + equal_text))
     return lines

@@ -10,7 +10,7 @@ from ...engine.methods.base import Method
 from ...engine.methods.builtin import Base
 from ...engine.request import Request
 from ...engine.sampling_params import SamplingParams
-from ...engine.utils.fields import check_fields, option, require_fields
+from ...engine.utils.fields import config_field, validate_rules, validate_types
 from ...kernels.common.errors import InputError
 from ..cli import flags, method_args
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class WorkloadConfig:
     """Fields as vLLM's benches have them, and how much of it is steered."""
 
-    input_len: int = option(128, "tokens of a prompt; every branch of a request has as many")
-    output_len: int = option(64, "tokens of an answer, at least 2")
-    steered_share: float = option(1.0, "share of the requests that --method and --prefer steer")
-    seed: int = option(0, "seed of what is drawn: prompts, and when requests come")
+    input_len: int = config_field(128, "tokens of a prompt; every branch of a request has as many")
+    output_len: int = config_field(64, "tokens of an answer, at least 2")
+    steered_share: float = config_field(1.0, "share of the requests that --method and --prefer steer")
+    seed: int = config_field(0, "seed of what is drawn: prompts, and when requests come")
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        require_fields(
+        validate_types(self)
+        validate_rules(
             self,
             ("input_len", self.input_len >= 1, "a whole number ≥ 1"),
             ("output_len", self.output_len >= 2, "at least 2: a first token, and one that is decoded"),
@@ -38,7 +38,7 @@ class Traffic:
         )
 
     @property
-    def mean_len(self) -> float:
+    def mean_context_len(self) -> float:
         """Tokens that stand before a decoded one, on average."""
         return self.input_len + self.output_len / 2
 
@@ -46,49 +46,54 @@ class Traffic:
         """Whether request `index` is: of the first n the share, rounded down, evenly among the others."""
         return int((index + 1) * self.steered_share) > int(index * self.steered_share)
 
-    def rows(self, count: int, method: Method) -> int:
+    def num_rows(self, num_requests: int, method: Method) -> int:
         """The branches of that many requests."""
-        return count + _wishes(method) * sum(map(self.is_steered, range(count)))
+        return num_requests + _num_objectives(method) * sum(map(self.is_steered, range(num_requests)))
 
-    def requests(self, count: int, vocab: int, method: Method) -> Iterator[list[Request]]:
+    def request_batches(self, num_requests: int, vocab_size: int, method: Method) -> Iterator[list[Request]]:
         """Again and again that many requests, whose prompts are random ids below `vocab`.
 
         No two branches have anything in common, so that none finds its prompt computed: the dearest case.
         """
-        draw = random.Random(self.seed)
+        rng = random.Random(self.seed)
         while True:
-            yield self._requests(count, vocab, method, draw)
+            yield self._make_batch(num_requests, vocab_size, method, rng)
 
-    def _requests(self, count: int, vocab: int, method: Method, draw: random.Random) -> list[Request]:
+    def _make_batch(
+        self, num_requests: int, vocab_size: int, method: Method, rng: random.Random
+    ) -> list[Request]:
         params = SamplingParams(max_tokens=self.output_len, ignore_eos=True)
-        found = []
-        for index in range(count):
-            chosen = method if self.is_steered(index) else Base()
+        requests = []
+        for index in range(num_requests):
+            request_method = method if self.is_steered(index) else Base()
             branches = [
-                [draw.randrange(vocab) for _ in range(self.input_len)] for _ in range(1 + _wishes(chosen))
+                [rng.randrange(vocab_size) for _ in range(self.input_len)]
+                for _ in range(1 + _num_objectives(request_method))
             ]
-            found.append(Request(branch_token_ids=branches, steering=chosen, sampling=params, trace=False))
-        return found
+            requests.append(
+                Request(branch_token_ids=branches, steering=request_method, sampling=params, trace=False)
+            )
+        return requests
 
 
-def asked(args: argparse.Namespace) -> tuple[Traffic, method_args.Choice, Method]:
+def workload_from_args(args: argparse.Namespace) -> tuple[WorkloadConfig, method_args.MethodSpec, Method]:
     """The traffic, how it is steered, and the method that does it; without wishes all of it is plain.
 
     Raises InputError for a value out of range, and for a share of steered requests without a method.
     """
-    wishes = method_args.wishes(args)
-    traffic = Traffic(**flags.given(Traffic, args))
-    choice = method_args.choice(args, wishes)
-    method = choice.toward(wishes)
+    objectives = method_args.parse_objectives(args)
+    load = WorkloadConfig(**flags.fields_from_args(WorkloadConfig, args))
+    method_spec = method_args.method_from_args(args, objectives)
+    method = method_spec.build_compatible(objectives)
     if not method.objectives:
-        if vars(args).get("steered_share") and traffic.steered_share > 0:
+        if vars(args).get("steered_share") and load.steered_share > 0:
             raise InputError(
-                f"steered_share is {traffic.steered_share:g}, but there is no wish to steer to; "
+                f"steered_share is {load.steered_share:g}, but there is no wish to steer to; "
                 'give one with --prefer "TEXT=WEIGHT"'
             )
-        traffic = replace(traffic, steered_share=0.0)
-    return traffic, choice, method
+        load = replace(load, steered_share=0.0)
+    return load, method_spec, method
 
 
-def _wishes(method: Method) -> int:
-    return len(method.branches())
+def _num_objectives(method: Method) -> int:
+    return len(method.branch_objectives())

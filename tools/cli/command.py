@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class Verb(Protocol):
+class Command(Protocol):
     """What each such module has."""
 
     def add_arguments(self, parser: Parser) -> None: ...
@@ -21,35 +21,35 @@ class Verb(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-def run(module: str, command: str, text: str, argv: Sequence[str]) -> int:
+def run(module: str, prog: str, description: str, argv: Sequence[str]) -> int:
     """Has the module do what is asked of `command`, such as "trimtab info", and gives the exit status.
 
     text: what it does, which begins its help. Raises InputError for what its parser refuses.
     """
-    verb = cast("Verb", importlib.import_module(module))
-    parser = Parser(command, f"{text[0].upper()}{text[1:]}.")
-    verb.add_arguments(parser)
+    command = cast("Command", importlib.import_module(module))
+    parser = Parser(prog, f"{description[0].upper()}{description[1:]}.")
+    command.add_arguments(parser)
     try:
-        args = parser.read(argv)
+        args = parser.parse_argv(argv)
     except SystemExit:  # argparse has printed the help
         return 0
-    return verb.run(args)
+    return command.run(args)
 
 
-def add_kind(parser: Parser, kind: str, known: Mapping[str, str]) -> None:
+def add_subcommand(parser: Parser, kind: str, subcommands: Mapping[str, str]) -> None:
     """KIND, one of `known` with what it does, and whatever follows: each has flags of its own."""
-    told = "; ".join(f"{name}: {text}" for name, text in known.items())
-    parser.add_argument("kind", metavar=kind.upper(), nargs="?", help=told)
-    more = f"see {parser.prog} {kind.upper()} --help"
-    parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help=more)
+    help_text = "; ".join(f"{name}: {text}" for name, text in subcommands.items())
+    parser.add_argument("kind", metavar=kind.upper(), nargs="?", help=help_text)
+    rest_help = f"see {parser.prog} {kind.upper()} --help"
+    parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help=rest_help)
 
 
-def run_kind(
-    package: str, command: str, kind: str, plural: str, known: Mapping[str, str], args: argparse.Namespace
+def run_subcommand(
+    package: str, prog: str, kind: str, plural: str, subcommands: Mapping[str, str], args: argparse.Namespace
 ) -> int:
     """Runs what was named, a module of `package`. Raises InputError where it is none of those."""
     if args.kind is None:
-        raise InputError(f"there is no {kind.upper()}; say what to measure: {', '.join(known)}")
-    if args.kind not in known:
-        raise InputError(f"there is no {kind} {args.kind!r}; {plural} are {', '.join(known)}")
-    return run(f"{package}.{args.kind}", f"{command} {args.kind}", known[args.kind], args.rest)
+        raise InputError(f"there is no {kind.upper()}; say what to measure: {', '.join(subcommands)}")
+    if args.kind not in subcommands:
+        raise InputError(f"there is no {kind} {args.kind!r}; {plural} are {', '.join(subcommands)}")
+    return run(f"{package}.{args.kind}", f"{prog} {args.kind}", subcommands[args.kind], args.rest)

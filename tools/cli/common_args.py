@@ -37,10 +37,10 @@ def add_system(parser: Parser) -> None:
     )
 
 
-def add_model(parser: Parser, beside: type = SamplingParams) -> None:
+def add_model(parser: Parser, skip_fields_of: type = SamplingParams) -> None:
     """A flag for each field of EngineConfig, but for those that `beside` has a flag for: one flag sets both,
     so that `--seed 1` repeats whatever is drawn."""
-    flags.add_fields(parser, "model", EngineConfig, skip=[field.name for field in fields(beside)])
+    flags.add_fields(parser, "model", EngineConfig, skip=[field.name for field in fields(skip_fields_of)])
 
 
 def add_sampling(parser: Parser, skip: Collection[str] = ()) -> None:
@@ -58,50 +58,50 @@ def add_output(parser: Parser, json: str | None) -> None:
         action=argparse.BooleanOptionalAction,
         default=Request.trace,
         help="keep each token's weights, rewards and strength; without it decoding may be faster "
-        f"(default: {flags.shown(Request.trace)})",
+        f"(default: {flags.format_default(Request.trace)})",
     )
 
 
-def config(args: argparse.Namespace) -> EngineConfig:
+def engine_config(args: argparse.Namespace) -> EngineConfig:
     """The engine's config. Raises InputError for a value out of range."""
-    return EngineConfig(**flags.given(EngineConfig, args))
+    return EngineConfig(**flags.fields_from_args(EngineConfig, args))
 
 
-def sampling(args: argparse.Namespace) -> SamplingParams:
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The sampling parameters. Raises InputError for a value out of range."""
-    return SamplingParams(**flags.given(SamplingParams, args))
+    return SamplingParams(**flags.fields_from_args(SamplingParams, args))
 
 
-def prompt_text(prompt: str) -> str:
+def read_prompt(prompt: str) -> str:
     """The prompt; "-" reads it from stdin."""
     if prompt != "-":
         return prompt
-    with _only_text():
-        return stdin().read().rstrip("\n")
+    with _report_decode_errors():
+        return get_stdin().read().rstrip("\n")
 
 
-def stdin() -> TextIO:
+def get_stdin() -> TextIO:
     """Standard input. Raises InputError where it is closed."""
     if sys.stdin is None:
         raise InputError("standard input is closed; there is nothing to read")
     return sys.stdin
 
 
-def lines(source: Iterable[str]) -> Iterator[str]:
+def read_lines(source: Iterable[str]) -> Iterator[str]:
     """Lines as they are typed or piped. Raises InputError at what is no text."""
-    with _only_text():
+    with _report_decode_errors():
         yield from source
 
 
 @contextmanager
-def _only_text() -> Iterator[None]:
+def _report_decode_errors() -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is no UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:
+def build_messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:
     """A prompt for a Request: the text alone, or after a system message."""
     if system is None:
         return prompt

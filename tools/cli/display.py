@@ -15,23 +15,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .terminal import safe
+from .terminal import escape
 
 if TYPE_CHECKING:
     from ...engine.outputs import Delta
 
-Report = Callable[[int, int], None]
-LABEL_WIDTH = 44
+ProgressCallback = Callable[[int, int], None]
+MAX_LABEL_WIDTH = 44
 BAR_WIDTH = 30
 
 
-def screen() -> Console:
+def make_console() -> Console:
     """The terminal that stdout is."""
     return Console(highlight=False)
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Report | None]:
+def progress(label: str) -> Iterator[ProgressCallback | None]:
     """A bar on stderr for (done, total), gone when finished; None where nobody watches."""
     if not sys.stderr.isatty():
         yield None
@@ -45,20 +45,20 @@ def progress(label: str) -> Iterator[Report | None]:
         transient=True,
     )
     with bar:
-        task = bar.add_task(safe(label), total=None)
+        task = bar.add_task(escape(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-class LiveAnswer:
+class LiveView:
     """An answer as it comes, and under it a bar for each wish with its weight at this moment.
 
     Finished lines are printed for good and scroll away; only the last line and the bars are redrawn,
     so an answer may be longer than the screen.
     """
 
-    def __init__(self, console: Console, wishes: Sequence[str] = ()) -> None:
+    def __init__(self, console: Console, objectives: Sequence[str] = ()) -> None:
         self._console = console
-        self._wishes = wishes
+        self._objectives = objectives
         self._weights: list[float] | None = None
         self._line = ""
         self._live = Live(console=console, refresh_per_second=12, vertical_overflow="crop")
@@ -75,48 +75,48 @@ class LiveAnswer:
         """Shows a piece of the answer and the weights that chose it."""
         if delta.trace and delta.trace.weights:
             self._weights = delta.trace.weights[-1]
-        self._line += safe(delta.text).expandtabs(4)
-        *finished, self._line = wrapped(self._line, self._console)
-        for line in finished:
+        self._line += escape(delta.text).expandtabs(4)
+        *complete, self._line = wrap_lines(self._line, self._console)
+        for line in complete:
             self._live.console.print(Text(line))
-        self._live.update(self._region())
+        self._live.update(self._render())
 
     def finish(self, caption: str) -> None:
         """Ends with the weights as they are and a dim line."""
-        self._live.update(Group(self._region(), Text(caption, style="dim")), refresh=True)
+        self._live.update(Group(self._render(), Text(caption, style="dim")), refresh=True)
         self._live.stop()
 
-    def _region(self) -> RenderableType:
-        if not self._weights or len(self._weights) != len(self._wishes):
+    def _render(self) -> RenderableType:
+        if not self._weights or len(self._weights) != len(self._objectives):
             return Text(self._line)
-        return Group(Text(self._line), bars(self._wishes, self._weights))
+        return Group(Text(self._line), weight_bars(self._objectives, self._weights))
 
 
-def wrapped(text: str, console: Console) -> list[str]:
+def wrap_lines(text: str, console: Console) -> list[str]:
     """The lines of a text as the console would break them; the last one may still grow."""
     lines: list[str] = []
-    *finished, last = text.split("\n")
-    for paragraph in finished:
+    *paragraphs, last = text.split("\n")
+    for paragraph in paragraphs:
         lines += [line.plain for line in Text(paragraph).wrap(console, console.width)] or [""]
-    *broken, tail = [line.plain for line in Text(last).wrap(console, console.width)] or [""]
+    *complete, tail = [line.plain for line in Text(last).wrap(console, console.width)] or [""]
     # What was broken off may have lost spaces at its end; the tail must keep its own, for what follows it.
-    return [*lines, *broken, last[last.rindex(tail) :]]
+    return [*lines, *complete, last[last.rindex(tail) :]]
 
 
-def bars(wishes: Sequence[str], weights: Sequence[float]) -> Table:
+def weight_bars(objectives: Sequence[str], weights: Sequence[float]) -> Table:
     """One line a wish: its text, a bar, its weight."""
     table = Table.grid(padding=(0, 1))
-    table.add_column(max_width=LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
+    table.add_column(max_width=MAX_LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column(width=BAR_WIDTH)
     table.add_column(justify="right")
-    for wish, weight in zip(wishes, weights, strict=True):
+    for objective, weight in zip(objectives, weights, strict=True):
         bar = ProgressBar(total=1.0, completed=weight, width=BAR_WIDTH, finished_style="bar.complete")
-        table.add_row(Text(safe(" ".join(wish.split())), style="dim"), bar, Text(f"{weight:.2f}"))
+        table.add_row(Text(escape(" ".join(objective.split())), style="dim"), bar, Text(f"{weight:.2f}"))
     return table
 
 
 @dataclass
-class Column:
+class AnswerColumn:
     """One method's answer: what it says so far, and how it went."""
 
     text: str = ""
@@ -128,7 +128,7 @@ class LiveColumns:
 
     def __init__(self, live: Live, labels: Sequence[str]) -> None:
         self._live = live
-        self._columns = {label: Column() for label in labels}
+        self._columns = {label: AnswerColumn() for label in labels}
         self._current = labels[0]
 
     def begin(self, label: str) -> None:
@@ -138,25 +138,25 @@ class LiveColumns:
     def add(self, text: str) -> None:
         """Shows a piece."""
         self._columns[self._current].text += text
-        self._live.update(self.table())
+        self._live.update(self.render())
 
     def end(self, caption: str) -> None:
         """Puts the caption under the column."""
         self._columns[self._current].caption = caption
-        self._live.update(self.table())
+        self._live.update(self.render())
 
-    def table(self) -> Table:
+    def render(self) -> Table:
         """The columns as they are: label, text, caption. Generated text is never read as markup."""
         table = Table(expand=True, show_footer=True)
         for label, column in self._columns.items():
-            header, footer = Text(label, style="bold"), Text(safe(column.caption), style="dim")
+            header, footer = Text(label, style="bold"), Text(escape(column.caption), style="dim")
             table.add_column(header, footer, ratio=1, overflow="fold")
-        table.add_row(*(Text(safe(column.text)) for column in self._columns.values()))
+        table.add_row(*(Text(escape(column.text)) for column in self._columns.values()))
         return table
 
 
 @contextmanager
-def live_columns(console: Console, labels: Sequence[str]) -> Iterator[LiveColumns]:
+def open_columns(console: Console, labels: Sequence[str]) -> Iterator[LiveColumns]:
     """Columns that live on the screen, and at the end stay as a whole table, however tall or far they got."""
     live = Live(console=console, refresh_per_second=8, transient=True, vertical_overflow="crop")
     columns = LiveColumns(live, labels)
@@ -164,4 +164,4 @@ def live_columns(console: Console, labels: Sequence[str]) -> Iterator[LiveColumn
         with live:
             yield columns
     finally:
-        console.print(columns.table())
+        console.print(columns.render())

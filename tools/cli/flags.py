@@ -11,7 +11,7 @@ import types
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
-from ...engine.utils.fields import refusal, types_of, wanted
+from ...engine.utils.fields import describe_type, field_types, invalid_value
 from ...kernels.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .parser import Parser
 
-SWITCH = {
+BOOL_VALUES = {
     "true": True,
     "yes": True,
     "on": True,
@@ -29,56 +29,56 @@ SWITCH = {
     "off": False,
     "0": False,
 }
-LETTER = {int: "N", float: "X"}
+METAVARS = {int: "N", float: "X"}
 
 
 @dataclass(frozen=True)
-class Kind:
+class FlagType:
     """How a field is written: the type of one value, whether "none" is one, and how many it holds."""
 
-    item: type
+    value_type: type
     optional: bool = False
-    several: bool = False
-    keyed: bool = False
+    is_list: bool = False
+    is_dict: bool = False
 
 
-def kind_of(annotation: Any) -> Kind:
+def infer_flag_type(annotation: Any) -> FlagType:
     """The kind of a field by its type: int, float, bool, str, tuple[X, ...], dict[int, float] or a union.
 
     A flag takes the first type of a union; the others are for Python.
     """
-    origin, inner = get_origin(annotation), get_args(annotation)
+    origin, type_args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        item = next(a for a in inner if a is not types.NoneType)
-        return Kind(item, optional=types.NoneType in inner)
+        value_type = next(a for a in type_args if a is not types.NoneType)
+        return FlagType(value_type, optional=types.NoneType in type_args)
     if origin is tuple:
-        return Kind(inner[0], several=True)
+        return FlagType(type_args[0], is_list=True)
     if origin is dict:
-        return Kind(inner[1], keyed=True)
+        return FlagType(type_args[1], is_dict=True)
     if annotation in (int, float, bool, str):
-        return Kind(annotation)
+        return FlagType(annotation)
     raise TypeError(f"no flag can be made for a field of type {annotation!r}")
 
 
-def kinds(cls: type, skip: Collection[str] = ()) -> dict[str, Kind]:
+def infer_flag_types(cls: type, skip: Collection[str] = ()) -> dict[str, FlagType]:
     """The kind of each field of a dataclass, by name, but for those in `skip`."""
-    hints = types_of(cls)
-    return {f.name: kind_of(hints[f.name]) for f in fields(cls) if f.name not in skip}
+    hints = field_types(cls)
+    return {f.name: infer_flag_type(hints[f.name]) for f in fields(cls) if f.name not in skip}
 
 
-def flag(name: str) -> str:
+def flag_name(name: str) -> str:
     """`max_tokens` → `--max-tokens`."""
     return "--" + name.replace("_", "-")
 
 
-def shown(value: Any) -> str:
+def format_default(value: Any) -> str:
     """A default as a person would type it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value is None else str(value)
 
 
-def default_of(field: Field[Any]) -> Any:
+def get_default(field: Field[Any]) -> Any:
     """The default of a dataclass field; a field without one has none."""
     if field.default_factory is not MISSING:
         return field.default_factory()
@@ -86,27 +86,31 @@ def default_of(field: Field[Any]) -> Any:
 
 
 def add_flag(
-    group: argparse._ArgumentGroup, name: str, kind: Kind, help: str, choices: Collection[str] = ()
+    group: argparse._ArgumentGroup, name: str, flag_type: FlagType, help: str, choices: Collection[str] = ()
 ) -> None:
     """Adds the flag of one field. Values stay text until `given` reads them; only bools are switches."""
     text = help.replace("%", "%%")
-    if kind.item is bool:
+    if flag_type.value_type is bool:
         group.add_argument(
-            flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, dest=name, help=text
+            flag_name(name),
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            dest=name,
+            help=text,
         )
         return
-    letter = LETTER.get(kind.item, name.rpartition("_")[2].upper())
+    placeholder = METAVARS.get(flag_type.value_type, name.rpartition("_")[2].upper())
     group.add_argument(
-        flag(name),
-        action="append" if kind.several or kind.keyed else "store",
+        flag_name(name),
+        action="append" if flag_type.is_list or flag_type.is_dict else "store",
         default=argparse.SUPPRESS,
         dest=name,
-        metavar="ID=BIAS" if kind.keyed else metavar(choices) or letter,
+        metavar="ID=BIAS" if flag_type.is_dict else format_choices(choices) or placeholder,
         help=text,
     )
 
 
-def metavar(choices: Collection[str]) -> str:
+def format_choices(choices: Collection[str]) -> str:
     """`{a,b}`, "" without choices. They are shown here and checked where they are used, for some are open."""
     return "{" + ",".join(choices) + "}" if choices else ""
 
@@ -114,56 +118,62 @@ def metavar(choices: Collection[str]) -> str:
 def add_fields(parser: Parser, title: str, cls: type, skip: Collection[str] = ()) -> argparse._ArgumentGroup:
     """A group of flags, one for each field of the dataclass, but for those in `skip`."""
     group = parser.add_argument_group(title)
-    by_name = {f.name: f for f in fields(cls)}
-    for name, kind in kinds(cls, skip).items():
-        field = by_name[name]
-        default = default_of(field)
+    fields_by_name = {f.name: f for f in fields(cls)}
+    for name, flag_type in infer_flag_types(cls, skip).items():
+        field = fields_by_name[name]
+        default = get_default(field)
         is_empty = isinstance(default, tuple | dict) and not default
-        help = field.metadata["help"] + ("" if is_empty else f" (default: {shown(default)})")
-        add_flag(group, name, kind, help, field.metadata.get("choices", ()))
+        help = field.metadata["help"] + ("" if is_empty else f" (default: {format_default(default)})")
+        add_flag(group, name, flag_type, help, field.metadata.get("choices", ()))
     return group
 
 
-def given(cls: type, namespace: argparse.Namespace, skip: Collection[str] = ()) -> dict[str, Any]:
+def fields_from_args(cls: type, namespace: argparse.Namespace, skip: Collection[str] = ()) -> dict[str, Any]:
     """The fields of `cls` whose flags were given, as their types. Raises InputError for what is none."""
-    found = vars(namespace)
+    values = vars(namespace)
     return {
-        name: _collected(name, kind, found[name]) for name, kind in kinds(cls, skip).items() if name in found
+        name: _parse_field(name, flag_type, values[name])
+        for name, flag_type in infer_flag_types(cls, skip).items()
+        if name in values
     }
 
 
-def _collected(name: str, kind: Kind, value: Any) -> Any:
-    if kind.item is bool:
+def _parse_field(name: str, flag_type: FlagType, value: Any) -> Any:
+    if flag_type.value_type is bool:
         return value
-    if kind.several:
-        return tuple(read(flag(name), kind, text) for text in value)
-    if kind.keyed:
-        return _keyed(flag(name), [_pair(flag(name), kind, text) for text in value])
-    return read(flag(name), kind, value)
+    if flag_type.is_list:
+        return tuple(parse_value(flag_name(name), flag_type, text) for text in value)
+    if flag_type.is_dict:
+        return _to_unique_dict(
+            flag_name(name), [_parse_pair(flag_name(name), flag_type, text) for text in value]
+        )
+    return parse_value(flag_name(name), flag_type, value)
 
 
-def _keyed(name: str, pairs: list[tuple[int, Any]]) -> dict[int, Any]:
-    found: dict[int, Any] = {}
+def _to_unique_dict(name: str, pairs: list[tuple[int, Any]]) -> dict[int, Any]:
+    values: dict[int, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in values:
             raise InputError(f"{name} has {key} twice; once is enough")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
-def _pair(name: str, kind: Kind, text: str) -> tuple[int, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise refusal(name, text, "ID=BIAS, such as 42=-100")
-    return read(name, Kind(int), key), read(name, kind, value)
+def _parse_pair(name: str, flag_type: FlagType, text: str) -> tuple[int, Any]:
+    key, sep, value = text.partition("=")
+    if not sep:
+        raise invalid_value(name, text, "ID=BIAS, such as 42=-100")
+    return parse_value(name, FlagType(int), key), parse_value(name, flag_type, value)
 
 
-def read(name: str, kind: Kind, text: str) -> Any:
+def parse_value(name: str, flag_type: FlagType, text: str) -> Any:
     """One value from its text. `name` is what the sentence of an InputError calls it."""
-    if kind.optional and text.strip().lower() == "none":
+    if flag_type.optional and text.strip().lower() == "none":
         return None
     try:
-        return SWITCH[text.strip().lower()] if kind.item is bool else kind.item(text)
+        return (
+            BOOL_VALUES[text.strip().lower()] if flag_type.value_type is bool else flag_type.value_type(text)
+        )
     except (ValueError, KeyError):
-        right = wanted(kind.item) + (", or none" if kind.optional else "")
-        raise refusal(name, text, right) from None
+        expected = describe_type(flag_type.value_type) + (", or none" if flag_type.optional else "")
+        raise invalid_value(name, text, expected) from None

@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from ...engine.outputs import Output
 
 
-def describe(output: Output, method: str) -> dict[str, Any]:
+def output_to_dict(output: Output, method: str) -> dict[str, Any]:
     """All of an answer. What a trace would say is null without one; `outputs` is there for n > 1."""
-    found = _one(output, method)
+    result = _one_to_dict(output, method)
     if len(output.outputs) > 1:
-        found["outputs"] = [_one(each, method) for each in output.outputs]
-    return found
+        result["outputs"] = [_one_to_dict(each, method) for each in output.outputs]
+    return result
 
 
-def _one(output: Output, method: str) -> dict[str, Any]:
+def _one_to_dict(output: Output, method: str) -> dict[str, Any]:
     trace = output.trace
     return {
         "text": output.text,
@@ -38,24 +38,27 @@ def _one(output: Output, method: str) -> dict[str, Any]:
     }
 
 
-def answers(output: Output) -> list[Output]:
+def all_outputs(output: Output) -> list[Output]:
     """All n answers of a request."""
     return output.outputs or [output]
 
 
-def caption(output: Output, sampled: bool) -> str:
+def format_caption(output: Output, sampled: bool) -> str:
     """`42 tokens · 18.3 tok/s · stop`, and the seed where tokens were drawn."""
     speed = output.timings.tokens_per_second
-    count = len(output.token_ids)
-    parts = [f"{count} token{'s' * (count != 1)}", f"{speed:.1f} tok/s" if math.isfinite(speed) else ""]
+    num_tokens = len(output.token_ids)
+    parts = [
+        f"{num_tokens} token{'s' * (num_tokens != 1)}",
+        f"{speed:.1f} tok/s" if math.isfinite(speed) else "",
+    ]
     parts += [output.finish_reason, f"seed {output.seed}" if sampled else ""]
     return " · ".join(part for part in parts if part)
 
 
-def strength(output: Output) -> str:
+def format_strength(output: Output) -> str:
     """The strength of a traced answer: `a = 5.65`, or its range where a trust region moves it."""
-    found = [a for a in output.trace.strength if math.isfinite(a)] if output.trace else []
-    if not found:
+    strengths = [a for a in output.trace.strength if math.isfinite(a)] if output.trace else []
+    if not strengths:
         return ""
-    low, high, mean = min(found), max(found), sum(found) / len(found)
+    low, high, mean = min(strengths), max(strengths), sum(strengths) / len(strengths)
     return f"a = {mean:.2f}" if high - low < 0.005 else f"a = {low:.2f} to {high:.2f}, mean {mean:.2f}"

@@ -29,49 +29,55 @@ class View(Protocol):
         """Ends the answer; `caption` is for people."""
 
 
-class PlainAnswer:
+class PlainView:
     """The text alone, and a newline at its end."""
 
     def __init__(self) -> None:
-        self._ended = False
+        self._at_line_start = False
 
     def add(self, delta: Delta) -> None:
         """Writes a piece at once."""
-        sys.stdout.write(terminal.safe(delta.text))
+        sys.stdout.write(terminal.escape(delta.text))
         sys.stdout.flush()
-        self._ended = delta.text.endswith("\n") if delta.text else self._ended
+        self._at_line_start = delta.text.endswith("\n") if delta.text else self._at_line_start
 
     def finish(self, caption: str) -> None:
         """Ends the last line; the caption is not for a pipe."""
-        if not self._ended:
+        if not self._at_line_start:
             sys.stdout.write("\n")
         sys.stdout.flush()
 
 
 @contextmanager
-def view(request: Request) -> Iterator[View]:
+def open_view(request: Request) -> Iterator[View]:
     """Where this request's answer appears: live for a person, plain for a pipe."""
-    if not terminal.watched():
-        yield PlainAnswer()
+    if not terminal.is_tty():
+        yield PlainView()
         return
     from . import display  # noqa: PLC0415 - rich is for a terminal
 
-    wishes = request.steering.branches() if request.trace and request.steering.wishes == "many" else ()
-    live = display.LiveAnswer(display.screen(), wishes)
-    live.start()
+    objectives = (
+        request.steering.branch_objectives()
+        if request.trace and request.steering.objective_arity == "many"
+        else ()
+    )
+    live_view = display.LiveView(display.make_console(), objectives)
+    live_view.start()
     try:
-        yield live
+        yield live_view
     finally:
-        live.stop()
+        live_view.stop()
 
 
-def pieces(engine: Engine, request: Request, stopped: Callable[[], bool] = lambda: False) -> Iterator[Delta]:
+def iter_deltas(
+    engine: Engine, request: Request, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Delta]:
     """The deltas of a request until `stopped()`; the request is aborted when they are left early."""
     stream: Iterable[Delta] = engine.stream(request)
     try:
         for delta in stream:
             yield delta
-            if stopped():
+            if should_stop():
                 return
     finally:
         close = getattr(stream, "close", None)
@@ -79,7 +85,7 @@ def pieces(engine: Engine, request: Request, stopped: Callable[[], bool] = lambd
             close()
 
 
-def error_of(output: Output) -> str | None:
+def error_message(output: Output) -> str | None:
     """Why an answer failed, in a sentence; None when it did not."""
     if output.finish_reason != "error":
         return None
@@ -87,20 +93,20 @@ def error_of(output: Output) -> str | None:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def catch_interrupt() -> Iterator[Callable[[], bool]]:
     """Within, the first Ctrl-C only makes the yielded function true, so a step is never cut in half."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    pressed = threading.Event()
+    interrupted = threading.Event()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
+    def on_sigint(signum: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
             raise KeyboardInterrupt
-        pressed.set()
+        interrupted.set()
 
-    before = signal.signal(signal.SIGINT, note)
+    previous = signal.signal(signal.SIGINT, on_sigint)
     try:
-        yield pressed.is_set
+        yield interrupted.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

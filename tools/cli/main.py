@@ -14,13 +14,13 @@ from ...kernels.common.errors import InputError, RunError, SteeringWarning
 from ...kernels.common.version import VERSION
 from . import command
 from .signals import INTERRUPTED, terminable
-from .terminal import say
+from .terminal import log_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
-VERBS = {
+COMMANDS = {
     "generate": "decode one prompt toward weighted wishes",
     "chat": "talk with a model; wishes may change between turns",
     "compare": "one prompt, several methods side by side",
@@ -36,73 +36,73 @@ VERBS = {
 }
 PACKAGES = ("bench", "evaluate", "plan", "profile")
 """Commands that are folders of their own; each other one is a file of `tools/commands`."""
-PACKAGE = Path(__file__).parents[2]
-FOLDERS = ("engine", "kernels", "models", "tools")
-WRONG_INPUT, FAILED, PIPE_CLOSED = 2, 1, 141
+PACKAGE_DIR = Path(__file__).parents[2]
+SUBPACKAGES = ("engine", "kernels", "models", "tools")
+INVALID_INPUT, FAILED, PIPE_CLOSED = 2, 1, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    _ready_streams()
-    with _notes(), terminable():
+    args = list(sys.argv[1:] if argv is None else argv)
+    _configure_streams()
+    with _show_warnings(), terminable():
         try:
-            status = _dispatch(arguments)
+            status = _dispatch(args)
             sys.stdout.flush()
             return status
         except InputError as error:
-            say(str(error))
-            return WRONG_INPUT
+            log_line(str(error))
+            return INVALID_INPUT
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
-            _drop_stdout()
+            _redirect_stdout_to_null()
             return PIPE_CLOSED
         except (RunError, OSError, MemoryError, RuntimeError) as error:
-            sentence = _failure(error)
-            if sentence is None:
+            message = _failure_message(error)
+            if message is None:
                 raise
-            say(sentence)
+            log_line(message)
             return FAILED
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(args: list[str]) -> int:
     if sys.stdout is None:
         raise RunError("standard output is closed; there is nowhere to write to")
-    for argument in arguments:
-        _require_text(argument)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+    for arg in args:
+        _require_utf8(arg)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage_text())
         return 0
-    if arguments[0] == "--version":
+    if args[0] == "--version":
         print(f"trimtab {VERSION}")
         return 0
-    name, *rest = arguments
-    if name not in VERBS:
-        raise InputError(f"there is no verb {name!r}; verbs are {', '.join(VERBS)}; see trimtab --help")
+    name, *rest = args
+    if name not in COMMANDS:
+        raise InputError(f"there is no verb {name!r}; verbs are {', '.join(COMMANDS)}; see trimtab --help")
     folder = "tools" if name in PACKAGES else "tools.commands"
-    return command.run(f"trimtab.{folder}.{name}", f"trimtab {name}", VERBS[name], rest)
+    return command.run(f"trimtab.{folder}.{name}", f"trimtab {name}", COMMANDS[name], rest)
 
 
-def _require_text(argument: str) -> None:
+def _require_utf8(arg: str) -> None:
     try:
-        argument.encode()
+        arg.encode()
     except UnicodeEncodeError:
-        raise InputError(f"the argument {argument!r} is no UTF-8 text") from None
+        raise InputError(f"the argument {arg!r} is no UTF-8 text") from None
 
 
-def _overview() -> str:
-    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+def _usage_text() -> str:
+    commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     return (
         "usage: trimtab VERB ...\n\n"
         "Decode one frozen language model toward several weighted wishes at once.\n\n"
-        f"verbs:\n{verbs}\n\n"
+        f"verbs:\n{commands}\n\n"
         "options:\n  -h, --help  this text; trimtab VERB --help says more\n  --version   the version\n\n"
         'example:\n  trimtab generate "What is rain?" --prefer "Be poetic.=0.7" --prefer "Be brief.=0.3"'
     )
 
 
-def _failure(error: Exception) -> str | None:
+def _failure_message(error: Exception) -> str | None:
     """The sentence of a failed run; None for what is a defect and deserves its traceback."""
     # torch raises RuntimeErrors of its own when memory runs out, and is not imported for every verb.
     if (
@@ -116,46 +116,46 @@ def _failure(error: Exception) -> str | None:
     return str(error) if isinstance(error, OSError | RunError) else None
 
 
-def _ready_streams() -> None:
+def _configure_streams() -> None:
     """Has stdin refuse what is no text, and the other two write whatever comes.
 
     A terminal without UTF-8 gets written-out characters instead of an exception. What is said to a closed
     stderr is lost.
     """
     sys.stderr = sys.stderr or io.StringIO()
-    _on_odd_characters(sys.stdin, "strict")
-    _on_odd_characters(sys.stdout, "backslashreplace")
-    _on_odd_characters(sys.stderr, "backslashreplace")
+    _set_encoding_errors(sys.stdin, "strict")
+    _set_encoding_errors(sys.stdout, "backslashreplace")
+    _set_encoding_errors(sys.stderr, "backslashreplace")
 
 
-def _on_odd_characters(stream: TextIO, errors: str) -> None:
+def _set_encoding_errors(stream: TextIO, errors: str) -> None:
     reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         with suppress(io.UnsupportedOperation):  # it has been read from
             reconfigure(errors=errors)
 
 
-def _drop_stdout() -> None:
+def _redirect_stdout_to_null() -> None:
     """Points stdout at nothing, so that the interpreter's last flush does not complain."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
-def _notes() -> Iterator[None]:
+def _show_warnings() -> Iterator[None]:
     """Within, a UserWarning of trimtab is one line on stderr, and each is shown once."""
     seen: set[str] = set()
     with warnings.catch_warnings():
-        as_before = warnings.showwarning
+        original = warnings.showwarning
 
         def show(
-            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
+            message: Warning | str, category: type[Warning], filename: str, *args: Any, **kwargs: Any
         ) -> None:
-            if not _ours(category, filename):
-                as_before(message, category, filename, *rest, **named)
+            if not _is_ours(category, filename):
+                original(message, category, filename, *args, **kwargs)
             elif str(message) not in seen:
                 seen.add(str(message))
-                say(f"note: {message}")
+                log_line(f"note: {message}")
 
         warnings.filterwarnings("always", category=UserWarning, module=r"trimtab\.")
         warnings.simplefilter("always", SteeringWarning)
@@ -163,7 +163,7 @@ def _notes() -> Iterator[None]:
         yield
 
 
-def _ours(category: type[Warning], filename: str) -> bool:
+def _is_ours(category: type[Warning], filename: str) -> bool:
     path = Path(filename)
-    here = path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in FOLDERS
-    return issubclass(category, SteeringWarning) or (category is UserWarning and here)
+    in_package = path.is_relative_to(PACKAGE_DIR) and path.relative_to(PACKAGE_DIR).parts[0] in SUBPACKAGES
+    return issubclass(category, SteeringWarning) or (category is UserWarning and in_package)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...engine.methods.base import Method
 from ...engine.methods.builtin import METHODS
 from ...engine.methods.objective import Objective
-from ...engine.methods.registry import default_method, method_class, owners, require_setting
+from ...engine.methods.registry import default_method, method_class, methods_by_setting, require_setting
 from ...kernels.common.errors import InputError
 from . import flags
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 
     from .parser import Parser
 
-UNFLAGGED = ("objectives",)
+FIELDS_WITHOUT_FLAG = ("objectives",)
 """Fields without a flag of their name: objectives are given by --prefer."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class MethodSpec:
     """A method and the fields of it that were set; what is not set keeps the published default."""
 
     method: type[Method]
-    values: Mapping[str, Any]
+    settings: Mapping[str, Any]
     label: str
 
-    def build(self, wishes: Sequence[Objective]) -> Method:
+    def build(self, objectives: Sequence[Objective]) -> Method:
         """The method toward these wishes. Raises InputError when a value is out of range."""
-        return self.method(tuple(wishes), **self.values)
+        return self.method(tuple(objectives), **self.settings)
 
-    def toward(self, wishes: Sequence[Objective]) -> Method:
+    def build_compatible(self, objectives: Sequence[Objective]) -> Method:
         """As `build`, but a method that takes no wishes is not given any."""
-        return self.build(() if self.method.wishes == "none" else wishes)
+        return self.build(() if self.method.objective_arity == "none" else objectives)
 
 
-def parse_wish(text: str) -> Objective:
+def parse_objective(text: str) -> Objective:
     """`"Be brief.=0.3"` → Objective("Be brief.", 0.3); without a number after the last "=", weight 1."""
-    wish, equals, tail = text.rpartition("=")
-    weight = _number(tail) if equals else None
-    return Objective(text) if weight is None else Objective(wish, weight)
+    objective, sep, weight_text = text.rpartition("=")
+    weight = _parse_number(weight_text) if sep else None
+    return Objective(text) if weight is None else Objective(objective, weight)
 
 
-def add_flags(parser: Parser) -> None:
+def add_method_flags(parser: Parser) -> None:
     """The group of wishes, method and all methods' fields; a field that several methods have is one flag."""
     group = parser.add_argument_group(
         "method",
@@ -59,9 +59,11 @@ def add_flags(parser: Parser) -> None:
     group.add_argument(
         "--preset", metavar="NAME", help=f"settings by name, under those that are given: {presets}"
     )
-    for name, having in owners().items():
-        choices = _field(having[0], name).metadata.get("choices", ())
-        flags.add_flag(group, name, flags.kinds(having[0])[name], _help(name, having), choices)
+    for name, methods in methods_by_setting().items():
+        choices = _get_field(methods[0], name).metadata.get("choices", ())
+        flags.add_flag(
+            group, name, flags.infer_flag_types(methods[0])[name], _setting_help(name, methods), choices
+        )
 
 
 def add_prefer(group: argparse._ArgumentGroup) -> None:
@@ -76,82 +78,86 @@ def add_prefer(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def wishes(namespace: argparse.Namespace) -> list[Objective]:
+def parse_objectives(namespace: argparse.Namespace) -> list[Objective]:
     """The wishes that were given by --prefer."""
-    return [parse_wish(text) for text in namespace.prefer]
+    return [parse_objective(text) for text in namespace.prefer]
 
 
-def choice(namespace: argparse.Namespace, wished: Sequence[Objective]) -> Choice:
+def method_from_args(namespace: argparse.Namespace, objectives: Sequence[Objective]) -> MethodSpec:
     """The method of --method and its flags. Raises InputError for a flag that another method has."""
-    cls = method_class(namespace.method or default_method(wished))
-    for name in owners():
+    cls = method_class(namespace.method or default_method(objectives))
+    for name in methods_by_setting():
         if name in vars(namespace):
-            require_setting(cls, name, flags.flag(name))
-    under = {} if namespace.preset is None else cls.preset_settings(namespace.preset)
-    return Choice(cls, {**under, **flags.given(cls, namespace, UNFLAGGED)}, cls.name)
+            require_setting(cls, name, flags.flag_name(name))
+    preset_values = {} if namespace.preset is None else cls.preset_settings(namespace.preset)
+    return MethodSpec(
+        cls, {**preset_values, **flags.fields_from_args(cls, namespace, FIELDS_WITHOUT_FLAG)}, cls.name
+    )
 
 
-def named(name: str, settings: Iterable[str]) -> Choice:
+def parse_method(name: str, settings: Iterable[str]) -> MethodSpec:
     """A method by name with settings as `field=value`, as chat and compare take them."""
     cls = method_class(name)
     values: dict[str, Any] = {}
-    under: Mapping[str, Any] = {}
-    written = [name]
+    preset_values: Mapping[str, Any] = {}
+    label_parts = [name]
     for setting in settings:
-        field, equals, text = setting.partition("=")
+        field, sep, text = setting.partition("=")
         field = field.strip().lstrip("-").replace("-", "_")
         if field == "preset":
-            under = cls.preset_settings(text)
-            written.append(f"preset={text}")
+            preset_values = cls.preset_settings(text)
+            label_parts.append(f"preset={text}")
             continue
         require_setting(cls, field, repr(field))
-        if not equals:
+        if not sep:
             raise InputError(f"{setting!r} sets nothing; say it like {field}=VALUE")
         if field in values:
             raise InputError(f"{field} of {name} is set twice; once is enough")
-        values[field] = flags.read(field, flags.kinds(cls)[field], text)
-        written.append(f"{field}={text}")
-    return Choice(cls, {**under, **values}, ":".join(written))
+        values[field] = flags.parse_value(field, flags.infer_flag_types(cls)[field], text)
+        label_parts.append(f"{field}={text}")
+    return MethodSpec(cls, {**preset_values, **values}, ":".join(label_parts))
 
 
-def columns(text: str) -> list[Choice]:
+def parse_methods(text: str) -> list[MethodSpec]:
     """The methods of `"base,mato:kl_budget=0.2:tau=5"`: separated by commas, settings after colons."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
+    specs = [spec.strip() for spec in text.split(",")]
+    if not all(specs):
         raise InputError(
             f"--methods is {text!r}; it must be methods separated by commas, such as base,mato:tau=5"
         )
-    found = [named(name.strip(), settings) for name, *settings in (part.split(":") for part in parts)]
-    for index, choice in enumerate(found):
-        if choice.label in {other.label for other in found[:index]}:
-            raise InputError(f"--methods has {choice.label!r} twice; once is enough")
-    return found
+    methods = [
+        parse_method(name.strip(), settings) for name, *settings in (part.split(":") for part in specs)
+    ]
+    for index, method in enumerate(methods):
+        if method.label in {other.label for other in methods[:index]}:
+            raise InputError(f"--methods has {method.label!r} twice; once is enough")
+    return methods
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _field(cls: type[Method], name: str) -> Field[Any]:
+def _get_field(cls: type[Method], name: str) -> Field[Any]:
     return next(f for f in fields(cls) if f.name == name)
 
 
-def _help(name: str, owners: Sequence[type[Method]]) -> str:
+def _setting_help(name: str, methods: Sequence[type[Method]]) -> str:
     """Each wording of the field's help, once, with the methods that use it and their defaults."""
-    wordings: dict[str, dict[str, list[str]]] = {}
-    for cls in owners:
-        field = _field(cls, name)
-        defaults = wordings.setdefault(field.metadata["help"], {})
-        defaults.setdefault(flags.shown(flags.default_of(field)), []).append(cls.name)
-    return "; ".join(f"{wording} [{_defaults(defaults)}]" for wording, defaults in wordings.items())
+    defaults_by_text: dict[str, dict[str, list[str]]] = {}
+    for cls in methods:
+        field = _get_field(cls, name)
+        defaults = defaults_by_text.setdefault(field.metadata["help"], {})
+        defaults.setdefault(flags.format_default(flags.get_default(field)), []).append(cls.name)
+    return "; ".join(f"{text} [{_format_defaults(defaults)}]" for text, defaults in defaults_by_text.items())
 
 
-def _defaults(defaults: Mapping[str, Sequence[str]]) -> str:
-    everyone = len(METHODS)
+def _format_defaults(defaults: Mapping[str, Sequence[str]]) -> str:
+    num_methods = len(METHODS)
     return "; ".join(
-        f"{'all' if len(names) == everyone else ', '.join(names)}: {default}"
+        f"{'all' if len(names) == num_methods else ', '.join(names)}: {default}"
         for default, names in defaults.items()
     )

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ...kernels.common.errors import InputError, quoted
+from ...kernels.common.errors import InputError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,12 +17,14 @@ class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one sentence (InputError), and whose values may start with a dash."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter
+        )
 
     def format_help(self) -> str:
         """The help, with a usage line that does not repeat every flag."""
-        places = [str(action.metavar) for action in self._actions if not action.option_strings]
-        self.usage = " ".join([self.prog, *places, "[options]"])
+        positionals = [str(action.metavar) for action in self._actions if not action.option_strings]
+        self.usage = " ".join([self.prog, *positionals, "[options]"])
         return super().format_help()
 
     def print_help(self, file: Any = None) -> None:
@@ -32,32 +34,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
-    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+    def parse_argv(self, argv: Sequence[str]) -> argparse.Namespace:
         """The namespace of `argv`. Raises InputError for what argparse would refuse."""
-        return self.parse_args(self._joined(argv))
+        return self.parse_args(self._join_flag_values(argv))
 
-    def _joined(self, argv: Sequence[str]) -> list[str]:
+    def _join_flag_values(self, argv: Sequence[str]) -> list[str]:
         """`--flag -value` as `--flag=-value`: argparse takes only plain negative numbers apart from flags."""
-        known = {flag: action for action in self._actions for flag in action.option_strings}
+        actions = {flag: action for action in self._actions for flag in action.option_strings}
         joined: list[str] = []
-        rest = list(argv)
-        while rest and rest[0] != "--":
-            word = rest.pop(0)
-            name, equals, value = word.partition("=")
-            action = known.get(name)
+        remaining = list(argv)
+        while remaining and remaining[0] != "--":
+            arg = remaining.pop(0)
+            name, sep, value = arg.partition("=")
+            action = actions.get(name)
             takes_value = action is not None and action.nargs is None
-            if takes_value and word in known and rest and rest[0].partition("=")[0] not in known:
-                value = rest.pop(0)
-                word = f"{name}={value}"
-            if action is not None and not takes_value and equals:
-                self.error(f"{name} takes no value, but was given {quoted(value)}")
+            if takes_value and arg in actions and remaining and remaining[0].partition("=")[0] not in actions:
+                value = remaining.pop(0)
+                arg = f"{name}={value}"
+            if action is not None and not takes_value and sep:
+                self.error(f"{name} takes no value, but was given {short_repr(value)}")
             if takes_value and value == "--":  # which argparse would read as no value at all
                 self.error(f"{name}: a value may start with two dashes, but not be them")
-            joined.append(word)
-        return joined + rest
+            joined.append(arg)
+        return joined + remaining
 
 
-class Help(argparse.HelpFormatter):
+class HelpFormatter(argparse.HelpFormatter):
     """Help whose flags stand in one column, and which never breaks a name at its dash."""
 
     def __init__(self, prog: str) -> None:

@@ -28,24 +28,24 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does
         return
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _end)}
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, _on_signal)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, _end)
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, _on_signal)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
-def _end(number: int, _: FrameType | None) -> None:
-    status = INTERRUPTED if number == signal.SIGINT else TERMINATED
-    if _importing():
+def _on_signal(signum: int, _: FrameType | None) -> None:
+    status = INTERRUPTED if signum == signal.SIGINT else TERMINATED
+    if _is_importing():
         os._exit(status)
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(status)
+    raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(status)
 
 
-def _importing() -> bool:
+def _is_importing() -> bool:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...engine.methods.builtin import Base
 from ...engine.methods.objective import Objective
 from ...engine.request import Request
-from ...kernels.common.errors import InputError, RunError, quoted
+from ...kernels.common.errors import InputError, RunError, short_repr
 from ..cli import common_args, formatting, live_answer, open_engine, terminal
 from ..cli import method_args as steering
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...engine.sampling_params import SamplingParams
     from ..cli.parser import Parser
 
-HELP = """\
+HELP_TEXT = """\
 /prefer TEXT=WEIGHT               add a wish, or change its weight
 /prefer                           list the wishes
 /drop TEXT or /drop NUMBER        drop a wish
@@ -32,14 +32,14 @@ HELP = """\
 /help                             this text
 /quit                             leave; so does Ctrl-D
 Ctrl-C stops an answer and keeps what was said."""
-TRIAL = Objective("a wish to try settings with, before there is any")
+PLACEHOLDER = Objective("a wish to try settings with, before there is any")
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags of wishes, method, sampling, model and output."""
     parser.epilog = "In the chat, /help lists what may be changed between turns."
     common_args.add_system(parser)
-    steering.add_flags(parser)
+    steering.add_method_flags(parser)
     common_args.add_sampling(parser, skip=("n",))
     common_args.add_model(parser)
     common_args.add_output(parser, json=None)
@@ -47,24 +47,29 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads turns until the input ends. A mistake in a turn is a sentence, and the chat goes on."""
-    wishes = steering.wishes(args)
-    choice = steering.choice(args, wishes or [TRIAL])
-    choice.toward(wishes or [TRIAL])
-    sampling, config = common_args.sampling(args), common_args.config(args)
-    stdin = common_args.stdin()
+    objectives = steering.parse_objectives(args)
+    method_spec = steering.method_from_args(args, objectives or [PLACEHOLDER])
+    method_spec.build_compatible(objectives or [PLACEHOLDER])
+    sampling, config = common_args.sampling_params(args), common_args.engine_config(args)
+    stdin = common_args.get_stdin()
     chat = Chat(
-        open_engine.open_engine(config), wishes, choice, sampling, system=args.system, trace=args.trace
+        open_engine.open_engine(config),
+        objectives,
+        method_spec,
+        sampling,
+        system=args.system,
+        trace=args.trace,
     )
-    interactive = stdin.isatty() and terminal.watched()
+    interactive = stdin.isatty() and terminal.is_tty()
     if interactive:
         print("/help says what can be changed between turns.")
-    for line in common_args.lines(_typed() if interactive else stdin):
-        if not chat.take(line.strip()):
+    for line in common_args.read_lines(_read_terminal() if interactive else stdin):
+        if not chat.handle_line(line.strip()):
             break
     return 0
 
 
-def _typed() -> Iterator[str]:
+def _read_terminal() -> Iterator[str]:
     """Lines as a person edits them; Ctrl-C drops a line, Ctrl-D ends."""
     with suppress(ImportError):  # some Pythons are built without it
         import readline  # noqa: F401, PLC0415
@@ -84,109 +89,109 @@ class Chat:
     def __init__(
         self,
         engine: Engine,
-        wishes: list[Objective],
-        choice: steering.Choice,
+        objectives: list[Objective],
+        method_spec: steering.MethodSpec,
         sampling: SamplingParams,
         *,
         system: str | None = None,
         trace: bool = True,
     ) -> None:
-        self.wishes = wishes
-        self.choice = choice
+        self.objectives = objectives
+        self.method_spec = method_spec
         self._engine = engine
         self._sampling = sampling
         self._system = system
         self._trace = trace
-        self._turns: list[dict[str, Any]] = []
+        self._history: list[dict[str, Any]] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/prefer": self._prefer,
             "/drop": self._drop,
-            "/method": self._method,
+            "/method": self._set_method,
             "/system": self._set_system,
-            "/reset": self._reset,
-            "/help": lambda rest: print(HELP),
+            "/reset": self._reset_history,
+            "/help": lambda arg: print(HELP_TEXT),
         }
 
-    def take(self, line: str) -> bool:
+    def handle_line(self, line: str) -> bool:
         """Obeys a command or answers a turn. False when it was /quit."""
-        command, _, rest = line.partition(" ")
+        command, _, arg = line.partition(" ")
         if command == "/quit":
             return False
         try:
             if command in self._commands:
-                self._commands[command](rest.strip())
+                self._commands[command](arg.strip())
             elif command.startswith("/"):
-                raise InputError(f"there is no command {quoted(command)}; /help lists them")
+                raise InputError(f"there is no command {short_repr(command)}; /help lists them")
             elif line:
-                self._answer(line)
+                self._reply(line)
         except (InputError, RunError) as error:
-            terminal.say(str(error))
+            terminal.log_line(str(error))
         return True
 
-    def steering(self) -> Method:
+    def current_method(self) -> Method:
         """The method of the next answer. Without wishes it is base, whichever was chosen."""
-        return self.choice.toward(self.wishes) if self.wishes else Base()
+        return self.method_spec.build_compatible(self.objectives) if self.objectives else Base()
 
-    def _answer(self, text: str) -> None:
+    def _reply(self, text: str) -> None:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
-        turns = [*self._turns, {"role": "user", "content": text}]
-        request = Request([*system, *turns], self.steering(), self._sampling, trace=self._trace)
-        said = self._stream(request)
-        if said.strip():
-            self._turns = [*turns, {"role": "assistant", "content": said}]
+        history = [*self._history, {"role": "user", "content": text}]
+        request = Request([*system, *history], self.current_method(), self._sampling, trace=self._trace)
+        reply = self._stream(request)
+        if reply.strip():
+            self._history = [*history, {"role": "assistant", "content": reply}]
 
     def _stream(self, request: Request) -> str:
         """Shows the answer and returns what was said. Raises RunError when the engine gives up on it."""
-        said, output = "", None
-        with live_answer.interruptible() as stopped, live_answer.view(request) as view:
-            for delta in live_answer.pieces(self._engine, request, stopped):
+        text, output = "", None
+        with live_answer.catch_interrupt() as should_stop, live_answer.open_view(request) as view:
+            for delta in live_answer.iter_deltas(self._engine, request, should_stop):
                 view.add(delta)
-                said += delta.text
+                text += delta.text
                 output = delta.output or output
             view.finish(self._caption(output))
-        error = output and live_answer.error_of(output)
+        error = output and live_answer.error_message(output)
         if error:
             raise RunError(error)
-        return said
+        return text
 
     def _caption(self, output: Output | None) -> str:
-        return formatting.caption(output, self._sampling.temperature > 0) if output else "stopped"
+        return formatting.format_caption(output, self._sampling.temperature > 0) if output else "stopped"
 
-    def _prefer(self, rest: str) -> None:
-        if rest:
-            wish = steering.parse_wish(rest)
-            kept = [wish if w.text == wish.text else w for w in self.wishes]
-            self._try(kept if wish in kept else [*kept, wish])
-        for number, each in enumerate(self.wishes, 1):
-            print(f"{number}. {terminal.safe(each.text)} = {each.weight:g}")
-        if not self.wishes:
+    def _prefer(self, arg: str) -> None:
+        if arg:
+            objective = steering.parse_objective(arg)
+            objectives = [objective if o.text == objective.text else o for o in self.objectives]
+            self._set_objectives(objectives if objective in objectives else [*objectives, objective])
+        for number, entry in enumerate(self.objectives, 1):
+            print(f"{number}. {terminal.escape(entry.text)} = {entry.weight:g}")
+        if not self.objectives:
             print("no wishes; /prefer TEXT=WEIGHT adds one")
 
-    def _drop(self, rest: str) -> None:
-        found = [w for i, w in enumerate(self.wishes, 1) if rest in (w.text, str(i))]
-        if not found:
-            raise InputError(f"there is no wish {quoted(rest)} to drop; /prefer lists them")
-        self._try([w for w in self.wishes if w is not found[0]])
+    def _drop(self, arg: str) -> None:
+        matches = [o for i, o in enumerate(self.objectives, 1) if arg in (o.text, str(i))]
+        if not matches:
+            raise InputError(f"there is no wish {short_repr(arg)} to drop; /prefer lists them")
+        self._set_objectives([w for w in self.objectives if w is not matches[0]])
 
-    def _try(self, wishes: list[Objective]) -> None:
+    def _set_objectives(self, objectives: list[Objective]) -> None:
         """Takes these wishes, unless the method refuses them."""
-        before, self.wishes = self.wishes, wishes
+        previous, self.objectives = self.objectives, objectives
         try:
-            self.steering()
+            self.current_method()
         except InputError:
-            self.wishes = before
+            self.objectives = previous
             raise
 
-    def _method(self, rest: str) -> None:
-        name, *settings = rest.split() or [""]
+    def _set_method(self, arg: str) -> None:
+        name, *settings = arg.split() or [""]
         if name:
-            choice = steering.named(name, settings)
-            choice.toward(self.wishes or [TRIAL])
-            self.choice = choice
-        print(f"method: {self.choice.label}")
+            method_spec = steering.parse_method(name, settings)
+            method_spec.build_compatible(self.objectives or [PLACEHOLDER])
+            self.method_spec = method_spec
+        print(f"method: {self.method_spec.label}")
 
-    def _set_system(self, rest: str) -> None:
-        self._system = rest or None
+    def _set_system(self, arg: str) -> None:
+        self._system = arg or None
 
-    def _reset(self, rest: str) -> None:
-        self._turns = []
+    def _reset_history(self, arg: str) -> None:
+        self._history = []

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from ...engine.outputs import Output
     from ..cli.parser import Parser
 
-METHODS = "base,prompt,amulet,mato,mato:preset=balanced"
-TABLE_WIDTH = 100
+DEFAULT_METHODS = "base,prompt,amulet,mato,mato:preset=balanced"
+MIN_TABLE_WIDTH = 100
 """A terminal narrower than this gets the answers one below the other."""
 
 
-class View(Protocol):
+class AnswersView(Protocol):
     """Where the answers appear, one after another."""
 
     def begin(self, label: str) -> None:
@@ -40,18 +40,18 @@ class View(Protocol):
         """The method's answer is complete."""
 
 
-class Sections:
+class PlainAnswersView:
     """Answers one below the other, as plain text."""
 
     def begin(self, label: str) -> None:
         print(f"--- {label} ---", flush=True)
 
     def add(self, text: str) -> None:
-        sys.stdout.write(terminal.safe(text))
+        sys.stdout.write(terminal.escape(text))
         sys.stdout.flush()
 
     def end(self, caption: str) -> None:
-        print(f"\n({terminal.safe(caption)})\n", flush=True)
+        print(f"\n({terminal.escape(caption)})\n", flush=True)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -65,7 +65,7 @@ def add_arguments(parser: Parser) -> None:
     method_args.add_prefer(group)
     group.add_argument(
         "--methods",
-        default=METHODS,
+        default=DEFAULT_METHODS,
         metavar="LIST",
         help="columns as NAME[:field=value...], separated by commas (default: %(default)s)",
     )
@@ -76,76 +76,92 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Everything typed is checked before the model is loaded."""
-    wishes = method_args.wishes(args)
-    if not wishes:
+    objectives = method_args.parse_objectives(args)
+    if not objectives:
         raise InputError('compare needs at least one --prefer "TEXT=WEIGHT"')
-    choices = method_args.columns(args.methods)
-    prompt, sampling = common_args.prompt_text(args.prompt), common_args.sampling(args)
-    asked = common_args.messages(prompt, args.system)
-    requests = {c.label: Request(asked, c.toward(wishes), sampling, trace=args.trace) for c in choices}
-    engine = open_engine.open_engine(common_args.config(args))
+    specs = method_args.parse_methods(args.methods)
+    prompt, sampling = common_args.read_prompt(args.prompt), common_args.sampling_params(args)
+    messages = common_args.build_messages(prompt, args.system)
+    requests = {
+        spec.label: Request(messages, spec.build_compatible(objectives), sampling, trace=args.trace)
+        for spec in specs
+    }
+    engine = open_engine.open_engine(common_args.engine_config(args))
     if args.json:
-        outputs = _each(requests, lambda label, request: engine.generate(request))
-        print(dumps(describe(prompt, wishes, requests, outputs)))
+        outputs = _run_each(requests, lambda label, request: engine.generate(request))
+        print(dumps(comparison_to_dict(prompt, objectives, requests, outputs)))
     else:
-        with _view(list(requests)) as view:
-            outputs = _each(requests, lambda label, request: _stream(engine, label, request, view))
-    return _status(outputs)
+        with _open_view(list(requests)) as view:
+            outputs = _run_each(requests, lambda label, request: _stream(engine, label, request, view))
+    return _exit_status(outputs)
 
 
-def describe(
-    prompt: str, wishes: Sequence[Objective], requests: Mapping[str, Request], outputs: Mapping[str, Output]
+def comparison_to_dict(
+    prompt: str,
+    objectives: Sequence[Objective],
+    requests: Mapping[str, Request],
+    outputs: Mapping[str, Output],
 ) -> dict[str, Any]:
     """The comparison, with each column as generate tells an answer."""
     columns = [
-        {"label": label, **formatting.describe(output, requests[label].steering.name)}
+        {"label": label, **formatting.output_to_dict(output, requests[label].steering.name)}
         for label, output in outputs.items()
     ]
-    return {"prompt": prompt, "objectives": [asdict(wish) for wish in wishes], "columns": columns}
+    return {
+        "prompt": prompt,
+        "objectives": [asdict(objective) for objective in objectives],
+        "columns": columns,
+    }
 
 
-def _each(requests: Mapping[str, Request], answered: Callable[[str, Request], Output]) -> dict[str, Output]:
+def _run_each(
+    requests: Mapping[str, Request], generate: Callable[[str, Request], Output]
+) -> dict[str, Output]:
     """Answers the requests in turn; the seed that the first one drew is every one's."""
     outputs: dict[str, Output] = {}
     seed: int | None = None
     for label, request in requests.items():
-        seeded = request if seed is None else replace(request, sampling=replace(request.sampling, seed=seed))
-        outputs[label] = answered(label, seeded)
+        seeded_request = (
+            request if seed is None else replace(request, sampling=replace(request.sampling, seed=seed))
+        )
+        outputs[label] = generate(label, seeded_request)
         seed = outputs[label].seed
     return outputs
 
 
-def _stream(engine: Engine, label: str, request: Request, view: View) -> Output:
+def _stream(engine: Engine, label: str, request: Request, view: AnswersView) -> Output:
     view.begin(label)
     output: Output | None = None
-    for delta in live_answer.pieces(engine, request):
+    for delta in live_answer.iter_deltas(engine, request):
         view.add(delta.text)
         output = delta.output or output
     assert output is not None, "a stream ends with its output"
-    view.end(live_answer.error_of(output) or caption(output, request))
+    view.end(live_answer.error_message(output) or format_caption(output, request))
     return output
 
 
-def caption(output: Output, request: Request) -> str:
+def format_caption(output: Output, request: Request) -> str:
     """Strength, tokens, speed and end of an answer."""
-    strength = formatting.strength(output) if request.steering.wishes != "none" else ""
-    rest = formatting.caption(output, request.sampling.temperature > 0)
-    return f"{strength} · {rest}" if strength else rest
+    strength = formatting.format_strength(output) if request.steering.objective_arity != "none" else ""
+    stats = formatting.format_caption(output, request.sampling.temperature > 0)
+    return f"{strength} · {stats}" if strength else stats
 
 
 @contextmanager
-def _view(labels: list[str]) -> Iterator[View]:
-    if not terminal.watched() or shutil.get_terminal_size().columns < TABLE_WIDTH:
-        yield Sections()
+def _open_view(labels: list[str]) -> Iterator[AnswersView]:
+    if not terminal.is_tty() or shutil.get_terminal_size().columns < MIN_TABLE_WIDTH:
+        yield PlainAnswersView()
         return
     from ..cli import display  # noqa: PLC0415 - rich is for a terminal
 
-    with display.live_columns(display.screen(), labels) as columns:
+    with display.open_columns(display.make_console(), labels) as columns:
         yield columns
 
 
-def _status(outputs: Mapping[str, Output]) -> int:
-    failures = {label: error for label, output in outputs.items() if (error := live_answer.error_of(output))}
+def _exit_status(outputs: Mapping[str, Output]) -> int:
+    failures = {
+        label: error for label, output in outputs.items() if (error := live_answer.error_message(output))
+    }
     for label, error in failures.items():
-        terminal.say(f"{label}: {error}")
+        terminal.log_line(f"{label}: {error}")
     return 1 if failures else 0

@@ -28,16 +28,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--dtype",
         default=DTYPES[0],
-        metavar=flags.metavar(DTYPES),
+        metavar=flags.format_choices(DTYPES),
         help="type of the written weights; float32 keeps every bit (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the folder of the model."""
-    with progress(f"trimtab: converting {args.file.name} …") as report:
+    with progress(f"trimtab: converting {args.file.name} …") as on_progress:
         from ...models.gguf.convert import convert  # noqa: PLC0415 - it brings torch, which --help does not need
 
-        folder = convert(args.file, args.folder, dtype=args.dtype, progress=report)
+        folder = convert(args.file, args.folder, dtype=args.dtype, progress=on_progress)
     print(folder)
     return 0

@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--output", metavar="FILE", help="where an answer a line is added; with --ray a folder"
     )
-    method_args.add_flags(parser)
+    method_args.add_method_flags(parser)
     common_args.add_sampling(parser)
     common_args.add_model(parser)
     flags.add_fields(parser, "ray", RayConfig)
@@ -39,42 +39,42 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Everything typed is checked before the model is loaded."""
-    ray = RayConfig(**flags.given(RayConfig, args))
+    ray_config = RayConfig(**flags.fields_from_args(RayConfig, args))
     if args.input is not None or args.output is not None:
-        _require_files(args)
-        return _over_files(args, ray)
-    if ray.ray:
+        _check_file_args(args)
+        return _answer_files(args, ray_config)
+    if ray_config.ray:
         raise InputError("--ray answers files of prompts; give --input and --output")
     if args.prompt is None:
         raise InputError("there is no PROMPT; say what to ask, or give --input and --output")
-    wishes = method_args.wishes(args)
+    objectives = method_args.parse_objectives(args)
     request = Request(
-        common_args.messages(common_args.prompt_text(args.prompt), args.system),
-        steering=method_args.choice(args, wishes).build(wishes),
-        sampling=common_args.sampling(args),
+        common_args.build_messages(common_args.read_prompt(args.prompt), args.system),
+        steering=method_args.method_from_args(args, objectives).build(objectives),
+        sampling=common_args.sampling_params(args),
         trace=args.trace,
     )
-    engine = open_engine.open_engine(common_args.config(args))
+    engine = open_engine.open_engine(common_args.engine_config(args))
     if args.json:
         output = engine.generate(request)
-        print(dumps(formatting.describe(output, request.steering.name)))
+        print(dumps(formatting.output_to_dict(output, request.steering.name)))
     elif request.sampling.n > 1:
         output = engine.generate(request)
-        _print_all(output, request)
+        _print_outputs(output, request)
     else:
         output = _stream(engine, request)
-    return _status(output)
+    return _exit_status(output)
 
 
-def _over_files(args: argparse.Namespace, ray: RayConfig) -> int:
-    if not ray.ray:
+def _answer_files(args: argparse.Namespace, ray_config: RayConfig) -> int:
+    if not ray_config.ray:
         return batch.run(args)
     from ..ray import batch as on_ray  # noqa: PLC0415 - of the extra `ray`
 
-    return on_ray.run(args, ray)
+    return on_ray.run(args, ray_config)
 
 
-def _require_files(args: argparse.Namespace) -> None:
+def _check_file_args(args: argparse.Namespace) -> None:
     if args.input is None or args.output is None:
         raise InputError("--input and --output belong together: prompts from one, answers to the other")
     if args.prompt is not None:
@@ -83,27 +83,29 @@ def _require_files(args: argparse.Namespace) -> None:
 
 def _stream(engine: Engine, request: Request) -> Output:
     output: Output | None = None
-    with live_answer.view(request) as view:
-        for delta in live_answer.pieces(engine, request):
+    with live_answer.open_view(request) as view:
+        for delta in live_answer.iter_deltas(engine, request):
             view.add(delta)
             output = delta.output or output
         assert output is not None, "a stream ends with its output"
-        view.finish(formatting.caption(output, request.sampling.temperature > 0))
+        view.finish(formatting.format_caption(output, request.sampling.temperature > 0))
     return output
 
 
-def _print_all(output: Output, request: Request) -> None:
+def _print_outputs(output: Output, request: Request) -> None:
     """n answers, a blank line between them; they would interleave if they were streamed."""
-    for index, each in enumerate(formatting.answers(output)):
+    for index, each in enumerate(formatting.all_outputs(output)):
         if index:
             print()
-        print(terminal.safe(each.text).removesuffix("\n"))
-        if terminal.watched():
-            print(f"({formatting.caption(each, request.sampling.temperature > 0)})")
+        print(terminal.escape(each.text).removesuffix("\n"))
+        if terminal.is_tty():
+            print(f"({formatting.format_caption(each, request.sampling.temperature > 0)})")
 
 
-def _status(output: Output) -> int:
-    failures = [error for each in formatting.answers(output) if (error := live_answer.error_of(each))]
+def _exit_status(output: Output) -> int:
+    failures = [
+        error for each in formatting.all_outputs(output) if (error := live_answer.error_message(each))
+    ]
     for error in dict.fromkeys(failures):
-        terminal.say(error)
+        terminal.log_line(error)
     return 1 if failures else 0

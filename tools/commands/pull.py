@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the folder of the model."""
     if args.name != "demo":
         raise InputError(f"there is no model {args.name!r} to pull; only 'demo' is known")
-    with progress("trimtab: pulling demo …") as report:
+    with progress("trimtab: pulling demo …") as on_progress:
         from ...models.loader.download import pull_demo  # noqa: PLC0415 - it brings torch, which --help does not need
 
-        folder = pull_demo(progress=report)
+        folder = pull_demo(progress=on_progress)
     print(folder)
     return 0

@@ -13,7 +13,7 @@ from ...engine.config import EngineConfig
 from ...engine.server.config import ServerConfig
 from ...kernels.common.errors import InputError
 from ..cli import common_args, flags, open_engine
-from ..cli.terminal import say
+from ..cli.terminal import log_line
 from ..ray.config import RayConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..cli.parser import Parser
 
-KEY = "TRIMTAB_API_KEY"
+API_KEY_ENV = "TRIMTAB_API_KEY"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -32,28 +32,31 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop. The address is taken before the model is loaded."""
-    config = ServerConfig(**flags.given(ServerConfig, args))
-    if config.api_key is None and os.environ.get(KEY):
-        config = replace(config, api_key=os.environ[KEY])
-    engine_config, ray = common_args.config(args), RayConfig(**flags.given(RayConfig, args))
+    config = ServerConfig(**flags.fields_from_args(ServerConfig, args))
+    if config.api_key is None and os.environ.get(API_KEY_ENV):
+        config = replace(config, api_key=os.environ[API_KEY_ENV])
+    engine_config, ray_config = (
+        common_args.engine_config(args),
+        RayConfig(**flags.fields_from_args(RayConfig, args)),
+    )
     try:
         import uvicorn  # noqa: PLC0415 - of the extra `serve`
 
         from ...engine.server.app import create_app  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'trimtab[serve]'") from error
-    if ray.ray:
+    if ray_config.ray:
         from ..ray import application  # noqa: PLC0415 - of the extra `ray`
 
-        return application.run(application.Service(engine_config, config, ray))
+        return application.run(application.Service(engine_config, config, ray_config))
     with socket.create_server((config.host, config.port)) as listener:
         engine = open_engine.open_async_engine(engine_config)
         try:
             app = create_app(engine, config)
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
             host, port = listener.getsockname()[:2]
-            say(f"serving {engine_config.model} at http://{host}:{port}; the API is described at /docs")
-            settings = uvicorn.Config(
+            log_line(f"serving {engine_config.model} at http://{host}:{port}; the API is described at /docs")
+            uvicorn_config = uvicorn.Config(
                 app,
                 log_config=None,
                 log_level=logging.WARNING,
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 server_header=False,
                 timeout_graceful_shutdown=round(config.drain_timeout),
             )
-            uvicorn.Server(settings).run(sockets=[listener])
+            uvicorn.Server(uvicorn_config).run(sockets=[listener])
         finally:
             engine.shutdown()
     return 0

@@ -16,46 +16,46 @@ from rich.table import Table
 
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
-from ..cli.terminal import watched
+from ..cli.terminal import is_tty
 from ..common import environment
-from ..common.statistics import number
+from ..common.statistics import format_number
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ...kernels.triton.configs import Attention, Launches, Tile, Tuning
+    from ...kernels.triton.configs import AttentionConfig, LaunchConfigs, LMHeadConfig, LMHeadTile
     from ..cli.parser import Parser
 
-ATTENTION = {
+ATTENTION_CHOICES = {
     "split": (128, 256, 512),
     "keys": (32, 64, 128),
     "warps": (2, 4, 8),
     "prompt_warps": (4, 8),
     "stages": (1, 2, 3),
 }
-TILE = {"tokens": (64, 128, 256), "depth": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
+TILE_CHOICES = {"tokens": (64, 128, 256), "depth": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
 """What is tried."""
-ROUNDS = 2
+NUM_ROUNDS = 2
 T = TypeVar("T")
 
 
-class Clock(Protocol):
+class TuningClock(Protocol):
     """Seconds of each; infinite for what the device cannot launch."""
 
-    def attention(self, tuned: Attention) -> float: ...
+    def attention(self, tuned: AttentionConfig) -> float: ...
 
-    def fused(self, rows: int, tuned: Tuning) -> float: ...
+    def fused(self, rows: int, tuned: LMHeadConfig) -> float: ...
 
     def apart(self, rows: int) -> float: ...
 
 
 @dataclass(frozen=True)
-class Found:
+class TuningResult:
     """launches: the quickest. microseconds: by what was measured, as shipped and as found."""
 
-    launches: Launches
+    launches: LaunchConfigs
     microseconds: dict[str, tuple[float, float]]
 
 
@@ -69,102 +69,104 @@ def run(args: argparse.Namespace) -> int:
     """Takes minutes, mostly of compiling, and writes the table beside the models in the cache."""
     import torch  # noqa: PLC0415 - --help does not need it
 
-    from ...engine.execution.device import backend_of, device_of  # noqa: PLC0415
+    from ...engine.execution.device import resolve_device, select_backend  # noqa: PLC0415
 
     if not torch.cuda.is_available():
         raise InputError("there is no GPU to measure on; without a table the shipped launches are used")
-    device = device_of(args.device)
+    device = resolve_device(args.device)
     if device.type == "cpu":
         raise InputError(f"device is {args.device!r}; it must be a GPU, such as cuda:0")
-    backend_of("triton", device)
+    select_backend("triton", device)
     torch.cuda.set_device(device)  # Triton launches on the current one
-    from ...kernels.triton.configs import SHIPPED  # noqa: PLC0415
-    from ...kernels.triton.tuning import file_of  # noqa: PLC0415
+    from ...kernels.triton.configs import DEFAULT_CONFIGS  # noqa: PLC0415
+    from ...kernels.triton.tuning import config_path  # noqa: PLC0415
     from ..common.launch_timer import DeviceClock  # noqa: PLC0415
 
-    found = tuned(SHIPPED, DeviceClock(device))
+    result = tune_launches(DEFAULT_CONFIGS, DeviceClock(device))
     gpu = torch.cuda.get_device_name(device)
-    path = file_of(gpu)
-    write(path, found, gpu)
+    path = config_path(gpu)
+    write_result(path, result, gpu)
     if args.json:
-        print(dumps({"gpu": gpu, "file": str(path), **told(found)}))
+        print(dumps({"gpu": gpu, "file": str(path), **result_to_dict(result)}))
     else:
-        Console(width=None if watched() else 100).print(_table(found, gpu, path))
+        Console(width=None if is_tty() else 100).print(_format_table(result, gpu, path))
     return 0
 
 
-def tuned(shipped: Launches, clock: Clock) -> Found:
+def tune_launches(defaults: LaunchConfigs, clock: TuningClock) -> TuningResult:
     """The quickest launches that are found from the shipped on."""
     times: dict[str, tuple[float, float]] = {}
-    attention, times["attention"] = _quickest(shipped.attention, ATTENTION, clock.attention)
-    head = shipped.head
-    for rows, first in head.tiles.items():
-        seconds = partial(_fused, clock, head, rows)
-        tile, times[f"head, {rows} rows"] = _quickest(first, TILE, seconds)
+    attention, times["attention"] = _coordinate_search(defaults.attention, ATTENTION_CHOICES, clock.attention)
+    head = defaults.head
+    for rows, default_tile in head.tiles.items():
+        measure = partial(_time_fused, clock, head, rows)
+        tile, times[f"head, {rows} rows"] = _coordinate_search(default_tile, TILE_CHOICES, measure)
         head = _with_tile(head, rows, tile)
-    head = replace(head, most_rows=_most_rows(head, clock))
-    return Found(
-        replace(shipped, attention=attention, head=head),
+    head = replace(head, max_rows=_max_fused_rows(head, clock))
+    return TuningResult(
+        replace(defaults, attention=attention, head=head),
         {name: (1e6 * before, 1e6 * after) for name, (before, after) in times.items()},
     )
 
 
-def write(path: Path, found: Found, gpu: str) -> None:
+def write_result(path: Path, result: TuningResult, gpu: str) -> None:
     """The table that `kernels.triton.tuning` reads, with where it comes from."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(dumps({"gpu": gpu, **environment.where(), **told(found)}) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    tmp_path = path.with_suffix(".part")
+    tmp_path.write_text(
+        dumps({"gpu": gpu, **environment.run_metadata(), **result_to_dict(result)}) + "\n", encoding="utf-8"
+    )
+    os.replace(tmp_path, path)
 
 
-def told(found: Found) -> dict[str, Any]:
+def result_to_dict(result: TuningResult) -> dict[str, Any]:
     """As JSON takes it."""
-    from ...kernels.triton.tuning import written  # noqa: PLC0415 - it brings triton
+    from ...kernels.triton.tuning import to_json  # noqa: PLC0415 - it brings triton
 
-    return {**written(found.launches), "microseconds": found.microseconds}
+    return {**to_json(result.launches), "microseconds": result.microseconds}
 
 
-def _quickest(
-    start: T, choices: Mapping[str, Sequence[int]], seconds: Callable[[T], float]
+def _coordinate_search(
+    start: T, choices: Mapping[str, Sequence[int]], measure: Callable[[T], float]
 ) -> tuple[T, tuple[float, float]]:
     """One number at a time; and seconds at the start and of the best."""
-    best, first = start, seconds(start)
-    least, seen = first, {start: first}
-    for _ in range(ROUNDS):
+    best, start_time = start, measure(start)
+    best_time, times = start_time, {start: start_time}
+    for _ in range(NUM_ROUNDS):
         for name, values in choices.items():
             for value in values:
-                one = replace(best, **{name: value})  # type: ignore[type-var]
-                if one not in seen:
-                    seen[one] = seconds(one)
-                if seen[one] < least:
-                    best, least = one, seen[one]
-    return best, (first, least)
+                candidate = replace(best, **{name: value})  # type: ignore[type-var]
+                if candidate not in times:
+                    times[candidate] = measure(candidate)
+                if times[candidate] < best_time:
+                    best, best_time = candidate, times[candidate]
+    return best, (start_time, best_time)
 
 
-def _fused(clock: Clock, head: Tuning, rows: int, tile: Tile) -> float:
+def _time_fused(clock: TuningClock, head: LMHeadConfig, rows: int, tile: LMHeadTile) -> float:
     return clock.fused(rows, _with_tile(head, rows, tile))
 
 
-def _with_tile(head: Tuning, rows: int, tile: Tile) -> Tuning:
+def _with_tile(head: LMHeadConfig, rows: int, tile: LMHeadTile) -> LMHeadConfig:
     return replace(head, tiles={**head.tiles, rows: tile})
 
 
-def _most_rows(head: Tuning, clock: Clock) -> int:
+def _max_fused_rows(head: LMHeadConfig, clock: TuningClock) -> int:
     """The largest tile up to which the fused product is never slower; the smallest where it always is."""
     sizes = sorted(head.tiles)
-    most = sizes[0]
+    max_rows = sizes[0]
     for rows in sizes:
         if clock.fused(rows, head) > clock.apart(rows):
             break
-        most = rows
-    return most
+        max_rows = rows
+    return max_rows
 
 
-def _table(found: Found, gpu: str, path: Path) -> Table:
-    head = found.launches.head
-    table = Table(title=f"{gpu}, microseconds", caption=f"{found.launches.attention}, {head}\n{path}")
+def _format_table(result: TuningResult, gpu: str, path: Path) -> Table:
+    head = result.launches.head
+    table = Table(title=f"{gpu}, microseconds", caption=f"{result.launches.attention}, {head}\n{path}")
     for name in ("", "as shipped", "as found"):
         table.add_column(name, justify="right" if name else "left")
-    for name, times in found.microseconds.items():
-        table.add_row(name, *map(number, times))
+    for name, times in result.microseconds.items():
+        table.add_row(name, *map(format_number, times))
     return table

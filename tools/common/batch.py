@@ -18,28 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.request import Request
 from ...engine.sampling_params import SamplingParams, from_json
-from ...engine.utils.fields import fitted
+from ...engine.utils.fields import coerce
 from ...engine.utils.json import dumps
-from ...kernels.common.errors import InputError, quoted
+from ...kernels.common.errors import InputError, short_repr
 from ..cli import common_args, formatting, method_args, open_engine
 from ..cli.display import progress
-from ..cli.terminal import say
-from .jsonl import Lines
-from .run_many import decoded
+from ..cli.terminal import log_line
+from .jsonl import JSONLFile
+from .run_many import generate_many
 
 if TYPE_CHECKING:
     import argparse
 
     from ...engine.async_engine import AsyncEngine
 
-SAMPLING = {field.name for field in fields(SamplingParams)}
-KNOWN = ("prompt", "messages", "id", "prefer")
-BEGINNING = b'{"line": '
+SAMPLING_FIELDS = {field.name for field in fields(SamplingParams)}
+LINE_FIELDS = ("prompt", "messages", "id", "prefer")
+ANSWER_PREFIX = b'{"line": '
 """Of every line of the output."""
 
 
 @dataclass(frozen=True)
-class Line:
+class PromptLine:
     """A line of the input: its number from 1, and its text."""
 
     number: int
@@ -53,139 +53,144 @@ class Line:
 
 def run(args: argparse.Namespace) -> int:
     """Answers every line that has no answer yet. 1 when a line of this run failed."""
-    method_args.choice(args, method_args.wishes(args))
-    sampling, config = common_args.sampling(args), common_args.config(args)
-    source, target = Path(args.input), Path(args.output)
-    if target.exists() and source.exists() and target.samefile(source):
+    method_args.method_from_args(args, method_args.parse_objectives(args))
+    sampling, config = common_args.sampling_params(args), common_args.engine_config(args)
+    input_path, output_path = Path(args.input), Path(args.output)
+    if output_path.exists() and input_path.exists() and output_path.samefile(input_path):
         raise InputError(f"--output {args.output!r} is --input, too; name another --output")
-    lines = lines_of(source)
-    done = answered(source, target, lines)
-    left = [line for line in lines if line.number not in done]
-    if not left:
-        return nothing_left(str(source), str(target), sum(done.values()))
-    failed = 0
+    lines = read_prompt_lines(input_path)
+    answered_lines = read_answered(input_path, output_path, lines)
+    pending = [line for line in lines if line.number not in answered_lines]
+    if not pending:
+        return report_all_answered(str(input_path), str(output_path), sum(answered_lines.values()))
+    num_failed = 0
     engine = open_engine.open_async_engine(config)
-    with ExitStack() as ending:
-        ending.callback(engine.shutdown)
-        show = ending.enter_context(progress("trimtab: answering …"))
-        for count, found in enumerate(answers(engine, left, args, sampling), 1):
-            failed += bool(found.get("error"))
-            output(target).add([dumps(found)])
-            if show:
-                show(len(done) + count, len(lines))
-    return ended(len(left), failed)
+    with ExitStack() as stack:
+        stack.callback(engine.shutdown)
+        show_progress = stack.enter_context(progress("trimtab: answering …"))
+        for num_done, record in enumerate(answer_lines(engine, pending, args, sampling), 1):
+            num_failed += bool(record.get("error"))
+            answers_file(output_path).append([dumps(record)])
+            if show_progress:
+                show_progress(len(answered_lines) + num_done, len(lines))
+    return report_answered(len(pending), num_failed)
 
 
-def nothing_left(source: str, target: str, failed: int) -> int:
+def report_all_answered(input_path: str, output_path: str, num_failed: int) -> int:
     """Says that all is answered, of which so many lines with an error; the exit status."""
-    failures = f"; {failed} of them with an error" if failed else ""
-    say(f"every line of {source!r} is answered in {target!r}{failures}")
-    return 1 if failed else 0
+    failures = f"; {num_failed} of them with an error" if num_failed else ""
+    log_line(f"every line of {input_path!r} is answered in {output_path!r}{failures}")
+    return 1 if num_failed else 0
 
 
-def ended(count: int, failed: int) -> int:
+def report_answered(num_lines: int, num_failed: int) -> int:
     """Says how many of the lines of this run were answered; the exit status."""
-    say(f"answered {count - failed} of {count} lines" + (f"; {failed} failed" if failed else ""))
-    return 1 if failed else 0
+    log_line(
+        f"answered {num_lines - num_failed} of {num_lines} lines"
+        + (f"; {num_failed} failed" if num_failed else "")
+    )
+    return 1 if num_failed else 0
 
 
-def answers(
-    engine: AsyncEngine, left: list[Line], args: argparse.Namespace, sampling: SamplingParams
+def answer_lines(
+    engine: AsyncEngine, lines: list[PromptLine], args: argparse.Namespace, sampling: SamplingParams
 ) -> Iterator[dict[str, Any]]:
     """What is to be written of each line, as it becomes known."""
-    heads: dict[Line, dict[str, Any]] = {}
-    methods: dict[Line, str] = {}
+    headers: dict[PromptLine, dict[str, Any]] = {}
+    methods: dict[PromptLine, str] = {}
 
-    def request(line: Line) -> Request:
-        head = heads[line] = {"line": line.number, "input": line.digest}
-        values = _read(line)
-        head |= {"id": values["id"]} if "id" in values else {}
-        made = _request(values, args, sampling)
-        methods[line] = made.steering.name
-        return made
+    def make_request(line: PromptLine) -> Request:
+        header = headers[line] = {"line": line.number, "input": line.digest}
+        values = _parse_line(line)
+        header |= {"id": values["id"]} if "id" in values else {}
+        request = _build_request(values, args, sampling)
+        methods[line] = request.steering.name
+        return request
 
-    for line, found in decoded(engine, left, request):
-        if isinstance(found, InputError):
-            yield {**heads.pop(line), "error": str(found)}
+    for line, result in generate_many(engine, lines, make_request):
+        if isinstance(result, InputError):
+            yield {**headers.pop(line), "error": str(result)}
         else:
-            yield {**heads.pop(line), **formatting.describe(found, methods.pop(line))}
+            yield {**headers.pop(line), **formatting.output_to_dict(result, methods.pop(line))}
 
 
-def _read(line: Line) -> dict[str, Any]:
+def _parse_line(line: PromptLine) -> dict[str, Any]:
     try:
-        found = json.loads(line.text)
-        dumps(found)  # an id is written again
+        parsed = json.loads(line.text)
+        dumps(parsed)  # an id is written again
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"the line is no JSON ({error}); it must be a text in quotes or an object"
         ) from error
-    values = {"prompt": found} if isinstance(found, str) else found
+    values = {"prompt": parsed} if isinstance(parsed, str) else parsed
     if not isinstance(values, dict):
-        raise InputError(f"the line is {quoted(values)}; it must be a text or an object")
+        raise InputError(f"the line is {short_repr(values)}; it must be a text or an object")
     for name in values:
-        if name not in KNOWN and name not in SAMPLING:
+        if name not in LINE_FIELDS and name not in SAMPLING_FIELDS:
             raise InputError(
-                f"the line has {quoted(name)}; it may have {', '.join(KNOWN)} and fields of SamplingParams"
+                f"the line has {short_repr(name)}; it may have {', '.join(LINE_FIELDS)} and fields of SamplingParams"
             )
     return values
 
 
-def _request(values: Mapping[str, Any], args: argparse.Namespace, sampling: SamplingParams) -> Request:
-    given = fitted("prefer", values.get("prefer", args.prefer), Sequence[str])
-    wishes = [method_args.parse_wish(text) for text in given]
+def _build_request(values: Mapping[str, Any], args: argparse.Namespace, sampling: SamplingParams) -> Request:
+    prefer = coerce("prefer", values.get("prefer", args.prefer), Sequence[str])
+    objectives = [method_args.parse_objective(text) for text in prefer]
     if "prompt" in values and "messages" in values:
         raise InputError("the line has prompt and messages; it must have one of them")
     prompt = values.get("messages", values.get("prompt"))
     if args.system is not None and isinstance(prompt, str):
-        prompt = common_args.messages(prompt, args.system)
-    own = from_json({name: value for name, value in values.items() if name in SAMPLING})
+        prompt = common_args.build_messages(prompt, args.system)
+    overrides = from_json({name: value for name, value in values.items() if name in SAMPLING_FIELDS})
     return Request(
         prompt,
-        steering=method_args.choice(args, wishes).build(wishes),
-        sampling=replace(sampling, **own),
+        steering=method_args.method_from_args(args, objectives).build(objectives),
+        sampling=replace(sampling, **overrides),
         trace=args.trace,
     )
 
 
-def lines_of(source: Path) -> list[Line]:
+def read_prompt_lines(input_path: Path) -> list[PromptLine]:
     """The lines of a file that are not blank. Raises InputError for what is no text."""
     try:
-        texts = source.read_text(encoding="utf-8-sig").split("\n")
+        texts = input_path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{str(source)!r} is no UTF-8 text ({error.reason} at byte {error.start})") from None
-    return [Line(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
+        raise InputError(
+            f"{str(input_path)!r} is no UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
+    return [PromptLine(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
 
 
-def answered(source: Path, target: Path, lines: list[Line]) -> dict[int, bool]:
+def read_answered(input_path: Path, output_path: Path, lines: list[PromptLine]) -> dict[int, bool]:
     """The lines that an earlier run has answered, and whether with an error. What it left half-written is
     cut off.
 
     Raises InputError when the file holds anything else, or answers to another input.
     """
-    file = output(target)
+    answers = answers_file(output_path)
     digests = {line.number: line.digest for line in lines}
-    found = {}
-    for index, text in enumerate(file.whole(), 1):
-        number, digest, failed = _parsed(text, file.foreign(index))
+    answered_lines = {}
+    for index, text in enumerate(answers.complete_lines(), 1):
+        number, digest, failed = _parse_answer(text, answers.mismatch(index))
         if digests.get(number) != digest:
             raise InputError(
-                f"line {index} of {str(target)!r} answers another line {number} than {str(source)!r} has; "
+                f"line {index} of {str(output_path)!r} answers another line {number} than {str(input_path)!r} has; "
                 "name another --output"
             )
-        found[number] = failed
-    file.cut()
-    return found
+        answered_lines[number] = failed
+    answers.truncate_partial()
+    return answered_lines
 
 
-def output(target: Path) -> Lines:
+def answers_file(output_path: Path) -> JSONLFile:
     """The file of answers."""
-    return Lines(target, BEGINNING, "no answer of an earlier run")
+    return JSONLFile(output_path, ANSWER_PREFIX, "no answer of an earlier run")
 
 
-def _parsed(text: bytes, foreign: InputError) -> tuple[int, str, bool]:
+def _parse_answer(text: bytes, mismatch: InputError) -> tuple[int, str, bool]:
     """The number and the digest of the line that a line of the output answers, and whether with an error."""
     try:
         answer = json.loads(text)
         return int(answer["line"]), str(answer["input"]), bool(answer.get("error"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise foreign from None
+        raise mismatch from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
 
-NODE = 8
+GPUS_PER_NODE = 8
 """GPUs that one model may be cut over: those of a machine, which have links among them."""
 
 
@@ -22,11 +22,11 @@ class Gpu:
     name: str
     memory: float
     bandwidth: float
-    products: float
-    link: float = 0.0
+    flops: float
+    link_bandwidth: float = 0.0
 
 
-SHEETS = {
+DATA_SHEETS = {
     gpu.name.lower(): gpu
     for gpu in (
         Gpu("A100", 80e9, 2039e9, 312e12, 300e9),
@@ -39,18 +39,18 @@ SHEETS = {
 """By the vendors' data sheets: A100 80GB SXM, H100 SXM, H200 SXM, HGX B200, Instinct MI300X. Those give links
 for both directions together; here is one."""
 CPU = "cpu"
-NAMES = (*SHEETS, CPU)
+GPU_NAMES = (*DATA_SHEETS, CPU)
 
 
-def of(name: str, config: ModelConfig, dtype: str) -> Gpu:
+def get_gpu(name: str, config: ModelConfig, dtype: str) -> Gpu:
     """The device of that name; this machine's CPU is measured, for a model in that type."""
     if name != CPU:
-        return SHEETS[name]
+        return DATA_SHEETS[name]
     import torch  # noqa: PLC0415 - --help does not need it
 
     from ...models.common import memory  # noqa: PLC0415
     from . import machine_peaks  # noqa: PLC0415
 
-    place = torch.device(CPU)
-    free, found = memory.free_memory(place), machine_peaks.measured(getattr(torch, dtype), place)
-    return Gpu("CPU", free, found.bandwidth, found.products)
+    device = torch.device(CPU)
+    free_bytes, peaks = memory.free_memory(device), machine_peaks.measure_peaks(getattr(torch, dtype), device)
+    return Gpu("CPU", free_bytes, peaks.bandwidth, peaks.flops)

@@ -13,46 +13,46 @@ ROOT = Path(__file__).resolve().parents[2]
 """The folder of the package, which in a checkout is the repository's."""
 
 
-def where() -> dict[str, Any]:
+def run_metadata() -> dict[str, Any]:
     """What every bench says of itself: machine and commit."""
-    return {"machine": machine(), "commit": commit(ROOT)}
+    return {"machine": machine_info(), "commit": get_commit(ROOT)}
 
 
-def machine() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     """CPU, cores, how busy they were in the last minute, Python and torch."""
     return {
-        "cpu": cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "python": platform.python_version(),
-        "torch": version_of("torch"),
+        "torch": package_version("torch"),
     }
 
 
-def commit(root: Path) -> str | None:
+def get_commit(root: Path) -> str | None:
     """The commit checked out at `root`, "-dirty" after it where files differ; None for no checkout."""
-    head, changed = checkout(root)
-    return head and f"{head}{'-dirty' if changed else ''}"
+    head, dirty = get_checkout(root)
+    return head and f"{head}{'-dirty' if dirty else ''}"
 
 
-def checkout(root: Path) -> tuple[str | None, bool]:
+def get_checkout(root: Path) -> tuple[str | None, bool]:
     """The commit checked out at `root`, None for no checkout, and whether files differ from it."""
-    if git(root, "rev-parse", "--show-toplevel") != str(root):
+    if run_git(root, "rev-parse", "--show-toplevel") != str(root):
         return None, False
-    return git(root, "rev-parse", "HEAD"), bool(git(root, "status", "--porcelain"))
+    return run_git(root, "rev-parse", "HEAD"), bool(run_git(root, "status", "--porcelain"))
 
 
-def git(root: Path, *words: str) -> str | None:
+def run_git(root: Path, *args: str) -> str | None:
     """What git says, None where it fails or is not there."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
-def version_of(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     """The version that is installed, None for a package that is not."""
     try:
         return version(package)
@@ -60,9 +60,9 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def cpu() -> str:
+def cpu_name() -> str:
     """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Lines:
+class JSONLFile:
     """Such a file. `beginning` is that of every line; `unlike` says what a line is that does not belong."""
 
     path: Path
-    beginning: bytes
-    unlike: str
+    line_prefix: bytes
+    mismatch_text: str
 
-    def whole(self) -> list[bytes]:
+    def complete_lines(self) -> list[bytes]:
         """The whole lines, none where there is no file, or a device.
 
         Raises InputError when what follows them is not the beginning of such a line.
         """
         if not self.path.is_file():
             return []
-        *lines, rest = self.path.read_bytes().split(b"\n")
-        if not rest.startswith(self.beginning[: len(rest)]):
-            raise self.foreign(len(lines) + 1)
+        *lines, partial = self.path.read_bytes().split(b"\n")
+        if not partial.startswith(self.line_prefix[: len(partial)]):
+            raise self.mismatch(len(lines) + 1)
         return lines
 
-    def cut(self) -> None:
+    def truncate_partial(self) -> None:
         """Takes away a last line that is half-written."""
         if self.path.is_file():
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
-    def add(self, lines: Iterable[str]) -> None:
+    def append(self, lines: Iterable[str]) -> None:
         """Writes lines at the end. Raises RunError when they cannot be."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -46,6 +46,8 @@ class Lines:
         except OSError as error:
             raise RunError(f"cannot write {str(self.path)!r}: {error.strerror or error}") from error
 
-    def foreign(self, number: int) -> InputError:
+    def mismatch(self, number: int) -> InputError:
         """The error for a line that such a file does not have."""
-        return InputError(f"line {number} of {str(self.path)!r} is {self.unlike}; name another --output")
+        return InputError(
+            f"line {number} of {str(self.path)!r} is {self.mismatch_text}; name another --output"
+        )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from triton.runtime.errors import OutOfResources
 
-from ...kernels.lm_head import product
+from ...kernels.lm_head import logits_matmul
 from ...kernels.specs.layers import ATTENTION
-from ...kernels.specs.lm_head import AMULET, GREEDY, LLAMA, deciding
+from ...kernels.specs.lm_head import AMULET, GREEDY, LLAMA, fused_case
 from ...kernels.triton.attention import paged_attention
 from ...kernels.triton.lm_head.launch import lm_head_steer
 from ...kernels.triton.steering.step import steer
@@ -21,9 +21,9 @@ from .timing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...kernels.triton.configs import Attention, Tuning
+    from ...kernels.triton.configs import AttentionConfig, LMHeadConfig
 
-DECODING, PROMPTS = ATTENTION.cases[:2]
+DECODE_CASE, PREFILL_CASE = ATTENTION.cases[:2]
 
 
 class DeviceClock:
@@ -31,39 +31,45 @@ class DeviceClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._clock = device, Clock(device)
-        self._attention = [self._made(case) for case in (DECODING, PROMPTS)]
-        self._heads: dict[int, tuple[Any, ...]] = {}
+        self._attention_args = [self._make_args(case) for case in (DECODE_CASE, PREFILL_CASE)]
+        self._head_args_by_rows: dict[int, tuple[Any, ...]] = {}
 
-    def attention(self, tuned: Attention) -> float:
+    def attention(self, config: AttentionConfig) -> float:
         """Of branches that decode and of prompts, together."""
-        return sum(self._seconds(partial(_attend, made, tuned)) for made in self._attention)
+        return sum(
+            self._median_seconds(partial(_run_attention, args, config)) for args in self._attention_args
+        )
 
-    def fused(self, rows: int, tuned: Tuning) -> float:
+    def fused(self, rows: int, config: LMHeadConfig) -> float:
         """Of the vocabulary's product with the steering step, for so many requests of one row each."""
-        *args, trace = self._head(rows)
-        return self._seconds(lambda: lm_head_steer(*args, trace=trace, tuning=tuned))
+        *args, trace = self._head_args(rows)
+        return self._median_seconds(lambda: lm_head_steer(*args, trace=trace, config=config))
 
     def apart(self, rows: int) -> float:
         """Of one after the other."""
-        hidden, weight, groups, table, edits, trace = self._head(rows)
-        return self._seconds(lambda: steer(product(hidden, weight), groups, table, edits, trace=trace))
+        hidden, weight, groups, table, edits, trace = self._head_args(rows)
+        return self._median_seconds(
+            lambda: steer(logits_matmul(hidden, weight), groups, table, edits, trace=trace)
+        )
 
-    def _head(self, rows: int) -> tuple[Any, ...]:
-        if rows not in self._heads:
-            self._heads = {rows: self._made(deciding(LLAMA, rows, 1, AMULET, GREEDY))}  # a GiB each
-        return self._heads[rows]
+    def _head_args(self, rows: int) -> tuple[Any, ...]:
+        if rows not in self._head_args_by_rows:
+            self._head_args_by_rows = {
+                rows: self._make_args(fused_case(LLAMA, rows, 1, AMULET, GREEDY))
+            }  # a GiB each
+        return self._head_args_by_rows[rows]
 
-    def _made(self, case: Any) -> tuple[Any, ...]:
-        made: tuple[Any, ...] = case.make(self._device, torch.Generator().manual_seed(0))
-        return made
+    def _make_args(self, case: Any) -> tuple[Any, ...]:
+        args: tuple[Any, ...] = case.make(self._device, torch.Generator().manual_seed(0))
+        return args
 
-    def _seconds(self, call: Callable[[], Any]) -> float:
+    def _median_seconds(self, call: Callable[[], Any]) -> float:
         try:
-            return percentile(self._clock.seconds(self._clock.captured(call)), 50)
+            return percentile(self._clock.seconds(self._clock.capture(call)), 50)
         except OutOfResources:
             return math.inf
 
 
-def _attend(made: tuple[Any, ...], tuned: Attention) -> torch.Tensor:
-    queries, cache, tables, tiles, window = made
-    return paged_attention(queries, cache, tables, tiles, window, tuned=tuned)
+def _run_attention(args: tuple[Any, ...], config: AttentionConfig) -> torch.Tensor:
+    queries, cache, tables, tiles, window = args
+    return paged_attention(queries, cache, tables, tiles, window, config=config)

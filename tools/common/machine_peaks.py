@@ -13,46 +13,48 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels.cpu.linear import arithmetic_dtype
+from ...kernels.cpu.linear import get_compute_dtype
 from .timing import Clock
 
 
 @dataclass(frozen=True)
-class Roof:
+class MachinePeaks:
     """bandwidth: bytes a second, read or written. products: multiplications and additions a second."""
 
     bandwidth: float
-    products: float
+    flops: float
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BenchSizes:
     """read: bytes that are summed. side: rows and columns of a matrix. tries: calls that are timed."""
 
-    read: int
-    side: int
-    tries: int
+    num_bytes: int
+    matrix_size: int
+    num_trials: int
 
 
-SIZES = {"cpu": Sizes(512 << 20, 2048, 5), "cuda": Sizes(1 << 30, 8192, 40)}
+BENCH_SIZES = {"cpu": BenchSizes(512 << 20, 2048, 5), "cuda": BenchSizes(1 << 30, 8192, 40)}
 """By the device's type: several times the largest cache, and large enough that a launch does not count."""
 
 
-def measured(dtype: torch.dtype, device: torch.device) -> Roof:
+def measure_peaks(dtype: torch.dtype, device: torch.device) -> MachinePeaks:
     """The roofs for a model of that type on that device: the best of some tries. On a GPU they are timed by
     its own events. Takes half a GiB for a moment, on a GPU one and a quarter."""
-    sizes = SIZES[device.type]
-    clock = Clock(device, sizes.tries)
-    bandwidth = _bandwidth(clock, sizes.read)
-    kind = arithmetic_dtype(dtype, device)
-    left, right = (torch.randn(sizes.side, sizes.side, device=device).to(kind) for _ in range(2))
-    multiplying = min(clock.seconds(lambda: left @ right))
-    return Roof(bandwidth, 2 * sizes.side**3 / multiplying)
+    sizes = BENCH_SIZES[device.type]
+    clock = Clock(device, sizes.num_trials)
+    bandwidth = _measure_bandwidth(clock, sizes.num_bytes)
+    compute_dtype = get_compute_dtype(dtype, device)
+    a, b = (
+        torch.randn(sizes.matrix_size, sizes.matrix_size, device=device).to(compute_dtype) for _ in range(2)
+    )
+    matmul_time = min(clock.seconds(lambda: a @ b))
+    return MachinePeaks(bandwidth, 2 * sizes.matrix_size**3 / matmul_time)
 
 
-def _bandwidth(clock: Clock, size: int) -> float:
-    numbers = torch.ones(size // 4, device=clock.device)
+def _measure_bandwidth(clock: Clock, num_bytes: int) -> float:
+    numbers = torch.ones(num_bytes // 4, device=clock.device)
     half = len(numbers) // 2
-    reading = clock.seconds(numbers.sum)
-    copying = clock.seconds(lambda: numbers[:half].copy_(numbers[half:]))
-    return size / min(reading + copying)
+    read_times = clock.seconds(numbers.sum)
+    copy_times = clock.seconds(lambda: numbers[:half].copy_(numbers[half:]))
+    return num_bytes / min(read_times + copy_times)

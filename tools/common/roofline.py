@@ -20,7 +20,7 @@ def kv_bytes(engine: Engine, rows: int, tokens: float) -> float:
     return roofline.kv_bytes(engine.model_config, rows, tokens, engine.dtype.itemsize)
 
 
-def step_work(engine: Engine, rows: int) -> float:
+def product_flops(engine: Engine, rows: int) -> float:
     """Multiplications and additions of a step's products with the weights, without attention."""
-    found = roofline.decoding(engine.model_config, rows, 1, engine.dtype.itemsize)
-    return sum(part.flops for part in found if part.stage in roofline.PRODUCTS)
+    ops = roofline.decode_step_ops(engine.model_config, rows, 1, engine.dtype.itemsize)
+    return sum(op.flops for op in ops if op.stage in roofline.MATMUL_STAGES)

@@ -15,31 +15,31 @@ if TYPE_CHECKING:
     from ...engine.outputs import Output
     from ...engine.request import Request
 
-Asked = TypeVar("Asked")
+Item = TypeVar("Item")
 
 
-def decoded(
-    engine: AsyncEngine, asked: Iterable[Asked], request: Callable[[Asked], Request]
-) -> Iterator[tuple[Asked, Output | InputError]]:
+def generate_many(
+    engine: AsyncEngine, items: Iterable[Item], make_request: Callable[[Item], Request]
+) -> Iterator[tuple[Item, Output | InputError]]:
     """What becomes of each as it is known: its output, or why it cannot be decoded.
 
     `request` makes what is decoded, when its turn comes. Twice what fits the engine is under way. Raises
     BusyError where a request has no room though nothing runs.
     """
-    running: dict[Future[Output], Asked] = {}
-    width, waiting = 2 * engine.config.max_num_seqs, deque(asked)
-    while waiting or running:
-        if waiting and len(running) < width:
-            one = waiting.popleft()
+    in_flight: dict[Future[Output], Item] = {}
+    max_in_flight, queue = 2 * engine.config.max_num_seqs, deque(items)
+    while queue or in_flight:
+        if queue and len(in_flight) < max_in_flight:
+            item = queue.popleft()
             try:
-                running[engine.submit(request(one))] = one
+                in_flight[engine.submit(make_request(item))] = item
                 continue
             except InputError as error:
-                yield one, error
+                yield item, error
                 continue
             except BusyError:
-                if not running:
+                if not in_flight:
                     raise
-                waiting.appendleft(one)
-        for ended in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(ended), ended.result()
+                queue.appendleft(item)
+        for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+            yield in_flight.pop(future), future.result()

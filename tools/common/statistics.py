@@ -14,10 +14,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         return float("nan")
     ranked = sorted(values)
-    at = (len(ranked) - 1) * percent / 100
-    low = int(at)
+    position = (len(ranked) - 1) * percent / 100
+    low = int(position)
     high = min(low + 1, len(ranked) - 1)
-    return ranked[low] + (at - low) * (ranked[high] - ranked[low])
+    return ranked[low] + (position - low) * (ranked[high] - ranked[low])
 
 
 def median(values: Sequence[float]) -> float:
@@ -25,7 +25,7 @@ def median(values: Sequence[float]) -> float:
     return percentile(values, 50)
 
 
-def summary(values: Sequence[float], name: str) -> dict[str, float]:
+def summarize(values: Sequence[float], name: str) -> dict[str, float]:
     """mean_NAME, median_NAME, p90_NAME and p99_NAME, as other benches call them."""
     return {
         f"mean_{name}": statistics.fmean(values) if values else float("nan"),
@@ -35,18 +35,18 @@ def summary(values: Sequence[float], name: str) -> dict[str, float]:
     }
 
 
-def spread(values: Sequence[float]) -> str:
+def format_spread(values: Sequence[float]) -> str:
     """`12.3 (11.0 to 14.1)`: median, lowest, highest."""
     if not values:
         return "none"
-    return f"{number(median(values))} ({number(min(values))} to {number(max(values))})"
+    return f"{format_number(median(values))} ({format_number(min(values))} to {format_number(max(values))})"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def line(name: str, figure: str) -> str:
+def format_row(name: str, value_text: str) -> str:
     """One line for people."""
-    return f"{name:<52} {figure}"
+    return f"{name:<52} {value_text}"

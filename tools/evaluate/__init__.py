@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """--output, --from, and the flags of study, sampling and model."""
-    known = "; ".join(f"{name}: {meaning}" for name, (_, _, meaning) in scorers.SCORERS.items())
+    scorer_help = "; ".join(f"{name}: {meaning}" for name, (_, _, meaning) in scorers.SCORERS.items())
     parser.epilog = (
-        f"Scorers, as NAME or NAME:ARGUMENT: {known}. "
+        f"Scorers, as NAME or NAME:ARGUMENT: {scorer_help}. "
         "A run that was interrupted goes on where it stopped: give the same --output. With --output alone "
         "the study in that folder is completed and reported again. Draws have seed 0 unless --seed is given."
     )
@@ -28,8 +28,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="FILE", help="repeat the study of this report.json, into --output"
     )
-    settings.add_flags(parser)
-    common_args.add_sampling(parser, skip=settings.NOT_SAMPLED)
+    settings.add_study_flags(parser)
+    common_args.add_sampling(parser, skip=settings.IGNORED_SAMPLING_FIELDS)
     common_args.add_model(parser)
 
 
@@ -43,16 +43,18 @@ def run(args: argparse.Namespace) -> int:
     from .study import study  # noqa: PLC0415
 
     folder = Path(args.output)
-    source = _source(args, folder)
-    made = study.make(settings.read(args, settings.from_file(source) if source else None))
+    source = _settings_source(args, folder)
+    eval_study = study.make_study(
+        settings.settings_from_args(args, settings.settings_from_file(source) if source else None)
+    )
     if source:
-        report.check(made, source)
-    return run_study.conduct(made, folder)
+        report.check_same_questions(eval_study, source)
+    return run_study.run_study(eval_study, folder)
 
 
-def _source(args: argparse.Namespace, folder: Path) -> Path | None:
+def _settings_source(args: argparse.Namespace, folder: Path) -> Path | None:
     """Where settings start from: the file of --from, else, without --aim, what the folder has."""
     if args.source is not None:
         return Path(args.source)
-    kept = folder / settings.STUDY
-    return kept if kept.exists() and "aim" not in args else None
+    study_file = folder / settings.STUDY_FILE
+    return study_file if study_file.exists() and "aim" not in args else None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from ..cli.terminal import say
+from ..cli.terminal import log_line
 from . import scorers
 from .metrics import pairwise, scoring, statistics
 from .metrics.analysis import Analysis
-from .metrics.ratings import SCALE
-from .metrics.score_cache import Comparer, Kept
-from .metrics.table import Table
+from .metrics.ratings import RATING_SCALE
+from .metrics.score_cache import PairwiseJudge, ScoreCache
+from .metrics.table import ScoreTable
 from .report import plots, report
 from .study import answers_file
-from .study.generate import complete
+from .study.generate import generate_missing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,42 +25,56 @@ if TYPE_CHECKING:
     from .study.answers_file import Answers
     from .study.study import Study
 
-ANSWERS = "answers.jsonl"
-SCORES = "scores.jsonl"
-COSTLY = ("judge", "reward")
+ANSWERS_FILE = "answers.jsonl"
+SCORES_FILE = "scores.jsonl"
+CACHED_SCORERS = ("judge", "reward")
 """Scorers whose scores are kept."""
 BOOTSTRAP_SEED = 0
 
 
-def conduct(study: Study, folder: Path) -> int:
+def run_study(study: Study, folder: Path) -> int:
     """Answers what is not answered, scores all, writes the report. 1 when an answer failed.
 
     Raises InputError, before the model is loaded, for scorers there are not and a folder of another study.
     """
-    measures = {name: scorers.make(name) for name in study.scorers}
-    plots.require()
+    scorers_by_name = {name: scorers.make_scorer(name) for name in study.scorers}
+    plots.require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ANSWERS
-    before = answers_file.read(path, study.cells, study.settings.params.n)
-    kept = Kept(folder / SCORES)
-    report.begin(study, folder)
-    answers = complete(study, before, path)
-    report.write(study, _result(study, answers, measures, kept), folder, BOOTSTRAP_SEED)
+    path = folder / ANSWERS_FILE
+    previous = answers_file.read_answers(path, study.cells, study.settings.sampling_params.n)
+    cache = ScoreCache(folder / SCORES_FILE)
+    report.write_study_file(study, folder)
+    answers = generate_missing(study, previous, path)
+    report.write_report(
+        study, _compute_result(study, answers, scorers_by_name, cache), folder, BOOTSTRAP_SEED
+    )
     print(folder / "report.md")
-    failed = sum(record.error is not None for records in answers.values() for record in records)
-    if failed:
-        say(f"{failed} answers failed; {str(path)!r} says why")
-    return 1 if failed else 0
+    num_failed = sum(record.error is not None for records in answers.values() for record in records)
+    if num_failed:
+        log_line(f"{num_failed} answers failed; {str(path)!r} says why")
+    return 1 if num_failed else 0
 
 
-def _result(study: Study, answers: Answers, measures: Mapping[str, Scorer], kept: Kept) -> Result:
-    def score(name: str, given: list[Answer]) -> list[float | None]:
-        scorer = measures[name]
-        return kept.scores(scorer, given) if name.partition(":")[0] in COSTLY else scorer.score(given)
+def _compute_result(
+    study: Study, answers: Answers, scorers_by_name: Mapping[str, Scorer], cache: ScoreCache
+) -> Result:
+    def score(name: str, batch: list[Answer]) -> list[float | None]:
+        scorer = scorers_by_name[name]
+        return (
+            cache.get_scores(scorer, batch)
+            if name.partition(":")[0] in CACHED_SCORERS
+            else scorer.score(batch)
+        )
 
-    counts = statistics.resampled(len(study.questions), seed=BOOTSTRAP_SEED)
-    table = Table(study, scoring.scores(study, answers, score), counts)
-    judge = study.settings.pairwise
-    judged = pairwise.judged(table, answers, cast("Comparer", measures[judge]), kept) if judge else {}
-    marked = all(measures[aim.scorer].scale == SCALE and aim.sign > 0 for aim in study.aims)
-    return Analysis(table, marked, judged).result()
+    counts = statistics.bootstrap_counts(len(study.questions), seed=BOOTSTRAP_SEED)
+    table = ScoreTable(study, scoring.compute_scores(study, answers, score), counts)
+    judge_name = study.settings.pairwise
+    judgments = (
+        pairwise.judge_rows(table, answers, cast("PairwiseJudge", scorers_by_name[judge_name]), cache)
+        if judge_name
+        else {}
+    )
+    has_ratings = all(
+        scorers_by_name[target.scorer].scale == RATING_SCALE and target.sign > 0 for target in study.targets
+    )
+    return Analysis(table, has_ratings, judgments).compute()

@@ -33,89 +33,93 @@ SECTIONS = {
 }
 """What may be asked for, in the order in which it is done: the processes' names of it and their shares of the
 time."""
-SECONDS, GRACE = 480, 60
+TIME_LIMIT, GRACE_PERIOD = 480, 60
 """What all may take, and how long a section that has no more time may need to end."""
-LISTS = ("rows", "failures", "skipped")
+REPORT_LISTS = ("rows", "failures", "skipped")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks, prints, and writes gpu_check.json into the folder that the environment names as OUT."""
-    args = _arguments(argv)
-    from ...engine.execution.device import device_of  # noqa: PLC0415 - it brings torch, which --help does not need
+    args = _parse_args(argv)
+    from ...engine.execution.device import resolve_device  # noqa: PLC0415 - it brings torch, which --help does not need
     from ...engine.utils.json import dumps  # noqa: PLC0415
     from ...kernels.common.errors import InputError  # noqa: PLC0415
 
     try:
-        device_of(args.device)
+        resolve_device(args.device)
     except InputError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    found: dict[str, Any] = {name: [] for name in LISTS}
-    shares = {name: share for asked in args.sections or SECTIONS for name, share in SECTIONS[asked].items()}
-    while shares:
+    results: dict[str, Any] = {name: [] for name in REPORT_LISTS}
+    section_shares = {
+        name: share for group in args.sections or SECTIONS for name, share in SECTIONS[group].items()
+    }
+    while section_shares:
         now, end = time.monotonic(), start + args.seconds
-        section, together = next(iter(shares)), sum(shares.values())
-        limit = (end - now) * min(1, 2 * shares.pop(section) / together)
-        _conduct(section, args.device, now + limit, found)
-        found["seconds"] = round(time.monotonic() - start, 1)
-        _write(dumps(found))
-    print(dumps({key: value for key, value in found.items() if key != "rows"}), flush=True)
-    return 1 if found["failures"] else 0
+        section, total_share = next(iter(section_shares)), sum(section_shares.values())
+        limit = (end - now) * min(1, 2 * section_shares.pop(section) / total_share)
+        _run_section(section, args.device, now + limit, results)
+        results["seconds"] = round(time.monotonic() - start, 1)
+        _write_report(dumps(results))
+    print(dumps({key: value for key, value in results.items() if key != "rows"}), flush=True)
+    return 1 if results["failures"] else 0
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/gpu_check", description=__doc__.split("\n\n")[0])
-    known = ", ".join(SECTIONS)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {known}; all without")
+    choices = ", ".join(SECTIONS)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {choices}; all without")
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu tries this program out, small")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="after these nothing more begins")
+    parser.add_argument("--seconds", type=float, default=TIME_LIMIT, help="after these nothing more begins")
     args = parser.parse_args(argv)
     for section in args.sections:
         if section not in SECTIONS:
-            parser.error(f"there is no section {section!r}; known are {known}")
+            parser.error(f"there is no section {section!r}; known are {choices}")
     return args
 
 
-def _conduct(section: str, device: str, deadline: float, found: dict[str, Any]) -> None:
+def _run_section(section: str, device: str, deadline: float, results: dict[str, Any]) -> None:
     """Runs a section to its end, in as many processes as that takes; adds to `found` what they found."""
-    seen, status = 0, 1
+    num_seen, status = 0, 1
     while status:
         if time.monotonic() >= deadline:
-            found["skipped"].append(f"{section}: {'what is left of it' if seen else 'all of it'}")
+            results["skipped"].append(f"{section}: {'what is left of it' if num_seen else 'all of it'}")
             return
         with TemporaryDirectory() as scratch:
-            into = Path(scratch) / "found.json"
-            left = max(0.0, deadline - time.monotonic())
-            status = _process([section, device, str(left), str(seen), str(into)], left + GRACE)
-            news = json.loads(into.read_text(encoding="utf-8")) if into.exists() else {}
-        for name in LISTS:
-            found[name] += news.pop(name, [])
-        reached = news.pop("seen", 0)
-        if not news.pop("broken", False) and status:
-            wrong = f"its process ended with status {status} in its part {reached}"
-            found["failures"].append({"section": section, "name": "all of it", "wrong": wrong})
-        found.update(news)
-        if reached <= seen:
+            result_path = Path(scratch) / "found.json"
+            time_left = max(0.0, deadline - time.monotonic())
+            status = _run_process(
+                [section, device, str(time_left), str(num_seen), str(result_path)], time_left + GRACE_PERIOD
+            )
+            new_results = json.loads(result_path.read_text(encoding="utf-8")) if result_path.exists() else {}
+        for name in REPORT_LISTS:
+            results[name] += new_results.pop(name, [])
+        num_reached = new_results.pop("seen", 0)
+        if not new_results.pop("broken", False) and status:
+            wrong = f"its process ended with status {status} in its part {num_reached}"
+            results["failures"].append({"section": section, "name": "all of it", "wrong": wrong})
+        results.update(new_results)
+        if num_reached <= num_seen:
             return  # it would end there again
-        seen = reached
+        num_seen = num_reached
 
 
-def _process(words: list[str], seconds: float) -> int:
+def _run_process(args: list[str], seconds: float) -> int:
     """The exit status of a process for a section; 124 when it was ended after its time."""
-    command = [sys.executable, "-m", "trimtab.tools.gpu.run_section", *words]
+    command = [sys.executable, "-m", "trimtab.tools.gpu.run_section", *args]
     try:
         return subprocess.run(command, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:
         return 124
 
 
-def _write(text: str) -> None:
+def _write_report(text: str) -> None:
     folder = os.environ.get("OUT")
     if folder:
-        part = Path(folder) / ".gpu_check.json.part"
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(Path(folder) / "gpu_check.json")
+        tmp_path = Path(folder) / ".gpu_check.json.part"
+        tmp_path.write_text(text + "\n", encoding="utf-8")
+        tmp_path.replace(Path(folder) / "gpu_check.json")
 
 
 if __name__ == "__main__":

@@ -40,14 +40,14 @@ from torch.profiler import ProfilerActivity, profile
 # by their full names, so that this file may be run by its path
 from trimtab.engine.methods.builtin import Base, Mato
 from trimtab.engine.utils.json import dumps
-from trimtab.kernels.lm_head import product
-from trimtab.kernels.reference.paged_attention import Tiles
-from trimtab.kernels.steering.coefficients import Program
-from trimtab.kernels.steering.state import Groups, SteerTable
+from trimtab.kernels.lm_head import logits_matmul
+from trimtab.kernels.reference.paged_attention import QueryTiles
+from trimtab.kernels.steering.coefficients import SteeringCoefficients
+from trimtab.kernels.steering.state import RequestLayout, SteeringState
 from trimtab.tools.common import roofline as floor
 from trimtab.tools.gpu import tiny_models as shapes
-from trimtab.tools.gpu.open_engine import opened
-from trimtab.tools.gpu.step_benchmark import WISHES, Load, Plan, times, with_model
+from trimtab.tools.gpu.open_engine import open_engine
+from trimtab.tools.gpu.step_benchmark import OBJECTIVES, StepLoad, StepPlan, time_steps, with_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,8 +71,8 @@ BATCHES = ((1, 0), (1, 4), (16, 4), (64, 4))
 """Requests decoded together, and the wishes of each."""
 
 
-def _load(requests: int, wishes: int, context: int) -> Load:
-    return Load(requests, Mato(WISHES[:wishes]) if wishes else Base(), context)
+def _load(requests: int, wishes: int, context: int) -> StepLoad:
+    return StepLoad(requests, Mato(OBJECTIVES[:wishes]) if wishes else Base(), context)
 
 
 MODEL = "llama-3.1-8b"
@@ -86,11 +86,11 @@ ALONE = (_load(1, 0, 512), _load(1, 1, 512), _load(1, 4, 512), _load(1, 4, 2048)
 TOGETHER = (_load(16, 0, 512), _load(16, 4, 512), _load(16, 4, 1100))
 CROWDED = (_load(64, 0, 512), _load(64, 4, 512))
 PLANS = (
-    Plan(MODEL, FIELDS | {"max_num_seqs": 80}, ALONE + TOGETHER, 60, ()),
-    Plan(MODEL, FIELDS | {"max_num_seqs": 320}, CROWDED, 60, ()),
+    StepPlan(MODEL, FIELDS | {"max_num_seqs": 80}, ALONE + TOGETHER, 60, ()),
+    StepPlan(MODEL, FIELDS | {"max_num_seqs": 320}, CROWDED, 60, ()),
 )
 LITTLE_FIELDS = {"dtype": "float32", "kv_cache_memory": "1MiB", "max_num_seqs": 8}
-LITTLE = Plan("", LITTLE_FIELDS, (_load(1, 0, 20), _load(1, 4, 20)), 2, ())
+LITTLE = StepPlan("", LITTLE_FIELDS, (_load(1, 0, 20), _load(1, 4, 20)), 2, ())
 GUIDED = "guidance_scale=1.5"
 
 
@@ -269,8 +269,8 @@ def _attentions(probe: Probe, rows: int, context: int, longest: int | None = Non
     tables = torch.zeros(rows, columns, dtype=torch.int32, device=probe.device)
     tables[:, :pages] = torch.randperm(rows * pages, device=probe.device).view(rows, pages).int()
     queries = probe.random(rows, heads, width, scale=width**-0.5)
-    tiles = Tiles.of([(row, context - 1, 1, row) for row in range(rows)], 1, probe.device)
-    tiles = replace(tiles, longest=longest or tiles.longest)
+    tiles = QueryTiles.from_spans([(row, context - 1, 1, row) for row in range(rows)], 1, probe.device)
+    tiles = replace(tiles, max_seq_len=longest or tiles.max_seq_len)
     return moved, [partial(paged_attention, queries, cache, tables, tiles) for cache in caches]
 
 
@@ -292,7 +292,7 @@ def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: in
     hidden = probe.random(rows, width)
     logits = 3 * torch.randn(rows, vocab, device=probe.device)
     both = [partial(lm_head_steer, hidden, weight, groups, table, trace=False) for weight in weights]
-    products = [partial(product, hidden, weight) for weight in weights]
+    products = [partial(logits_matmul, hidden, weight) for weight in weights]
     steering = partial(steer, logits, groups, table, trace=False)
     name, moved = f"{requests} x {wishes + 1}", weights[0].nbytes
     add = partial(probe.report.add, "head")
@@ -302,21 +302,25 @@ def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: in
     probe.print_kernels(both[0], name)
 
 
-def _steered(probe: Probe, vocab: int, requests: int, wishes: int) -> tuple[Groups, SteerTable]:
+def _steered(probe: Probe, vocab: int, requests: int, wishes: int) -> tuple[RequestLayout, SteeringState]:
     """Requests that are decoded together: by MATO, or plainly where they have no wishes."""
     from trimtab.kernels.specs.steering import GREEDY, MATO  # noqa: PLC0415 - it imports triton
 
-    table = SteerTable(vocab, probe.device)
+    table = SteeringState(vocab, probe.device)
     for row in range(requests):
-        table.admit(row, MATO if wishes else Program(), [1 / wishes] * wishes if wishes else [], GREEDY)
-    return Groups.of([(row, range(wishes + 1)) for row in range(requests)], probe.device), table
+        table.add_request(
+            row, MATO if wishes else SteeringCoefficients(), [1 / wishes] * wishes if wishes else [], GREEDY
+        )
+    return RequestLayout.from_branches(
+        [(row, range(wishes + 1)) for row in range(requests)], probe.device
+    ), table
 
 
 def measure_steps(probe: Probe) -> None:
     """Decoding, and how far it is from what it is wanted to be."""
     if probe.small:
         with TemporaryDirectory() as scratch:
-            model = shapes.write(Path(scratch) / "model", "llama", shapes.TINY, torch.float32)
+            model = shapes.write_model(Path(scratch) / "model", "llama", shapes.TINY_MODEL, torch.float32)
             _measure_plan(probe, with_model(LITTLE, str(model)))
     else:
         for plan in PLANS:
@@ -325,33 +329,33 @@ def measure_steps(probe: Probe) -> None:
     _add_targets_of_steps(probe.report)
 
 
-def _measure_plan(probe: Probe, plan: Plan) -> None:
-    engine = opened(
+def _measure_plan(probe: Probe, plan: StepPlan) -> None:
+    engine = open_engine(
         plan.model,
         str(probe.device),
         load_format="dummy",
         kernels="triton",
         enable_prefix_caching=False,
-        **plan.fields,
+        **plan.engine_options,
     )
     for load in plan.loads:
-        _measure_load(probe, engine, load, plan.steps)
+        _measure_load(probe, engine, load, plan.num_steps)
 
 
-def _measure_load(probe: Probe, engine: Engine, load: Load, steps: int) -> None:
-    times(engine, load, 2)  # what compiles does so now
-    _, seconds = times(engine, load, steps)
-    us, branches = 1e6 * statistics.median(seconds), 1 + len(load.method.branches())
-    tokens = load.context + 35  # about half-way through the steps
-    moved = floor.weight_bytes(engine) + floor.kv_bytes(engine, load.requests * branches, tokens)
+def _measure_load(probe: Probe, engine: Engine, load: StepLoad, steps: int) -> None:
+    time_steps(engine, load, 2)  # what compiles does so now
+    _, seconds = time_steps(engine, load, steps)
+    us, branches = 1e6 * statistics.median(seconds), 1 + len(load.method.branch_objectives())
+    tokens = load.context_len + 35  # about half-way through the steps
+    moved = floor.weight_bytes(engine) + floor.kv_bytes(engine, load.num_requests * branches, tokens)
     least = 1e6 * moved / probe.copy_speed
     probe.report.add(
         "steps",
-        f"{load.requests} x {branches} at {load.context}",
+        f"{load.num_requests} x {branches} at {load.context_len}",
         us=us,
         floor_us=least,
         times_floor=us / least,
-        tokens_per_s=1e6 * load.requests / us,
+        tokens_per_s=1e6 * load.num_requests / us,
         captured=engine.stats.captured,
     )
 

@@ -14,13 +14,13 @@ import torch
 
 from ...engine.utils.json import dumps
 
-DEEPEST = 4
+MAX_FRAMES = 4
 """Calls of a failure that are told of, the innermost last."""
 CPU = torch.device("cpu")
 
 
 @dataclass
-class Report:
+class CheckReport:
     """Rows, failures, and what was left out once the time was up.
 
     deadline: a time of `time.monotonic`, after which nothing begins. passed: parts that another process has
@@ -30,17 +30,17 @@ class Report:
 
     deadline: float
     device: torch.device = CPU
-    passed: int = 0
-    into: Path | None = None
+    num_done: int = 0
+    path: Path | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    more: dict[str, Any] = field(default_factory=dict)
-    seen: int = 0
-    broken: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+    num_seen: int = 0
+    gpu_lost: bool = False
 
     @contextmanager
-    def part(self, section: str, name: str) -> Iterator[dict[str, Any]]:
+    def record(self, section: str, name: str) -> Iterator[dict[str, Any]]:
         """A row to be filled in. What is raised within is a failure of this row alone.
 
         A row whose "wrong" is not empty failed by what it found. Ask `leaves_out` first.
@@ -49,25 +49,25 @@ class Report:
         start = time.monotonic()
         try:
             yield row
-            self._wait()
+            self._synchronize()
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-DEEPEST:]
+            frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
             row["wrong"] = f"{type(error).__name__}: {str(error).strip()[-600:]}"
-            row["at"] = " > ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in where)
-            self._look()
+            row["at"] = " > ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in frames)
+            self._probe_gpu()
         row["seconds"] = round(time.monotonic() - start, 3)
         self.rows.append(row)
         if row.get("wrong"):
             self.failures.append({key: row[key] for key in ("section", "name", "wrong", "at") if key in row})
-        print(_line(row), flush=True)
+        print(_format_row(row), flush=True)
         self._save()
 
-    def leaves_out(self, section: str, name: str) -> bool:
+    def should_skip(self, section: str, name: str) -> bool:
         """Whether a part is left out: seen to by another process, or there is no time, or no GPU any more."""
-        if self.broken:
+        if self.gpu_lost:
             return True
-        self.seen += 1
-        if self.seen <= self.passed:
+        self.num_seen += 1
+        if self.num_seen <= self.num_done:
             return True
         self._save()  # so that it is known where this process died, if it does
         if time.monotonic() < self.deadline:
@@ -75,34 +75,36 @@ class Report:
         self.skipped.append(f"{section}: {name}")
         return True
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         """Failures of a kernel show when the host waits for it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _look(self) -> None:
+    def _probe_gpu(self) -> None:
         """After a failure: does the GPU still do anything?"""
         try:
-            self._wait()
+            self._synchronize()
         except Exception:
-            self.broken = True
+            self.gpu_lost = True
 
     def _save(self) -> None:
-        if self.into is not None:
-            part = self.into.with_suffix(".part")
+        if self.path is not None:
+            tmp_path = self.path.with_suffix(".part")
             lists = {"rows": self.rows, "failures": self.failures, "skipped": self.skipped}
-            part.write_text(dumps({**self.more, **lists, "seen": self.seen, "broken": self.broken}))
-            part.replace(self.into)
+            tmp_path.write_text(
+                dumps({**self.metadata, **lists, "seen": self.num_seen, "broken": self.gpu_lost})
+            )
+            tmp_path.replace(self.path)
 
 
-def _line(row: dict[str, Any]) -> str:
-    told = {key: value for key, value in row.items() if key not in ("section", "name", "wrong", "at")}
-    figures = ", ".join(f"{key} {_number(value)}" for key, value in told.items())
-    mark = f"WRONG {row['wrong']} at {row.get('at', 'its results')}; " if row.get("wrong") else ""
-    return f"{row['section']:<8} {row['name']:<58} {mark}{figures}"
+def _format_row(row: dict[str, Any]) -> str:
+    values = {key: value for key, value in row.items() if key not in ("section", "name", "wrong", "at")}
+    figures = ", ".join(f"{key} {_format_number(value)}" for key, value in values.items())
+    failure_text = f"WRONG {row['wrong']} at {row.get('at', 'its results')}; " if row.get("wrong") else ""
+    return f"{row['section']:<8} {row['name']:<58} {failure_text}{figures}"
 
 
-def _number(value: Any) -> str:
+def _format_number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -17,200 +17,206 @@ from ...engine.methods.objective import Objective
 from ...engine.request import Request
 from ...engine.sampling_params import SamplingParams
 from ..common import roofline
-from ..common.timing import Spread
-from .open_engine import opened
+from ..common.timing import TimeSpread
+from .open_engine import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...engine.engine import Engine
-    from ...engine.execution.cuda_graphs import DecodeGraphs
-    from ...engine.sequence.sequence import Group
-    from ...kernels.steering.step import Choice
-    from ..common.machine_peaks import Roof
-    from .report import Report
+    from ...engine.execution.cuda_graphs import CUDAGraphRunner
+    from ...engine.sequence.sequence import SequenceGroup
+    from ...kernels.steering.step import SamplerOutput
+    from ..common.machine_peaks import MachinePeaks
+    from .report import CheckReport
 
-SETTLING, STEPS = 5, 40
+WARMUP_STEPS, NUM_STEPS = 5, 40
 """Steps that are not counted, and those that are."""
-WISHES = tuple(Objective(str(index), 1.0 + index) for index in range(4))
+OBJECTIVES = tuple(Objective(str(index), 1.0 + index) for index in range(4))
 
 
 @dataclass(frozen=True)
-class Load:
+class StepLoad:
     """So many requests of one method, each branch with a prompt of so many tokens of its own."""
 
-    requests: int
+    num_requests: int
     method: Method
-    context: int
+    context_len: int
 
     @property
     def name(self) -> str:
-        branches = 1 + len(self.method.branches())
-        return f"{self.requests} x {branches} branches at {self.context} tokens, {self.method.name}"
+        num_branches = 1 + len(self.method.branch_objectives())
+        return (
+            f"{self.num_requests} x {num_branches} branches at {self.context_len} tokens, {self.method.name}"
+        )
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Which model is decoded, with what, and which loads; `again` of them with batch_invariant, too."""
 
     model: str
-    fields: dict[str, Any]
-    loads: tuple[Load, ...]
-    steps: int
-    again: tuple[Load, ...]
+    engine_options: dict[str, Any]
+    loads: tuple[StepLoad, ...]
+    num_steps: int
+    invariant_loads: tuple[StepLoad, ...]
 
 
-FULL = Plan(
+FULL_PLAN = StepPlan(
     "llama-3.1-8b",
     {"dtype": "bfloat16", "max_num_seqs": 80, "max_model_len": 4096, "max_num_batched_tokens": 8192},
     (
-        Load(1, Base(), 512),
-        Load(1, Mato(WISHES), 512),
-        Load(1, Mato(WISHES), 1024),
-        Load(1, Mato(WISHES), 2048),
-        Load(16, Base(), 512),
-        Load(16, Mato(WISHES), 512),
+        StepLoad(1, Base(), 512),
+        StepLoad(1, Mato(OBJECTIVES), 512),
+        StepLoad(1, Mato(OBJECTIVES), 1024),
+        StepLoad(1, Mato(OBJECTIVES), 2048),
+        StepLoad(16, Base(), 512),
+        StepLoad(16, Mato(OBJECTIVES), 512),
     ),
-    STEPS,
-    (Load(1, Mato(WISHES), 2048), Load(16, Mato(WISHES), 512)),
+    NUM_STEPS,
+    (StepLoad(1, Mato(OBJECTIVES), 2048), StepLoad(16, Mato(OBJECTIVES), 512)),
 )
-SMALL_LOAD = Load(1, Mato(WISHES[:2]), 20)
-LITTLE = Plan("", {"dtype": "float32", "kv_cache_memory": "1MiB"}, (SMALL_LOAD,), 2, (SMALL_LOAD,))
+SMALL_LOAD = StepLoad(1, Mato(OBJECTIVES[:2]), 20)
+TINY_PLAN = StepPlan("", {"dtype": "float32", "kv_cache_memory": "1MiB"}, (SMALL_LOAD,), 2, (SMALL_LOAD,))
 
 
-def with_model(plan: Plan, model: str) -> Plan:
+def with_model(plan: StepPlan, model: str) -> StepPlan:
     """The same loads on another model."""
     return replace(plan, model=model)
 
 
-def measure(report: Report, device: str, plan: Plan, roof: Roof) -> None:
+def measure_steps(report: CheckReport, device: str, plan: StepPlan, peaks: MachinePeaks) -> None:
     """A row for opening the model, then four a load: as shipped, without captured steps, without those that
     are launched before the one before them is read, and with the last product apart from the steering. Then
     as shipped with batch_invariant, where times are told as multiples, too.
     """
-    usual: dict[str, dict[str, Any]] = {}
-    for invariant, loads in ((False, plan.loads), (True, plan.again)):
+    baseline: dict[str, dict[str, Any]] = {}
+    for invariant, loads in ((False, plan.loads), (True, plan.invariant_loads)):
         gc.collect()  # engines of before: this one takes what memory is left
         if device != "cpu":
             torch.cuda.empty_cache()
-        _measure_all(report, device, plan, loads, invariant, roof, usual)
+        _measure_all(report, device, plan, loads, invariant, peaks, baseline)
 
 
 def _measure_all(
-    report: Report,
+    report: CheckReport,
     device: str,
-    plan: Plan,
-    loads: tuple[Load, ...],
+    plan: StepPlan,
+    loads: tuple[StepLoad, ...],
     invariant: bool,
-    roof: Roof,
-    usual: dict[str, dict[str, Any]],
+    peaks: MachinePeaks,
+    baseline: dict[str, dict[str, Any]],
 ) -> None:
     """usual: the rows without batch_invariant, by name; they are noted, or compared with."""
-    what = ", batch_invariant" if invariant else ""
+    suffix = ", batch_invariant" if invariant else ""
     engine: Engine | None = None
-    if invariant and report.leaves_out("steps", f"the model opens{what}"):
+    if invariant and report.should_skip("steps", f"the model opens{suffix}"):
         return
-    with report.part("steps", f"{plan.model or 'the model'} opens with random weights{what}") as row:
-        engine = opened(
+    with report.record("steps", f"{plan.model or 'the model'} opens with random weights{suffix}") as row:
+        engine = open_engine(
             plan.model,
             device,
             load_format="dummy",
             kernels="triton",
             enable_prefix_caching=False,
             batch_invariant=invariant,
-            **plan.fields,
+            **plan.engine_options,
         )
         row.update({"pages": engine.stats.pages, "captured_sizes": engine.stats.captured})
         row["weight_gigabytes"] = roofline.weight_bytes(engine) / 1e9
     for load in loads if engine else ():
-        if engine and not report.leaves_out("steps", load.name + what):
-            rows = _measure(report, engine, load, plan.steps, roof, what)
+        if engine and not report.should_skip("steps", load.name + suffix):
+            rows = _measure_load(report, engine, load, plan.num_steps, peaks, suffix)
             if not invariant:
-                usual[load.name] = rows
-            elif load.name in usual:
-                _compare(report, load.name, rows, usual[load.name])
+                baseline[load.name] = rows
+            elif load.name in baseline:
+                _compare_invariant(report, load.name, rows, baseline[load.name])
 
 
-def _compare(report: Report, name: str, found: dict[str, Any], usual: dict[str, Any]) -> None:
-    with report.part("steps", f"{name}: batch_invariant costs") as row:
-        for what in ("p50_us", "prompts_us"):
-            row[f"times_{what.removesuffix('_us')}"] = found[what] / usual[what]
+def _compare_invariant(
+    report: CheckReport, name: str, result: dict[str, Any], baseline: dict[str, Any]
+) -> None:
+    with report.record("steps", f"{name}: batch_invariant costs") as row:
+        for key in ("p50_us", "prompts_us"):
+            row[f"times_{key.removesuffix('_us')}"] = result[key] / baseline[key]
 
 
-def _measure(
-    report: Report, engine: Engine, load: Load, steps: int, roof: Roof, what: str = ""
+def _measure_load(
+    report: CheckReport, engine: Engine, load: StepLoad, num_steps: int, peaks: MachinePeaks, suffix: str = ""
 ) -> dict[str, Any]:
     """The row of the steps as the engine takes them."""
-    from ...kernels.triton.backend import choose_apart  # noqa: PLC0415 - triton has been told what it is to do
+    from ...kernels.triton.backend import sample_unfused  # noqa: PLC0415 - triton has been told what it is to do
 
     core, runner = engine._core, engine._core.runner
-    graphs, ahead, choose = shipped = runner.graphs, core.looks_ahead, runner.choose
-    ways: dict[str, tuple[DecodeGraphs | None, bool, Callable[..., Choice]]] = {
-        "": shipped,
-        ", launched one by one": (None, ahead, choose),
-        ", each awaited": (graphs, False, choose),
-        ", product and steering apart": (graphs, ahead, choose_apart),
+    graphs, lookahead, sample_fn = default = runner.cuda_graphs, core.async_scheduling, runner.sample
+    variants: dict[str, tuple[CUDAGraphRunner | None, bool, Callable[..., SamplerOutput]]] = {
+        "": default,
+        ", launched one by one": (None, lookahead, sample_fn),
+        ", each awaited": (graphs, False, sample_fn),
+        ", product and steering apart": (graphs, lookahead, sample_unfused),
     }
     rows: list[dict[str, Any]] = []
-    for name, way in ways.items():
-        if name and (way == shipped or what):
+    for name, variant in variants.items():
+        if name and (variant == default or suffix):
             continue  # that is how it is done here anyway, or the others are known
-        runner.graphs, core.looks_ahead, runner.choose = way
-        with report.part("steps", load.name + name + what) as row:
+        runner.cuda_graphs, core.async_scheduling, runner.sample = variant
+        with report.record("steps", load.name + name + suffix) as row:
             rows.append(row)
-            tokens = load.context + SETTLING + steps // 2
-            branches = load.requests * (1 + len(load.method.branches()))
-            times(engine, load, 1)  # what it compiles is no prompt's time
-            prompts, seconds = times(engine, load, steps)
-            spread = Spread.of(seconds)
-            moved = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, branches, tokens)
-            least = 1e6 * moved / roof.bandwidth
+            mean_context = load.context_len + WARMUP_STEPS + num_steps // 2
+            num_branches = load.num_requests * (1 + len(load.method.branch_objectives()))
+            time_steps(engine, load, 1)  # what it compiles is no prompt's time
+            prefill_time, step_times = time_steps(engine, load, num_steps)
+            spread = TimeSpread.from_seconds(step_times)
+            num_bytes = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, num_branches, mean_context)
+            floor_us = 1e6 * num_bytes / peaks.bandwidth
             row.update({"p20_us": spread.p20, "p50_us": spread.p50, "p80_us": spread.p80})
-            row.update({"floor_us": least, "times_floor": spread.p50 / least, "rows": branches})
-            row.update({"tokens_per_second": 1e6 * load.requests / spread.p50, "prompts_us": 1e6 * prompts})
-    runner.graphs, core.looks_ahead, runner.choose = shipped
+            row.update({"floor_us": floor_us, "times_floor": spread.p50 / floor_us, "rows": num_branches})
+            row.update(
+                {"tokens_per_second": 1e6 * load.num_requests / spread.p50, "prompts_us": 1e6 * prefill_time}
+            )
+    runner.cuda_graphs, core.async_scheduling, runner.sample = default
     return rows[0]
 
 
-def times(engine: Engine, load: Load, steps: int) -> tuple[float, list[float]]:
+def time_steps(engine: Engine, load: StepLoad, num_steps: int) -> tuple[float, list[float]]:
     """Seconds until all requests have a token, and of each of some steps in which every branch decodes.
 
     The host has read each step's tokens.
     """
-    core, vocab = engine._core, engine.model_config.vocab_size
+    core, vocab_size = engine._core, engine.model_config.vocab_size
     generator = torch.Generator().manual_seed(3)
-    sampling = SamplingParams(max_tokens=SETTLING + steps + 1, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=WARMUP_STEPS + num_steps + 1, ignore_eos=True)
     groups = []
-    for _ in range(load.requests):
-        branches = 1 + len(load.method.branches())
-        ids = torch.randint(0, vocab, (branches, load.context), generator=generator).tolist()
-        asked = Request(branch_token_ids=ids, steering=load.method, sampling=sampling, trace=False)
-        groups += core.admit(asked)
-    found = []
+    for _ in range(load.num_requests):
+        num_branches = 1 + len(load.method.branch_objectives())
+        ids = torch.randint(0, vocab_size, (num_branches, load.context_len), generator=generator).tolist()
+        request = Request(branch_token_ids=ids, steering=load.method, sampling=sampling, trace=False)
+        groups += core.create_groups(request)
+    step_times = []
     try:
         for group in groups:
             core.scheduler.add(group)
         start = time.perf_counter()
-        while any(not group.tokens for group in groups):
+        while any(not group.output_ids for group in groups):
             core.step()
-            _require_answers(groups)
-        prompts = time.perf_counter() - start
-        for at in range(SETTLING + steps):
+            _check_errors(groups)
+        prefill_time = time.perf_counter() - start
+        for index in range(WARMUP_STEPS + num_steps):
             start = time.perf_counter()
             core.step()
-            if at >= SETTLING:
-                found.append(time.perf_counter() - start)
-            _require_answers(groups)
-            if any(group.ended for group in groups):
+            if index >= WARMUP_STEPS:
+                step_times.append(time.perf_counter() - start)
+            _check_errors(groups)
+            if any(group.is_finished for group in groups):
                 break  # those whose prompts were first end first
     finally:
         for group in groups:
             core.scheduler.remove(group)
-    return prompts, found
+    return prefill_time, step_times
 
 
-def _require_answers(groups: list[Group]) -> None:
+def _check_errors(groups: list[SequenceGroup]) -> None:
     """Raises RuntimeError where one has failed: it gets no token more."""
     for group in groups:
-        if group.answer.error:
-            raise RuntimeError(group.answer.error)
+        if group.output_state.error:
+            raise RuntimeError(group.output_state.error)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.steering.state import Groups
-from ...kernels.steering.step import Choice
+from ...kernels.steering.state import RequestLayout
+from ...kernels.steering.step import SamplerOutput
 
 ULP = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-ROUNDINGS = 4
+MAX_ULPS = 4
 """Roundings of the result's type that a number may be away from the truth."""
-AGREEING = 0.9
+MIN_TOKEN_MATCH = 0.9
 """The share of tokens that must be the reference's: the rest may be near ties."""
 
-NEAR = {
+TOLERANCES = {
     "weights": (1e-4, 1e-5),
     "rewards": (1e-4, 1e-4),
     "strength": (2e-3, 1e-4),
@@ -29,73 +29,81 @@ NEAR = {
 """What a steering step tells: the relative error that is allowed, and the least that is whatever the size."""
 
 
-def widened(value: Any) -> Any:
+def to_float64(value: Any) -> Any:
     """The same arguments in float64, as far as they are tensors, or values made of tensors."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, tuple):
-        return tuple(map(widened, value))
-    if is_dataclass(value) and not isinstance(value, type | Groups):
-        held = {each.name: widened(getattr(value, each.name)) for each in fields(value)}
-        return replace(value, **held)
+        return tuple(map(to_float64, value))
+    if is_dataclass(value) and not isinstance(value, type | RequestLayout):
+        converted = {field.name: to_float64(getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **converted)
     return value
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def iter_tensors(value: Any) -> Iterator[Tensor]:
     """All tensors of a result or of arguments, in their order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
+        for item in value:
+            yield from iter_tensors(item)
 
 
-def difference(got: Any, rough: Any, exact: Any, least: float = 1e-5) -> tuple[float, str]:
+def compare_tensors(results: Any, references: Any, expected: Any, atol: float = 1e-5) -> tuple[float, str]:
     """(the largest error over what is allowed, what is wrong or ""), for tensors one by one.
 
     exact: the reference in float64. rough: the reference as it is, of which twice the error is allowed, and
     `least` and some roundings more.
     """
     worst, wrong = 0.0, ""
-    for index, (ours, single, truth) in enumerate(zip(*map(tensors, (got, rough, exact)), strict=True)):
-        if ours.shape != truth.shape:
-            return float("inf"), f"result {index} has shape {tuple(ours.shape)}, not {tuple(truth.shape)}"
-        if not ours.is_floating_point():
-            share = float(torch.equal(ours, truth.to(ours.dtype))) if ours.numel() else 1.0
-            worst, wrong = (worst, wrong) if share else (float("inf"), f"integers of result {index} differ")
+    for index, (result, reference, truth) in enumerate(
+        zip(*map(iter_tensors, (results, references, expected)), strict=True)
+    ):
+        if result.shape != truth.shape:
+            return float("inf"), f"result {index} has shape {tuple(result.shape)}, not {tuple(truth.shape)}"
+        if not result.is_floating_point():
+            is_equal = float(torch.equal(result, truth.to(result.dtype))) if result.numel() else 1.0
+            worst, wrong = (
+                (worst, wrong) if is_equal else (float("inf"), f"integers of result {index} differ")
+            )
             continue
-        ulp = max(ULP[ours.dtype], ULP[single.dtype])
-        ratio = _ratio(ours.double(), single.double(), truth.double(), ulp, least)
+        ulp = max(ULP[result.dtype], ULP[reference.dtype])
+        ratio = _error_ratio(result.double(), reference.double(), truth.double(), ulp, atol)
         worst = max(worst, ratio)
         if not ratio <= 1:
             wrong = wrong or f"result {index} is {ratio:.3g} times as far off as is allowed"
     return worst, wrong
 
 
-def _ratio(ours: Tensor, single: Tensor, truth: Tensor, ulp: float, least: float) -> float:
+def _error_ratio(result: Tensor, reference: Tensor, truth: Tensor, ulp: float, atol: float) -> float:
     """The largest error over what is allowed of it; infinite where one is NaN and the other is not."""
-    if not ours.numel():
+    if not result.numel():
         return 0.0
-    if not torch.equal(ours.isnan(), truth.isnan()):
+    if not torch.equal(result.isnan(), truth.isnan()):
         return float("inf")
-    ours, single, truth = (x.nan_to_num(0.0, 0.0, 0.0) for x in (ours, single, truth))
-    size = truth.abs() + truth.abs().mean()
-    allowed = 2 * (single - truth).abs().max() + ROUNDINGS * ulp * size + least
-    return float(((ours - truth).abs() / allowed).max())
+    result, reference, truth = (x.nan_to_num(0.0, 0.0, 0.0) for x in (result, reference, truth))
+    magnitude = truth.abs() + truth.abs().mean()
+    allowed = 2 * (reference - truth).abs().max() + MAX_ULPS * ulp * magnitude + atol
+    return float(((result - truth).abs() / allowed).max())
 
 
-def of_choices(got: Choice, truth: Choice, groups: Groups) -> tuple[float, str]:
+def compare_sampler_outputs(
+    actual: SamplerOutput, expected: SamplerOutput, layout: RequestLayout
+) -> tuple[float, str]:
     """As `difference`, for what a steering step chose: tokens, and the numbers of those that are the same."""
-    same = got.tokens == truth.tokens
-    agreeing = float(same.float().mean())
-    wrong = "" if agreeing >= AGREEING else f"only {agreeing:.0%} of the tokens are the reference's"
-    if bool((got.failed != truth.failed).any()):
+    token_matches = actual.tokens == expected.tokens
+    match_rate = float(token_matches.float().mean())
+    wrong = (
+        "" if match_rate >= MIN_TOKEN_MATCH else f"only {match_rate:.0%} of the tokens are the reference's"
+    )
+    if bool((actual.failed != expected.failed).any()):
         return float("inf"), "other requests failed than the reference's"
-    worst, rows = 0.0, same[groups.owner]
-    for name, (relative, least) in NEAR.items():
-        there = rows if name == "branch_logprobs" else same
-        ours, exact = (getattr(choice, name)[there].double() for choice in (got, truth))
-        ratios = (ours - exact).abs() / (relative * exact.abs() + least)
+    worst, row_matches = 0.0, token_matches[layout.request_of_row]
+    for name, (rtol, atol) in TOLERANCES.items():
+        mask = row_matches if name == "branch_logprobs" else token_matches
+        values, expected_values = (getattr(output, name)[mask].double() for output in (actual, expected))
+        ratios = (values - expected_values).abs() / (rtol * expected_values.abs() + atol)
         ratio = float(ratios.nan_to_num(0.0).max()) if ratios.numel() else 0.0  # NaN: not measured by one
         worst = max(worst, ratio)
         if not ratio <= 1:

@@ -16,11 +16,11 @@ from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
 from ..cli import flags
 from ..cli.display import progress
-from ..cli.terminal import watched
-from ..commands.info import bits
+from ..cli.terminal import is_tty
+from ..commands.info import dtype_bits
 from ..common import datasheets
 from . import report as telling
-from .config import Asked
+from .config import PlanConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -32,64 +32,70 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """A flag for each field of Asked, and --json."""
-    flags.add_fields(parser, "plan", Asked)
+    flags.add_fields(parser, "plan", PlanConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Everything that was typed is checked before a model is looked for."""
-    asked = Asked(**flags.given(Asked, args))
-    plans = {name: telling.figures(found, asked) for name, found in planned(asked).items()}
+    plan = PlanConfig(**flags.fields_from_args(PlanConfig, args))
+    plans = {name: telling.estimate_to_dict(estimate, plan) for name, estimate in plan_load(plan).items()}
     if args.json:
-        print(dumps({"assumed": asdict(asked), "plans": plans}))
+        print(dumps({"assumed": asdict(plan), "plans": plans}))
     else:
-        Console(width=None if watched() else 100).print(telling.table(plans, asked))
+        Console(width=None if is_tty() else 100).print(telling.make_table(plans, plan))
     return 0
 
 
-def planned(asked: Asked) -> dict[str, Estimate]:
+def plan_load(plan: PlanConfig) -> dict[str, Estimate]:
     """What carries the load: steered; not steered at all; and as a request of its own for each branch, which
     share no prompt and are not mixed.
 
     Raises InputError when there is no such model, or no room for it.
     """
-    from ...models.loader.presets import find  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.presets import resolve_config  # noqa: PLC0415 - it brings torch, which --help does not need
 
-    with progress(f"trimtab: finding {asked.model} …") as report:
-        config, _ = find(asked.model, report)
-    longest = asked.prompt + asked.output
-    if longest > config.context:
-        raise InputError(f"prompt and output are {longest} tokens; {asked.model} takes {config.context}")
-    return estimates(config, asked)
+    with progress(f"trimtab: finding {plan.model} …") as on_progress:
+        config, _ = resolve_config(plan.model, on_progress)
+    total_len = plan.prompt + plan.output
+    if total_len > config.context_length:
+        raise InputError(
+            f"prompt and output are {total_len} tokens; {plan.model} takes {config.context_length}"
+        )
+    return estimate_scenarios(config, plan)
 
 
-def estimates(config: ModelConfig, asked: Asked) -> dict[str, Estimate]:
+def estimate_scenarios(config: ModelConfig, plan: PlanConfig) -> dict[str, Estimate]:
     """As `planned`, of a model that was found."""
     from torch import device  # noqa: PLC0415
 
-    from ...models.llama import held_bytes  # noqa: PLC0415
-    from .replica import Demand, Replica, Terms  # noqa: PLC0415
+    from ...models.llama import weight_bytes  # noqa: PLC0415
+    from .replica import Assumptions, Demand, Replica  # noqa: PLC0415
     from .sizing import estimate  # noqa: PLC0415
 
-    dtype = config.dtype if asked.dtype == "auto" else asked.dtype
-    gpu, itemsize = datasheets.of(asked.gpu, config, dtype), bits(dtype) // 8
-    held = held_bytes(config, itemsize, device("cpu" if asked.gpu == datasheets.CPU else "cuda"))
-    block = EngineConfig.block_size
-    steered = Demand(asked.rps, asked.branches, asked.prompt, asked.output, asked.shared // block * block)
-    demands = {
+    dtype = config.dtype if plan.dtype == "auto" else plan.dtype
+    gpu, itemsize = datasheets.get_gpu(plan.gpu, config, dtype), dtype_bits(dtype) // 8
+    model_bytes = weight_bytes(config, itemsize, device("cpu" if plan.gpu == datasheets.CPU else "cuda"))
+    block_size = EngineConfig.block_size
+    steered = Demand(
+        plan.rps, plan.branches, plan.prompt, plan.output, plan.shared // block_size * block_size
+    )
+    scenarios = {
         "steered": steered,
-        "plain": replace(steered, branches=1, shared=0),
-        "uncoupled": replace(steered, rps=asked.rps * asked.branches, branches=1, shared=0),
+        "plain": replace(steered, branches=1, shared_len=0),
+        "uncoupled": replace(steered, rps=plan.rps * plan.branches, branches=1, shared_len=0),
     }
-    terms = Terms(
-        asked.efficiency,
-        asked.all_reduce_us / 1e6,
-        asked.gpu_memory_utilization,
-        asked.load,
-        asked.max_num_batched_tokens,
-        None if asked.tpot_ms is None else asked.tpot_ms / 1e3,
+    assumptions = Assumptions(
+        plan.efficiency,
+        plan.all_reduce_us / 1e6,
+        plan.gpu_memory_utilization,
+        plan.load,
+        plan.max_num_batched_tokens,
+        None if plan.tpot_ms is None else plan.tpot_ms / 1e3,
     )
     return {
-        name: estimate(Replica(config, itemsize, held, demand, gpu, terms, 1), asked.tensor_parallel_size)
-        for name, demand in demands.items()
+        name: estimate(
+            Replica(config, itemsize, model_bytes, demand, gpu, assumptions, 1), plan.tensor_parallel_size
+        )
+        for name, demand in scenarios.items()
     }

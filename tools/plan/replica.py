@@ -22,7 +22,7 @@ from math import ceil, floor
 from typing import TYPE_CHECKING
 
 from ...models import roofline
-from ...models.roofline import Run
+from ...models.roofline import SequenceShape
 
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
@@ -38,33 +38,33 @@ class Demand:
 
     rps: float
     branches: int
-    prompt: int
-    output: int
-    shared: int = 0
+    prompt_len: int
+    output_len: int
+    shared_len: int = 0
 
     @property
-    def computed(self) -> int:
+    def prefill_tokens(self) -> int:
         """Tokens of prompts that a request has computed."""
-        return self.shared + self.branches * (self.prompt - self.shared)
+        return self.shared_len + self.branches * (self.prompt_len - self.shared_len)
 
     @property
-    def held(self) -> int:
+    def kv_tokens(self) -> int:
         """Tokens that a request holds at its end."""
-        return self.computed + self.branches * self.output
+        return self.prefill_tokens + self.branches * self.output_len
 
 
 @dataclass(frozen=True)
-class Terms:
+class Assumptions:
     """What the model rests on beside sizes and peaks. efficiency: share of the peaks that a step reaches.
     message: seconds of a message among devices, however short. memory: share of a device's that is used.
     load: of a replica's highest rate. tokens: most of one step. tpot: most seconds between tokens, or None.
     """
 
     efficiency: float
-    message: float
-    memory: float
+    message_latency: float
+    memory_utilization: float
     load: float
-    tokens: int
+    max_batched_tokens: int
     tpot: float | None = None
 
 
@@ -74,113 +74,136 @@ class Replica:
 
     config: ModelConfig
     itemsize: int
-    held: float  # bytes of the weights
+    weight_bytes: float  # bytes of the weights
     demand: Demand
     gpu: Gpu
-    terms: Terms
-    shares: int
+    assumptions: Assumptions
+    tp_size: int
 
     @property
-    def weights(self) -> float:
+    def weight_bytes_per_gpu(self) -> float:
         """Bytes on each device."""
-        return self.held / self.shares
+        return self.weight_bytes / self.tp_size
 
     @property
-    def kv_request(self) -> float:
+    def kv_bytes_per_request(self) -> float:
         """Bytes of one request's keys and values at its end, on all devices."""
-        return self.demand.held * self.config.kv_size * self.itemsize
+        return self.demand.kv_tokens * self.config.kv_elements_per_token * self.itemsize
 
     @property
-    def workspace(self) -> float:
+    def workspace_bytes(self) -> float:
         """Bytes on each device of the largest step, but for its logits."""
-        return roofline.workspace_bytes(self.config, self.terms.tokens, 0, self.itemsize, self.shares)
+        return roofline.workspace_bytes(
+            self.config, self.assumptions.max_batched_tokens, 0, self.itemsize, self.tp_size
+        )
 
     @property
-    def room(self) -> float:
+    def kv_cache_bytes(self) -> float:
         """Bytes on each device that requests may take."""
-        return self.gpu.memory * self.terms.memory - self.weights - self.workspace
+        return (
+            self.gpu.memory * self.assumptions.memory_utilization
+            - self.weight_bytes_per_gpu
+            - self.workspace_bytes
+        )
 
     @cached_property
-    def most(self) -> int:
+    def max_requests(self) -> int:
         """Requests that there is room for, and time where that is limited."""
         logits = roofline.workspace_bytes(self.config, 0, self.demand.branches, self.itemsize)
-        fit = max(0, floor(self.room / (self.kv_request / self.shares + logits)))
-        limit = self.terms.tpot
-        if limit is None or not fit or self.tpot(fit) <= limit:
-            return fit
-        low, high = 0, fit  # tpot grows
+        max_fit = max(0, floor(self.kv_cache_bytes / (self.kv_bytes_per_request / self.tp_size + logits)))
+        max_tpot = self.assumptions.tpot
+        if max_tpot is None or not max_fit or self.tpot(max_fit) <= max_tpot:
+            return max_fit
+        low, high = 0, max_fit  # tpot grows
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.tpot(middle) <= limit else (low, middle)
+            low, high = (middle, high) if self.tpot(middle) <= max_tpot else (low, middle)
         return low
 
-    def decoding(self, requests: float) -> list[roofline.Part]:
+    def decode_ops(self, num_requests: float) -> list[roofline.StepOp]:
         """The operations of a decoding step on each device."""
-        mean = self.demand.prompt + self.demand.output / 2
-        rows = requests * self.demand.branches
-        return roofline.decoding(self.config, rows, mean, self.itemsize, self.shares)
+        mean_len = self.demand.prompt_len + self.demand.output_len / 2
+        num_rows = num_requests * self.demand.branches
+        return roofline.decode_step_ops(self.config, num_rows, mean_len, self.itemsize, self.tp_size)
 
-    def floor(self, requests: float) -> float:
+    def min_step_time(self, num_requests: float) -> float:
         """Seconds of a decoding step at the peaks."""
-        rows = requests * self.demand.branches
-        return self._computing(self.decoding(requests)) + self._sending(rows, rows)
+        num_rows = num_requests * self.demand.branches
+        return self._compute_time(self.decode_ops(num_requests)) + self._comm_time(num_rows, num_rows)
 
-    def step(self, requests: float) -> float:
+    def step_time(self, num_requests: float) -> float:
         """Seconds of a decoding step, S(n)."""
-        return self.floor(requests) / self.terms.efficiency + self._messages
+        return self.min_step_time(num_requests) / self.assumptions.efficiency + self._message_time
 
     @cached_property
-    def pieces(self) -> int:
+    def prefill_steps(self) -> int:
         """Steps that a request's prompts are cut into."""
-        return ceil(self.demand.computed / self.terms.tokens)
+        return ceil(self.demand.prefill_tokens / self.assumptions.max_batched_tokens)
 
     @cached_property
-    def prompts(self) -> list[roofline.Part]:
+    def prefill_ops(self) -> list[roofline.StepOp]:
         """The operations of one request's prompts."""
         demand = self.demand
-        own = Run(demand.branches, demand.prompt, demand.prompt - demand.shared)
-        runs = [Run(1, demand.shared, demand.shared), own] if demand.shared else [own]
-        return roofline.parts(self.config, runs, demand.branches, self.itemsize, self.shares, self.pieces)
+        unshared = SequenceShape(demand.branches, demand.prompt_len, demand.prompt_len - demand.shared_len)
+        shapes = (
+            [SequenceShape(1, demand.shared_len, demand.shared_len), unshared]
+            if demand.shared_len
+            else [unshared]
+        )
+        return roofline.step_ops(
+            self.config, shapes, demand.branches, self.itemsize, self.tp_size, self.prefill_steps
+        )
 
     @cached_property
-    def prefill(self) -> float:
+    def prefill_time(self) -> float:
         """Seconds of one request's prompts, P."""
-        seconds = self._computing(self.prompts) + self._sending(self.demand.computed, self.demand.branches)
-        return seconds / self.terms.efficiency + self.pieces * self._messages
+        seconds = self._compute_time(self.prefill_ops) + self._comm_time(
+            self.demand.prefill_tokens, self.demand.branches
+        )
+        return seconds / self.assumptions.efficiency + self.prefill_steps * self._message_time
 
-    def tpot(self, requests: float) -> float:
+    def tpot(self, num_requests: float) -> float:
         """Seconds between two tokens of a request while so many are decoded; one alone decodes alone."""
-        return self.step(max(requests, 1)) + requests * self.prefill / self.demand.output
+        return (
+            self.step_time(max(num_requests, 1)) + num_requests * self.prefill_time / self.demand.output_len
+        )
 
-    def rate(self, requests: float) -> float:
+    def request_rate(self, num_requests: float) -> float:
         """Requests a second."""
-        return requests / (self.demand.output * self.tpot(requests))
+        return num_requests / (self.demand.output_len * self.tpot(num_requests))
 
-    def in_flight(self, rate: float) -> float:
+    def concurrency(self, rate: float) -> float:
         """Requests that are decoded at once at that rate, which is at most `rate(most)`."""
-        low, high = 0.0, float(self.most)
+        low, high = 0.0, float(self.max_requests)
         while high - low > 1e-9 * high:
             middle = (low + high) / 2
-            low, high = (middle, high) if self.rate(middle) < rate else (low, middle)
+            low, high = (middle, high) if self.request_rate(middle) < rate else (low, middle)
         return high
 
     def ttft(self, rate: float) -> float:
         """Seconds to the first token at that rate."""
-        busy, step = rate * self.prefill, self.step(max(self.in_flight(rate), 1))
-        return busy * self.prefill / (2 * (1 - busy)) + step / 2 + self.prefill + (self.pieces - 1) * step
+        utilization, step_time = rate * self.prefill_time, self.step_time(max(self.concurrency(rate), 1))
+        return (
+            utilization * self.prefill_time / (2 * (1 - utilization))
+            + step_time / 2
+            + self.prefill_time
+            + (self.prefill_steps - 1) * step_time
+        )
 
-    def _computing(self, parts: list[roofline.Part]) -> float:
-        return sum(part.seconds(self.gpu.bandwidth, self.gpu.products) for part in parts)
+    def _compute_time(self, ops: list[roofline.StepOp]) -> float:
+        return sum(op.roofline_seconds(self.gpu.bandwidth, self.gpu.flops) for op in ops)
 
-    def _sending(self, tokens: float, rows: float) -> float:
+    def _comm_time(self, num_tokens: float, num_rows: float) -> float:
         """Two all-reduces of hidden states a layer, in a ring, and the logits' parts to everyone."""
-        if self.shares == 1:
+        if self.tp_size == 1:
             return 0.0
-        sums = 2 * self.config.num_layers * tokens * self.config.hidden_size
-        apart = (self.shares - 1) / self.shares * self.itemsize / self.gpu.link
-        return (2 * sums + rows * self.config.vocab_size) * apart
+        all_reduced = 2 * self.config.num_layers * num_tokens * self.config.hidden_size
+        time_per_number = (self.tp_size - 1) / self.tp_size * self.itemsize / self.gpu.link_bandwidth
+        return (2 * all_reduced + num_rows * self.config.vocab_size) * time_per_number
 
     @property
-    def _messages(self) -> float:
+    def _message_time(self) -> float:
         """What a step's messages take however short they are."""
-        return (2 * self.config.num_layers + 1) * self.terms.message if self.shares > 1 else 0.0
+        return (
+            (2 * self.config.num_layers + 1) * self.assumptions.message_latency if self.tp_size > 1 else 0.0
+        )

@@ -6,33 +6,33 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..commands.info import size
-from ..common.statistics import number
+from ..commands.info import format_bytes
+from ..common.statistics import format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .config import Asked
+    from .config import PlanConfig
     from .sizing import Estimate
 
 
 def _ms(value: float) -> str:
-    return f"{number(value)} ms"
+    return f"{format_number(value)} ms"
 
 
 def _tera(value: float) -> str:
-    return f"{number(value / 1e12)} TFLOP"
+    return f"{format_number(value / 1e12)} TFLOP"
 
 
 def _bytes(value: float) -> str:
-    return size(round(value))
+    return format_bytes(round(value))
 
 
 ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "gpus": ("devices", str),
     "tensor_parallel_size": ("  that hold one model", str),
     "load": ("  share of their highest rate", "{:.0%}".format),
-    "rows_in_flight": ("rows that a replica decodes at once", number),
+    "rows_in_flight": ("rows that a replica decodes at once", format_number),
     "most_rows": ("  and at most", str),
     "weight_bytes": ("weights, each device", _bytes),
     "workspace_bytes": ("the largest step, each device", _bytes),
@@ -46,58 +46,58 @@ ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "prefill_ms": ("  are expected to take", _ms),
     "ttft_ms": ("to the first token", _ms),
     "tpot_ms": ("from token to token", _ms),
-    "tokens_per_second": ("tokens of answers a second", number),
-    "gpu_hours_per_million": ("device hours for a million of them", number),
-    "cost_per_million": ("cost of a million of them", number),
+    "tokens_per_second": ("tokens of answers a second", format_number),
+    "gpu_hours_per_million": ("device hours for a million of them", format_number),
+    "cost_per_million": ("cost of a million of them", format_number),
 }
 
 
-def figures(found: Estimate, asked: Asked) -> dict[str, Any]:
+def estimate_to_dict(estimate: Estimate, plan: PlanConfig) -> dict[str, Any]:
     """An estimate in numbers: of one replica, but for gpus, replicas and tokens_per_second; weight_bytes and
     workspace_bytes are of one device.
     """
-    one, requests, rate = found.replica, found.requests, found.rate
-    running = max(requests, 1)  # in a step
-    parts = one.decoding(running)
-    tokens = asked.rps * asked.output  # a request's branches give one answer
-    hours = found.gpus * 1e6 / tokens / 3600
+    replica, num_requests, rate = estimate.replica, estimate.num_requests, estimate.rate
+    num_running = max(num_requests, 1)  # in a step
+    ops = replica.decode_ops(num_running)
+    tokens_per_second = plan.rps * plan.output  # a request's branches give one answer
+    gpu_hours = estimate.num_gpus * 1e6 / tokens_per_second / 3600
     return {
-        "gpus": found.gpus,
-        "tensor_parallel_size": one.shares,
-        "replicas": found.replicas,
-        "load": rate / one.rate(one.most),
-        "requests_in_flight": requests,
-        "rows_in_flight": requests * one.demand.branches,
-        "most_rows": one.most * one.demand.branches,
-        "weight_bytes": one.weights,
-        "workspace_bytes": one.workspace,
-        "kv_bytes_per_row": one.kv_request / one.demand.branches,
-        "kv_bytes": requests * one.kv_request,
-        "step_bytes": sum(part.bytes for part in parts) * one.shares,
-        "step_flops": sum(part.flops for part in parts) * one.shares,
-        "step_floor_ms": 1e3 * one.floor(running),
-        "step_ms": 1e3 * one.step(running),
-        "prefill_flops": sum(part.flops for part in one.prompts) * one.shares,
-        "prefill_ms": 1e3 * one.prefill,
-        "tpot_ms": 1e3 * one.tpot(requests),
-        "ttft_ms": 1e3 * one.ttft(rate),
-        "tokens_per_second": tokens,
-        "gpu_hours_per_million": hours,
-        "cost_per_million": None if asked.price is None else hours * asked.price,
+        "gpus": estimate.num_gpus,
+        "tensor_parallel_size": replica.tp_size,
+        "replicas": estimate.num_replicas,
+        "load": rate / replica.request_rate(replica.max_requests),
+        "requests_in_flight": num_requests,
+        "rows_in_flight": num_requests * replica.demand.branches,
+        "most_rows": replica.max_requests * replica.demand.branches,
+        "weight_bytes": replica.weight_bytes_per_gpu,
+        "workspace_bytes": replica.workspace_bytes,
+        "kv_bytes_per_row": replica.kv_bytes_per_request / replica.demand.branches,
+        "kv_bytes": num_requests * replica.kv_bytes_per_request,
+        "step_bytes": sum(op.bytes for op in ops) * replica.tp_size,
+        "step_flops": sum(part.flops for part in ops) * replica.tp_size,
+        "step_floor_ms": 1e3 * replica.min_step_time(num_running),
+        "step_ms": 1e3 * replica.step_time(num_running),
+        "prefill_flops": sum(part.flops for part in replica.prefill_ops) * replica.tp_size,
+        "prefill_ms": 1e3 * replica.prefill_time,
+        "tpot_ms": 1e3 * replica.tpot(num_requests),
+        "ttft_ms": 1e3 * replica.ttft(rate),
+        "tokens_per_second": tokens_per_second,
+        "gpu_hours_per_million": gpu_hours,
+        "cost_per_million": None if plan.price is None else gpu_hours * plan.price,
     }
 
 
-def table(plans: Mapping[str, Mapping[str, Any]], asked: Asked) -> Table:
+def make_table(plans: Mapping[str, Mapping[str, Any]], plan: PlanConfig) -> Table:
     """A column for each plan."""
     title = (
-        f"{asked.model} on {asked.gpu}: {asked.rps:g} requests a second, {asked.branches} branches, "
-        f"{asked.prompt} + {asked.output} tokens, at {asked.efficiency:.0%} of the peaks"
+        f"{plan.model} on {plan.gpu}: {plan.rps:g} requests a second, {plan.branches} branches, "
+        f"{plan.prompt} + {plan.output} tokens, at {plan.efficiency:.0%} of the peaks"
     )
-    found = Table(title=title)
+    table = Table(title=title)
     for column in ("", *plans):
-        found.add_column(column, justify="right" if column else "left")
-    for key, (label, said) in ROWS.items():
-        values = [plan[key] for plan in plans.values()]
+        table.add_column(column, justify="right" if column else "left")
+    for key, (label, fmt) in ROWS.items():
+        values = [estimate[key] for estimate in plans.values()]
         if None not in values:
-            found.add_row(label, *map(said, values))
-    return found
+            table.add_row(label, *map(fmt, values))
+    return table

@@ -7,8 +7,8 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ...kernels.common.errors import InputError
-from ...models.tensor_parallel import divides
-from ..common.datasheets import NODE
+from ...models.tensor_parallel import is_divisible
+from ..common.datasheets import GPUS_PER_NODE
 
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
@@ -21,61 +21,74 @@ class Estimate:
     """So many replicas of one kind."""
 
     replica: Replica
-    replicas: int
+    num_replicas: int
 
     @property
-    def gpus(self) -> int:
-        return self.replicas * self.replica.shares
+    def num_gpus(self) -> int:
+        return self.num_replicas * self.replica.tp_size
 
     @property
     def rate(self) -> float:
         """Requests a second of one replica."""
-        return self.replica.demand.rps / self.replicas
+        return self.replica.demand.rps / self.num_replicas
 
     @property
-    def requests(self) -> float:
+    def num_requests(self) -> float:
         """In flight on one replica."""
-        return self.replica.in_flight(self.rate)
+        return self.replica.concurrency(self.rate)
 
 
-def estimate(replica: Replica, shares: int | None = None) -> Estimate:
+def estimate(replica: Replica, tp_size: int | None = None) -> Estimate:
     """The fewest devices that carry the demand, of these the quickest; `shares` is how the model is cut.
 
     Raises InputError where no machine has room for weights and a request, or time for a token.
     """
-    kinds = [replace(replica, shares=count) for count in degrees(replica.config, replica.gpu, shares)]
-    able = [Estimate(kind, _replicas(kind)) for kind in kinds if kind.most]
-    if able:
-        return min(able, key=lambda found: (found.gpus, found.replica.tpot(found.requests)))
-    raise InputError(_why_not(kinds[-1]))
+    candidates = [
+        replace(replica, tp_size=size) for size in valid_tp_sizes(replica.config, replica.gpu, tp_size)
+    ]
+    feasible = [
+        Estimate(candidate, _num_replicas(candidate)) for candidate in candidates if candidate.max_requests
+    ]
+    if feasible:
+        return min(feasible, key=lambda e: (e.num_gpus, e.replica.tpot(e.num_requests)))
+    raise InputError(_infeasible_reason(candidates[-1]))
 
 
-def degrees(config: ModelConfig, gpu: Gpu, asked: int | None = None) -> list[int]:
+def valid_tp_sizes(config: ModelConfig, gpu: Gpu, tp_size: int | None = None) -> list[int]:
     """Numbers of devices that the heads can be shared among, fewest first. Raises InputError for another."""
-    most = NODE if gpu.link else 1
-    known = [count for count in range(1, most + 1) if divides(count, config)]
-    if asked is None:
-        return known
-    if asked not in known:
+    max_size = GPUS_PER_NODE if gpu.link_bandwidth else 1
+    valid = [size for size in range(1, max_size + 1) if is_divisible(size, config)]
+    if tp_size is None:
+        return valid
+    if tp_size not in valid:
         raise InputError(
-            f"tensor_parallel_size is {asked}; {config.num_heads} heads, {config.num_kv_heads} for keys and "
-            f"values, go on {', '.join(map(str, known))} of {gpu.name}"
+            f"tensor_parallel_size is {tp_size}; {config.num_heads} heads, {config.num_kv_heads} for keys and "
+            f"values, go on {', '.join(map(str, valid))} of {gpu.name}"
         )
-    return [asked]
+    return [tp_size]
 
 
-def _replicas(replica: Replica) -> int:
-    return ceil(replica.demand.rps / (replica.terms.load * replica.rate(replica.most)))
+def _num_replicas(replica: Replica) -> int:
+    return ceil(replica.demand.rps / (replica.assumptions.load * replica.request_rate(replica.max_requests)))
 
 
-def _why_not(largest: Replica) -> str:
-    place = f"{largest.shares} x {largest.gpu.name}" if largest.gpu.link else f"this {largest.gpu.name}"
-    limit, gib = largest.terms.tpot, 1 << 30
-    if limit is not None and replace(largest, terms=replace(largest.terms, tpot=None)).most:
-        return f"tpot_ms is {1e3 * limit:g}; on {place} one request takes {1e3 * largest.tpot(1):.3g} a token"
-    needed = largest.held + largest.shares * largest.workspace + largest.kv_request
-    there = largest.shares * largest.gpu.memory * largest.terms.memory
+def _infeasible_reason(largest: Replica) -> str:
+    hardware = (
+        f"{largest.tp_size} x {largest.gpu.name}"
+        if largest.gpu.link_bandwidth
+        else f"this {largest.gpu.name}"
+    )
+    max_tpot, gib = largest.assumptions.tpot, 1 << 30
+    if (
+        max_tpot is not None
+        and replace(largest, assumptions=replace(largest.assumptions, tpot=None)).max_requests
+    ):
+        return f"tpot_ms is {1e3 * max_tpot:g}; on {hardware} one request takes {1e3 * largest.tpot(1):.3g} a token"
+    needed_bytes = (
+        largest.weight_bytes + largest.tp_size * largest.workspace_bytes + largest.kv_bytes_per_request
+    )
+    usable_bytes = largest.tp_size * largest.gpu.memory * largest.assumptions.memory_utilization
     return (
-        f"the model does not fit: weights, the largest step and one request take {needed / gib:.3g} GiB, and "
-        f"of {place}, the most that it can be shared among, {there / gib:.3g} may be used"
+        f"the model does not fit: weights, the largest step and one request take {needed_bytes / gib:.3g} GiB, and "
+        f"of {hardware}, the most that it can be shared among, {usable_bytes / gib:.3g} may be used"
     )

@@ -19,9 +19,9 @@ SUBJECTS = {
 
 def add_arguments(parser: Parser) -> None:
     """SUBJECT, and whatever follows."""
-    command.add_kind(parser, "subject", SUBJECTS)
+    command.add_subcommand(parser, "subject", SUBJECTS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Profiles one subject. Raises InputError for one that there is not."""
-    return command.run_kind(__package__ or "", "trimtab profile", "subject", "subjects", SUBJECTS, args)
+    return command.run_subcommand(__package__ or "", "trimtab profile", "subject", "subjects", SUBJECTS, args)

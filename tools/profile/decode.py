@@ -20,14 +20,14 @@ from rich.table import Table
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
 from ..bench import common, latency
-from ..bench.latency import Batch
-from ..bench.workload import Traffic
+from ..bench.latency import LatencyConfig
+from ..bench.workload import WorkloadConfig
 from ..cli import flags, open_engine
 from ..cli.common_args import add_model
-from ..cli.terminal import watched
+from ..cli.terminal import is_tty
 from ..common import statistics
 from . import gpu_activity
-from .stages import REST, STAGES, Stages, marked
+from .stages import OTHER, STAGES, StageTimer, instrument
 
 if TYPE_CHECKING:
     import argparse
@@ -37,154 +37,168 @@ if TYPE_CHECKING:
     from ...engine.request import Request
     from ..cli.parser import Parser
 
-SETTLING, TRACED = 2, 4
+WARMUP_STEPS, TRACED_STEPS = 2, 4
 """Of a traced answer, the decoding steps before those that are traced, and these."""
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags of bench latency, --trace and --json."""
-    flags.add_fields(parser, "decode", Batch)
-    common.add_traffic(parser)
-    add_model(parser, Traffic)
-    parser.add_argument("--trace", metavar="FILE", help=f"write {TRACED} steps as a Chrome trace (JSON)")
+    flags.add_fields(parser, "decode", LatencyConfig)
+    common.add_workload_args(parser)
+    add_model(parser, WorkloadConfig)
+    parser.add_argument(
+        "--trace", metavar="FILE", help=f"write {TRACED_STEPS} steps as a Chrome trace (JSON)"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; everything typed is checked before the model is loaded."""
-    batch, load, method, config = latency.settings(args)
-    rows = load.rows(batch.batch_size, method)
-    trace = _trace_file(args.trace, load.output_len)
+    bench_config, load, method, config = latency.configs_from_args(args)
+    num_rows = load.num_rows(bench_config.batch_size, method)
+    trace_path = _check_trace_path(args.trace, load.output_len)
     engine = open_engine.open_engine(config)
-    requests = load.requests(batch.batch_size, common.vocabulary(engine), method)
-    steps = _timed(engine, requests, batch, rows)
-    floors = _floors(engine, rows, load.mean_len)
-    found: dict[str, Any] = {"rows": rows, "steps": len(steps), "stages": _figures(steps, floors)}
+    requests = load.request_batches(bench_config.batch_size, common.usable_vocab_size(engine), method)
+    steps = _time_stages(engine, requests, bench_config, num_rows)
+    floor_times = _stage_floors(engine, num_rows, load.mean_context_len)
+    result: dict[str, Any] = {
+        "rows": num_rows,
+        "steps": len(steps),
+        "stages": _stage_rows(steps, floor_times),
+    }
     on_gpu = engine.device.type == "cuda"
-    if trace or on_gpu:
-        events = _traced(engine, next(requests), rows, trace, graphs=False)
-        found |= {"gpu": _on_gpu(engine, requests, rows, events)} if on_gpu else {}
+    if trace_path or on_gpu:
+        events = _trace_steps(engine, next(requests), num_rows, trace_path, graphs=False)
+        result |= {"gpu": _profile_gpu(engine, requests, num_rows, events)} if on_gpu else {}
     if args.json:
-        print(dumps({**common.said("decode", method, batch, config, load), **found}))
+        print(dumps({**common.build_metadata("decode", method, bench_config, config, load), **result}))
     else:
-        Console(width=None if watched() else 100).print(_table(found))
+        Console(width=None if is_tty() else 100).print(_make_table(result))
     return 0
 
 
-def _trace_file(name: str | None, output_len: int) -> Path | None:
+def _check_trace_path(name: str | None, output_len: int) -> Path | None:
     """Raises InputError where no trace can be written, or there are too few steps for it."""
     if name is None:
         return None
-    path, least = Path(name), SETTLING + TRACED + 1
+    path, min_len = Path(name), WARMUP_STEPS + TRACED_STEPS + 1
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"--trace is {name!r}; it must be a file in a folder that is there")
-    if output_len < least:
-        raise InputError(f"output_len is {output_len}; a trace needs answers of at least {least} tokens")
+    if output_len < min_len:
+        raise InputError(f"output_len is {output_len}; a trace needs answers of at least {min_len} tokens")
     return path
 
 
-def _timed(
-    engine: Engine, requests: Iterator[list[Request]], batch: Batch, rows: int
+def _time_stages(
+    engine: Engine, requests: Iterator[list[Request]], bench_config: LatencyConfig, num_rows: int
 ) -> list[dict[str, float]]:
     """Seconds by stage of every decoding step of all iterations but those that warm up."""
-    stages = Stages(rows)
-    with marked(engine, stages), _launched(engine):
-        for index in range(batch.num_iters_warmup + batch.num_iters):
-            if index == batch.num_iters_warmup:
-                stages.steps.clear()
-            _answer(engine, next(requests))
-    return stages.steps
+    timer = StageTimer(num_rows)
+    with instrument(engine, timer), _launch_eagerly(engine):
+        for index in range(bench_config.num_iters_warmup + bench_config.num_iters):
+            if index == bench_config.num_iters_warmup:
+                timer.steps.clear()
+            _generate(engine, next(requests))
+    return timer.steps
 
 
 @contextmanager
-def _launched(engine: Engine) -> Iterator[None]:
+def _launch_eagerly(engine: Engine) -> Iterator[None]:
     """Within, operations are launched one by one, of a step at a time: no captured step can be seen into."""
     core, runner = engine._core, engine._core.runner
-    before = runner.graphs, core.looks_ahead
-    runner.graphs, core.looks_ahead = None, False
+    saved = runner.cuda_graphs, core.async_scheduling
+    runner.cuda_graphs, core.async_scheduling = None, False
     try:
         yield
     finally:
-        runner.graphs, core.looks_ahead = before
+        runner.cuda_graphs, core.async_scheduling = saved
 
 
-def _answer(engine: Engine, asked: list[Request]) -> None:
-    common.require_answers(engine.generate(asked), asked[0].sampling.max_tokens)
+def _generate(engine: Engine, requests: list[Request]) -> None:
+    common.check_output_lengths(engine.generate(requests), requests[0].sampling.max_tokens)
 
 
-def _floors(engine: Engine, rows: int, context: float) -> dict[str, float]:
+def _stage_floors(engine: Engine, num_rows: int, context_len: float) -> dict[str, float]:
     """Seconds that each stage takes at the machine's roofs."""
     from ...models import roofline  # noqa: PLC0415 - it brings torch, which --help does not need
     from ..common import machine_peaks  # noqa: PLC0415
 
-    roofs = machine_peaks.measured(engine.dtype, engine.device)
+    peaks = machine_peaks.measure_peaks(engine.dtype, engine.device)
     floors = dict.fromkeys(STAGES, 0.0)
-    for part in roofline.decoding(engine.model_config, rows, context, engine.dtype.itemsize):
-        floors[part.stage] += part.seconds(roofs.bandwidth, roofs.products)
+    for op in roofline.decode_step_ops(engine.model_config, num_rows, context_len, engine.dtype.itemsize):
+        floors[op.stage] += op.roofline_seconds(peaks.bandwidth, peaks.flops)
     return floors
 
 
-def _figures(steps: list[dict[str, float]], floors: dict[str, float]) -> list[dict[str, Any]]:
+def _stage_rows(steps: list[dict[str, float]], floor_times: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each stage that took any time, and one for the step; shares are of all time together."""
-    whole = [sum(step.values()) for step in steps]
+    step_times = [sum(step.values()) for step in steps]
     columns = {stage: [step[stage] for step in steps] for stage in STAGES}
     rows = [
-        _row(stage, seconds, sum(whole), floors[stage]) for stage, seconds in columns.items() if any(seconds)
+        _stage_row(stage, seconds, sum(step_times), floor_times[stage])
+        for stage, seconds in columns.items()
+        if any(seconds)
     ]
-    return [*rows, _row("step", whole, sum(whole), sum(floors.values()))]
+    return [*rows, _stage_row("step", step_times, sum(step_times), sum(floor_times.values()))]
 
 
-def _row(stage: str, seconds: list[float], whole: float, floor: float) -> dict[str, Any]:
+def _stage_row(stage: str, seconds: list[float], total: float, floor_time: float) -> dict[str, Any]:
     spread = {f"p{percent}_us": 1e6 * statistics.percentile(seconds, percent) for percent in (20, 50, 80)}
-    return {"stage": stage, **spread, "share": sum(seconds) / whole, "floor_us": 1e6 * floor}
+    return {"stage": stage, **spread, "share": sum(seconds) / total, "floor_us": 1e6 * floor_time}
 
 
-def _on_gpu(
-    engine: Engine, requests: Iterator[list[Request]], rows: int, events: list[Any]
+def _profile_gpu(
+    engine: Engine, requests: Iterator[list[Request]], num_rows: int, events: list[Any]
 ) -> dict[str, Any]:
     """The GPU's time by stage in steps launched one by one; launches and gaps of those and of captured."""
-    by_stage = gpu_activity.by_stage(events, TRACED)
-    by_stage[REST] = by_stage.get(REST, 0.0) + by_stage.pop(gpu_activity.STEP, 0.0)
-    steps = {"launched one by one": gpu_activity.busy(gpu_activity.spans(events), TRACED)}
+    stage_times = gpu_activity.time_by_stage(events, TRACED_STEPS)
+    stage_times[OTHER] = stage_times.get(OTHER, 0.0) + stage_times.pop(gpu_activity.STEP_RANGE, 0.0)
+    steps = {
+        "launched one by one": gpu_activity.measure_activity(gpu_activity.gpu_spans(events), TRACED_STEPS)
+    }
     if engine.stats.captured:
-        captured = _traced(engine, next(requests), rows, None, graphs=True)
-        steps["captured"] = gpu_activity.busy(gpu_activity.spans(captured), TRACED)
-    return {"stages": by_stage, "steps": {name: asdict(each) for name, each in steps.items()}}
+        captured_events = _trace_steps(engine, next(requests), num_rows, None, graphs=True)
+        steps["captured"] = gpu_activity.measure_activity(
+            gpu_activity.gpu_spans(captured_events), TRACED_STEPS
+        )
+    return {"stages": stage_times, "steps": {name: asdict(activity) for name, activity in steps.items()}}
 
 
-def _traced(
-    engine: Engine, asked: list[Request], rows: int, trace: Path | None, *, graphs: bool
+def _trace_steps(
+    engine: Engine, requests: list[Request], num_rows: int, trace_path: Path | None, *, graphs: bool
 ) -> list[Any]:
     """The events of some decoding steps, which are written as a Chrome trace where one is asked for."""
     from torch.autograd.profiler import record_function  # noqa: PLC0415
     from torch.profiler import profile, schedule  # noqa: PLC0415
 
-    of_step = schedule(wait=SETTLING - 1, warmup=1, active=TRACED, repeat=1)
-    with profile(schedule=of_step) as profiler:
-        stages = Stages(rows, lambda stage: record_function(gpu_activity.PREFIX + stage), profiler.step)
-        with marked(engine, stages), nullcontext() if graphs else _launched(engine):
-            _answer(engine, asked)
-    if trace is not None:
-        part = trace.with_name(f".{trace.name}.part")
-        profiler.export_chrome_trace(str(part))
-        os.replace(part, trace)
+    step_schedule = schedule(wait=WARMUP_STEPS - 1, warmup=1, active=TRACED_STEPS, repeat=1)
+    with profile(schedule=step_schedule) as profiler:
+        timer = StageTimer(
+            num_rows, lambda stage: record_function(gpu_activity.RANGE_PREFIX + stage), profiler.step
+        )
+        with instrument(engine, timer), nullcontext() if graphs else _launch_eagerly(engine):
+            _generate(engine, requests)
+    if trace_path is not None:
+        tmp_path = trace_path.with_name(f".{trace_path.name}.part")
+        profiler.export_chrome_trace(str(tmp_path))
+        os.replace(tmp_path, trace_path)
     return list(profiler.events() or [])
 
 
-def _table(found: dict[str, Any]) -> Table:
-    table = Table(title=f"{found['rows']} rows, {found['steps']} decoding steps, microseconds of the host")
+def _make_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"{result['rows']} rows, {result['steps']} decoding steps, microseconds of the host")
     table.add_column("stage")
-    gpu = found.get("gpu", {"stages": {}, "steps": {}})
-    for name in ("p20", "p50", "p80", "share", "at the roofs", *(["the GPU"] * ("gpu" in found))):
+    gpu = result.get("gpu", {"stages": {}, "steps": {}})
+    for name in ("p20", "p50", "p80", "share", "at the roofs", *(["the GPU"] * ("gpu" in result))):
         table.add_column(name, justify="right")
-    for row in found["stages"]:
-        spread = (statistics.number(row[f"p{percent}_us"]) for percent in (20, 50, 80))
-        of_gpu = [statistics.number(gpu["stages"].get(row["stage"], 0.0))] * ("gpu" in found)
-        least = statistics.number(row["floor_us"]) if row["floor_us"] else ""
-        table.add_row(row["stage"], *spread, f"{row['share']:.1%}", least, *of_gpu)
+    for row in result["stages"]:
+        spread = (statistics.format_number(row[f"p{percent}_us"]) for percent in (20, 50, 80))
+        gpu_cell = [statistics.format_number(gpu["stages"].get(row["stage"], 0.0))] * ("gpu" in result)
+        floor_text = statistics.format_number(row["floor_us"]) if row["floor_us"] else ""
+        table.add_row(row["stage"], *spread, f"{row['share']:.1%}", floor_text, *gpu_cell)
     table.caption = "\n".join(
-        f"{name}: {statistics.number(each['launches'])} launches a step, the GPU works "
-        f"{statistics.number(each['busy_us'])} and waits {statistics.number(each['gap_us'])}"
+        f"{name}: {statistics.format_number(each['launches'])} launches a step, the GPU works "
+        f"{statistics.format_number(each['busy_us'])} and waits {statistics.format_number(each['gap_us'])}"
         for name, each in gpu["steps"].items()
     )
     return table

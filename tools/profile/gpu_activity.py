@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-PREFIX = "trimtab "
+RANGE_PREFIX = "trimtab "
 """Begins the names of our ranges."""
-STEP = "step"
+STEP_RANGE = "step"
 """The range around all stages."""
 
 
 @dataclass(frozen=True)
-class Busy:
+class GPUActivity:
     """Of one step in the mean. launches: kernels and copies. busy_us: the GPU worked, gap_us: it waited
     between the first and the last of them."""
 
@@ -25,34 +25,38 @@ class Busy:
     gap_us: float
 
 
-def by_stage(events: Iterable[Any], steps: int) -> dict[str, float]:
+def time_by_stage(events: Iterable[Any], steps: int) -> dict[str, float]:
     """Microseconds of the GPU by the innermost of our ranges around them there, of one step in the mean.
 
     The profiler has each range once for the host and once for the GPU, from the first to the last of what was
     launched within. It links kernels to torch's operations only, and Triton's have none.
     """
-    found: defaultdict[str, float] = defaultdict(float)
-    on_gpu = [event for event in events if event.device_type.name == "CUDA"]
-    ranges = [(event.time_range, event.name[len(PREFIX) :]) for event in on_gpu if _is_range(event)]
-    for start, end in spans(on_gpu):
-        around = [(time.end - time.start, name) for time, name in ranges if time.start <= start <= time.end]
-        found[min(around)[1] if around else STEP] += (end - start) / steps
-    return dict(found)
+    times: defaultdict[str, float] = defaultdict(float)
+    gpu_events = [event for event in events if event.device_type.name == "CUDA"]
+    ranges = [(event.time_range, event.name[len(RANGE_PREFIX) :]) for event in gpu_events if _is_range(event)]
+    for start, end in gpu_spans(gpu_events):
+        enclosing = [
+            (time.end - time.start, name) for time, name in ranges if time.start <= start <= time.end
+        ]
+        times[min(enclosing)[1] if enclosing else STEP_RANGE] += (end - start) / steps
+    return dict(times)
 
 
-def busy(spans: Sequence[tuple[float, float]], steps: int) -> Busy:
+def measure_activity(spans: Sequence[tuple[float, float]], steps: int) -> GPUActivity:
     """Of the (start, end) of everything that the GPU did, microseconds, in `steps` like steps."""
-    ranked = sorted(spans)
-    if not ranked:
-        return Busy(0, 0, 0)
-    working, reached = 0.0, ranked[0][0]
-    for start, end in ranked:
-        working += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return Busy(len(ranked) / steps, working / steps, (reached - ranked[0][0] - working) / steps)
+    ordered = sorted(spans)
+    if not ordered:
+        return GPUActivity(0, 0, 0)
+    busy_time, last_end = 0.0, ordered[0][0]
+    for start, end in ordered:
+        busy_time += max(0.0, end - max(start, last_end))
+        last_end = max(last_end, end)
+    return GPUActivity(
+        len(ordered) / steps, busy_time / steps, (last_end - ordered[0][0] - busy_time) / steps
+    )
 
 
-def spans(events: Iterable[Any]) -> list[tuple[float, float]]:
+def gpu_spans(events: Iterable[Any]) -> list[tuple[float, float]]:
     """Of the events that are a GPU's and no ranges."""
     return [
         (event.time_range.start, event.time_range.end)
@@ -62,4 +66,4 @@ def spans(events: Iterable[Any]) -> list[tuple[float, float]]:
 
 
 def _is_range(event: Any) -> bool:
-    return bool(event.name.startswith(PREFIX))
+    return bool(event.name.startswith(RANGE_PREFIX))

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
-from ..cli.terminal import watched
-from ..common.datasheets import SHEETS
+from ..cli.terminal import is_tty
+from ..common.datasheets import DATA_SHEETS
 
 if TYPE_CHECKING:
     import argparse
@@ -29,37 +29,37 @@ def run(args: argparse.Namespace) -> int:
     """Compiles every kernel for every target, some seconds each the first time, and prints what it takes."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise InputError("TRITON_INTERPRET is 1; kernels are interpreted then, not compiled: unset it")
-    kernels, cases = _kernels(), _cases()
+    kernels, cases = _kernel_rows(), _case_rows()
     if args.json:
         print(dumps({"kernels": kernels, "cases": cases}))
         return 0
-    console = Console(width=None if watched() else 160)
-    console.print(_table("Compiled code, per thread and program", kernels))
-    console.print(_table("Least time at a memory's full speed, microseconds", cases))
+    console = Console(width=None if is_tty() else 160)
+    console.print(_make_table("Compiled code, per thread and program", kernels))
+    console.print(_make_table("Least time at a memory's full speed, microseconds", cases))
     return 0
 
 
-def _kernels() -> list[dict[str, Any]]:
+def _kernel_rows() -> list[dict[str, Any]]:
     """A row for each kernel, build and target."""
     try:
-        from ...kernels.specs.aot_compile import TARGETS, builds_of, compile_for  # noqa: PLC0415
+        from ...kernels.specs.aot_compile import TARGETS, compile_resources, variants_of  # noqa: PLC0415
         from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
     except ModuleNotFoundError as error:
         raise InputError(f"profiling kernels needs the package {error.name}; install it first") from None
     return [
         {
-            "kernel": f"{spec.name}.{build.kernel}",
-            "build": build.name,
+            "kernel": f"{spec.name}.{build.kernel_name}",
+            "build": build.label,
             "arch": arch,
-            **vars(compile_for(build, arch)),
+            **vars(compile_resources(build, arch)),
         }
         for spec in SPECS
-        for build in builds_of(spec)
+        for build in variants_of(spec)
         for arch in TARGETS
     ]
 
 
-def _cases() -> list[dict[str, Any]]:
+def _case_rows() -> list[dict[str, Any]]:
     """A row for each real shape: the bytes that must move, and how long that takes at least."""
     from ...kernels.specs.registry import SPECS  # noqa: PLC0415
 
@@ -68,14 +68,14 @@ def _cases() -> list[dict[str, Any]]:
             "kernel": spec.name,
             "case": case.name,
             "bytes": case.bytes,
-            **{gpu.name: round(1e6 * case.bytes / gpu.bandwidth, 2) for gpu in SHEETS.values()},
+            **{gpu.name: round(1e6 * case.bytes / gpu.bandwidth, 2) for gpu in DATA_SHEETS.values()},
         }
         for spec in SPECS
         for case in spec.cases
     ]
 
 
-def _table(title: str, rows: Iterable[dict[str, Any]]) -> Table:
+def _make_table(title: str, rows: Iterable[dict[str, Any]]) -> Table:
     table = Table(title=title)
     for index, row in enumerate(rows):
         if index == 0:

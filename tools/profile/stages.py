@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...engine.engine import Engine
-    from ...engine.scheduling.scheduler import Plan
-    from ...engine.sequence.sequence import Group
-    from ...models.llama import Layer
+    from ...engine.scheduling.scheduler import SchedulerOutput
+    from ...engine.sequence.sequence import SequenceGroup
+    from ...models.llama import DecoderLayer
 
-REST = "rest"
+OTHER = "rest"
 STAGES = (
     "plan", "layout", "embed", "norm", "qkv", "rope", "cache", "attention", "output", "mlp", "head", "steer",
-    "append", "text", REST,
+    "append", "text", OTHER,
 )  # fmt: skip
 """In a step's order: cache is the write to it where that is no part of rope, steer has the head's product
 where one kernel does both, text is the detokeniser and all that an answer keeps."""
-LAYER = {"qkv": "qkv", "output": "output", "gate_up": "mlp", "down": "mlp"}
-OPS = {"rms_norm": "norm"}
-CACHE = {"turn": "rope", "store": "cache"}
+LAYER_STAGES = {"qkv_proj": "qkv", "o_proj": "output", "gate_up_proj": "mlp", "down_proj": "mlp"}
+OP_STAGES = {"rms_norm": "norm"}
+CACHE_STAGES = {"apply_rope": "rope", "write": "cache"}
 """What a cache does besides attention, where it does it apart."""
 
 
-class Stages:
+class StageTimer:
     """The clock of the stages. steps: seconds by stage of each step in which every branch decoded.
 
     rows: of such a step. range: given a stage, what stands around it besides, such as a profiler's range.
@@ -42,144 +42,146 @@ class Stages:
 
     def __init__(
         self,
-        rows: int,
-        range: Callable[[str], Any] = lambda stage: nullcontext(),
-        ended: Callable[[], None] = lambda: None,
+        num_rows: int,
+        make_range: Callable[[str], Any] = lambda stage: nullcontext(),
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.steps: list[dict[str, float]] = []
-        self._rows, self._range, self._ended = rows, range, ended
-        self._spent: defaultdict[str, float] = defaultdict(float)
-        self._within = [REST]
-        self._since = 0.0
-        self._decodes = False
+        self._num_rows, self._make_range, self._on_step = num_rows, make_range, on_step
+        self._elapsed: defaultdict[str, float] = defaultdict(float)
+        self._stack = [OTHER]
+        self._last_time = 0.0
+        self._all_decode = False
 
-    def of(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same call, timed."""
 
-        def timed(*args: Any, **named: Any) -> Any:
-            self._enter(stage)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self._push(stage)
             try:
-                with self._range(stage):
-                    return call(*args, **named)
+                with self._make_range(stage):
+                    return call(*args, **kwargs)
             finally:
-                self._leave()
+                self._pop()
 
-        return timed
+        return wrapper
 
-    def plan(self, call: Callable[..., Plan | None]) -> Callable[..., Plan | None]:
+    def wrap_schedule(
+        self, call: Callable[..., SchedulerOutput | None]
+    ) -> Callable[..., SchedulerOutput | None]:
         """The scheduler's, which says whether every branch decodes."""
 
-        def planned(*before: Plan) -> Plan | None:
-            plan = call(*before)
-            if plan is not None:
-                self._decodes = [count for _, _, count in plan.shares] == [1] * self._rows
-            return plan
+        def wrapper(*in_flight: SchedulerOutput) -> SchedulerOutput | None:
+            scheduled = call(*in_flight)
+            if scheduled is not None:
+                self._all_decode = [count for _, _, count in scheduled.scheduled] == [1] * self._num_rows
+            return scheduled
 
-        return self.of("plan", planned)
+        return self.wrap("plan", wrapper)
 
-    def step(self, call: Callable[[], None]) -> Callable[[], None]:
+    def wrap_step(self, call: Callable[[], None]) -> Callable[[], None]:
         """The engine's step."""
 
-        def stepped() -> None:
-            self._spent.clear()
-            self._since = time.perf_counter()
-            with self._range("step"):
+        def wrapper() -> None:
+            self._elapsed.clear()
+            self._last_time = time.perf_counter()
+            with self._make_range("step"):
                 call()
-            self._turn()
-            if self._decodes:
-                self.steps.append({stage: self._spent[stage] for stage in STAGES})
-                self._ended()
+            self._charge_elapsed()
+            if self._all_decode:
+                self.steps.append({stage: self._elapsed[stage] for stage in STAGES})
+                self._on_step()
 
-        return stepped
+        return wrapper
 
-    def _turn(self) -> None:
+    def _charge_elapsed(self) -> None:
         """What has passed belongs to the stage that is open."""
         now = time.perf_counter()
-        self._spent[self._within[-1]] += now - self._since
-        self._since = now
+        self._elapsed[self._stack[-1]] += now - self._last_time
+        self._last_time = now
 
-    def _enter(self, stage: str) -> None:
-        self._turn()
-        self._within.append(stage)
+    def _push(self, stage: str) -> None:
+        self._charge_elapsed()
+        self._stack.append(stage)
 
-    def _leave(self) -> None:
-        self._turn()
-        self._within.pop()
+    def _pop(self) -> None:
+        self._charge_elapsed()
+        self._stack.pop()
 
 
-class _Marked:
+class _TimedProxy:
     """A value whose calls and look-ups are timed; all else is the value's own."""
 
-    def __init__(self, stages: Stages, stage: str, value: Any) -> None:
-        self._stages, self._stage, self._value = stages, stage, value
+    def __init__(self, timer: StageTimer, stage: str, value: Any) -> None:
+        self._timer, self._stage, self._value = timer, stage, value
 
     def __call__(self, *args: Any) -> Any:
-        return self._stages.of(self._stage, self._value)(*args)
+        return self._timer.wrap(self._stage, self._value)(*args)
 
-    def __getitem__(self, at: Any) -> Any:
-        return self._stages.of(self._stage, self._value.__getitem__)(at)
+    def __getitem__(self, index: Any) -> Any:
+        return self._timer.wrap(self._stage, self._value.__getitem__)(index)
 
-    def add_to(self, *args: Any) -> Any:
-        return self._stages.of(self._stage, self._value.add_to)(*args)
+    def add_residual(self, *args: Any) -> Any:
+        return self._timer.wrap(self._stage, self._value.add_to)(*args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._value, name)
 
 
 @contextmanager
-def marked(engine: Engine, stages: Stages) -> Iterator[None]:
+def instrument(engine: Engine, timer: StageTimer) -> Iterator[None]:
     """Within, the engine's steps are timed by `stages`. Steps that were captured are not looked into."""
     core = engine._core
     model, cache, runner, scheduler = core.runner.model, core.runner.cache, core.runner, core.scheduler
-    ops = {
-        op.name: stages.of(OPS[op.name], getattr(model.ops, op.name))
+    timed_ops = {
+        op.name: timer.wrap(OP_STAGES[op.name], getattr(model.ops, op.name))
         for op in fields(model.ops)
-        if op.name in OPS
+        if op.name in OP_STAGES
     }
-    new: list[tuple[Any, str, Any]] = [
-        (core, "step", stages.step(core.step)),
-        (scheduler, "plan", stages.plan(scheduler.plan)),
-        (scheduler, "ahead", stages.plan(scheduler.ahead)),
-        (scheduler, "commit", stages.of("plan", scheduler.commit)),
-        (scheduler, "add", _adding(stages, scheduler.add)),
-        (cache, "begin", stages.of("layout", cache.begin)),
-        (cache, "attend", stages.of("attention", cache.attend)),
-        (runner, "choose", stages.of("steer", runner.choose)),
-        (model, "ops", replace(model.ops, **ops)),
-        (model, "_embedding", _Marked(stages, "embed", model._embedding)),
-        (model, "head", _Marked(stages, "head", model.head)),
-        (model, "_layers", [_marked_layer(stages, layer) for layer in model._layers]),
-        (model._rotary, "at", stages.of("rope", model._rotary.at)),
+    patches: list[tuple[Any, str, Any]] = [
+        (core, "step", timer.wrap_step(core.step)),
+        (scheduler, "schedule", timer.wrap_schedule(scheduler.schedule)),
+        (scheduler, "schedule_ahead", timer.wrap_schedule(scheduler.schedule_ahead)),
+        (scheduler, "mark_computed", timer.wrap("plan", scheduler.mark_computed)),
+        (scheduler, "add", _wrap_add(timer, scheduler.add)),
+        (cache, "prepare", timer.wrap("layout", cache.prepare)),
+        (cache, "forward", timer.wrap("attention", cache.forward)),
+        (runner, "sample", timer.wrap("steer", runner.sample)),
+        (model, "ops", replace(model.ops, **timed_ops)),
+        (model, "_embed_tokens", _TimedProxy(timer, "embed", model._embed_tokens)),
+        (model, "lm_head", _TimedProxy(timer, "head", model.lm_head)),
+        (model, "_layers", [_instrument_layer(timer, layer) for layer in model._layers]),
+        (model._rotary_emb, "cos_sin", timer.wrap("rope", model._rotary_emb.cos_sin)),
     ]
-    for name, stage in CACHE.items():
+    for name, stage in CACHE_STAGES.items():
         if hasattr(cache, name):
-            new.append((cache, name, stages.of(stage, getattr(cache, name))))
-    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in new]
-    for owner, name, value in new:
+            patches.append((cache, name, timer.wrap(stage, getattr(cache, name))))
+    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in patches]
+    for owner, name, value in patches:
         setattr(owner, name, value)
     try:
         yield
     finally:
-        for owner, name, value in before:
+        for owner, name, value in originals:
             if value is None:
                 delattr(owner, name)  # it was the class's own
             else:
                 setattr(owner, name, value)
 
 
-def _marked_layer(stages: Stages, layer: Layer) -> Layer:
-    products: dict[str, Any] = {
-        name: _Marked(stages, stage, getattr(layer, name)) for name, stage in LAYER.items()
+def _instrument_layer(timer: StageTimer, layer: DecoderLayer) -> DecoderLayer:
+    timed_projections: dict[str, Any] = {
+        name: _TimedProxy(timer, stage, getattr(layer, name)) for name, stage in LAYER_STAGES.items()
     }
-    return replace(layer, **products)
+    return replace(layer, **timed_projections)
 
 
-def _adding(stages: Stages, call: Callable[[Group], None]) -> Callable[[Group], None]:
+def _wrap_add(timer: StageTimer, call: Callable[[SequenceGroup], None]) -> Callable[[SequenceGroup], None]:
     """As requests come, what takes their tokens is marked too: nobody keeps a group after its end."""
 
-    def add(group: Group) -> None:
-        vars(group)["append"] = stages.of("append", group.append)
-        vars(group.answer)["append"] = stages.of("text", group.answer.append)
+    def add(group: SequenceGroup) -> None:
+        vars(group)["append"] = timer.wrap("append", group.append)
+        vars(group.output_state)["append"] = timer.wrap("text", group.output_state.append)
         call(group)
 
     return add

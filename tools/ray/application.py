@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine.config import EngineConfig
 from ...engine.server.config import ServerConfig
-from ...engine.utils.fields import check_known
+from ...engine.utils.fields import reject_unknown_fields
 from ...kernels.common.errors import RunError
 from ..cli import open_engine
-from ..cli.terminal import say
-from .cluster import actor_options, check_model, connected, require
+from ..cli.terminal import log_line
+from .cluster import actor_options, check_model, connect_cluster, require_ray
 from .config import RayConfig
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from ...engine.async_engine import AsyncEngine
 
-NAME = "trimtab"
+APP_NAME = "trimtab"
 ROUTER = f"{__package__}.router.PrefixRouter"
-GATEWAY_CALLS = 10_000
+MAX_GATEWAY_CALLS = 10_000
 """Calls under way that one gateway takes; it does little for each, so few are needed."""
-REPLICAS_A_GATEWAY = 4
-LAST_WORDS = 10.0
+REPLICAS_PER_GATEWAY = 4
+GATEWAY_GRACE = 10.0
 """Seconds that a gateway outlives the replicas by, so that it can tell whom they have not answered."""
 
 
@@ -43,49 +43,49 @@ class Service:
     ray: RayConfig
 
     @property
-    def fits(self) -> int:
+    def target_concurrency(self) -> int:
         """Calls that keep an engine's batch full when each has a branch for one or two wishes."""
         return max(1, self.engine.max_num_seqs // 3)
 
-    def application(self, opening: Callable[[], AsyncEngine] | None = None) -> Application:
+    def build_app(self, engine_factory: Callable[[], AsyncEngine] | None = None) -> Application:
         """Gateways before replicas. `opening` makes the engine where each replica is."""
         from ray import serve  # noqa: PLC0415
 
         from .gateway import Gateway  # noqa: PLC0415
         from .replica import Replica  # noqa: PLC0415
 
-        deadline = self.server.drain_timeout
+        drain_timeout = self.server.drain_timeout
         replica = serve.deployment(Replica).options(
-            **self._scaling(),
+            **self._scaling_options(),
             ray_actor_options=actor_options(self.ray, self.engine),
             max_ongoing_requests=self.engine.max_waiting,
             max_queued_requests=self.engine.max_waiting,
-            graceful_shutdown_timeout_s=deadline,
+            graceful_shutdown_timeout_s=drain_timeout,
             max_constructor_retry_count=3,
             request_router_config={
                 "request_router_class": ROUTER,
-                "request_router_kwargs": {"slack": max(1, self.fits // 2)},
+                "request_router_kwargs": {"slack": max(1, self.target_concurrency // 2)},
             },
         )
         gateway = serve.deployment(serve.ingress()(Gateway)).options(
-            num_replicas=-(-self.ray.most // REPLICAS_A_GATEWAY),
+            num_replicas=-(-self.ray.max_replicas // REPLICAS_PER_GATEWAY),
             ray_actor_options={"num_cpus": 0},
-            max_ongoing_requests=GATEWAY_CALLS,
+            max_ongoing_requests=MAX_GATEWAY_CALLS,
             max_surge_percent=100,  # a new one is there before the old one goes
-            graceful_shutdown_timeout_s=deadline + LAST_WORDS,
+            graceful_shutdown_timeout_s=drain_timeout + GATEWAY_GRACE,
         )
-        engine = opening or partial(open_engine.open_async_engine, self.engine)
-        return gateway.bind(replica.bind(engine, self.server), self.server)
+        factory = engine_factory or partial(open_engine.open_async_engine, self.engine)
+        return gateway.bind(replica.bind(factory, self.server), self.server)
 
-    def _scaling(self) -> dict[str, Any]:
-        least, most = self.ray.least, self.ray.most
-        if least == most:
-            return {"num_replicas": least}
+    def _scaling_options(self) -> dict[str, Any]:
+        min_replicas, max_replicas = self.ray.min_replicas, self.ray.max_replicas
+        if min_replicas == max_replicas:
+            return {"num_replicas": min_replicas}
         return {
             "autoscaling_config": {
-                "min_replicas": least,
-                "max_replicas": most,
-                "target_ongoing_requests": self.fits,
+                "min_replicas": min_replicas,
+                "max_replicas": max_replicas,
+                "target_ongoing_requests": self.target_concurrency,
             }
         }
 
@@ -96,38 +96,38 @@ def build(args: Mapping[str, Any]) -> Application:
 
     Raises InputError for another field, or a value out of range.
     """
-    require()
-    parts = (EngineConfig, ServerConfig, RayConfig)
-    given = [{f.name: args[f.name] for f in fields(cls) if f.name in args} for cls in parts]
-    known = {f.name for cls in parts for f in fields(cls)}
+    require_ray()
+    config_classes = (EngineConfig, ServerConfig, RayConfig)
+    kwargs = [{f.name: args[f.name] for f in fields(cls) if f.name in args} for cls in config_classes]
+    known_fields = {f.name for cls in config_classes for f in fields(cls)}
     for name in args:
-        if name not in known:
-            check_known(EngineConfig, [name])
-    engine, server, ray = given
+        if name not in known_fields:
+            reject_unknown_fields(EngineConfig, [name])
+    engine, server, ray = kwargs
     ray["ray"] = True
-    return Service(EngineConfig(**engine), ServerConfig(**server), RayConfig(**ray)).application()
+    return Service(EngineConfig(**engine), ServerConfig(**server), RayConfig(**ray)).build_app()
 
 
 def run(service: Service) -> int:
     """Serves until it is told to stop; then takes no more, and lets answers end."""
     from ...engine.server.steering import Profiles  # noqa: PLC0415 - of the extra `serve`
 
-    require()
+    require_ray()
     if service.server.profiles:
         Profiles.from_file(Path(service.server.profiles))
     host = service.server.host
-    port = _free(host, service.server.port)
+    port = _free_port(host, service.server.port)
     check_model(service.engine)
-    with connected():
+    with connect_cluster():
         from ray import serve  # noqa: PLC0415
 
         serve.start(http_options={"host": host, "port": port})
         try:
             _deploy(service)
-            say(f"serving {service.engine.model} at http://{host}:{port}; the API is described at /docs")
+            log_line(f"serving {service.engine.model} at http://{host}:{port}; the API is described at /docs")
             threading.Event().wait()
         finally:
-            serve.delete(NAME)
+            serve.delete(APP_NAME)
             serve.shutdown()
     return 0
 
@@ -136,13 +136,13 @@ def _deploy(service: Service) -> None:
     from ray import serve  # noqa: PLC0415
 
     try:
-        serve.run(service.application(), name=NAME)
+        serve.run(service.build_app(), name=APP_NAME)
     except RuntimeError as error:
         raise RunError(f"the engines did not start on Ray: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _free(host: str, port: int) -> int:
+def _free_port(host: str, port: int) -> int:
     """The port, or a free one for 0. Raises OSError where it is taken, which Ray would not say."""
     with socket.create_server((host, port)) as listener:
-        number: int = listener.getsockname()[1]
-        return number
+        free_port: int = listener.getsockname()[1]
+        return free_port

@@ -18,9 +18,9 @@ from ...kernels.common.errors import InputError, RunError
 from ..cli import common_args, method_args, open_engine
 from ..cli.display import progress
 from ..common import batch
-from .batch_actor import Answerer
-from .cluster import actor_options, check_model, connected, require
-from .file_shards import shards_of
+from .batch_actor import BatchActor
+from .cluster import actor_options, check_model, connect_cluster, require_ray
+from .file_shards import find_shards
 
 if TYPE_CHECKING:
     import argparse
@@ -28,94 +28,101 @@ if TYPE_CHECKING:
 
     from ...engine.async_engine import AsyncEngine
     from .config import RayConfig
-    from .file_shards import Shard
+    from .file_shards import FileShard
 
-CHUNK = 16
+CHUNK_LINES = 16
 """Lines that an engine is given at once, and that are decoded again when it dies."""
-RETRIES = 3
+MAX_RETRIES = 3
 """How often a chunk is given to another engine when one dies over it."""
-ROOM = 1 << 20
+MAX_WAITING = 1 << 20
 """Answers that may wait in an engine: all who ask are ours."""
 
 
 @dataclass
-class Work:
+class PendingLines:
     """What is to be done: of each file of answers the lines that it lacks, as [target, number, text]."""
 
-    left: list[tuple[str, int, str]] = field(default_factory=list)
-    lines: int = 0
-    failed_before: int = 0
+    pending: list[tuple[str, int, str]] = field(default_factory=list)
+    num_lines: int = 0
+    num_failed_before: int = 0
 
     @classmethod
-    def of(cls, shards: list[Shard]) -> Work:
+    def from_shards(cls, shards: list[FileShard]) -> PendingLines:
         """Reads all files. Raises InputError for one that is not what it should be."""
         work = cls()
         for shard in shards:
-            lines = shard.lines()
-            done = batch.answered(shard.source, shard.target, lines)
-            target = str(shard.target)
-            work.left += [(target, each.number, each.text) for each in lines if each.number not in done]
-            work.lines += len(lines)
-            work.failed_before += sum(done.values())
+            lines = shard.read_lines()
+            answered_lines = batch.read_answered(shard.input_path, shard.output_path, lines)
+            output_path = str(shard.output_path)
+            work.pending += [
+                (output_path, line.number, line.text) for line in lines if line.number not in answered_lines
+            ]
+            work.num_lines += len(lines)
+            work.num_failed_before += sum(answered_lines.values())
         return work
 
     def chunks(self) -> Iterator[dict[str, str]]:
         """Some lines at a time, for Ray."""
-        lines = iter(self.left)
-        while chunk := list(islice(lines, CHUNK)):
+        lines = iter(self.pending)
+        while chunk := list(islice(lines, CHUNK_LINES)):
             yield {"chunk": json.dumps(chunk)}
 
 
-def run(args: argparse.Namespace, config: RayConfig, opening: Callable[[], AsyncEngine] | None = None) -> int:
+def run(
+    args: argparse.Namespace, config: RayConfig, engine_factory: Callable[[], AsyncEngine] | None = None
+) -> int:
     """Answers every line that has no answer yet. 1 when a line of this run failed.
 
     `opening` makes the engine where each actor is. Raises as `batch.run` does.
     """
-    require()
-    method_args.choice(args, method_args.wishes(args))
-    sampling, engine = common_args.sampling(args), replace(common_args.config(args), max_waiting=ROOM)
-    work = Work.of(shards_of(args.input, args.output))
-    if not work.left:
-        return batch.nothing_left(args.input, args.output, work.failed_before)
+    require_ray()
+    method_args.method_from_args(args, method_args.parse_objectives(args))
+    sampling, engine = (
+        common_args.sampling_params(args),
+        replace(common_args.engine_config(args), max_waiting=MAX_WAITING),
+    )
+    work = PendingLines.from_shards(find_shards(args.input, args.output))
+    if not work.pending:
+        return batch.report_all_answered(args.input, args.output, work.num_failed_before)
     check_model(engine)
-    with connected():
+    with connect_cluster():
         options: dict[str, Any] = {
             **actor_options(config, engine),
-            **_pool(config, engine.max_num_seqs),
+            **_pool_options(config, engine.max_num_seqs),
             "fn_constructor_args": (
-                opening or partial(open_engine.open_async_engine, engine),
+                engine_factory or partial(open_engine.open_async_engine, engine),
                 args,
                 sampling,
             ),
         }
-        failed = _write(work, _rows(work, options))
-    return batch.ended(len(work.left), failed)
+        num_failed = _write_answers(work, _answer_rows(work, options))
+    return batch.report_answered(len(work.pending), num_failed)
 
 
-def _pool(config: RayConfig, max_num_seqs: int) -> dict[str, Any]:
+def _pool_options(config: RayConfig, max_num_seqs: int) -> dict[str, Any]:
     """So many actors, and in each so many chunks as keep its engine's batch full while some end."""
     from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
-    chunks = -(-2 * max_num_seqs // CHUNK)
+    num_chunks = -(-2 * max_num_seqs // CHUNK_LINES)
     pool = ActorPoolStrategy(
-        min_size=config.least,
-        max_size=config.most,
-        max_concurrent_calls_per_actor=chunks,
-        max_tasks_in_flight_per_actor=chunks,
+        min_size=config.min_replicas,
+        max_size=config.max_replicas,
+        max_concurrent_calls_per_actor=num_chunks,
+        max_tasks_in_flight_per_actor=num_chunks,
         enable_true_multi_threading=True,
     )
-    return {"compute": pool, "max_restarts": -1, "max_task_retries": RETRIES}
+    return {"compute": pool, "max_restarts": -1, "max_task_retries": MAX_RETRIES}
 
 
-def _rows(work: Work, options: dict[str, Any]) -> Iterator[tuple[str, int, str, bool]]:
+def _answer_rows(work: PendingLines, options: dict[str, Any]) -> Iterator[tuple[str, int, str, bool]]:
     """Target, number, answer and whether it failed, of each line as it is answered."""
     import ray  # noqa: PLC0415
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     chunks = list(work.chunks())
-    answered = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(Answerer, **options)
+    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(BatchActor, **options)
     try:
-        for row in answered.iter_rows():
+        for row in dataset.iter_rows():
             yield from json.loads(row["answered"])
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
@@ -125,23 +132,23 @@ def _rows(work: Work, options: dict[str, Any]) -> Iterator[tuple[str, int, str, 
         raise RunError(f"Ray gave up ({reason}); the same command goes on where it stopped") from error
 
 
-def _write(work: Work, rows: Iterator[tuple[str, int, str, bool]]) -> int:
+def _write_answers(work: PendingLines, rows: Iterator[tuple[str, int, str, bool]]) -> int:
     """Adds each answer to its file, once. Returns how many of them are errors."""
-    missing: dict[str, set[int]] = defaultdict(set)
-    for target, number, _ in work.left:
-        missing[target].add(number)
-    failed, count = 0, work.lines - len(work.left)
-    with progress("trimtab: answering …") as show:
-        for target, number, answer, wrong in rows:
-            if number not in missing[target]:
+    unanswered: dict[str, set[int]] = defaultdict(set)
+    for output_path, number, _ in work.pending:
+        unanswered[output_path].add(number)
+    num_failed, num_answered = 0, work.num_lines - len(work.pending)
+    with progress("trimtab: answering …") as show_progress:
+        for output_path, number, answer, is_error in rows:
+            if number not in unanswered[output_path]:
                 continue
-            missing[target].discard(number)
-            path = Path(target)
+            unanswered[output_path].discard(number)
+            path = Path(output_path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            batch.output(path).add([answer])
-            failed, count = failed + wrong, count + 1
-            if show:
-                show(count, work.lines)
-    if lost := sum(map(len, missing.values())):
-        raise RunError(f"{lost} lines have no answer; the same command goes on where it stopped")
-    return failed
+            batch.answers_file(path).append([answer])
+            num_failed, num_answered = num_failed + is_error, num_answered + 1
+            if show_progress:
+                show_progress(num_answered, work.num_lines)
+    if num_missing := sum(map(len, unanswered.values())):
+        raise RunError(f"{num_missing} lines have no answer; the same command goes on where it stopped")
+    return num_failed

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...engine.utils.json import dumps
-from ..common.batch import Line, answers
+from ..common.batch import PromptLine, answer_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from ...engine.sampling_params import SamplingParams
 
 
-class Answerer:
+class BatchActor:
     """The actor of Ray Data. `opening` makes the engine where the actor is."""
 
     def __init__(
-        self, opening: Callable[[], AsyncEngine], args: argparse.Namespace, sampling: SamplingParams
+        self, engine_factory: Callable[[], AsyncEngine], args: argparse.Namespace, sampling: SamplingParams
     ) -> None:
-        self._engine, self._args, self._sampling = opening(), args, sampling
+        self._engine, self._args, self._sampling = engine_factory(), args, sampling
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A chunk of lines, [target, number, text] each, to [target, number, answer, failed] each. It is
         answered whole or, when this actor dies, whole by another."""
-        asked: list[tuple[str, int, str]] = [tuple(each) for each in json.loads(row["chunk"])]
+        chunk: list[tuple[str, int, str]] = [tuple(item) for item in json.loads(row["chunk"])]
         # Numbers of two files may be the same, places in the chunk are not.
-        lines = [Line(index, text) for index, (_, _, text) in enumerate(asked)]
-        found = []
-        for answer in answers(self._engine, lines, self._args, self._sampling):
-            target, number, _ = asked[answer["line"]]
-            found.append((target, number, dumps({**answer, "line": number}), bool(answer.get("error"))))
-        return {"answered": json.dumps(found)}
+        lines = [PromptLine(index, text) for index, (_, _, text) in enumerate(chunk)]
+        results = []
+        for answer in answer_lines(self._engine, lines, self._args, self._sampling):
+            output_path, number, _ = chunk[answer["line"]]
+            results.append(
+                (output_path, number, dumps({**answer, "line": number}), bool(answer.get("error")))
+            )
+        return {"answered": json.dumps(results)}

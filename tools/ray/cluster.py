@@ -18,41 +18,43 @@ if TYPE_CHECKING:
     from ...engine.config import EngineConfig
     from .config import RayConfig
 
-EXTRA = "--ray needs the ray extra: pip install 'trimtab[ray]'"
-SETTINGS = {
+MISSING_EXTRA = "--ray needs the ray extra: pip install 'trimtab[ray]'"
+ENV_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # a library tells nobody who uses it
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Ray's 5 are too few where disks are slow
 }
 """Of Ray, for a cluster that is started here; what the environment says goes before."""
 
 
-def require() -> None:
+def require_ray() -> None:
     """Raises InputError where there is no Ray."""
-    for name, value in SETTINGS.items():
+    for name, value in ENV_DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
         import ray.data  # noqa: PLC0415 - of the extra `ray`, as whatever this floor imports of it
         import ray.serve  # noqa: F401, PLC0415
     except ImportError as error:
-        raise InputError(EXTRA) from error
+        raise InputError(MISSING_EXTRA) from error
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connect_cluster() -> Iterator[None]:
     """Within, there is a cluster: the one that this process is in, that of RAY_ADDRESS, or one of its own.
 
     Raises InputError where Ray is not installed.
     """
-    require()
+    require_ray()
     import ray  # noqa: PLC0415
 
     if ray.is_initialized():
         yield
         return
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     ray.init(include_dashboard=False, logging_level=logging.WARNING)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process before anything is drained
+        signal.signal(
+            signal.SIGTERM, sigterm_handler
+        )  # Ray's own ends the process before anything is drained
     try:
         yield
     finally:
@@ -62,17 +64,17 @@ def connected() -> Iterator[None]:
 def check_model(config: EngineConfig) -> None:
     """Reads all of a model but its weights, so that what is wrong with it is said here and once, and what is
     fetched is fetched once. Raises as opening it does."""
-    from ...models.loader.loader import open_model  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.loader import load_bundle  # noqa: PLC0415 - it brings torch, which --help does not need
 
-    with progress(f"trimtab: looking at {config.model} …") as report:
-        open_model(config.model, config.load_format, config.chat_template, report, config.dtype)
+    with progress(f"trimtab: looking at {config.model} …") as on_progress:
+        load_bundle(config.model, config.load_format, config.chat_template, on_progress, config.dtype)
 
 
 def actor_options(config: RayConfig, engine: EngineConfig) -> dict[str, Any]:
     """What Ray sets aside for an engine."""
     import ray  # noqa: PLC0415
 
-    gpus = config.replica_gpus
-    if gpus is None:
-        gpus = float(engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
-    return {"num_cpus": config.replica_cpus, "num_gpus": gpus}
+    num_gpus = config.replica_gpus
+    if num_gpus is None:
+        num_gpus = float(engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+    return {"num_cpus": config.replica_cpus, "num_gpus": num_gpus}

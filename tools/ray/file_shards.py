@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...kernels.common.errors import InputError
-from ..common.batch import Line, lines_of
+from ..common.batch import PromptLine, read_prompt_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,62 +19,66 @@ JSONL, PARQUET = ".jsonl", ".parquet"
 
 
 @dataclass(frozen=True)
-class Shard:
+class FileShard:
     """A file of prompts, and the file of their answers."""
 
-    source: Path
-    target: Path
+    input_path: Path
+    output_path: Path
 
-    def lines(self) -> list[Line]:
+    def read_lines(self) -> list[PromptLine]:
         """Its lines; of a Parquet file each row as the line of JSON that it would be, without what is null.
 
         Raises InputError for what is no such file.
         """
-        return list(_rows(self.source)) if self.source.suffix == PARQUET else lines_of(self.source)
+        return (
+            list(_parquet_lines(self.input_path))
+            if self.input_path.suffix == PARQUET
+            else read_prompt_lines(self.input_path)
+        )
 
 
-def shards_of(source: str, target: str) -> list[Shard]:
+def find_shards(input_pattern: str, output_dir: str) -> list[FileShard]:
     """The shards of a folder, a glob or one file, by name. Answers to `a.jsonl` go to `a.jsonl` of the folder
     `target`, those to `a.parquet` to `a.parquet.jsonl`.
 
     Raises InputError when there are no files, or the target is no folder, or the one that they are in.
     """
-    folder, files = _found(source)
+    folder, files = _find_files(input_pattern)
     if not files:
         raise InputError(
-            f"--input {source!r} has no files; it must be a file, a glob or a folder of {JSONL} and {PARQUET}"
+            f"--input {input_pattern!r} has no files; it must be a file, a glob or a folder of {JSONL} and {PARQUET}"
         )
-    if Path(target).exists() and not Path(target).is_dir():
-        raise InputError(f"--output {target!r} is a file; with --ray it must be a folder")
-    if Path(target).resolve() == folder.resolve():
-        raise InputError(f"--output {target!r} is the folder of --input, too; name another --output")
-    return [Shard(file, Path(target) / _answers_of(file.relative_to(folder))) for file in files]
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise InputError(f"--output {output_dir!r} is a file; with --ray it must be a folder")
+    if Path(output_dir).resolve() == folder.resolve():
+        raise InputError(f"--output {output_dir!r} is the folder of --input, too; name another --output")
+    return [FileShard(file, Path(output_dir) / _answers_path(file.relative_to(folder))) for file in files]
 
 
-def _found(source: str) -> tuple[Path, list[Path]]:
+def _find_files(input_pattern: str) -> tuple[Path, list[Path]]:
     """The files, and the folder that they are named from."""
-    path = Path(source)
+    path = Path(input_pattern)
     if path.is_dir():
-        kinds = (JSONL, PARQUET)
-        return path, sorted(each for each in path.rglob("*") if each.suffix in kinds and each.is_file())
-    names = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
+        suffixes = (JSONL, PARQUET)
+        return path, sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+    names = [input_pattern] if path.is_file() else sorted(glob.glob(input_pattern, recursive=True))
     files = [Path(name) for name in names if os.path.isfile(name)]
     return Path(os.path.commonpath([file.parent for file in files])) if files else path, files
 
 
-def _answers_of(file: Path) -> Path:
+def _answers_path(file: Path) -> Path:
     return file if file.suffix == JSONL else file.with_name(file.name + JSONL)
 
 
-def _rows(source: Path) -> Iterator[Line]:
+def _parquet_lines(input_path: Path) -> Iterator[PromptLine]:
     import pyarrow  # noqa: PLC0415 - of the extra `ray`
     from pyarrow.parquet import ParquetFile  # noqa: PLC0415
 
     try:
-        with ParquetFile(source) as file:
+        with ParquetFile(input_path) as file:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 values = {name: value for name, value in row.items() if value is not None}
-                yield Line(number, json.dumps(values, default=str))
+                yield PromptLine(number, json.dumps(values, default=str))
     except (pyarrow.ArrowException, UnicodeError) as error:
-        raise InputError(f"{str(source)!r} is no Parquet file ({error})") from error
+        raise InputError(f"{str(input_path)!r} is no Parquet file ({error})") from error

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-KEPT = ("type", "http_version", "method", "scheme", "path", "query_string", "headers", "client")
+SCOPE_KEYS = ("type", "http_version", "method", "scheme", "path", "query_string", "headers", "client")
 """What of an ASGI scope is plain data and about the call."""
-LEADING = 512
+PREFIX_CHARS = 512
 """Characters of a text that say which prompts begin alike."""
 
 
 @dataclass(frozen=True)
-class Call:
+class HTTPCall:
     """A call: its ASGI scope, its body, and the key of the branch prompts that it leads to.
 
     Calls of one key have branches that begin alike, so that a replica which has answered one has computed
@@ -30,18 +30,18 @@ class Call:
     key: bytes = field(default=b"")
 
     @classmethod
-    def of(cls, scope: Scope, body: bytes) -> Call:
+    def from_scope(cls, scope: Scope, body: bytes) -> HTTPCall:
         """The call that a server was asked."""
-        return cls({name: scope[name] for name in KEPT if name in scope}, body, key_of(body))
+        return cls({name: scope[name] for name in SCOPE_KEYS if name in scope}, body, prefix_key(body))
 
     @classmethod
-    def get(cls, path: str) -> Call:
+    def get(cls, path: str) -> HTTPCall:
         """A call of ours."""
         scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path}
         return cls({**scope, "query_string": b"", "headers": []})
 
 
-def key_of(body: bytes) -> bytes:
+def prefix_key(body: bytes) -> bytes:
     """A digest of how a body's branch prompts begin: of the system text and the wishes, or where there are
     none of how the conversation begins. Nothing for what is no such body."""
     try:
@@ -50,33 +50,37 @@ def key_of(body: bytes) -> bytes:
         return b""
     if not isinstance(values, Mapping):
         return b""
-    leading = [
-        *_system(values.get("messages")),
-        *_wishes(values.get("steering")),
+    candidates = [
+        *_system_texts(values.get("messages")),
+        *_objective_texts(values.get("steering")),
         values.get("negative_prompt"),
     ]
-    parts = [part for part in leading if part] or [_first(values)]
-    text = json.dumps([part if isinstance(part, str) else json.dumps(part) for part in parts])
+    prefixes = [prefix for prefix in candidates if prefix] or [_first_text(values)]
+    text = json.dumps([part if isinstance(part, str) else json.dumps(part) for part in prefixes])
     return blake2b(text.encode(errors="replace"), digest_size=16).digest()
 
 
-def _system(messages: Any) -> list[Any]:
+def _system_texts(messages: Any) -> list[Any]:
     if not isinstance(messages, list):
         return []
-    found = [each for each in messages if isinstance(each, Mapping) and each.get("role") == "system"]
-    return [each.get("content") for each in found]
+    system_messages = [
+        message for message in messages if isinstance(message, Mapping) and message.get("role") == "system"
+    ]
+    return [each.get("content") for each in system_messages]
 
 
-def _wishes(steering: Any) -> list[Any]:
+def _objective_texts(steering: Any) -> list[Any]:
     if not isinstance(steering, Mapping):
         return [steering]
-    found = steering.get("objectives")
-    if not isinstance(found, list):
+    objectives = steering.get("objectives")
+    if not isinstance(objectives, list):
         return []
-    return [each.get("text") if isinstance(each, Mapping) else each for each in found]
+    return [
+        objective.get("text") if isinstance(objective, Mapping) else objective for objective in objectives
+    ]
 
 
-def _first(values: Mapping[str, Any]) -> str:
-    found = values.get("messages", values.get("prompt"))
-    first = found[0] if isinstance(found, list) and found else found
-    return json.dumps(first)[:LEADING]
+def _first_text(values: Mapping[str, Any]) -> str:
+    value = values.get("messages", values.get("prompt"))
+    first = value[0] if isinstance(value, list) and value else value
+    return json.dumps(first)[:PREFIX_CHARS]

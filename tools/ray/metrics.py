@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 
-def merged(texts: Iterable[tuple[str, str]]) -> bytes:
+def merge_metrics(texts: Iterable[tuple[str, str]]) -> bytes:
     """`texts` are the replicas' names and what each of them tells."""
     registry = CollectorRegistry()
-    registry.register(_Families(texts))
+    registry.register(_MergedCollector(texts))
     return generate_latest(registry)
 
 
-class _Families:
+class _MergedCollector:
     def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
         self._families: dict[str, Metric] = {}
         for replica, text in texts:
             for family in text_string_to_metric_families(text):
                 samples = [
-                    each._replace(labels={**each.labels, "replica": replica}) for each in family.samples
+                    sample._replace(labels={**sample.labels, "replica": replica}) for sample in family.samples
                 ]
                 if family.name in self._families:
                     self._families[family.name].samples += samples

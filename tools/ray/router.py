@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ray.serve.request_router import RequestRouter
 
-from .rendezvous import ranked
+from .rendezvous import rank_replicas
 
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, RunningReplica
@@ -29,7 +29,7 @@ class PrefixRouter(RequestRouter):
         key = getattr(pending_request.args[0], "key", b"")
         if not key:
             return [candidate_replicas]  # all of one rank: the idlest takes it
-        by_name = {each.replica_id.unique_id: each for each in candidate_replicas}
-        known = self.replica_queue_len_cache
-        loads = {name: known.get(each.replica_id) or 0 for name, each in by_name.items()}
-        return [[by_name[name]] for name in ranked(key, loads, self._slack)]
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        queue_lens = self.replica_queue_len_cache
+        loads = {name: queue_lens.get(each.replica_id) or 0 for name, each in by_name.items()}
+        return [[by_name[name]] for name in rank_replicas(key, loads, self._slack)]

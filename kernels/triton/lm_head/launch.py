@@ -23,60 +23,64 @@ import torch
 import triton
 from torch import Tensor
 
-from ...lm_head import product
-from ...steering.features import Features
-from ...steering.state import Groups
-from ..configs import Tuning
+from ...lm_head import logits_matmul
+from ...steering.features import StepFeatures
+from ...steering.state import RequestLayout
+from ..configs import LMHeadConfig
 from ..dot import UPCAST
-from ..steering.step import Step, steer
-from ..tuning import of as launches_of
-from .plan import Plan
-from .project import blend_kernel, project_kernel
-from .reduce import settle_kernel
+from ..steering.step import SteeringLaunch, steer
+from ..tuning import get_launch_configs
+from .plan import FusedPlan
+from .project import lm_head_kernel, mix_hidden_kernel
+from .reduce import reduce_tiles_kernel
 
 if TYPE_CHECKING:
-    from ...steering.state import Edits, SteerTable
-    from ...steering.step import Choice
+    from ...steering.state import LogitEdits, SteeringState
+    from ...steering.step import SamplerOutput
 
-PART = 1024
+BLOCK_K = 1024
 """Of the width, in one go."""
-PADDED = 4
+FINALIZE_BLOCK_S = 4
 """`finish` merges one part as if of so many: with one, its code for Blackwell spills."""
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
-FUSION = {"enable_fp_fusion": True}
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
 """Said, since what a launch does without it depends on Triton's version."""
 
 
 def lm_head_steer(
     hidden: Tensor,
     weight: Tensor,
-    groups: Groups,
-    table: SteerTable,
-    edits: Edits | None = None,
+    layout: RequestLayout,
+    state: SteeringState,
+    edits: LogitEdits | None = None,
     *,
     trace: bool = True,
     top: bool = False,
-    tuning: Tuning | None = None,
-) -> Choice:
+    config: LMHeadConfig | None = None,
+) -> SamplerOutput:
     """Chooses one token for each request and moves the table on by it; see `kernels.lm_head.lm_head_steer`.
 
     hidden [rows, width] after the final norm, weight [vocab, width], contiguous, of one type: float32,
     bfloat16 or float16; sums are float32. tuning: how it is launched, None for what the device is launched
     with. Raises ValueError for other types, shapes or layouts.
     """
-    _check(hidden, weight, groups)
-    tuning = tuning or launches_of(hidden.device).head
-    features = Features.of(groups, table)
-    plan = Plan.of(features, groups, table, trace=trace, top=top, edited=edits is not None, tuning=tuning)
-    exact = hidden.is_cuda and hidden.dtype == torch.float32  # no tensor core has that, and tiles of it spill
-    if plan is None or exact:
-        return steer(product(hidden, weight), groups, table, edits, trace=trace, top=top)
-    ends = _Ends(hidden, weight, groups, table, features, plan, trace=trace, top=top)
-    return _Rows(ends).run(edits) if plan.stored else ends.decide()
+    _check_args(hidden, weight, layout)
+    config = config or get_launch_configs(hidden.device).head
+    features = StepFeatures.from_layout(layout, state)
+    plan = FusedPlan.from_features(
+        features, layout, state, trace=trace, top=top, has_edits=edits is not None, config=config
+    )
+    is_fp32_cuda = (
+        hidden.is_cuda and hidden.dtype == torch.float32
+    )  # no tensor core has that, and tiles of it spill
+    if plan is None or is_fp32_cuda:
+        return steer(logits_matmul(hidden, weight), layout, state, edits, trace=trace, top=top)
+    launch = _FusedEnds(hidden, weight, layout, state, features, plan, trace=trace, top=top)
+    return _StoredRows(launch).run(edits) if plan.materialize else launch.run_fused()
 
 
-def _check(hidden: Tensor, weight: Tensor, groups: Groups) -> None:
-    if hidden.dtype != weight.dtype or hidden.dtype not in TYPES:
+def _check_args(hidden: Tensor, weight: Tensor, layout: RequestLayout) -> None:
+    if hidden.dtype != weight.dtype or hidden.dtype not in SUPPORTED_DTYPES:
         raise ValueError(
             f"hidden and weight must be of one floating type, not {hidden.dtype}, {weight.dtype}"
         )
@@ -87,164 +91,175 @@ def _check(hidden: Tensor, weight: Tensor, groups: Groups) -> None:
         raise ValueError(
             f"hidden and weight must be contiguous and have strides {hidden.stride()}, {weight.stride()}"
         )
-    if len(hidden) != len(groups.branch):
-        raise ValueError(f"hidden has {len(hidden)} rows and the groups {len(groups.branch)}")
-    if not hidden.device == weight.device == groups.table.device:
+    if len(hidden) != len(layout.branch_of_row):
+        raise ValueError(f"hidden has {len(hidden)} rows and the groups {len(layout.branch_of_row)}")
+    if not hidden.device == weight.device == layout.state_rows.device:
         raise ValueError(
-            f"hidden is on {hidden.device}, weight on {weight.device}, groups on {groups.table.device}"
+            f"hidden is on {hidden.device}, weight on {weight.device}, groups on {layout.state_rows.device}"
         )
 
 
-class _Found(NamedTuple):
+class _TileResults(NamedTuple):
     """What the parts of a vocabulary left of each request; raw: see `settle_kernel`."""
 
-    best: Tensor
-    token: Tensor
-    broken: Tensor
+    best_score: Tensor
+    best_token: Tensor
+    nonfinite: Tensor
     score_max: Tensor
     score_sum: Tensor
-    raw: Tensor
-    measured: Tensor
+    token_score: Tensor
+    kl_sums: Tensor
     strength: Tensor
 
 
-class _Ends(Step):
+class _FusedEnds(SteeringLaunch):
     """What is launched over all rows, before and after; to `finish` the vocabulary is the chosen token."""
 
     def __init__(
         self,
         hidden: Tensor,
         weight: Tensor,
-        groups: Groups,
-        table: SteerTable,
-        features: Features,
-        plan: Plan,
+        layout: RequestLayout,
+        state: SteeringState,
+        features: StepFeatures,
+        plan: FusedPlan,
         *,
         trace: bool,
         top: bool,
     ) -> None:
-        column = torch.empty(len(hidden), 1, device=hidden.device)
-        super().__init__(column, groups, table, features, trace=trace, top=top)
-        self.tiling = replace(self.tiling, padded=PADDED)
+        logits = torch.empty(len(hidden), 1, device=hidden.device)
+        super().__init__(logits, layout, state, features, trace=trace, top=top)
+        self.tiling = replace(self.tiling, block_s=FINALIZE_BLOCK_S)
         self.hidden, self.weight, self.plan = hidden, weight, plan
-        self.tiles = plan.tiles(len(weight))
-        tiled = (self.rows, self.tiles) if plan.normalised else (1,)
-        self.tile_max, self.tile_sum = (self._new(*tiled) for _ in range(2))
-        self.likeliest: Callable[[Tensor], tuple[Tensor, Tensor]]
+        self.num_tiles = plan.num_vocab_tiles(len(weight))
+        stats_shape = (self.num_rows, self.num_tiles) if plan.branch_logprobs else (1,)
+        self.tile_max, self.tile_sum = (self._new(*stats_shape) for _ in range(2))
+        self.top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @property
-    def _reported(self) -> bool:
+    def _return_logprobs(self) -> bool:
         return self.trace or self.top
 
-    def decide(self) -> Choice:
+    def run_fused(self) -> SamplerOutput:
         """The whole step, where the product's launch finds the best tokens."""
-        self._weigh()
-        tiled = (self.size, self.tiles)
-        best, score_max, score_sum, raw = (self._new(*tiled) for _ in range(4))
-        index, broken = (self._new(*tiled, dtype=torch.int32) for _ in range(2))
-        found = _Found(best, index, broken, score_max, score_sum, raw, self.none, self.start_strength)
-        self._project(self.none, self.none, found)
-        return self.end(found)
+        self._reweight()
+        shape = (self.num_reqs, self.num_tiles)
+        best_score, score_max, score_sum, token_score = (self._new(*shape) for _ in range(4))
+        best_token, nonfinite = (self._new(*shape, dtype=torch.int32) for _ in range(2))
+        results = _TileResults(
+            best_score,
+            best_token,
+            nonfinite,
+            score_max,
+            score_sum,
+            token_score,
+            self.dummy,
+            self.start_strength,
+        )
+        self._lm_head(self.dummy, self.dummy, results)
+        return self.finalize_step(results)
 
-    def begin(self, kept: Tensor, coefficient: Tensor) -> None:
+    def project_rows(self, rows_out: Tensor, coefs_out: Tensor) -> None:
         """Weights and product, where rows are kept: kept [groups · plan.kept, vocab]."""
-        self._weigh()
-        none = self.none
-        self._project(kept, coefficient, _Found(none, none, none, none, none, none, none, none))
+        self._reweight()
+        dummy = self.dummy
+        self._lm_head(
+            rows_out, coefs_out, _TileResults(dummy, dummy, dummy, dummy, dummy, dummy, dummy, dummy)
+        )
 
-    def end(
-        self, found: _Found, likeliest: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    ) -> Choice:
+    def finalize_step(
+        self, results: _TileResults, top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> SamplerOutput:
         """The token and all that is told of it; `likeliest` tokens from the logarithm of a row's sum."""
-        if likeliest is not None:
-            self.likeliest = likeliest
-        tokens = self._settle(found)
-        return replace(self._finish(), tokens=tokens)
+        if top_logprobs_fn is not None:
+            self.top_logprobs_fn = top_logprobs_fn
+        tokens = self._reduce_tiles(results)
+        return replace(self._finalize(), tokens=tokens)
 
-    def _likeliest(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        return self.likeliest(total)
+    def _top_logprobs(self, lse: Tensor) -> tuple[Tensor, Tensor]:
+        return self.top_logprobs_fn(lse)
 
-    def _blend(self) -> tuple[Tensor, Tensor]:
+    def _mix_hidden(self) -> tuple[Tensor, Tensor]:
         """One row a request; what its type cannot hold is a row of its own."""
-        width, paired = self.hidden.shape[1], self.hidden.dtype != torch.float32
-        high = self.hidden.new_empty(self.size, width)
-        low = torch.empty_like(high) if paired else self.none
-        groups = self.groups
-        blend_kernel[(self.size, triton.cdiv(width, PART))](
-            self.hidden, groups.first, groups.count,
-            self.coefficient, self.start_strength, self.ray, high, low,
-            WIDTH=width, PART=PART, PAIRED=paired, **FUSION,
+        hidden_size, has_low = self.hidden.shape[1], self.hidden.dtype != torch.float32
+        high = self.hidden.new_empty(self.num_reqs, hidden_size)
+        low = torch.empty_like(high) if has_low else self.dummy
+        layout = self.layout
+        mix_hidden_kernel[(self.num_reqs, triton.cdiv(hidden_size, BLOCK_K))](
+            self.hidden, layout.row_start, layout.num_rows,
+            self.coefs, self.start_strength, self.on_ray, high, low,
+            HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K, HAS_LOW=has_low, **LAUNCH_OPTIONS,
         )  # fmt: skip
         return high, low
 
-    def _project(self, kept: Tensor, kept_coefficient: Tensor, found: _Found) -> None:
-        plan, tile, groups, table = self.plan, self.plan.tile, self.groups, self.table
-        hidden, low = self._blend() if plan.blended else (self.hidden, self.none)
-        vocab, width = self.weight.shape
-        project_kernel[(plan.row_tiles, self.tiles)](
-            hidden, low, self.weight, groups.table, groups.first, groups.count,
-            self.coefficient, self.start_strength, self.ray,
-            table.steps, *self._column("temperature", "seed"),
-            kept, kept_coefficient, self.tile_max, self.tile_sum,
-            found.score_max, found.score_sum, found.raw, found.broken, found.best, found.token,
-            vocab, table.vocab, self.size, self.tiles,
-            BLENDED=plan.blended, STORED=plan.stored, NORMALISED=plan.normalised,
-            REPORTED=self._reported and not plan.stored, KEPT=max(plan.kept, 1), SLOTS=plan.slots,
-            ROWS=plan.rows, TOKENS=tile.tokens, WIDTH=width, DEPTH=tile.depth,
-            PAIRED=low is not self.none, UPCAST=UPCAST,
-            num_warps=tile.warps, num_stages=tile.stages, **FUSION,
+    def _lm_head(self, rows_out: Tensor, coefs_out: Tensor, results: _TileResults) -> None:
+        plan, tile, layout, state = self.plan, self.plan.tile, self.layout, self.state
+        hidden, low = self._mix_hidden() if plan.mix_before_head else (self.hidden, self.dummy)
+        vocab_size, hidden_size = self.weight.shape
+        lm_head_kernel[(plan.num_row_tiles, self.num_tiles)](
+            hidden, low, self.weight, layout.state_rows, layout.row_start, layout.num_rows,
+            self.coefs, self.start_strength, self.on_ray,
+            state.steps, *self._params("temperature", "seed"),
+            rows_out, coefs_out, self.tile_max, self.tile_sum,
+            results.score_max, results.score_sum, results.token_score, results.nonfinite, results.best_score, results.best_token,
+            vocab_size, state.vocab_size, self.num_reqs, self.num_tiles,
+            MIX_BEFORE_HEAD=plan.mix_before_head, MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
+            RETURN_LOGPROBS=self._return_logprobs and not plan.materialize, ROWS_STORED=max(plan.rows_stored, 1), BRANCH_SLOTS=plan.branch_slots,
+            BLOCK_M=plan.tile_rows, BLOCK_V=tile.tokens, HIDDEN_SIZE=hidden_size, BLOCK_K=tile.depth,
+            HAS_LOW=low is not self.dummy, UPCAST=UPCAST,
+            num_warps=tile.warps, num_stages=tile.stages, **LAUNCH_OPTIONS,
         )  # fmt: skip
 
-    def _settle(self, found: _Found) -> Tensor:
+    def _reduce_tiles(self, results: _TileResults) -> Tensor:
         """Makes one part of all; the tokens, [groups]."""
-        groups, plan = self.groups, self.plan
-        vocab, width = self.weight.shape
-        parts = found.best.shape[1]
-        tokens = self._new(self.size, dtype=torch.int64)
-        asked = groups.width if plan.normalised or self._reported else 1
-        settle_kernel[(self.size, asked)](
-            self.hidden, self.weight, groups.table, groups.first, groups.count, self.ray,
-            *self._column("kl_budget"), self.tile_max, self.tile_sum, *found,
-            self.logits, self.row_max, self.row_sum, self.best, self.index, self.broken,
-            self.score_max, self.score_sum, self.mixed, self.measured, self.strength, tokens,
-            vocab, parts, self.tiles, self.size,
-            STORED=plan.stored, NORMALISED=plan.normalised, REPORTED=self._reported,
-            LIMITED=self.features.limited, MEASURED=plan.stored and self.trace, WIDTH=width, PART=PART,
-            P_PAD=triton.next_power_of_2(parts), T_PAD=triton.next_power_of_2(self.tiles), **FUSION,
+        layout, plan = self.layout, self.plan
+        vocab_size, hidden_size = self.weight.shape
+        num_parts = results.best_score.shape[1]
+        tokens = self._new(self.num_reqs, dtype=torch.int64)
+        grid_rows = layout.max_rows if plan.branch_logprobs or self._return_logprobs else 1
+        reduce_tiles_kernel[(self.num_reqs, grid_rows)](
+            self.hidden, self.weight, layout.state_rows, layout.row_start, layout.num_rows, self.on_ray,
+            *self._params("kl_budget"), self.tile_max, self.tile_sum, *results,
+            self.logits, self.row_max, self.row_sum, self.best_score, self.best_token, self.nonfinite,
+            self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength, tokens,
+            vocab_size, num_parts, self.num_tiles, self.num_reqs,
+            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs, RETURN_LOGPROBS=self._return_logprobs,
+            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=plan.materialize and self.trace, HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
+            BLOCK_P=triton.next_power_of_2(num_parts), BLOCK_T=triton.next_power_of_2(self.num_tiles), **LAUNCH_OPTIONS,
         )  # fmt: skip
         return tokens
 
 
-class _Rows(Step):
+class _StoredRows(SteeringLaunch):
     """A step over the rows that were kept, as of requests of one or two branches, between its two ends."""
 
-    def __init__(self, ends: _Ends) -> None:
-        kept = ends._new(ends.plan.kept * ends.size, len(ends.weight))
-        groups = _reduced(ends.groups, ends.plan.kept)
-        super().__init__(kept, groups, ends.table, ends.features, trace=ends.trace, top=ends.top)
+    def __init__(self, ends: _FusedEnds) -> None:
+        rows = ends._new(ends.plan.rows_stored * ends.num_reqs, len(ends.weight))
+        layout = _stored_layout(ends.layout, ends.plan.rows_stored)
+        super().__init__(rows, layout, ends.state, ends.features, trace=ends.trace, top=ends.top)
         self.ends = ends
 
-    def _weigh(self) -> None:
-        super()._weigh()
-        self.ends.begin(self.logits, self.coefficient)
+    def _reweight(self) -> None:
+        super()._reweight()
+        self.ends.project_rows(self.logits, self.coefs)
 
-    def _finish(self) -> Choice:
-        found = _Found(
-            self.best, self.index, self.broken, self.score_max, self.score_sum, self.mixed, self.measured,
+    def _finalize(self) -> SamplerOutput:
+        results = _TileResults(
+            self.best_score, self.best_token, self.nonfinite, self.score_max, self.score_sum, self.mixed_logits, self.kl_sums,
             self.strength,
         )  # fmt: skip
-        return self.ends.end(found, self._likeliest)
+        return self.ends.finalize_step(results, self._top_logprobs)
 
 
-def _reduced(groups: Groups, kept: int) -> Groups:
+def _stored_layout(layout: RequestLayout, rows_stored: int) -> RequestLayout:
     """Requests of at most `kept` rows, each beginning with its own first branch."""
-    owner = torch.arange(len(groups.table), device=groups.table.device)
-    return Groups(
-        table=groups.table,
-        first=owner * kept,
-        count=groups.count.clamp(max=kept),
-        branch=groups.branch[groups.first].repeat_interleave(kept),
-        owner=owner.repeat_interleave(kept),
-        width=kept,
-        rows=groups.rows,
+    req_ids = torch.arange(len(layout.state_rows), device=layout.state_rows.device)
+    return RequestLayout(
+        state_rows=layout.state_rows,
+        row_start=req_ids * rows_stored,
+        num_rows=layout.num_rows.clamp(max=rows_stored),
+        branch_of_row=layout.branch_of_row[layout.row_start].repeat_interleave(rows_stored),
+        request_of_row=req_ids.repeat_interleave(rows_stored),
+        max_rows=rows_stored,
+        host_state_rows=layout.host_state_rows,
     )

@@ -7,94 +7,108 @@ from typing import TYPE_CHECKING
 
 import triton
 
-from ..configs import TUNING, Tile, Tuning
+from ..configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
 
 if TYPE_CHECKING:
-    from ...steering.features import Features
-    from ...steering.state import Groups, SteerTable
+    from ...steering.features import StepFeatures
+    from ...steering.state import RequestLayout, SteeringState
 
 """By counted bytes and compiled code, not timed: within 64 rows the weights are read once and the product
 waits for memory; a second tile of rows would read them again, through a cache that is hardly fast enough."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class FusedPlan:
     """blended: hidden states are mixed before the product, to one row a request. stored: rows are kept for
     the launches of `steer`, `kept` a request; else the product's launch finds each tile's best token.
     normalised: (max, Σ exp) of every row are wanted. slots: places for a request's rows in a tile of `rows`.
     """
 
-    blended: bool
-    stored: bool
-    normalised: bool
-    slots: int
-    rows: int
-    groups: int
-    tile: Tile = field(repr=False)
+    mix_before_head: bool
+    materialize: bool
+    branch_logprobs: bool
+    branch_slots: int
+    tile_rows: int
+    num_reqs: int
+    tile: LMHeadTile = field(repr=False)
 
     @property
-    def kept(self) -> int:
-        return (1 if self.blended else 2) if self.stored else 0
+    def rows_stored(self) -> int:
+        return (1 if self.mix_before_head else 2) if self.materialize else 0
 
     @property
-    def row_tiles(self) -> int:
-        return -(-self.groups // (self.rows // self.slots))
+    def num_row_tiles(self) -> int:
+        return -(-self.num_reqs // (self.tile_rows // self.branch_slots))
 
-    def tiles(self, vocab: int) -> int:
-        return -(-vocab // self.tile.tokens)
+    def num_vocab_tiles(self, vocab_size: int) -> int:
+        return -(-vocab_size // self.tile.tokens)
 
-    def bytes(self, rows: int, vocab: int, width: int, itemsize: int) -> int:
+    def bytes_moved(self, num_rows: int, vocab_size: int, hidden_size: int, itemsize: int) -> int:
         """The least that the product's launch moves: weights once, hidden states, what it leaves."""
-        stats = 8 * rows * self.tiles(vocab) if self.normalised else 0
-        left = 4 * self.kept * vocab if self.stored else 12 * self.tiles(vocab)
-        return (vocab + self.given(rows)) * width * itemsize + stats + self.groups * left
+        stats_bytes = 8 * num_rows * self.num_vocab_tiles(vocab_size) if self.branch_logprobs else 0
+        output_bytes = (
+            4 * self.rows_stored * vocab_size if self.materialize else 12 * self.num_vocab_tiles(vocab_size)
+        )
+        return (
+            (vocab_size + self.gemm_rows(num_rows)) * hidden_size * itemsize
+            + stats_bytes
+            + self.num_reqs * output_bytes
+        )
 
-    def flops(self, rows: int, vocab: int, width: int) -> int:
+    def flops(self, num_rows: int, vocab_size: int, hidden_size: int) -> int:
         """The least that the product computes: rows that only fill a tile up do not count."""
-        return 2 * self.given(rows) * vocab * width
+        return 2 * self.gemm_rows(num_rows) * vocab_size * hidden_size
 
-    def given(self, rows: int) -> int:
+    def gemm_rows(self, num_rows: int) -> int:
         """Hidden states that are multiplied: a blended one is a pair, of its high and its low digits."""
-        return 2 * self.groups if self.blended else rows
+        return 2 * self.num_reqs if self.mix_before_head else num_rows
 
     @classmethod
-    def of(
+    def from_features(
         cls,
-        features: Features,
-        groups: Groups,
-        table: SteerTable,
+        features: StepFeatures,
+        layout: RequestLayout,
+        state: SteeringState,
         *,
         trace: bool,
         top: bool,
-        edited: bool,
-        tuning: Tuning = TUNING,
-    ) -> Plan | None:
+        has_edits: bool,
+        config: LMHeadConfig = DEFAULT_LM_HEAD_CONFIG,
+    ) -> FusedPlan | None:
         """None where the vocabulary's product and `steer` are better done one after the other.
 
         The divergence is measured, and edits, filters and the likeliest tokens are made of stored rows.
         """
-        held = features.limited or features.masked or features.delayed
-        blended = not (trace or top or features.rewarded or held)
-        slots = 1 if blended else triton.next_power_of_2(groups.width)
-        size = len(groups.table)
-        if size * slots > tuning.most_rows or slots > max(tuning.tiles):
+        needs_rows = features.has_kl_budget or features.has_nucleus_mask or features.uses_prev_contrast
+        mix_before_head = not (trace or top or features.has_rewards or needs_rows)
+        branch_slots = 1 if mix_before_head else triton.next_power_of_2(layout.max_rows)
+        num_reqs = len(layout.state_rows)
+        if num_reqs * branch_slots > config.max_rows or branch_slots > max(config.tiles):
             return None
-        if (features.masked or features.delayed) and groups.width > 2:  # they look at more than two rows keep
+        if (
+            features.has_nucleus_mask or features.uses_prev_contrast
+        ) and layout.max_rows > 2:  # they look at more than two rows keep
             return None
-        rows = tuning.rows(size * slots, slots)
+        tile_rows = config.tile_rows(num_reqs * branch_slots, branch_slots)
         return cls(
-            blended=blended,
-            stored=held or features.filtered or top or edited or (trace and _on_rays(groups, table)),
-            normalised=trace or features.rewarded,
-            slots=slots,
-            rows=rows,
-            groups=size,
-            tile=tuning.tiles[rows],
+            mix_before_head=mix_before_head,
+            materialize=needs_rows
+            or features.has_truncation
+            or top
+            or has_edits
+            or (trace and _any_on_ray(layout, state)),
+            branch_logprobs=trace or features.has_rewards,
+            branch_slots=branch_slots,
+            tile_rows=tile_rows,
+            num_reqs=num_reqs,
+            tile=config.tiles[tile_rows],
         )
 
 
-def _on_rays(groups: Groups, table: SteerTable) -> bool:
+def _any_on_ray(layout: RequestLayout, state: SteeringState) -> bool:
     """Whether a request's scores may be of the form b + a (m − b), so that a trace has its divergence."""
-    programs = [table.admitted[row][0] for row in groups.rows or tuple(table.admitted)]
-    rays = any(program.base == 1 - program.scale and not program.delay for program in programs)
-    return rays and groups.width > 1
+    coefficients = [state.host_params[row][0] for row in layout.host_state_rows or tuple(state.host_params)]
+    any_on_ray = any(
+        coefs.base_coef == 1 - coefs.objective_coef and not coefs.prev_contrast_coef for coefs in coefficients
+    )
+    return any_on_ray and layout.max_rows > 1

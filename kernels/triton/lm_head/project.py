@@ -15,202 +15,232 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..steering.gumbel import gumbel_at
+from ..steering.gumbel import gumbel_noise
 from ..steering.score import NO_TOKEN
-from ..steering.weights import COLD
+from ..steering.weights import GREEDY_THRESHOLD
 
 
 @triton.jit
-def coefficient_of(coefficient_ptr, strength_ptr, ray_ptr, group, place, slot, inside):
+def load_coef(coef_ptr, strength_ptr, on_ray_ptr, req_idx, row, branch_idx, mask):
     """Of branches in the scores, float32; on a ray b + a (m − b), the base's share is added to that of m."""
-    share = tl.load(coefficient_ptr + place, mask=inside, other=0.0)
-    strength = tl.load(strength_ptr + group, mask=inside, other=0.0)
-    rest = tl.where(slot == 0, 1.0 - strength, 0.0)
-    free = tl.load(ray_ptr + group, mask=inside, other=0) == 0
-    return tl.where(free, share, strength.to(tl.float32) * share + rest.to(tl.float32))
+    coef = tl.load(coef_ptr + row, mask=mask, other=0.0)
+    strength = tl.load(strength_ptr + req_idx, mask=mask, other=0.0)
+    base_term = tl.where(branch_idx == 0, 1.0 - strength, 0.0)
+    off_ray = tl.load(on_ray_ptr + req_idx, mask=mask, other=0) == 0
+    return tl.where(off_ray, coef, strength.to(tl.float32) * coef + base_term.to(tl.float32))
 
 
 @triton.jit
-def blend_kernel(
-    hidden_ptr, first_ptr, count_ptr, coefficient_ptr, strength_ptr, ray_ptr, high_ptr, low_ptr,
-    WIDTH: tl.constexpr, PART: tl.constexpr, PAIRED: tl.constexpr,
+def mix_hidden_kernel(
+    hidden_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, on_ray_ptr, high_ptr, low_ptr,
+    HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr,
 ):  # fmt: skip
     """PAIRED: what `high` rounds off stands in `low`, so that two products of its type give the sum's."""
-    group = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * PART + tl.arange(0, PART)
-    first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
-    total = tl.zeros([PART], tl.float32)
-    for slot in range(count):
-        place = first + slot
-        hidden = tl.load(hidden_ptr + place * WIDTH + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-        total += hidden * coefficient_of(
-            coefficient_ptr, strength_ptr, ray_ptr, group, place, place - first, count > 0
+    req_idx = tl.program_id(0).to(tl.int64)
+    offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+    acc = tl.zeros([BLOCK_K], tl.float32)
+    for branch_idx in range(num_rows):
+        row = row_start + branch_idx
+        hidden = tl.load(hidden_ptr + row * HIDDEN_SIZE + offs_k, mask=offs_k < HIDDEN_SIZE, other=0.0).to(
+            tl.float32
         )
-    high = total.to(high_ptr.dtype.element_ty)
-    tl.store(high_ptr + group * WIDTH + at, high, mask=at < WIDTH)
-    if PAIRED:
-        low = total - high.to(tl.float32)
-        tl.store(low_ptr + group * WIDTH + at, low.to(low_ptr.dtype.element_ty), mask=at < WIDTH)
+        acc += hidden * load_coef(
+            coef_ptr, strength_ptr, on_ray_ptr, req_idx, row, row - row_start, num_rows > 0
+        )
+    high = acc.to(high_ptr.dtype.element_ty)
+    tl.store(high_ptr + req_idx * HIDDEN_SIZE + offs_k, high, mask=offs_k < HIDDEN_SIZE)
+    if HAS_LOW:
+        low = acc - high.to(tl.float32)
+        tl.store(
+            low_ptr + req_idx * HIDDEN_SIZE + offs_k,
+            low.to(low_ptr.dtype.element_ty),
+            mask=offs_k < HIDDEN_SIZE,
+        )
 
 
 @triton.jit
-def product(
-    hidden_ptr, low_ptr, weight_ptr, place, there, token, inside,
-    WIDTH: tl.constexpr, DEPTH: tl.constexpr, PAIRED: tl.constexpr, UPCAST: tl.constexpr,
+def logits_matmul(
+    hidden_ptr, low_ptr, weight_ptr, rows, mask_m, offs_v, mask_v,
+    HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """W h, [tokens, rows] float32."""
-    z = tl.zeros([token.shape[0], place.shape[0]], tl.float32)
-    depth = tl.arange(0, DEPTH)
-    rows = weight_ptr + token.to(tl.int64)[:, None] * WIDTH
-    columns = place[:, None] * WIDTH
-    for start in range(0, WIDTH, DEPTH):
-        at = start + depth[None, :]
-        weight_inside, row_inside = inside[:, None], there[:, None]
-        if WIDTH % DEPTH != 0:
-            weight_inside, row_inside = weight_inside & (at < WIDTH), row_inside & (at < WIDTH)
-        weight = tl.load(rows + at, mask=weight_inside, other=0.0)
-        hidden = tl.load(hidden_ptr + columns + at, mask=row_inside, other=0.0)
+    acc = tl.zeros([offs_v.shape[0], rows.shape[0]], tl.float32)
+    offs_k = tl.arange(0, BLOCK_K)
+    weight_ptrs = weight_ptr + offs_v.to(tl.int64)[:, None] * HIDDEN_SIZE
+    hidden_offs = rows[:, None] * HIDDEN_SIZE
+    for start_k in range(0, HIDDEN_SIZE, BLOCK_K):
+        k_idx = start_k + offs_k[None, :]
+        weight_mask, hidden_mask = mask_v[:, None], mask_m[:, None]
+        if HIDDEN_SIZE % BLOCK_K != 0:
+            weight_mask, hidden_mask = (
+                weight_mask & (k_idx < HIDDEN_SIZE),
+                hidden_mask & (k_idx < HIDDEN_SIZE),
+            )
+        weight = tl.load(weight_ptrs + k_idx, mask=weight_mask, other=0.0)
+        hidden = tl.load(hidden_ptr + hidden_offs + k_idx, mask=hidden_mask, other=0.0)
         if UPCAST:
             weight, hidden = weight.to(tl.float32), hidden.to(tl.float32)
-        z = tl.dot(weight, tl.trans(hidden), z, input_precision="ieee")
-        if PAIRED:
-            low = tl.load(low_ptr + columns + at, mask=row_inside, other=0.0)
+        acc = tl.dot(weight, tl.trans(hidden), acc, input_precision="ieee")
+        if HAS_LOW:
+            low = tl.load(low_ptr + hidden_offs + k_idx, mask=hidden_mask, other=0.0)
             if UPCAST:
                 low = low.to(tl.float32)
-            z = tl.dot(weight, tl.trans(low), z, input_precision="ieee")
-    return z
+            acc = tl.dot(weight, tl.trans(low), acc, input_precision="ieee")
+    return acc
 
 
 @triton.jit
-def branch_of(apart, index, SLOTS: tl.constexpr):
+def select_branch(branch_logits, branch_idx, BRANCH_SLOTS: tl.constexpr):
     """The logits of every request's branch `index`, [tokens, requests]; apart [tokens, requests, slots]."""
-    slot = tl.arange(0, SLOTS)[None, None, :]
-    return tl.sum(tl.where(slot == index, apart, 0.0), axis=2)
+    offs_slot = tl.arange(0, BRANCH_SLOTS)[None, None, :]
+    return tl.sum(tl.where(offs_slot == branch_idx, branch_logits, 0.0), axis=2)
 
 
 @triton.jit
-def keep(
-    apart, coefficient_ptr, kept_ptr, kept_coefficient_ptr, group, first, count, token, inside, vocab,
-    BLENDED: tl.constexpr, KEPT: tl.constexpr, SLOTS: tl.constexpr,
+def store_branches(
+    branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v, mask_v, vocab_size,
+    MIX_BEFORE_HEAD: tl.constexpr, ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Stores the first branch, and the mix of the others or the only other; and the shares of both."""
-    here = group[None, :] * (KEPT * vocab) + token[:, None]
-    within = inside[:, None] & (count > 0)[None, :]
-    mixed = tl.zeros([token.shape[0], group.shape[0]], tl.float32)
-    for index in range(SLOTS):
-        branch = branch_of(apart, index, SLOTS)
-        slot = first * 0 + index
-        held = slot < count
-        own = tl.where(held, 1.0, 0.0)
-        if not BLENDED:
-            own = tl.load(coefficient_ptr + first + index, mask=held, other=0.0)
-        alone = (slot == 0) | (count == 2)
-        to = kept_coefficient_ptr + group * KEPT + slot
-        tl.store(to, tl.where(alone, own, 1.0), mask=held & (slot < KEPT))  # the same in every tile
-        if index == 0:
-            tl.store(kept_ptr + here, branch, mask=within)
+    offs = req_idx[None, :] * (ROWS_STORED * vocab_size) + offs_v[:, None]
+    mask = mask_v[:, None] & (num_rows > 0)[None, :]
+    mixed = tl.zeros([offs_v.shape[0], req_idx.shape[0]], tl.float32)
+    for branch_idx in range(BRANCH_SLOTS):
+        logits = select_branch(branch_logits, branch_idx, BRANCH_SLOTS)
+        branch_idxs = row_start * 0 + branch_idx
+        has_branch = branch_idxs < num_rows
+        coef = tl.where(has_branch, 1.0, 0.0)
+        if not MIX_BEFORE_HEAD:
+            coef = tl.load(coef_ptr + row_start + branch_idx, mask=has_branch, other=0.0)
+        is_single = (branch_idxs == 0) | (num_rows == 2)
+        coef_out_ptrs = coefs_out_ptr + req_idx * ROWS_STORED + branch_idxs
+        tl.store(
+            coef_out_ptrs, tl.where(is_single, coef, 1.0), mask=has_branch & (branch_idxs < ROWS_STORED)
+        )  # the same in every tile
+        if branch_idx == 0:
+            tl.store(rows_out_ptr + offs, logits, mask=mask)
         else:
-            mixed += tl.where(alone, tl.where(held, 1.0, 0.0), own)[None, :] * branch
-    if KEPT > 1:
-        tl.store(kept_ptr + here + vocab, mixed, mask=within & (count > 1)[None, :])
+            mixed += tl.where(is_single, tl.where(has_branch, 1.0, 0.0), coef)[None, :] * logits
+    if ROWS_STORED > 1:
+        tl.store(rows_out_ptr + offs + vocab_size, mixed, mask=mask & (num_rows > 1)[None, :])
 
 
 @triton.jit
-def steered(
-    apart, coefficient_ptr, strength_ptr, ray_ptr, group, first, count, token,
-    BLENDED: tl.constexpr, SLOTS: tl.constexpr,
+def mix_branches(
+    branch_logits, coef_ptr, strength_ptr, on_ray_ptr, req_idx, row_start, num_rows, offs_v,
+    MIX_BEFORE_HEAD: tl.constexpr, BRANCH_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Σ c z of every request, [tokens, requests]."""
-    scores = tl.zeros([token.shape[0], group.shape[0]], tl.float32)
-    for index in range(SLOTS):
-        slot = first * 0 + index
-        held = slot < count
-        share = tl.where(held, 1.0, 0.0)
-        if not BLENDED:
-            place = first + slot
-            share = coefficient_of(coefficient_ptr, strength_ptr, ray_ptr, group, place, slot, held)
-        scores += share[None, :] * branch_of(apart, index, SLOTS)
+    scores = tl.zeros([offs_v.shape[0], req_idx.shape[0]], tl.float32)
+    for branch_idx in range(BRANCH_SLOTS):
+        branch_idxs = row_start * 0 + branch_idx
+        has_branch = branch_idxs < num_rows
+        coef = tl.where(has_branch, 1.0, 0.0)
+        if not MIX_BEFORE_HEAD:
+            row = row_start + branch_idxs
+            coef = load_coef(coef_ptr, strength_ptr, on_ray_ptr, req_idx, row, branch_idxs, has_branch)
+        scores += coef[None, :] * select_branch(branch_logits, branch_idx, BRANCH_SLOTS)
     return scores
 
 
 @triton.jit
-def warmed(scores, steps_ptr, temperature_ptr, seed_ptr, row, present, token):
+def add_gumbel_noise(scores, steps_ptr, temperature_ptr, seed_ptr, state_row, req_mask, offs_v):
     """Scores/T plus noise where a request has a temperature, [tokens, requests]."""
-    temperature = tl.load(temperature_ptr + row, mask=present, other=0.0)
-    warm = temperature >= COLD
-    if tl.max(warm.to(tl.int32), axis=0) > 0:
-        seed = tl.load(seed_ptr + row, mask=present, other=0)
-        position = tl.load(steps_ptr + row, mask=present, other=0)
-        degrees = tl.where(warm, temperature, 1.0).to(tl.float32)[None, :]
-        noise = gumbel_at(seed[None, :], position[None, :], token[:, None])
-        scores = tl.where(warm[None, :], scores / degrees + noise, scores)
+    temperature = tl.load(temperature_ptr + state_row, mask=req_mask, other=0.0)
+    is_sampled = temperature >= GREEDY_THRESHOLD
+    if tl.max(is_sampled.to(tl.int32), axis=0) > 0:
+        seed = tl.load(seed_ptr + state_row, mask=req_mask, other=0)
+        position = tl.load(steps_ptr + state_row, mask=req_mask, other=0)
+        safe_temperature = tl.where(is_sampled, temperature, 1.0).to(tl.float32)[None, :]
+        noise = gumbel_noise(seed[None, :], position[None, :], offs_v[:, None])
+        scores = tl.where(is_sampled[None, :], scores / safe_temperature + noise, scores)
     return scores
 
 
-@triton.jit(do_not_specialize=["named", "groups", "tiles"])
-def project_kernel(
-    hidden_ptr, low_ptr, weight_ptr, table_ptr, first_ptr, count_ptr,
-    coefficient_ptr, strength_ptr, ray_ptr, steps_ptr, temperature_ptr, seed_ptr,
-    kept_ptr, kept_coefficient_ptr, row_max_ptr, row_sum_ptr,
-    score_max_ptr, score_sum_ptr, raw_ptr, broken_ptr, best_ptr, index_ptr,
-    vocab, named, groups, tiles,
-    BLENDED: tl.constexpr, STORED: tl.constexpr, NORMALISED: tl.constexpr, REPORTED: tl.constexpr,
-    KEPT: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-    WIDTH: tl.constexpr, DEPTH: tl.constexpr, PAIRED: tl.constexpr, UPCAST: tl.constexpr,
+@triton.jit(do_not_specialize=["valid_vocab", "num_reqs", "num_tiles"])
+def lm_head_kernel(
+    hidden_ptr, low_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr,
+    coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, temperature_ptr, seed_ptr,
+    rows_out_ptr, coefs_out_ptr, row_max_ptr, row_sum_ptr,
+    score_max_ptr, score_sum_ptr, token_score_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr,
+    vocab_size, valid_vocab, num_reqs, num_tiles,
+    MIX_BEFORE_HEAD: tl.constexpr, MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
+    ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """hidden [rows, width], of one row a group where they are BLENDED; weight [vocab, width].
 
     STORED: kept [KEPT · groups, vocab] and their coefficients are written; else raw (the score of the best
     token), broken (how many scores are not finite), best and index [groups, tiles].
     """
-    MEMBERS: tl.constexpr = ROWS // SLOTS
-    tile = tl.program_id(1)
-    group = (tl.program_id(0) * MEMBERS + tl.arange(0, MEMBERS)).to(tl.int64)
-    present = group < groups
-    lane = tl.arange(0, ROWS)
-    owner = (tl.program_id(0) * MEMBERS + lane // SLOTS).to(tl.int64)
-    place, there = owner, owner < groups
-    first, count = group, present.to(tl.int64)
-    if not BLENDED:
-        place = tl.load(first_ptr + owner, mask=there, other=0) + lane % SLOTS
-        there = there & (lane % SLOTS < tl.load(count_ptr + owner, mask=there, other=0))
-        first = tl.load(first_ptr + group, mask=present, other=0)
-        count = tl.load(count_ptr + group, mask=present, other=0)
-    token = tile * TOKENS + tl.arange(0, TOKENS)
-    inside = token < vocab
-    z = product(hidden_ptr, low_ptr, weight_ptr, place, there, token, inside, WIDTH, DEPTH, PAIRED, UPCAST)
-    if NORMALISED:
-        masked = tl.where(inside[:, None], z, float("-inf"))
-        top = tl.max(masked, axis=0)
-        total = tl.sum(tl.exp(masked - top[None, :]), axis=0)
-        tl.store(row_max_ptr + place * tiles + tile, top, mask=there)
-        tl.store(row_sum_ptr + place * tiles + tile, total, mask=there)
-    apart = tl.reshape(z, [TOKENS, MEMBERS, SLOTS])
-    if STORED:
-        keep(
-            apart, coefficient_ptr, kept_ptr, kept_coefficient_ptr, group, first, count, token, inside, vocab,
-            BLENDED, KEPT, SLOTS,
+    REQS_PER_TILE: tl.constexpr = BLOCK_M // BRANCH_SLOTS
+    tile_idx = tl.program_id(1)
+    req_idx = (tl.program_id(0) * REQS_PER_TILE + tl.arange(0, REQS_PER_TILE)).to(tl.int64)
+    req_mask = req_idx < num_reqs
+    offs_m = tl.arange(0, BLOCK_M)
+    req_of_row = (tl.program_id(0) * REQS_PER_TILE + offs_m // BRANCH_SLOTS).to(tl.int64)
+    rows, mask_m = req_of_row, req_of_row < num_reqs
+    row_start, num_rows = req_idx, req_mask.to(tl.int64)
+    if not MIX_BEFORE_HEAD:
+        rows = tl.load(row_start_ptr + req_of_row, mask=mask_m, other=0) + offs_m % BRANCH_SLOTS
+        mask_m = mask_m & (offs_m % BRANCH_SLOTS < tl.load(num_rows_ptr + req_of_row, mask=mask_m, other=0))
+        row_start = tl.load(row_start_ptr + req_idx, mask=req_mask, other=0)
+        num_rows = tl.load(num_rows_ptr + req_idx, mask=req_mask, other=0)
+    offs_v = tile_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+    mask_v = offs_v < vocab_size
+    z = logits_matmul(
+        hidden_ptr, low_ptr, weight_ptr, rows, mask_m, offs_v, mask_v, HIDDEN_SIZE, BLOCK_K, HAS_LOW, UPCAST
+    )
+    if BRANCH_LOGPROBS:
+        masked_logits = tl.where(mask_v[:, None], z, float("-inf"))
+        max_value = tl.max(masked_logits, axis=0)
+        sum_exp = tl.sum(tl.exp(masked_logits - max_value[None, :]), axis=0)
+        tl.store(row_max_ptr + rows * num_tiles + tile_idx, max_value, mask=mask_m)
+        tl.store(row_sum_ptr + rows * num_tiles + tile_idx, sum_exp, mask=mask_m)
+    branch_logits = tl.reshape(z, [BLOCK_V, REQS_PER_TILE, BRANCH_SLOTS])
+    if MATERIALIZE:
+        store_branches(
+            branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v, mask_v, vocab_size,
+            MIX_BEFORE_HEAD, ROWS_STORED, BRANCH_SLOTS,
         )  # fmt: skip
     else:
-        scores = steered(
-            apart, coefficient_ptr, strength_ptr, ray_ptr, group, first, count, token, BLENDED, SLOTS
+        scores = mix_branches(
+            branch_logits,
+            coef_ptr,
+            strength_ptr,
+            on_ray_ptr,
+            req_idx,
+            row_start,
+            num_rows,
+            offs_v,
+            MIX_BEFORE_HEAD,
+            BRANCH_SLOTS,
         )
-        at = group * tiles + tile
-        sound = tl.abs(scores) < float("inf")
+        tile_offs = req_idx * num_tiles + tile_idx
+        is_finite = tl.abs(scores) < float("inf")
         # counted in float32: of bits the compiler makes a word in local memory
-        broken = tl.sum(tl.where(sound | (token >= vocab)[:, None], 0.0, 1.0), axis=0)
-        tl.store(broken_ptr + at, broken.to(tl.int32), mask=present)
-        allowed = tl.where((token < named)[:, None] & (scores == scores), scores, float("-inf"))
-        row = tl.load(table_ptr + group, mask=present, other=0)
-        allowed = warmed(allowed, steps_ptr, temperature_ptr, seed_ptr, row, present, token)
-        best = tl.max(allowed, axis=0)
-        chosen = tl.min(tl.where(allowed == best[None, :], token[:, None], NO_TOKEN), axis=0)
-        tl.store(best_ptr + at, best, mask=present)
-        tl.store(index_ptr + at, chosen, mask=present)
-        if REPORTED:
-            masked = tl.where(inside[:, None], scores, float("-inf"))
-            top = tl.max(masked, axis=0)
-            tl.store(score_max_ptr + at, top, mask=present)
-            tl.store(score_sum_ptr + at, tl.sum(tl.exp(masked - top[None, :]), axis=0), mask=present)
-            raw = tl.sum(tl.where(token[:, None] == chosen[None, :], scores, 0.0), axis=0)
-            tl.store(raw_ptr + at, raw, mask=present)
+        nonfinite = tl.sum(tl.where(is_finite | (offs_v >= vocab_size)[:, None], 0.0, 1.0), axis=0)
+        tl.store(nonfinite_ptr + tile_offs, nonfinite.to(tl.int32), mask=req_mask)
+        allowed_scores = tl.where((offs_v < valid_vocab)[:, None] & (scores == scores), scores, float("-inf"))
+        state_row = tl.load(state_rows_ptr + req_idx, mask=req_mask, other=0)
+        allowed_scores = add_gumbel_noise(
+            allowed_scores, steps_ptr, temperature_ptr, seed_ptr, state_row, req_mask, offs_v
+        )
+        best_score = tl.max(allowed_scores, axis=0)
+        best_token = tl.min(
+            tl.where(allowed_scores == best_score[None, :], offs_v[:, None], NO_TOKEN), axis=0
+        )
+        tl.store(best_score_ptr + tile_offs, best_score, mask=req_mask)
+        tl.store(best_token_ptr + tile_offs, best_token, mask=req_mask)
+        if RETURN_LOGPROBS:
+            masked_logits = tl.where(mask_v[:, None], scores, float("-inf"))
+            max_value = tl.max(masked_logits, axis=0)
+            tl.store(score_max_ptr + tile_offs, max_value, mask=req_mask)
+            tl.store(
+                score_sum_ptr + tile_offs,
+                tl.sum(tl.exp(masked_logits - max_value[None, :]), axis=0),
+                mask=req_mask,
+            )
+            token_score = tl.sum(tl.where(offs_v[:, None] == best_token[None, :], scores, 0.0), axis=0)
+            tl.store(token_score_ptr + tile_offs, token_score, mask=req_mask)

@@ -10,80 +10,92 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..steering.finalize import merged
+from ..steering.finalize import merge_stats
 from ..steering.score import NO_TOKEN
-from ..steering.trust_region import node_moments
+from ..steering.trust_region import load_moments
 
 
 @triton.jit
-def logit(hidden_ptr, weight_ptr, place, token, WIDTH: tl.constexpr, PART: tl.constexpr):
+def compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr):
     """One entry of hidden Wᵀ, float32."""
-    sums = tl.zeros([PART], tl.float32)
-    for start in range(0, WIDTH, PART):
-        at = start + tl.arange(0, PART)
-        hidden = tl.load(hidden_ptr + place * WIDTH + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-        weight = tl.load(weight_ptr + token * WIDTH + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+    sums = tl.zeros([BLOCK_K], tl.float32)
+    for start_k in range(0, HIDDEN_SIZE, BLOCK_K):
+        offs_k = start_k + tl.arange(0, BLOCK_K)
+        hidden = tl.load(hidden_ptr + row * HIDDEN_SIZE + offs_k, mask=offs_k < HIDDEN_SIZE, other=0.0).to(
+            tl.float32
+        )
+        weight = tl.load(weight_ptr + token * HIDDEN_SIZE + offs_k, mask=offs_k < HIDDEN_SIZE, other=0.0).to(
+            tl.float32
+        )
         sums += hidden * weight
     return tl.sum(sums, axis=0)
 
 
-@triton.jit(do_not_specialize=["parts", "tiles", "groups"])
-def settle_kernel(
-    hidden_ptr, weight_ptr, table_ptr, first_ptr, count_ptr, ray_ptr, budget_ptr, tile_max_ptr, tile_sum_ptr,
-    best_ptr, index_ptr, broken_ptr, score_max_ptr, score_sum_ptr, raw_ptr, measured_ptr, strength_ptr,
-    column_ptr, row_max_ptr, row_sum_ptr, one_best_ptr, one_index_ptr, one_broken_ptr,
-    one_max_ptr, one_sum_ptr, one_raw_ptr, one_measured_ptr, one_strength_ptr, token_ptr,
-    vocab, parts, tiles, groups,
-    STORED: tl.constexpr, NORMALISED: tl.constexpr, REPORTED: tl.constexpr, LIMITED: tl.constexpr,
-    MEASURED: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, P_PAD: tl.constexpr, T_PAD: tl.constexpr,
+@triton.jit(do_not_specialize=["num_parts", "num_tiles", "num_reqs"])
+def reduce_tiles_kernel(
+    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, kl_budget_ptr, tile_max_ptr, tile_sum_ptr,
+    best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr, kl_sums_ptr, strength_ptr,
+    token_logit_ptr, row_max_ptr, row_sum_ptr, out_best_score_ptr, out_best_token_ptr, out_nonfinite_ptr,
+    out_max_ptr, out_sum_ptr, out_token_score_ptr, out_kl_sums_ptr, out_strength_ptr, token_ptr,
+    vocab_size, num_parts, num_tiles, num_reqs,
+    MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, HAS_KL_BUDGET: tl.constexpr,
+    MEASURE_KL: tl.constexpr, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """raw: scores of the best token of each part, or STORED, of every token. one_…: of the one part left."""
-    group, slot = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    part = tl.arange(0, P_PAD)
-    at = group * parts + part
-    bests = tl.load(best_ptr + at, mask=part < parts, other=float("-inf"))
-    best = tl.max(bests, axis=0)
-    index = tl.load(index_ptr + at, mask=part < parts, other=NO_TOKEN)
-    token = tl.min(tl.where(bests == best, index, NO_TOKEN), axis=0)
-    broken = tl.load(broken_ptr + at, mask=part < parts, other=0)
-    if STORED:
-        broken += tl.load(broken_ptr + groups * parts + at, mask=part < parts, other=0)
-    broken = tl.sum(broken, axis=0)
-    failed = (broken != 0) | (best == float("-inf"))
+    req_idx, branch_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    offs_p = tl.arange(0, BLOCK_P)
+    part_offs = req_idx * num_parts + offs_p
+    best_scores = tl.load(best_score_ptr + part_offs, mask=offs_p < num_parts, other=float("-inf"))
+    best_score = tl.max(best_scores, axis=0)
+    tokens = tl.load(best_token_ptr + part_offs, mask=offs_p < num_parts, other=NO_TOKEN)
+    token = tl.min(tl.where(best_scores == best_score, tokens, NO_TOKEN), axis=0)
+    nonfinite = tl.load(nonfinite_ptr + part_offs, mask=offs_p < num_parts, other=0)
+    if MATERIALIZE:
+        nonfinite += tl.load(
+            nonfinite_ptr + num_reqs * num_parts + part_offs, mask=offs_p < num_parts, other=0
+        )
+    nonfinite = tl.sum(nonfinite, axis=0)
+    failed = (nonfinite != 0) | (best_score == float("-inf"))
     token = tl.where(failed, 0, token).to(tl.int64)
-    if slot == 0:
-        tl.store(token_ptr + group, token)
-        tl.store(one_best_ptr + group, best)
-        tl.store(one_index_ptr + group, 0)
-        tl.store(one_broken_ptr + group, broken)
-        tl.store(one_broken_ptr + groups + group, 0)
-        tl.store(one_strength_ptr + group, tl.load(strength_ptr + group))
-        if REPORTED:
-            top, total = merged(score_max_ptr + group * parts, score_sum_ptr + group * parts, parts, P_PAD)
-            tl.store(one_max_ptr + group, top)
-            tl.store(one_sum_ptr + group, total)
-            if STORED:
-                raw = tl.load(raw_ptr + group * vocab + token)
+    if branch_idx == 0:
+        tl.store(token_ptr + req_idx, token)
+        tl.store(out_best_score_ptr + req_idx, best_score)
+        tl.store(out_best_token_ptr + req_idx, 0)
+        tl.store(out_nonfinite_ptr + req_idx, nonfinite)
+        tl.store(out_nonfinite_ptr + num_reqs + req_idx, 0)
+        tl.store(out_strength_ptr + req_idx, tl.load(strength_ptr + req_idx))
+        if RETURN_LOGPROBS:
+            max_value, sum_exp = merge_stats(
+                score_max_ptr + req_idx * num_parts, score_sum_ptr + req_idx * num_parts, num_parts, BLOCK_P
+            )
+            tl.store(out_max_ptr + req_idx, max_value)
+            tl.store(out_sum_ptr + req_idx, sum_exp)
+            if MATERIALIZE:
+                token_score = tl.load(token_score_ptr + req_idx * vocab_size + token)
             else:
-                raws = tl.load(raw_ptr + at, mask=part < parts, other=0.0)
-                raw = tl.sum(tl.where(index == token, raws, 0.0), axis=0)
-            tl.store(one_raw_ptr + group, raw)
-        if LIMITED | MEASURED:
-            limited = tl.load(budget_ptr + tl.load(table_ptr + group)) < float("inf")
-            if (tl.load(ray_ptr + group) != 0) & (MEASURED | limited):
-                tops, totals, means, variances = node_moments(
-                    measured_ptr + group * 8 * parts, parts, 2, 2, P_PAD
+                token_scores = tl.load(token_score_ptr + part_offs, mask=offs_p < num_parts, other=0.0)
+                token_score = tl.sum(tl.where(tokens == token, token_scores, 0.0), axis=0)
+            tl.store(out_token_score_ptr + req_idx, token_score)
+        if HAS_KL_BUDGET | MEASURE_KL:
+            has_kl_budget = tl.load(kl_budget_ptr + tl.load(state_rows_ptr + req_idx)) < float("inf")
+            if (tl.load(on_ray_ptr + req_idx) != 0) & (MEASURE_KL | has_kl_budget):
+                maxes, sum_exps, means, variances = load_moments(
+                    kl_sums_ptr + req_idx * 8 * num_parts, num_parts, 2, 2, BLOCK_P
                 )
-                out = one_measured_ptr + group * 8 + tl.arange(0, 2)
-                tl.store(out, tops)
-                tl.store(out + 2, totals)
-                tl.store(out + 4, means * totals)
-                tl.store(out + 6, (variances + means * means) * totals)
-    if NORMALISED | REPORTED:
-        if slot < tl.load(count_ptr + group):
-            place = tl.load(first_ptr + group) + slot
-            tl.store(column_ptr + place, logit(hidden_ptr, weight_ptr, place, token, WIDTH, PART))
-            if NORMALISED:
-                top, total = merged(tile_max_ptr + place * tiles, tile_sum_ptr + place * tiles, tiles, T_PAD)
-                tl.store(row_max_ptr + place, top)
-                tl.store(row_sum_ptr + place, total)
+                kl_out_ptrs = out_kl_sums_ptr + req_idx * 8 + tl.arange(0, 2)
+                tl.store(kl_out_ptrs, maxes)
+                tl.store(kl_out_ptrs + 2, sum_exps)
+                tl.store(kl_out_ptrs + 4, means * sum_exps)
+                tl.store(kl_out_ptrs + 6, (variances + means * means) * sum_exps)
+    if BRANCH_LOGPROBS | RETURN_LOGPROBS:
+        if branch_idx < tl.load(num_rows_ptr + req_idx):
+            row = tl.load(row_start_ptr + req_idx) + branch_idx
+            tl.store(
+                token_logit_ptr + row, compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE, BLOCK_K)
+            )
+            if BRANCH_LOGPROBS:
+                max_value, sum_exp = merge_stats(
+                    tile_max_ptr + row * num_tiles, tile_sum_ptr + row * num_tiles, num_tiles, BLOCK_T
+                )
+                tl.store(row_max_ptr + row, max_value)
+                tl.store(row_sum_ptr + row, sum_exp)

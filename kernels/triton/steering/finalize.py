@@ -11,123 +11,139 @@ import triton.language as tl
 from ...steering.coefficients import EMA as EMA_OF_PROGRAM
 from ...steering.coefficients import MEAN as MEAN_OF_PROGRAM
 from .score import NO_TOKEN
-from .trust_region import divergence, node_moments, pick
+from .trust_region import kl_divergence, load_moments, select
 
-ROWS = 16
+BLOCK_R = 16
 MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
 
 
 @triton.jit
-def merged(tops_ptr, sums_ptr, parts, PAD: tl.constexpr):
+def merge_stats(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
     """(max, Σ exp) of a row from those of its parts."""
-    part = tl.arange(0, PAD)
-    tops = tl.load(tops_ptr + part, mask=part < parts, other=float("-inf"))
-    top = tl.max(tops, axis=0)
-    sums = tl.load(sums_ptr + part, mask=part < parts, other=0.0)
-    return top, tl.sum(sums * tl.exp(tops - top), axis=0)
+    offs_s = tl.arange(0, BLOCK_S)
+    maxes = tl.load(max_ptr + offs_s, mask=offs_s < num_splits, other=float("-inf"))
+    max_value = tl.max(maxes, axis=0)
+    sum_exp = tl.load(sum_exp_ptr + offs_s, mask=offs_s < num_splits, other=0.0)
+    return max_value, tl.sum(sum_exp * tl.exp(maxes - max_value), axis=0)
 
 
 @triton.jit
-def log_total(tops_ptr, sums_ptr, splits, S_PAD: tl.constexpr):
+def merge_logsumexp(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
     """logsumexp of a row from (max, Σ exp) of its splits."""
-    top, total = merged(tops_ptr, sums_ptr, splits, S_PAD)
-    return top + tl.log(total)
+    max_value, sum_exp = merge_stats(max_ptr, sum_exp_ptr, num_splits, BLOCK_S)
+    return max_value + tl.log(sum_exp)
 
 
 @triton.jit
-def branch_logprobs(
-    logits_ptr, row_max_ptr, row_sum_ptr, place, inside, token, vocab, splits, S_PAD: tl.constexpr
+def load_branch_logprobs(
+    logits_ptr, row_max_ptr, row_sum_ptr, rows, mask_r, token, vocab_size, num_splits, BLOCK_S: tl.constexpr
 ):
     """Log-probability of the token in each row `place` of the logits."""
-    part = tl.arange(0, S_PAD)[None, :]
-    at, within = place[:, None] * splits + part, inside[:, None] & (part < splits)
-    tops = tl.load(row_max_ptr + at, mask=within, other=float("-inf"))
-    top = tl.where(inside, tl.max(tops, axis=1), 0.0)
-    sums = tl.load(row_sum_ptr + at, mask=within, other=0.0) * tl.exp(tops - top[:, None])
-    logit = tl.load(logits_ptr + place * vocab + token, mask=inside, other=0.0).to(tl.float32)
-    return logit - (top + tl.log(tl.where(inside, tl.sum(sums, axis=1), 1.0)))
+    offs_s = tl.arange(0, BLOCK_S)[None, :]
+    offs, mask = rows[:, None] * num_splits + offs_s, mask_r[:, None] & (offs_s < num_splits)
+    split_maxes = tl.load(row_max_ptr + offs, mask=mask, other=float("-inf"))
+    row_max = tl.where(mask_r, tl.max(split_maxes, axis=1), 0.0)
+    sum_exp = tl.load(row_sum_ptr + offs, mask=mask, other=0.0) * tl.exp(split_maxes - row_max[:, None])
+    logit = tl.load(logits_ptr + rows * vocab_size + token, mask=mask_r, other=0.0).to(tl.float32)
+    return logit - (row_max + tl.log(tl.where(mask_r, tl.sum(sum_exp, axis=1), 1.0)))
 
 
-@triton.jit(do_not_specialize=["splits", "groups", "width"])
-def finish_kernel(
-    logits_ptr, mixed_ptr, table_ptr, first_ptr, count_ptr, branch_ptr, accumulate_ptr, decay_ptr,
-    budget_ptr, rewards_ptr, steps_ptr, strength_ptr, ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
-    score_sum_ptr, measured_ptr, broken_ptr, best_ptr, index_ptr, token_ptr, failed_ptr, logprob_ptr,
-    kl_ptr, branch_logprob_ptr, total_ptr, vocab, splits, groups, width,
-    LIMITED: tl.constexpr, MEASURED: tl.constexpr, REPORTED: tl.constexpr, NORMALISED: tl.constexpr,
-    CHUNK: tl.constexpr, ROWS: tl.constexpr, S_PAD: tl.constexpr,
+@triton.jit(do_not_specialize=["num_splits", "num_reqs", "max_objectives"])
+def finalize_kernel(
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, accumulate_ptr, decay_ptr,
+    kl_budget_ptr, rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
+    score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr, logprob_ptr,
+    kl_ptr, branch_logprob_ptr, lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
+    HAS_KL_BUDGET: tl.constexpr, MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0).to(tl.int64)
-    row = tl.load(table_ptr + group)
-    first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
-    part = tl.arange(0, S_PAD)
-    at = group * splits + part
-    bests = tl.load(best_ptr + at, mask=part < splits, other=float("-inf"))
-    best = tl.max(bests, axis=0)
-    index = tl.load(index_ptr + at, mask=part < splits, other=NO_TOKEN)
-    token = tl.min(tl.where(bests == best, index, NO_TOKEN), axis=0)
-    broken = tl.load(broken_ptr + at, mask=part < splits, other=0)
-    broken += tl.load(broken_ptr + groups * splits + at, mask=part < splits, other=0)
-    broken = tl.sum(broken, axis=0)
-    failed = (broken != 0) | (best == float("-inf"))
+    req_idx = tl.program_id(0).to(tl.int64)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+    offs_s = tl.arange(0, BLOCK_S)
+    split_offs = req_idx * num_splits + offs_s
+    best_scores = tl.load(best_score_ptr + split_offs, mask=offs_s < num_splits, other=float("-inf"))
+    best_score = tl.max(best_scores, axis=0)
+    tokens = tl.load(best_token_ptr + split_offs, mask=offs_s < num_splits, other=NO_TOKEN)
+    token = tl.min(tl.where(best_scores == best_score, tokens, NO_TOKEN), axis=0)
+    nonfinite = tl.load(nonfinite_ptr + split_offs, mask=offs_s < num_splits, other=0)
+    nonfinite += tl.load(
+        nonfinite_ptr + num_reqs * num_splits + split_offs, mask=offs_s < num_splits, other=0
+    )
+    nonfinite = tl.sum(nonfinite, axis=0)
+    failed = (nonfinite != 0) | (best_score == float("-inf"))
     token = tl.where(failed, 0, token).to(tl.int64)
-    tl.store(token_ptr + group, token)
-    tl.store(failed_ptr + group, failed.to(tl.uint8))
+    tl.store(token_ptr + req_idx, token)
+    tl.store(failed_ptr + req_idx, failed.to(tl.uint8))
 
-    strength = tl.load(strength_ptr + group)
-    on_ray = tl.load(ray_ptr + group) != 0
-    if REPORTED:
-        score = tl.load(mixed_ptr + group * vocab + token)
+    strength = tl.load(strength_ptr + req_idx)
+    on_ray = tl.load(on_ray_ptr + req_idx) != 0
+    if RETURN_LOGPROBS:
+        score = tl.load(mixed_logits_ptr + req_idx * vocab_size + token)
         if on_ray:
-            base = tl.load(logits_ptr + first * vocab + token).to(tl.float32)
+            base = tl.load(logits_ptr + row_start * vocab_size + token).to(tl.float32)
             score = (1.0 - strength).to(tl.float32) * base + strength.to(tl.float32) * score
-        total = log_total(score_max_ptr + group * splits, score_sum_ptr + group * splits, splits, S_PAD)
-        tl.store(total_ptr + group, total)
-        tl.store(logprob_ptr + group, score - total)
+        lse = merge_logsumexp(
+            score_max_ptr + req_idx * num_splits, score_sum_ptr + req_idx * num_splits, num_splits, BLOCK_S
+        )
+        tl.store(lse_ptr + req_idx, lse)
+        tl.store(logprob_ptr + req_idx, score - lse)
     else:
-        tl.store(logprob_ptr + group, float("nan"))
+        tl.store(logprob_ptr + req_idx, float("nan"))
 
     kl = tl.zeros([], tl.float32) + float("nan")
-    if MEASURED | LIMITED:
-        limited = tl.load(budget_ptr + row) < float("inf")
-        if on_ray & (MEASURED | limited):
-            tops, totals, means, _ = node_moments(measured_ptr + group * 8 * splits, splits, 2, 2, S_PAD)
-            node = tl.arange(0, 2)
-            a = tl.where(node == 0, 1.0, strength.to(tl.float32))
-            top_one, total_one, mean_one = pick(tops, node, 0), pick(totals, node, 0), pick(means, node, 0)
-            kls = divergence(a, tops, totals, means, top_one, total_one, mean_one)
-            kl = pick(kls, node, 1)
+    if MEASURE_KL | HAS_KL_BUDGET:
+        has_kl_budget = tl.load(kl_budget_ptr + state_row) < float("inf")
+        if on_ray & (MEASURE_KL | has_kl_budget):
+            maxes, sum_exps, means, _ = load_moments(
+                kl_sums_ptr + req_idx * 8 * num_splits, num_splits, 2, 2, BLOCK_S
+            )
+            point_idx = tl.arange(0, 2)
+            a = tl.where(point_idx == 0, 1.0, strength.to(tl.float32))
+            max_one, sum_one, mean_one = (
+                select(maxes, point_idx, 0),
+                select(sum_exps, point_idx, 0),
+                select(means, point_idx, 0),
+            )
+            kls = kl_divergence(a, maxes, sum_exps, means, max_one, sum_one, mean_one)
+            kl = select(kls, point_idx, 1)
             kl = tl.where(kl < 0, 0.0, kl)
-    tl.store(kl_ptr + group, kl.to(tl.float64))
+    tl.store(kl_ptr + req_idx, kl.to(tl.float64))
 
-    step = tl.load(steps_ptr + row) + 1
-    tl.store(steps_ptr + row, step)
-    kind, decay = tl.load(accumulate_ptr + row), tl.load(decay_ptr + row)
-    contrasted = tl.load(branch_ptr + first) == 0
-    lanes = tl.arange(0, ROWS)
-    for start in range(0, width, CHUNK):
-        column = start + tl.arange(0, CHUNK)
-        gains = tl.zeros([CHUNK], tl.float32)
+    num_tokens = tl.load(steps_ptr + state_row) + 1
+    tl.store(steps_ptr + state_row, num_tokens)
+    accumulate, decay = tl.load(accumulate_ptr + state_row), tl.load(decay_ptr + state_row)
+    has_base = tl.load(branch_ptr + row_start) == 0
+    offs_r = tl.arange(0, BLOCK_R)
+    for start_o in range(0, max_objectives, BLOCK_O):
+        offs_o = start_o + tl.arange(0, BLOCK_O)
+        contrast_sums = tl.zeros([BLOCK_O], tl.float32)
         base = tl.zeros([], tl.float32)
-        for begin in range(0, count, ROWS):
-            inside = begin + lanes < count
-            place = first + begin + lanes
-            logprobs = tl.full([ROWS], float("nan"), tl.float32)
-            if NORMALISED:
-                logprobs = branch_logprobs(
-                    logits_ptr, row_max_ptr, row_sum_ptr, place, inside, token, vocab, splits, S_PAD
+        for start_r in range(0, num_rows, BLOCK_R):
+            mask_r = start_r + offs_r < num_rows
+            rows = row_start + start_r + offs_r
+            logprobs = tl.full([BLOCK_R], float("nan"), tl.float32)
+            if BRANCH_LOGPROBS:
+                logprobs = load_branch_logprobs(
+                    logits_ptr, row_max_ptr, row_sum_ptr, rows, mask_r, token, vocab_size, num_splits, BLOCK_S
                 )
-                base = tl.where(begin == 0, tl.sum(tl.where(lanes == 0, logprobs, 0.0), axis=0), base)
-                branch = tl.load(branch_ptr + place, mask=inside, other=0)
-                own = (branch[:, None] - 1 == column[None, :]) & inside[:, None]
-                gains += tl.sum(tl.where(own, logprobs[:, None] - base, 0.0), axis=0)
-            tl.store(branch_logprob_ptr + place, logprobs, mask=inside)
-        if NORMALISED:
-            held = rewards_ptr + row * width + column
-            before = tl.load(held, mask=column < width, other=0.0)
-            gained = gains.to(tl.float64)
-            after = before + gained
-            after = tl.where(kind == MEAN, before + (gained - before) / step.to(tl.float64), after)
-            after = tl.where(kind == EMA, decay * before + (1.0 - decay) * gained, after)
-            known = contrasted & (tl.abs(after) < float("inf"))
-            tl.store(held, tl.where(known, after, before), mask=column < width)
+                base = tl.where(start_r == 0, tl.sum(tl.where(offs_r == 0, logprobs, 0.0), axis=0), base)
+                branch = tl.load(branch_ptr + rows, mask=mask_r, other=0)
+                is_objective = (branch[:, None] - 1 == offs_o[None, :]) & mask_r[:, None]
+                contrast_sums += tl.sum(tl.where(is_objective, logprobs[:, None] - base, 0.0), axis=0)
+            tl.store(branch_logprob_ptr + rows, logprobs, mask=mask_r)
+        if BRANCH_LOGPROBS:
+            reward_ptrs = rewards_ptr + state_row * max_objectives + offs_o
+            prev_rewards = tl.load(reward_ptrs, mask=offs_o < max_objectives, other=0.0)
+            gains = contrast_sums.to(tl.float64)
+            new_rewards = prev_rewards + gains
+            new_rewards = tl.where(
+                accumulate == MEAN,
+                prev_rewards + (gains - prev_rewards) / num_tokens.to(tl.float64),
+                new_rewards,
+            )
+            new_rewards = tl.where(
+                accumulate == EMA, decay * prev_rewards + (1.0 - decay) * gains, new_rewards
+            )
+            valid = has_base & (tl.abs(new_rewards) < float("inf"))
+            tl.store(reward_ptrs, tl.where(valid, new_rewards, prev_rewards), mask=offs_o < max_objectives)

@@ -13,41 +13,45 @@ import triton.language as tl
 from ...steering import gumbel
 
 GOLDEN = tl.constexpr(gumbel.GOLDEN)
-FIRST, SECOND = tl.constexpr(gumbel.FIRST), tl.constexpr(gumbel.SECOND)
-SEED_STEP, POSITION_STEP = tl.constexpr(gumbel.SEED_STEP), tl.constexpr(gumbel.POSITION_STEP)
+MIX_MUL_1, MIX_MUL_2 = tl.constexpr(gumbel.MIX_MUL_1), tl.constexpr(gumbel.MIX_MUL_2)
+SEED_INC, POSITION_INC = tl.constexpr(gumbel.SEED_INC), tl.constexpr(gumbel.POSITION_INC)
 POSITION_FACTOR = tl.constexpr(gumbel.POSITION_FACTOR)
-FINAL_FIRST, FINAL_SECOND = tl.constexpr(gumbel.FINAL_FIRST), tl.constexpr(gumbel.FINAL_SECOND)
-STEP, MOST = tl.constexpr(gumbel.STEP), tl.constexpr(gumbel.MOST)
+FINAL_MUL_1, FINAL_MUL_2 = tl.constexpr(gumbel.FINAL_MUL_1), tl.constexpr(gumbel.FINAL_MUL_2)
+U_STEP, U_MAX = tl.constexpr(gumbel.U_STEP), tl.constexpr(gumbel.U_MAX)
 
 
 @triton.jit
-def finalise(x):
+def splitmix64(x):
     """Splitmix64's finaliser of an int64."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_FIRST
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_SECOND
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_MUL_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_MUL_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 @triton.jit
 def random_bits(seed, position, tokens):
     """32 random bits for each of the int32 tokens, for int64 seed and position."""
-    key = finalise(finalise(seed + SEED_STEP) ^ (position * POSITION_FACTOR + POSITION_STEP))
+    key = splitmix64(splitmix64(seed + SEED_INC) ^ (position * POSITION_FACTOR + POSITION_INC))
     x = tokens * GOLDEN + key.to(tl.int32)
-    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST + (key >> 32).to(tl.int32)
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * SECOND
+    x = (x ^ ((x >> 16) & 0xFFFF)) * MIX_MUL_1 + (key >> 32).to(tl.int32)
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * MIX_MUL_2
     return x ^ ((x >> 15) & 0x1FFFF)
 
 
 @triton.jit
-def gumbel_of(bits):
+def gumbel_from_bits(bits):
     """Standard Gumbel noise, float32 and finite, of int32 random bits."""
-    u = tl.minimum(((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * STEP, MOST)
-    rest = 1.0 - u
-    exponential = tl.where(rest == 1.0, u, u * (tl.log(rest) / tl.where(rest == 1.0, 1.0, rest - 1.0)))
+    u = tl.minimum(((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * U_STEP, U_MAX)
+    one_minus_u = 1.0 - u
+    exponential = tl.where(
+        one_minus_u == 1.0,
+        u,
+        u * (tl.log(one_minus_u) / tl.where(one_minus_u == 1.0, 1.0, one_minus_u - 1.0)),
+    )
     return -tl.log(exponential)
 
 
 @triton.jit
-def gumbel_at(seed, position, tokens):
+def gumbel_noise(seed, position, tokens):
     """Standard Gumbel noise, float32, for each of the int32 tokens."""
-    return gumbel_of(random_bits(seed, position, tokens))
+    return gumbel_from_bits(random_bits(seed, position, tokens))

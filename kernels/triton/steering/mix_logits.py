@@ -10,67 +10,73 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .trust_region import coarse_strength, node_sums
+from .trust_region import coarse_strength, store_moments
 
 
 @triton.jit
-def not_finite(values, inside):
+def has_nonfinite(values, mask):
     """1 where some entry is NaN or infinite, else 0: zero times it is no number."""
-    spoiled = tl.sum(tl.where(inside, values, 0.0) * 0.0, axis=0)
-    return (spoiled != spoiled).to(tl.int32)
+    check = tl.sum(tl.where(mask, values, 0.0) * 0.0, axis=0)
+    return (check != check).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["splits", "named"])
-def mix_kernel(
-    logits_ptr, table_ptr, first_ptr, count_ptr, coefficient_ptr, strength_ptr, steps_ptr, delay_ptr,
-    slot_ptr, contrast_ptr, budget_ptr, mixed_ptr, row_max_ptr, row_sum_ptr, row_allowed_ptr, broken_ptr,
-    centre_ptr, coarse_ptr, vocab, splits, named,
-    DELAYED: tl.constexpr, LIMITED: tl.constexpr, NODES: tl.constexpr, SPLIT: tl.constexpr,
+@triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
+def mix_logits_kernel(
+    logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr, prev_contrast_coef_ptr,
+    contrast_slot_ptr, prev_contrast_ptr, kl_budget_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr, row_valid_max_ptr, nonfinite_ptr,
+    centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
+    HAS_PREV_CONTRAST: tl.constexpr, HAS_KL_BUDGET: tl.constexpr, NUM_COARSE: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """named: ids at or beyond it are never chosen; row_allowed is each row's max below it."""
-    group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(table_ptr + group)
-    first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
-    token = split * SPLIT + tl.arange(0, SPLIT)
-    inside = token < vocab
-    mixed = tl.zeros([SPLIT], tl.float32)
+    req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+    offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+    mask_v = offs_v < vocab_size
+    mixed = tl.zeros([BLOCK_V], tl.float32)
     centre = tl.zeros([], tl.float32)
-    for index in range(count):
-        place = first + index
-        z = tl.load(logits_ptr + place * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
-        coefficient = tl.load(coefficient_ptr + place)
-        mixed += coefficient * z
-        centre += coefficient * tl.load(logits_ptr + place * vocab).to(tl.float32)
-        top = tl.max(z, axis=0)
-        tl.store(row_max_ptr + place * splits + split, top)
-        tl.store(row_sum_ptr + place * splits + split, tl.sum(tl.exp(z - top), axis=0))
-        allowed = top
-        if (split + 1) * SPLIT > named:
-            allowed = tl.max(tl.where(token < named, z, float("-inf")), axis=0)
-        tl.store(row_allowed_ptr + place * splits + split, allowed)
+    for branch_idx in range(num_rows):
+        row = row_start + branch_idx
+        z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(tl.float32)
+        coef = tl.load(coef_ptr + row)
+        mixed += coef * z
+        centre += coef * tl.load(logits_ptr + row * vocab_size).to(tl.float32)
+        row_max = tl.max(z, axis=0)
+        tl.store(row_max_ptr + row * num_splits + split_idx, row_max)
+        tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(tl.exp(z - row_max), axis=0))
+        row_valid_max = row_max
+        if (split_idx + 1) * BLOCK_V > valid_vocab:
+            row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)
+        tl.store(row_valid_max_ptr + row * num_splits + split_idx, row_valid_max)
     # what is no number in a row is none in the mix, whatever its share
-    tl.store(broken_ptr + group * splits + split, not_finite(mixed, inside))
-    if DELAYED:
-        delay = tl.load(delay_ptr + row)
-        if delay != 0:
-            z0 = tl.load(logits_ptr + first * vocab + token, mask=inside, other=0.0).to(tl.float32)
-            z1 = tl.load(logits_ptr + (first + 1) * vocab + token, mask=inside, other=0.0).to(tl.float32)
-            kept = contrast_ptr + tl.load(slot_ptr + row) * vocab + token
-            later = tl.load(steps_ptr + row) > 0
-            mixed += tl.where(later, delay.to(tl.float32) * tl.load(kept, mask=inside, other=0.0), 0.0)
-            tl.debug_barrier()  # what is kept is read before it is replaced
-            tl.store(kept, z1 - z0, mask=inside)
-    tl.store(mixed_ptr + group * vocab + token, mixed, mask=inside)
-    centre -= tl.load(logits_ptr + first * vocab).to(tl.float32)
-    tl.store(centre_ptr + group, centre, mask=split == 0)
-    if LIMITED:
-        if tl.load(budget_ptr + row) < float("inf"):
-            limit = tl.load(strength_ptr + group).to(tl.float32)
-            base = tl.load(logits_ptr + first * vocab + token, mask=inside, other=float("-inf")).to(
+    tl.store(nonfinite_ptr + req_idx * num_splits + split_idx, has_nonfinite(mixed, mask_v))
+    if HAS_PREV_CONTRAST:
+        prev_contrast_coef = tl.load(prev_contrast_coef_ptr + state_row)
+        if prev_contrast_coef != 0:
+            z0 = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
+            z1 = tl.load(logits_ptr + (row_start + 1) * vocab_size + offs_v, mask=mask_v, other=0.0).to(
                 tl.float32
             )
-            direction = tl.where(inside, mixed - base - centre, 0.0)
-            sums = coarse_ptr + group * 4 * NODES * splits
-            for node in range(NODES):
-                a = coarse_strength(split * 0 + node, limit)
-                node_sums(sums, node, base, direction, a, split, splits, NODES)
+            contrast_ptrs = prev_contrast_ptr + tl.load(contrast_slot_ptr + state_row) * vocab_size + offs_v
+            has_prev = tl.load(steps_ptr + state_row) > 0
+            mixed += tl.where(
+                has_prev,
+                prev_contrast_coef.to(tl.float32) * tl.load(contrast_ptrs, mask=mask_v, other=0.0),
+                0.0,
+            )
+            tl.debug_barrier()  # what is kept is read before it is replaced
+            tl.store(contrast_ptrs, z1 - z0, mask=mask_v)
+    tl.store(mixed_logits_ptr + req_idx * vocab_size + offs_v, mixed, mask=mask_v)
+    centre -= tl.load(logits_ptr + row_start * vocab_size).to(tl.float32)
+    tl.store(centre_ptr + req_idx, centre, mask=split_idx == 0)
+    if HAS_KL_BUDGET:
+        if tl.load(kl_budget_ptr + state_row) < float("inf"):
+            max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
+            base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
+                tl.float32
+            )
+            direction = tl.where(mask_v, mixed - base - centre, 0.0)
+            sums_ptr = coarse_sums_ptr + req_idx * 4 * NUM_COARSE * num_splits
+            for point_idx in range(NUM_COARSE):
+                a = coarse_strength(split_idx * 0 + point_idx, max_strength)
+                store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits, NUM_COARSE)

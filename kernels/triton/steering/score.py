@@ -13,129 +13,150 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .gumbel import gumbel_at
-from .mix_logits import not_finite
-from .trust_region import node_sums, solve
-from .weights import COLD
+from .gumbel import gumbel_noise
+from .mix_logits import has_nonfinite
+from .trust_region import solve_strength, store_moments
+from .weights import GREEDY_THRESHOLD
 
 NO_TOKEN = tl.constexpr(2**31 - 1)
 """Behind every token, where the lowest is looked for."""
 
 
 @triton.jit
-def store_best(best_ptr, index_ptr, at, scores, token):
+def store_best(best_score_ptr, best_token_ptr, offs, scores, token_ids):
     """Stores one split's largest score and the lowest token that has it."""
-    best = tl.max(scores, axis=0)
-    tl.store(best_ptr + at, best)
-    tl.store(index_ptr + at, tl.min(tl.where(scores == best, token, NO_TOKEN), axis=0))
+    best_score = tl.max(scores, axis=0)
+    tl.store(best_score_ptr + offs, best_score)
+    tl.store(best_token_ptr + offs, tl.min(tl.where(scores == best_score, token_ids, NO_TOKEN), axis=0))
 
 
 @triton.jit
-def warmed(scores, token, seed_ptr, temperature, row, position):
+def add_gumbel_noise(scores, token_ids, seed_ptr, temperature, state_row, position):
     """Scores/T plus noise."""
-    return scores / temperature.to(tl.float32) + gumbel_at(tl.load(seed_ptr + row), position, token)
+    return scores / temperature.to(tl.float32) + gumbel_noise(
+        tl.load(seed_ptr + state_row), position, token_ids
+    )
 
 
-@triton.jit(do_not_specialize=["splits", "groups", "named", "kept"])
+@triton.jit(do_not_specialize=["num_splits", "num_reqs", "valid_vocab", "store_scores"])
 def score_kernel(
-    logits_ptr, mixed_ptr, steered_ptr, allowed_ptr, added_ptr, penalty_ptr, table_ptr, first_ptr,
-    count_ptr, strength_ptr, ray_ptr, steps_ptr, budget_ptr, temperature_ptr, seed_ptr,
-    centre_ptr, bracket_ptr, inner_ptr, nucleus_ptr, chosen_strength_ptr, score_max_ptr,
-    score_sum_ptr, measured_ptr, broken_ptr, allowed_max_ptr, best_ptr, index_ptr,
-    vocab, named, splits, groups, kept,
-    LIMITED: tl.constexpr, MASKED: tl.constexpr, EDITED: tl.constexpr, FILTERED: tl.constexpr,
-    MEASURED: tl.constexpr, REPORTED: tl.constexpr, INNER: tl.constexpr, TILE: tl.constexpr,
-    S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+    logits_ptr, mixed_logits_ptr, steered_scores_ptr, allowed_scores_ptr, bias_ptr, repetition_penalty_ptr, state_rows_ptr, row_start_ptr,
+    num_rows_ptr, strength_ptr, on_ray_ptr, steps_ptr, kl_budget_ptr, temperature_ptr, seed_ptr,
+    centre_ptr, bracket_ptr, inner_sums_ptr, nucleus_threshold_ptr, strength_out_ptr, score_max_ptr,
+    score_sum_ptr, kl_sums_ptr, nonfinite_ptr, allowed_max_ptr, best_score_ptr, best_token_ptr,
+    vocab_size, valid_vocab, num_splits, num_reqs, store_scores,
+    HAS_KL_BUDGET: tl.constexpr, HAS_NUCLEUS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, HAS_TRUNCATION: tl.constexpr,
+    MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, NUM_INNER: tl.constexpr, MAX_POINTS: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """added, penalty: what Edits add to and divide by, [groups, vocab]. kept: steered scores are stored where
     they are REPORTED; it is asked as the kernel runs, which has variants enough.
     """
-    group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(table_ptr + group)
-    first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
-    on_ray = tl.load(ray_ptr + group) != 0
-    strength = tl.load(strength_ptr + group)
-    centre = tl.load(centre_ptr + group)
-    limited = strength != strength
-    if LIMITED:
-        budget = tl.load(budget_ptr + row).to(tl.float32)
-        limited = budget < float("inf")
-        if limited:
-            bracket, inner = bracket_ptr + group * 6, inner_ptr + group * 4 * INNER * splits
-            limit = strength.to(tl.float32)
-            a_star, centre = solve(bracket, inner, limit, budget, splits, INNER, TILE, S_PAD)
-            strength = tl.where(a_star == limit, strength, a_star.to(tl.float64))
-    tl.store(chosen_strength_ptr + group, strength, mask=split == 0)
+    req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+    on_ray = tl.load(on_ray_ptr + req_idx) != 0
+    strength = tl.load(strength_ptr + req_idx)
+    centre = tl.load(centre_ptr + req_idx)
+    has_kl_budget = strength != strength
+    if HAS_KL_BUDGET:
+        kl_budget = tl.load(kl_budget_ptr + state_row).to(tl.float32)
+        has_kl_budget = kl_budget < float("inf")
+        if has_kl_budget:
+            bracket, inner_sums = (
+                bracket_ptr + req_idx * 6,
+                inner_sums_ptr + req_idx * 4 * NUM_INNER * num_splits,
+            )
+            max_strength = strength.to(tl.float32)
+            a_star, centre = solve_strength(
+                bracket, inner_sums, max_strength, kl_budget, num_splits, NUM_INNER, MAX_POINTS, BLOCK_S
+            )
+            strength = tl.where(a_star == max_strength, strength, a_star.to(tl.float64))
+    tl.store(strength_out_ptr + req_idx, strength, mask=split_idx == 0)
 
-    token = split * SPLIT + tl.arange(0, SPLIT)
-    inside = token < vocab
-    here = group * vocab + token
+    offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+    mask_v = offs_v < vocab_size
+    offs = req_idx * vocab_size + offs_v
     a = strength.to(tl.float32)
-    scores = tl.load(mixed_ptr + here, mask=inside, other=0.0)
+    scores = tl.load(mixed_logits_ptr + offs, mask=mask_v, other=0.0)
     if on_ray:
-        base = tl.load(logits_ptr + first * vocab + token, mask=inside, other=float("-inf")).to(tl.float32)
-        if MEASURED | LIMITED:
-            if MEASURED | limited:
-                direction = tl.where(inside, scores - base - centre, 0.0)
-                sums = measured_ptr + group * 8 * splits
-                node_sums(sums, 0, base, direction, 1.0, split, splits, 2)
-                node_sums(sums, 1, base, direction, a, split, splits, 2)
+        base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
+            tl.float32
+        )
+        if MEASURE_KL | HAS_KL_BUDGET:
+            if MEASURE_KL | has_kl_budget:
+                direction = tl.where(mask_v, scores - base - centre, 0.0)
+                sums_ptr = kl_sums_ptr + req_idx * 8 * num_splits
+                store_moments(sums_ptr, 0, base, direction, 1.0, split_idx, num_splits, 2)
+                store_moments(sums_ptr, 1, base, direction, a, split_idx, num_splits, 2)
         scores = (1.0 - strength).to(tl.float32) * base + a * scores
-    at = group * splits + split
-    tl.store(broken_ptr + groups * splits + at, not_finite(scores, inside))
-    if REPORTED:
-        if kept:
-            tl.store(steered_ptr + here, scores, mask=inside)
-        masked = tl.where(inside, scores, float("-inf"))
-        top = tl.max(masked, axis=0)
-        tl.store(score_max_ptr + at, top)
-        tl.store(score_sum_ptr + at, tl.sum(tl.exp(masked - top), axis=0))
+    split_offs = req_idx * num_splits + split_idx
+    tl.store(nonfinite_ptr + num_reqs * num_splits + split_offs, has_nonfinite(scores, mask_v))
+    if RETURN_LOGPROBS:
+        if store_scores:
+            tl.store(steered_scores_ptr + offs, scores, mask=mask_v)
+        valid_scores = tl.where(mask_v, scores, float("-inf"))
+        max_score = tl.max(valid_scores, axis=0)
+        tl.store(score_max_ptr + split_offs, max_score)
+        tl.store(score_sum_ptr + split_offs, tl.sum(tl.exp(valid_scores - max_score), axis=0))
 
-    scores = tl.where((token < named) & (scores == scores), scores, float("-inf"))
-    if MASKED:
-        least = tl.load(nucleus_ptr + group)
-        preferred = tl.load(logits_ptr + (first + count - 1) * vocab + token, mask=inside, other=0.0)
-        scores = tl.where(preferred.to(tl.float32) >= least, scores, float("-inf"))
-    if EDITED:
-        scores += tl.load(added_ptr + here, mask=inside, other=0.0)
-        penalty = tl.load(penalty_ptr + here, mask=inside, other=1.0)
-        scores = tl.where(scores > 0, scores / penalty, scores * penalty)
-    if FILTERED:
-        tl.store(allowed_ptr + here, scores, mask=inside)
-        tl.store(allowed_max_ptr + at, tl.max(scores, axis=0))
+    scores = tl.where((offs_v < valid_vocab) & (scores == scores), scores, float("-inf"))
+    if HAS_NUCLEUS_MASK:
+        threshold = tl.load(nucleus_threshold_ptr + req_idx)
+        pref_logits = tl.load(
+            logits_ptr + (row_start + num_rows - 1) * vocab_size + offs_v, mask=mask_v, other=0.0
+        )
+        scores = tl.where(pref_logits.to(tl.float32) >= threshold, scores, float("-inf"))
+    if HAS_EDITS:
+        scores += tl.load(bias_ptr + offs, mask=mask_v, other=0.0)
+        repetition_penalty = tl.load(repetition_penalty_ptr + offs, mask=mask_v, other=1.0)
+        scores = tl.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
+    if HAS_TRUNCATION:
+        tl.store(allowed_scores_ptr + offs, scores, mask=mask_v)
+        tl.store(allowed_max_ptr + split_offs, tl.max(scores, axis=0))
     else:
-        temperature = tl.load(temperature_ptr + row)
-        if temperature >= COLD:
-            scores = warmed(scores, token, seed_ptr, temperature, row, tl.load(steps_ptr + row))
-        store_best(best_ptr, index_ptr, at, scores, token)
+        temperature = tl.load(temperature_ptr + state_row)
+        if temperature >= GREEDY_THRESHOLD:
+            scores = add_gumbel_noise(
+                scores, offs_v, seed_ptr, temperature, state_row, tl.load(steps_ptr + state_row)
+            )
+        store_best(best_score_ptr, best_token_ptr, split_offs, scores, offs_v)
 
 
-@triton.jit(do_not_specialize=["splits"])
-def choose_kernel(
-    allowed_ptr, allowed_max_ptr, table_ptr, steps_ptr, temperature_ptr, min_p_ptr, seed_ptr,
-    kth_ptr, nucleus_ptr, best_ptr, index_ptr, vocab, splits,
-    WITH_K: tl.constexpr, WITH_P: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+@triton.jit(do_not_specialize=["num_splits"])
+def sample_truncated_kernel(
+    allowed_scores_ptr, allowed_max_ptr, state_rows_ptr, steps_ptr, temperature_ptr, min_p_ptr, seed_ptr,
+    top_k_threshold_ptr, top_p_threshold_ptr, best_score_ptr, best_token_ptr, vocab_size, num_splits,
+    HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """The best token of a split among those at or above all thresholds."""
-    group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(table_ptr + group)
-    token = split * SPLIT + tl.arange(0, SPLIT)
-    scores = tl.load(allowed_ptr + group * vocab + token, mask=token < vocab, other=float("-inf"))
-    temperature = tl.load(temperature_ptr + row)
-    if temperature >= COLD:
-        part = tl.arange(0, S_PAD)
-        tops = tl.load(allowed_max_ptr + group * splits + part, mask=part < splits, other=float("-inf"))
-        min_p = tl.load(min_p_ptr + row).to(tl.float32)
-        some = min_p > 0
-        below = tl.where(some, tl.log(tl.where(some, min_p, 1.0)) * temperature.to(tl.float32), float("-inf"))
-        least = tl.max(tops, axis=0) + below
-        if WITH_K:
-            least = tl.maximum(least, tl.load(kth_ptr + group))
-        if WITH_P:
-            least = tl.maximum(least, tl.load(nucleus_ptr + group))
-        kept = scores >= least
-        scores = tl.where(kept, scores, float("-inf"))
+    req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+    scores = tl.load(
+        allowed_scores_ptr + req_idx * vocab_size + offs_v, mask=offs_v < vocab_size, other=float("-inf")
+    )
+    temperature = tl.load(temperature_ptr + state_row)
+    if temperature >= GREEDY_THRESHOLD:
+        offs_s = tl.arange(0, BLOCK_S)
+        maxes = tl.load(
+            allowed_max_ptr + req_idx * num_splits + offs_s, mask=offs_s < num_splits, other=float("-inf")
+        )
+        min_p = tl.load(min_p_ptr + state_row).to(tl.float32)
+        has_min_p = min_p > 0
+        log_min_p = tl.where(
+            has_min_p, tl.log(tl.where(has_min_p, min_p, 1.0)) * temperature.to(tl.float32), float("-inf")
+        )
+        threshold = tl.max(maxes, axis=0) + log_min_p
+        if HAS_TOP_K:
+            threshold = tl.maximum(threshold, tl.load(top_k_threshold_ptr + req_idx))
+        if HAS_TOP_P:
+            threshold = tl.maximum(threshold, tl.load(top_p_threshold_ptr + req_idx))
+        keep = scores >= threshold
+        scores = tl.where(keep, scores, float("-inf"))
         if tl.max(scores, axis=0) > float("-inf"):  # few splits hold any of those that are kept
-            noisy = warmed(scores, token, seed_ptr, temperature, row, tl.load(steps_ptr + row))
-            scores = tl.where(kept, noisy, float("-inf"))
-    store_best(best_ptr, index_ptr, group * splits + split, scores, token)
+            noisy_scores = add_gumbel_noise(
+                scores, offs_v, seed_ptr, temperature, state_row, tl.load(steps_ptr + state_row)
+            )
+            scores = tl.where(keep, noisy_scores, float("-inf"))
+    store_best(best_score_ptr, best_token_ptr, req_idx * num_splits + split_idx, scores, offs_v)

@@ -25,248 +25,276 @@ import torch
 import triton
 from torch import Tensor
 
-from ...steering.features import Features
-from ...steering.state import Edits
-from ...steering.step import TOP_LOGPROBS, Choice
-from .finalize import ROWS, finish_kernel
-from .mix_logits import mix_kernel
-from .score import choose_kernel, score_kernel
-from .top_k_top_p import Kind, search
-from .trust_region import COARSE, INNER, TILE, refine_kernel
-from .weights import CHUNK, weigh_kernel
+from ...steering.features import StepFeatures
+from ...steering.state import LogitEdits
+from ...steering.step import TOP_LOGPROBS, SamplerOutput
+from .finalize import BLOCK_R, finalize_kernel
+from .mix_logits import mix_logits_kernel
+from .score import sample_truncated_kernel, score_kernel
+from .top_k_top_p import ThresholdKind, find_thresholds
+from .trust_region import MAX_POINTS, NUM_COARSE, NUM_INNER, kl_bracket_kernel
+from .weights import BLOCK_O, reweight_kernel
 
 if TYPE_CHECKING:
-    from ...steering.state import Groups, SteerTable
+    from ...steering.state import RequestLayout, SteeringState
 
-LONG_VOCABULARY = 65_536
+LARGE_VOCAB = 65_536
 
 
-EVERYTHING = Features(**dict.fromkeys((field.name for field in fields(Features)), True))
+ALL_FEATURES = StepFeatures(**dict.fromkeys((field.name for field in fields(StepFeatures)), True))
 
 
 @dataclass(frozen=True)
-class Tiling:
+class VocabTiling:
     """How a vocabulary is split: a function of its size alone."""
 
-    split: int
-    count: int
-    padded: int
-    warps: int
+    block_v: int
+    num_splits: int
+    block_s: int
+    num_warps: int
 
     @classmethod
-    def of(cls, vocab: int) -> Tiling:
-        longest = 4096 if vocab > LONG_VOCABULARY else 2048
-        split = min(longest, max(128, triton.next_power_of_2(vocab)))
-        count = triton.cdiv(vocab, split)
-        return cls(split, count, triton.next_power_of_2(count), max(split // 512, 1))
+    def from_vocab_size(cls, vocab_size: int) -> VocabTiling:
+        max_block_v = 4096 if vocab_size > LARGE_VOCAB else 2048
+        block_v = min(max_block_v, max(128, triton.next_power_of_2(vocab_size)))
+        num_splits = triton.cdiv(vocab_size, block_v)
+        return cls(block_v, num_splits, triton.next_power_of_2(num_splits), max(block_v // 512, 1))
 
 
 def steer(
     logits: Tensor,
-    groups: Groups,
-    table: SteerTable,
-    edits: Edits | None = None,
+    layout: RequestLayout,
+    state: SteeringState,
+    edits: LogitEdits | None = None,
     *,
     trace: bool = True,
     top: bool = False,
-) -> Choice:
+) -> SamplerOutput:
     """Chooses one token for each request and moves the table on by it; see `kernels.steering.step.steer`.
 
     logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another type or layout.
     """
-    _check(logits, groups)
-    return Step(logits, groups, table, Features.of(groups, table), trace=trace, top=top).run(edits)
+    _check_args(logits, layout)
+    return SteeringLaunch(
+        logits, layout, state, StepFeatures.from_layout(layout, state), trace=trace, top=top
+    ).run(edits)
 
 
 def invariant_steer(
     logits: Tensor,
-    groups: Groups,
-    table: SteerTable,
-    edits: Edits | None = None,
+    layout: RequestLayout,
+    state: SteeringState,
+    edits: LogitEdits | None = None,
     *,
     trace: bool = True,
     top: bool = False,
-) -> Choice:
+) -> SamplerOutput:
     """As `steer`, by the same launches of the same code whatever the step's requests ask for.
 
     Code that is compiled for other features may round otherwise. A request without a feature skips it; what a
     trace tells is measured in any case.
     """
-    _check(logits, groups)
-    step = Step(logits, groups, table, EVERYTHING, trace=True, top=True)
-    choice = step.run(edits or Edits.none(logits.device))
-    return choice if top else replace(choice, top=None)
+    _check_args(logits, layout)
+    launch = SteeringLaunch(logits, layout, state, ALL_FEATURES, trace=True, top=True)
+    output = launch.run(edits or LogitEdits.empty(logits.device))
+    return output if top else replace(output, top_logprobs=None)
 
 
-def _check(logits: Tensor, groups: Groups) -> None:
+def _check_args(logits: Tensor, layout: RequestLayout) -> None:
     if logits.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"logits must be float32 or bfloat16 and are {logits.dtype}")
     if logits.dim() != 2 or not logits.is_contiguous():
         raise ValueError(f"logits must be contiguous [rows, vocab] and have shape {tuple(logits.shape)}")
-    if len(logits) != len(groups.branch):
-        raise ValueError(f"logits have {len(logits)} rows and the groups {len(groups.branch)}")
-    if groups.table.device != logits.device:
-        raise ValueError(f"logits are on {logits.device} and the groups on {groups.table.device}")
+    if len(logits) != len(layout.branch_of_row):
+        raise ValueError(f"logits have {len(logits)} rows and the groups {len(layout.branch_of_row)}")
+    if layout.state_rows.device != logits.device:
+        raise ValueError(f"logits are on {logits.device} and the groups on {layout.state_rows.device}")
 
 
-class Step:
+class SteeringLaunch:
     """One step's buffers, and its launches in their order; features: what these are compiled for."""
 
     def __init__(
         self,
         logits: Tensor,
-        groups: Groups,
-        table: SteerTable,
-        features: Features,
+        layout: RequestLayout,
+        state: SteeringState,
+        features: StepFeatures,
         *,
         trace: bool,
         top: bool,
     ) -> None:
-        self.logits, self.groups, self.table = logits, groups, table
+        self.logits, self.layout, self.state = logits, layout, state
         self.trace, self.top = trace, top
-        self.rows, self.vocab = logits.shape
-        self.size, self.width = len(groups.table), table.asked.shape[1]
-        self.features, self.tiling = features, Tiling.of(self.vocab)
-        self.blocks = {"SPLIT": self.tiling.split, "num_warps": self.tiling.warps}
-        splits = self.tiling.count
-        self.none = self._new(1)
-        self.weights = self._new(self.size, self.width, dtype=torch.float64)
+        self.num_rows, self.vocab_size = logits.shape
+        self.num_reqs, self.max_objectives = len(layout.state_rows), state.prior_weights.shape[1]
+        self.features, self.tiling = features, VocabTiling.from_vocab_size(self.vocab_size)
+        self.launch_args = {"BLOCK_V": self.tiling.block_v, "num_warps": self.tiling.num_warps}
+        num_splits = self.tiling.num_splits
+        self.dummy = self._new(1)
+        self.weights = self._new(self.num_reqs, self.max_objectives, dtype=torch.float64)
         self.rewards = torch.empty_like(self.weights)
-        self.coefficient = self._new(self.rows)
-        self.start_strength = self._new(self.size, dtype=torch.float64)
+        self.coefs = self._new(self.num_rows)
+        self.start_strength = self._new(self.num_reqs, dtype=torch.float64)
         self.strength = torch.empty_like(self.start_strength)
-        self.ray = self._new(self.size, dtype=torch.int32)
-        self.limits = self._new(self.size, 3, dtype=torch.float64)
-        self.mixed = self._new(self.size, self.vocab)
-        self.row_max, self.row_sum, self.row_allowed = (self._new(self.rows, splits) for _ in range(3))
-        self.score_max, self.score_sum, self.allowed_max, self.best = (
-            self._new(self.size, splits) for _ in range(4)
+        self.on_ray = self._new(self.num_reqs, dtype=torch.int32)
+        self.truncation_params = self._new(self.num_reqs, 3, dtype=torch.float64)
+        self.mixed_logits = self._new(self.num_reqs, self.vocab_size)
+        self.row_max, self.row_sum, self.row_valid_max = (
+            self._new(self.num_rows, num_splits) for _ in range(3)
         )
-        self.index = self._new(self.size, splits, dtype=torch.int32)
-        self.broken = self._new(2, self.size, splits, dtype=torch.int32)  # as found by mix, by score
-        self.centre = self._new(self.size)
-        self.coarse, self.inner, self.bracket = (
-            self._new(self.size, *shape) if features.limited else self.none
-            for shape in ((4, COARSE, splits), (4, INNER, splits), (6,))
+        self.score_max, self.score_sum, self.allowed_max, self.best_score = (
+            self._new(self.num_reqs, num_splits) for _ in range(4)
         )
-        self.measured = self._new(self.size, 4, 2, splits) if trace or features.limited else self.none
-        self.steered = self._new(self.size, self.vocab) if top else self.none
-        self.allowed = self._new(self.size, self.vocab) if features.filtered else self.none
+        self.best_token = self._new(self.num_reqs, num_splits, dtype=torch.int32)
+        self.nonfinite = self._new(
+            2, self.num_reqs, num_splits, dtype=torch.int32
+        )  # as found by mix, by score
+        self.centre = self._new(self.num_reqs)
+        self.coarse_sums, self.inner_sums, self.bracket = (
+            self._new(self.num_reqs, *shape) if features.has_kl_budget else self.dummy
+            for shape in ((4, NUM_COARSE, num_splits), (4, NUM_INNER, num_splits), (6,))
+        )
+        self.kl_sums = (
+            self._new(self.num_reqs, 4, 2, num_splits) if trace or features.has_kl_budget else self.dummy
+        )
+        self.steered_scores = self._new(self.num_reqs, self.vocab_size) if top else self.dummy
+        self.allowed_scores = (
+            self._new(self.num_reqs, self.vocab_size) if features.has_truncation else self.dummy
+        )
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.logits.device)
 
-    def run(self, edits: Edits | None) -> Choice:
-        self._weigh()
-        self._mix()
-        if self.features.limited:
-            self._refine()
-        nucleus = self._search(Kind.NUCLEUS) if self.features.masked else None
-        self._score(edits, nucleus)
-        if self.features.filtered:
-            self._choose()
-        return self._finish()
+    def run(self, edits: LogitEdits | None) -> SamplerOutput:
+        self._reweight()
+        self._mix_logits()
+        if self.features.has_kl_budget:
+            self._bracket_kl()
+        nucleus_threshold = (
+            self._find_thresholds(ThresholdKind.NUCLEUS) if self.features.has_nucleus_mask else None
+        )
+        self._score(edits, nucleus_threshold)
+        if self.features.has_truncation:
+            self._sample_truncated()
+        return self._finalize()
 
-    def _column(self, *names: str) -> list[Tensor]:
-        return [self.table.columns[name] for name in names]
+    def _params(self, *names: str) -> list[Tensor]:
+        return [self.state.params[name] for name in names]
 
     @property
     def _grid(self) -> tuple[int, int]:
-        return self.size, self.tiling.count
+        return self.num_reqs, self.tiling.num_splits
 
-    def _weigh(self) -> None:
-        groups, table = self.groups, self.table
-        weigh_kernel[(self.size,)](
-            groups.table, groups.first, groups.count, groups.branch,
-            table.asked, table.rewards, table.steps,
-            *self._column("base", "scale", "delay", "reward", "beta", "kl_budget"),
-            *self._column("temperature", "mask_top_p", "top_k", "top_p"),
-            self.weights, self.rewards, self.coefficient, self.start_strength, self.ray, self.limits,
-            self.vocab, self.width, CHUNK=CHUNK, num_warps=1,
+    def _reweight(self) -> None:
+        layout, state = self.layout, self.state
+        reweight_kernel[(self.num_reqs,)](
+            layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
+            state.prior_weights, state.rewards, state.steps,
+            *self._params("base_coef", "objective_coef", "prev_contrast_coef", "reward_rate", "beta", "kl_budget"),
+            *self._params("temperature", "mask_top_p", "top_k", "top_p"),
+            self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray, self.truncation_params,
+            self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
         )  # fmt: skip
 
-    def _mix(self) -> None:
-        groups, table, features = self.groups, self.table, self.features
-        contrast = table.hold(self.vocab) if features.delayed else self.none
-        mix_kernel[self._grid](
-            self.logits, groups.table, groups.first, groups.count,
-            self.coefficient, self.start_strength, table.steps, *self._column("delay"),
-            table.slot, contrast, *self._column("kl_budget"),
-            self.mixed, self.row_max, self.row_sum, self.row_allowed, self.broken, self.centre, self.coarse,
-            self.vocab, self.tiling.count, table.vocab,
-            DELAYED=features.delayed, LIMITED=features.limited, NODES=COARSE, **self.blocks,
+    def _mix_logits(self) -> None:
+        layout, state, features = self.layout, self.state, self.features
+        prev_contrast = state.reserve_contrast(self.vocab_size) if features.uses_prev_contrast else self.dummy
+        mix_logits_kernel[self._grid](
+            self.logits, layout.state_rows, layout.row_start, layout.num_rows,
+            self.coefs, self.start_strength, state.steps, *self._params("prev_contrast_coef"),
+            state.contrast_slot, prev_contrast, *self._params("kl_budget"),
+            self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre, self.coarse_sums,
+            self.vocab_size, self.tiling.num_splits, state.vocab_size,
+            HAS_PREV_CONTRAST=features.uses_prev_contrast, HAS_KL_BUDGET=features.has_kl_budget, NUM_COARSE=NUM_COARSE, **self.launch_args,
         )  # fmt: skip
 
-    def _refine(self) -> None:
-        refine_kernel[self._grid](
-            self.logits, self.mixed, self.groups.table, self.groups.first, *self._column("kl_budget"),
-            self.start_strength, self.centre, self.coarse, self.bracket, self.inner,
-            self.vocab, self.tiling.count,
-            NODES=COARSE, INNER=INNER, S_PAD=self.tiling.padded, **self.blocks,
+    def _bracket_kl(self) -> None:
+        kl_bracket_kernel[self._grid](
+            self.logits, self.mixed_logits, self.layout.state_rows, self.layout.row_start, *self._params("kl_budget"),
+            self.start_strength, self.centre, self.coarse_sums, self.bracket, self.inner_sums,
+            self.vocab_size, self.tiling.num_splits,
+            NUM_COARSE=NUM_COARSE, NUM_INNER=NUM_INNER, BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
-    def _search(self, kind: Kind, outer: Tensor | None = None) -> Tensor:
-        nucleus = kind is Kind.NUCLEUS
-        rows, tops = (self.logits, self.row_allowed) if nucleus else (self.allowed, self.allowed_max)
-        temperature = self.table.columns["mask_temperature" if nucleus else "temperature"]
-        named, split = self.table.vocab, self.tiling.split
-        return search(kind, rows, tops, self.groups, self.limits, temperature, named, split, outer)
+    def _find_thresholds(self, kind: ThresholdKind, prior: Tensor | None = None) -> Tensor:
+        is_nucleus = kind is ThresholdKind.NUCLEUS
+        values, split_max = (
+            (self.logits, self.row_valid_max) if is_nucleus else (self.allowed_scores, self.allowed_max)
+        )
+        temperature = self.state.params["mask_temperature" if is_nucleus else "temperature"]
+        valid_vocab, block_v = self.state.vocab_size, self.tiling.block_v
+        return find_thresholds(
+            kind,
+            values,
+            split_max,
+            self.layout,
+            self.truncation_params,
+            temperature,
+            valid_vocab,
+            block_v,
+            prior,
+        )
 
-    def _score(self, edits: Edits | None, nucleus: Tensor | None) -> None:
-        groups, features = self.groups, self.features
-        added, penalty = self._spread(edits) if edits is not None else (self.none, self.none)
+    def _score(self, edits: LogitEdits | None, nucleus_threshold: Tensor | None) -> None:
+        layout, features = self.layout, self.features
+        bias, repetition_penalty = (
+            self._scatter_edits(edits) if edits is not None else (self.dummy, self.dummy)
+        )
         score_kernel[self._grid](
-            self.logits, self.mixed, self.steered, self.allowed, added, penalty,
-            groups.table, groups.first, groups.count, self.start_strength, self.ray, self.table.steps,
-            *self._column("kl_budget", "temperature", "seed"),
-            self.centre, self.bracket, self.inner, self.none if nucleus is None else nucleus,
-            self.strength, self.score_max, self.score_sum, self.measured, self.broken, self.allowed_max,
-            self.best, self.index, self.vocab, self.table.vocab, self.tiling.count, self.size,
+            self.logits, self.mixed_logits, self.steered_scores, self.allowed_scores, bias, repetition_penalty,
+            layout.state_rows, layout.row_start, layout.num_rows, self.start_strength, self.on_ray, self.state.steps,
+            *self._params("kl_budget", "temperature", "seed"),
+            self.centre, self.bracket, self.inner_sums, self.dummy if nucleus_threshold is None else nucleus_threshold,
+            self.strength, self.score_max, self.score_sum, self.kl_sums, self.nonfinite, self.allowed_max,
+            self.best_score, self.best_token, self.vocab_size, self.state.vocab_size, self.tiling.num_splits, self.num_reqs,
             int(self.top),
-            LIMITED=features.limited, MASKED=nucleus is not None, EDITED=edits is not None,
-            FILTERED=features.filtered, MEASURED=self.trace, REPORTED=self.trace or self.top,
-            INNER=INNER, TILE=TILE, S_PAD=self.tiling.padded, **self.blocks,
+            HAS_KL_BUDGET=features.has_kl_budget, HAS_NUCLEUS_MASK=nucleus_threshold is not None, HAS_EDITS=edits is not None,
+            HAS_TRUNCATION=features.has_truncation, MEASURE_KL=self.trace, RETURN_LOGPROBS=self.trace or self.top,
+            NUM_INNER=NUM_INNER, MAX_POINTS=MAX_POINTS, BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
-    def _spread(self, edits: Edits) -> tuple[Tensor, Tensor]:
+    def _scatter_edits(self, edits: LogitEdits) -> tuple[Tensor, Tensor]:
         """What edits add, and what they divide by, [groups, vocab]."""
-        added, penalty = torch.zeros_like(self.mixed), torch.ones_like(self.mixed)
-        added.index_put_(edits.bias_at, edits.bias, accumulate=True)
-        penalty[edits.repetition_at] = edits.repetition
-        return added, penalty
+        bias, repetition_penalty = torch.zeros_like(self.mixed_logits), torch.ones_like(self.mixed_logits)
+        bias.index_put_(edits.bias_index, edits.bias, accumulate=True)
+        repetition_penalty[edits.repetition_index] = edits.repetition
+        return bias, repetition_penalty
 
-    def _choose(self) -> None:
+    def _sample_truncated(self) -> None:
         features = self.features
-        top_k = self._search(Kind.TOP_K) if features.top_k else None
-        top_p = self._search(Kind.TOP_P, top_k) if features.top_p else None
-        choose_kernel[self._grid](
-            self.allowed, self.allowed_max, self.groups.table, self.table.steps,
-            *self._column("temperature", "min_p", "seed"),
-            self.none if top_k is None else top_k, self.none if top_p is None else top_p,
-            self.best, self.index, self.vocab, self.tiling.count,
-            WITH_K=top_k is not None, WITH_P=top_p is not None, S_PAD=self.tiling.padded, **self.blocks,
+        top_k_threshold = self._find_thresholds(ThresholdKind.TOP_K) if features.top_k else None
+        top_p_threshold = (
+            self._find_thresholds(ThresholdKind.TOP_P, top_k_threshold) if features.top_p else None
+        )
+        sample_truncated_kernel[self._grid](
+            self.allowed_scores, self.allowed_max, self.layout.state_rows, self.state.steps,
+            *self._params("temperature", "min_p", "seed"),
+            self.dummy if top_k_threshold is None else top_k_threshold, self.dummy if top_p_threshold is None else top_p_threshold,
+            self.best_score, self.best_token, self.vocab_size, self.tiling.num_splits,
+            HAS_TOP_K=top_k_threshold is not None, HAS_TOP_P=top_p_threshold is not None, BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
-    def _finish(self) -> Choice:
-        groups, table = self.groups, self.table
-        tokens = self._new(self.size, dtype=torch.int64)
-        failed = self._new(self.size, dtype=torch.uint8)
-        logprob, total = self._new(self.size), self._new(self.size)
+    def _finalize(self) -> SamplerOutput:
+        layout, state = self.layout, self.state
+        tokens = self._new(self.num_reqs, dtype=torch.int64)
+        failed = self._new(self.num_reqs, dtype=torch.uint8)
+        logprob, lse = self._new(self.num_reqs), self._new(self.num_reqs)
         kl = torch.empty_like(self.strength)
-        branch_logprobs = self._new(self.rows)
-        reported = self.trace or self.top
-        finish_kernel[(self.size,)](
-            self.logits, self.mixed, groups.table, groups.first, groups.count, groups.branch,
-            *self._column("accumulate", "decay", "kl_budget"), table.rewards, table.steps,
-            self.strength, self.ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
-            self.measured, self.broken, self.best, self.index,
-            tokens, failed, logprob, kl, branch_logprobs, total,
-            self.vocab, self.tiling.count, self.size, self.width,
-            LIMITED=self.features.limited, MEASURED=self.trace, REPORTED=reported,
-            NORMALISED=self.trace or self.features.rewarded,
-            CHUNK=CHUNK, ROWS=ROWS, S_PAD=self.tiling.padded, num_warps=1,
+        branch_logprobs = self._new(self.num_rows)
+        return_logprobs = self.trace or self.top
+        finalize_kernel[(self.num_reqs,)](
+            self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
+            *self._params("accumulate", "decay", "kl_budget"), state.rewards, state.steps,
+            self.strength, self.on_ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
+            self.kl_sums, self.nonfinite, self.best_score, self.best_token,
+            tokens, failed, logprob, kl, branch_logprobs, lse,
+            self.vocab_size, self.tiling.num_splits, self.num_reqs, self.max_objectives,
+            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
+            BRANCH_LOGPROBS=self.trace or self.features.has_rewards,
+            BLOCK_O=BLOCK_O, BLOCK_R=BLOCK_R, BLOCK_S=self.tiling.block_s, num_warps=1,
         )  # fmt: skip
-        return Choice(
+        return SamplerOutput(
             tokens=tokens,
             failed=failed.view(torch.bool),
             logprob=logprob,
@@ -275,9 +303,9 @@ class Step:
             strength=self.strength,
             kl=kl,
             branch_logprobs=branch_logprobs,
-            top=self._likeliest(total) if self.top else None,
+            top_logprobs=self._top_logprobs(lse) if self.top else None,
         )
 
-    def _likeliest(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        found: Any = self.steered.topk(min(TOP_LOGPROBS, self.vocab))
-        return found.values - total[:, None], found.indices
+    def _top_logprobs(self, lse: Tensor) -> tuple[Tensor, Tensor]:
+        top: Any = self.steered_scores.topk(min(TOP_LOGPROBS, self.vocab_size))
+        return top.values - lse[:, None], top.indices

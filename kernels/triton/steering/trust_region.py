@@ -19,179 +19,191 @@ import triton.language as tl
 
 from ...steering.trust_region import TOLERANCE
 
-COARSE, INNER, TILE = 8, 12, 16
+NUM_COARSE, NUM_INNER, MAX_POINTS = 8, 12, 16
 """Strengths of the two passes, and the power of two that holds either."""
-COARSE_NODES, INNER_NODES = tl.constexpr(COARSE), tl.constexpr(INNER)
-AIM = tl.constexpr(1 - TOLERANCE / 2)
+COARSE_POINTS, INNER_POINTS = tl.constexpr(NUM_COARSE), tl.constexpr(NUM_INNER)
+TARGET_FRACTION = tl.constexpr(1 - TOLERANCE / 2)
 
 
 @triton.jit
-def node_sums(out_ptr, node, base, direction, a, split, splits, NODES: tl.constexpr):
+def store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits, NUM_POINTS: tl.constexpr):
     """Stores one split's (max, Σ e, Σ e d, Σ e d²) of b + a d [split length]; outside, b is −∞ and d is 0."""
     scores = base + a * direction
-    top = tl.max(scores, axis=0)
-    weights = tl.exp(scores - top)
-    at = out_ptr + node * splits + split
-    step = NODES * splits
-    tl.store(at, top)
-    tl.store(at + step, tl.sum(weights, axis=0))
-    weights *= direction
-    tl.store(at + 2 * step, tl.sum(weights, axis=0))
-    tl.store(at + 3 * step, tl.sum(weights * direction, axis=0))
+    max_value = tl.max(scores, axis=0)
+    exps = tl.exp(scores - max_value)
+    point_ptr = sums_ptr + point_idx * num_splits + split_idx
+    stride_moment = NUM_POINTS * num_splits
+    tl.store(point_ptr, max_value)
+    tl.store(point_ptr + stride_moment, tl.sum(exps, axis=0))
+    exps *= direction
+    tl.store(point_ptr + 2 * stride_moment, tl.sum(exps, axis=0))
+    tl.store(point_ptr + 3 * stride_moment, tl.sum(exps * direction, axis=0))
 
 
 @triton.jit
-def node_moments(sums_ptr, splits, NODES: tl.constexpr, TILE: tl.constexpr, S_PAD: tl.constexpr):
+def load_moments(
+    sums_ptr, num_splits, NUM_POINTS: tl.constexpr, MAX_POINTS: tl.constexpr, BLOCK_S: tl.constexpr
+):
     """(max, Σ e, mean of d, variance of d) over all splits, [TILE] each."""
-    node, split = tl.arange(0, TILE)[:, None], tl.arange(0, S_PAD)[None, :]
-    inside = (node < NODES) & (split < splits)
-    at = sums_ptr + node * splits + split
-    step = NODES * splits
-    tops = tl.load(at, mask=inside, other=float("-inf"))
-    top = tl.max(tops, axis=1)
-    top = tl.where(tl.arange(0, TILE) < NODES, top, 0.0)
-    factor = tl.exp(tops - top[:, None])
-    total = tl.sum(tl.load(at + step, mask=inside, other=0.0) * factor, axis=1)
-    first = tl.sum(tl.load(at + 2 * step, mask=inside, other=0.0) * factor, axis=1)
-    second = tl.sum(tl.load(at + 3 * step, mask=inside, other=0.0) * factor, axis=1)
-    total = tl.where(tl.arange(0, TILE) < NODES, total, 1.0)
-    mean = first / total
-    return top, total, mean, tl.maximum(second / total - mean * mean, 0.0)
+    offs_p, offs_s = tl.arange(0, MAX_POINTS)[:, None], tl.arange(0, BLOCK_S)[None, :]
+    mask = (offs_p < NUM_POINTS) & (offs_s < num_splits)
+    point_ptrs = sums_ptr + offs_p * num_splits + offs_s
+    stride_moment = NUM_POINTS * num_splits
+    maxes = tl.load(point_ptrs, mask=mask, other=float("-inf"))
+    max_value = tl.max(maxes, axis=1)
+    max_value = tl.where(tl.arange(0, MAX_POINTS) < NUM_POINTS, max_value, 0.0)
+    rescale = tl.exp(maxes - max_value[:, None])
+    sum_exp = tl.sum(tl.load(point_ptrs + stride_moment, mask=mask, other=0.0) * rescale, axis=1)
+    sum_d = tl.sum(tl.load(point_ptrs + 2 * stride_moment, mask=mask, other=0.0) * rescale, axis=1)
+    sum_d2 = tl.sum(tl.load(point_ptrs + 3 * stride_moment, mask=mask, other=0.0) * rescale, axis=1)
+    sum_exp = tl.where(tl.arange(0, MAX_POINTS) < NUM_POINTS, sum_exp, 1.0)
+    mean = sum_d / sum_exp
+    return max_value, sum_exp, mean, tl.maximum(sum_d2 / sum_exp - mean * mean, 0.0)
 
 
 @triton.jit
-def pick(values, index, wanted):
+def select(values, indices, target_idx):
     """The entry of `values` at `wanted`."""
-    return tl.sum(tl.where(index == wanted, values, 0.0), axis=0)
+    return tl.sum(tl.where(indices == target_idx, values, 0.0), axis=0)
 
 
 @triton.jit
-def divergence(a, top, total, mean, top_one, total_one, mean_one):
+def kl_divergence(a, max_value, sum_exp, mean, max_one, sum_one, mean_one):
     """KL(a) from the sums at a and at 1. Differences are taken before anything is added up."""
-    grown = (top - top_one) - (a - 1.0) * mean_one + tl.log(total / total_one)
-    return (a - 1.0) * (mean - mean_one) - grown
+    log_ratio = (max_value - max_one) - (a - 1.0) * mean_one + tl.log(sum_exp / sum_one)
+    return (a - 1.0) * (mean - mean_one) - log_ratio
 
 
 @triton.jit
-def coarse_strength(node, limit):
+def coarse_strength(point_idx, max_strength):
     """a of the coarse nodes: 1, then 1 + (a_T − 1) ρ^(7 − node), where ρ^6 is 1/64 or reaches 1.03."""
-    reach = tl.maximum(limit - 1.0, 1e-30)
-    rho = tl.exp(tl.minimum(tl.log(0.03 / reach) / 6.0, -0.6931472))
-    power = tl.exp((node - (COARSE_NODES - 1)) * -tl.log(rho))
-    a = 1.0 + (limit - 1.0) * power
-    return tl.where(node == 0, 1.0, tl.where(node == COARSE_NODES - 1, limit, a))
+    max_excess = tl.maximum(max_strength - 1.0, 1e-30)
+    rho = tl.exp(tl.minimum(tl.log(0.03 / max_excess) / 6.0, -0.6931472))
+    power = tl.exp((point_idx - (COARSE_POINTS - 1)) * -tl.log(rho))
+    a = 1.0 + (max_strength - 1.0) * power
+    return tl.where(point_idx == 0, 1.0, tl.where(point_idx == COARSE_POINTS - 1, max_strength, a))
 
 
 @triton.jit
-def inner_strength(node, low, high):
+def inner_strength(point_idx, lo, hi):
     """a of the inner nodes, evenly spaced in log(a − 1) from low to high; from 1, over six octaves."""
-    reach = tl.maximum(high - 1.0, 1e-30)
-    bottom = tl.where(low > 1.0, low - 1.0, reach / 64.0)
-    share = tl.minimum(node.to(tl.float32) / (INNER_NODES - 1), 1.0)
-    a = 1.0 + bottom * tl.exp(share * tl.log(reach / bottom))
-    return tl.where(node >= INNER_NODES - 1, high, a)
+    hi_excess = tl.maximum(hi - 1.0, 1e-30)
+    lo_excess = tl.where(lo > 1.0, lo - 1.0, hi_excess / 64.0)
+    fraction = tl.minimum(point_idx.to(tl.float32) / (INNER_POINTS - 1), 1.0)
+    a = 1.0 + lo_excess * tl.exp(fraction * tl.log(hi_excess / lo_excess))
+    return tl.where(point_idx >= INNER_POINTS - 1, hi, a)
 
 
-@triton.jit(do_not_specialize=["splits"])
-def refine_kernel(
-    logits_ptr, mixed_ptr, table_ptr, first_ptr, budget_ptr, strength_ptr, centre_ptr, coarse_ptr,
-    bracket_ptr, inner_ptr, vocab, splits,
-    NODES: tl.constexpr, INNER: tl.constexpr, S_PAD: tl.constexpr, SPLIT: tl.constexpr,
+@triton.jit(do_not_specialize=["num_splits"])
+def kl_bracket_kernel(
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, kl_budget_ptr, strength_ptr, centre_ptr, coarse_sums_ptr,
+    bracket_ptr, inner_sums_ptr, vocab_size, num_splits,
+    NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Brackets the strength, and sums the inner nodes. bracket [groups, 6]: low, high, whether a_T is inside,
     the centre of d, and A(1) of d as centred, in two parts: max and Σ e."""
-    group, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(table_ptr + group)
-    budget = tl.load(budget_ptr + row).to(tl.float32)
-    if budget < float("inf"):
-        limit = tl.load(strength_ptr + group).to(tl.float32)
-        top, total, mean, _ = node_moments(
-            coarse_ptr + group * 4 * NODES * splits, splits, NODES, NODES, S_PAD
+    req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    kl_budget = tl.load(kl_budget_ptr + state_row).to(tl.float32)
+    if kl_budget < float("inf"):
+        max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
+        max_value, sum_exp, mean, _ = load_moments(
+            coarse_sums_ptr + req_idx * 4 * NUM_COARSE * num_splits,
+            num_splits,
+            NUM_COARSE,
+            NUM_COARSE,
+            BLOCK_S,
         )
-        node = tl.arange(0, NODES)
-        a = coarse_strength(node, limit)
-        mean_one, top_one, total_one = pick(mean, node, 0), pick(top, node, 0), pick(total, node, 0)
-        kl = divergence(a, top, total, mean, top_one, total_one, mean_one)
-        obeys = (kl <= budget) | (node == 0)
-        beyond = tl.min(tl.where(obeys, NODES, node), axis=0)
-        inside = pick(obeys.to(tl.float32), node, NODES - 1)
-        low = pick(a, node, tl.minimum(beyond, NODES - 1) - 1)
-        high = pick(a, node, tl.minimum(beyond, NODES - 1))
-        before = tl.load(centre_ptr + group)
-        centre = before + mean_one
-        moved = centre - before  # what the sum above really added
-        if split == 0:
-            out = bracket_ptr + group * 6
-            tl.store(out, low)
-            tl.store(out + 1, high)
-            tl.store(out + 2, inside)
-            tl.store(out + 3, centre)
-            tl.store(out + 4, top_one - moved)
-            tl.store(out + 5, total_one)
-        if inside == 0:
-            token = split * SPLIT + tl.arange(0, SPLIT)
-            within = token < vocab
-            first = tl.load(first_ptr + group)
-            base = tl.load(logits_ptr + first * vocab + token, mask=within, other=float("-inf")).to(
+        point_idx = tl.arange(0, NUM_COARSE)
+        a = coarse_strength(point_idx, max_strength)
+        mean_one, max_one, sum_one = (
+            select(mean, point_idx, 0),
+            select(max_value, point_idx, 0),
+            select(sum_exp, point_idx, 0),
+        )
+        kl = kl_divergence(a, max_value, sum_exp, mean, max_one, sum_one, mean_one)
+        obeys = (kl <= kl_budget) | (point_idx == 0)
+        first_beyond = tl.min(tl.where(obeys, NUM_COARSE, point_idx), axis=0)
+        all_obey = select(obeys.to(tl.float32), point_idx, NUM_COARSE - 1)
+        lo = select(a, point_idx, tl.minimum(first_beyond, NUM_COARSE - 1) - 1)
+        hi = select(a, point_idx, tl.minimum(first_beyond, NUM_COARSE - 1))
+        prev_centre = tl.load(centre_ptr + req_idx)
+        centre = prev_centre + mean_one
+        shift = centre - prev_centre  # what the sum above really added
+        if split_idx == 0:
+            bracket_out_ptr = bracket_ptr + req_idx * 6
+            tl.store(bracket_out_ptr, lo)
+            tl.store(bracket_out_ptr + 1, hi)
+            tl.store(bracket_out_ptr + 2, all_obey)
+            tl.store(bracket_out_ptr + 3, centre)
+            tl.store(bracket_out_ptr + 4, max_one - shift)
+            tl.store(bracket_out_ptr + 5, sum_one)
+        if all_obey == 0:
+            offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+            mask_v = offs_v < vocab_size
+            row_start = tl.load(row_start_ptr + req_idx)
+            base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
                 tl.float32
             )
-            merged = tl.load(mixed_ptr + group * vocab + token, mask=within, other=0.0)
-            direction = tl.where(within, merged - base - centre, 0.0)
-            sums = inner_ptr + group * 4 * INNER * splits
-            for index in range(INNER):
-                a_node = inner_strength(split * 0 + index, low, high)
-                node_sums(sums, index, base, direction, a_node, split, splits, INNER)
+            mixed = tl.load(mixed_logits_ptr + req_idx * vocab_size + offs_v, mask=mask_v, other=0.0)
+            direction = tl.where(mask_v, mixed - base - centre, 0.0)
+            sums_ptr = inner_sums_ptr + req_idx * 4 * NUM_INNER * num_splits
+            for inner_idx in range(NUM_INNER):
+                a_inner = inner_strength(split_idx * 0 + inner_idx, lo, hi)
+                store_moments(sums_ptr, inner_idx, base, direction, a_inner, split_idx, num_splits, NUM_INNER)
 
 
 @triton.jit
-def cubic(t, y0, y1, s0, s1):
+def hermite_cubic(t, y0, y1, s0, s1):
     """Hermite's cubic on [0, 1] with values y and slopes s at the ends."""
     u = 1.0 - t
     return u * u * ((1.0 + 2.0 * t) * y0 + t * s0) + t * t * ((3.0 - 2.0 * t) * y1 - u * s1)
 
 
 @triton.jit
-def cubic_root(target, y0, y1, s0, s1):
+def hermite_root(target, y0, y1, s0, s1):
     """t in [0, 1] up to which the rising cubic is at most `target`: counted on 256 points, twice."""
-    points = (tl.arange(0, 256) + 1).to(tl.float32) / 256.0
-    count = tl.sum((cubic(points, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
+    steps = (tl.arange(0, 256) + 1).to(tl.float32) / 256.0
+    count = tl.sum((hermite_cubic(steps, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
     coarse = count / 256.0
-    finer = coarse + points / 256.0
-    count = tl.sum((cubic(finer, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
+    fine = coarse + steps / 256.0
+    count = tl.sum((hermite_cubic(fine, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
     return tl.minimum(coarse + count / 65536.0, 1.0)
 
 
 @triton.jit
-def solve(
-    bracket_ptr, inner_ptr, limit, budget, splits,
-    INNER: tl.constexpr, TILE: tl.constexpr, S_PAD: tl.constexpr,
+def solve_strength(
+    bracket_ptr, inner_sums_ptr, max_strength, kl_budget, num_splits,
+    NUM_INNER: tl.constexpr, MAX_POINTS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """a* and the centre of d for one request."""
-    low, high = tl.load(bracket_ptr), tl.load(bracket_ptr + 1)
-    a_star = limit
+    lo, hi = tl.load(bracket_ptr), tl.load(bracket_ptr + 1)
+    a_star = max_strength
     centre = tl.load(bracket_ptr + 3)
     if tl.load(bracket_ptr + 2) == 0:
-        top_one, total_one = tl.load(bracket_ptr + 4), tl.load(bracket_ptr + 5)
-        top, total, mean, variance = node_moments(inner_ptr, splits, INNER, TILE, S_PAD)
-        node = tl.arange(0, TILE)
-        a = inner_strength(node, low, high)
-        kl = divergence(a, top, total, mean, top_one, total_one, 0.0)
-        obeys = (kl <= budget) | (node >= INNER)
+        max_one, sum_one = tl.load(bracket_ptr + 4), tl.load(bracket_ptr + 5)
+        max_value, sum_exp, mean, variance = load_moments(
+            inner_sums_ptr, num_splits, NUM_INNER, MAX_POINTS, BLOCK_S
+        )
+        point_idx = tl.arange(0, MAX_POINTS)
+        a = inner_strength(point_idx, lo, hi)
+        kl = kl_divergence(a, max_value, sum_exp, mean, max_one, sum_one, 0.0)
+        obeys = (kl <= kl_budget) | (point_idx >= NUM_INNER)
         kl = tl.maximum(kl, 1e-12)
-        beyond = tl.min(tl.where(obeys, INNER, node), axis=0)
-        above = tl.maximum(tl.minimum(beyond, INNER - 1), 1)
-        below = above - 1
+        first_beyond = tl.min(tl.where(obeys, NUM_INNER, point_idx), axis=0)
+        hi_idx = tl.maximum(tl.minimum(first_beyond, NUM_INNER - 1), 1)
+        lo_idx = hi_idx - 1
         slopes = (a - 1.0) * (a - 1.0) * variance / kl
-        target = tl.log(budget * AIM)
-        x0, x1 = tl.log(pick(a, node, below) - 1.0), tl.log(pick(a, node, above) - 1.0)
-        y0, y1 = tl.log(pick(kl, node, below)), tl.log(pick(kl, node, above))
-        width = x1 - x0
-        most = 3.0 * tl.maximum(y1 - y0, 0.0)
-        s0 = tl.minimum(pick(slopes, node, below) * width, most)
-        s1 = tl.minimum(pick(slopes, node, above) * width, most)
-        x = x0 + width * cubic_root(target, y0, y1, s0, s1)
+        target = tl.log(kl_budget * TARGET_FRACTION)
+        x0, x1 = tl.log(select(a, point_idx, lo_idx) - 1.0), tl.log(select(a, point_idx, hi_idx) - 1.0)
+        y0, y1 = tl.log(select(kl, point_idx, lo_idx)), tl.log(select(kl, point_idx, hi_idx))
+        dx = x1 - x0
+        max_slope = 3.0 * tl.maximum(y1 - y0, 0.0)
+        s0 = tl.minimum(select(slopes, point_idx, lo_idx) * dx, max_slope)
+        s1 = tl.minimum(select(slopes, point_idx, hi_idx) * dx, max_slope)
+        x = x0 + dx * hermite_root(target, y0, y1, s0, s1)
         # under the lowest node KL is nearly quadratic
-        x = tl.where(beyond == 0, x0 + tl.minimum(target - y0, 0.0) / 2.0, x)
-        a_star = tl.minimum(1.0 + tl.exp(x), limit)
+        x = tl.where(first_beyond == 0, x0 + tl.minimum(target - y0, 0.0) / 2.0, x)
+        a_star = tl.minimum(1.0 + tl.exp(x), max_strength)
         a_star = tl.where(a_star >= 1.0, a_star, 1.0)
     return a_star, centre

@@ -16,87 +16,109 @@ import triton.language as tl
 from ...steering.state import GREEDY_BELOW
 from .top_k_top_p import NUCLEUS, TOP_K, TOP_P
 
-CHUNK = 32
-COLD = tl.constexpr(GREEDY_BELOW)
+BLOCK_O = 32
+GREEDY_THRESHOLD = tl.constexpr(GREEDY_BELOW)
 
 
 @triton.jit
-def exponent(asked_ptr, rewards_ptr, at, inside, rate, least):
+def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_reward):
     """log w⁰ − rate · (R − least) of the table's entries `at`, and w⁰; −∞ where w⁰ is 0."""
-    asked = tl.load(asked_ptr + at, mask=inside, other=0.0)
-    rewards = tl.load(rewards_ptr + at, mask=inside, other=0.0)
-    some = asked > 0
-    log_asked = tl.log(tl.where(some, asked, 1.0))
-    return tl.where(some, log_asked - rate * (rewards - least), float("-inf")), asked
+    prior = tl.load(prior_weights_ptr + offs, mask=mask, other=0.0)
+    rewards = tl.load(rewards_ptr + offs, mask=mask, other=0.0)
+    is_active = prior > 0
+    log_prior = tl.log(tl.where(is_active, prior, 1.0))
+    return tl.where(is_active, log_prior - reward_rate * (rewards - min_reward), float("-inf")), prior
 
 
-@triton.jit(do_not_specialize=["vocab", "width"])
-def weigh_kernel(
-    table_ptr, first_ptr, count_ptr, branch_ptr, asked_ptr, rewards_ptr, steps_ptr, base_ptr, scale_ptr,
-    delay_ptr, reward_ptr, beta_ptr, budget_ptr, temperature_ptr, mask_top_p_ptr, top_k_ptr, top_p_ptr,
-    weights_ptr, reported_ptr, coefficient_ptr, strength_ptr, ray_ptr, limits_ptr, vocab, width,
-    CHUNK: tl.constexpr,
+@triton.jit(do_not_specialize=["vocab_size", "max_objectives"])
+def reweight_kernel(
+    state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr, steps_ptr, base_coef_ptr, objective_coef_ptr,
+    prev_contrast_coef_ptr, reward_rate_ptr, beta_ptr, kl_budget_ptr, temperature_ptr, mask_top_p_ptr, top_k_ptr, top_p_ptr,
+    weights_ptr, scaled_rewards_ptr, coef_ptr, strength_ptr, on_ray_ptr, truncation_ptr, vocab_size, max_objectives,
+    BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0).to(tl.int64)
-    row = tl.load(table_ptr + group)
-    first, count = tl.load(first_ptr + group), tl.load(count_ptr + group)
-    rate, beta = tl.load(reward_ptr + row), tl.load(beta_ptr + row)
-    delay = tl.load(delay_ptr + row)
-    starting = (delay != 0) & (tl.load(steps_ptr + row) == 0)
-    base = tl.where(starting, 0.0, tl.load(base_ptr + row))
-    scale = tl.where(starting, 1.0, tl.load(scale_ptr + row))
-    limited = tl.load(budget_ptr + row) < float("inf")
-    contrasted = (tl.load(branch_ptr + first) == 0) & (count > 1)
-    ray = limited | (contrasted & (base == 1.0 - scale) & (delay == 0))
+    req_idx = tl.program_id(0).to(tl.int64)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+    reward_rate, beta = tl.load(reward_rate_ptr + state_row), tl.load(beta_ptr + state_row)
+    prev_contrast_coef = tl.load(prev_contrast_coef_ptr + state_row)
+    is_first_step = (prev_contrast_coef != 0) & (tl.load(steps_ptr + state_row) == 0)
+    base_coef = tl.where(is_first_step, 0.0, tl.load(base_coef_ptr + state_row))
+    objective_coef = tl.where(is_first_step, 1.0, tl.load(objective_coef_ptr + state_row))
+    has_kl_budget = tl.load(kl_budget_ptr + state_row) < float("inf")
+    has_base = (tl.load(branch_ptr + row_start) == 0) & (num_rows > 1)
+    on_ray = has_kl_budget | (has_base & (base_coef == 1.0 - objective_coef) & (prev_contrast_coef == 0))
 
-    lanes = tl.arange(0, CHUNK)
-    leasts = tl.full([CHUNK], float("inf"), tl.float64)
-    for start in range(0, width, CHUNK):
-        column = start + lanes
-        asked = tl.load(asked_ptr + row * width + column, mask=column < width, other=0.0)
-        rewards = tl.load(rewards_ptr + row * width + column, mask=column < width, other=0.0)
-        leasts = tl.minimum(leasts, tl.where(asked > 0, rewards, float("inf")))
-    least = tl.min(leasts, axis=0)
-    tops = tl.full([CHUNK], float("-inf"), tl.float64)
-    for start in range(0, width, CHUNK):
-        column = start + lanes
-        exponents, _ = exponent(asked_ptr, rewards_ptr, row * width + column, column < width, rate, least)
-        tops = tl.maximum(tops, exponents)
-    top = tl.max(tops, axis=0)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    sums = tl.zeros([CHUNK], tl.float64)
-    for start in range(0, width, CHUNK):
-        column = start + lanes
-        exponents, _ = exponent(asked_ptr, rewards_ptr, row * width + column, column < width, rate, least)
-        sums += tl.exp(exponents - top)
-    total = tl.sum(sums, axis=0)
-    total = tl.where(total > 0, total, 1.0)
-    for start in range(0, width, CHUNK):
-        column = start + lanes
-        inside = column < width
-        exponents, asked = exponent(asked_ptr, rewards_ptr, row * width + column, inside, rate, least)
-        weights = tl.where(rate == 0, asked, tl.exp(exponents - top) / total)
-        tl.store(weights_ptr + group * width + column, weights, mask=inside)
-        rewards = tl.load(rewards_ptr + row * width + column, mask=inside, other=0.0)
-        tl.store(reported_ptr + group * width + column, rewards * beta, mask=inside)
-    for start in range(0, count, CHUNK):
-        place = start + lanes
-        inside = place < count
-        branch = tl.load(branch_ptr + first + place, mask=inside, other=0)
-        objective = branch > 0
-        at = row * width + tl.where(objective, branch - 1, 0)
-        exponents, asked = exponent(asked_ptr, rewards_ptr, at, inside & objective, rate, least)
-        share = tl.where(rate == 0, asked, tl.exp(exponents - top) / total)
-        free = tl.where(objective, scale * share, base)
-        merged = tl.where(objective, share, 0.0)
-        coefficient = tl.where(ray, merged, free)
-        tl.store(coefficient_ptr + first + place, coefficient.to(tl.float32), mask=inside)
-    tl.store(strength_ptr + group, scale)
-    tl.store(ray_ptr + group, ray.to(tl.int32))
-    warm = tl.load(temperature_ptr + row) >= COLD
-    mask_top_p, top_p = tl.load(mask_top_p_ptr + row), tl.load(top_p_ptr + row)
-    top_k = tl.load(top_k_ptr + row)
-    limits = limits_ptr + group * 3
-    tl.store(limits + NUCLEUS, tl.where(mask_top_p < 1, mask_top_p, 0.0))
-    tl.store(limits + TOP_K, tl.where(warm & (top_k < vocab), top_k, 0).to(tl.float64))
-    tl.store(limits + TOP_P, tl.where(warm & (top_p < 1), top_p, 0.0))
+    lanes = tl.arange(0, BLOCK_O)
+    min_rewards = tl.full([BLOCK_O], float("inf"), tl.float64)
+    for start_o in range(0, max_objectives, BLOCK_O):
+        offs_o = start_o + lanes
+        prior = tl.load(
+            prior_weights_ptr + state_row * max_objectives + offs_o, mask=offs_o < max_objectives, other=0.0
+        )
+        rewards = tl.load(
+            rewards_ptr + state_row * max_objectives + offs_o, mask=offs_o < max_objectives, other=0.0
+        )
+        min_rewards = tl.minimum(min_rewards, tl.where(prior > 0, rewards, float("inf")))
+    min_reward = tl.min(min_rewards, axis=0)
+    maxes = tl.full([BLOCK_O], float("-inf"), tl.float64)
+    for start_o in range(0, max_objectives, BLOCK_O):
+        offs_o = start_o + lanes
+        log_w, _ = log_weights(
+            prior_weights_ptr,
+            rewards_ptr,
+            state_row * max_objectives + offs_o,
+            offs_o < max_objectives,
+            reward_rate,
+            min_reward,
+        )
+        maxes = tl.maximum(maxes, log_w)
+    max_value = tl.max(maxes, axis=0)
+    max_value = tl.where(max_value == float("-inf"), 0.0, max_value)
+    sum_exp = tl.zeros([BLOCK_O], tl.float64)
+    for start_o in range(0, max_objectives, BLOCK_O):
+        offs_o = start_o + lanes
+        log_w, _ = log_weights(
+            prior_weights_ptr,
+            rewards_ptr,
+            state_row * max_objectives + offs_o,
+            offs_o < max_objectives,
+            reward_rate,
+            min_reward,
+        )
+        sum_exp += tl.exp(log_w - max_value)
+    denom = tl.sum(sum_exp, axis=0)
+    denom = tl.where(denom > 0, denom, 1.0)
+    for start_o in range(0, max_objectives, BLOCK_O):
+        offs_o = start_o + lanes
+        mask = offs_o < max_objectives
+        log_w, prior = log_weights(
+            prior_weights_ptr, rewards_ptr, state_row * max_objectives + offs_o, mask, reward_rate, min_reward
+        )
+        weights = tl.where(reward_rate == 0, prior, tl.exp(log_w - max_value) / denom)
+        tl.store(weights_ptr + req_idx * max_objectives + offs_o, weights, mask=mask)
+        rewards = tl.load(rewards_ptr + state_row * max_objectives + offs_o, mask=mask, other=0.0)
+        tl.store(scaled_rewards_ptr + req_idx * max_objectives + offs_o, rewards * beta, mask=mask)
+    for start_o in range(0, num_rows, BLOCK_O):
+        branch_offs = start_o + lanes
+        mask = branch_offs < num_rows
+        branch = tl.load(branch_ptr + row_start + branch_offs, mask=mask, other=0)
+        is_objective = branch > 0
+        offs = state_row * max_objectives + tl.where(is_objective, branch - 1, 0)
+        log_w, prior = log_weights(
+            prior_weights_ptr, rewards_ptr, offs, mask & is_objective, reward_rate, min_reward
+        )
+        weight = tl.where(reward_rate == 0, prior, tl.exp(log_w - max_value) / denom)
+        off_ray_coef = tl.where(is_objective, objective_coef * weight, base_coef)
+        on_ray_coef = tl.where(is_objective, weight, 0.0)
+        coef = tl.where(on_ray, on_ray_coef, off_ray_coef)
+        tl.store(coef_ptr + row_start + branch_offs, coef.to(tl.float32), mask=mask)
+    tl.store(strength_ptr + req_idx, objective_coef)
+    tl.store(on_ray_ptr + req_idx, on_ray.to(tl.int32))
+    is_sampled = tl.load(temperature_ptr + state_row) >= GREEDY_THRESHOLD
+    mask_top_p, top_p = tl.load(mask_top_p_ptr + state_row), tl.load(top_p_ptr + state_row)
+    top_k = tl.load(top_k_ptr + state_row)
+    params_ptr = truncation_ptr + req_idx * 3
+    tl.store(params_ptr + NUCLEUS, tl.where(mask_top_p < 1, mask_top_p, 0.0))
+    tl.store(params_ptr + TOP_K, tl.where(is_sampled & (top_k < vocab_size), top_k, 0).to(tl.float64))
+    tl.store(params_ptr + TOP_P, tl.where(is_sampled & (top_p < 1), top_p, 0.0))

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
-from trimtab.engine.execution.cuda_graphs import DecodeGraphs
-from trimtab.engine.execution.model_runner import plain_tensors
-from trimtab.engine.sequence.sequence import Group
-from trimtab.kernels.backend import PLAIN
+from trimtab.engine.execution.cuda_graphs import CUDAGraphRunner
+from trimtab.engine.execution.model_runner import inference_context
+from trimtab.engine.sequence.sequence import SequenceGroup
+from trimtab.kernels.backend import REFERENCE_BACKEND
 
-from ...helpers.fake_graph import again
-from ...helpers.tiny_model import at_rest
+from ...helpers.fake_graph import fake_capture
+from ...helpers.tiny_model import is_idle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.engine.execution.in_flight import Flight
+    from trimtab.engine.execution.in_flight import InFlightStep
     from trimtab.engine.outputs import Output
-    from trimtab.engine.scheduling.scheduler import Plan
-    from trimtab.kernels.steering.step import Choice
+    from trimtab.engine.scheduling.scheduler import SchedulerOutput
+    from trimtab.kernels.steering.step import SamplerOutput
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
-FAVOURED = 9
+FAVORED_TOKEN = 9
 """A token that is chosen wherever it may be."""
 
 
@@ -36,7 +36,7 @@ def open_engine(folder: Path, **fields: Any) -> Engine:
 @pytest.fixture
 def engine(tiny_folder: Path) -> Engine:
     found = open_engine(tiny_folder)
-    found._core.looks_ahead = True
+    found._core.async_scheduling = True
     return found
 
 
@@ -45,28 +45,28 @@ def reference(tiny_folder: Path) -> Engine:
     return open_engine(tiny_folder)
 
 
-def watch(engine: Engine) -> list[str]:
+def record_events(engine: Engine) -> list[str]:
     """What is launched and read from now on, in that order; steps whose tokens nobody knows are 'ahead'."""
     runner, events = engine._core.runner, list[str]()
-    launch = runner.launch
+    launch = runner.execute
 
-    def launched(plan: Plan) -> Flight:
-        events.append("ahead" if plan.follows else "launch")
-        flight = launch(plan)
-        land = flight.land
+    def record_launch(scheduler_output: SchedulerOutput) -> InFlightStep:
+        events.append("ahead" if scheduler_output.prev_index else "execute")
+        step = launch(scheduler_output)
+        result = step.result
 
-        def landed() -> Choice | None:
-            events.append("land")
-            return land()
+        def record_result() -> SamplerOutput | None:
+            events.append("result")
+            return result()
 
-        object.__setattr__(flight, "land", landed)
-        return flight
+        object.__setattr__(step, "result", record_result)
+        return step
 
-    runner.launch = launched  # type: ignore[method-assign]
+    runner.execute = record_launch  # type: ignore[method-assign]
     return events
 
 
-def requests() -> list[Request]:
+def make_requests() -> list[Request]:
     """Answers of several lengths, by all that the table of a request keeps between steps."""
     lengths = (3, 30, 9, 40)
     methods = (Amulet([KIND]), Mato([KIND, SHORT], kl_budget=0.2), Opad([SHORT]), Base())
@@ -76,187 +76,195 @@ def requests() -> list[Request]:
     ]
 
 
-def same(found: list[Output], expected: list[Output]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert one.error is None
-        assert (one.token_ids, one.text, one.trace) == (other.token_ids, other.text, other.trace)
+def assert_same_outputs(found: list[Output], expected: list[Output]) -> None:
+    for output, reference in zip(found, expected, strict=True):
+        assert output.error is None
+        assert (output.token_ids, output.text, output.trace) == (
+            reference.token_ids,
+            reference.text,
+            reference.trace,
+        )
 
 
-def test_the_next_step_is_launched_before_the_last_ones_choice_is_read(engine: Engine) -> None:
-    events = watch(engine)
+def test_the_next_step_is_launched_before_the_last_steps_tokens_are_read(engine: Engine) -> None:
+    events = record_events(engine)
     engine.generate(Request("Why?", Base(), SamplingParams(max_tokens=5, ignore_eos=True)))
-    assert events == ["launch", *["ahead", "land"] * 4, "land"]
+    assert events == ["execute", *["ahead", "result"] * 4, "result"]
 
 
-def test_answers_are_the_same(engine: Engine, reference: Engine) -> None:
-    events = watch(engine)
-    same(engine.generate(requests()), reference.generate(requests()))
+def test_async_scheduling_gives_the_same_answers(engine: Engine, reference: Engine) -> None:
+    events = record_events(engine)
+    assert_same_outputs(engine.generate(make_requests()), reference.generate(make_requests()))
     assert events.count("ahead") > 30
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
-def test_replayed_steps_follow_one_another(
+def test_replayed_graph_steps_use_the_previous_steps_tokens(
     tiny_folder: Path, reference: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.engine.core.builder.backend_of", lambda *_: PLAIN)
+    monkeypatch.setattr("trimtab.engine.core.builder.select_backend", lambda *_: REFERENCE_BACKEND)
     engine = open_engine(tiny_folder)
     core = engine._core
-    core.looks_ahead = True
-    with plain_tensors():
-        core.runner.graphs = DecodeGraphs(core.runner.model, core.runner.cache, 12, 512, again)  # type: ignore[arg-type]
-    events = watch(engine)
-    for one, other in zip(engine.generate(requests()), reference.generate(requests()), strict=True):
+    core.async_scheduling = True
+    with inference_context():
+        core.runner.cuda_graphs = CUDAGraphRunner(core.runner.model, core.runner.cache, 12, 512, fake_capture)  # type: ignore[arg-type]
+    events = record_events(engine)
+    for one, other in zip(engine.generate(make_requests()), reference.generate(make_requests()), strict=True):
         assert (one.error, one.token_ids) == (None, other.token_ids)
     assert events.count("ahead") > 30
 
 
-def test_what_an_ended_answer_would_have_gone_on_with_is_dropped(engine: Engine, reference: Engine) -> None:
+def test_tokens_computed_after_the_end_of_an_answer_are_dropped(engine: Engine, reference: Engine) -> None:
     """One ends by a token that nobody foresaw; its pages and its row go to the next, and another goes on."""
     ending = SamplingParams(
-        max_tokens=20, min_tokens=4, logit_bias={FAVOURED: 1e4}, stop_token_ids=(FAVOURED,)
+        max_tokens=20, min_tokens=4, logit_bias={FAVORED_TOKEN: 1e4}, stop_token_ids=(FAVORED_TOKEN,)
     )
-    asked = [
+    requests = [
         Request("Why?", Mato([KIND, SHORT]), ending),
         Request("What?", Amulet([KIND]), SamplingParams(max_tokens=30, ignore_eos=True)),
     ]
     later = Request("Who?", Opad([SHORT]), SamplingParams(max_tokens=12, ignore_eos=True))
-    found = run(engine, asked, {5: later})
+    found = run_with_arrivals(engine, requests, {5: later})
     assert len(found[0].token_ids) == 5  # four that are not the end, which is banned, and the end
-    same(found, [reference.generate(request) for request in (*asked, later)])
-    assert at_rest(engine)
+    assert_same_outputs(found, [reference.generate(request) for request in (*requests, later)])
+    assert is_idle(engine)
 
 
-def run(engine: Engine, asked: list[Request], arriving: dict[int, Request]) -> list[Output]:
+def run_with_arrivals(engine: Engine, requests: list[Request], arrivals: dict[int, Request]) -> list[Output]:
     """Answers, in the order in which requests came; `arriving` are added before the step of their number."""
-    core, groups = engine._core, list[Group]()
+    core, groups = engine._core, list[SequenceGroup]()
 
     def add(request: Request) -> None:
-        groups.extend(core.admit(request))
+        groups.extend(core.create_groups(request))
         core.scheduler.add(groups[-1])
 
-    for request in asked:
+    for request in requests:
         add(request)
     for step in range(200):
-        if step in arriving:
-            add(arriving[step])
+        if step in arrivals:
+            add(arrivals[step])
         if not core.scheduler.idle:
             core.step()
-    return [group.output(0.0) for group in groups]
+    return [group.make_output(0.0) for group in groups]
 
 
-def test_one_that_is_taken_out_leaves_its_place_at_once(engine: Engine, reference: Engine) -> None:
+def test_a_removed_request_frees_its_row_at_once(engine: Engine, reference: Engine) -> None:
     core = engine._core
-    gone, stays = (core.admit(request)[0] for request in requests()[1::2])
+    gone, stays = (core.create_groups(request)[0] for request in make_requests()[1::2])
     for group in (gone, stays):
         core.scheduler.add(group)
-    while len(gone.tokens) < 6:
+    while len(gone.output_ids) < 6:
         core.step()
     core.scheduler.remove(gone)
-    (comes,) = core.admit(requests()[2])
+    (comes,) = core.create_groups(make_requests()[2])
     core.scheduler.add(comes)
     while not core.scheduler.idle:
         core.step()
-    assert len(gone.tokens) == 6
-    same([group.output(0.0) for group in (stays, comes)], reference.generate(requests()[3:1:-1]))
-    assert at_rest(engine)
+    assert len(gone.output_ids) == 6
+    assert_same_outputs(
+        [group.make_output(0.0) for group in (stays, comes)], reference.generate(make_requests()[3:1:-1])
+    )
+    assert is_idle(engine)
 
 
-def test_a_step_that_nobody_waits_for_is_forgotten(engine: Engine) -> None:
-    core, events = engine._core, watch(engine)
-    (group,) = core.admit(requests()[3])
+def test_a_step_of_removed_requests_is_discarded(engine: Engine) -> None:
+    core, events = engine._core, record_events(engine)
+    (group,) = core.create_groups(make_requests()[3])
     core.scheduler.add(group)
     core.step()
-    assert events[-2:] == ["ahead", "land"]
+    assert events[-2:] == ["ahead", "result"]
     core.scheduler.remove(group)
-    assert engine.generate(requests()[0]).error is None
-    assert events.count("land") == events.count("ahead") + events.count("launch") - 1
+    assert engine.generate(make_requests()[0]).error is None
+    assert events.count("result") == events.count("ahead") + events.count("execute") - 1
 
 
 @pytest.mark.parametrize(
     "penalty", [{"repetition_penalty": 1.2}, {"presence_penalty": 0.5}, {"frequency_penalty": -0.5}], ids=str
 )
-def test_a_penalty_waits_for_the_tokens_that_it_is_about(
+def test_requests_with_penalties_are_not_scheduled_ahead(
     engine: Engine, reference: Engine, penalty: dict[str, float]
 ) -> None:
-    asked = Request("Why?", Amulet([KIND]), SamplingParams(max_tokens=8, ignore_eos=True, **penalty))  # type: ignore[arg-type]
-    events = watch(engine)
-    same([engine.generate(asked)], [reference.generate(asked)])
+    request = Request("Why?", Amulet([KIND]), SamplingParams(max_tokens=8, ignore_eos=True, **penalty))  # type: ignore[arg-type]
+    events = record_events(engine)
+    assert_same_outputs([engine.generate(request)], [reference.generate(request)])
     assert "ahead" not in events
 
 
-def test_who_waits_begins_as_soon_as_there_is_room(tiny_folder: Path, reference: Engine) -> None:
+def test_a_waiting_request_starts_as_soon_as_there_is_room(tiny_folder: Path, reference: Engine) -> None:
     engine = open_engine(tiny_folder, max_num_seqs=1)
-    engine._core.looks_ahead = True
-    asked = [
+    engine._core.async_scheduling = True
+    requests = [
         Request("Why?", Base(), SamplingParams(max_tokens=4, ignore_eos=True)),
         Request("What?", Base(), SamplingParams(max_tokens=4, ignore_eos=True)),
     ]
-    events = watch(engine)
-    same(engine.generate(asked), reference.generate(asked))
+    events = record_events(engine)
+    assert_same_outputs(engine.generate(requests), reference.generate(requests))
     # the last step of the first is known to be its last: the next step is the other's first
-    assert events == ["launch", *["ahead", "land"] * 3, "land"] * 2
+    assert events == ["execute", *["ahead", "result"] * 3, "result"] * 2
 
 
-def test_a_failed_launch_loses_what_ran_and_nothing_else(
+def test_a_failed_launch_fails_only_the_running_requests(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core, launch = engine._core, engine._core.runner.launch
+    core, launch = engine._core, engine._core.runner.execute
     left = [3]
 
-    def failing(plan: Plan) -> Flight:
+    def failing(plan: SchedulerOutput) -> InFlightStep:
         left[0] -= 1
         if not left[0]:
             raise RuntimeError("no more memory")
         return launch(plan)
 
-    monkeypatch.setattr(core.runner, "launch", failing)
+    monkeypatch.setattr(core.runner, "execute", failing)
     with pytest.raises(RuntimeError, match="no more memory"):
-        engine.generate(requests()[3])
-    assert core._next is None
-    assert engine.generate(requests()[0]).error is None
-    assert at_rest(engine)
+        engine.generate(make_requests()[3])
+    assert core._in_flight is None
+    assert engine.generate(make_requests()[0]).error is None
+    assert is_idle(engine)
 
 
-def test_an_answer_that_has_ended_is_not_kept_by_the_step_after_it(engine: Engine) -> None:
-    core, kept = engine._core, list[weakref.ref[Group]]()
-    admit = core.admit
+def test_a_finished_group_is_not_referenced_by_the_next_step(engine: Engine) -> None:
+    core, group_refs = engine._core, list[weakref.ref[SequenceGroup]]()
+    admit = core.create_groups
 
-    def noted(request: Request) -> list[Group]:
+    def record_groups(request: Request) -> list[SequenceGroup]:
         groups = admit(request)
-        kept.extend(map(weakref.ref, groups))
+        group_refs.extend(map(weakref.ref, groups))
         return groups
 
-    core.admit = noted  # type: ignore[method-assign]
-    ends = SamplingParams(max_tokens=50, logit_bias={FAVOURED: 1e4}, stop_token_ids=(FAVOURED,))
+    core.create_groups = record_groups  # type: ignore[method-assign]
+    ends = SamplingParams(max_tokens=50, logit_bias={FAVORED_TOKEN: 1e4}, stop_token_ids=(FAVORED_TOKEN,))
     assert len(engine.generate(Request("Why?", Base(), ends)).token_ids) == 1
     gc.collect()
-    assert [group() for group in kept] == [None]
+    assert [group() for group in group_refs] == [None]
 
 
-def test_who_leaves_after_a_failed_step_takes_no_others_row(engine: Engine, reference: Engine) -> None:
+def test_leaving_after_a_failed_step_frees_no_other_requests_row(engine: Engine, reference: Engine) -> None:
     """A stream that the step has failed for is read to its end when others have begun."""
-    core, launch = engine._core, engine._core.runner.launch
+    core, launch = engine._core, engine._core.runner.execute
 
-    def asked(seed: int) -> Request:
+    def make_request(seed: int) -> Request:
         sampling = SamplingParams(max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
         return Request("Why? " * seed, Base(), sampling)
 
-    def failing(plan: Plan) -> Flight:
+    def failing(plan: SchedulerOutput) -> InFlightStep:
         raise RuntimeError("no more memory")
 
-    one, two = engine.stream(asked(1)), engine.stream(asked(2))
+    one, two = engine.stream(make_request(1)), engine.stream(make_request(2))
     next(one)
     next(two)
-    core.runner.launch = failing  # type: ignore[method-assign]
+    core.runner.execute = failing  # type: ignore[method-assign]
     with pytest.raises(RuntimeError):
         list(one)
-    core.runner.launch = launch  # type: ignore[method-assign]
-    three, four = engine.stream(asked(3)), engine.stream(asked(4))
+    core.runner.execute = launch  # type: ignore[method-assign]
+    three, four = engine.stream(make_request(3)), engine.stream(make_request(4))
     next(three)
     next(four)
     list(two)
-    five = engine.stream(asked(5))
+    five = engine.stream(make_request(5))
     next(five)
-    assert len({group.row for group in core.scheduler.running}) == 3
+    assert len({group.state_row for group in core.scheduler.running}) == 3
     found = [list(stream)[-1].output for stream in (three, four, five)]
-    same([output for output in found if output], [reference.generate(asked(seed)) for seed in (3, 4, 5)])
+    assert_same_outputs(
+        [output for output in found if output], [reference.generate(make_request(seed)) for seed in (3, 4, 5)]
+    )

@@ -21,48 +21,48 @@ import pytest
 from trimtab import AsyncEngine, BusyError, Engine, Mato, Objective, Request, RunError, SamplingParams
 from trimtab.engine.outputs import Output
 
-from ...helpers.tiny_model import at_rest
+from ...helpers.tiny_model import is_idle
 
-WISHES = [Objective("Be kind."), Objective("Be short.", 2)]
-
-
-def asked(n: int, tokens: int = 8) -> Request:
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.7, seed=n, ignore_eos=True)
-    return Request(f"Why {n}?", Mato(WISHES), sampling)
+OBJECTIVES = [Objective("Be kind."), Objective("Be short.", 2)]
 
 
-def opened(folder: Path, **fields: Any) -> AsyncEngine:
+def make_request(n: int, max_tokens: int = 8) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.7, seed=n, ignore_eos=True)
+    return Request(f"Why {n}?", Mato(OBJECTIVES), sampling)
+
+
+def make_async_engine(folder: Path, **fields: Any) -> AsyncEngine:
     return AsyncEngine.from_pretrained(str(folder), kv_cache_memory="1MiB", **fields)
 
 
 @pytest.fixture(scope="module")
-def engine_of_all(tiny_folder: Path) -> Iterator[AsyncEngine]:
-    engine = opened(tiny_folder)
+def shared_engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
+    engine = make_async_engine(tiny_folder)
     yield engine
     engine.shutdown()
-    assert at_rest(engine)
+    assert is_idle(engine)
     assert engine.unfinished == 0
 
 
 @pytest.fixture
-def engine(engine_of_all: AsyncEngine) -> Iterator[AsyncEngine]:
+def engine(shared_engine: AsyncEngine) -> Iterator[AsyncEngine]:
     """One that takes requests before and after the test."""
-    yield engine_of_all
-    assert engine_of_all.refusal is None
+    yield shared_engine
+    assert shared_engine.refusal is None
 
 
-def run(what: Callable[[], Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(what(), 120))
+def run_async(make_coroutine: Callable[[], Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(make_coroutine(), 120))
 
 
-def at_once(*calls: Callable[[], Any]) -> list[Any]:
+def call_concurrently(*calls: Callable[[], Any]) -> list[Any]:
     """What threads that start together give, or the RunError that they raise."""
     barrier = threading.Barrier(len(calls))
 
-    def call(one: Callable[[], Any]) -> Any:
+    def call(function: Callable[[], Any]) -> Any:
         barrier.wait(60)
         try:
-            return one()
+            return function()
         except RunError as error:
             return error
 
@@ -73,10 +73,10 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 # Ends: of engines, loops, processes.
 
 
-def test_an_engine_that_nobody_has_any_more_ends_its_thread(tiny_folder: Path) -> None:
-    engines = [opened(tiny_folder)]
-    run(lambda: engines[0].generate(asked(0)))
-    worker, core = engines[0]._loop._worker, weakref.ref(engines[0]._core)
+def test_an_unreferenced_engine_ends_its_thread(tiny_folder: Path) -> None:
+    engines = [make_async_engine(tiny_folder)]
+    run_async(lambda: engines[0].generate(make_request(0)))
+    worker, core = engines[0]._thread._thread, weakref.ref(engines[0]._core)
     engines.clear()
     end = time.monotonic() + 60
     while (worker.is_alive() or core()) and time.monotonic() < end:
@@ -86,20 +86,20 @@ def test_an_engine_that_nobody_has_any_more_ends_its_thread(tiny_folder: Path) -
     assert core() is None
 
 
-def test_an_answer_is_finished_for_its_callback_though_nobody_has_the_engine(tiny_folder: Path) -> None:
-    found, told = list[Future[Output]](), threading.Event()
+def test_a_submitted_answer_reaches_its_callback_though_the_engine_is_unreferenced(tiny_folder: Path) -> None:
+    found, finished = list[Future[Output]](), threading.Event()
 
-    def tell(future: Future[Output]) -> None:
+    def on_done(future: Future[Output]) -> None:
         found.append(future)
-        told.set()
+        finished.set()
 
-    opened(tiny_folder).submit(asked(0, 100)).add_done_callback(tell)
+    make_async_engine(tiny_folder).submit(make_request(0, 100)).add_done_callback(on_done)
     gc.collect()
-    assert told.wait(60)
+    assert finished.wait(60)
     assert found[0].result(0).finish_reason == "length"
 
 
-ENDS = {
+SHUTDOWN_PROGRAMS = {
     "at once": "",
     "in a step": "futures = [engine.submit(request(400)) for _ in range(4)]",
     "in a stream": """
@@ -119,13 +119,14 @@ QUICK = ("in a step", "from a thread")
 
 
 @pytest.mark.parametrize(
-    "how", [how if how in QUICK else pytest.param(how, marks=pytest.mark.long) for how in ENDS]
+    "how", [how if how in QUICK else pytest.param(how, marks=pytest.mark.long) for how in SHUTDOWN_PROGRAMS]
 )
 def test_the_interpreter_ends_with_a_live_engine(tiny_folder: Path, how: str) -> None:
-    ended = python(
+    ended = run_python(
         "engine = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')\n"
         "def request(n):\n"
-        "    return Request('Why?', sampling=SamplingParams(max_tokens=n, ignore_eos=True))\n" + ENDS[how],
+        "    return Request('Why?', sampling=SamplingParams(max_tokens=n, ignore_eos=True))\n"
+        + SHUTDOWN_PROGRAMS[how],
         str(tiny_folder),
     )
     assert ended.stderr == ""
@@ -133,7 +134,7 @@ def test_the_interpreter_ends_with_a_live_engine(tiny_folder: Path, how: str) ->
     assert how != "from a thread" or ended.stdout == "5\n"
 
 
-def python(code: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
     """A program of its own, ended by force when it hangs."""
     head = (
         "import asyncio, os, sys, threading, torch\n"
@@ -149,7 +150,7 @@ def python(code: str, *arguments: str, threads: int = 1) -> subprocess.Completed
     )
 
 
-FORKED = """
+FORK_PROGRAM = """
 engine = Engine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
 served = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
 request = Request('What happens if an earthworm is cut in half? ' * 5, sampling=SamplingParams(max_tokens=4))
@@ -175,27 +176,30 @@ print(os.waitstatus_to_exitcode(status), engine.generate(request).token_ids == e
 
 
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_a_forked_process_is_refused_its_parents_engine_and_makes_its_own(
+def test_a_forked_process_cannot_use_its_parents_engine_but_can_build_its_own(
     tiny_folder: Path, threads: int
 ) -> None:
-    ended = python(FORKED, str(tiny_folder), threads=threads)
+    ended = run_python(FORK_PROGRAM, str(tiny_folder), threads=threads)
     refusal = "the engine was made before this process was forked; make one in each process"
     assert ended.stdout.splitlines() == [refusal] * 3 + ["True", "True", "7 True"], ended.stderr
 
 
-def test_a_loop_that_is_closed_in_mid_stream_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
+def test_closing_an_event_loop_in_mid_stream_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
     async def begin() -> Any:
-        return await engine.begin(asked(0, 100))
+        return await engine.open_stream(make_request(0, 100))
 
     for _ in range(20):
         pieces = asyncio.run(begin())
-    assert run(lambda: engine.generate(asked(1))).token_ids == tiny.generate(asked(1)).token_ids
+    assert (
+        run_async(lambda: engine.generate(make_request(1))).token_ids
+        == tiny.generate(make_request(1)).token_ids
+    )
     pieces.close()
 
 
-def test_a_task_that_waits_for_a_closed_stream_gets_no_more(engine: AsyncEngine) -> None:
+def test_closing_a_stream_ends_the_task_that_reads_it(engine: AsyncEngine) -> None:
     async def leave() -> None:
-        pieces = await engine.begin(asked(0, 400))
+        pieces = await engine.open_stream(make_request(0, 400))
 
         async def read() -> int:
             return len([piece async for piece in pieces])
@@ -205,13 +209,13 @@ def test_a_task_that_waits_for_a_closed_stream_gets_no_more(engine: AsyncEngine)
         pieces.close()
         assert await asyncio.wait_for(reading, 30) < 400
 
-    run(leave)
+    run_async(leave)
 
 
 # Scores and futures.
 
 
-def test_a_score_that_is_cancelled_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
+def test_a_cancelled_score_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
     async def cancel() -> None:
         tasks = [asyncio.create_task(engine.score([5, 6, 7])) for _ in range(20)]
         await asyncio.sleep(0)
@@ -221,48 +225,48 @@ def test_a_score_that_is_cancelled_disturbs_nobody(engine: AsyncEngine, tiny: En
         assert all(isinstance(each, asyncio.CancelledError) for each in found[::2])
         assert all(each.equal(tiny.score([5, 6, 7])) for each in found[1::2])
 
-    run(cancel)
+    run_async(cancel)
     assert engine.refusal is None
 
 
 def test_scores_that_a_closed_engine_has_not_computed_are_refused(tiny_folder: Path) -> None:
-    engine = opened(tiny_folder)
+    engine = make_async_engine(tiny_folder)
 
     async def close() -> list[Any]:
-        busy = [asyncio.create_task(engine.generate(asked(n, 100))) for n in range(3)]
+        busy = [asyncio.create_task(engine.generate(make_request(n, 100))) for n in range(3)]
         scores = [asyncio.create_task(engine.score([5] * 400)) for _ in range(30)]
         await asyncio.sleep(0.02)
         await engine.close()
         await asyncio.gather(*busy, return_exceptions=True)
         return await asyncio.gather(*scores, return_exceptions=True)
 
-    for found in run(close):
+    for found in run_async(close):
         assert not isinstance(found, Exception) or str(found) == "the engine is closed"
 
 
-def test_an_end_that_is_asked_for_between_two_looks_is_not_missed(tiny_folder: Path) -> None:
-    engine = opened(tiny_folder)
+def test_a_stop_between_two_reads_of_the_command_queue_is_not_missed(tiny_folder: Path) -> None:
+    engine = make_async_engine(tiny_folder)
     entered = threading.Event()
 
     def ask(_: object) -> None:
         entered.wait(60)
-        engine._loop._stop()  # its own note is read with this one
+        engine._thread._finalizer()  # its own note is read with this one
 
-    engine._loop._notes.put(lambda _: entered.set())
-    engine._loop._notes.put(ask)
-    engine._loop._worker.join(60)
-    assert not engine._loop._worker.is_alive()
+    engine._thread._commands.put(lambda _: entered.set())
+    engine._thread._commands.put(ask)
+    engine._thread._thread.join(60)
+    assert not engine._thread._thread.is_alive()
     engine.shutdown()
 
 
-def test_whoever_waits_for_several_futures_hears_of_a_cancelled_one(engine: AsyncEngine) -> None:
-    futures = [engine.submit(asked(n, 5 if n else 400)) for n in range(3)]
+def test_waiting_for_several_futures_ends_when_one_is_cancelled(engine: AsyncEngine) -> None:
+    futures = [engine.submit(make_request(n, 5 if n else 400)) for n in range(3)]
     assert futures[0].cancel()
     assert wait(futures, timeout=60).not_done == set()
 
 
-def test_a_futures_callback_may_ask_again_and_close_the_engine(tiny_folder: Path) -> None:
-    engine, done = opened(tiny_folder), threading.Event()
+def test_a_futures_callback_may_submit_again_and_close_the_engine(tiny_folder: Path) -> None:
+    engine, done = make_async_engine(tiny_folder), threading.Event()
     second: list[Future[Output]] = []
 
     def close(_: Future[Output]) -> None:
@@ -270,35 +274,35 @@ def test_a_futures_callback_may_ask_again_and_close_the_engine(tiny_folder: Path
         done.set()
 
     def again(_: Future[Output]) -> None:
-        second.append(engine.submit(asked(1)))
+        second.append(engine.submit(make_request(1)))
         second[0].add_done_callback(close)
 
-    engine.submit(asked(0)).add_done_callback(again)
+    engine.submit(make_request(0)).add_done_callback(again)
     assert done.wait(60)
     engine.shutdown()
     assert second[0].result(60).finish_reason == "length"
 
 
-def test_those_who_left_do_not_count_as_waiting(tiny_folder: Path) -> None:
-    engine = opened(tiny_folder, max_waiting=2, max_num_seqs=3)
+def test_aborted_requests_do_not_count_as_waiting(tiny_folder: Path) -> None:
+    engine = make_async_engine(tiny_folder, max_waiting=2, max_num_seqs=3)
     step, go = engine._core.step, threading.Event()
     engine._core.step = lambda: go.wait(60) and step()  # type: ignore[method-assign,func-returns-value]
-    first = engine.submit(asked(0))
+    first = engine.submit(make_request(0))
     while not engine.stats.waiting:  # the worker has it, and is about to step
         time.sleep(0.001)
-    waiting = engine.submit(asked(1))
+    waiting = engine.submit(make_request(1))
     with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
-        engine.submit(asked(2))
+        engine.submit(make_request(2))
     for _ in range(3):
-        asyncio.run(cancelled_score(engine))
+        asyncio.run(cancel_score(engine))
     waiting.cancel()
     go.set()
     assert first.result(60).finish_reason == "length"
-    assert engine.submit(asked(3)).result(60).finish_reason == "length"
+    assert engine.submit(make_request(3)).result(60).finish_reason == "length"
     engine.shutdown()
 
 
-async def cancelled_score(engine: AsyncEngine) -> None:
+async def cancel_score(engine: AsyncEngine) -> None:
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
         await asyncio.wait_for(engine.score([1]), 0.01)
 
@@ -307,42 +311,44 @@ async def cancelled_score(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize("turn", range(6))
-def test_whoever_comes_as_the_engine_closes_is_answered_or_refused(tiny_folder: Path, turn: int) -> None:
-    engine = opened(tiny_folder)
+def test_a_request_made_during_shutdown_is_answered_or_refused(tiny_folder: Path, turn: int) -> None:
+    engine = make_async_engine(tiny_folder)
 
     def submit(n: int) -> Callable[[], Any]:
-        return lambda: engine.submit(asked(n), (None, 0.001)[n % 2])
+        return lambda: engine.submit(make_request(n), (None, 0.001)[n % 2])
 
     def score() -> Any:
-        return run(lambda: engine.score([5, 6]))
+        return run_async(lambda: engine.score([5, 6]))
 
     calls = [*map(submit, range(6)), score, score, engine.shutdown, engine.shutdown]
     random.Random(turn).shuffle(calls)
-    for found in at_once(*calls):
+    for found in call_concurrently(*calls):
         if isinstance(found, Future):
             assert found.result(60).finish_reason in ("length", "abort")
         elif isinstance(found, RunError):
             assert "closed" in str(found)
-    assert at_rest(engine)
+    assert is_idle(engine)
     assert engine.unfinished == 0
 
 
 @pytest.mark.parametrize("turn", range(12))
-def test_who_leaves_as_the_answer_ends_gets_one_of_both(engine_of_all: AsyncEngine, turn: int) -> None:
-    future = engine_of_all.submit(asked(turn, 1 + turn % 3))
+def test_cancelling_at_the_end_of_an_answer_gives_either_the_answer_or_the_cancellation(
+    shared_engine: AsyncEngine, turn: int
+) -> None:
+    future = shared_engine.submit(make_request(turn, 1 + turn % 3))
     time.sleep(0.001 * turn)
-    cancelled, again = at_once(future.cancel, future.cancel)
+    cancelled, again = call_concurrently(future.cancel, future.cancel)
     assert cancelled == again == future.cancelled()
     assert cancelled or future.result(60).finish_reason == "length"
 
 
 def test_two_engines_in_two_threads_answer_as_alone(tiny_folder: Path, tiny: Engine) -> None:
-    requests = [asked(n) for n in range(8)]
+    requests = [make_request(n) for n in range(8)]
     expected = [(output.token_ids, output.trace) for output in tiny.generate(requests)]
     engines = [Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB") for _ in range(2)]
 
     def answers(engine: Engine) -> list[Any]:
         return [(output.token_ids, output.trace) for _ in range(3) for output in engine.generate(requests)]
 
-    for found in at_once(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
+    for found in call_concurrently(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
         assert found == expected * 3

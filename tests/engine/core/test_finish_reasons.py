@@ -8,7 +8,7 @@ import pytest
 import torch
 from trimtab.engine import Amulet, Engine, Request, SamplingParams
 
-from ...helpers.sample_requests import ASK, KIND, greedy, prompt_ids
+from ...helpers.sample_requests import KIND, QUESTION, greedy_params, prompt_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,14 +19,14 @@ EOS = 2
 
 
 def test_answers_end_at_max_tokens(tiny: Engine) -> None:
-    output = tiny.generate(Request(ASK, sampling=greedy(7, ignore_eos=True)))
+    output = tiny.generate(Request(QUESTION, sampling=greedy_params(7, ignore_eos=True)))
     assert (len(output.token_ids), output.finish_reason) == (7, "length")
     assert output.text == tiny.tokenizer.decode(output.token_ids)
 
 
 def test_an_answer_ends_where_the_longest_branch_fills_the_context(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=200)
-    output = engine.generate(Request("Why?", Amulet([KIND]), greedy(500, ignore_eos=True)))
+    output = engine.generate(Request("Why?", Amulet([KIND]), greedy_params(500, ignore_eos=True)))
     longest = max(len(ids) for ids in prompt_ids(output))
     assert longest + len(output.token_ids) == 200
     assert output.finish_reason == "length"
@@ -34,59 +34,64 @@ def test_an_answer_ends_where_the_longest_branch_fills_the_context(tiny_folder: 
 
 def test_end_of_text_ends_the_answer_and_is_an_id_but_no_text(tiny: Engine) -> None:
     for field in ({}, {"skip_special_tokens": False}, {"include_stop_str_in_output": True}):
-        output = tiny.generate(Request(ASK, sampling=greedy(logit_bias={EOS: 1e4}, **field)))
+        output = tiny.generate(Request(QUESTION, sampling=greedy_params(logit_bias={EOS: 1e4}, **field)))
         assert (output.token_ids, output.text, output.finish_reason) == ([EOS], "", "stop")
 
 
 def test_end_of_text_can_be_ignored(tiny: Engine) -> None:
-    output = tiny.generate(Request(ASK, sampling=greedy(6, logit_bias={EOS: 1e4}, ignore_eos=True)))
-    assert (output.token_ids, output.finish_reason) == ([EOS] * 6, "length")
-    shown = tiny.generate(
-        Request(ASK, sampling=greedy(2, logit_bias={EOS: 1e4}, ignore_eos=True, skip_special_tokens=False))
+    output = tiny.generate(
+        Request(QUESTION, sampling=greedy_params(6, logit_bias={EOS: 1e4}, ignore_eos=True))
     )
-    assert shown.text == "<|im_end|>" * 2
+    assert (output.token_ids, output.finish_reason) == ([EOS] * 6, "length")
+    unskipped = tiny.generate(
+        Request(
+            QUESTION,
+            sampling=greedy_params(2, logit_bias={EOS: 1e4}, ignore_eos=True, skip_special_tokens=False),
+        )
+    )
+    assert unskipped.text == "<|im_end|>" * 2
 
 
 def test_no_answer_ends_before_min_tokens(tiny: Engine) -> None:
-    plain = tiny.generate(Request(ASK, sampling=greedy(ignore_eos=True)))
-    sampling = greedy(min_tokens=5, logit_bias={EOS: 1e4}, stop_token_ids=plain.token_ids[:3])
-    output = tiny.generate(Request(ASK, sampling=sampling))
+    plain = tiny.generate(Request(QUESTION, sampling=greedy_params(ignore_eos=True)))
+    sampling = greedy_params(min_tokens=5, logit_bias={EOS: 1e4}, stop_token_ids=plain.token_ids[:3])
+    output = tiny.generate(Request(QUESTION, sampling=sampling))
     assert len(output.token_ids) == 6
     assert output.token_ids[-1] == EOS
     assert not {EOS, *plain.token_ids[:3]} & set(output.token_ids[:5])
 
 
 def test_stop_token_ids_end_the_answer_before_their_text(tiny: Engine) -> None:
-    plain = tiny.generate(Request(ASK, sampling=greedy(ignore_eos=True)))
+    plain = tiny.generate(Request(QUESTION, sampling=greedy_params(ignore_eos=True)))
     stop = plain.token_ids[4]
     first = plain.token_ids.index(stop)
-    output = tiny.generate(Request(ASK, sampling=greedy(stop_token_ids=(stop,), ignore_eos=True)))
+    output = tiny.generate(Request(QUESTION, sampling=greedy_params(stop_token_ids=(stop,), ignore_eos=True)))
     assert output.token_ids == plain.token_ids[: first + 1]
     assert output.text == tiny.tokenizer.decode(output.token_ids[:-1])
     assert output.finish_reason == "stop"
 
 
-FORCED = "one two STOP three"
+FORCED_TEXT = "one two STOP three"
 
 
-def forced(engine: Engine, text: str, **fields: Any) -> Output:
+def generate_forced_text(engine: Engine, text: str, **fields: Any) -> Output:
     """The answer of a model that says exactly `text`, character by character: every token is one byte."""
     ids = [id_ for character in text for id_ in engine.tokenizer.encode(character)]
     request = Request("Say it.", sampling=SamplingParams(max_tokens=len(ids), **fields))
-    given = iter(ids)
-    head: Any = engine._core.runner.model.head
-    own = head._product
+    forced_ids = iter(ids)
+    head: Any = engine._core.runner.model.lm_head
+    original_matmul = head._product
 
-    def only(hidden: torch.Tensor) -> torch.Tensor:
-        logits = own(hidden)
-        logits[:, next(given)] = 1e4
+    def force_next_token(hidden: torch.Tensor) -> torch.Tensor:
+        logits = original_matmul(hidden)
+        logits[:, next(forced_ids)] = 1e4
         return logits
 
-    head._product = only
+    head._product = force_next_token
     try:
         return engine.generate(request)
     finally:
-        head._product = own
+        head._product = original_matmul
 
 
 @pytest.mark.parametrize(
@@ -96,27 +101,27 @@ def forced(engine: Engine, text: str, **fields: Any) -> Output:
         (("STOP",), True, "one two STOP", 12),
         (("o S", "STOP"), False, "one tw", 9),
         (("wo ST", "o S"), False, "one t", 10),
-        (("never",), False, FORCED, len(FORCED)),
-        (("threes",), False, FORCED, len(FORCED)),
+        (("never",), False, FORCED_TEXT, len(FORCED_TEXT)),
+        (("threes",), False, FORCED_TEXT, len(FORCED_TEXT)),
         (("e",), False, "on", 3),
         (("e",), True, "one", 3),
-        ((FORCED,), False, "", len(FORCED)),
+        ((FORCED_TEXT,), False, "", len(FORCED_TEXT)),
     ],
 )
 def test_an_answer_ends_at_a_stop_text_that_spans_tokens(
     stop: tuple[str, ...], include: bool, text: str, tokens: int, tiny: Engine
 ) -> None:
-    output = forced(tiny, FORCED, stop=stop, include_stop_str_in_output=include)
+    output = generate_forced_text(tiny, FORCED_TEXT, stop=stop, include_stop_str_in_output=include)
     assert (output.text, len(output.token_ids)) == (text, tokens)
-    assert output.finish_reason == ("length" if text == FORCED else "stop")
+    assert output.finish_reason == ("length" if text == FORCED_TEXT else "stop")
 
 
 def test_a_stop_text_found_only_as_the_answer_ends_is_a_stop(tiny: Engine) -> None:
     """ "abcd" may still come when "bc" has: only the end of the answer decides."""
-    output = forced(tiny, "abc", stop=("abcd", "bc"))
+    output = generate_forced_text(tiny, "abc", stop=("abcd", "bc"))
     assert (output.text, output.finish_reason) == ("a", "stop")
 
 
 def test_stop_texts_within_min_tokens_are_let_through(tiny: Engine) -> None:
-    output = forced(tiny, "aXbXc", stop=("X",), min_tokens=3)
+    output = generate_forced_text(tiny, "aXbXc", stop=("X",), min_tokens=3)
     assert (output.text, output.finish_reason, len(output.token_ids)) == ("aXb", "stop", 4)

@@ -11,56 +11,56 @@ from typing import Any
 
 import pytest
 from trimtab import AsyncEngine, Engine, Mato, Request, RunError, SamplingParams
-from trimtab.engine.core.engine_core import Core
-from trimtab.engine.execution.cuda_graphs import DecodeGraphs
-from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.engine.core.engine_core import EngineCore
+from trimtab.engine.execution.cuda_graphs import CUDAGraphRunner
+from trimtab.engine.execution.model_runner import inference_context
 from trimtab.engine.outputs import Output
-from trimtab.kernels.backend import PLAIN
+from trimtab.kernels.backend import REFERENCE_BACKEND
 
-from ...helpers.fake_graph import again
-from .test_concurrency import WISHES
+from ...helpers.fake_graph import fake_capture
+from .test_concurrency import OBJECTIVES
 
-pytestmark = pytest.mark.usefixtures("uncollected")
+pytestmark = pytest.mark.usefixtures("gc_disabled")
 
-STEERED = Request("Why? " * 30, Mato(WISHES), SamplingParams(max_tokens=40, n=2))
-ALONE = Request("Why?", sampling=SamplingParams(max_tokens=40, temperature=0.7, top_p=0.9, logprobs=2))
+STEERED = Request("Why? " * 30, Mato(OBJECTIVES), SamplingParams(max_tokens=40, n=2))
+UNSTEERED = Request("Why?", sampling=SamplingParams(max_tokens=40, temperature=0.7, top_p=0.9, logprobs=2))
 
 
-def kept(core: Core) -> list[weakref.ref[Any]]:
+def weak_refs(core: EngineCore) -> list[weakref.ref[Any]]:
     """The large parts of an engine."""
     runner, cache = core.runner, core.runner.cache
-    return [weakref.ref(part) for part in (core, runner.model, cache, cache.pages, runner.table)]
+    return [weakref.ref(part) for part in (core, runner.model, cache, cache.blocks, runner.steering_state)]
 
 
-def gone(parts: list[weakref.ref[Any]]) -> bool:
+def all_collected(parts: list[weakref.ref[Any]]) -> bool:
     return not any(part() is not None for part in parts)
 
 
 @pytest.mark.parametrize("as_on_a_gpu", [False, True])
-def test_an_engine_ends_with_its_last_reference(
+def test_an_engine_is_freed_with_its_last_reference(
     tiny_folder: Path, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if as_on_a_gpu:
-        monkeypatch.setattr("trimtab.engine.core.builder.backend_of", lambda *_: PLAIN)
+        monkeypatch.setattr("trimtab.engine.core.builder.select_backend", lambda *_: REFERENCE_BACKEND)
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", block_size=16)
     if as_on_a_gpu:
-        engine._core.looks_ahead, runner = True, engine._core.runner
-        with plain_tensors():
-            runner.graphs = DecodeGraphs(runner.model, runner.cache, 12, 512, again)  # type: ignore[arg-type]
+        engine._core.async_scheduling, runner = True, engine._core.runner
+        with inference_context():
+            runner.cuda_graphs = CUDAGraphRunner(runner.model, runner.cache, 12, 512, fake_capture)  # type: ignore[arg-type]
         del runner
-    parts = kept(engine._core)
-    outputs = engine.generate([STEERED, ALONE])
+    parts = weak_refs(engine._core)
+    outputs = engine.generate([STEERED, UNSTEERED])
     stream = engine.stream(STEERED)
     next(stream)
     engine.score([1, 2, 3])
     del engine
-    assert not gone(parts), "a stream that is not read to its end needs its engine"
+    assert not all_collected(parts), "a stream that is not read to its end needs its engine"
     del stream
-    assert gone(parts)
+    assert all_collected(parts)
     assert all(output.finish_reason == "length" for output in outputs)
 
 
-async def every_way(engine: AsyncEngine) -> list[Output]:
+async def use_every_api(engine: AsyncEngine) -> list[Output]:
     """Streams read and left, an answer that is cancelled, one that is late, and some in earnest."""
     async for _ in engine.stream(STEERED):
         pass
@@ -71,41 +71,41 @@ async def every_way(engine: AsyncEngine) -> list[Output]:
     await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    late = await engine.generate(ALONE, timeout=1e-9)
+    late = await engine.generate(UNSTEERED, timeout=1e-9)
     assert late.finish_reason == "abort"
-    return await asyncio.gather(engine.generate(STEERED), engine.generate(ALONE))
+    return await asyncio.gather(engine.generate(STEERED), engine.generate(UNSTEERED))
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_an_engine_for_services_ends_with_its_last_reference(tiny_folder: Path, closed: bool) -> None:
+def test_an_async_engine_is_freed_with_its_last_reference(tiny_folder: Path, closed: bool) -> None:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
-    parts, worker = kept(engine._core), engine._loop._worker
-    futures: list[Future[Output]] = [engine.submit(STEERED), engine.submit(ALONE), engine.submit(STEERED)]
+    parts, worker = weak_refs(engine._core), engine._thread._thread
+    futures: list[Future[Output]] = [engine.submit(STEERED), engine.submit(UNSTEERED), engine.submit(STEERED)]
     futures[-1].cancel()
-    asyncio.run(every_way(engine))
+    asyncio.run(use_every_api(engine))
     assert [future.result().finish_reason for future in futures[:-1]] == ["length"] * 2
     if closed:
         engine.shutdown()
         with pytest.raises(RunError):
-            engine.submit(ALONE)
+            engine.submit(UNSTEERED)
     del engine
     worker.join(10)
-    assert gone(parts), "the futures, which are still here, keep it"
+    assert all_collected(parts), "the futures, which are still here, keep it"
 
 
-def test_what_an_engines_worker_no_longer_reads_does_not_keep_it(tiny_folder: Path) -> None:
+def test_a_blocked_worker_thread_does_not_keep_an_engine_alive(tiny_folder: Path) -> None:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
-    parts, loop, asked = kept(engine._core), engine._loop, threading.Event()
-    worker = loop._worker
+    parts, loop, entered = weak_refs(engine._core), engine._thread, threading.Event()
+    worker = loop._thread
 
     def wait(_: object) -> None:
-        asked.wait(60)
+        entered.wait(60)
 
-    loop._notes.put(wait)
-    future = engine.submit(ALONE)
-    loop._stop()
-    asked.set()
+    loop._commands.put(wait)
+    future = engine.submit(UNSTEERED)
+    loop._finalizer()
+    entered.set()
     assert future.result(60).finish_reason == "abort"
     worker.join(60)
     del engine, loop
-    assert gone(parts)
+    assert all_collected(parts)

@@ -17,66 +17,66 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab import AsyncEngine, BusyError, Engine, InputError, Request
-from trimtab.engine.core.request_handle import Stream, Ticket
+from trimtab.engine.core.request_handle import OutputStream, RequestHandle
 from trimtab.engine.outputs import Output
-from trimtab.engine.sequence.sequence import Group
+from trimtab.engine.sequence.sequence import SequenceGroup
 
-from ...helpers.invariance_marks import is_steady
-from ...helpers.random_requests import drawn
-from ...helpers.simulated_kv_cache import check_pages
-from ...helpers.tiny_model import at_rest
+from ...helpers.invariance_marks import is_batch_invariant
+from ...helpers.random_requests import random_request
+from ...helpers.simulated_kv_cache import check_blocks
+from ...helpers.tiny_model import is_idle
 
 if TYPE_CHECKING:
     import torch
 
-LOOPS, TASKS, THREADS = 2, 20, 6
+NUM_LOOPS, NUM_TASKS, NUM_THREADS = 2, 20, 6
 """Loops in threads of their own, tasks of each, and threads that submit; each has one request at a time."""
-PAGES, WAITING = 110, 24
+NUM_BLOCKS, MAX_WAITING = 110, 24
 """Of the KV cache and of the queue: the largest request fits, and the crowd does not."""
-PATIENCE = 600
+TIMEOUT = 600
 """Seconds after which a request counts as lost."""
-OF_TASKS = {"done": 30, "streamed": 25, "left": 10, "cancelled": 10, "late": 8, "scored": 5, "refused": 2}
-OF_THREADS = {"done": 50, "cancelled": 30, "late": 20}
+TASK_FATES = {"done": 30, "streamed": 25, "left": 10, "cancelled": 10, "late": 8, "scored": 5, "refused": 2}
+THREAD_FATES = {"done": 50, "cancelled": 30, "late": 20}
 """What becomes of a request, and how often. Those that are cancelled or late may be done before."""
 
 
 @dataclass
-class Visit:
+class ClientCall:
     """A request, what is to become of it, how it ended, and with what."""
 
     number: int
     fate: str
     request: Request
-    moment: float
+    cancel_delay: float
     end: str = ""
     outputs: list[Output] = field(default_factory=list)
     scores: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, number: int, fates: dict[str, int]) -> Visit:
+    def from_seed(cls, number: int, fates: dict[str, int]) -> ClientCall:
         choose = random.Random(number)
         (fate,) = choose.choices(list(fates), list(fates.values()))
-        return cls(number, fate, drawn(choose), choose.choice((0.001, 0.003, 0.03, 0.2)))
+        return cls(number, fate, random_request(choose), choose.choice((0.001, 0.003, 0.03, 0.2)))
 
     @property
     def timeout(self) -> float | None:
-        return self.moment if self.fate == "late" else None
+        return self.cancel_delay if self.fate == "late" else None
 
     @property
-    def ids(self) -> list[int]:
+    def token_ids(self) -> list[int]:
         choose = random.Random(self.number)
         return [choose.randrange(300) for _ in range(choose.randint(1, 60))]
 
-    async def in_task(self, engine: AsyncEngine) -> None:
+    async def run_in_task(self, engine: AsyncEngine) -> None:
         """Asks, waits or leaves, and notes the end."""
         if self.fate == "scored":
-            self.scores, self.end = await engine.score(self.ids), "scored"
+            self.scores, self.end = await engine.score(self.token_ids), "scored"
         elif self.fate == "refused":
             with pytest.raises(InputError):
                 await engine.generate(replace(self.request, prompt="a b" * 2000))
             self.end = "refused"
         elif self.fate == "streamed":
-            await self._streamed(engine)
+            await self._run_stream(engine)
         elif self.fate == "left":
             async with aclosing(engine.stream(self.request)) as pieces:  # type: ignore[type-var]
                 async for _ in pieces:
@@ -85,14 +85,14 @@ class Visit:
         else:
             task = asyncio.create_task(engine.generate(self.request, self.timeout))
             if self.fate == "cancelled":
-                await asyncio.wait({task}, timeout=self.moment)
+                await asyncio.wait({task}, timeout=self.cancel_delay)
                 task.cancel()
             try:
-                self._done(await task)
+                self._on_done(await task)
             except asyncio.CancelledError:
                 self.end = "cancelled"
 
-    async def _streamed(self, engine: AsyncEngine) -> None:
+    async def _run_stream(self, engine: AsyncEngine) -> None:
         texts, tokens = dict[int, str](), dict[int, list[int]]()
         outputs = dict[int, Output]()
         async for delta in engine.stream(self.request):
@@ -103,21 +103,21 @@ class Visit:
                 outputs[delta.index] = delta.output
         assert texts == {index: output.text for index, output in outputs.items()}
         assert tokens == {index: output.token_ids for index, output in outputs.items()}
-        self._done(replace(outputs[0], outputs=[outputs[index] for index in sorted(outputs)]))
+        self._on_done(replace(outputs[0], outputs=[outputs[index] for index in sorted(outputs)]))
         self.end = "streamed"
 
-    def in_thread(self, engine: AsyncEngine) -> None:
+    def run_in_thread(self, engine: AsyncEngine) -> None:
         """The same by `submit`."""
         future = engine.submit(self.request, self.timeout)
         if self.fate == "cancelled":
-            time.sleep(self.moment)
+            time.sleep(self.cancel_delay)
             future.cancel()
         try:
-            self._done(future.result(PATIENCE))
+            self._on_done(future.result(TIMEOUT))
         except CancelledError:
             self.end = "cancelled"
 
-    def _done(self, output: Output) -> None:
+    def _on_done(self, output: Output) -> None:
         self.outputs = output.outputs
         reasons = {each.finish_reason for each in self.outputs}
         assert len(self.outputs) == self.request.sampling.n
@@ -130,8 +130,8 @@ class Visit:
 
     def check_alone(self, engine: Engine) -> None:
         """Asked again alone it gets the same, and of an answer that was cut short the beginning."""
-        if self.scores is not None and is_steady():
-            assert self.scores.equal(engine.score(self.ids)), self
+        if self.scores is not None and is_batch_invariant():
+            assert self.scores.equal(engine.score(self.token_ids)), self
         if not self.outputs:
             return
         for found, alone in zip(self.outputs, engine.generate(self.request).outputs, strict=True):
@@ -139,7 +139,7 @@ class Visit:
             assert found.token_ids == alone.token_ids[:count], self
             if found.finish_reason != "abort":
                 assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason), self
-            if is_steady():
+            if is_batch_invariant():
                 assert found.logprobs == (alone.logprobs and alone.logprobs[:count]), self
                 lists = (
                     {name: values[:count] for name, values in vars(alone.trace).items()}
@@ -149,77 +149,77 @@ class Visit:
                 assert (vars(found.trace) if found.trace else None) == lists, self
 
 
-class Soak:
+class SoakRun:
     """Visits to an engine, as many at once as the crowd is large; some of them are kept to be checked."""
 
-    def __init__(self, engine: AsyncEngine, numbers: range, kept: int) -> None:
+    def __init__(self, engine: AsyncEngine, numbers: range, num_kept: int) -> None:
         self.engine = engine
         self.ends, self.busy = Counter[str](), 0
-        self.kept: list[Visit] = []
-        self._keep = set(random.Random(numbers[0]).sample(numbers, kept))
+        self.num_kept: list[ClientCall] = []
+        self._keep = set(random.Random(numbers[0]).sample(numbers, num_kept))
         self._numbers, self._lock = iter(numbers), threading.Lock()
 
     def run(self) -> None:
         """Raises what goes wrong in any of them."""
-        with ThreadPoolExecutor(LOOPS + THREADS) as pool:
-            crowd = [pool.submit(asyncio.run, self._loop()) for _ in range(LOOPS)]
-            crowd += [pool.submit(self._thread) for _ in range(THREADS)]
+        with ThreadPoolExecutor(NUM_LOOPS + NUM_THREADS) as pool:
+            crowd = [pool.submit(asyncio.run, self._loop()) for _ in range(NUM_LOOPS)]
+            crowd += [pool.submit(self._thread) for _ in range(NUM_THREADS)]
             for each in crowd:
                 each.result()
 
     async def _loop(self) -> None:
-        await asyncio.gather(*(self._task() for _ in range(TASKS)))
+        await asyncio.gather(*(self._task() for _ in range(NUM_TASKS)))
 
     async def _task(self) -> None:
-        while visit := self._next(OF_TASKS):
+        while visit := self._next_call(TASK_FATES):
             while not visit.end:
                 try:
-                    await asyncio.wait_for(visit.in_task(self.engine), PATIENCE)
+                    await asyncio.wait_for(visit.run_in_task(self.engine), TIMEOUT)
                 except BusyError:
                     self.busy += 1
                     await asyncio.sleep(0.3)
-            self._over(visit)
+            self._finish_call(visit)
 
     def _thread(self) -> None:
-        while visit := self._next(OF_THREADS):
+        while visit := self._next_call(THREAD_FATES):
             while not visit.end:
                 try:
-                    visit.in_thread(self.engine)
+                    visit.run_in_thread(self.engine)
                 except BusyError:
                     self.busy += 1
                     time.sleep(0.3)
-            self._over(visit)
+            self._finish_call(visit)
 
-    def _next(self, fates: dict[str, int]) -> Visit | None:
+    def _next_call(self, fates: dict[str, int]) -> ClientCall | None:
         with self._lock:
             number = next(self._numbers, None)
-        return None if number is None else Visit.of(number, fates)
+        return None if number is None else ClientCall.from_seed(number, fates)
 
-    def _over(self, visit: Visit) -> None:
+    def _finish_call(self, visit: ClientCall) -> None:
         visit.check_end()
         with self._lock:
             self.ends[visit.end] += 1
             if visit.number in self._keep:
-                self.kept.append(visit)
+                self.num_kept.append(visit)
 
 
-def soaked(engine: AsyncEngine, alone: Engine, numbers: range, kept: int) -> Counter[str]:
+def run_soak(engine: AsyncEngine, alone: Engine, numbers: range, num_kept: int) -> Counter[str]:
     """How so many requests ended, after which the engine holds nothing; those kept are as they are alone."""
-    soak = Soak(engine, numbers, kept)
+    soak = SoakRun(engine, numbers, num_kept)
     soak.run()
-    asyncio.run(asyncio.wait_for(settled(engine), PATIENCE))
+    asyncio.run(asyncio.wait_for(wait_until_idle(engine), TIMEOUT))
     assert sum(soak.ends.values()) == len(numbers)
-    check_pages(engine._core.scheduler.blocks, [])
-    assert engine._core.scheduler._rows == set()
-    for visit in soak.kept:
+    check_blocks(engine._core.scheduler.block_manager, [])
+    assert engine._core.scheduler._used_rows == set()
+    for visit in soak.num_kept:
         visit.check_alone(alone)
-    soak.ends.update(busy=soak.busy, checked=sum(bool(visit.outputs) for visit in soak.kept))
+    soak.ends.update(busy=soak.busy, checked=sum(bool(visit.outputs) for visit in soak.num_kept))
     return soak.ends
 
 
-async def settled(engine: AsyncEngine) -> None:
+async def wait_until_idle(engine: AsyncEngine) -> None:
     """Waits until what was left last has been dropped."""
-    while engine.unfinished or not at_rest(engine):
+    while engine.unfinished or not is_idle(engine):
         await asyncio.sleep(0.01)
 
 
@@ -228,31 +228,33 @@ def engines(tiny_folder: Path) -> Iterator[tuple[AsyncEngine, Engine]]:
     """One whose pages and queue are too few for the crowd, and one to ask alone, which keeps nothing."""
     sizes: dict[str, Any] = {"model": str(tiny_folder), "block_size": 16}
     alone = Engine.from_pretrained(**sizes, kv_cache_memory="2MiB", enable_prefix_caching=False)
-    memory = PAGES * alone._core.runner.cache.pages[:, :, 0].nbytes
+    memory = NUM_BLOCKS * alone._core.runner.cache.blocks[:, :, 0].nbytes
     engine = AsyncEngine.from_pretrained(
-        **sizes, kv_cache_memory=memory, max_num_batched_tokens=256, max_waiting=WAITING
+        **sizes, kv_cache_memory=memory, max_num_batched_tokens=256, max_waiting=MAX_WAITING
     )
     yield engine, alone
     engine.shutdown()
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of memory that this process holds, of which none wait to be collected."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
-def left_behind() -> int:
+def leaked_objects() -> int:
     """Objects of requests that are still there."""
     gc.collect()
-    return sum(type(each) in (Group, Stream, Ticket, Output) for each in gc.get_objects())
+    return sum(
+        type(each) in (SequenceGroup, OutputStream, RequestHandle, Output) for each in gc.get_objects()
+    )
 
 
-def test_a_few_hundred_requests_of_all_kinds_end_as_they_may(engines: tuple[AsyncEngine, Engine]) -> None:
-    before = left_behind()
-    ends = soaked(*engines, range(300), kept=60)
-    assert left_behind() == before
+def test_hundreds_of_concurrent_requests_end_as_expected(engines: tuple[AsyncEngine, Engine]) -> None:
+    before = leaked_objects()
+    ends = run_soak(*engines, range(300), num_kept=60)
+    assert leaked_objects() == before
     assert {"done", "streamed", "cancelled", "left", "late", "scored", "refused"} <= set(ends)
 
 
@@ -266,13 +268,13 @@ def test_twenty_thousand_requests_leave_memory_flat(engines: tuple[AsyncEngine, 
     are allowed in the last quarter.
     """
     engine, alone = engines
-    sizes, ends, before, start = list[int](), Counter[str](), left_behind(), time.perf_counter()
+    sizes, ends, before, start = list[int](), Counter[str](), leaked_objects(), time.perf_counter()
     for count in range(1, 512):
         alone.score([5] * count)
     for quarter in range(4):
-        ends += soaked(engine, alone, range(1000 + quarter * 5000, 6000 + quarter * 5000), kept=150)
-        sizes.append(resident())
-        assert left_behind() == before
+        ends += run_soak(engine, alone, range(1000 + quarter * 5000, 6000 + quarter * 5000), num_kept=150)
+        sizes.append(resident_bytes())
+        assert leaked_objects() == before
         report = dict(ends, preemptions=engine.stats.preemptions, steps=engine.stats.steps)
         memory = ", ".join(f"{size / 2**20:.1f}" for size in sizes)
         print(f"{report}; MiB {memory}; {time.perf_counter() - start:.0f} s", flush=True)

@@ -22,17 +22,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from trimtab import AsyncEngine, Engine, InputError, Request, RunError
-from trimtab.engine.core.request_handle import Stream
+from trimtab.engine.core.request_handle import OutputStream
 from trimtab.engine.outputs import Delta, Output
 
-from ...helpers.random_requests import drawn
-from ...helpers.simulated_kv_cache import check_pages
-from ...helpers.tiny_model import at_rest
+from ...helpers.random_requests import random_request
+from ...helpers.simulated_kv_cache import check_blocks
+from ...helpers.tiny_model import is_idle
 
-REQUESTS = [drawn(random.Random(seed)) for seed in range(40, 52)]
-WHICH = st.integers(0, len(REQUESTS) - 1)
-BOTH = st.integers(0, 1)
-SMALL: dict[str, Any] = {"kv_cache_memory": 130 * 3072, "block_size": 16, "max_num_batched_tokens": 64}
+REQUESTS = [random_request(random.Random(seed)) for seed in range(40, 52)]
+REQUEST_INDEX = st.integers(0, len(REQUESTS) - 1)
+ENGINE_INDEX = st.integers(0, 1)
+SMALL_ENGINE: dict[str, Any] = {"kv_cache_memory": 130 * 3072, "block_size": 16, "max_num_batched_tokens": 64}
 QUICK = settings(
     max_examples=8,
     stateful_step_count=15,
@@ -43,32 +43,32 @@ QUICK = settings(
 
 
 @cache
-def alone(folder: Path) -> list[list[list[int]]]:
+def answers_alone(folder: Path) -> list[list[list[int]]]:
     """The tokens of every request's answers when nothing else is asked."""
     engine = Engine.from_pretrained(str(folder), kv_cache_memory="2MiB", block_size=16)
-    return [tokens(engine.generate(request)) for request in REQUESTS]
+    return [token_ids(engine.generate(request)) for request in REQUESTS]
 
 
-def tokens(output: Output) -> list[list[int]]:
+def token_ids(output: Output) -> list[list[int]]:
     return [each.token_ids for each in output.outputs]
 
 
-class Engines(RuleBasedStateMachine):
+class SyncEngineMachine(RuleBasedStateMachine):
     """Two engines: lists, streams that are read in turn and left, scores, wrong requests."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.expected = alone(folder)
-        self.engines = [Engine.from_pretrained(str(folder), **SMALL) for _ in range(2)]
-        self.engines[1]._core.looks_ahead = True
+        self.expected = answers_alone(folder)
+        self.engines = [Engine.from_pretrained(str(folder), **SMALL_ENGINE) for _ in range(2)]
+        self.engines[1]._core.async_scheduling = True
         self.streams: list[tuple[Iterator[Delta], int, list[list[int]]]] = []
 
-    @rule(one=BOTH, which=st.lists(WHICH, max_size=5))
+    @rule(one=ENGINE_INDEX, which=st.lists(REQUEST_INDEX, max_size=5))
     def generate(self, one: int, which: list[int]) -> None:
         outputs = self.engines[one].generate([REQUESTS[at] for at in which])
-        assert [tokens(output) for output in outputs] == [self.expected[at] for at in which]
+        assert [token_ids(output) for output in outputs] == [self.expected[at] for at in which]
 
-    @rule(one=BOTH, at=WHICH)
+    @rule(one=ENGINE_INDEX, at=REQUEST_INDEX)
     def begin(self, one: int, at: int) -> None:
         self.streams.append((self.engines[one].stream(REQUESTS[at]), at, [[] for _ in self.expected[at]]))
 
@@ -83,7 +83,9 @@ class Engines(RuleBasedStateMachine):
                 self.streams = [each for each in self.streams if each[0] is not stream]
                 return
             found[delta.index] += delta.token_ids
-        assert [whole[: len(part)] for part, whole in zip(found, self.expected[at], strict=True)] == found
+        assert [
+            expected_text[: len(part)] for part, expected_text in zip(found, self.expected[at], strict=True)
+        ] == found
 
     @precondition(lambda self: self.streams)
     @rule(choose=st.randoms(use_true_random=False))
@@ -95,64 +97,64 @@ class Engines(RuleBasedStateMachine):
         first, second = (engine.score([5] * count) for engine in self.engines)
         assert first.equal(second)
 
-    @rule(one=BOTH)
-    def refused(self, one: int) -> None:
+    @rule(one=ENGINE_INDEX)
+    def generate_invalid(self, one: int) -> None:
         with pytest.raises(InputError):
             self.engines[one].score([])
         with pytest.raises(InputError):
             self.engines[one].generate(Request(branch_token_ids=[[10**6]]))
 
     @invariant()
-    def holds_what_runs(self) -> None:
+    def check_blocks(self) -> None:
         for engine in self.engines:
             scheduler = engine._core.scheduler
-            check_pages(scheduler.blocks, scheduler.running)
+            check_blocks(scheduler.block_manager, scheduler.running)
             if not self.streams:
-                assert at_rest(engine)
+                assert is_idle(engine)
 
     def teardown(self) -> None:
         self.streams.clear()
-        assert all(map(at_rest, self.engines))
+        assert all(map(is_idle, self.engines))
 
 
-class Served(RuleBasedStateMachine):
+class AsyncEngineMachine(RuleBasedStateMachine):
     """One AsyncEngine, asked from a thread and from the tasks of a loop elsewhere; open, drained, closed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.expected = alone(folder)
-        self.engine = AsyncEngine.from_pretrained(str(folder), **SMALL)
-        self.engine._core.looks_ahead = True
+        self.expected = answers_alone(folder)
+        self.engine = AsyncEngine.from_pretrained(str(folder), **SMALL_ENGINE)
+        self.engine._core.async_scheduling = True
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.refusal: str | None = None
         self.closed = False
-        self.asked: list[tuple[Future[Output], int, bool]] = []
-        self.streams: list[Stream] = []
+        self.pending: list[tuple[Future[Output], int, bool]] = []
+        self.streams: list[OutputStream] = []
 
-    def do(self, what: Coroutine[Any, Any, Any]) -> Any:
+    def run_task(self, what: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(what, self.loop).result(60)
 
-    @rule(at=WHICH, late=st.booleans(), task=st.booleans())
+    @rule(at=REQUEST_INDEX, late=st.booleans(), task=st.booleans())
     def ask(self, at: int, late: bool, task: bool) -> None:
         timeout = 0.002 if late else None
         if task:
             work = self.engine.generate(REQUESTS[at], timeout)
-            self.asked.append((asyncio.run_coroutine_threadsafe(work, self.loop), at, late))
+            self.pending.append((asyncio.run_coroutine_threadsafe(work, self.loop), at, late))
         elif self.refusal:
             with pytest.raises(RunError, match=self.refusal):
                 self.engine.submit(REQUESTS[at], timeout)
         else:
-            self.asked.append((self.engine.submit(REQUESTS[at], timeout), at, late))
+            self.pending.append((self.engine.submit(REQUESTS[at], timeout), at, late))
 
-    @rule(at=WHICH)
+    @rule(at=REQUEST_INDEX)
     def begin(self, at: int) -> None:
         if self.refusal:
             with pytest.raises(RunError, match=self.refusal):
-                self.do(self.engine.begin(REQUESTS[at]))
+                self.run_task(self.engine.open_stream(REQUESTS[at]))
         else:
-            self.streams.append(self.do(self.engine.begin(REQUESTS[at])))
+            self.streams.append(self.run_task(self.engine.open_stream(REQUESTS[at])))
 
     @precondition(lambda self: self.streams)
     @rule(pieces=st.integers(0, 3))
@@ -164,26 +166,26 @@ class Served(RuleBasedStateMachine):
             stream.close()
             assert [piece async for piece in stream] == []
 
-        self.do(read())
+        self.run_task(read())
 
     @precondition(lambda self: self.asked)
     @rule(choose=st.randoms(use_true_random=False))
     def cancel(self, choose: random.Random) -> None:
-        future, *_ = choose.choice(self.asked)
+        future, *_ = choose.choice(self.pending)
         future.cancel()
 
     @rule(count=st.integers(1, 40))
     def score(self, count: int) -> None:
         if self.refusal:
             with pytest.raises(RunError, match=self.refusal):
-                self.do(self.engine.score([5] * count))
+                self.run_task(self.engine.score([5] * count))
         else:
-            assert len(self.do(self.engine.score([5] * count))) == count
+            assert len(self.run_task(self.engine.score([5] * count))) == count
 
     @precondition(lambda self: self.asked)
     @rule()
     def result(self) -> None:
-        future, at, late = self.asked.pop()
+        future, at, late = self.pending.pop()
         try:
             output = future.result(60)
         except CancelledError:
@@ -192,52 +194,52 @@ class Served(RuleBasedStateMachine):
             assert self.refusal
             assert "closed" in str(error) or "draining" in str(error)  # noqa: PT017 - one of two ends
         else:
-            for found, whole in zip(tokens(output), self.expected[at], strict=True):
-                assert found == whole[: len(found)]
+            for found, expected_tokens in zip(token_ids(output), self.expected[at], strict=True):
+                assert found == expected_tokens[: len(found)]
             ended = "abort" not in {each.finish_reason for each in output.outputs}
             assert ended or late or self.closed
-            assert not ended or tokens(output) == self.expected[at]
+            assert not ended or token_ids(output) == self.expected[at]
 
     @rule()
     def drain(self) -> None:
         for stream in self.streams:
             stream.close()
         self.streams.clear()
-        self.do(self.engine.drain())
+        self.run_task(self.engine.drain())
         self.refusal = self.refusal or "draining"
 
     @rule(task=st.booleans())
     def close(self, task: bool) -> None:
-        self.do(self.engine.close()) if task else self.engine.shutdown()
+        self.run_task(self.engine.close()) if task else self.engine.shutdown()
         self.refusal, self.closed = "closed", True
-        assert at_rest(self.engine)
+        assert is_idle(self.engine)
 
     def teardown(self) -> None:
         self.close(task=False)
-        while self.asked:
+        while self.pending:
             self.result()
-        self.do(self.last())
+        self.run_task(self.drain_tasks())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(60)
         self.loop.close()
         assert self.engine.unfinished == 0
 
-    async def last(self) -> None:
+    async def drain_tasks(self) -> None:
         """Waits for all other tasks of the loop: one that was cancelled at once has not begun yet."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
 
 
-MACHINES = pytest.mark.parametrize("machine", [Engines, Served])
+MACHINES = pytest.mark.parametrize("machine", [SyncEngineMachine, AsyncEngineMachine])
 
 
 @MACHINES
-def test_any_order_of_calls_gives_what_it_may(machine: type[Any], tiny_folder: Path) -> None:
+def test_any_order_of_calls_gives_the_expected_answers(machine: type[Any], tiny_folder: Path) -> None:
     run_state_machine_as_test(partial(machine, tiny_folder), settings=QUICK)
 
 
 @pytest.mark.long
 @MACHINES
-def test_hundreds_of_orders_of_calls_give_what_they_may(machine: type[Any], tiny_folder: Path) -> None:
+def test_hundreds_of_orders_of_calls_give_the_expected_answers(machine: type[Any], tiny_folder: Path) -> None:
     many = settings(QUICK, max_examples=150, stateful_step_count=40)
     run_state_machine_as_test(partial(machine, tiny_folder), settings=many)

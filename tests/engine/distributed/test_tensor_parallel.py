@@ -22,10 +22,10 @@ from trimtab.engine import AsyncEngine, Engine, Mato, Request
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.kernels.steering.gumbel import gumbel
 
-from ...helpers.invariance_marks import steady
-from ...helpers.naive_decoders import exact
-from ...helpers.sample_requests import ASK, KIND, METHODS, SHORT, greedy, sampled
-from ...helpers.tiny_model import Tiny
+from ...helpers.invariance_marks import batch_invariant_cpu
+from ...helpers.naive_decoders import load_float64
+from ...helpers.sample_requests import KIND, METHODS, QUESTION, SHORT, greedy_params, sampled_params
+from ...helpers.tiny_model import TinyModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from trimtab.engine.outputs import Output
 
-TIE = 1e-3
-SMALL = {"kv_cache_memory": "8MiB", "dtype": "float32"}
+TIE_TOLERANCE = 1e-3
+SMALL_ENGINE = {"kv_cache_memory": "8MiB", "dtype": "float32"}
 FILTERS: list[dict[str, Any]] = [
     {},
     {"top_p": 0.9},
@@ -45,7 +45,7 @@ FILTERS: list[dict[str, Any]] = [
 
 
 @dataclass(frozen=True)
-class Family(Tiny):
+class Family(TinyModel):
     """A tiny model of another architecture."""
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -54,81 +54,89 @@ class Family(Tiny):
         return {**super().config(), **self.fields}
 
 
-FOUR: dict[str, Any] = {"heads": 8, "kv_heads": 4, "head_dim": 6, "inner": 52}
+FOUR_KV_HEADS: dict[str, Any] = {"heads": 8, "kv_heads": 4, "head_dim": 6, "intermediate": 52}
 FAMILIES = {
-    "llama": Tiny(**FOUR, tied=False, shards=3),
+    "llama": TinyModel(**FOUR_KV_HEADS, tied=False, shards=3),
     "llama-biases": Family(
-        **FOUR, fields={"attention_bias": True, "mlp_bias": True, "architectures": ["LlamaForCausalLM"]}
+        **FOUR_KV_HEADS,
+        fields={"attention_bias": True, "mlp_bias": True, "architectures": ["LlamaForCausalLM"]},
     ),
-    "mistral": Family(**FOUR, fields={"architectures": ["MistralForCausalLM"], "sliding_window": 24}),
-    "qwen2": Family(**FOUR, dtype=torch.bfloat16, fields={"architectures": ["Qwen2ForCausalLM"]}),
-    "qwen3": Family(**FOUR, fields={"architectures": ["Qwen3ForCausalLM"], "head_dim": 6}),
+    "mistral": Family(
+        **FOUR_KV_HEADS, fields={"architectures": ["MistralForCausalLM"], "sliding_window": 24}
+    ),
+    "qwen2": Family(**FOUR_KV_HEADS, dtype=torch.bfloat16, fields={"architectures": ["Qwen2ForCausalLM"]}),
+    "qwen3": Family(**FOUR_KV_HEADS, fields={"architectures": ["Qwen3ForCausalLM"], "head_dim": 6}),
 }
 
 
-def requests(tokens: int) -> list[Request]:
+def make_requests(tokens: int) -> list[Request]:
     """Every method, greedy and sampled, with every filter."""
-    made = []
+    requests = []
     for index, method in enumerate(METHODS):
-        made.append(Request(ASK, method, greedy(tokens, ignore_eos=True, logprobs=20)))
+        requests.append(Request(QUESTION, method, greedy_params(tokens, ignore_eos=True, logprobs=20)))
         filters = FILTERS[index % len(FILTERS)]
-        made.append(Request(ASK, method, sampled(index, tokens, logprobs=20, **filters)))
-    return made
+        requests.append(Request(QUESTION, method, sampled_params(index, tokens, logprobs=20, **filters)))
+    return requests
 
 
-def is_tie(request: Request, output: Output, token: int, at: int) -> bool:
+def is_tie(request: Request, output: Output, token: int, position: int) -> bool:
     """Whether the token could as well have been chosen at this place of the output."""
     assert output.logprobs is not None
-    scores = output.logprobs[at].top
+    scores = output.logprobs[position].top
     sampling = request.sampling
-    if not {token, output.token_ids[at]} <= set(scores):
+    if not {token, output.token_ids[position]} <= set(scores):
         return False
-    chosen, other = scores[output.token_ids[at]], scores[token]
+    chosen, other = scores[output.token_ids[position]], scores[token]
     if sampling.temperature:
-        noise = gumbel(torch.tensor([output.seed]), torch.tensor([at]), 307)[0]
+        noise = gumbel(torch.tensor([output.seed]), torch.tensor([position]), 307)[0]
         chosen, other = (
             score / sampling.temperature + float(noise[i])
-            for score, i in ((chosen, output.token_ids[at]), (other, token))
+            for score, i in ((chosen, output.token_ids[position]), (other, token))
         )
-    return abs(chosen - other) <= TIE
+    return abs(chosen - other) <= TIE_TOLERANCE
 
 
-def compared(asked: list[Request], one: list[Output], several: list[Output]) -> float:
+def agreement_before_ties(
+    requests: list[Request], single_rank: list[Output], multi_rank: list[Output]
+) -> float:
     """The share of tokens before a first tie; fails where two answers differ without one."""
     count = 0
-    for request, single, shared in zip(asked, one, several, strict=True):
+    for request, single, shared in zip(requests, single_rank, multi_rank, strict=True):
         assert shared.error is None
         pairs = enumerate(zip(single.token_ids, shared.token_ids, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), None)
-        if at is not None:
-            assert is_tie(request, single, shared.token_ids[at], at), (request.steering.name, at)
+        position = next((i for i, (a, b) in pairs if a != b), None)
+        if position is not None:
+            assert is_tie(request, single, shared.token_ids[position], position), (
+                request.steering.name,
+                position,
+            )
         else:
             assert shared.token_ids == single.token_ids
             assert shared.text == single.text
-        count += len(single.token_ids) if at is None else at
-    return count / sum(len(output.token_ids) for output in one)
+        count += len(single.token_ids) if position is None else position
+    return count / sum(len(output.token_ids) for output in single_rank)
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_folder: Path) -> Iterator[Engine]:
+def two_rank_engine(tiny_folder: Path) -> Iterator[Engine]:
     """The tiny model in two processes."""
-    with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL) as engine:
+    with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE) as engine:
         yield engine
 
 
-def test_two_processes_choose_the_tokens_of_one_with_every_method_and_filter(
-    pair: Engine, tiny: Engine
+def test_two_ranks_generate_the_tokens_of_one_with_every_method_and_filter(
+    two_rank_engine: Engine, tiny: Engine
 ) -> None:
-    asked = requests(12)
-    assert compared(asked, tiny.generate(asked), pair.generate(asked)) > 0.9
+    requests = make_requests(12)
+    assert agreement_before_ties(requests, tiny.generate(requests), two_rank_engine.generate(requests)) > 0.9
 
 
-def test_what_two_processes_report_is_as_near_to_float64_as_what_one_does(
-    pair: Engine, tiny: Engine, tiny_folder: Path
+def test_logprobs_of_two_ranks_are_as_near_to_float64_as_those_of_one(
+    two_rank_engine: Engine, tiny: Engine, tiny_folder: Path
 ) -> None:
-    model = exact(tiny_folder)
-    request = Request(ASK, Mato([KIND, SHORT]), greedy(16, ignore_eos=True))
-    one, several = tiny.generate(request), pair.generate(request)
+    model = load_float64(tiny_folder)
+    request = Request(QUESTION, Mato([KIND, SHORT]), greedy_params(16, ignore_eos=True))
+    one, several = tiny.generate(request), two_rank_engine.generate(request)
     assert several.token_ids == one.token_ids
     for index, branch in enumerate(one.branches):
         ids = torch.tensor([[*branch.prompt_token_ids, *one.token_ids]])
@@ -144,47 +152,51 @@ def test_what_two_processes_report_is_as_near_to_float64_as_what_one_does(
         ]
         assert errors[1] <= 2 * errors[0] + 1e-5
     ids = one.branches[0].prompt_token_ids
-    assert torch.allclose(pair.score(ids), tiny.score(ids), atol=1e-4)
+    assert torch.allclose(two_rank_engine.score(ids), tiny.score(ids), atol=1e-4)
 
 
-@steady
-def test_a_request_gives_the_same_bits_in_two_processes_alone_and_in_a_crowd(pair: Engine) -> None:
-    asked = requests(6)
-    together = pair.generate(asked)
+@batch_invariant_cpu
+def test_a_request_on_two_ranks_gives_the_same_bits_alone_and_batched(two_rank_engine: Engine) -> None:
+    requests = make_requests(6)
+    together = two_rank_engine.generate(requests)
     for index in (1, 7, 16):
-        alone = pair.generate(asked[index])
+        alone = two_rank_engine.generate(requests[index])
         assert (alone.token_ids, alone.trace) == (together[index].token_ids, together[index].trace)
         assert alone.logprobs == together[index].logprobs
 
 
 @pytest.mark.parametrize(
-    ("sizes", "size", "said"),
+    ("sizes", "size", "message"),
     [
-        (Tiny(), 4, "tensor_parallel_size is 4; it must divide the model's 6 heads, 2 key and value heads"),
         (
-            Tiny(inner=51),
+            TinyModel(),
+            4,
+            "tensor_parallel_size is 4; it must divide the model's 6 heads, 2 key and value heads",
+        ),
+        (
+            TinyModel(intermediate=51),
             2,
             "it must divide the model's 6 heads, 2 key and value heads and feed-forward of 51",
         ),
     ],
 )
-def test_a_model_that_cannot_be_shared_out_is_refused_with_its_numbers(
-    tmp_path: Path, sizes: Tiny, size: int, said: str
+def test_a_model_that_cannot_be_sharded_is_refused_with_its_numbers(
+    tmp_path: Path, sizes: TinyModel, size: int, message: str
 ) -> None:
     folder = sizes.write(tmp_path / "model")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         Engine.from_pretrained(str(folder), tensor_parallel_size=size)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1025])
-def test_a_number_of_processes_out_of_range_is_refused(size: int) -> None:
+def test_a_tensor_parallel_size_out_of_range_is_refused(size: int) -> None:
     with pytest.raises(
         InputError, match=rf"tensor_parallel_size is {size}; it must be a whole number from 1"
     ):
         Engine.from_pretrained(tensor_parallel_size=size)
 
 
-def test_another_number_of_processes_than_torchrun_started_is_refused(
+def test_a_tensor_parallel_size_other_than_torchruns_world_size_is_refused(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "0")
@@ -195,116 +207,120 @@ def test_another_number_of_processes_than_torchrun_started_is_refused(
         Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2)
 
 
-def pids(engine: Engine | AsyncEngine) -> list[int]:
+def worker_pids(engine: Engine | AsyncEngine) -> list[int]:
     """Of the processes that the engine started."""
-    ranks = engine._core.ranks
+    ranks = engine._core.tp_group
     assert ranks is not None
     assert ranks._workers is not None
     return [process.pid for process in ranks._workers._processes.values()]
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
         return True
     return False
 
 
-def all_end(found: list[int], seconds: float) -> bool:
+def all_exited(pids: list[int], timeout: float) -> bool:
     """Whether none of the processes is alive any more, within this time."""
-    until = time.monotonic() + seconds
-    while any(map(alive, found)) and time.monotonic() < until:
+    until = time.monotonic() + timeout
+    while any(map(is_alive, pids)) and time.monotonic() < until:
         time.sleep(0.02)
-    return not any(map(alive, found))
+    return not any(map(is_alive, pids))
 
 
 def test_a_killed_process_ends_the_engine_within_five_seconds_with_the_cause(tiny_folder: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL)
-    pieces = engine.stream(Request(ASK, Mato([KIND, SHORT]), greedy(400, ignore_eos=True)))
+    engine = Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE)
+    pieces = engine.stream(Request(QUESTION, Mato([KIND, SHORT]), greedy_params(400, ignore_eos=True)))
     next(pieces)
-    os.kill(pids(engine)[0], signal.SIGKILL)
+    os.kill(worker_pids(engine)[0], signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(RunError, match="the engine has ended: rank 1 of 2 was killed by SIGKILL"):
         list(pieces)
     assert time.monotonic() - start < 5
     with pytest.raises(RunError, match="the engine has ended: rank 1 of 2 was killed by SIGKILL"):
-        engine.generate(Request(ASK))
+        engine.generate(Request(QUESTION))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_processes_choose_the_tokens_of_one_in_every_family(tmp_path: Path, family: str, size: int) -> None:
+def test_two_ranks_generate_the_tokens_of_one_in_every_architecture(
+    tmp_path: Path, family: str, size: int
+) -> None:
     folder = str(FAMILIES[family].write(tmp_path / "model"))
-    asked = requests(32)
-    one = Engine.from_pretrained(folder, **SMALL).generate(asked)
-    with Engine.from_pretrained(folder, tensor_parallel_size=size, **SMALL) as engine:
-        assert compared(asked, one, engine.generate(asked)) > 0.9
+    requests = make_requests(32)
+    one = Engine.from_pretrained(folder, **SMALL_ENGINE).generate(requests)
+    with Engine.from_pretrained(folder, tensor_parallel_size=size, **SMALL_ENGINE) as engine:
+        assert agreement_before_ties(requests, one, engine.generate(requests)) > 0.9
 
 
 @pytest.mark.long
-def test_random_weights_are_those_of_one_process(tmp_path: Path) -> None:
-    folder = str(replace(Tiny(), inner=48).write(tmp_path / "model"))
-    fields = {**SMALL, "load_format": "dummy", "tensor_parallel_size": 2}
+def test_sharded_dummy_weights_are_those_of_one_rank(tmp_path: Path) -> None:
+    folder = str(replace(TinyModel(), intermediate=48).write(tmp_path / "model"))
+    fields = {**SMALL_ENGINE, "load_format": "dummy", "tensor_parallel_size": 2}
     with Engine.from_pretrained(folder, **fields) as engine:
         one = Engine.from_pretrained(folder, **{**fields, "tensor_parallel_size": 1})
         assert torch.allclose(engine.score([5, 6, 7]), one.score([5, 6, 7]), atol=1e-5)
 
 
 @pytest.mark.long
-def test_requests_that_must_start_again_for_want_of_pages_give_the_same_answers(tiny_folder: Path) -> None:
-    asked = [Request(f"{ASK} {index}", Mato([KIND, SHORT]), sampled(index, 40)) for index in range(6)]
+def test_requests_preempted_for_lack_of_blocks_give_the_same_answers(tiny_folder: Path) -> None:
+    requests = [
+        Request(f"{QUESTION} {index}", Mato([KIND, SHORT]), sampled_params(index, 40)) for index in range(6)
+    ]
     fields = {"dtype": "float32", "block_size": 16, "tensor_parallel_size": 2}
     with Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB", **fields) as engine:
-        roomy = engine.generate(asked)
+        roomy = engine.generate(requests)
     with Engine.from_pretrained(str(tiny_folder), kv_cache_memory="70KiB", **fields) as engine:
-        tight = engine.generate(asked)
+        tight = engine.generate(requests)
         assert engine.stats.preemptions > 0
     assert [output.token_ids for output in tight] == [output.token_ids for output in roomy]
 
 
 @pytest.mark.long
 def test_an_idle_service_learns_within_five_seconds_that_a_process_was_killed(tiny_folder: Path) -> None:
-    engine = AsyncEngine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL)
-    assert engine.submit(Request(ASK, sampling=greedy(3))).result(60).token_ids
-    os.kill(pids(engine)[0], signal.SIGKILL)
+    engine = AsyncEngine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE)
+    assert engine.submit(Request(QUESTION, sampling=greedy_params(3))).result(60).token_ids
+    os.kill(worker_pids(engine)[0], signal.SIGKILL)
     until = time.monotonic() + 5
     while engine.refusal is None and time.monotonic() < until:
         time.sleep(0.02)
     assert engine.refusal == "the engine has ended: rank 1 of 2 was killed by SIGKILL"
     with pytest.raises(RunError, match="rank 1 of 2"):
-        engine.submit(Request(ASK))
+        engine.submit(Request(QUESTION))
     engine.shutdown()
 
 
 @pytest.mark.long
 def test_closing_an_engine_ends_its_processes_and_its_answers(tiny_folder: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL)
-    started = pids(engine)
-    assert all(map(alive, started))
+    engine = Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE)
+    started = worker_pids(engine)
+    assert all(map(is_alive, started))
     engine.close()
     engine.close()
-    assert not any(map(alive, started))
+    assert not any(map(is_alive, started))
     with pytest.raises(RunError, match="the engine has ended: it was closed"):
-        engine.generate(Request(ASK))
+        engine.generate(Request(QUESTION))
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("gc_disabled")
 def test_an_engine_goes_on_after_an_interrupt(tiny_folder: Path) -> None:
-    with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL) as engine:
-        expected = engine.generate(Request(ASK, sampling=greedy(5))).token_ids
-        pieces = engine.stream(Request(ASK, Mato([KIND, SHORT]), greedy(450, ignore_eos=True)))
+    with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE) as engine:
+        expected = engine.generate(Request(QUESTION, sampling=greedy_params(5))).token_ids
+        pieces = engine.stream(Request(QUESTION, Mato([KIND, SHORT]), greedy_params(450, ignore_eos=True)))
         next(pieces)
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             list(pieces)
         timer.join()
-        assert engine.generate(Request(ASK, sampling=greedy(5))).token_ids == expected
+        assert engine.generate(Request(QUESTION, sampling=greedy_params(5))).token_ids == expected
 
 
-HOLD = """
+HOLD_PROGRAM = """
 import sys
 from trimtab import Engine
 engine = Engine.from_pretrained(sys.argv[1], tensor_parallel_size=2, kv_cache_memory="8MiB")
@@ -315,11 +331,11 @@ sys.stdin.read()
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, None])
-def test_a_first_process_that_ends_in_any_way_leaves_no_other_behind(
+def test_however_the_first_process_ends_no_worker_stays_behind(
     tiny_folder: Path, number: signal.Signals | None
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tiny_folder)],
+        [sys.executable, "-c", HOLD_PROGRAM, str(tiny_folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -327,15 +343,15 @@ def test_a_first_process_that_ends_in_any_way_leaves_no_other_behind(
         assert first.stdout is not None
         found = [int(pid) for pid in first.stdout.readline().split()]
         assert found
-        assert all(map(alive, found))
+        assert all(map(is_alive, found))
         if number is None:
             first.communicate("")
         else:
             first.send_signal(number)
-        assert all_end(found, 5)
+        assert all_exited(found, 5)
 
 
-ANSWER = """
+ANSWER_PROGRAM = """
 import sys
 from trimtab import Engine, Mato, Objective, Request, SamplingParams
 engine = Engine.from_pretrained(sys.argv[1], tensor_parallel_size=2, kv_cache_memory="8MiB")
@@ -347,7 +363,7 @@ print(engine.generate(Request("Why?", Mato(wishes), SamplingParams(max_tokens=9)
 @pytest.mark.long
 def test_under_torchrun_the_same_program_gives_one_answer(tiny_folder: Path, tmp_path: Path) -> None:
     program = tmp_path / "answer.py"
-    program.write_text(ANSWER)
+    program.write_text(ANSWER_PROGRAM)
     runs = [
         [sys.executable, str(program)],
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)],

@@ -16,22 +16,21 @@ import pytest
 import torch
 from trimtab.engine import Amulet, Engine, EngineConfig, Mato, Objective, Opad, Request, SamplingParams
 from trimtab.engine.execution import kv_cache_size
-from trimtab.engine.execution.cuda_graphs import DecodeGraphs, lengths, row_sizes
-from trimtab.engine.execution.device import backend_of, device_of
-from trimtab.engine.execution.model_runner import plain_tensors
-from trimtab.kernels.backend import PLAIN, TORCH
+from trimtab.engine.execution.cuda_graphs import CUDAGraphRunner, capture_batch_sizes, capture_seq_lens
+from trimtab.engine.execution.device import resolve_device, select_backend
+from trimtab.engine.execution.model_runner import inference_context
+from trimtab.kernels.backend import CPU_BACKEND, REFERENCE_BACKEND
 from trimtab.kernels.common import transfer
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.common.memory import GIB
 
-from ...helpers.fake_graph import again
-from ...helpers.tiny_model import Tiny, at_rest
+from ...helpers.fake_graph import fake_capture
+from ...helpers.tiny_model import TinyModel, is_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trimtab.kernels.reference.paged_kv_cache import DeviceKV
-    from trimtab.models.llama import Llama
+    from trimtab.kernels.reference.paged_kv_cache import PagedKVCache
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 5
@@ -40,33 +39,33 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_of("auto") == device_of("cpu") == CPU
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
     with pytest.raises(InputError, match=re.escape("device is 'cuda:1', and torch finds no such GPU")):
         Engine.from_pretrained("nowhere", device="cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert device_of("auto") == device_of("cuda") == torch.device("cuda", 0)
-    assert device_of("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(InputError, match=re.escape("device is 'cuda:2'; this machine has cuda:0 to cuda:1")):
-        device_of("cuda:2")
+        resolve_device("cuda:2")
 
 
 def test_kernels_are_those_that_the_device_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert backend_of("auto", CPU) is backend_of("torch", CPU) is TORCH
-    assert backend_of("torch", torch.device("cuda", 0)) is PLAIN
-    assert backend_of("auto", CPU, batch_invariant=True, processes=2) is TORCH
-    for kernels, processes, said in (
+    assert select_backend("auto", CPU) is select_backend("torch", CPU) is CPU_BACKEND
+    assert select_backend("torch", torch.device("cuda", 0)) is REFERENCE_BACKEND
+    assert select_backend("auto", CPU, batch_invariant=True, world_size=2) is CPU_BACKEND
+    for kernels, processes, message in (
         ("torch", 1, "kernels is 'torch', whose"),
         ("auto", 2, "parallel_size is 2;"),
     ):
-        with pytest.raises(InputError, match=f"batch_invariant is on, and .*{said}"):
-            backend_of(kernels, torch.device("cuda", 0), batch_invariant=True, processes=processes)
+        with pytest.raises(InputError, match=f"batch_invariant is on, and .*{message}"):
+            select_backend(kernels, torch.device("cuda", 0), batch_invariant=True, world_size=processes)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(InputError, match="interpreted, for tests"):
-        backend_of("triton", CPU)
+        select_backend("triton", CPU)
     monkeypatch.setattr("trimtab.engine.execution.device.find_spec", lambda name: None)
     with pytest.raises(InputError, match="triton is not installed"):
-        backend_of("auto", torch.device("cuda", 0))
+        select_backend("auto", torch.device("cuda", 0))
 
 
 def test_the_cache_of_a_gpu_gets_what_weights_and_the_largest_step_leave(
@@ -74,23 +73,27 @@ def test_the_cache_of_a_gpu_gets_what_weights_and_the_largest_step_leave(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
-    monkeypatch.setattr(kv_cache_size, "_peak", lambda call, device: 2 * GIB)
-    model = cast("Llama", SimpleNamespace(device=torch.device("cuda", 0)))
+    monkeypatch.setattr(kv_cache_size, "_measure_peak", lambda call, device: 2 * GIB)
+    model = cast("LlamaForCausalLM", SimpleNamespace(device=torch.device("cuda", 0)))
 
-    def pages(**fields: Any) -> int:
-        return kv_cache_size.pages_of(EngineConfig(**fields), model, PLAIN, cast("Any", None), GIB)
+    def num_blocks(**fields: Any) -> int:
+        return kv_cache_size.compute_num_kv_blocks(
+            EngineConfig(**fields), model, REFERENCE_BACKEND, cast("Any", None), GIB
+        )
 
-    assert pages(gpu_memory_utilization=0.5) == 40 - 20 - 2
-    assert pages(kv_cache_memory="5GiB") == 5
+    assert num_blocks(gpu_memory_utilization=0.5) == 40 - 20 - 2
+    assert num_blocks(kv_cache_memory="5GiB") == 5
     with pytest.raises(RunError, match=r"utilization is 0\.25, which leaves the KV cache no page of 1 GiB"):
-        pages(gpu_memory_utilization=0.25)
+        num_blocks(gpu_memory_utilization=0.25)
     with pytest.raises(RunError, match="the KV cache needs 70 GiB of memory; cuda:0 has 60 GiB free"):
-        pages(kv_cache_memory="70GiB")
+        num_blocks(kv_cache_memory="70GiB")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(tmp_path_factory.mktemp("tiny"))
+    return TinyModel(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(
+        tmp_path_factory.mktemp("tiny")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +106,13 @@ def open_engine(folder: Path) -> Engine:
 
 
 @pytest.fixture
-def plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def torch_backend_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine that decodes as on a GPU with torch's operations."""
-    monkeypatch.setattr("trimtab.engine.core.builder.backend_of", lambda *_: PLAIN)
+    monkeypatch.setattr("trimtab.engine.core.builder.select_backend", lambda *_: REFERENCE_BACKEND)
     return open_engine(folder)
 
 
-def requests() -> list[Request]:
+def make_requests() -> list[Request]:
     """Prompts of one and of several pages, edits, filters, and every part of the table."""
     greedy = SamplingParams(max_tokens=TOKENS, ignore_eos=True, repetition_penalty=1.2, logit_bias={7: 0.5})
     drawn = SamplingParams(
@@ -123,77 +126,84 @@ def requests() -> list[Request]:
     ]
 
 
-def same_answers(engine: Engine, other: Engine) -> None:
-    for one, two in zip(engine.generate(requests()), other.generate(requests()), strict=True):
+def assert_same_answers(engine: Engine, other: Engine) -> None:
+    for one, two in zip(engine.generate(make_requests()), other.generate(make_requests()), strict=True):
         assert (one.error, one.token_ids) == (None, two.token_ids)
         assert one.trace is not None
         assert two.trace is not None
         for row, exact in zip(one.trace.branch_logprobs, two.trace.branch_logprobs, strict=True):
             assert row == pytest.approx(exact, abs=1e-4)
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
-def test_the_plain_cache_decodes_as_the_cpus_does(plain: Engine, reference: Engine) -> None:
-    same_answers(plain, reference)
-    ids = [5 + 7 * n % 290 for n in range(40)]
-    assert float((plain.score(ids) - reference.score(ids)).abs().max()) < 1e-4
-
-
-def test_nothing_of_a_step_is_made_on_a_device_that_was_not_asked_for(
-    plain: Engine, reference: Engine
+def test_the_reference_cache_decodes_as_the_cpu_cache_does(
+    torch_backend_engine: Engine, reference: Engine
 ) -> None:
+    assert_same_answers(torch_backend_engine, reference)
+    ids = [5 + 7 * n % 290 for n in range(40)]
+    assert float((torch_backend_engine.score(ids) - reference.score(ids)).abs().max()) < 1e-4
+
+
+def test_a_step_creates_no_tensor_on_another_device(torch_backend_engine: Engine, reference: Engine) -> None:
     """A tensor made without a device is here one without numbers, which no other operation takes."""
     with META:
-        found = plain.generate(requests())
-        scored = plain.score([5, 6, 7])
-    assert [one.token_ids for one in found] == [one.token_ids for one in reference.generate(requests())]
+        found = torch_backend_engine.generate(make_requests())
+        scored = torch_backend_engine.score([5, 6, 7])
+    assert [one.token_ids for one in found] == [one.token_ids for one in reference.generate(make_requests())]
     assert scored.device == CPU
 
 
-def test_replayed_steps_are_those_that_are_launched_one_by_one(plain: Engine, reference: Engine) -> None:
-    runner = plain._core.runner
-    cache: DeviceKV = runner.cache  # type: ignore[assignment]
-    with plain_tensors():
-        runner.graphs = DecodeGraphs(runner.model, cache, 12, 512, again)
-    assert plain.stats.captured == len(row_sizes(12)) == 5
-    replayed, run = [], runner.graphs.run
-    runner.graphs.run = lambda *args: replayed.append(run(*args)) or replayed[-1]  # type: ignore[method-assign, func-returns-value]
-    cache.pages.fill_(torch.nan)  # what no branch owns is seen by none
-    same_answers(plain, reference)
+def test_replayed_steps_are_those_that_are_launched_one_by_one(
+    torch_backend_engine: Engine, reference: Engine
+) -> None:
+    runner = torch_backend_engine._core.runner
+    cache: PagedKVCache = runner.cache  # type: ignore[assignment]
+    with inference_context():
+        runner.cuda_graphs = CUDAGraphRunner(runner.model, cache, 12, 512, fake_capture)
+    assert torch_backend_engine.stats.captured == len(capture_batch_sizes(12)) == 5
+    replayed, run = [], runner.cuda_graphs.run
+    runner.cuda_graphs.run = lambda *args: replayed.append(run(*args)) or replayed[-1]  # type: ignore[method-assign, func-returns-value]
+    cache.blocks.fill_(torch.nan)  # what no branch owns is seen by none
+    assert_same_answers(torch_backend_engine, reference)
     assert [step is None for step in replayed].count(False) >= TOKENS - 1
     assert len({len(step) for step in replayed if step is not None} & {8, 4, 2}) > 0
 
 
-def test_what_a_captured_step_reads_is_kept_as_long_as_the_step(plain: Engine) -> None:
-    runner, read = plain._core.runner, list[weakref.ref[torch.Tensor]]()
-    cache: DeviceKV = runner.cache  # type: ignore[assignment]
+def test_the_inputs_of_a_captured_step_live_as_long_as_the_step(torch_backend_engine: Engine) -> None:
+    runner, read = torch_backend_engine._core.runner, list[weakref.ref[torch.Tensor]]()
+    cache: PagedKVCache = runner.cache  # type: ignore[assignment]
 
-    def forgetting(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    def capture_and_drop(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """Holds on to what it gives alone, as a graph does, which knows places of memory and no tensors."""
-        hidden, layout = step(), cache.layout
+        hidden, layout = step(), cache.metadata
         assert layout is not None
-        (tiles,) = layout.tiles
-        read.extend(map(weakref.ref, (tiles.first, tiles.start, tiles.count, tiles.table, layout.tables)))
+        (tiles,) = layout.query_tiles
+        read.extend(
+            map(
+                weakref.ref,
+                (tiles.row_start, tiles.pos_start, tiles.num_tokens, tiles.table_row, layout.block_tables),
+            )
+        )
         return lambda: hidden
 
-    with plain_tensors():
-        graphs = DecodeGraphs(runner.model, cache, 2, 512, forgetting)
-    cache.layout = None
+    with inference_context():
+        graphs = CUDAGraphRunner(runner.model, cache, 2, 512, capture_and_drop)
+    cache.metadata = None
     gc.collect()
-    assert graphs.count == 2
+    assert graphs.num_graphs == 2
     assert len(read) == 10
     assert all(tensor() is not None for tensor in read)
 
 
 def test_steps_are_captured_for_few_sizes_up_to_the_largest() -> None:
-    assert row_sizes(48) == [1, 2, 4, 8, 16, 24, 32, 48]
-    assert row_sizes(1000) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-    assert (row_sizes(1), row_sizes(5)) == ([1], [1, 2, 4, 5])
-    assert lengths(8192) == [1024, 4096, 8192]
-    assert (lengths(300), lengths(131_072)[-1]) == ([300], 32_768)
+    assert capture_batch_sizes(48) == [1, 2, 4, 8, 16, 24, 32, 48]
+    assert capture_batch_sizes(1000) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert (capture_batch_sizes(1), capture_batch_sizes(5)) == ([1], [1, 2, 4, 5])
+    assert capture_seq_lens(8192) == [1024, 4096, 8192]
+    assert (capture_seq_lens(300), capture_seq_lens(131_072)[-1]) == ([300], 32_768)
 
 
-def test_a_parcel_arrives_as_it_was_sent_each_part_aligned() -> None:
+def test_packed_arrays_arrive_unchanged_and_aligned() -> None:
     columns = [
         np.arange(3, dtype=np.int64),
         np.arange(6, dtype=np.int32).reshape(2, 3).T,
@@ -201,9 +211,11 @@ def test_a_parcel_arrives_as_it_was_sent_each_part_aligned() -> None:
         np.array([0.5, -np.inf], np.float32),
         np.array([[2.0**-40]]),
     ]
-    packed = transfer.pack(CPU, columns)
-    found = transfer.unpack(packed, columns)
+    packed = transfer.pack_pinned(CPU, columns)
+    found = transfer.unpack_views(packed, columns)
     for tensor, column in zip(found, columns, strict=True):
         assert torch.equal(tensor, torch.from_numpy(np.ascontiguousarray(column)))
-        assert (tensor.data_ptr() - packed.data_ptr()) % transfer.ALIGNED == 0
-    assert [tensor.dtype for tensor in transfer.send(META, *columns)] == [tensor.dtype for tensor in found]
+        assert (tensor.data_ptr() - packed.data_ptr()) % transfer.ALIGNMENT == 0
+    assert [tensor.dtype for tensor in transfer.to_device(META, *columns)] == [
+        tensor.dtype for tensor in found
+    ]

@@ -9,55 +9,55 @@ from trimtab.engine import Engine, Mato, Objective, Request, SamplingParams
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.common import memory
 
-from ...helpers.tiny_model import Tiny, at_rest, tokenizer, write_json
+from ...helpers.tiny_model import TinyModel, is_idle, train_tokenizer, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def shape(tmp_path: Path) -> Path:
+def config_folder(tmp_path: Path) -> Path:
     """A folder with nothing but a config.json."""
-    write_json(tmp_path / "config.json", Tiny(tied=False).config())
+    write_json(tmp_path / "config.json", TinyModel(tied=False).config())
     return tmp_path
 
 
-def dummy(model: Any, **fields: Any) -> Engine:
+def dummy_engine(model: Any, **fields: Any) -> Engine:
     return Engine.from_pretrained(str(model), load_format="dummy", kv_cache_memory="1MiB", **fields)
 
 
-def test_a_shape_alone_decodes_ids_the_same_each_time(shape: Path) -> None:
+def test_a_shape_alone_decodes_ids_the_same_each_time(config_folder: Path) -> None:
     steering = Mato([Objective("a", 0.7), Objective("b", 0.3)])
     request = Request(
         branch_token_ids=[[5, 6], [5, 7], [8]], steering=steering, sampling=SamplingParams(max_tokens=9)
     )
-    first, second = (dummy(shape) for _ in range(2))
+    first, second = (dummy_engine(config_folder) for _ in range(2))
     output = first.generate(request)
     assert output.text == " ".join(map(str, output.token_ids))
     assert (len(output.token_ids), output.finish_reason) == (9, "length")
     assert [branch.prompt for branch in output.branches] == ["5 6", "5 7", "8"]
     assert second.generate(request).token_ids == output.token_ids
-    assert at_rest(first)
+    assert is_idle(first)
 
 
-def test_every_row_of_a_dummy_embedding_may_be_sampled(shape: Path) -> None:
-    engine = dummy(shape)
+def test_every_row_of_a_dummy_embedding_may_be_sampled(config_folder: Path) -> None:
+    engine = dummy_engine(config_folder)
     assert engine.score([306]).shape == (1, 307)
 
 
-def test_a_chat_with_a_model_without_tokenizer_is_refused(shape: Path) -> None:
+def test_a_chat_with_a_model_without_tokenizer_is_refused(config_folder: Path) -> None:
     with pytest.raises(InputError, match="branch_token_ids for the prompt"):
-        dummy(shape).generate(Request("hello"))
+        dummy_engine(config_folder).generate(Request("hello"))
     with pytest.raises(
         InputError, match=r"chat_template is given, but .* has no tokenizer to read a chat with"
     ):
-        dummy(shape, chat_template="{{ messages }}")
+        dummy_engine(config_folder, chat_template="{{ messages }}")
 
 
-def test_a_dummy_with_a_tokenizer_writes_its_text(shape: Path) -> None:
-    backend = tokenizer()
-    backend.save(str(shape / "tokenizer.json"))
-    output = dummy(shape, chat_template="{{ messages[-1]['content'] }}").generate(
+def test_a_dummy_with_a_tokenizer_writes_its_text(config_folder: Path) -> None:
+    backend = train_tokenizer()
+    backend.save(str(config_folder / "tokenizer.json"))
+    output = dummy_engine(config_folder, chat_template="{{ messages[-1]['content'] }}").generate(
         Request("kind and true", sampling=SamplingParams(max_tokens=5, skip_special_tokens=False))
     )
     prompt = output.branches[0]
@@ -66,17 +66,17 @@ def test_a_dummy_with_a_tokenizer_writes_its_text(shape: Path) -> None:
     assert output.text == backend.decode(output.token_ids, skip_special_tokens=False)
 
 
-def test_a_folder_without_weights_is_a_dummy_only_when_asked(shape: Path) -> None:
-    tokenizer().save(str(shape / "tokenizer.json"))
+def test_a_folder_without_weights_is_a_dummy_only_on_request(config_folder: Path) -> None:
+    train_tokenizer().save(str(config_folder / "tokenizer.json"))
     with pytest.raises(InputError, match=r"has neither model\.safetensors nor"):
-        Engine.from_pretrained(str(shape))
+        Engine.from_pretrained(str(config_folder))
 
 
 def test_a_built_in_shape_has_no_weights_to_load() -> None:
-    said = (
+    message = (
         "model is 'llama-3.2-1b', a shape without weights; give a checkpoint's folder, or load_format 'dummy'"
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         Engine.from_pretrained("llama-3.2-1b")
 
 
@@ -84,14 +84,14 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 3 * 2**30)
-    said = "^the model in bfloat16 needs 131 GiB of memory; this machine has 3 GiB free$"
-    with pytest.raises(RunError, match=said):
-        dummy("llama-3.1-70b")
+    message = "^the model in bfloat16 needs 131 GiB of memory; this machine has 3 GiB free$"
+    with pytest.raises(RunError, match=message):
+        dummy_engine("llama-3.1-70b")
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.raises(RunError, match="the model in float32 needs"):
         Engine.from_pretrained(str(tiny_folder))
 
 
-def test_an_unknown_load_format_is_refused(shape: Path) -> None:
+def test_an_unknown_load_format_is_refused(config_folder: Path) -> None:
     with pytest.raises(InputError, match="load_format is 'lazy'; it must be one of auto, dummy"):
-        Engine.from_pretrained(str(shape), load_format="lazy")
+        Engine.from_pretrained(str(config_folder), load_format="lazy")

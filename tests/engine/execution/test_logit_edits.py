@@ -9,8 +9,8 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 from trimtab.engine import Amulet, Engine, Mato, Request, SamplingParams
 
-from ...helpers.naive_decoders import reference
-from ...helpers.sample_requests import ASK, KIND, SHORT, greedy, prompt_ids, sampled
+from ...helpers.naive_decoders import load_reference
+from ...helpers.sample_requests import KIND, QUESTION, SHORT, greedy_params, prompt_ids, sampled_params
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 
 def test_bias_bans_and_forces_tokens(tiny: Engine) -> None:
-    plain = tiny.generate(Request(ASK, sampling=greedy(12, ignore_eos=True)))
+    plain = tiny.generate(Request(QUESTION, sampling=greedy_params(12, ignore_eos=True)))
     bans = dict.fromkeys(plain.token_ids, -1e9)
-    banned = tiny.generate(Request(ASK, sampling=greedy(12, ignore_eos=True, logit_bias=bans)))
+    banned = tiny.generate(Request(QUESTION, sampling=greedy_params(12, ignore_eos=True, logit_bias=bans)))
     assert not set(banned.token_ids) & set(plain.token_ids)
-    force = tiny.generate(Request(ASK, Amulet([KIND]), sampled(1, 12, logit_bias={77: 1e9})))
+    force = tiny.generate(Request(QUESTION, Amulet([KIND]), sampled_params(1, 12, logit_bias={77: 1e9})))
     assert force.token_ids == [77] * 12
 
 
-def greedy_by_hand(tiny: Engine, output: Output, change: Any) -> list[int]:
+def greedy_reference(tiny: Engine, output: Output, change: Any) -> list[int]:
     """The arg max at every place of an answer after `change(log-probabilities, tokens so far)`."""
     prompt = prompt_ids(output)[0]
     rows = tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1, : tiny.tokenizer.vocab_size]
-    return [int(change(row.clone(), output.token_ids[:place]).argmax()) for place, row in enumerate(rows)]
+    return [
+        int(change(row.clone(), output.token_ids[:position]).argmax()) for position, row in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 0.7), (0.8, 0.4), (-1.0, -0.3)])
@@ -43,10 +45,10 @@ def test_presence_counts_a_token_once_and_frequency_every_use(
             row[token] -= presence + frequency * tokens.count(token)
         return row
 
-    plain = tiny.generate(Request(ASK, sampling=greedy(40, ignore_eos=True)))
-    sampling = greedy(40, ignore_eos=True, presence_penalty=presence, frequency_penalty=frequency)
-    output = tiny.generate(Request(ASK, sampling=sampling))
-    assert output.token_ids == greedy_by_hand(tiny, output, penalised)
+    plain = tiny.generate(Request(QUESTION, sampling=greedy_params(40, ignore_eos=True)))
+    sampling = greedy_params(40, ignore_eos=True, presence_penalty=presence, frequency_penalty=frequency)
+    output = tiny.generate(Request(QUESTION, sampling=sampling))
+    assert output.token_ids == greedy_reference(tiny, output, penalised)
     assert output.token_ids != plain.token_ids
 
 
@@ -54,21 +56,25 @@ def test_presence_counts_a_token_once_and_frequency_every_use(
 def test_the_repetition_penalty_is_that_of_transformers(
     penalty: float, tiny: Engine, tiny_folder: Path
 ) -> None:
-    output = tiny.generate(Request(ASK, sampling=greedy(30, ignore_eos=True, repetition_penalty=penalty)))
+    output = tiny.generate(
+        Request(QUESTION, sampling=greedy_params(30, ignore_eos=True, repetition_penalty=penalty))
+    )
     prompt = prompt_ids(output)[0]
     processor = RepetitionPenaltyLogitsProcessor(penalty)
     with torch.inference_mode():
-        logits = reference(tiny_folder)(torch.tensor([prompt + output.token_ids])).logits[0]
-    for place, token in enumerate(output.token_ids):
-        ids = torch.tensor([prompt + output.token_ids[:place]])
-        row = logits[None, len(prompt) - 1 + place].clone()
+        logits = load_reference(tiny_folder)(torch.tensor([prompt + output.token_ids])).logits[0]
+    for position, token in enumerate(output.token_ids):
+        ids = torch.tensor([prompt + output.token_ids[:position]])
+        row = logits[None, len(prompt) - 1 + position].clone()
         assert token == int(processor(ids, row)[0, : tiny.tokenizer.vocab_size].argmax())
-    plain = tiny.generate(Request(ASK, sampling=greedy(30, ignore_eos=True)))
+    plain = tiny.generate(Request(QUESTION, sampling=greedy_params(30, ignore_eos=True)))
     assert output.token_ids != plain.token_ids
 
 
-def test_sampling_keeps_to_top_k(tiny: Engine) -> None:
-    output = tiny.generate(Request(ASK, Mato([KIND, SHORT]), sampled(11, 40, top_k=3, logprobs=10)))
+def test_sampled_tokens_are_among_the_top_k(tiny: Engine) -> None:
+    output = tiny.generate(
+        Request(QUESTION, Mato([KIND, SHORT]), sampled_params(11, 40, top_k=3, logprobs=10))
+    )
     assert output.logprobs is not None
     tokens = 300  # rows without one are reported too, but never drawn
     ranks = [
@@ -78,5 +84,7 @@ def test_sampling_keeps_to_top_k(tiny: Engine) -> None:
 
 
 def test_rows_without_a_token_are_never_chosen(tiny: Engine) -> None:
-    request = Request(ASK, sampling=SamplingParams(max_tokens=300, temperature=50.0, seed=3, ignore_eos=True))
+    request = Request(
+        QUESTION, sampling=SamplingParams(max_tokens=300, temperature=50.0, seed=3, ignore_eos=True)
+    )
     assert max(tiny.generate(request).token_ids) < tiny.tokenizer.vocab_size == 300

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Request, SamplingParams
 
-from ...helpers.naive_decoders import follow, reference
+from ...helpers.naive_decoders import check_greedy, load_reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,12 +52,12 @@ METHODS: list[Method] = [
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name}-{len(method.objectives)}")
-def test_the_demo_model_chooses_the_literal_methods_tokens(method: Method, demo_folder: Path) -> None:
+def test_the_demo_model_generates_the_naive_decoders_tokens(method: Method, demo_folder: Path) -> None:
     engine = Engine.from_pretrained(str(demo_folder), dtype="float32")
     sampling = SamplingParams(max_tokens=TOKENS)
     outputs = [engine.generate(Request(prompt, method, sampling)) for prompt in PROMPTS]
-    model, vocab = reference(demo_folder), engine.tokenizer.vocab_size
-    found = [follow(output, method, model, vocab, known=True) for output in outputs]
+    model, vocab = load_reference(demo_folder), engine.tokenizer.vocab_size
+    found = [check_greedy(output, method, model, vocab, teacher_forced=True) for output in outputs]
     tokens, ties = sum(each.tokens for each in found), [tie for each in found for tie in each.ties]
     print(f"{method.name} with {len(method.objectives)}: {tokens} tokens, {len(ties)} ties: {ties}")
     assert all(each.holds for each in found)
@@ -65,10 +65,10 @@ def test_the_demo_model_chooses_the_literal_methods_tokens(method: Method, demo_
 
 
 @pytest.mark.long
-def test_base_writes_what_transformers_writes(demo_folder: Path) -> None:
+def test_base_generates_what_transformers_generates(demo_folder: Path) -> None:
     engine = Engine.from_pretrained(str(demo_folder), dtype="float32")
     outputs = [engine.generate(Request(p, sampling=SamplingParams(max_tokens=TOKENS))) for p in PROMPTS]
-    model = reference(demo_folder)
+    model = load_reference(demo_folder)
     same = 0
     for output in outputs:
         ids = torch.tensor([output.branches[0].prompt_token_ids])

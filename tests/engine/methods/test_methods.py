@@ -28,10 +28,10 @@ from trimtab.engine import (
     SamplingParams,
 )
 from trimtab.engine.methods.builtin import METHODS
-from trimtab.engine.utils.fields import option
+from trimtab.engine.utils.fields import config_field
 from trimtab.kernels.common.errors import InputError, SteeringWarning
 from trimtab.kernels.steering.closed_form import reward_strength, strength
-from trimtab.kernels.steering.coefficients import EMA, MEAN, SUM, Program
+from trimtab.kernels.steering.coefficients import EMA, MEAN, SUM, SteeringCoefficients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,34 +40,34 @@ KIND, SHORT = Objective("Be kind."), Objective("Be short.")
 INF, NAN = math.inf, math.nan
 
 
-def coefficients(program: Program) -> tuple[float, float]:
-    return program.base, program.scale
+def coefficients_of(program: SteeringCoefficients) -> tuple[float, float]:
+    return program.base_coef, program.objective_coef
 
 
 def test_defaults_are_the_published_values() -> None:
-    assert coefficients(Base().program()) == (1, 0)
-    assert coefficients(Prompt([KIND]).program()) == (0, 1)
-    assert coefficients(Mixture([KIND]).program()) == (0, 1)
+    assert coefficients_of(Base().coefficients()) == (1, 0)
+    assert coefficients_of(Prompt([KIND]).coefficients()) == (0, 1)
+    assert coefficients_of(Mixture([KIND]).coefficients()) == (0, 1)
     linear = LinearAlignment([KIND])
     assert (linear.ratio, linear.mask_top_p, linear.mask_temperature) == (2, 0.8, 1)
-    assert linear.program() == Program(base=-2, scale=3, mask_top_p=0.8)
+    assert linear.coefficients() == SteeringCoefficients(base_coef=-2, objective_coef=3, mask_top_p=0.8)
     opad = Opad([KIND])
     assert opad.gain == 1
-    assert opad.program() == Program(base=-1, scale=2, delay=1)
+    assert opad.coefficients() == SteeringCoefficients(base_coef=-1, objective_coef=2, prev_contrast_coef=1)
     amulet = Amulet([KIND])
     assert (amulet.alpha, amulet.lam, amulet.eta, amulet.iterations) == (2, 2, 10, 60)
-    assert amulet.program().scale == pytest.approx(5.6487, abs=5e-5)
+    assert amulet.coefficients().objective_coef == pytest.approx(5.6487, abs=5e-5)
     mato = Mato([KIND, SHORT])
     assert (mato.alpha, mato.lam, mato.nu, mato.iterations, mato.tau) == (0.5, 1, 10, 80, 1)
     assert (mato.accumulate, mato.optimise_weights, mato.optimise_online) == ("sum", True, True)
-    assert mato.program().scale == pytest.approx(1.9347, abs=5e-5)
-    assert (mato.program().reward, mato.program().accumulate) == (1, SUM)
+    assert mato.coefficients().objective_coef == pytest.approx(1.9347, abs=5e-5)
+    assert (mato.coefficients().reward_rate, mato.coefficients().accumulate) == (1, SUM)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_trust_region_is_off_unless_asked_for(method: type[Method]) -> None:
-    made = method() if method is Base else method((KIND,))
-    assert made.program().kl_budget == INF
+def test_a_trust_region_is_off_by_default(method: type[Method]) -> None:
+    method_instance = method() if method is Base else method((KIND,))
+    assert method_instance.coefficients().kl_budget == INF
 
 
 @pytest.mark.parametrize(
@@ -83,33 +83,33 @@ def test_a_trust_region_is_off_unless_asked_for(method: type[Method]) -> None:
     ids=lambda method: method.name,
 )
 def test_coefficients_of_base_and_objectives_add_to_one(method: Method) -> None:
-    assert sum(coefficients(method.program())) == pytest.approx(1, abs=1e-15)
+    assert sum(coefficients_of(method.coefficients())) == pytest.approx(1, abs=1e-15)
 
 
-def test_hyperparameters_reach_the_program() -> None:
+def test_hyperparameters_reach_the_coefficients() -> None:
     mato = Mato([KIND], tau=4, beta=2, accumulate="ema", decay=0.5, optimise_online=False, kl_budget=0.2)
-    assert mato.program() == Program(
-        base=0, scale=1, reward=0.5, beta=2, accumulate=EMA, decay=0.5, kl_budget=0.2
+    assert mato.coefficients() == SteeringCoefficients(
+        base_coef=0, objective_coef=1, reward_rate=0.5, beta=2, accumulate=EMA, decay=0.5, kl_budget=0.2
     )
-    assert Mato([KIND], accumulate="mean").program().accumulate == MEAN
-    assert Mato([KIND], optimise_weights=False, tau=4).program().reward == 0
+    assert Mato([KIND], accumulate="mean").coefficients().accumulate == MEAN
+    assert Mato([KIND], optimise_weights=False, tau=4).coefficients().reward_rate == 0
     # reading B: a fixed point of (λ + αβ) / λ
     fixed = Mato([KIND], utility="reward", alpha=1, beta=3, lam=2, iterations=5000)
-    assert fixed.program().scale == pytest.approx(1 + 3 / 2, abs=1e-3)
-    assert LinearAlignment([KIND], ratio=1, mask_top_p=None, kl_budget=0.5).program().kl_budget == 0.5
+    assert fixed.coefficients().objective_coef == pytest.approx(1 + 3 / 2, abs=1e-3)
+    assert LinearAlignment([KIND], ratio=1, mask_top_p=None, kl_budget=0.5).coefficients().kl_budget == 0.5
 
 
 def test_hyperparameters_of_the_loop_reach_its_strength() -> None:
     loop: dict[str, Any] = {"alpha": 0.8, "lam": 1.2, "iterations": 3}
-    assert Amulet([KIND], eta=5, **loop).program().scale == strength(0.8, 1.2, 5, 3)
-    assert Mato([KIND], nu=5, **loop).program().scale == strength(0.8, 1.2, 5, 3)
+    assert Amulet([KIND], eta=5, **loop).coefficients().objective_coef == strength(0.8, 1.2, 5, 3)
+    assert Mato([KIND], nu=5, **loop).coefficients().objective_coef == strength(0.8, 1.2, 5, 3)
     fixed = Mato([KIND], utility="reward", beta=2, nu=5, **loop)
-    assert fixed.program().scale == reward_strength(2 * 0.8, 1.2, 5, 3)
+    assert fixed.coefficients().objective_coef == reward_strength(2 * 0.8, 1.2, 5, 3)
 
 
 def test_zero_iterations_are_the_merged_policy() -> None:
-    assert Amulet([KIND], iterations=0).program().scale == 1
-    assert Mato([KIND], iterations=0, kl_budget=0.1).program().scale == 1
+    assert Amulet([KIND], iterations=0).coefficients().objective_coef == 1
+    assert Mato([KIND], iterations=0, kl_budget=0.1).coefficients().objective_coef == 1
 
 
 REFUSED: list[tuple[type[Method], dict[str, Any], str]] = [
@@ -168,16 +168,18 @@ REFUSED: list[tuple[type[Method], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "fields", "said"), REFUSED, ids=[f"{m.name}-{f}" for m, f, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("method", "fields", "message"), REFUSED, ids=[f"{m.name}-{f}" for m, f, _ in REFUSED]
+)
 def test_a_hyperparameter_out_of_range_is_refused_by_name_and_value(
-    method: type[Method], fields: dict[str, Any], said: str
+    method: type[Method], fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=re.escape(said)) as refused:
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
         method((KIND,), **fields)
     assert "\n" not in str(refused.value)
 
 
-def test_opad_has_no_trust_region_to_ask_for() -> None:
+def test_opad_has_no_trust_region() -> None:
     assert "kl_budget" not in {f.name for f in dataclasses.fields(Opad)}
 
 
@@ -193,7 +195,7 @@ def test_base_refuses_objectives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Objective("  "), "an objective's text is empty"),
         (lambda: Objective("Be kind.", -0.5), "'Be kind.' is -0.5"),
@@ -209,8 +211,8 @@ def test_base_refuses_objectives() -> None:
         (lambda: Mato(KIND), "it must be a list of Objectives"),
     ],
 )
-def test_objectives_that_mean_nothing_are_refused(make: Callable[[], object], said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_empty_or_invalid_objectives_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         make()
 
 
@@ -219,7 +221,7 @@ def test_objectives_that_mean_nothing_are_refused(make: Callable[[], object], sa
 )
 def test_alpha_above_lambda_warns_that_the_strength_is_unbounded(make: Callable[[], Method]) -> None:
     with pytest.warns(SteeringWarning, match="grows without bound") as warned:
-        assert make().program().scale > 1
+        assert make().coefficients().objective_coef > 1
     assert [warning.filename for warning in warned] == [__file__], "once, at the line that made the method"
 
 
@@ -235,32 +237,36 @@ def test_a_strength_beyond_float32_is_refused_naming_the_values() -> None:
 
 
 @pytest.mark.parametrize("method", [Prompt, LinearAlignment, Guidance, Opad, Amulet], ids=lambda m: m.name)
-def test_methods_for_one_preference_join_even_objectives_in_silence(method: type[Method]) -> None:
+def test_single_objective_methods_join_equally_weighted_objectives_without_warning(
+    method: type[Method],
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = method((KIND, SHORT, Objective("Be rude.", 0)))
-        assert made.branches() == ("Be kind. Be short.",)
-        assert made.weights() == (1.0,)
+        method_instance = method((KIND, SHORT, Objective("Be rude.", 0)))
+        assert method_instance.branch_objectives() == ("Be kind. Be short.",)
+        assert method_instance.weights() == (1.0,)
 
 
 @pytest.mark.parametrize("method", [Prompt, LinearAlignment, Guidance, Opad, Amulet], ids=lambda m: m.name)
-def test_methods_for_one_preference_warn_when_they_join_uneven_weights(method: type[Method]) -> None:
+def test_single_objective_methods_warn_when_they_join_uneven_weights(method: type[Method]) -> None:
     with pytest.warns(
         SteeringWarning, match=f"{method.name} steers toward one preference.*joins the 2 objectives"
     ) as warned:
-        made = method((KIND, Objective("Be short.", 3)))
-    assert made.branches() == ("Be kind. Be short.",)
+        method_instance = method((KIND, Objective("Be short.", 3)))
+    assert method_instance.branch_objectives() == ("Be kind. Be short.",)
     assert len(warned) == 1
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1.7e308), min_size=1, max_size=6).filter(any))
-def test_weights_lie_on_the_simplex_whatever_their_size(asked: list[float]) -> None:
-    weights = Mato([Objective(str(i), weight) for i, weight in enumerate(asked)]).weights()
+def test_weights_lie_on_the_simplex_whatever_their_size(raw_weights: list[float]) -> None:
+    weights = Mato([Objective(str(i), weight) for i, weight in enumerate(raw_weights)]).weights()
     assert all(weight >= 0 for weight in weights)
-    assert sum(weights) == pytest.approx(1, abs=1e-15 * len(asked))
-    assert all(w == 0 for w, a in zip(weights, asked, strict=True) if a == 0)
-    assert weights.index(max(weights)) == asked.index(max(asked)) or weights.count(max(weights)) > 1
+    assert sum(weights) == pytest.approx(1, abs=1e-15 * len(raw_weights))
+    assert all(w == 0 for w, a in zip(weights, raw_weights, strict=True) if a == 0)
+    assert (
+        weights.index(max(weights)) == raw_weights.index(max(raw_weights)) or weights.count(max(weights)) > 1
+    )
 
 
 @pytest.mark.parametrize("size", [1e-300, 1.0, 1e300, 5e-324])
@@ -276,10 +282,10 @@ def test_weights_keep_their_ratio_at_the_ends_of_the_range() -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_methods_are_frozen(method: type[Method]) -> None:
-    made = method() if method is Base else method((KIND,))
-    for name in (f.name for f in dataclasses.fields(made)):
+    method_instance = method() if method is Base else method((KIND,))
+    for name in (f.name for f in dataclasses.fields(method_instance)):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(made, name, None)
+            setattr(method_instance, name, None)
 
 
 def test_names_are_those_of_the_command_line() -> None:
@@ -290,60 +296,60 @@ def test_names_are_those_of_the_command_line() -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Halfway(Method):
+class HalfwayMethod(Method):
     """Someone's own method: part of the way to the objectives."""
 
     compilations: ClassVar[int] = 0
-    share: float = option(0.5, "how far")
+    fraction: float = config_field(0.5, "how far")
 
-    def program(self) -> Program:
-        Halfway.compilations += 1
-        self.require("share", 0 <= self.share <= 1, "from 0 to 1")
-        return Program(base=1 - self.share, scale=self.share)
+    def coefficients(self) -> SteeringCoefficients:
+        HalfwayMethod.compilations += 1
+        self.require("share", 0 <= self.fraction <= 1, "from 0 to 1")
+        return SteeringCoefficients(base_coef=1 - self.fraction, objective_coef=self.fraction)
 
 
-def test_a_method_of_ones_own_steers_like_the_formula_it_writes(tiny: Engine) -> None:
+def test_a_custom_method_steers_like_its_formula(tiny: Engine) -> None:
     sampling = SamplingParams(max_tokens=12, ignore_eos=True)
     mine, theirs, plain = tiny.generate(
         [
-            Request("Why?", Halfway([KIND, SHORT], share=0.5), sampling),
+            Request("Why?", HalfwayMethod([KIND, SHORT], fraction=0.5), sampling),
             Request("Why?", ContextSteering([KIND, SHORT], strength=0.5), sampling),
             Request("Why?", sampling=sampling),
         ]
     )
     assert mine.token_ids == theirs.token_ids != plain.token_ids
     assert mine.trace == theirs.trace
-    assert Halfway.name == "halfway"
-    assert Halfway.compilations == 1
+    assert HalfwayMethod.name == "halfway"
+    assert HalfwayMethod.compilations == 1
     with pytest.raises(InputError, match=r"share of halfway is 2.0; it must be from 0 to 1"):
-        Halfway([KIND], share=2)
+        HalfwayMethod([KIND], fraction=2)
     with pytest.raises(InputError, match=r"share of halfway is 'half'; it must be a number"):
-        Halfway([KIND], share="half")
+        HalfwayMethod([KIND], fraction="half")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Forgetful(Method):
+class NoCoefficientsMethod(Method):
     """A method whose program returns nothing, with a field of a type that nobody checks."""
 
-    shares: list[complex] | None = None
+    fractions: list[complex] | None = None
 
-    def program(self) -> Program:  # type: ignore[empty-body]
+    def coefficients(self) -> SteeringCoefficients:  # type: ignore[empty-body]
         pass
 
 
-def test_a_method_whose_program_is_none_is_refused() -> None:
+def test_a_method_without_coefficients_is_refused() -> None:
     with pytest.raises(InputError, match="the program of forgetful is None; it must be of type Program"):
-        Forgetful([KIND], shares=[1j])
+        NoCoefficientsMethod([KIND], fractions=[1j])
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.presets])
-def test_a_preset_sets_what_is_not_given_and_the_defaults_stay_as_published(cls: type[Method]) -> None:
-    wishes = (KIND, SHORT)
+def test_a_preset_fills_unset_fields_and_the_defaults_stay_as_published(cls: type[Method]) -> None:
+    objectives = (KIND, SHORT)
     for name, settings_of_preset in cls.presets.items():
-        assert cls.preset(name, wishes) == cls(wishes, **settings_of_preset)
-        assert cls.preset(name, wishes, placement="user") == cls(
-            wishes, **settings_of_preset, placement="user"
+        assert cls.preset(name, objectives) == cls(objectives, **settings_of_preset)
+        assert cls.preset(name, objectives, placement="user") == cls(
+            objectives, **settings_of_preset, placement="user"
         )
-        assert cls.preset(name, wishes) != cls(wishes)
+        assert cls.preset(name, objectives) != cls(objectives)
     with pytest.raises(InputError, match="has no preset 'bold'; presets are "):
-        cls.preset("bold", wishes)
+        cls.preset("bold", objectives)

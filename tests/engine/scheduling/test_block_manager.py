@@ -7,59 +7,59 @@ from copy import deepcopy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.engine.scheduling.block_manager import KVBlocks
-from trimtab.engine.sequence.sequence import Group
+from trimtab.engine.scheduling.block_manager import BlockManager
+from trimtab.engine.sequence.sequence import SequenceGroup
 
-from ...helpers.simulated_kv_cache import check_pages
-from ...helpers.tiny_model import group_of
+from ...helpers.simulated_kv_cache import check_blocks
+from ...helpers.tiny_model import make_group
 
 tokens = st.lists(st.integers(1, 2), max_size=5)
 
 
 @st.composite
-def groups(draw: st.DrawFn) -> Group:
+def random_groups(draw: st.DrawFn) -> SequenceGroup:
     """One to four branches that open with a common head; some are alike, some are all head."""
     head = draw(st.lists(st.integers(1, 2), min_size=1, max_size=14))
     tails = draw(st.lists(tokens, min_size=1, max_size=4))
-    return group_of([head + tail for tail in tails], limit=draw(st.integers(1, 9)))
+    return make_group([head + tail for tail in tails], max_new_tokens=draw(st.integers(1, 9)))
 
 
-def compute(blocks: KVBlocks, group: Group) -> bool:
+def compute_all(block_manager: BlockManager, group: SequenceGroup) -> bool:
     """Everything of a group, branch by branch, as if steps had done it."""
     for branch in group.branches:
-        assert blocks.match(group, branch, set())
-        count = group.waiting(branch)
-        if not blocks.reserve([(branch, count)]):
+        assert block_manager.take_cached(group, branch, set())
+        count = group.num_uncomputed(branch)
+        if not block_manager.allocate([(branch, count)]):
             return False
-        blocks.commit(group, branch, count)
+        block_manager.cache_full_blocks(group, branch, count)
     return True
 
 
 @settings(deadline=None)
-@given(groups(), st.integers(1, 5))
-def test_a_reservation_takes_all_pages_or_none(group: Group, size: int) -> None:
-    shares = [(branch, group.waiting(branch)) for branch in group.branches]
+@given(random_groups(), st.integers(1, 5))
+def test_an_allocation_takes_all_blocks_or_none(group: SequenceGroup, size: int) -> None:
+    shares = [(branch, group.num_uncomputed(branch)) for branch in group.branches]
     needed = sum(-(-count // size) for _, count in shares)
-    short = KVBlocks(needed - 1, size)
-    assert not short.reserve(shares)
-    assert short.free == needed - 1
-    assert all(not branch.pages and branch.computed == 0 for branch in group.branches)
-    enough = KVBlocks(needed, size)
-    assert enough.reserve(shares)
-    assert enough.free == 0
-    check_pages(enough, [group])
+    short = BlockManager(needed - 1, size)
+    assert not short.allocate(shares)
+    assert short.num_free_blocks == needed - 1
+    assert all(not branch.block_table and branch.num_computed_tokens == 0 for branch in group.branches)
+    enough = BlockManager(needed, size)
+    assert enough.allocate(shares)
+    assert enough.num_free_blocks == 0
+    check_blocks(enough, [group])
 
 
 @settings(deadline=None)
-@given(groups(), st.integers(1, 5))
-def test_a_group_alone_takes_the_pages_that_were_said_to_be_needed(group: Group, size: int) -> None:
+@given(random_groups(), st.integers(1, 5))
+def test_a_group_alone_takes_the_predicted_number_of_blocks(group: SequenceGroup, size: int) -> None:
     """But for a page that one branch ends with and another goes on from, which is not counted on."""
-    needed = KVBlocks(1, size).needed(group)
-    blocks = KVBlocks(needed, size)
-    assert compute(blocks, group)
+    needed = BlockManager(1, size).blocks_needed(group)
+    block_manager = BlockManager(needed, size)
+    assert compute_all(block_manager, group)
     ends = sum(len(branch.prompt_token_ids) % size == 0 for branch in group.branches)
-    assert blocks.free <= ends
-    check_pages(blocks, [group])
+    assert block_manager.num_free_blocks <= ends
+    check_blocks(block_manager, [group])
 
 
 @pytest.mark.parametrize("caching", [True, False])
@@ -67,115 +67,120 @@ def test_a_group_alone_takes_the_pages_that_were_said_to_be_needed(group: Group,
 @given(
     size=st.integers(1, 5),
     total=st.integers(1, 40),
-    steps=st.lists(st.tuples(st.integers(0, 2), groups()), max_size=15),
+    steps=st.lists(st.tuples(st.integers(0, 2), random_groups()), max_size=15),
 )
-def test_pages_are_never_held_twice_nor_lost(
-    caching: bool, size: int, total: int, steps: list[tuple[int, Group]]
+def test_blocks_are_never_held_twice_nor_lost(
+    caching: bool, size: int, total: int, steps: list[tuple[int, SequenceGroup]]
 ) -> None:
-    blocks, held = KVBlocks(total, size, caching), list[Group]()
-    for what, wanted in steps:
-        group = deepcopy(wanted)
-        if what == 0 and held:
-            blocks.release(held.pop(len(group.branches) % len(held)))
-        elif what == 1:
-            before = [branch.pages for one in held for branch in one.branches]
-            new = {one: other for pair in blocks.compact(held) for one, other in (pair, pair[::-1])}
-            after = [branch.pages for one in held for branch in one.branches]
-            assert after == [[new.get(page, page) for page in table] for table in before]
-        elif compute(blocks, group):
-            held.append(group)
+    block_manager, groups = BlockManager(total, size, caching), list[SequenceGroup]()
+    for action, new_group in steps:
+        group = deepcopy(new_group)
+        if action == 0 and groups:
+            block_manager.free(groups.pop(len(group.branches) % len(groups)))
+        elif action == 1:
+            before = [branch.block_table for one in groups for branch in one.branches]
+            new = {
+                one: other for pair in block_manager.defragment(groups) for one, other in (pair, pair[::-1])
+            }
+            after = [branch.block_table for one in groups for branch in one.branches]
+            assert after == [[new.get(block, block) for block in table] for table in before]
+        elif compute_all(block_manager, group):
+            groups.append(group)
         else:
-            blocks.release(group)
-        check_pages(blocks, held)
-    while held:
-        blocks.release(held.pop())
-        check_pages(blocks, held)
-    assert blocks.free == total
-    assert caching or len(blocks._empty) == total
+            block_manager.free(group)
+        check_blocks(block_manager, groups)
+    while groups:
+        block_manager.free(groups.pop())
+        check_blocks(block_manager, groups)
+    assert block_manager.num_free_blocks == total
+    assert caching or len(block_manager._free_heap) == total
 
 
-def test_identical_prompts_share_all_but_the_page_of_the_last_token() -> None:
-    blocks = KVBlocks(100, 4)
-    group = group_of([[1] * 9, [1] * 9, [1] * 8], limit=1)
-    assert compute(blocks, group)
-    lead, twin, shorter = (branch.pages for branch in group.branches)
-    assert (len(lead), blocks.free) == (3, 100 - 3 - 1 - 1)
+def test_identical_prompts_share_all_but_the_block_of_the_last_token() -> None:
+    block_manager = BlockManager(100, 4)
+    group = make_group([[1] * 9, [1] * 9, [1] * 8], max_new_tokens=1)
+    assert compute_all(block_manager, group)
+    lead, twin, shorter = (branch.block_table for branch in group.branches)
+    assert (len(lead), block_manager.num_free_blocks) == (3, 100 - 3 - 1 - 1)
     assert twin[:2] == lead[:2]
     assert shorter[:1] == lead[:1]
     assert twin[2] != lead[2]
     assert shorter[1] != lead[1]
 
 
-def test_the_last_token_of_an_answer_needs_no_place() -> None:
-    blocks = KVBlocks(9, 4)
-    assert blocks.most(group_of([[1, 2, 3]], limit=2)) == 1
-    assert blocks.most(group_of([[1, 2, 3]], limit=3)) == 2
+def test_the_last_token_of_an_answer_needs_no_slot() -> None:
+    block_manager = BlockManager(9, 4)
+    assert block_manager.max_blocks(make_group([[1, 2, 3]], max_new_tokens=2)) == 1
+    assert block_manager.max_blocks(make_group([[1, 2, 3]], max_new_tokens=3)) == 2
 
 
 def test_releasing_twice_frees_once() -> None:
-    blocks = KVBlocks(9, 4)
-    first, second = group_of([[1, 2, 3]], limit=2), group_of([[1, 2, 3]], limit=2)
-    assert compute(blocks, first)
-    assert compute(blocks, second)
-    blocks.release(first)
-    blocks.release(first)
-    assert blocks.free == 8
-    check_pages(blocks, [second])
+    block_manager = BlockManager(9, 4)
+    first, second = make_group([[1, 2, 3]], max_new_tokens=2), make_group([[1, 2, 3]], max_new_tokens=2)
+    assert compute_all(block_manager, first)
+    assert compute_all(block_manager, second)
+    block_manager.free(first)
+    block_manager.free(first)
+    assert block_manager.num_free_blocks == 8
+    check_blocks(block_manager, [second])
 
 
 def test_the_next_turn_finds_the_prompt_and_the_answer_of_the_last() -> None:
-    blocks = KVBlocks(9, 4)
-    first = group_of([[1, 2, 3, 4, 5, 6]], limit=9)
-    first.tokens += [7, 8, 9]
-    assert compute(blocks, first)
-    blocks.release(first)
-    second = group_of([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]], limit=1)
-    assert blocks.match(second, second.branches[0], set())
-    assert second.branches[0].computed == 8
+    block_manager = BlockManager(9, 4)
+    first = make_group([[1, 2, 3, 4, 5, 6]], max_new_tokens=9)
+    first.output_ids += [7, 8, 9]
+    assert compute_all(block_manager, first)
+    block_manager.free(first)
+    second = make_group([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]], max_new_tokens=1)
+    assert block_manager.take_cached(second, second.branches[0], set())
+    assert second.branches[0].num_computed_tokens == 8
 
 
-def test_the_same_tokens_after_other_ones_are_another_page() -> None:
-    blocks = KVBlocks(9, 2)
-    first, second = group_of([[1, 1, 2, 2, 3]], limit=1), group_of([[5, 5, 2, 2, 3]], limit=1)
-    assert compute(blocks, first)
-    assert blocks.match(second, second.branches[0], set())
-    assert second.branches[0].computed == 0
+def test_the_same_tokens_after_a_different_prefix_are_another_block() -> None:
+    block_manager = BlockManager(9, 2)
+    first, second = (
+        make_group([[1, 1, 2, 2, 3]], max_new_tokens=1),
+        make_group([[5, 5, 2, 2, 3]], max_new_tokens=1),
+    )
+    assert compute_all(block_manager, first)
+    assert block_manager.take_cached(second, second.branches[0], set())
+    assert second.branches[0].num_computed_tokens == 0
 
 
-def test_the_page_used_longest_ago_is_forgotten_first_and_ends_before_beginnings() -> None:
-    blocks = KVBlocks(4, 2)
-    old, young = group_of([[1, 1, 2, 2, 0]], limit=1), group_of([[3, 3, 0]], limit=1)
+def test_the_least_recently_used_block_is_evicted_first_and_ends_before_beginnings() -> None:
+    block_manager = BlockManager(4, 2)
+    old, young = make_group([[1, 1, 2, 2, 0]], max_new_tokens=1), make_group([[3, 3, 0]], max_new_tokens=1)
     for group in (old, young):
-        assert compute(blocks, group)
-        blocks.release(group)
-    assert compute(blocks, group_of([[9, 9, 8]], limit=1))
+        assert compute_all(block_manager, group)
+        block_manager.free(group)
+    assert compute_all(block_manager, make_group([[9, 9, 8]], max_new_tokens=1))
     for prompt, found in (([1, 1, 2, 2, 0], 2), ([3, 3, 0], 2)):
-        again = group_of([prompt], limit=1)
-        blocks.match(again, again.branches[0], set())
-        assert again.branches[0].computed == found, prompt
+        again = make_group([prompt], max_new_tokens=1)
+        block_manager.take_cached(again, again.branches[0], set())
+        assert again.branches[0].num_computed_tokens == found, prompt
 
 
-def test_pages_in_use_are_brought_to_the_beginning_when_they_are_sparse() -> None:
-    blocks = KVBlocks(64, 2)
-    many = [group_of([[n, n, n]], limit=1) for n in range(20)]
+def test_sparse_blocks_are_moved_to_the_beginning() -> None:
+    block_manager = BlockManager(64, 2)
+    many = [make_group([[n, n, n]], max_new_tokens=1) for n in range(20)]
     for group in many:
-        assert compute(blocks, group)
+        assert compute_all(block_manager, group)
     for group in many[:-1]:
-        blocks.release(group)
-    assert blocks.compact([many[-1]])
-    assert sorted(many[-1].branches[0].pages) == [0, 1]
-    check_pages(blocks, [many[-1]])
-    again = group_of([[0, 0, 5]], limit=1)
-    blocks.match(again, again.branches[0], set())
-    assert again.branches[0].computed == 2, "what was kept is still found after it has moved"
+        block_manager.free(group)
+    assert block_manager.defragment([many[-1]])
+    assert sorted(many[-1].branches[0].block_table) == [0, 1]
+    check_blocks(block_manager, [many[-1]])
+    again = make_group([[0, 0, 5]], max_new_tokens=1)
+    block_manager.take_cached(again, again.branches[0], set())
+    assert again.branches[0].num_computed_tokens == 2, "what was kept is still found after it has moved"
 
 
-def test_where_pages_need_not_be_dense_none_moves() -> None:
-    blocks = KVBlocks(64, 2, dense=False)
-    first, last = (group_of([[n, n, n]], limit=1) for n in range(2))
-    assert compute(blocks, first)
-    assert compute(blocks, last)
-    pages = list(last.branches[0].pages)
-    blocks.release(first)
-    assert blocks.compact([last]) == []
-    assert last.branches[0].pages == pages
+def test_no_block_moves_where_blocks_need_not_be_dense() -> None:
+    block_manager = BlockManager(64, 2, keep_dense=False)
+    first, last = (make_group([[n, n, n]], max_new_tokens=1) for n in range(2))
+    assert compute_all(block_manager, first)
+    assert compute_all(block_manager, last)
+    blocks = list(last.branches[0].block_table)
+    block_manager.free(first)
+    assert block_manager.defragment([last]) == []
+    assert last.branches[0].block_table == blocks

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trimtab.engine import Engine, Request, SamplingParams
-from trimtab.engine.sequence.sequence import Group
+from trimtab.engine.sequence.sequence import SequenceGroup
 
-from ...helpers.invariance_marks import is_steady
-from ...helpers.random_requests import SYSTEM, methods
-from ...helpers.simulated_kv_cache import check_pages
-from ...helpers.tiny_model import at_rest
+from ...helpers.invariance_marks import is_batch_invariant
+from ...helpers.random_requests import SYSTEM, all_methods
+from ...helpers.simulated_kv_cache import check_blocks
+from ...helpers.tiny_model import is_idle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trimtab.engine.outputs import Output
 
-QUICK, LONG = 3, 350
+QUICK_SCHEDULES, LONG_SCHEDULES = 3, 350
 """Schedules for each engine."""
 ENGINES: list[dict[str, Any]] = [
     {"enable_prefix_caching": caching, **fields}
@@ -34,7 +34,7 @@ ENGINES: list[dict[str, Any]] = [
 """spare: pages beyond those of the largest request."""
 
 
-def catalogue() -> list[Request]:
+def make_requests() -> list[Request]:
     """Requests of all methods, short and long, with common heads, greedy and sampled."""
     asks: list[Any] = [
         "Why?",
@@ -51,81 +51,87 @@ def catalogue() -> list[Request]:
     return [
         Request(asks[(at + turn) % 4], method, samplings[(at // 4 + at + 2 * turn) % 4])
         for turn in range(2)
-        for at, method in enumerate(methods())
+        for at, method in enumerate(all_methods())
     ]
 
 
-REQUESTS = catalogue()
+REQUESTS = make_requests()
 
 
 @cache
-def alone(folder: Path) -> list[Output]:
+def answers_alone(folder: Path) -> list[Output]:
     """Every request of the catalogue, one after the other, in an engine with room."""
     engine = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16)
     return [engine.generate(request) for request in REQUESTS]
 
 
-def run(engine: Engine, choose: random.Random) -> tuple[list[tuple[int, Group]], set[int]]:
+def run_schedule(engine: Engine, rng: random.Random) -> tuple[list[tuple[int, SequenceGroup]], set[int]]:
     """One schedule: requests arrive at any step and some are aborted. All of them, and the ids of those."""
     core = engine._core
-    core.looks_ahead = choose.random() < 0.5
-    arriving = [choose.randrange(len(REQUESTS)) for _ in range(choose.randint(1, 9))]
-    rate, leaving = choose.choice((0.1, 0.5, 1.0)), choose.choice((0.0, 0.02, 0.1))
-    groups, aborted = list[tuple[int, Group]](), set[int]()
+    core.async_scheduling = rng.random() < 0.5
+    arrivals = [rng.randrange(len(REQUESTS)) for _ in range(rng.randint(1, 9))]
+    rate, abort_rate = rng.choice((0.1, 0.5, 1.0)), rng.choice((0.0, 0.02, 0.1))
+    groups, aborted = list[tuple[int, SequenceGroup]](), set[int]()
     for _ in range(5000):
-        while arriving and (core.scheduler.idle or choose.random() < rate):
-            index = arriving.pop()
-            (group,) = core.admit(REQUESTS[index])
+        while arrivals and (core.scheduler.idle or rng.random() < rate):
+            index = arrivals.pop()
+            (group,) = core.create_groups(REQUESTS[index])
             groups.append((index, group))
             core.scheduler.add(group)
         if core.scheduler.idle:
             return groups, aborted
         core.step()
-        check_pages(core.scheduler.blocks, core.scheduler.running)
-        present = [*core.scheduler.running, *core.scheduler.waiting]
-        rows = [group.row for group in present if group.row >= 0]
+        check_blocks(core.scheduler.block_manager, core.scheduler.running)
+        unfinished = [*core.scheduler.running, *core.scheduler.waiting]
+        rows = [group.state_row for group in unfinished if group.state_row >= 0]
         assert len(set(rows)) == len(rows), "two requests have one row of the table"
-        if present and choose.random() < leaving:
-            group = choose.choice(present)
+        if unfinished and rng.random() < abort_rate:
+            group = rng.choice(unfinished)
             group.end("abort", "it was left", 0.0)
             core.scheduler.remove(group)
             aborted.add(id(group))
     raise AssertionError("the schedule does not end")
 
 
-def check(engine: Engine, folder: Path, seed: int) -> None:
-    groups, aborted = run(engine, random.Random(seed))
-    assert at_rest(engine), seed
+def check_schedule(engine: Engine, folder: Path, seed: int) -> None:
+    groups, aborted = run_schedule(engine, random.Random(seed))
+    assert is_idle(engine), seed
     for index, group in groups:
-        found, expected = group.output(0.0), alone(folder)[index]
+        found, expected = group.make_output(0.0), answers_alone(folder)[index]
         if id(group) in aborted:
             assert found.token_ids == expected.token_ids[: len(found.token_ids)], (seed, index)
             continue
         assert found.error is None, (seed, index)
         assert (found.token_ids, found.text) == (expected.token_ids, expected.text), (seed, index)
-        if is_steady():
+        if is_batch_invariant():
             assert found.trace == expected.trace, (seed, index)
 
 
-def tight(folder: Path, spare: int, **fields: Any) -> Engine:
+def tight_engine(folder: Path, spare_blocks: int, **fields: Any) -> Engine:
     """An engine whose cache holds the largest request and `spare` pages more."""
-    roomy = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16)._core
-    most = max(roomy.scheduler.blocks.most(group) for request in REQUESTS for group in roomy.admit(request))
-    page = roomy.runner.cache.pages[:, :, 0].nbytes
-    return Engine.from_pretrained(str(folder), kv_cache_memory=(most + spare) * page, block_size=16, **fields)
+    roomy_core = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16)._core
+    max_blocks = max(
+        roomy_core.scheduler.block_manager.max_blocks(group)
+        for request in REQUESTS
+        for group in roomy_core.create_groups(request)
+    )
+    block_bytes = roomy_core.runner.cache.blocks[:, :, 0].nbytes
+    return Engine.from_pretrained(
+        str(folder), kv_cache_memory=(max_blocks + spare_blocks) * block_bytes, block_size=16, **fields
+    )
 
 
 @pytest.mark.parametrize("fields", ENGINES, ids=str)
 def test_a_request_is_the_same_in_any_schedule(fields: dict[str, Any], tiny_folder: Path) -> None:
-    engine = tight(tiny_folder, **fields)
-    for seed in range(QUICK):
-        check(engine, tiny_folder, seed)
+    engine = tight_engine(tiny_folder, **fields)
+    for seed in range(QUICK_SCHEDULES):
+        check_schedule(engine, tiny_folder, seed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fields", ENGINES, ids=str)
-def test_a_request_is_the_same_in_thousands_of_schedules(fields: dict[str, Any], tiny_folder: Path) -> None:
-    engine = tight(tiny_folder, **fields)
-    for seed in range(QUICK, LONG):
-        check(engine, tiny_folder, seed)
-    print(f"{LONG - QUICK} schedules, {engine._core.scheduler.preemptions} preemptions")
+def test_a_request_is_the_same_in_hundreds_of_schedules(fields: dict[str, Any], tiny_folder: Path) -> None:
+    engine = tight_engine(tiny_folder, **fields)
+    for seed in range(QUICK_SCHEDULES, LONG_SCHEDULES):
+        check_schedule(engine, tiny_folder, seed)
+    print(f"{LONG_SCHEDULES - QUICK_SCHEDULES} schedules, {engine._core.scheduler.preemptions} preemptions")

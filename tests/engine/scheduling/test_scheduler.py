@@ -9,161 +9,161 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
-from trimtab.engine.scheduling.block_manager import KVBlocks
+from trimtab.engine.scheduling.block_manager import BlockManager
 from trimtab.engine.scheduling.scheduler import Scheduler
-from trimtab.engine.sequence.sequence import Group
+from trimtab.engine.sequence.sequence import SequenceGroup
 from trimtab.kernels.common.errors import InputError
 
-from ...helpers.invariance_marks import steady
-from ...helpers.simulated_kv_cache import PagedTokens
-from ...helpers.tiny_model import at_rest, group_of
-from .test_block_manager import groups
+from ...helpers.invariance_marks import batch_invariant_cpu
+from ...helpers.simulated_kv_cache import SimulatedKVCache
+from ...helpers.tiny_model import is_idle, make_group
+from .test_block_manager import random_groups
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 KIND, SHORT = Objective("Be kind and true."), Objective("Be short.", 2)
-ROWS = 5
+MAX_BRANCHES = 5
 
 
 @pytest.mark.parametrize("caching", [True, False])
 @settings(deadline=None, max_examples=150)
 @given(
-    asked=st.lists(groups(), min_size=1, max_size=7),
+    asked=st.lists(random_groups(), min_size=1, max_size=7),
     size=st.integers(1, 4),
-    budget=st.integers(ROWS, 13),
+    budget=st.integers(MAX_BRANCHES, 13),
     spare=st.integers(0, 20),
     random=st.randoms(use_true_random=False),
 )
 def test_every_group_is_admitted_in_order_and_finishes(
-    caching: bool, asked: list[Group], size: int, budget: int, spare: int, random: st.Random
+    caching: bool, arrivals: list[SequenceGroup], size: int, budget: int, spare: int, random: st.Random
 ) -> None:
     """Random arrivals, aborts, shared heads and tiny pools; every invariant is checked at every step."""
-    asked = [deepcopy(group) for group in asked]
-    most = max(KVBlocks(1, size).most(group) for group in asked)
-    scheduler = Scheduler(KVBlocks(most + spare, size, caching), ROWS, budget)
-    cache = PagedTokens(scheduler)
-    arriving, admitted, aborted = list(asked), list[Group](), list[Group]()
+    arrivals = [deepcopy(group) for group in arrivals]
+    max_blocks = max(BlockManager(1, size).max_blocks(group) for group in arrivals)
+    scheduler = Scheduler(BlockManager(max_blocks + spare, size, caching), MAX_BRANCHES, budget)
+    cache = SimulatedKVCache(scheduler)
+    arriving, admitted, aborted = list(arrivals), list[SequenceGroup](), list[SequenceGroup]()
     for _ in range(3000):
         if arriving and (scheduler.idle or random.random() < 0.5):
             scheduler.add(arriving.pop(0))
         if scheduler.idle and not arriving:
             break
         plan = cache.step()
-        admitted += plan.admitted
-        rows = [group.row for group in (*scheduler.running, *scheduler.waiting) if group.row >= 0]
+        admitted += plan.new_groups
+        rows = [group.state_row for group in (*scheduler.running, *scheduler.waiting) if group.state_row >= 0]
         assert len(set(rows)) == len(rows)
-        assert plan.shares, "a step that computes nothing would be repeated for ever"
-        for group in plan.ready:
-            group.tokens.append(random.randint(1, 2))
-            if len(group.tokens) == group.limit:
+        assert plan.scheduled, "a step that computes nothing would be repeated for ever"
+        for group in plan.to_sample:
+            group.output_ids.append(random.randint(1, 2))
+            if len(group.output_ids) == group.max_new_tokens:
                 scheduler.remove(group)
         if random.random() < 0.05 and (present := [*scheduler.running, *scheduler.waiting]):
             aborted.append(random.choice(present))
             scheduler.remove(aborted[-1])
     assert scheduler.idle
     assert not arriving
-    assert scheduler.blocks.free == scheduler.blocks.total
-    order = [next(i for i, group in enumerate(asked) if group is one) for one in admitted]
+    assert scheduler.block_manager.num_free_blocks == scheduler.block_manager.num_blocks
+    order = [next(i for i, group in enumerate(arrivals) if group is one) for one in admitted]
     assert order == sorted(order)
     gone = {id(group) for group in aborted}
-    assert all(len(group.tokens) == group.limit for group in asked if id(group) not in gone)
+    assert all(len(group.output_ids) == group.max_new_tokens for group in arrivals if id(group) not in gone)
 
 
-def finish(scheduler: Scheduler) -> PagedTokens:
+def run_to_end(scheduler: Scheduler) -> SimulatedKVCache:
     """Runs everything to its end."""
-    cache = PagedTokens(scheduler)
+    cache = SimulatedKVCache(scheduler)
     while not scheduler.idle:
-        for group in cache.step().ready:
-            group.tokens.append(1)
-            if len(group.tokens) == group.limit:
+        for group in cache.step().to_sample:
+            group.output_ids.append(1)
+            if len(group.output_ids) == group.max_new_tokens:
                 scheduler.remove(group)
     return cache
 
 
 def test_a_large_group_is_not_overtaken_by_small_ones() -> None:
-    scheduler = Scheduler(KVBlocks(11, 4), 5, 64)
-    first, large, small = group_of([[1] * 21], 4), group_of([[2] * 20, [3] * 20], 4), group_of([[4]], 1)
+    scheduler = Scheduler(BlockManager(11, 4), 5, 64)
+    first, large, small = make_group([[1] * 21], 4), make_group([[2] * 20, [3] * 20], 4), make_group([[4]], 1)
     for group in (first, large, small):
         scheduler.add(group)
-    assert scheduler.plan().admitted == [first]
-    assert scheduler.plan().admitted == []
+    assert scheduler.schedule().new_groups == [first]
+    assert scheduler.schedule().new_groups == []
     scheduler.remove(first)
-    assert scheduler.plan().admitted == [large]
+    assert scheduler.schedule().new_groups == [large]
     scheduler.remove(large)
-    assert scheduler.plan().admitted == [small]
+    assert scheduler.schedule().new_groups == [small]
 
 
 def test_groups_that_decode_are_served_before_prompts() -> None:
-    scheduler = Scheduler(KVBlocks(100, 4), 5, 6)
-    cache = PagedTokens(scheduler)
-    old, new = group_of([[1] * 5], 9), group_of([[2] * 30], 9)
+    scheduler = Scheduler(BlockManager(100, 4), 5, 6)
+    cache = SimulatedKVCache(scheduler)
+    old, new = make_group([[1] * 5], 9), make_group([[2] * 30], 9)
     scheduler.add(old)
     cache.step()
-    old.tokens.append(1)
+    old.output_ids.append(1)
     scheduler.add(new)
     plan = cache.step()
-    assert [(group is old, count) for group, _, count in plan.shares] == [(True, 1), (False, 5)]
-    assert plan.ready == [old]
+    assert [(group is old, count) for group, _, count in plan.scheduled] == [(True, 1), (False, 5)]
+    assert plan.to_sample == [old]
 
 
 def test_a_short_prompt_starts_within_two_steps_of_a_long_one() -> None:
-    scheduler = Scheduler(KVBlocks(200, 64), 48, 2048)
-    cache = PagedTokens(scheduler)
-    long, short = group_of([[1] * 4000], 9), group_of([[2] * 50, [3] * 60, [4] * 70], 9)
+    scheduler = Scheduler(BlockManager(200, 64), 48, 2048)
+    cache = SimulatedKVCache(scheduler)
+    long, short = make_group([[1] * 4000], 9), make_group([[2] * 50, [3] * 60, [4] * 70], 9)
     scheduler.add(long)
     cache.step()
     scheduler.add(short)
-    assert cache.step().ready == [short]
+    assert cache.step().to_sample == [short]
 
 
 def test_a_prompt_common_to_all_branches_of_all_requests_is_computed_once() -> None:
-    scheduler = Scheduler(KVBlocks(2000, 16), 96, 512)
+    scheduler = Scheduler(BlockManager(2000, 16), 96, 512)
     head = list(range(1000))
     for request in range(32):
-        scheduler.add(group_of([head + [2000 + 3 * request + branch] * 20 for branch in range(3)], 8))
-    cache = finish(scheduler)
+        scheduler.add(make_group([head + [2000 + 3 * request + branch] * 20 for branch in range(3)], 8))
+    cache = run_to_end(scheduler)
     whole_pages = 1000 // 16 * 16
-    assert cache.computed == whole_pages + 96 * (1020 - whole_pages + 7)
+    assert cache.num_computed == whole_pages + 96 * (1020 - whole_pages + 7)
 
 
-def test_the_youngest_gives_way_when_pages_run_out_and_comes_back() -> None:
-    scheduler = Scheduler(KVBlocks(8, 4), 5, 64)
-    old, young = group_of([[1] * 8], 17), group_of([[2] * 8], 17)
+def test_the_youngest_group_is_preempted_when_blocks_run_out_and_resumes() -> None:
+    scheduler = Scheduler(BlockManager(8, 4), 5, 64)
+    old, young = make_group([[1] * 8], 17), make_group([[2] * 8], 17)
     scheduler.add(old)
     scheduler.add(young)
-    finish(scheduler)
+    run_to_end(scheduler)
     assert scheduler.preemptions == 1
-    assert [len(group.tokens) for group in (old, young)] == [17, 17]
+    assert [len(group.output_ids) for group in (old, young)] == [17, 17]
 
 
-def test_a_group_keeps_its_row_of_the_table_while_it_is_preempted() -> None:
-    scheduler = Scheduler(KVBlocks(8, 4), 5, 64)
-    cache = PagedTokens(scheduler)
-    groups = [group_of([[n] * 8], 17) for n in range(2)]
+def test_a_preempted_group_keeps_its_state_row() -> None:
+    scheduler = Scheduler(BlockManager(8, 4), 5, 64)
+    cache = SimulatedKVCache(scheduler)
+    groups = [make_group([[n] * 8], 17) for n in range(2)]
     for group in groups:
         scheduler.add(group)
     while not scheduler.preemptions:
-        for group in cache.step().ready:
-            group.tokens.append(1)
-    assert [group.row for group in groups] == [0, 1]
+        for group in cache.step().to_sample:
+            group.output_ids.append(1)
+    assert [group.state_row for group in groups] == [0, 1]
     scheduler.remove(groups[0])
-    scheduler.add(group_of([[7]], 2))
+    scheduler.add(make_group([[7]], 2))
     cache.step()
-    assert groups[1].row == 1
+    assert groups[1].state_row == 1
 
 
 def test_removing_a_group_that_is_gone_changes_nothing() -> None:
-    scheduler = Scheduler(KVBlocks(100, 4), 5, 6)
-    first, second = group_of([[1] * 5], 9), group_of([[1] * 5], 9)
+    scheduler = Scheduler(BlockManager(100, 4), 5, 6)
+    first, second = make_group([[1] * 5], 9), make_group([[1] * 5], 9)
     scheduler.add(first)
-    scheduler.plan()
+    scheduler.schedule()
     scheduler.remove(second)
     assert scheduler.running == [first]
     scheduler.remove(first)
     scheduler.remove(first)
     assert scheduler.idle
-    assert scheduler.blocks.free == 100
+    assert scheduler.block_manager.num_free_blocks == 100
 
 
 MIXED = [
@@ -185,19 +185,19 @@ MIXED = [
     ],
     ids=str,
 )
-@steady
-def test_a_request_is_the_same_to_the_last_bit_however_prompts_are_cut_and_pages_are_held(
+@batch_invariant_cpu
+def test_answers_are_bit_identical_for_any_prefill_chunks_and_block_usage(
     fields: dict[str, int], tiny_folder: Path, tiny: Engine
 ) -> None:
     """Chunks, waiting, preemption (the last token of a request is computed twice when it comes back)."""
-    whole = tiny.generate(MIXED)
+    expected = tiny.generate(MIXED)
     engine = Engine.from_pretrained(str(tiny_folder), **{"kv_cache_memory": "4MiB", **fields})
     for _ in range(2):  # the second time from the prefix cache, where there is one
         outputs = engine.generate(MIXED)
         assert [output.error for output in outputs] == [None] * 3
-        assert [output.token_ids for output in outputs] == [output.token_ids for output in whole]
-        assert [output.trace for output in outputs] == [output.trace for output in whole]
-        assert at_rest(engine)
+        assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
+        assert [output.trace for output in outputs] == [output.trace for output in expected]
+        assert is_idle(engine)
 
 
 @pytest.mark.parametrize(
@@ -205,15 +205,15 @@ def test_a_request_is_the_same_to_the_last_bit_however_prompts_are_cut_and_pages
     [{"block_size": 16}, {"block_size": 48}, {"block_size": 128, "kv_cache_memory": "400KiB"}],
     ids=str,
 )
-def test_tokens_do_not_depend_on_the_size_of_pages(
+def test_tokens_do_not_depend_on_the_block_size(
     fields: dict[str, int], tiny_folder: Path, tiny: Engine
 ) -> None:
-    whole = tiny.generate(MIXED)
+    expected = tiny.generate(MIXED)
     engine = Engine.from_pretrained(str(tiny_folder), **{"kv_cache_memory": "4MiB", **fields})
     outputs = engine.generate(MIXED)
     assert [output.error for output in outputs] == [None] * 3
-    assert [output.token_ids for output in outputs] == [output.token_ids for output in whole]
-    assert at_rest(engine)
+    assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
+    assert is_idle(engine)
 
 
 def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Path, tiny: Engine) -> None:
@@ -223,11 +223,11 @@ def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Pat
     outputs = engine.generate(requests)
     assert [o.token_ids for o in outputs] == [o.token_ids for o in tiny.generate(requests)]
     assert outputs[-1].timings.queue > outputs[0].timings.queue
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
 @pytest.mark.parametrize("caching", [True, False])
-@steady
+@batch_invariant_cpu
 def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
     caching: bool, tiny_folder: Path, tiny: Engine
 ) -> None:
@@ -244,7 +244,7 @@ def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
     for output, expected in zip(outputs, roomy.generate(requests), strict=True):
         assert output.error is None
         assert (output.token_ids, output.trace) == (expected.token_ids, expected.trace)
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
 def test_the_next_turn_of_a_conversation_computes_only_what_is_new(tiny_folder: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_request_that_can_never_fit_the_cache_is_refused_with_its_numbers(tiny
         engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=20)))
     output = engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=19)))
     assert len(output.token_ids) in range(1, 20)
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
 def test_a_request_of_more_branches_than_run_at_once_is_refused_with_both_numbers(tiny_folder: Path) -> None:

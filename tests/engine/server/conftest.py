@@ -12,22 +12,22 @@ import pytest
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app
 
-from ...helpers.tiny_model import at_rest
-from .server_process import Server, serving
+from ...helpers.tiny_model import is_idle
+from .server_process import ServerProcess, run_server
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 STEERING = {"objectives": [{"text": "Be kind.", "weight": 2}, "Be brief."]}
 
 
 @pytest.fixture(scope="session")
-def demo_server(demo_folder: Path) -> Iterator[Server]:
+def demo_server(demo_folder: Path) -> Iterator[ServerProcess]:
     """The demo model, served by a process of its own."""
-    with serving("--dtype", "float32", "--max-num-seqs", "12") as server:
+    with run_server("--dtype", "float32", "--max-num-seqs", "12") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def one_async_engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
+def tiny_async_engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
     engine = AsyncEngine.from_pretrained(
         str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=12, served_model_name="tiny"
     )
@@ -40,18 +40,18 @@ class Client:
     """Calls the application in this process, as a server with this root path does."""
 
     app: Any
-    root: str = ""
+    root_path: str = ""
 
-    def __call__(self, method: str, path: str, **rest: Any) -> httpx.Response:
-        async def call() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, root_path=self.root)
+    def __call__(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, root_path=self.root_path)
             async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-                return await client.request(method, path, **rest)
+                return await client.request(method, path, **kwargs)
 
-        return asyncio.run(asyncio.wait_for(call(), 60))
+        return asyncio.run(asyncio.wait_for(send(), 60))
 
-    def get(self, path: str, **rest: Any) -> httpx.Response:
-        return self("GET", path, **rest)
+    def get(self, path: str, **kwargs: Any) -> httpx.Response:
+        return self("GET", path, **kwargs)
 
     def chat(self, **body: Any) -> httpx.Response:
         return self("POST", "/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 6, **body})
@@ -60,35 +60,35 @@ class Client:
         return self("POST", "/v1/completions", json={"prompt": "Why", "max_tokens": 6, **body})
 
 
-MakeClient = Callable[..., Client]
+ClientFactory = Callable[..., Client]
 
 
 @pytest.fixture
-def client_of(one_async_engine: AsyncEngine) -> Iterator[MakeClient]:
+def make_client(tiny_async_engine: AsyncEngine) -> Iterator[ClientFactory]:
     """Makes a client of an application with the given settings; the engine is at rest afterwards."""
-    yield lambda **settings: Client(create_app(one_async_engine, ServerConfig(**settings)))
-    assert at_rest(one_async_engine)
+    yield lambda **settings: Client(create_app(tiny_async_engine, ServerConfig(**settings)))
+    assert is_idle(tiny_async_engine)
 
 
 @pytest.fixture
-def client(client_of: MakeClient) -> Client:
-    return client_of()
+def client(make_client: ClientFactory) -> Client:
+    return make_client()
 
 
-def events(response: httpx.Response) -> list[dict[str, Any]]:
+def parse_sse(response: httpx.Response) -> list[dict[str, Any]]:
     """The chunks of a stream, which ends as it must."""
     assert response.headers["content-type"].startswith("text/event-stream")
-    *lines, last, rest = response.text.split("\n\n")
-    assert (last, rest) == ("data: [DONE]", "")
+    *lines, last, tail = response.text.split("\n\n")
+    assert (last, tail) == ("data: [DONE]", "")
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def error(response: httpx.Response, status: int) -> dict[str, Any]:
+def parse_error(response: httpx.Response, status: int) -> dict[str, Any]:
     """The error of a response, which has OpenAI's shape."""
     assert response.status_code == status, response.text
     body = response.json()
     assert list(body) == ["error"]
     assert list(body["error"]) == ["message", "type", "param", "code"]
     assert "Traceback" not in response.text
-    found: dict[str, Any] = body["error"]
-    return found
+    detail: dict[str, Any] = body["error"]
+    return detail

@@ -16,7 +16,7 @@ import httpx2 as httpx
 
 
 @dataclass
-class Server:
+class ServerProcess:
     """A running server: where it is, what it has logged, and its process."""
 
     url: str
@@ -31,9 +31,9 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The value of a metric without labels."""
-        found = re.search(rf"^trimtab:{name} (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        assert found, name
-        return float(found.group(1))
+        match = re.search(rf"^trimtab:{name} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        assert match, name
+        return float(match.group(1))
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
@@ -42,26 +42,26 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, **environment: str) -> Iterator[Server]:
+def run_server(*args: str, **env: str) -> Iterator[ServerProcess]:
     """A server on a free port that has said that it serves."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "trimtab", "serve", "--port", "0", *arguments],
+        [sys.executable, "-m", "trimtab", "serve", "--port", "0", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, **env},
     )
     log: list[str] = []
     try:
         assert process.stdout is not None
         for line in process.stdout:
             log.append(line)
-            if found := re.search(r"serving .* at (http://\S+);", line):
+            if match := re.search(r"serving .* at (http://\S+);", line):
                 break
         else:
             raise AssertionError("".join(log))
         threading.Thread(target=lambda: log.extend(process.stdout or ()), daemon=True).start()
-        yield Server(found.group(1), process, log)
+        yield ServerProcess(match.group(1), process, log)
     finally:
         process.kill()
         process.wait()

@@ -16,16 +16,16 @@ from trimtab.engine.server import create_app
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.common.errors import InputError
 
-from ...helpers.polling import soon
-from .conftest import QUESTION, STEERING, Client, MakeClient, error, events
+from ...helpers.polling import wait_until
+from .conftest import QUESTION, STEERING, Client, ClientFactory, parse_error, parse_sse
 
 
-def test_it_says_what_it_is(client: Client) -> None:
+def test_the_information_endpoints_describe_the_server(client: Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert "version" in client.get("/version").json()
     assert client.get("/v1/models").json()["data"][0]["max_model_len"] == 512
     assert client.get("/v1/models/tiny").json()["id"] == "tiny"
-    assert error(client.get("/v1/models/other"), 404)["code"] == "model_not_found"
+    assert parse_error(client.get("/v1/models/other"), 404)["code"] == "model_not_found"
     methods = client.get("/v1/steer/methods").json()["methods"]
     assert [method["name"] for method in methods] == [cls.name for cls in METHODS]
     assert client.get("/docs").status_code == 200
@@ -33,11 +33,11 @@ def test_it_says_what_it_is(client: Client) -> None:
     assert "/v1/chat/completions" in described["paths"]
 
 
-def test_an_answer_is_that_of_the_engine(client: Client, one_async_engine: AsyncEngine) -> None:
+def test_an_answer_is_that_of_the_engine(client: Client, tiny_async_engine: AsyncEngine) -> None:
     method = Mato([Objective("Be kind.", 2), Objective("Be brief.")], kl_budget=0.3)
     sampling = SamplingParams(max_tokens=20, temperature=0.8, seed=3, top_k=50, ignore_eos=True)
-    expected = one_async_engine.submit(Request(QUESTION, method, sampling)).result()
-    asked = {
+    expected = tiny_async_engine.submit(Request(QUESTION, method, sampling)).result()
+    body = {
         "max_tokens": 20,
         "temperature": 0.8,
         "seed": 3,
@@ -45,7 +45,7 @@ def test_an_answer_is_that_of_the_engine(client: Client, one_async_engine: Async
         "ignore_eos": True,
         "steering": {**STEERING, "kl_budget": 0.3, "trace": True},
     }
-    found = client.chat(**asked).json()
+    found = client.chat(**body).json()
     choice = found["choices"][0]
     assert choice["message"]["content"] == expected.text
     assert expected.trace is not None
@@ -58,20 +58,20 @@ def test_an_answer_is_that_of_the_engine(client: Client, one_async_engine: Async
         "total_tokens": lengths[0] + 20,
         "prompt_tokens_details": {"branches": lengths[1:]},
     }
-    chunks = events(client.chat(**asked, stream=True))
+    chunks = parse_sse(client.chat(**body, stream=True))
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected.text
     assert not any("usage" in chunk for chunk in chunks)
 
 
-def test_a_preset_is_asked_for_by_name_and_refused_by_it(
-    client: Client, one_async_engine: AsyncEngine
+def test_presets_are_chosen_by_name_and_unknown_ones_refused(
+    client: Client, tiny_async_engine: AsyncEngine
 ) -> None:
     method = Mato.preset("balanced", [Objective("Be kind.", 2), Objective("Be brief.")], tau=3.0)
-    expected = one_async_engine.submit(Request(QUESTION, method, SamplingParams(max_tokens=6))).result()
-    asked = {"max_tokens": 6, "temperature": 0}
-    found = client.chat(**asked, steering={**STEERING, "preset": "balanced", "tau": 3}).json()
+    expected = tiny_async_engine.submit(Request(QUESTION, method, SamplingParams(max_tokens=6))).result()
+    body = {"max_tokens": 6, "temperature": 0}
+    found = client.chat(**body, steering={**STEERING, "preset": "balanced", "tau": 3}).json()
     assert found["choices"][0]["message"]["content"] == expected.text
-    refused = client.chat(**asked, steering={**STEERING, "preset": "bold"})
+    refused = client.chat(**body, steering={**STEERING, "preset": "bold"})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "mato has no preset 'bold'; presets are balanced"
     assert refused.json()["error"]["param"] == "steering.preset"
@@ -79,37 +79,39 @@ def test_a_preset_is_asked_for_by_name_and_refused_by_it(
     assert mato["presets"] == Mato.presets
 
 
-def test_a_negative_prompt_is_guidance_away_from_it(client: Client, one_async_engine: AsyncEngine) -> None:
-    plain, rude = one_async_engine.render(Request(QUESTION, Guidance([Objective("Be rude.")])))
+def test_a_negative_prompt_is_guidance_away_from_it(client: Client, tiny_async_engine: AsyncEngine) -> None:
+    plain, rude = tiny_async_engine.render(Request(QUESTION, Guidance([Objective("Be rude.")])))
     request = Request(
         branch_token_ids=[rude.prompt_token_ids, plain.prompt_token_ids],
         steering=Guidance([Objective("any")], guidance_scale=1.8),
         sampling=SamplingParams(max_tokens=6),
     )
-    expected = one_async_engine.submit(request).result()
+    expected = tiny_async_engine.submit(request).result()
     found = client.chat(temperature=0, guidance_scale=1.8, negative_prompt="Be rude.").json()
     assert found["choices"][0]["message"]["content"] == expected.text
-    assert error(client.chat(guidance_scale=1.8), 400)["param"] == "guidance_scale"
+    assert parse_error(client.chat(guidance_scale=1.8), 400)["param"] == "guidance_scale"
     assert client.chat(guidance_scale=1).status_code == 200
 
 
-def test_a_completion_puts_the_wish_before_the_text(client: Client, one_async_engine: AsyncEngine) -> None:
-    encode = one_async_engine.tokenizer.encode
+def test_a_completion_puts_the_objective_before_the_text(
+    client: Client, tiny_async_engine: AsyncEngine
+) -> None:
+    encode = tiny_async_engine.tokenizer.encode
     request = Request(
         branch_token_ids=[encode("Why", True), encode("Be kind.\n\nWhy", True)],
         steering=Amulet([Objective("Be kind.")]),
         sampling=SamplingParams(max_tokens=6),
     )
-    expected = one_async_engine.submit(request).result()
+    expected = tiny_async_engine.submit(request).result()
     steering = {"method": "amulet", "objectives": ["Be kind."]}
     assert client.complete(temperature=0, steering=steering).json()["choices"][0]["text"] == expected.text
-    assert error(client.complete(prompt=[5, 6], steering=steering), 400)["param"] == "prompt"
+    assert parse_error(client.complete(prompt=[5, 6], steering=steering), 400)["param"] == "prompt"
 
 
-def test_the_preview_shows_the_branches(client: Client, one_async_engine: AsyncEngine) -> None:
+def test_the_preview_shows_the_branches(client: Client, tiny_async_engine: AsyncEngine) -> None:
     body = {"messages": QUESTION, "steering": STEERING}
     found = client("POST", "/v1/steer/preview", json=body).json()
-    prompts = one_async_engine.render(
+    prompts = tiny_async_engine.render(
         Request(QUESTION, Mato([Objective("Be kind.", 2), Objective("Be brief.")]))
     )
     assert found["branches"] == [
@@ -120,9 +122,9 @@ def test_the_preview_shows_the_branches(client: Client, one_async_engine: AsyncE
     assert "uneven weights" in client("POST", "/v1/steer/preview", json=doubtful).json()["notes"][0]
 
 
-def test_other_paths_and_verbs_are_refused_alike(client: Client) -> None:
-    assert error(client.get("/v2"), 404)["message"] == "there is no GET /v2"
-    error(client.get("/v1/chat/completions"), 405)
+def test_unknown_paths_and_methods_are_refused_alike(client: Client) -> None:
+    assert parse_error(client.get("/v2"), 404)["message"] == "there is no GET /v2"
+    parse_error(client.get("/v1/chat/completions"), 405)
 
 
 def test_the_page_comes_with_a_policy_that_lets_in_nothing_but_its_own_files(client: Client) -> None:
@@ -149,26 +151,26 @@ def test_the_page_comes_with_a_policy_that_lets_in_nothing_but_its_own_files(cli
     )
 
 
-def test_mounted_in_another_service_the_page_finds_its_parts_beside_it(one_async_engine: AsyncEngine) -> None:
+def test_the_page_finds_its_files_when_mounted_in_another_service(tiny_async_engine: AsyncEngine) -> None:
     outer = FastAPI()
-    outer.mount("/llm", create_app(one_async_engine))
+    outer.mount("/llm", create_app(tiny_async_engine))
     page = Client(outer).get("/llm/")
     assert page.status_code == 200
     assert '="/' not in page.text
 
 
-def test_profiles_are_steerings_by_name(client_of: MakeClient, tmp_path: Path) -> None:
+def test_profiles_select_steering_by_name(make_client: ClientFactory, tmp_path: Path) -> None:
     file = tmp_path / "profiles.toml"
     file.write_text(
         '[kind]\nmethod = "mato"\nkl_budget = 0.2\n'
         'objectives = [{text = "Be kind.", weight = 2}, "Be brief."]\n'
     )
-    client = client_of(profiles=str(file))
+    client = make_client(profiles=str(file))
     named = client.chat(temperature=0, steering="kind").json()
     written = client.chat(temperature=0, steering={**STEERING, "kl_budget": 0.2}).json()
     assert named["choices"] == written["choices"]
     assert list(client.get("/v1/steer/profiles").json()["profiles"]) == ["kind"]
-    assert "profiles are kind" in error(client.chat(steering="other"), 400)["message"]
+    assert "profiles are kind" in parse_error(client.chat(steering="other"), 400)["message"]
     file.write_text('[kind]\nobjectives = ["a"]\ntau = -1\n')
     with pytest.raises(InputError, match=r"profile 'kind' .* tau of mato is -1"):
         Profiles.from_file(file)
@@ -176,11 +178,11 @@ def test_profiles_are_steerings_by_name(client_of: MakeClient, tmp_path: Path) -
         Profiles.from_file(tmp_path / "none.toml")
 
 
-def test_an_answer_that_takes_too_long_is_ended(client_of: MakeClient) -> None:
-    client = client_of(request_timeout=0.2)
+def test_an_answer_that_takes_too_long_is_ended(make_client: ClientFactory) -> None:
+    client = make_client(request_timeout=0.2)
     body = {"max_tokens": 400, "ignore_eos": True, "logit_bias": {"5": 50}, "n": 4}
-    assert "timeout of 0.2 s" in error(client.chat(**body), 504)["message"]
-    *_, last = events(client.chat(**body, stream=True))
+    assert "timeout of 0.2 s" in parse_error(client.chat(**body), 504)["message"]
+    *_, last = parse_sse(client.chat(**body, stream=True))
     assert last["error"]["type"] == "timeout_error"
 
 
@@ -197,28 +199,32 @@ def test_metrics_count_what_was_served(client: Client) -> None:
 
 
 @pytest.fixture
-def held(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AsyncEngine, threading.Event]]:
+def blocked_engine(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[AsyncEngine, threading.Event]]:
     """An engine with room for one waiting answer, which takes no step before the event."""
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_waiting=1)
-    go, step = threading.Event(), engine._core.step
+    proceed, step = threading.Event(), engine._core.step
 
-    def late() -> None:
-        go.wait(60)
+    def wait_then_step() -> None:
+        proceed.wait(60)
         step()
 
-    monkeypatch.setattr(engine._core, "step", late)
-    yield engine, go
-    go.set()
+    monkeypatch.setattr(engine._core, "step", wait_then_step)
+    yield engine, proceed
+    proceed.set()
     engine.shutdown()
 
 
-def test_too_many_waiting_are_told_to_come_again(held: tuple[AsyncEngine, threading.Event]) -> None:
-    engine, go = held
+def test_a_full_queue_answers_429_with_retry_after(
+    blocked_engine: tuple[AsyncEngine, threading.Event],
+) -> None:
+    engine, go = blocked_engine
     client = Client(create_app(engine))
     first = engine.submit(Request("a", sampling=SamplingParams(max_tokens=2)))
-    soon(lambda: engine.stats.waiting)
+    wait_until(lambda: engine.stats.waiting)
     refused = client.chat()
-    assert error(refused, 429)["code"] == "rate_limit_exceeded"
+    assert parse_error(refused, 429)["code"] == "rate_limit_exceeded"
     assert refused.headers["retry-after"] == "1"
     assert client.chat(stream=True).status_code == 429
     go.set()
@@ -226,19 +232,19 @@ def test_too_many_waiting_are_told_to_come_again(held: tuple[AsyncEngine, thread
     assert client.chat().status_code == 200
 
 
-def test_an_answer_that_the_engines_end_cuts_off_is_not_late(
-    held: tuple[AsyncEngine, threading.Event],
+def test_an_answer_cut_off_by_shutdown_is_no_timeout(
+    blocked_engine: tuple[AsyncEngine, threading.Event],
 ) -> None:
-    engine, go = held
+    engine, go = blocked_engine
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(Client(create_app(engine)).chat)
-        soon(lambda: engine.stats.waiting)
-        engine._loop._stop()
+        wait_until(lambda: engine.stats.waiting)
+        engine._thread._finalizer()
         go.set()
-        assert error(calling.result(60), 503)["message"] == "the engine was closed"
+        assert parse_error(calling.result(60), 503)["message"] == "the engine was closed"
 
 
-def test_a_broken_engine_is_not_healthy_and_says_so(
+def test_a_broken_engine_reports_unhealthy_with_the_reason(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
@@ -249,10 +255,10 @@ def test_a_broken_engine_is_not_healthy_and_says_so(
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._core, "step", fail)
-        assert "a disk is gone" in error(client.chat(), 503)["message"]
-        *_, last = events(client.chat(stream=True))
+        assert "a disk is gone" in parse_error(client.chat(), 503)["message"]
+        *_, last = parse_sse(client.chat(stream=True))
         assert "a disk is gone" in last["error"]["message"]
     assert client.chat().status_code == 200
     engine.shutdown()
-    assert error(client.get("/health"), 503)["message"] == "the engine is closed"
-    error(client.chat(), 503)
+    assert parse_error(client.get("/health"), 503)["message"] == "the engine is closed"
+    parse_error(client.chat(), 503)

@@ -17,8 +17,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from ...helpers.polling import soon
-from .server_process import Server, serving
+from ...helpers.polling import wait_until
+from .server_process import ServerProcess, run_server
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {
@@ -28,7 +28,7 @@ BODY: dict[str, Any] = {
 }
 
 
-def call(client: httpx.Client, kind: str, tokens: int) -> str:
+def send_call(client: httpx.Client, kind: str, tokens: int) -> str:
     """What becomes of a call: done, left, a status, or gone where nobody listens any more."""
     body = {**BODY, "max_tokens": tokens, "stream": kind in ("streamed", "left")}
     try:
@@ -47,30 +47,34 @@ def call(client: httpx.Client, kind: str, tokens: int) -> str:
         return "gone"
 
 
-def crowd(server: Server, seed: int, total: int) -> Counter[tuple[str, str]]:
+def send_mixed_calls(server: ServerProcess, seed: int, total: int) -> Counter[tuple[str, str]]:
     """Calls of all kinds from sixteen threads, and how each ended."""
-    choose = random.Random(seed)
+    rng = random.Random(seed)
     kinds = ("whole", "whole", "streamed", "streamed", "left", "wrong", "/health", "/metrics")
-    plans = [(choose.choice(kinds), choose.randint(1, 20)) for _ in range(total)]
+    plans = [(rng.choice(kinds), rng.randint(1, 20)) for _ in range(total)]
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(16) as pool:
-        ends = list(pool.map(lambda plan: call(client, *plan), plans, timeout=240))
+        ends = list(pool.map(lambda plan: send_call(client, *plan), plans, timeout=240))
     return Counter((kind, end) for (kind, _), end in zip(plans, ends, strict=True))
 
 
-def test_a_mixed_crowd_is_served_and_every_call_counted_once(tiny_folder: Path) -> None:
-    with serving("--model", str(tiny_folder), "--kv-cache-memory", "512KiB", "--block-size", "16") as server:
-        ends = crowd(server, 1, 80)
+def test_concurrent_calls_of_all_kinds_are_served_and_counted_once(tiny_folder: Path) -> None:
+    with run_server(
+        "--model", str(tiny_folder), "--kv-cache-memory", "512KiB", "--block-size", "16"
+    ) as server:
+        ends = send_mixed_calls(server, 1, 80)
         right = {"wrong": "400", "/health": "200", "/metrics": "200", "left": "left"}
         assert set(ends) == {(kind, right.get(kind, "done")) for kind, _ in ends}
         end = time.monotonic() + 30
         while server.metric("num_requests_running") or server.metric("kv_cache_usage_perc"):
             assert time.monotonic() < end
-        asked = sum(count for (kind, _), count in ends.items() if not kind.startswith("/"))
-        while sum(line.startswith("{") for line in server.log) < asked:
+        num_calls = sum(count for (kind, _), count in ends.items() if not kind.startswith("/"))
+        while sum(line.startswith("{") for line in server.log) < num_calls:
             assert time.monotonic() < end
         lines = Counter(json.loads(line)["status"] for line in server.log if line.startswith("{"))
-        told = server.get("/metrics").text
-        refused = re.findall(r'^trimtab:request_refused_total\{status="(\d+)"\} (\S+)$', told, re.MULTILINE)
+        metrics = server.get("/metrics").text
+        refused = re.findall(
+            r'^trimtab:request_refused_total\{status="(\d+)"\} (\S+)$', metrics, re.MULTILINE
+        )
         assert {int(status): float(count) for status, count in refused} == {
             status: count for status, count in lines.items() if status != 200
         }
@@ -86,13 +90,13 @@ def test_a_mixed_crowd_is_served_and_every_call_counted_once(tiny_folder: Path) 
         pytest.param([signal.SIGTERM, signal.SIGINT], marks=pytest.mark.long),
     ],
 )
-def test_a_signal_amid_a_crowd_ends_the_server_and_every_call(
+def test_a_signal_during_concurrent_calls_ends_the_server_and_every_call(
     tiny_folder: Path, signals: list[signal.Signals]
 ) -> None:
-    with serving("--model", str(tiny_folder), "--drain-timeout", "1") as server:
+    with run_server("--model", str(tiny_folder), "--drain-timeout", "1") as server:
         with ThreadPoolExecutor(1) as pool:
-            calling = pool.submit(crowd, server, 2, 80)
-            soon(lambda: any(line.startswith("{") for line in server.log))
+            calling = pool.submit(send_mixed_calls, server, 2, 80)
+            wait_until(lambda: any(line.startswith("{") for line in server.log))
             for each in signals:
                 server.process.send_signal(each)
             ends = calling.result(240)
@@ -102,10 +106,10 @@ def test_a_signal_amid_a_crowd_ends_the_server_and_every_call(
 
 
 @pytest.mark.parametrize("moment", [pytest.param(0.3, marks=pytest.mark.long), 1.0])
-def test_ctrl_c_while_it_starts_is_no_fault(tiny_folder: Path, moment: float) -> None:
+def test_ctrl_c_during_startup_leaves_no_traceback(tiny_folder: Path, moment: float) -> None:
     command = [sys.executable, "-m", "trimtab", "serve", "--port", "0", "--model", str(tiny_folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(moment)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT), said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT), stderr

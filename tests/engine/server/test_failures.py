@@ -15,17 +15,17 @@ import uvicorn
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app, serving
 
-from ...helpers.polling import soon
-from ...helpers.tiny_model import at_rest
-from .conftest import QUESTION, Client, events
+from ...helpers.polling import wait_until
+from ...helpers.tiny_model import is_idle
+from .conftest import QUESTION, Client, parse_sse
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
-def test_a_defect_in_the_middle_of_a_stream_is_told_in_it_and_counted(
-    client: Client, one_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+def test_an_internal_error_in_mid_stream_is_sent_and_counted(
+    client: Client, tiny_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """The texts of a trace's tokens are made for the response, when the engine has done its part."""
-    tokenizer, decode = one_async_engine.tokenizer, one_async_engine.tokenizer.decode
+    tokenizer, decode = tiny_async_engine.tokenizer, tiny_async_engine.tokenizer.decode
     left = iter(range(5))
 
     def fail(*arguments: Any, **named: Any) -> str:
@@ -36,21 +36,21 @@ def test_a_defect_in_the_middle_of_a_stream_is_told_in_it_and_counted(
     body = {"steering": {"objectives": ["Be kind."], "trace": True}, "max_tokens": 20, "ignore_eos": True}
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "decode", fail)
-        *pieces, last = events(client.chat(**body, stream=True))
+        *pieces, last = parse_sse(client.chat(**body, stream=True))
     assert pieces
     assert last["error"]["message"] == "the server failed; its log says why"
     assert 'trimtab:request_refused_total{status="500"} 1.0' in client.get("/metrics").text
     assert client.chat(**body).status_code == 200
 
 
-def test_health_says_why_requests_fail_as_long_as_they_do(
-    client: Client, one_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+def test_health_reports_why_requests_fail_until_they_succeed(
+    client: Client, tiny_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*arguments: Any) -> Any:
         raise OSError("the device is lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(one_async_engine._core.runner.model, "forward", lost)
+        patch.setattr(tiny_async_engine._core.runner.model, "forward", lost)
         assert client.chat().status_code == 503
         for _ in range(2):
             sick = client.get("/health")
@@ -61,7 +61,7 @@ def test_health_says_why_requests_fail_as_long_as_they_do(
 
 
 @contextmanager
-def listening(app: Any) -> Iterator[tuple[str, int]]:
+def listen(app: Any) -> Iterator[tuple[str, int]]:
     """The application behind a real socket, which holds little of what nobody reads."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -75,31 +75,31 @@ def listening(app: Any) -> Iterator[tuple[str, int]]:
             thread.join()
 
 
-def test_a_client_that_reads_nothing_holds_up_nobody_and_is_left_after_its_time(
-    one_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+def test_a_client_that_reads_nothing_blocks_nobody_and_is_dropped_after_a_timeout(
+    tiny_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks for more than sockets hold, and neither reads nor leaves."""
-    monkeypatch.setattr(serving, "PATIENCE", 1.0)
-    app = create_app(one_async_engine, ServerConfig(request_timeout=2.0))
-    asked = {"messages": QUESTION, "ignore_eos": True, "temperature": 0}
-    much = {**asked, "stream": True, "max_tokens": 100, "n": 2, "logprobs": True, "top_logprobs": 20}
+    monkeypatch.setattr(serving, "CLIENT_READ_TIMEOUT", 1.0)
+    app = create_app(tiny_async_engine, ServerConfig(request_timeout=2.0))
+    request_body = {"messages": QUESTION, "ignore_eos": True, "temperature": 0}
+    much = {**request_body, "stream": True, "max_tokens": 100, "n": 2, "logprobs": True, "top_logprobs": 20}
     body = json.dumps(much).encode()
-    with listening(app) as (host, port), socket.socket() as stuck:
+    with listen(app) as (host, port), socket.socket() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stuck.connect((host, port))
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         stuck.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        soon(lambda: one_async_engine.stats.running > 0)
+        wait_until(lambda: tiny_async_engine.stats.running > 0)
         url = f"http://{host}:{port}"
         others = [
-            httpx.post(f"{url}/v1/chat/completions", json={**asked, "max_tokens": 4}, timeout=60)
+            httpx.post(f"{url}/v1/chat/completions", json={**request_body, "max_tokens": 4}, timeout=60)
             for _ in range(3)
         ]
         assert [other.status_code for other in others] == [200] * 3
         texts = {other.json()["choices"][0]["message"]["content"] for other in others}
         assert len(texts) == 1
-        soon(lambda: at_rest(one_async_engine) and not one_async_engine.unfinished)
-        soon(lambda: 'status="499"} 1.0' in httpx.get(f"{url}/metrics", timeout=60).text)
+        wait_until(lambda: is_idle(tiny_async_engine) and not tiny_async_engine.unfinished)
+        wait_until(lambda: 'status="499"} 1.0' in httpx.get(f"{url}/metrics", timeout=60).text)
         stuck.settimeout(60)
         rest = b"".join(iter(lambda: stuck.recv(1 << 16), b""))
         assert rest.startswith(b"HTTP/1.1 200")

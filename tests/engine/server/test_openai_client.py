@@ -8,14 +8,14 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from .server_process import Server
+from .server_process import ServerProcess
 
-ASK: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "What is rain?"}]
+MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "What is rain?"}]
 STEERING = {"objectives": [{"text": "Be poetic.", "weight": 0.7}, {"text": "Be brief.", "weight": 0.3}]}
 
 
 @pytest.fixture(scope="module")
-def openai(demo_server: Server) -> OpenAI:
+def openai(demo_server: ServerProcess) -> OpenAI:
     return OpenAI(base_url=f"{demo_server.url}/v1", api_key="none", max_retries=0)
 
 
@@ -25,13 +25,13 @@ def test_models_are_listed(openai: OpenAI) -> None:
 
 
 def test_a_chat_is_answered_and_a_stream_joins_to_the_same(openai: OpenAI) -> None:
-    whole = openai.chat.completions.create(model="demo", messages=ASK, max_tokens=12, temperature=0)
-    assert whole.choices[0].finish_reason == "length"
-    assert whole.usage is not None
-    assert (whole.usage.completion_tokens, whole.object) == (12, "chat.completion")
+    response = openai.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=12, temperature=0)
+    assert response.choices[0].finish_reason == "length"
+    assert response.usage is not None
+    assert (response.usage.completion_tokens, response.object) == (12, "chat.completion")
     stream = openai.chat.completions.create(
         model="demo",
-        messages=ASK,
+        messages=MESSAGES,
         max_completion_tokens=12,
         temperature=0,
         stream=True,
@@ -39,30 +39,30 @@ def test_a_chat_is_answered_and_a_stream_joins_to_the_same(openai: OpenAI) -> No
     )
     chunks = list(stream)
     pieces = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
-    assert "".join(pieces) == whole.choices[0].message.content
+    assert "".join(pieces) == response.choices[0].message.content
     assert len([piece for piece in pieces if piece]) > 6
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
-    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], response.usage)
 
 
 def test_steering_is_one_key_and_its_trace_streams(openai: OpenAI) -> None:
-    whole = openai.chat.completions.create(
+    response = openai.chat.completions.create(
         model="demo",
-        messages=ASK,
+        messages=MESSAGES,
         max_tokens=8,
         temperature=0,
         extra_body={"steering": {**STEERING, "trace": True, "kl_budget": 0.2}},
     )
-    trace = whole.choices[0].model_extra["trace"]  # type: ignore[index]
-    assert "".join(trace["tokens"]) == whole.choices[0].message.content
+    trace = response.choices[0].model_extra["trace"]  # type: ignore[index]
+    assert "".join(trace["tokens"]) == response.choices[0].message.content
     assert [len(row) for row in trace["weights"]] == [2] * 8
     assert [len(row) for row in trace["branch_logprobs"]] == [3] * 8
     assert all(kl <= 0.2 + 1e-3 for kl in trace["kl"])
-    assert len(whole.usage.prompt_tokens_details.model_extra["branches"]) == 2  # type: ignore[union-attr,index]
+    assert len(response.usage.prompt_tokens_details.model_extra["branches"]) == 2  # type: ignore[union-attr,index]
     stream = openai.chat.completions.create(
         model="demo",
-        messages=ASK,
+        messages=MESSAGES,
         max_tokens=8,
         temperature=0,
         stream=True,
@@ -72,14 +72,14 @@ def test_steering_is_one_key_and_its_trace_streams(openai: OpenAI) -> None:
     for name, values in trace.items():
         assert [value for part in parts for value in part[name]] == values
     plain = openai.chat.completions.create(
-        model="demo", messages=ASK, max_tokens=8, temperature=0, extra_body={"steering": STEERING}
+        model="demo", messages=MESSAGES, max_tokens=8, temperature=0, extra_body={"steering": STEERING}
     )
     assert "trace" not in (plain.choices[0].model_extra or {})
 
 
-def test_log_probabilities(openai: OpenAI) -> None:
+def test_log_probabilities_have_openais_shape(openai: OpenAI) -> None:
     chat = openai.chat.completions.create(
-        model="demo", messages=ASK, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3
+        model="demo", messages=MESSAGES, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3
     )
     assert chat.choices[0].logprobs is not None
     tokens = chat.choices[0].logprobs.content or []
@@ -98,7 +98,7 @@ def test_log_probabilities(openai: OpenAI) -> None:
 
 def test_seeds_repeat_n_differs_and_stops_stop(openai: OpenAI) -> None:
     first, second = (
-        openai.chat.completions.create(model="demo", messages=ASK, max_tokens=9, n=3, seed=7)
+        openai.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=9, n=3, seed=7)
         for _ in range(2)
     )
     texts = [choice.message.content for choice in first.choices]
@@ -106,7 +106,7 @@ def test_seeds_repeat_n_differs_and_stops_stop(openai: OpenAI) -> None:
     assert len(set(texts)) == 3
     assert [choice.index for choice in first.choices] == [0, 1, 2]
     stopped = openai.chat.completions.create(
-        model="demo", messages=ASK, max_tokens=40, temperature=0, stop=[" is"]
+        model="demo", messages=MESSAGES, max_tokens=40, temperature=0, stop=[" is"]
     )
     assert stopped.choices[0].finish_reason == "stop"
     assert " is" not in (stopped.choices[0].message.content or "")
@@ -127,11 +127,13 @@ def test_completions_take_several_prompts_and_ids(openai: OpenAI) -> None:
     assert list(texts.values()) == [found.choices[0].text, found.choices[2].text]
 
 
-def test_many_async_clients_get_what_one_gets(openai: OpenAI, demo_server: Server) -> None:
+def test_concurrent_async_clients_get_the_answers_of_a_single_one(
+    openai: OpenAI, demo_server: ServerProcess
+) -> None:
     async def ask(client: AsyncOpenAI, number: int) -> str:
         stream = await client.chat.completions.create(
             model="demo",
-            messages=ASK,
+            messages=MESSAGES,
             max_tokens=6,
             seed=number,
             stream=True,
@@ -145,16 +147,16 @@ def test_many_async_clients_get_what_one_gets(openai: OpenAI, demo_server: Serve
 
     together = asyncio.run(all_at_once())
     alone = openai.chat.completions.create(
-        model="demo", messages=ASK, max_tokens=6, seed=5, extra_body={"steering": STEERING}
+        model="demo", messages=MESSAGES, max_tokens=6, seed=5, extra_body={"steering": STEERING}
     )
     assert together[5] == alone.choices[0].message.content
 
 
-def test_errors_are_openais(openai: OpenAI) -> None:
+def test_errors_raise_the_openai_clients_exceptions(openai: OpenAI) -> None:
     with pytest.raises(NotFoundError, match="the one here is 'demo'"):
-        openai.chat.completions.create(model="gpt", messages=ASK)
+        openai.chat.completions.create(model="gpt", messages=MESSAGES)
     with pytest.raises(BadRequestError) as refused:
-        openai.chat.completions.create(model="demo", messages=ASK, temperature=-1)
+        openai.chat.completions.create(model="demo", messages=MESSAGES, temperature=-1)
     assert (refused.value.param, refused.value.type) == ("temperature", "invalid_request_error")
     with pytest.raises(BadRequestError) as refused:
         openai.completions.create(model="demo", prompt="rain " * 9000, max_tokens=5)

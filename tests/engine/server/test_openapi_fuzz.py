@@ -17,34 +17,34 @@ from schemathesis import GenerationMode
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app
 
-from ...helpers.tiny_model import at_rest
+from ...helpers.tiny_model import is_idle
 
 
 @pytest.fixture(scope="module")
-def described(tiny_folder: Path) -> Iterator[schemathesis.BaseSchema]:
+def schema(tiny_folder: Path) -> Iterator[schemathesis.BaseSchema]:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=96)
     yield schemathesis.openapi.from_asgi(
         "/openapi.json", create_app(engine, ServerConfig(request_timeout=20))
     )
-    assert at_rest(engine)
+    assert is_idle(engine)
     engine.shutdown()
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_nothing_that_fits_or_misfits_the_description_breaks_it(
-    described: schemathesis.BaseSchema, mode: GenerationMode
+def test_neither_valid_nor_invalid_schema_inputs_break_the_server(
+    schema: schemathesis.BaseSchema, mode: GenerationMode
 ) -> None:
-    found = [each.ok() for each in described.get_all_operations()]
+    found = [each.ok() for each in schema.get_all_operations()]
     assert "POST /v1/chat/completions" in {operation.label for operation in found}
     statuses: Counter[tuple[str, int]] = Counter()
     for operation in found:
 
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode), kept=st.sets(st.integers(0, 30), max_size=2))
-        def call(case: schemathesis.Case, kept: set[int]) -> None:
+        def call(case: schemathesis.Case, kept_fields: set[int]) -> None:
             if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
                 # of more than a few optional fields one is nearly always out of range
-                named = [name for index, name in enumerate(sorted(case.body)) if index in kept]
+                named = [name for index, name in enumerate(sorted(case.body)) if index in kept_fields]
                 case.body = {n: case.body[n] for n in [*named, "messages", "prompt"] if n in case.body}
             response = case.call()
             statuses[case.operation.label, response.status_code] += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, Page, Route, expect, sync_playwright
 
-from .server_process import Server, serving
+from .server_process import ServerProcess, run_server
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; apt-get install chromium")
@@ -21,39 +21,44 @@ SECONDS = 1000
 
 
 MARKUP = "<img src=x onerror=\"document.title='ran'\"><script>document.title='ran'</script>"
-REPORTED = "addEventListener('securitypolicyviolation', (event) => console.error(event.violatedDirective))"
+REPORT_VIOLATIONS = (
+    "addEventListener('securitypolicyviolation', (event) => console.error(event.violatedDirective))"
+)
 
 
 @contextmanager
-def shown(server: Server) -> Iterator[Page]:
+def open_page(server: ServerProcess) -> Iterator[Page]:
     """The page of a server. Nothing goes wrong in it, nothing violates its policy or comes from elsewhere."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
-        wrong: list[str] = []
-        page.add_init_script(REPORTED)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on("request", lambda sent: None if sent.url.startswith(server.url) else wrong.append(sent.url))
+        errors: list[str] = []
+        page.add_init_script(REPORT_VIOLATIONS)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(server.url) else errors.append(request.url),
+        )
         page.goto(server.url)
         expect(page.locator("#method option")).not_to_have_count(0)
         yield page
         browser.close()
-        assert wrong == []
+        assert errors == []
 
 
 @pytest.fixture
-def page(demo_server: Server) -> Iterator[Page]:
-    with shown(demo_server) as page:
+def page(demo_server: ServerProcess) -> Iterator[Page]:
+    with open_page(demo_server) as page:
         yield page
 
 
-def points(page: Page) -> int:
+def num_chart_points(page: Page) -> int:
     """How many tokens the chart shows."""
     return int(page.locator("#chart path.weight").first.get_attribute("data-points") or 0)
 
 
-def test_a_slider_moves_both_answers_stream_and_the_call_can_be_taken_away(page: Page) -> None:
+def test_a_slider_works_both_answers_stream_and_the_call_can_be_copied(page: Page) -> None:
     row = page.locator(".objective").first
     row.locator("input[type=range]").press("ArrowRight")
     expect(row.locator("input[type=number]")).to_have_value("0.75")
@@ -61,10 +66,10 @@ def test_a_slider_moves_both_answers_stream_and_the_call_can_be_taken_away(page:
     page.click("#run")
     expect(page.locator("#plain")).not_to_be_empty(timeout=20 * SECONDS)
     expect(page.locator("#steered .token")).not_to_have_count(0, timeout=20 * SECONDS)
-    early = points(page)
+    early = num_chart_points(page)
     expect(page.locator("#steered-status")).to_contain_text("finish", timeout=60 * SECONDS)
     expect(page.locator("#plain-status")).to_contain_text("finish", timeout=60 * SECONDS)
-    assert 0 < early < points(page) <= 24
+    assert 0 < early < num_chart_points(page) <= 24
     expect(page.locator("#chart path.weight")).to_have_count(2)
     plain, steered = (page.locator(side).text_content() for side in ("#plain", "#steered"))
     assert plain
@@ -75,7 +80,7 @@ def test_a_slider_moves_both_answers_stream_and_the_call_can_be_taken_away(page:
     expect(page.locator("#detail")).to_contain_text("Token 3 of")
     page.focus("#steered")
     page.keyboard.press("End")
-    expect(page.locator("#detail")).to_contain_text(f"Token {points(page)} of")
+    expect(page.locator("#detail")).to_contain_text(f"Token {num_chart_points(page)} of")
     for button, run in (("#copy-curl", ["bash", "-c"]), ("#copy-python", [sys.executable, "-c"])):
         page.click(button)
         call = page.locator("#copied").text_content()
@@ -86,7 +91,7 @@ def test_a_slider_moves_both_answers_stream_and_the_call_can_be_taken_away(page:
         assert found == steered
 
 
-def test_stop_stops_and_the_server_rests(page: Page, demo_server: Server) -> None:
+def test_the_stop_button_ends_the_requests_on_the_server(page: Page, demo_server: ServerProcess) -> None:
     page.fill("#max-tokens", "2000")
     page.fill("#temperature", "1")
     page.keyboard.press("Control+Enter")
@@ -97,7 +102,7 @@ def test_stop_stops_and_the_server_rests(page: Page, demo_server: Server) -> Non
     assert demo_server.metric("num_requests_running") == 0
 
 
-def test_wishes_come_and_go_and_an_error_is_said_where_it_belongs(page: Page) -> None:
+def test_objectives_can_be_added_and_removed_and_errors_are_shown_in_place(page: Page) -> None:
     page.click("#add")
     expect(page.locator(".objective")).to_have_count(3)
     for _ in range(3):
@@ -120,7 +125,7 @@ def test_it_is_readable_on_a_phone_in_light_and_dark(page: Page) -> None:
     assert page.evaluate(f"{unlabelled}.filter(e => !e.ariaLabel).length") == 0
 
 
-def test_no_text_is_ever_markup(tiny_folder: Path) -> None:
+def test_generated_text_is_never_rendered_as_markup(tiny_folder: Path) -> None:
     """Not a model's name, an answer's, a wish's or an error's; each is shown as it is written."""
 
     def with_markup(route: Route) -> None:
@@ -135,7 +140,10 @@ def test_no_text_is_ever_markup(tiny_folder: Path) -> None:
         sent = [*(f"data: {json.dumps(chunk)}" for chunk in chunks), "data: [DONE]", ""]
         route.fulfill(body="\n\n".join(sent), content_type="text/event-stream")
 
-    with serving("--model", str(tiny_folder), "--served-model-name", MARKUP) as server, shown(server) as page:
+    with (
+        run_server("--model", str(tiny_folder), "--served-model-name", MARKUP) as server,
+        open_page(server) as page,
+    ):
         expect(page.locator("#model")).to_have_text(f"The model is {MARKUP}.")
         page.locator(".objective input[type=text]").first.fill(MARKUP)
         page.fill("#max-tokens", "3")
@@ -144,8 +152,8 @@ def test_no_text_is_ever_markup(tiny_folder: Path) -> None:
         expect(page.locator("#steered-status")).to_contain_text("finish", timeout=60 * SECONDS)
         expect(page.locator("#plain-status")).to_contain_text("finish", timeout=60 * SECONDS)
         page.locator("#steered .token").first.hover()
-        for place in ("#plain", "#steered", "#legend", "#detail"):
-            expect(page.locator(place)).to_contain_text(MARKUP)
+        for selector in ("#plain", "#steered", "#legend", "#detail"):
+            expect(page.locator(selector)).to_contain_text(MARKUP)
         page.unroute("**/v1/chat/completions")
         error = f"data: {json.dumps({'error': {'message': MARKUP}})}\n\n"
         page.route("**/v1/chat/completions", lambda route: route.fulfill(body=error))
@@ -156,15 +164,17 @@ def test_no_text_is_ever_markup(tiny_folder: Path) -> None:
         assert page.locator("img, script:not([src='page.js'])").count() == 0
 
 
-def test_the_policy_stops_what_a_slip_would_let_in(demo_server: Server) -> None:
+def test_the_content_security_policy_blocks_injected_code(demo_server: ServerProcess) -> None:
     """Text as markup, text as code, other servers, pictures: were the page to try, the browser would not."""
-    told = "addEventListener('securitypolicyviolation', (event) => no(Error(event.violatedDirective)))"
+    rejects_on_violation = (
+        "addEventListener('securitypolicyviolation', (event) => no(Error(event.violatedDirective)))"
+    )
     slips = {
         "document.body.innerHTML = '<b>x</b>'": "TrustedHTML",
         "document.createElement('script').text = '1'": "TrustedScript",
-        f"new Promise((_, no) => {{ {told}; fetch('http://127.0.0.1:9/').catch(() => 0); }})": "connect-src",
-        f"new Promise((_, no) => {{ {told}; new Image().src = '/x'; }})": "img-src",
-        f"new Promise((_, no) => {{ {told}; document.body.setAttribute('style', 'top: 0'); }})": "style-src",
+        f"new Promise((_, no) => {{ {rejects_on_violation}; fetch('http://127.0.0.1:9/').catch(() => 0); }})": "connect-src",
+        f"new Promise((_, no) => {{ {rejects_on_violation}; new Image().src = '/x'; }})": "img-src",
+        f"new Promise((_, no) => {{ {rejects_on_violation}; document.body.setAttribute('style', 'top: 0'); }})": "style-src",
     }
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -12,22 +12,24 @@ import pytest
 from starlette.requests import Request as HttpRequest
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import create_app
-from trimtab.engine.server.protocol import NEUTRAL, ROLES, SAMPLING
+from trimtab.engine.server.protocol import NOOP_VALUES, ROLES, SAMPLING_FIELDS
 
-from .conftest import QUESTION, STEERING, Client, MakeClient, error, events
+from .conftest import QUESTION, STEERING, Client, ClientFactory, parse_error, parse_sse
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
-def test_what_asks_for_nothing_is_taken_and_all_else_of_it_refused(client: Client, name: str) -> None:
-    for value in (None, *NEUTRAL[name]):
+@pytest.mark.parametrize("name", NOOP_VALUES)
+def test_no_op_values_of_unsupported_fields_are_accepted_and_all_others_refused(
+    client: Client, name: str
+) -> None:
+    for value in (None, *NOOP_VALUES[name]):
         assert client.chat(**{name: value}).status_code == 200
     for value in ({"type": "json_object"}, 1, "required", ["audio"]):
-        refused = error(client.chat(**{name: value}), 400)
+        refused = parse_error(client.chat(**{name: value}), 400)
         assert refused["param"] == name
         assert "not supported" in refused["message"]
 
 
-def test_what_clients_send_along_is_taken(client: Client) -> None:
+def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
     response = client.chat(
         user="u", metadata={"a": "b"}, presence_penalty=0, frequency_penalty=0.0, n=1, logit_bias={}, top_p=1,
         stop=None, seed=None, stream=False, stream_options=None, model="tiny", logprobs=False, top_k=-1,
@@ -80,7 +82,7 @@ def test_what_clients_send_along_is_taken(client: Client) -> None:
 )
 def test_wrong_values_are_named(client: Client, body: dict[str, Any], param: str | None, says: str) -> None:
     response = client("POST", "/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 2, **body})
-    found = error(response, 400)
+    found = parse_error(response, 400)
     assert found["param"] == param
     assert says in found["message"]
 
@@ -103,79 +105,83 @@ def test_wrong_values_are_named(client: Client, body: dict[str, Any], param: str
     ],
 )
 def test_wrong_completions_are_named(client: Client, body: dict[str, Any], param: str) -> None:
-    assert error(client.complete(**body), 400)["param"] == param
+    assert parse_error(client.complete(**body), 400)["param"] == param
 
 
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"n": NaN}', b"[" * 100_000, b'{"n": ' + b"9" * 6000 + b"}"],
 )
-def test_what_is_no_json_is_refused(client: Client, raw: bytes) -> None:
+def test_invalid_json_is_refused(client: Client, raw: bytes) -> None:
     kind = {"content-type": "application/json"}
-    error(client("POST", "/v1/chat/completions", content=raw, headers=kind), 400)
+    parse_error(client("POST", "/v1/chat/completions", content=raw, headers=kind), 400)
 
 
-def test_half_a_character_is_refused(client: Client) -> None:
+def test_a_lone_surrogate_is_refused(client: Client) -> None:
     raw = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
     kind = {"content-type": "application/json"}
     refused = client("POST", "/v1/chat/completions", content=raw, headers=kind)
-    assert "lone surrogate" in error(refused, 400)["message"]
+    assert "lone surrogate" in parse_error(refused, 400)["message"]
 
 
-def test_a_body_has_a_type_and_a_size(client_of: MakeClient) -> None:
-    client = client_of(max_body_bytes=1000)
+def test_a_body_has_a_type_and_a_size(make_client: ClientFactory) -> None:
+    client = make_client(max_body_bytes=1000)
     assert client.chat().status_code == 200
-    assert "1000 bytes" in error(client.chat(user="x" * 1000), 413)["message"]
+    assert "1000 bytes" in parse_error(client.chat(user="x" * 1000), 413)["message"]
     kind = {"content-type": "text/plain"}
-    error(client("POST", "/v1/chat/completions", content=b"{}", headers=kind), 415)
+    parse_error(client("POST", "/v1/chat/completions", content=b"{}", headers=kind), 415)
 
 
 def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
     schema = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
     properties = schema["content"]["application/json"]["schema"]["properties"]
-    assert set(SAMPLING) <= set(properties)
-    assert all(properties[name]["description"] for name in SAMPLING)
+    assert set(SAMPLING_FIELDS) <= set(properties)
+    assert all(properties[name]["description"] for name in SAMPLING_FIELDS)
 
 
 def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:
     """Each branch is a prompt to make: too many are refused before any, a long one before the second."""
-    wishes = [{"text": f"wish {index}", "weight": 0} for index in range(20_000)]
+    objectives = [{"text": f"wish {index}", "weight": 0} for index in range(20_000)]
     start = time.perf_counter()
-    refused = error(client.chat(steering={"objectives": [*wishes, "a"]}), 400)
+    refused = parse_error(client.chat(steering={"objectives": [*objectives, "a"]}), 400)
     assert "20002 branches" in refused["message"]
     many = [f"wish {index}" for index in range(11)]
     long = [{"role": "user", "content": "ab " * 20_000}]
-    refused = error(client.chat(messages=long, steering={"objectives": many}), 400)
+    refused = parse_error(client.chat(messages=long, steering={"objectives": many}), 400)
     assert refused["code"] == "context_length_exceeded"
     assert refused["param"] == "messages"
     assert time.perf_counter() - start < 10
-    assert error(client.chat(stop="a" * 257), 400)["param"] == "stop"
+    assert parse_error(client.chat(stop="a" * 257), 400)["param"] == "stop"
 
 
 @pytest.mark.parametrize("steering", [{"objectives": ["a"], "max_model_len": 1}, {"method": "max_model_len"}])
-def test_only_what_is_too_long_is_called_so(client: Client, steering: dict[str, Any]) -> None:
-    refused = error(client.chat(steering=steering), 400)
+def test_only_a_prompt_beyond_the_context_gets_the_context_length_error(
+    client: Client, steering: dict[str, Any]
+) -> None:
+    refused = parse_error(client.chat(steering=steering), 400)
     assert "max_model_len" in refused["message"]
     assert refused["code"] is None
 
 
-def test_what_cannot_be_written_as_text_is_still_told(client: Client) -> None:
+def test_an_error_about_unprintable_text_is_still_reported(client: Client) -> None:
     for body in (b'{"\\ud800": 1}', b'{"messages": [], "steering": {"method": "base", "\\ud800": 1}}'):
         kind = {"content-type": "application/json"}
-        error(client("POST", "/v1/chat/completions", content=body, headers=kind), 400)
+        parse_error(client("POST", "/v1/chat/completions", content=body, headers=kind), 400)
 
 
 def test_bans_of_every_token_are_the_clients_mistake(client: Client) -> None:
     banned = {str(index): -1e30 for index in range(300)}
     body = {"min_tokens": 6, "stop_token_ids": list(range(300))}
-    assert "no finite score" in error(client.chat(**body), 400)["message"]
-    *_, last = events(client.chat(**body, stream=True))
+    assert "no finite score" in parse_error(client.chat(**body), 400)["message"]
+    *_, last = parse_sse(client.chat(**body, stream=True))
     assert last["error"]["type"] == "invalid_request_error"
     assert client.chat(logit_bias=banned).status_code == 200  # all alike is still a choice
 
 
-def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(one_async_engine: AsyncEngine) -> None:
-    app = create_app(one_async_engine)
+def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(
+    tiny_async_engine: AsyncEngine,
+) -> None:
+    app = create_app(tiny_async_engine)
 
     async def leave() -> None:
         async def receive() -> dict[str, Any]:
@@ -212,10 +218,10 @@ def test_a_client_that_leaves_in_its_body_leaves_nothing_behind(one_async_engine
         ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a text"),
     ],
 )
-def test_parts_of_a_message_that_would_not_be_seen_are_refused(
+def test_message_parts_other_than_text_are_refused(
     client: Client, message: dict[str, Any], says: str
 ) -> None:
-    refused = error(client.chat(messages=[message]), 400)
+    refused = parse_error(client.chat(messages=[message]), 400)
     assert refused["param"] == "messages"
     assert says in refused["message"]
     assert len(refused["message"]) < 400
@@ -227,7 +233,9 @@ def test_parts_of_a_message_that_would_not_be_seen_are_refused(
 
 @pytest.mark.parametrize("role", [*ROLES, "tool"])
 @pytest.mark.parametrize("content", ["x", [{"type": "text", "text": "x"}], [{"type": "image_url"}], 5])
-def test_a_message_is_taken_where_its_description_takes_it(client: Client, role: str, content: Any) -> None:
+def test_a_message_is_accepted_exactly_where_the_openapi_schema_accepts_it(
+    client: Client, role: str, content: Any
+) -> None:
     described = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
     schema = described["content"]["application/json"]["schema"]["properties"]["messages"]["items"]
     message = {"role": role, "content": content}
@@ -236,11 +244,11 @@ def test_a_message_is_taken_where_its_description_takes_it(client: Client, role:
     assert taken == (role in ROLES and content not in (5, [{"type": "image_url"}]))
 
 
-def test_two_lengths_that_disagree_are_refused(client: Client) -> None:
-    assert error(client.chat(max_tokens=3, max_completion_tokens=7), 400)["param"] == "max_tokens"
+def test_contradictory_content_lengths_are_refused(client: Client) -> None:
+    assert parse_error(client.chat(max_tokens=3, max_completion_tokens=7), 400)["param"] == "max_tokens"
     assert client.chat(max_tokens=3, max_completion_tokens=3).status_code == 200
     for key in ("05", " 5 ", "1_0", "-1"):
-        assert error(client.chat(logit_bias={key: 1}), 400)["param"] == "logit_bias"
+        assert parse_error(client.chat(logit_bias={key: 1}), 400)["param"] == "logit_bias"
 
 
 @pytest.mark.parametrize("depth", [100, 900, 3000, 30_000])
@@ -252,4 +260,4 @@ def test_a_body_that_is_nested_deep_is_served_or_refused(client: Client, where: 
     raw = (head + where % deep + "}").encode()
     response = client("POST", "/v1/chat/completions", content=raw, headers=kind)
     if response.status_code != 200 or where == '"messages": %s':
-        error(response, 400)
+        parse_error(response, 400)

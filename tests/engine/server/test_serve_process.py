@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from trimtab.tools.bench.http.load_swarm import wave
+from trimtab.tools.bench.http.load_swarm import run_swarm
 
-from ...helpers.polling import soon
-from .server_process import Server, serving
+from ...helpers.polling import wait_until
+from .server_process import ServerProcess, run_server
 
 LONG = {
     "messages": [{"role": "user", "content": "Why?"}],
@@ -30,51 +30,51 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder: Path) -> Iterator[Server]:
-    with serving("--model", str(tiny_folder), "--kv-cache-memory", "4MiB") as server:
+def server(tiny_folder: Path) -> Iterator[ServerProcess]:
+    with run_server("--model", str(tiny_folder), "--kv-cache-memory", "4MiB") as server:
         yield server
 
 
-def rests(server: Server) -> bool:
+def is_idle(server: ServerProcess) -> bool:
     return (server.metric("num_requests_running"), server.metric("kv_cache_usage_perc")) == (0, 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_takes_the_request_along(server: Server, stream: bool) -> None:
+def test_a_disconnecting_client_aborts_its_request(server: ServerProcess, stream: bool) -> None:
     before = server.metric("generation_tokens_total")
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({**LONG, "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     with socket.create_connection((host, int(port))) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        soon(lambda: server.metric("num_requests_running") == 1)
-    soon(lambda: rests(server))
-    soon(lambda: any('"status": 499' in line for line in server.log))
+        wait_until(lambda: server.metric("num_requests_running") == 1)
+    wait_until(lambda: is_idle(server))
+    wait_until(lambda: any('"status": 499' in line for line in server.log))
     assert server.metric("generation_tokens_total") - before < 400
 
 
-def test_two_hundred_clients_of_whom_a_third_leaves_disturb_nobody(server: Server) -> None:
+def test_many_disconnecting_clients_disturb_nobody(server: ServerProcess) -> None:
     port = int(server.url.rpartition(":")[2])
-    ends = Counter(end for end, _ in asyncio.run(wave(port, 200, 12, leaving=1)))
+    ends = Counter(end for end, _ in asyncio.run(run_swarm(port, 200, 12, leave_seed=1)))
     assert ends == {"done": 133, "left": 67}
-    soon(lambda: rests(server))
+    wait_until(lambda: is_idle(server))
 
 
-def test_a_log_has_one_line_a_request_and_no_prompt(server: Server) -> None:
+def test_a_log_has_one_line_a_request_and_no_prompt(server: ServerProcess) -> None:
     server.post(
         "/v1/chat/completions", {**LONG, "max_tokens": 3, "messages": [{"role": "user", "content": "x7x"}]}
     )
     server.post("/v1/chat/completions", {**LONG, "messages": [{"role": "x7x"}], "temperature": -1})
     server.post("/v1/chat/completions", {**LONG, "messages": [{"role": "user", "content": {"x7x": 1}}]})
-    soon(lambda: any('"status": 400' in line for line in server.log))
+    wait_until(lambda: any('"status": 400' in line for line in server.log))
     lines = [json.loads(line) for line in server.log if line.startswith("{")]
     good = next(line for line in lines if line["status"] == 200)
     assert {"time", "id", "method", "branches", "prompt_tokens", "tokens", "seconds", "queue"} <= set(good)
     assert not any("x7x" in line or "Traceback" in line for line in server.log)
 
 
-def test_sigterm_lets_answers_end_and_takes_no_more(tiny_folder: Path) -> None:
-    with serving("--model", str(tiny_folder), "--log-prompts") as server:
+def test_sigterm_finishes_running_answers_and_refuses_new_ones(tiny_folder: Path) -> None:
+    with run_server("--model", str(tiny_folder), "--log-prompts") as server:
         with httpx.stream(
             "POST", f"{server.url}/v1/chat/completions", json={**LONG, "stream": True}
         ) as answer:
@@ -87,12 +87,12 @@ def test_sigterm_lets_answers_end_and_takes_no_more(tiny_folder: Path) -> None:
         server.process.wait(30)
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
-        soon(lambda: any("Why?" in line for line in server.log))
+        wait_until(lambda: any("Why?" in line for line in server.log))
         assert not any("Traceback" in line for line in server.log)
 
 
-def test_answers_that_do_not_end_are_ended_after_the_drain_timeout(tiny_folder: Path) -> None:
-    with serving("--model", str(tiny_folder), "--drain-timeout", "0") as server:
+def test_answers_still_running_after_the_drain_timeout_are_aborted(tiny_folder: Path) -> None:
+    with run_server("--model", str(tiny_folder), "--drain-timeout", "0") as server:
         with httpx.stream(
             "POST", f"{server.url}/v1/chat/completions", json={**LONG, "n": 30, "stream": True}, timeout=30
         ) as answer:
@@ -105,7 +105,7 @@ def test_answers_that_do_not_end_are_ended_after_the_drain_timeout(tiny_folder: 
         assert not any("Traceback" in line for line in server.log)
 
 
-def refused(*arguments: str, **environment: str) -> tuple[int, str]:
+def run_failing_server(*arguments: str, **environment: str) -> tuple[int, str]:
     ended = subprocess.run(
         [sys.executable, "-m", "trimtab", "serve", *arguments],
         capture_output=True,
@@ -117,23 +117,28 @@ def refused(*arguments: str, **environment: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-def test_what_keeps_it_from_starting_is_said_in_a_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_startup_failure_is_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        status, said = refused("--port", str(taken.getsockname()[1]))
-        assert (status, "ddress already in use" in said) == (1, True)
-    assert refused("--port", "99999") == (2, "trimtab: port is 99999; it must be from 0 to 65535\n")
+        status, message = run_failing_server("--port", str(taken.getsockname()[1]))
+        assert (status, "ddress already in use" in message) == (1, True)
+    assert run_failing_server("--port", "99999") == (
+        2,
+        "trimtab: port is 99999; it must be from 0 to 65535\n",
+    )
     (tmp_path / "p.toml").write_text("[a]\nobjectives = 5\n")
-    status, said = refused("--port", "0", "--model", str(tiny_folder), "--profiles", str(tmp_path / "p.toml"))
-    assert (status, "profile 'a'" in said) == (2, True)
+    status, message = run_failing_server(
+        "--port", "0", "--model", str(tiny_folder), "--profiles", str(tmp_path / "p.toml")
+    )
+    assert (status, "profile 'a'" in message) == (2, True)
 
 
-def test_the_key_may_come_from_the_environment(tiny_folder: Path) -> None:
-    with serving("--model", str(tiny_folder), TRIMTAB_API_KEY="hush") as server:
+def test_the_api_key_may_come_from_the_environment(tiny_folder: Path) -> None:
+    with run_server("--model", str(tiny_folder), TRIMTAB_API_KEY="hush") as server:
         assert server.get("/v1/models").status_code == 401
         headers = {"Authorization": "Bearer hush"}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
         wrong = {"Authorization": "Bearer hush2"}
         assert httpx.post(f"{server.url}/v1/chat/completions", headers=wrong, json=LONG).status_code == 401
         assert httpx.post(f"{server.url}/v1/chat/completions", headers=headers, json={}).status_code == 400
-        soon(lambda: any('"status": 400' in line for line in server.log))
+        wait_until(lambda: any('"status": 400' in line for line in server.log))
         assert not any("hush" in line for line in server.log)

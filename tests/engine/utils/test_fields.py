@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Base, Engine, EngineConfig, Method, Objective, Request, SamplingParams
 from trimtab.engine.methods.builtin import METHODS
-from trimtab.engine.utils.fields import check_fields, fitted
-from trimtab.kernels.common.errors import QUOTED, InputError, quoted
+from trimtab.engine.utils.fields import coerce, validate_types
+from trimtab.kernels.common.errors import MAX_REPR, InputError, short_repr
 
 VALUES: dict[str, Any] = {
     "empty": "",
@@ -39,7 +39,7 @@ VALUES: dict[str, Any] = {
     "class": Objective,
     "function": len,
 }
-RIGHT: dict[str, str] = {
+VALID_VALUES: dict[str, str] = {
     "model": "empty x",
     "max_model_len": "none",
     "chat_template": "empty x none",
@@ -90,22 +90,22 @@ FIELDS = [
 ]
 
 
-def make(cls: type, name: str, value: Any) -> Any:
+def make_valid(cls: type, name: str, value: Any) -> Any:
     """One of `cls` in which all but this field is right."""
-    given: dict[str, Any] = {name: value}
+    values: dict[str, Any] = {name: value}
     if cls is Objective:
-        given = {"text": "Be kind.", **given}
+        values = {"text": "Be kind.", **values}
     elif cls is Request and name != "branch_token_ids":
-        given = {"prompt": "Why?", **given}
+        values = {"prompt": "Why?", **values}
     elif issubclass(cls, Method) and cls is not Base:
-        given = {"objectives": [Objective("Be kind.")], **given}
-    return cls(**given)
+        values = {"objectives": [Objective("Be kind.")], **values}
+    return cls(**values)
 
 
-def reason(cls: type, name: str, value: Any) -> str | None:
+def refusal_reason(cls: type, name: str, value: Any) -> str | None:
     """Why the value is refused; None when it is taken."""
     try:
-        make(cls, name, value)
+        make_valid(cls, name, value)
     except InputError as error:
         return str(error)
     return None
@@ -113,9 +113,9 @@ def reason(cls: type, name: str, value: Any) -> str | None:
 
 @pytest.mark.filterwarnings("ignore::trimtab.SteeringWarning")
 @pytest.mark.parametrize(("cls", "name"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name in FIELDS])
-def test_a_field_takes_what_it_should_and_names_what_it_refuses(cls: type, name: str) -> None:
-    reasons = {label: reason(cls, name, value) for label, value in VALUES.items()}
-    right = RIGHT.get(f"{cls.__name__}.{name}", RIGHT.get(name, ""))
+def test_a_field_accepts_valid_values_and_names_refused_ones(cls: type, name: str) -> None:
+    reasons = {label: refusal_reason(cls, name, value) for label, value in VALUES.items()}
+    right = VALID_VALUES.get(f"{cls.__name__}.{name}", VALID_VALUES.get(name, ""))
     assert {label for label, why in reasons.items() if why is None} == set(right.split())
     for why in filter(None, reasons.values()):
         assert name.removesuffix("s") in why
@@ -136,23 +136,21 @@ anything = st.recursive(
 @pytest.mark.filterwarnings("ignore::trimtab.SteeringWarning")
 @settings(deadline=None, max_examples=500)
 @given(st.sampled_from(FIELDS), anything)
-def test_whatever_is_given_a_field_keeps_a_value_that_it_keeps_again_or_raises_an_input_error(
+def test_any_value_is_either_stored_stably_or_refused_with_an_input_error(
     field: tuple[type, str], value: Any
 ) -> None:
     cls, name = field
-    if reason(cls, name, value) is None:
-        kept = getattr(make(cls, name, value), name)
-        assert getattr(make(cls, name, kept), name) == kept
+    if refusal_reason(cls, name, value) is None:
+        stored = getattr(make_valid(cls, name, value), name)
+        assert getattr(make_valid(cls, name, stored), name) == stored
 
 
 @pytest.mark.parametrize("wrong", VALUES.values(), ids=VALUES)
-def test_what_is_no_request_is_refused_alone_and_in_a_list_leaves_its_neighbours_be(
-    tiny: Engine, wrong: Any
-) -> None:
+def test_a_non_request_is_refused_alone_and_in_a_list_harms_no_neighbour(tiny: Engine, wrong: Any) -> None:
     request = Request("Why?", sampling=SamplingParams(max_tokens=4, ignore_eos=True))
     first, bad, last = tiny.generate([request, wrong, request])
     assert (bad.finish_reason, bad.token_ids, bad.text) == ("error", [], "")
-    assert bad.error == f"a request is {quoted(wrong)}; it must be of type Request"
+    assert bad.error == f"a request is {short_repr(wrong)}; it must be of type Request"
     alone = tiny.generate(request)
     assert [first.token_ids, last.token_ids] == [alone.token_ids] * 2
     assert [first.error, last.error] == [None, None]
@@ -161,13 +159,13 @@ def test_what_is_no_request_is_refused_alone_and_in_a_list_leaves_its_neighbours
 
 
 @pytest.mark.parametrize("wrong", ["Why?", None, 5, object()])
-def test_what_is_neither_a_request_nor_a_list_is_refused(tiny: Engine, wrong: Any) -> None:
+def test_a_value_that_is_neither_a_request_nor_a_list_is_refused(tiny: Engine, wrong: Any) -> None:
     with pytest.raises(InputError, match=r"^a request is .*; it must be of type Request$"):
         tiny.generate(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["12", None, 5, [1.5], ["1"], [[1]], [True], {1: 2}])
-def test_what_are_no_ids_are_not_scored(tiny: Engine, wrong: Any) -> None:
+def test_scoring_refuses_values_that_are_no_token_ids(tiny: Engine, wrong: Any) -> None:
     with pytest.raises(InputError, match="token_ids is "):
         tiny.score(wrong)
 
@@ -177,7 +175,7 @@ def test_ids_of_numpy_are_scored(tiny: Engine) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
+class CustomFields:
     """Fields of kinds that a method of one's own may have, and some that nobody checks."""
 
     kind: Literal["a", "b"] = "a"
@@ -187,42 +185,42 @@ class Own:
     anything: Any = None
 
     def __post_init__(self) -> None:
-        check_fields(self, " of own")
+        validate_types(self, " of own")
 
 
 def test_a_type_that_is_not_known_is_not_checked() -> None:
-    made = Own(kind="c", unknown="x", anything=object)
-    assert (made.kind, made.unknown, made.anything) == ("c", "x", object)
+    fields = CustomFields(kind="c", unknown="x", anything=object)
+    assert (fields.kind, fields.unknown, fields.anything) == ("c", "x", object)
 
 
 def test_a_union_takes_each_of_its_types() -> None:
-    assert (Own(either="x").either, Own(either=5).either) == ("x", 5)
-    assert (Own(pair=None).pair, Own(pair=[1, 2]).pair) == (None, (1, 2))
+    assert (CustomFields(either="x").either, CustomFields(either=5).either) == ("x", 5)
+    assert (CustomFields(pair=None).pair, CustomFields(pair=[1, 2]).pair) == (None, (1, 2))
     with pytest.raises(InputError, match=r"^either of own is 1\.5; it must be a whole number, or a text$"):
-        Own(either=1.5)
+        CustomFields(either=1.5)
     with pytest.raises(InputError, match=r"^item 1 of pair of own is 'x'; it must be a whole number$"):
-        Own(pair=[1, "x"])
+        CustomFields(pair=[1, "x"])
 
 
-def test_a_sentence_quotes_one_line_and_no_more_than_fits() -> None:
+def test_an_error_quotes_at_most_one_short_line() -> None:
     class Rude:
         def __repr__(self) -> str:
             raise RuntimeError
 
-    assert quoted("a\n b") == r"'a\n b'"
-    assert quoted(np.array([[1, 2], [3, 4]])) == "array([[1, 2], [3, 4]])"
-    assert quoted(Rude()) == "a value of type Rude"
-    assert quoted(10**5000) == "a value of type int"
-    long = quoted("x" * 1000)
-    assert len(long) == QUOTED
+    assert short_repr("a\n b") == r"'a\n b'"
+    assert short_repr(np.array([[1, 2], [3, 4]])) == "array([[1, 2], [3, 4]])"
+    assert short_repr(Rude()) == "a value of type Rude"
+    assert short_repr(10**5000) == "a value of type int"
+    long = short_repr("x" * 1000)
+    assert len(long) == MAX_REPR
     assert long.startswith("'xxx")
     assert long.endswith("x…")
 
 
-def test_numbers_keep_their_value_and_nothing_else_becomes_one() -> None:
-    assert fitted("x", 2**53 + 1, int) == 2**53 + 1
-    assert fitted("x", np.float64(0.1), float) == 0.1
-    assert type(fitted("x", 3, float)) is float
+def test_numbers_keep_their_value_and_no_other_type_becomes_a_number() -> None:
+    assert coerce("x", 2**53 + 1, int) == 2**53 + 1
+    assert coerce("x", np.float64(0.1), float) == 0.1
+    assert type(coerce("x", 3, float)) is float
     for wrong in ("3", b"3", 3.0, True, None, 2**64, -(2**63) - 1):
         with pytest.raises(InputError, match=r"^x is "):
-            fitted("x", wrong, int)
+            coerce("x", wrong, int)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from trimtab.kernels.cpu.linear import GatedLinear, Linear, steady_rows
+from trimtab.kernels.cpu.linear import GatedLinear, Linear, invariant_rows
 from trimtab.kernels.reference.swiglu import swiglu
 
 CPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,8 +21,8 @@ SHAPES = [
     (4097, 41),
     (3072, 577),
 ]
-ROWS = sorted({steady_rows(rows) for rows in (*range(1, 65), 128, 254, 511)})
-MOST = ROWS[-1]
+ROWS = sorted({invariant_rows(rows) for rows in (*range(1, 65), 128, 254, 511)})
+MAX_ROWS = ROWS[-1]
 
 
 def random_weight(inner: int, outer: int, dtype: torch.dtype) -> Tensor:
@@ -40,14 +40,16 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(
     inner: int, outer: int, dtype: torch.dtype
 ) -> None:
     linear = Linear(random_weight(inner, outer, dtype))
-    x = random_rows(MOST, inner).to(linear.dtype)
+    x = random_rows(MAX_ROWS, inner).to(linear.dtype)
     together = linear(x)
-    residual = random_rows(MOST, outer).to(linear.dtype)
-    added = linear.add_to(residual.clone(), x)
+    residual = random_rows(MAX_ROWS, outer).to(linear.dtype)
+    added = linear.add_residual(residual.clone(), x)
     for rows in ROWS:
-        for some in (slice(rows), slice(MOST - rows, MOST)):
-            assert torch.equal(linear(x[some]), together[some]), rows
-            assert torch.equal(linear.add_to(residual[some].clone(), x[some]), added[some]), rows
+        for rows_slice in (slice(rows), slice(MAX_ROWS - rows, MAX_ROWS)):
+            assert torch.equal(linear(x[rows_slice]), together[rows_slice]), rows
+            assert torch.equal(
+                linear.add_residual(residual[rows_slice].clone(), x[rows_slice]), added[rows_slice]
+            ), rows
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES)
@@ -57,7 +59,7 @@ def test_a_gated_row_has_the_same_bits_beside_any_number_of_rows(
 ) -> None:
     weights = (random_weight(inner, outer, dtype), random_weight(inner + 1, outer, dtype)[:, :inner])
     gated = GatedLinear(*weights, None, swiglu)
-    x = random_rows(MOST, inner).to(Linear(weights[0]).dtype)
+    x = random_rows(MAX_ROWS, inner).to(Linear(weights[0]).dtype)
     together = gated(x)
     for rows in ROWS:
         assert torch.equal(gated(x[:rows]), together[:rows]), rows
@@ -66,9 +68,7 @@ def test_a_gated_row_has_the_same_bits_beside_any_number_of_rows(
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", CPU_DTYPES)
 @pytest.mark.parametrize("rows", [1, 7, 41])
-def test_what_rides_along_is_as_exact_as_the_same_in_steps(
-    rows: int, dtype: torch.dtype, biased: bool
-) -> None:
+def test_fused_operations_are_as_exact_as_separate_ones(rows: int, dtype: torch.dtype, biased: bool) -> None:
     inner, outer = 577, 41
     gate, up = random_weight(inner, outer, dtype), random_weight(inner, outer, dtype).roll(1, 0)
     biases = (gate[:, 0].clone(), up[:, 0].clone()) if biased else None
@@ -82,12 +82,14 @@ def test_what_rides_along_is_as_exact_as_the_same_in_steps(
         return residual.to(dtype) + g, functional.silu(g) * u
 
     exact, rough = steps(torch.float64), steps(linear.dtype)
-    for got, true, near in zip((linear.add_to(residual.clone(), x), gated(x)), exact, rough, strict=True):
+    for got, true, near in zip(
+        (linear.add_residual(residual.clone(), x), gated(x)), exact, rough, strict=True
+    ):
         allowed = 2 * (near.double() - true).abs().max() + 1e-5
         assert float((got.double() - true).abs().max()) <= float(allowed)
 
 
-def test_results_may_be_asked_for_in_float32() -> None:
+def test_outputs_may_be_float32() -> None:
     weight, x = random_weight(576, 4097, torch.bfloat16), random_rows(7, 576)
     got = Linear(weight, dtype=torch.float32)(x)
     exact = x.double() @ weight.double().t()
@@ -99,7 +101,7 @@ def test_results_may_be_asked_for_in_float32() -> None:
 @pytest.mark.parametrize("dtype", CPU_DTYPES)
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 7, 41])
-def test_a_product_is_as_exact_as_float32(inner: int, outer: int, rows: int, dtype: torch.dtype) -> None:
+def test_a_linear_layer_is_as_exact_as_float32(inner: int, outer: int, rows: int, dtype: torch.dtype) -> None:
     """Against the weight's own values, of which float16 may move those under 7.6e-6 by 3e-8."""
     weight = random_weight(inner, outer, dtype)
     linear = Linear(weight)
@@ -112,7 +114,7 @@ def test_a_product_is_as_exact_as_float32(inner: int, outer: int, rows: int, dty
     assert float((got.double() - exact).abs().max()) <= float(allowed)
 
 
-def test_a_row_does_not_feel_a_neighbour_that_is_not_finite() -> None:
+def test_a_row_is_not_affected_by_a_non_finite_neighbour() -> None:
     for dtype in CPU_DTYPES:
         linear = Linear(random_weight(576, 96, dtype))
         x = random_rows(9, 576).to(linear.dtype)
@@ -139,7 +141,7 @@ def test_a_weight_beyond_float16_keeps_its_value(size: float) -> None:
     assert bool(((linear(x).double() - exact).abs() <= allowed).all())
 
 
-def test_a_weight_that_is_not_a_number_shows_itself() -> None:
+def test_a_nan_weight_gives_nan_outputs() -> None:
     weight = random_weight(41, 9, torch.bfloat16)
     weight[3, 5] = torch.nan
     linear = Linear(weight)

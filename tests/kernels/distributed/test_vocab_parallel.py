@@ -12,61 +12,74 @@ import pytest
 import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
-from trimtab.kernels.distributed.communicator import LostPeerError, Peers
-from trimtab.kernels.distributed.vocab_parallel import WHOLE, Shard
-from trimtab.kernels.steering.state import SteerTable
-from trimtab.kernels.steering.top_k_top_p import support_threshold
+from trimtab.kernels.distributed.communicator import Communicator, WorkerDiedError
+from trimtab.kernels.distributed.vocab_parallel import UNSHARDED, VocabShard
+from trimtab.kernels.steering.state import SteeringState
+from trimtab.kernels.steering.top_k_top_p import truncation_threshold
 
-from ..steering_harness import VOCAB, Request, Seen, decode, mixture_of_requests, random_logits, same, tokens
+from ..steering_harness import (
+    VOCAB,
+    SteeringCase,
+    StepResult,
+    all_method_cases,
+    bitwise_equal,
+    decode,
+    random_logits,
+    token_ids,
+)
 
 T = TypeVar("T")
 SIZES = (2, 3, 4)
-WAIT = timedelta(seconds=20)
+TIMEOUT = timedelta(seconds=20)
 
 
-def in_parts(size: int, vocab: int, call: Callable[[Shard], T]) -> list[T]:
+def on_each_shard(size: int, vocab: int, function: Callable[[VocabShard], T]) -> list[T]:
     """What `call` gives for each of `size` parts of the vocabulary, all at the same time."""
     store = c10d.HashStore()
 
-    def part(rank: int) -> T:
+    def run_rank(rank: int) -> T:
         gloo: Any = c10d.ProcessGroupGloo
         options = gloo._Options()
-        options._devices, options._timeout = [gloo.create_device(hostname="127.0.0.1")], WAIT
-        peers = Peers(gloo(store, rank, size, options))
-        ids = Shard.part(rank, size, vocab)
-        return call(Shard(peers, ids.start, len(ids), vocab))
+        options._devices, options._timeout = [gloo.create_device(hostname="127.0.0.1")], TIMEOUT
+        peers = Communicator(gloo(store, rank, size, options))
+        ids = VocabShard.shard_range(rank, size, vocab)
+        return function(VocabShard(peers, ids.start, len(ids), vocab))
 
     with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(part, range(size)))
+        return list(threads.map(run_rank, range(size)))
 
 
-def own(rows: Tensor, shard: Shard) -> Tensor:
-    return rows[..., shard.first : shard.first + shard.width].contiguous()
+def slice_of_shard(rows: Tensor, shard: VocabShard) -> Tensor:
+    return rows[..., shard.vocab_start : shard.vocab_start + shard.shard_size].contiguous()
 
 
-def decoded(shard: Shard, requests: list[Request], named: int) -> list[list[Seen]]:
+def decode_on_shard(
+    shard: VocabShard, requests: list[SteeringCase], vocab_size: int
+) -> list[list[StepResult]]:
     """All requests on this part; ids from `named` on have no token."""
-    table = SteerTable(min(max(named - shard.first, 0), shard.width), shard=shard)
-    return decode(*(replace(each, logits=own(each.logits, shard)) for each in requests), table=table)
+    table = SteeringState(min(max(vocab_size - shard.vocab_start, 0), shard.shard_size), shard=shard)
+    return decode(
+        *(replace(each, logits=slice_of_shard(each.logits, shard)) for each in requests), state=table
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("named", [VOCAB, 700])
-def test_parts_choose_the_tokens_of_the_whole_and_all_agree_to_the_last_bit(size: int, named: int) -> None:
-    requests = mixture_of_requests()
-    whole = decode(*requests, table=SteerTable(named))
-    first, *others = in_parts(size, VOCAB, lambda shard: decoded(shard, requests, named))
-    assert all(same(other, first) for other in others)
-    assert [tokens(seen) for seen in first] == [tokens(seen) for seen in whole]
-    assert max(max(tokens(seen)) for seen in first) < named
+def test_vocab_shards_sample_the_unsharded_tokens_and_agree_to_the_last_bit(size: int, named: int) -> None:
+    requests = all_method_cases()
+    unsharded = decode(*requests, state=SteeringState(named))
+    first, *others = on_each_shard(size, VOCAB, lambda shard: decode_on_shard(shard, requests, named))
+    assert all(bitwise_equal(other, first) for other in others)
+    assert [token_ids(step) for step in first] == [token_ids(seen) for seen in unsharded]
+    assert max(max(token_ids(seen)) for seen in first) < named
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_log_probabilities_of_parts_are_as_near_to_float64_as_those_of_the_whole(size: int) -> None:
-    requests = mixture_of_requests()
-    whole = decode(*requests)
-    (parts, *_) = in_parts(size, VOCAB, lambda shard: decoded(shard, requests, VOCAB))
-    for request, one, other in zip(requests, whole, parts, strict=True):
+def test_log_probabilities_of_shards_are_as_near_to_float64_as_unsharded_ones(size: int) -> None:
+    requests = all_method_cases()
+    unsharded = decode(*requests)
+    (parts, *_) = on_each_shard(size, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB))
+    for request, one, other in zip(requests, unsharded, parts, strict=True):
         for step, (single, shared) in enumerate(zip(one, other, strict=True)):
             truth = request.logits[step].double().log_softmax(-1)[:, single.token]
             error = (torch.tensor(single.branches).double() - truth).abs().max()
@@ -79,17 +92,19 @@ def test_log_probabilities_of_parts_are_as_near_to_float64_as_those_of_the_whole
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_request_gives_the_same_bits_on_parts_in_a_mixed_batch_as_alone(size: int) -> None:
-    requests = mixture_of_requests()
-    (together, *_) = in_parts(size, VOCAB, lambda shard: decoded(shard, requests, VOCAB))
+def test_a_request_on_shards_gives_the_same_bits_batched_as_alone(size: int) -> None:
+    requests = all_method_cases()
+    (together, *_) = on_each_shard(size, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB))
     for index in (1, 7, 11, 14):
-        alone, *_ = in_parts(size, VOCAB, lambda shard, i=index: decoded(shard, [requests[i]], VOCAB))
-        assert same(alone[0], together[index])
+        alone, *_ = on_each_shard(
+            size, VOCAB, lambda shard, i=index: decode_on_shard(shard, [requests[i]], VOCAB)
+        )
+        assert bitwise_equal(alone[0], together[index])
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
-def test_a_support_on_parts_is_that_of_sorting(size: int, spread: float) -> None:
+def test_top_k_top_p_on_shards_match_sorting(size: int, spread: float) -> None:
     scores = random_logits(4, 1, 6, VOCAB, spread)[0]
     scores[:, 5:9] = -torch.inf
     scores[:, 9] = -0.0
@@ -98,50 +113,58 @@ def test_a_support_on_parts_is_that_of_sorting(size: int, spread: float) -> None
     top_p = torch.tensor([0.5, 0.01, 0.999, 1.0, 0.9, 0.3]).double()
     min_p = torch.tensor([0.0, 0.5, 0.0, 0.01, 0.0, 1.0]).double()
     limits = (top_k, top_p, min_p)
-    expected = scores >= support_threshold(scores, *limits)
-    for threshold in in_parts(
-        size, VOCAB, lambda shard: support_threshold(own(scores, shard), *limits, shard)
+    expected = scores >= truncation_threshold(scores, *limits)
+    for threshold in on_each_shard(
+        size, VOCAB, lambda shard: truncation_threshold(slice_of_shard(scores, shard), *limits, shard)
     ):
         assert torch.equal(scores >= threshold, expected)
-    wanted = WHOLE.nucleus(scores, top_p)
-    for threshold in in_parts(size, VOCAB, lambda shard: shard.nucleus(own(scores, shard), top_p)):
-        assert torch.equal(threshold, wanted)
+    expected_threshold = UNSHARDED.nucleus_threshold(scores, top_p)
+    for threshold in on_each_shard(
+        size, VOCAB, lambda shard: shard.nucleus_threshold(slice_of_shard(scores, shard), top_p)
+    ):
+        assert torch.equal(threshold, expected_threshold)
 
 
-def test_of_equal_scores_the_lowest_id_is_taken_in_whichever_part_it_lies() -> None:
+def test_of_equal_scores_the_lowest_id_is_taken_on_any_shard() -> None:
     scores = torch.zeros(3, 11)
     scores[0, [4, 9]], scores[1, 10] = 1.0, 1.0
-    assert all(found.tolist() == [4, 10, 0] for found in in_parts(3, 11, lambda s: s.argmax(own(scores, s))))
+    assert all(
+        found.tolist() == [4, 10, 0]
+        for found in on_each_shard(3, 11, lambda s: s.argmax(slice_of_shard(scores, s)))
+    )
 
 
-def test_the_likeliest_tokens_are_merged_where_a_part_has_fewer_than_are_asked_for() -> None:
+def test_top_tokens_are_merged_where_a_shard_has_fewer_than_requested() -> None:
     rows = torch.randperm(22).float().view(2, 11)
-    expected = WHOLE.topk(rows, 20)
-    for values, ids in in_parts(4, 11, lambda shard: shard.topk(own(rows, shard), 20)):
+    expected = UNSHARDED.topk(rows, 20)
+    for values, ids in on_each_shard(4, 11, lambda shard: shard.topk(slice_of_shard(rows, shard), 20)):
         assert torch.equal(values, expected[0])
         assert torch.equal(ids, expected[1])
 
 
-def test_rows_are_put_together_from_parts_of_different_widths() -> None:
+def test_rows_are_gathered_from_shards_of_different_widths() -> None:
     rows = torch.randn(2, 11)
-    assert all(torch.equal(whole, rows) for whole in in_parts(4, 11, lambda s: s.whole(own(rows, s))))
+    assert all(
+        torch.equal(gathered, rows)
+        for gathered in on_each_shard(4, 11, lambda s: s.all_gather(slice_of_shard(rows, s)))
+    )
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_in_one_part_fails_in_all_and_alone(value: float) -> None:
-    requests = mixture_of_requests()[-4:]
-    well, *_ = in_parts(2, VOCAB, lambda shard: decoded(shard, requests, VOCAB))
+def test_a_row_that_is_not_finite_on_one_shard_fails_on_all_and_alone(value: float) -> None:
+    requests = all_method_cases()[-4:]
+    well, *_ = on_each_shard(2, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB))
     requests[1].logits[:, :, VOCAB - 1] = value
-    for found in in_parts(2, VOCAB, lambda shard: decoded(shard, requests, VOCAB)):
-        assert all(seen.failed for seen in found[1])
-        assert [same(found[i], well[i]) for i in range(4)] == [True, False, True, True]
+    for found in on_each_shard(2, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB)):
+        assert all(step.failed for step in found[1])
+        assert [bitwise_equal(found[i], well[i]) for i in range(4)] == [True, False, True, True]
 
 
-def test_a_part_that_does_not_come_is_an_error() -> None:
-    def leave(shard: Shard) -> str:
+def test_a_missing_shard_is_an_error() -> None:
+    def leave(shard: VocabShard) -> str:
         try:
-            return "" if shard.peers.rank else str(shard.amax(torch.zeros(1, shard.width)))
-        except LostPeerError as error:
+            return "" if shard.comm.rank else str(shard.amax(torch.zeros(1, shard.shard_size)))
+        except WorkerDiedError as error:
             return str(error)
 
-    assert "another process does not answer" in in_parts(2, 4, leave)[0]
+    assert "another process does not answer" in on_each_shard(2, 4, leave)[0]

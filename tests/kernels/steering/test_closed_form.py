@@ -9,9 +9,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.steering.closed_form import literal_loop, literal_reward_loop, reward_strength, strength
+from trimtab.kernels.steering.closed_form import (
+    reward_strength,
+    strength,
+    unrolled_loop,
+    unrolled_reward_loop,
+)
 
-exactly = settings(deadline=None, derandomize=True, max_examples=120)
+property_settings = settings(deadline=None, derandomize=True, max_examples=120)
 
 ITERATIONS = (1, 10, 20, 40, 60, 80, 1000)
 AMULET = ("1.9524", "3.8976", "4.5665", "5.2474", "5.6487", "5.9343", "8.4543")
@@ -32,7 +37,7 @@ def test_the_strength_at_the_hyperparameters_of_mato_is_the_printed_one(
     assert f"{strength(0.5, 1, 10, iterations):.4f}" == printed
 
 
-def branches(seed: int, vocab: int, objectives: int, spread: float) -> tuple[Tensor, Tensor]:
+def random_branches(seed: int, vocab: int, objectives: int, spread: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of a base [vocab], and the merged anchor Σ w_k l_k, which is not normalised."""
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(objectives + 1, vocab, generator=generator, dtype=torch.float64)
@@ -41,7 +46,7 @@ def branches(seed: int, vocab: int, objectives: int, spread: float) -> tuple[Ten
     return base, (weights / weights.sum() @ torch.stack(preferred))
 
 
-def disagreement(policy: Tensor, base: Tensor, anchor: Tensor, a: float) -> float:
+def max_logprob_error(policy: Tensor, base: Tensor, anchor: Tensor, a: float) -> float:
     """Largest |Δ log π| between the loop's result and b + a (p − b), constants removed."""
     closed = base + a * (anchor - base)
     return float(((policy - policy.mean()) - (closed - closed.mean())).abs().max())
@@ -59,7 +64,7 @@ hyperparameters = {
 }
 
 
-@exactly
+@property_settings
 @given(**hyperparameters)
 def test_t_vector_steps_of_the_published_loop_equal_one_step_along_the_ray(
     alpha: float,
@@ -73,12 +78,12 @@ def test_t_vector_steps_of_the_published_loop_equal_one_step_along_the_ray(
 ) -> None:
     a = strength(alpha, lam, eta, iterations)
     assume(a <= 1000)
-    base, anchor = branches(seed, vocab, objectives, spread)
-    policy = literal_loop(base, anchor, alpha, lam, eta, iterations)
-    assert disagreement(policy, base, anchor, a) <= 1e-12 * max(1, a)
+    base, anchor = random_branches(seed, vocab, objectives, spread)
+    policy = unrolled_loop(base, anchor, alpha, lam, eta, iterations)
+    assert max_logprob_error(policy, base, anchor, a) <= 1e-12 * max(1, a)
 
 
-@exactly
+@property_settings
 @given(**hyperparameters)
 def test_with_a_fixed_reward_the_loop_equals_its_own_closed_form(
     alpha: float,
@@ -91,9 +96,9 @@ def test_with_a_fixed_reward_the_loop_equals_its_own_closed_form(
     seed: int,
 ) -> None:
     a = reward_strength(alpha, lam, eta, iterations)
-    base, anchor = branches(seed, vocab, objectives, spread)
-    policy = literal_reward_loop(base, anchor, alpha, lam, eta, iterations)
-    assert disagreement(policy, base, anchor, a) <= 1e-12 * max(1, a)
+    base, anchor = random_branches(seed, vocab, objectives, spread)
+    policy = unrolled_reward_loop(base, anchor, alpha, lam, eta, iterations)
+    assert max_logprob_error(policy, base, anchor, a) <= 1e-12 * max(1, a)
 
 
 @pytest.mark.parametrize(
@@ -105,19 +110,19 @@ def test_the_closed_form_holds_up_to_the_largest_strength_that_is_allowed(
 ) -> None:
     a = strength(alpha, lam, eta, iterations)
     assert at_least <= a <= 1000
-    base, anchor = branches(seed=iterations, vocab=4097, objectives=3, spread=4)
-    policy = literal_loop(base, anchor, alpha, lam, eta, iterations)
-    assert disagreement(policy, base, anchor, a) <= 1e-12 * max(1, a)
+    base, anchor = random_branches(seed=iterations, vocab=4097, objectives=3, spread=4)
+    policy = unrolled_loop(base, anchor, alpha, lam, eta, iterations)
+    assert max_logprob_error(policy, base, anchor, a) <= 1e-12 * max(1, a)
 
 
-@exactly
+@property_settings
 @given(alpha=st.floats(0, 50), lam=st.floats(0.01, 50), eta=st.floats(0.01, 1e4))
 def test_no_iterations_leave_the_anchor_as_it_is(alpha: float, lam: float, eta: float) -> None:
     assert strength(alpha, lam, eta, 0) == 1
     assert reward_strength(alpha, lam, eta, 0) == 1
 
 
-@exactly
+@property_settings
 @given(lam=st.floats(0.01, 50), eta=st.floats(0.01, 1e4), iterations=st.integers(1, 300))
 def test_without_utility_the_strength_stays_one(lam: float, eta: float, iterations: int) -> None:
     assert strength(0, lam, eta, iterations) == pytest.approx(1, abs=1e-13)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from trimtab.kernels.steering import gumbel as noise
-from trimtab.kernels.steering.coefficients import Program
-from trimtab.kernels.steering.gumbel import bits, gumbel, keys
-from trimtab.kernels.steering.state import Draw, SteerTable
-from trimtab.kernels.steering.step import draw
+from trimtab.kernels.steering.coefficients import SteeringCoefficients
+from trimtab.kernels.steering.gumbel import gumbel, rng_keys, token_bits
+from trimtab.kernels.steering.state import RowSampling, SteeringState
+from trimtab.kernels.steering.step import sample
 
 UNLIKELY = 1e-6
 """A test fails where a perfect source would fail it once in a million choices of seeds."""
@@ -29,10 +29,10 @@ def neighbours(kind: str, count: int = 256) -> Tensor:
     """Bits [count, 1000] whose neighbouring rows differ by one in seed, in position or in token id."""
     index, fixed = torch.arange(count), torch.full((count,), 17)
     if kind == "seeds":
-        return bits(keys(index, fixed), TOKENS)
+        return token_bits(rng_keys(index, fixed), TOKENS)
     if kind == "positions":
-        return bits(keys(fixed, index), TOKENS)
-    flat = bits(keys(fixed[:1], fixed[:1]), torch.arange(count * 1000, dtype=torch.int32))
+        return token_bits(rng_keys(fixed, index), TOKENS)
+    flat = token_bits(rng_keys(fixed[:1], fixed[:1]), torch.arange(count * 1000, dtype=torch.int32))
     return flat.view(1000, count).t()
 
 
@@ -77,9 +77,9 @@ def test_one_flipped_input_bit_flips_every_output_bit_half_of_the_time(kind: str
     index, fixed = torch.arange(100, 132), torch.full((32,), 17)
     for bit in range(64):
         flip = torch.tensor(1 << bit if bit < 63 else -(1 << 63))
-        there = (index, fixed) if kind == "seeds" else (fixed, index)
+        flipped = (index, fixed) if kind == "seeds" else (fixed, index)
         moved = (index ^ flip, fixed) if kind == "seeds" else (fixed, index ^ flip)
-        changed = bits(keys(*there), TOKENS) ^ bits(keys(*moved), TOKENS)
+        changed = token_bits(rng_keys(*flipped), TOKENS) ^ token_bits(rng_keys(*moved), TOKENS)
         shares = torch.stack([((changed >> out) & 1).float().mean() for out in range(32)])
         assert float((shares - 0.5).abs().max()) <= 6 / (2 * changed.numel() ** 0.5), bit
 
@@ -87,7 +87,9 @@ def test_one_flipped_input_bit_flips_every_output_bit_half_of_the_time(kind: str
 @pytest.mark.parametrize("lag", [1, 233, 1597, 10_946, 28_657, 75_025])
 def test_tokens_a_fibonacci_number_apart_are_unrelated(lag: int) -> None:
     """There the multiples of the golden ratio that the mixer starts from come nearest to each other."""
-    streams = bits(keys(torch.arange(8), torch.full((8,), 17)), torch.arange(100_000, dtype=torch.int32))
+    streams = token_bits(
+        rng_keys(torch.arange(8), torch.full((8,), 17)), torch.arange(100_000, dtype=torch.int32)
+    )
     changed = streams[:, lag:] ^ streams[:, :-lag]
     shares = torch.stack([((changed >> out) & 1).float().mean() for out in range(32)])
     assert float((shares - 0.5).abs().max()) <= SIGMAS / (2 * changed.numel() ** 0.5)
@@ -97,23 +99,23 @@ def test_two_streams_are_never_shifted_copies_of_each_other() -> None:
     """Even where their first keys are some tokens' steps apart; by chance 50,000² / 2³² ≈ 0.6 values meet."""
     tokens = torch.arange(50_000, dtype=torch.int32)
     first = torch.tensor([0, noise.GOLDEN, 77 * noise.GOLDEN & 0x7FFFFFFF, 0], dtype=torch.int32)
-    streams = bits(torch.stack((first, torch.tensor([1, 2, -3, 1 << 30], dtype=torch.int32))), tokens)
+    streams = token_bits(torch.stack((first, torch.tensor([1, 2, -3, 1 << 30], dtype=torch.int32))), tokens)
     for one in range(4):
         for other in range(one):
             assert int(torch.isin(streams[one], streams[other]).sum()) <= 10
 
 
-def finalised(x: int) -> int:
+def splitmix_finalizer(x: int) -> int:
     """The finaliser of splitmix64, on the integers modulo 2⁶⁴."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
     return x ^ (x >> 31)
 
 
-def by_hand(seed: int, position: int, token: int) -> int:
+def reference_bits(seed: int, position: int, token: int) -> int:
     """The bits as the documentation gives them, on the integers modulo 2³²: what a seed replays, for ever."""
-    key = finalised((seed + 0x9E3779B97F4A7C15) % 2**64)
-    key = finalised(key ^ ((position * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) % 2**64))
+    key = splitmix_finalizer((seed + 0x9E3779B97F4A7C15) % 2**64)
+    key = splitmix_finalizer(key ^ ((position * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) % 2**64))
     x = (token * 0x9E3779B1 + key % 2**32) % 2**32
     x = (((x ^ (x >> 16)) * 0x21F0AAAD) + (key >> 32)) % 2**32
     x = (x ^ (x >> 15)) * 0x735A2D97 % 2**32
@@ -123,41 +125,45 @@ def by_hand(seed: int, position: int, token: int) -> int:
 def test_the_bits_are_those_of_the_documented_mixer() -> None:
     tokens = [0, 1, 2, 31, 49_151, 151_935, 2**31 - 1]
     for position in (0, 1, 4095, 100_000):
-        got = bits(keys(SEEDS, torch.full_like(SEEDS, position)), torch.tensor(tokens, dtype=torch.int32))
-        exact = [[by_hand(seed % 2**64, position, token) for token in tokens] for seed in SEEDS.tolist()]
+        got = token_bits(
+            rng_keys(SEEDS, torch.full_like(SEEDS, position)), torch.tensor(tokens, dtype=torch.int32)
+        )
+        exact = [
+            [reference_bits(seed % 2**64, position, token) for token in tokens] for seed in SEEDS.tolist()
+        ]
         assert (got.to(torch.int64) & 0xFFFFFFFF).tolist() == exact
 
 
-def test_all_seeds_of_64_bits_give_streams_of_their_own() -> None:
-    streams = bits(keys(SEEDS, torch.zeros_like(SEEDS)), TOKENS)
+def test_all_64_bit_seeds_give_distinct_streams() -> None:
+    streams = token_bits(rng_keys(SEEDS, torch.zeros_like(SEEDS)), TOKENS)
     correlations = torch.corrcoef(streams.double()) - torch.eye(len(SEEDS)).double()
     assert float(correlations.abs().max()) <= SIGMAS / len(TOKENS) ** 0.5
 
 
 def test_a_seed_beyond_int64_is_taken_by_its_64_bits() -> None:
-    table = SteerTable(7)
+    table = SteeringState(7)
     for row, seed in enumerate((2**63 + 5, 5 - 2**63, 2**64 - 1, -1, 2**64 + 3, 3)):
-        table.admit(row, Program(), (), Draw(temperature=1.0, seed=seed))
-    column = table.columns["seed"][:6].tolist()  # there are rows in store
+        table.add_request(row, SteeringCoefficients(), (), RowSampling(temperature=1.0, seed=seed))
+    column = table.params["seed"][:6].tolist()  # there are rows in store
     assert column == [5 - 2**63, 5 - 2**63, -1, -1, 3, 3]
 
 
 def test_noise_does_not_depend_on_the_size_of_the_vocabulary_or_of_the_batch() -> None:
     positions = 7 * torch.arange(len(SEEDS))
-    whole = gumbel(SEEDS, positions, 4099)
+    full_noise = gumbel(SEEDS, positions, 4099)
     for vocab in (1, 7, 41, 1000):
-        assert torch.equal(gumbel(SEEDS, positions, vocab), whole[:, :vocab])
+        assert torch.equal(gumbel(SEEDS, positions, vocab), full_noise[:, :vocab])
     for row in range(len(SEEDS)):
-        assert torch.equal(gumbel(SEEDS[row : row + 1], positions[row : row + 1], 4099)[0], whole[row])
+        assert torch.equal(gumbel(SEEDS[row : row + 1], positions[row : row + 1], 4099)[0], full_noise[row])
     order = torch.arange(len(SEEDS)).flip(0)
-    assert torch.equal(gumbel(SEEDS[order], positions[order], 4099), whole[order])
+    assert torch.equal(gumbel(SEEDS[order], positions[order], 4099), full_noise[order])
 
 
 def test_noise_depends_on_seed_and_on_position() -> None:
     zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    there = gumbel(zero, zero, 99)
-    assert float((gumbel(one, zero, 99) == there).float().mean()) < 0.1
-    assert float((gumbel(zero, one, 99) == there).float().mean()) < 0.1
+    reference = gumbel(zero, zero, 99)
+    assert float((gumbel(one, zero, 99) == reference).float().mean()) < 0.1
+    assert float((gumbel(zero, one, 99) == reference).float().mean()) < 0.1
     assert not torch.equal(gumbel(zero, one, 99), gumbel(one, zero, 99))
 
 
@@ -166,10 +172,10 @@ def test_gumbel_noise_is_finite_and_exact_at_both_ends(monkeypatch: pytest.Monke
     top = 2**31 - 1
     crafted = [0, 1, 2, 3, 1000, 2**20, 2**24 - 1, 2**24 + 1, 2**30, top - 200, top - 64, top - 1, top]
     crafted += [-1, -(2**31), 1 - 2**31]
-    made = torch.tensor([crafted], dtype=torch.int32)
-    monkeypatch.setattr(noise, "bits", lambda keys, tokens: made)
+    bits = torch.tensor([crafted], dtype=torch.int32)
+    monkeypatch.setattr(noise, "token_bits", lambda keys, tokens: bits)
     got = gumbel(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), len(crafted))[0]
-    u = ((made[0].to(torch.int64) & top).double() + 0.5) * 2.0**-31
+    u = ((bits[0].to(torch.int64) & top).double() + 0.5) * 2.0**-31
 
     def exact(u: Tensor) -> Tensor:
         return -(-(-u).log1p()).log()
@@ -188,27 +194,31 @@ def test_gumbel_noise_has_the_gumbel_distribution() -> None:
     assert chi_square(counts, torch.full_like(counts, len(values) / 200)) > UNLIKELY
 
 
-def draws(scores: Tensor, count: int, over: str, how: Draw) -> Tensor:
+def draw_tokens(scores: Tensor, count: int, over: str, settings: RowSampling) -> Tensor:
     """`count` tokens drawn from one row of scores, over neighbouring seeds or positions."""
     index, fixed = torch.arange(count), torch.full((count,), 3)
     columns = {
         name: torch.full((count,), value)
-        for name, value in (("temperature", how.temperature), ("top_p", how.top_p), ("min_p", how.min_p))
+        for name, value in (
+            ("temperature", settings.temperature),
+            ("top_p", settings.top_p),
+            ("min_p", settings.min_p),
+        )
     }
-    columns["top_k"] = torch.full((count,), how.top_k)
+    columns["top_k"] = torch.full((count,), settings.top_k)
     columns["seed"] = index if over == "seeds" else fixed
-    return draw(scores.expand(count, -1), columns, fixed if over == "seeds" else index)
+    return sample(scores.expand(count, -1), columns, fixed if over == "seeds" else index)
 
 
-def expected(scores: Tensor, how: Draw) -> Tensor:
+def expected_probabilities(scores: Tensor, settings: RowSampling) -> Tensor:
     """The exact probabilities of what `how` says, by sorting in float64."""
-    chances = (scores.double() / how.temperature).softmax(-1)
-    if how.top_k:
-        chances[chances < chances.sort(descending=True).values[how.top_k - 1]] = 0
+    chances = (scores.double() / settings.temperature).softmax(-1)
+    if settings.top_k:
+        chances[chances < chances.sort(descending=True).values[settings.top_k - 1]] = 0
         chances /= chances.sum()
     mass_above = torch.stack([chances[chances > chance].sum() for chance in chances])
-    chances[mass_above >= how.top_p] = 0
-    chances[chances < how.min_p * chances.max()] = 0
+    chances[mass_above >= settings.top_p] = 0
+    chances[chances < settings.min_p * chances.max()] = 0
     return chances / chances.sum()
 
 
@@ -216,28 +226,28 @@ def expected(scores: Tensor, how: Draw) -> Tensor:
 @pytest.mark.parametrize(
     "how",
     [
-        Draw(temperature=1.0),
-        Draw(temperature=0.6, top_p=0.9),
-        Draw(temperature=1.7, top_k=12, min_p=0.05),
-        Draw(temperature=1.2, top_k=40, top_p=0.8, min_p=0.02),
+        RowSampling(temperature=1.0),
+        RowSampling(temperature=0.6, top_p=0.9),
+        RowSampling(temperature=1.7, top_k=12, min_p=0.05),
+        RowSampling(temperature=1.2, top_k=40, top_p=0.8, min_p=0.02),
     ],
 )
-def test_tokens_are_drawn_with_exactly_their_probabilities(over: str, how: Draw) -> None:
+def test_tokens_are_drawn_with_exactly_their_probabilities(over: str, how: RowSampling) -> None:
     scores = 2 * torch.randn(50, generator=torch.Generator().manual_seed(4))
-    chances = expected(scores, how)
+    chances = expected_probabilities(scores, how)
     count = 40_000
-    counts = torch.bincount(draws(scores, count, over, how), minlength=50)
+    counts = torch.bincount(draw_tokens(scores, count, over, how), minlength=50)
     assert not counts[chances == 0].any()
     often = chances * count >= 5
     rest = torch.stack((counts[~often].sum().double(), (count * chances[~often]).sum()))
-    seen = torch.cat((counts[often].double(), rest[:1]))
+    observed = torch.cat((counts[often].double(), rest[:1]))
     hoped = torch.cat((count * chances[often], rest[1:]))
     keep = hoped > 0
-    assert chi_square(seen[keep], hoped[keep]) > UNLIKELY
+    assert chi_square(observed[keep], hoped[keep]) > UNLIKELY
 
 
 @pytest.mark.parametrize("over", ["seeds", "positions"])
 def test_successive_draws_are_independent(over: str) -> None:
-    drawn = draws(torch.zeros(7), 40_000, over, Draw(temperature=1.0))
+    drawn = draw_tokens(torch.zeros(7), 40_000, over, RowSampling(temperature=1.0))
     pairs = torch.bincount(7 * drawn[:-1:2] + drawn[1::2], minlength=49)
     assert chi_square(pairs, torch.full((49,), 20_000 / 49)) > UNLIKELY

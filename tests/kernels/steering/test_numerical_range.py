@@ -21,10 +21,10 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.state import Draw, Groups, SteerTable
-from trimtab.kernels.steering.step import Choice, reweight, steer
+from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.step import SamplerOutput, reweight, steer
 
-from ..steering_harness import wishes
+from ..steering_harness import make_objectives
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,51 +33,51 @@ VOCAB = 41
 SCALES = (0.0, 1e-45, 1e-30, 1.0, 1e10, 1e18, 1e20, 1e30, 1e32)
 """Beyond them the sum of a row of finite logits, or a times their difference, may leave float32."""
 DRAWS = (
-    Draw(),
-    Draw(temperature=1e-30),
-    Draw(temperature=1e-5),
-    Draw(temperature=1000.0),
-    Draw(temperature=1.0, top_p=1e-12),
-    Draw(temperature=1.0, top_p=1 - 1e-16),
-    Draw(temperature=1.0, min_p=5e-324),
-    Draw(temperature=1.0, min_p=1.0, top_k=2, top_p=0.3),
+    RowSampling(),
+    RowSampling(temperature=1e-30),
+    RowSampling(temperature=1e-5),
+    RowSampling(temperature=1000.0),
+    RowSampling(temperature=1.0, top_p=1e-12),
+    RowSampling(temperature=1.0, top_p=1 - 1e-16),
+    RowSampling(temperature=1.0, min_p=5e-324),
+    RowSampling(temperature=1.0, min_p=1.0, top_k=2, top_p=0.3),
 )
 
 
 METHODS = (
     Base(),
-    Prompt(wishes(1.0)),
-    LinearAlignment(wishes(1.0), mask_temperature=1e-6),
-    LinearAlignment(wishes(1.0), mask_top_p=1e-12, mask_temperature=1e6),
-    ContextSteering(wishes(1.0, 2.0), strength=1000.0),
-    ContextSteering(wishes(1.0, 2.0), strength=1000.0, kl_budget=1e-12),
-    Guidance(wishes(1.0), guidance_scale=-1000.0),
-    Guidance(wishes(1.0), kl_budget=1e300),
-    Opad(wishes(1.0), gain=999.0),
-    Amulet(wishes(1.0)),
-    Mato(wishes(1e300, 1e-300)),
-    Mato(wishes(5e-324, 1e-300, 0.0)),
-    Mato(wishes(1.0, 2.0, 0.0), tau=1e-300),
-    Mato(wishes(*range(1, 16)), beta=1e8, tau=1e-300, kl_budget=0.2),
-    Mato(wishes(1.0, 2.0), beta=1e300, tau=1e300, accumulate="ema", decay=0.0),
-    Mixture(wishes(1e-300, 1.0)),
+    Prompt(make_objectives(1.0)),
+    LinearAlignment(make_objectives(1.0), mask_temperature=1e-6),
+    LinearAlignment(make_objectives(1.0), mask_top_p=1e-12, mask_temperature=1e6),
+    ContextSteering(make_objectives(1.0, 2.0), strength=1000.0),
+    ContextSteering(make_objectives(1.0, 2.0), strength=1000.0, kl_budget=1e-12),
+    Guidance(make_objectives(1.0), guidance_scale=-1000.0),
+    Guidance(make_objectives(1.0), kl_budget=1e300),
+    Opad(make_objectives(1.0), gain=999.0),
+    Amulet(make_objectives(1.0)),
+    Mato(make_objectives(1e300, 1e-300)),
+    Mato(make_objectives(5e-324, 1e-300, 0.0)),
+    Mato(make_objectives(1.0, 2.0, 0.0), tau=1e-300),
+    Mato(make_objectives(*range(1, 16)), beta=1e8, tau=1e-300, kl_budget=0.2),
+    Mato(make_objectives(1.0, 2.0), beta=1e300, tau=1e300, accumulate="ema", decay=0.0),
+    Mixture(make_objectives(1e-300, 1.0)),
 )
 ON_A_RAY = (ContextSteering, Guidance, Amulet, Mato)
 
 
-def steps(method: Method, scales: Sequence[float], kind: str = "drawn") -> list[Choice]:
+def run_steps(method: Method, scales: Sequence[float], kind: str = "drawn") -> list[SamplerOutput]:
     """Three steps of a batch in which every scale of the logits meets every draw."""
-    table, branches = SteerTable(VOCAB), len(method.branches()) + 1
+    table, branches = SteeringState(VOCAB), len(method.branch_objectives()) + 1
     cases = list(product(scales, DRAWS))
     for row, (_, draw) in enumerate(cases):
-        table.admit(row, method.compiled, method.weights(), draw)
-    groups = Groups.of([(row, range(branches)) for row in range(len(cases))])
-    unscaled = (torch.cat([logits(branches, kind, step)] * len(cases)) for step in range(3))
+        table.add_request(row, method.cached_coefficients, method.weights(), draw)
+    groups = RequestLayout.from_branches([(row, range(branches)) for row in range(len(cases))])
+    unscaled = (torch.cat([make_logits(branches, kind, step)] * len(cases)) for step in range(3))
     factors = torch.tensor([scale for scale, _ in cases]).repeat_interleave(branches)[:, None]
     return [steer(factors * row, groups, table, top=True) for row in unscaled]
 
 
-def logits(branches: int, kind: str, step: int) -> Tensor:
+def make_logits(branches: int, kind: str, step: int) -> Tensor:
     """From -1 to 1, [branches, vocab]."""
     if kind == "level":
         return torch.linspace(-1, 1, branches)[:, None].repeat(1, VOCAB)
@@ -86,22 +86,26 @@ def logits(branches: int, kind: str, step: int) -> Tensor:
     return torch.randn(branches, VOCAB, generator=torch.Generator().manual_seed(step)).clamp(-1, 1)
 
 
-def no_numbers(choice: Choice) -> Tensor:
+def nan_groups(choice: SamplerOutput) -> Tensor:
     """Of which groups a step says what is no number, [groups]; a KL may be none."""
-    assert choice.top is not None
-    said = [choice.logprob, choice.strength, *choice.rewards.T, *choice.weights.T, *choice.top[0].T]
-    said += list(choice.branch_logprobs.unflatten(0, (len(choice.tokens), -1)).T)
-    return torch.stack([part.isnan() for part in said]).any(0)
+    assert choice.top_logprobs is not None
+    reported = [
+        choice.logprob,
+        choice.strength,
+        *choice.rewards.T,
+        *choice.weights.T,
+        *choice.top_logprobs[0].T,
+    ]
+    reported += list(choice.branch_logprobs.unflatten(0, (len(choice.tokens), -1)).T)
+    return torch.stack([part.isnan() for part in reported]).any(0)
 
 
 @pytest.mark.parametrize("kind", ["drawn", "level", "one token"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_whatever_the_size_of_finite_logits_a_step_succeeds_and_says_numbers(
-    method: Method, kind: str
-) -> None:
-    for choice in steps(method, SCALES, kind):
+def test_finite_logits_of_any_size_give_finite_results(method: Method, kind: str) -> None:
+    for choice in run_steps(method, SCALES, kind):
         assert not choice.failed.any()
-        assert not no_numbers(choice).any()
+        assert not nan_groups(choice).any()
         assert not (isinstance(method, ON_A_RAY) and choice.kl.isnan().any())
         assert bool((choice.weights >= 0).all())
         if method.objectives:
@@ -109,19 +113,19 @@ def test_whatever_the_size_of_finite_logits_a_step_succeeds_and_says_numbers(
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_logits_near_the_end_of_float32_fail_or_give_numbers(method: Method) -> None:
-    for choice in steps(method, (1e36, 1e37, 3e38)):
-        assert not (no_numbers(choice) & ~choice.failed).any()
+def test_logits_near_the_float32_limit_fail_or_give_finite_results(method: Method) -> None:
+    for choice in run_steps(method, (1e36, 1e37, 3e38)):
+        assert not (nan_groups(choice) & ~choice.failed).any()
         assert bool(choice.weights.isfinite().all())
 
 
-def test_at_any_temperature_of_the_weights_the_least_reward_leads_and_ties_share_as_asked() -> None:
+def test_at_any_tau_the_lowest_reward_gets_the_most_weight_and_ties_keep_prior_weights() -> None:
     double = {"dtype": torch.float64}
-    asked = torch.tensor([[0.2, 0.3, 0.5, 0.0]] * 3, **double)
+    prior = torch.tensor([[0.2, 0.3, 0.5, 0.0]] * 3, **double)
     rewards = torch.tensor(
         [[2.0, 2.0, 2.5, -9.0], [-7e9, -7e9, 3e9, -8e9], [1e300, 1e300, -1e300, 0]], **double
     )
-    found = reweight(asked, rewards, torch.tensor([1e308, 1e300, 1e-300], **double))
+    found = reweight(prior, rewards, torch.tensor([1e308, 1e300, 1e-300], **double))
     assert found[:2].tolist() == [pytest.approx([0.4, 0.6, 0, 0], abs=1e-15)] * 2
     behind = 0.5 * math.exp(-2)
     total = behind + 0.5

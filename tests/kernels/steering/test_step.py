@@ -22,59 +22,59 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.closed_form import literal_loop
-from trimtab.kernels.steering.coefficients import Program
-from trimtab.kernels.steering.state import Draw, Groups, SteerTable
+from trimtab.kernels.steering.closed_form import unrolled_loop
+from trimtab.kernels.steering.coefficients import SteeringCoefficients
+from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
 from trimtab.kernels.steering.step import steer
 
 from ..steering_harness import (
     GREEDY,
     SAMPLED,
-    Request,
+    SteeringCase,
+    all_method_cases,
+    bitwise_equal,
     decode,
-    float64,
-    mixture_of_requests,
-    nucleus,
-    plain,
+    float64_tensor,
+    make_objectives,
+    nucleus_by_sorting,
+    plain_decode,
     random_logits,
-    same,
-    tokens,
-    wishes,
+    token_ids,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-exactly = settings(deadline=None, derandomize=True, max_examples=15)
+property_settings = settings(deadline=None, derandomize=True, max_examples=15)
 seeds = st.integers(0, 2**40)
 
 
 # A method is its coefficients.
 
 
-@exactly
+@property_settings
 @given(seed=seeds, objectives=st.integers(1, 5), data=st.data(), draw=st.sampled_from((GREEDY, SAMPLED)))
 def test_one_hot_coefficients_give_plain_decoding_of_that_branch(
-    seed: int, objectives: int, data: st.DataObject, draw: Draw
+    seed: int, objectives: int, data: st.DataObject, draw: RowSampling
 ) -> None:
     chosen = data.draw(st.integers(1, objectives))
     logits = random_logits(seed, 5, objectives + 1, 41)
     weights = [float(index == chosen) for index in range(1, objectives + 1)]
     every = list(range(objectives + 1))
-    on_base = Request(ContextSteering(wishes(*weights), strength=0.0), logits, draw, every)
-    on_wish = Request(Mixture(wishes(*weights)), logits, draw, every)
-    assert tokens(decode(on_base)[0]) == plain(logits[:, 0], draw)
-    assert tokens(decode(on_wish)[0]) == plain(logits[:, chosen], draw)
+    on_base = SteeringCase(ContextSteering(make_objectives(*weights), strength=0.0), logits, draw, every)
+    on_wish = SteeringCase(Mixture(make_objectives(*weights)), logits, draw, every)
+    assert token_ids(decode(on_base)[0]) == plain_decode(logits[:, 0], draw)
+    assert token_ids(decode(on_wish)[0]) == plain_decode(logits[:, chosen], draw)
 
 
 def test_greedy_plain_decoding_takes_the_largest_logit() -> None:
-    logits = random_logits(seed=1, steps=50, branches=1, vocab=97)
-    assert plain(logits[:, 0], GREEDY) == logits[:, 0].argmax(-1).tolist()
+    logits = random_logits(seed=1, num_steps=50, num_branches=1, vocab=97)
+    assert plain_decode(logits[:, 0], GREEDY) == logits[:, 0].argmax(-1).tolist()
 
 
 def all_methods(*weights: float, kl_budget: float | None = None) -> list[Method]:
     """One of each method; those for one preference take the first wish."""
-    one, many = wishes(1.0), wishes(*weights)
+    one, many = make_objectives(1.0), make_objectives(*weights)
     budget: dict[str, Any] = {"kl_budget": kl_budget}
     return [
         Prompt(one),
@@ -94,21 +94,21 @@ def all_methods(*weights: float, kl_budget: float | None = None) -> list[Method]
 @pytest.mark.parametrize("draw", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("index", range(10))
 def test_identical_branches_give_plain_decoding_whatever_the_weights(
-    index: int, draw: Draw, kl_budget: float | None
+    index: int, draw: RowSampling, kl_budget: float | None
 ) -> None:
     method = all_methods(0.7, 0.0, 2.5, kl_budget=kl_budget)[index]
     alone = random_logits(index, 12, 1, 97)
-    logits = alone.expand(-1, len(method.weights()) + method.program().needs_base, -1)
-    assert tokens(decode(Request(method, logits, draw))[0]) == plain(alone[:, 0], draw)
+    logits = alone.expand(-1, len(method.weights()) + method.coefficients().needs_base, -1)
+    assert token_ids(decode(SteeringCase(method, logits, draw))[0]) == plain_decode(alone[:, 0], draw)
 
 
 def test_identical_branches_give_plain_greedy_decoding_inside_a_support_mask() -> None:
     alone = random_logits(3, 12, 1, 97)
-    request = Request(LinearAlignment(wishes(1.0)), alone.expand(-1, 2, -1))
-    assert tokens(decode(request)[0]) == plain(alone[:, 0], GREEDY)
+    request = SteeringCase(LinearAlignment(make_objectives(1.0)), alone.expand(-1, 2, -1))
+    assert token_ids(decode(request)[0]) == plain_decode(alone[:, 0], GREEDY)
 
 
-@exactly
+@property_settings
 @given(
     seed=seeds,
     order=st.permutations(range(4)),
@@ -123,10 +123,10 @@ def test_permuting_objectives_with_their_weights_changes_nothing(
     logits = random_logits(seed, 6, 5, 41)
     shuffled = logits[:, [0, *(1 + index for index in order)]]
     every = list(range(5))
-    (ours,) = decode(Request(kind(wishes(*weights), **budget), logits, GREEDY, every))
-    moved = kind(wishes(*(weights[index] for index in order)), **budget)
-    (theirs,) = decode(Request(moved, shuffled, GREEDY, every))
-    assert tokens(ours) == tokens(theirs)
+    (ours,) = decode(SteeringCase(kind(make_objectives(*weights), **budget), logits, GREEDY, every))
+    moved = kind(make_objectives(*(weights[index] for index in order)), **budget)
+    (theirs,) = decode(SteeringCase(moved, shuffled, GREEDY, every))
+    assert token_ids(ours) == token_ids(theirs)
     for one, other in zip(ours, theirs, strict=True):
         assert other.weights == pytest.approx([one.weights[index] for index in order], rel=1e-12)
         assert other.rewards == pytest.approx([one.rewards[index] for index in order], rel=1e-12)
@@ -134,7 +134,7 @@ def test_permuting_objectives_with_their_weights_changes_nothing(
         assert other.strength == pytest.approx(one.strength, rel=1e-12 if tight else 2e-3)
 
 
-@exactly
+@property_settings
 @given(
     seed=seeds,
     alpha=st.floats(0, 2),
@@ -143,37 +143,42 @@ def test_permuting_objectives_with_their_weights_changes_nothing(
     draw=st.sampled_from((GREEDY, SAMPLED)),
 )
 def test_mato_with_one_objective_is_amulet(
-    seed: int, alpha: float, iterations: int, kl_budget: float | None, draw: Draw
+    seed: int, alpha: float, iterations: int, kl_budget: float | None, draw: RowSampling
 ) -> None:
     logits = random_logits(seed, 6, 2, 41)
     shared: dict[str, Any] = {"alpha": alpha, "lam": 2.0, "iterations": iterations, "kl_budget": kl_budget}
-    mato, amulet = Mato(wishes(0.3), nu=10.0, tau=0.1, **shared), Amulet(wishes(0.3), eta=10.0, **shared)
-    (ours,), (theirs,) = (decode(Request(method, logits, draw, [0, 1])) for method in (mato, amulet))
-    assert same(ours, theirs)
+    mato, amulet = (
+        Mato(make_objectives(0.3), nu=10.0, tau=0.1, **shared),
+        Amulet(make_objectives(0.3), eta=10.0, **shared),
+    )
+    (ours,), (theirs,) = (decode(SteeringCase(method, logits, draw, [0, 1])) for method in (mato, amulet))
+    assert bitwise_equal(ours, theirs)
 
 
 # Whole trajectories against the papers' formulas.
 
 
-class ByHand(NamedTuple):
+class ReferenceStep(NamedTuple):
     token: int
     logprob: float
     weights: list[float]
     rewards: list[float]
 
 
-def mato_by_hand(method: Mato, logits: Tensor, dtype: torch.dtype, forced: Sequence[int]) -> list[ByHand]:
+def mato_reference(
+    method: Mato, logits: Tensor, dtype: torch.dtype, forced: Sequence[int]
+) -> list[ReferenceStep]:
     """MATO with the literal loop over the vocabulary; it appends the tokens `forced`, whatever it chose."""
-    asked = float64([*method.weights()])
-    rewards, found = torch.zeros_like(asked), []
+    prior = float64_tensor([*method.weights()])
+    rewards, found = torch.zeros_like(prior), []
     for t, z in enumerate(logits):
         logprobs = z.to(dtype).log_softmax(-1).double()
-        weights = asked * torch.exp(-rewards / method.tau)
+        weights = prior * torch.exp(-rewards / method.tau)
         weights = weights / weights.sum()
         merged = weights @ logprobs[1:]
-        policy = literal_loop(logprobs[0], merged, method.alpha, method.lam, method.nu, method.iterations)
+        policy = unrolled_loop(logprobs[0], merged, method.alpha, method.lam, method.nu, method.iterations)
         policy, token = policy.log_softmax(-1), int(policy.argmax())
-        found.append(ByHand(token, float(policy[token]), weights.tolist(), rewards.tolist()))
+        found.append(ReferenceStep(token, float(policy[token]), weights.tolist(), rewards.tolist()))
         gained = method.beta * (logprobs[1:, forced[t]] - logprobs[0, forced[t]])
         rewards = {
             "sum": rewards + gained,
@@ -183,13 +188,13 @@ def mato_by_hand(method: Mato, logits: Tensor, dtype: torch.dtype, forced: Seque
     return found
 
 
-def within(got: Sequence[float], truth: Sequence[float], rough: Sequence[float]) -> bool:
+def is_within_error(got: Sequence[float], truth: Sequence[float], rough: Sequence[float]) -> bool:
     """Whether `got` is as near to the float64 truth as twice what the same in float32 is, plus 1e-5."""
-    allowed = 2 * (float64([*rough]) - float64([*truth])).abs().max() + 1e-5
-    return bool(((float64([*got]) - float64([*truth])).abs() <= allowed).all())
+    allowed = 2 * (float64_tensor([*rough]) - float64_tensor([*truth])).abs().max() + 1e-5
+    return bool(((float64_tensor([*got]) - float64_tensor([*truth])).abs() <= allowed).all())
 
 
-@exactly
+@property_settings
 @given(
     seed=seeds,
     accumulate=st.sampled_from(("sum", "mean", "ema")),
@@ -203,7 +208,7 @@ def within(got: Sequence[float], truth: Sequence[float], rough: Sequence[float])
 def test_mato_follows_its_formulas_token_by_token(
     seed: int,
     accumulate: str,
-    asked: list[float],
+    weights: list[float],
     tau: float,
     beta: float,
     decay: float,
@@ -211,62 +216,65 @@ def test_mato_follows_its_formulas_token_by_token(
     iterations: int,
 ) -> None:
     how: dict[str, Any] = {"tau": tau, "beta": beta, "decay": decay, "iterations": iterations}
-    method = Mato(wishes(*asked), accumulate=accumulate, **how)
-    logits = random_logits(seed, 9, len(asked) + 1, vocab)
-    (seen,) = decode(Request(method, logits))
-    truth = mato_by_hand(method, logits, torch.float64, tokens(seen))
-    rough = mato_by_hand(method, logits, torch.float32, tokens(seen))
-    assert tokens(seen) == [step.token for step in truth]
-    for got, exact, single in zip(seen, truth, rough, strict=True):
-        assert within(got.weights, exact.weights, single.weights)
-        assert within(got.rewards, exact.rewards, single.rewards)
+    method = Mato(make_objectives(*weights), accumulate=accumulate, **how)
+    logits = random_logits(seed, 9, len(weights) + 1, vocab)
+    (step_results,) = decode(SteeringCase(method, logits))
+    truth = mato_reference(method, logits, torch.float64, token_ids(step_results))
+    rough = mato_reference(method, logits, torch.float32, token_ids(step_results))
+    assert token_ids(step_results) == [step.token for step in truth]
+    for got, exact, single in zip(step_results, truth, rough, strict=True):
+        assert is_within_error(got.weights, exact.weights, single.weights)
+        assert is_within_error(got.rewards, exact.rewards, single.rewards)
         assert got.logprob == pytest.approx(exact.logprob, abs=2 * abs(single.logprob - exact.logprob) + 3e-5)
-        assert [w == 0 for w in got.weights] == [w == 0 for w in asked]
+        assert [w == 0 for w in got.weights] == [w == 0 for w in weights]
 
 
-@exactly
+@property_settings
 @given(seed=seeds, gain=st.sampled_from((0.5, 1.0, 3.0)), vocab=st.sampled_from((7, 41, 333)))
 def test_opad_starts_at_the_preference_and_then_adds_the_contrast_of_the_step_before(
     seed: int, gain: float, vocab: int
 ) -> None:
-    logits = random_logits(seed, 10, 2, vocab, apart=0.7)
-    (seen,) = decode(Request(Opad(wishes(1.0), gain=gain), logits))
-    base, wish = logits.double().unbind(1)
-    scores = [wish[0]] + [
-        (1 + gain) * wish[t] - gain * base[t] + gain * (wish[t - 1] - base[t - 1]) for t in range(1, 10)
+    logits = random_logits(seed, 10, 2, vocab, branch_spread=0.7)
+    (step_results,) = decode(SteeringCase(Opad(make_objectives(1.0), gain=gain), logits))
+    base, objective = logits.double().unbind(1)
+    scores = [objective[0]] + [
+        (1 + gain) * objective[t] - gain * base[t] + gain * (objective[t - 1] - base[t - 1])
+        for t in range(1, 10)
     ]
-    assert tokens(seen) == [int(row.argmax()) for row in scores]
-    exact = [float(row.log_softmax(-1)[token]) for row, token in zip(scores, tokens(seen), strict=True)]
-    assert [step.logprob for step in seen] == pytest.approx(exact, abs=3e-5 * (1 + gain))
+    assert token_ids(step_results) == [int(row.argmax()) for row in scores]
+    exact = [
+        float(row.log_softmax(-1)[token]) for row, token in zip(scores, token_ids(step_results), strict=True)
+    ]
+    assert [step.logprob for step in step_results] == pytest.approx(exact, abs=3e-5 * (1 + gain))
 
 
 def test_a_new_request_in_the_same_row_starts_afresh() -> None:
-    table = SteerTable(41)
-    for method in (Opad(wishes(1.0)), Mato(wishes(0.4, 0.6))):
+    table = SteeringState(41)
+    for method in (Opad(make_objectives(1.0)), Mato(make_objectives(0.4, 0.6))):
         logits = random_logits(5, 8, len(method.weights()) + 1, 41)
-        first = decode(Request(method, logits, SAMPLED), table=table)
-        assert same(decode(Request(method, logits, SAMPLED), table=table), first)
+        first = decode(SteeringCase(method, logits, SAMPLED), state=table)
+        assert bitwise_equal(decode(SteeringCase(method, logits, SAMPLED), state=table), first)
 
 
-@exactly
+@property_settings
 @given(seed=seeds, top_p=st.floats(0.05, 0.999), temperature=st.floats(0.3, 3))
 def test_linear_alignment_takes_the_best_token_of_the_nucleus_of_the_preference(
     seed: int, top_p: float, temperature: float
 ) -> None:
-    method = LinearAlignment(wishes(1.0), mask_top_p=top_p, mask_temperature=temperature)
-    logits = random_logits(seed, 8, 2, 97, apart=2)
-    (seen,) = decode(Request(method, logits))
-    base, wish = logits.double().unbind(1)
-    for t, token in enumerate(tokens(seen)):
-        allowed = nucleus(wish[t] / temperature, top_p)
-        scores = 3 * wish[t] - 2 * base[t]
+    method = LinearAlignment(make_objectives(1.0), mask_top_p=top_p, mask_temperature=temperature)
+    logits = random_logits(seed, 8, 2, 97, branch_spread=2)
+    (step_results,) = decode(SteeringCase(method, logits))
+    base, objective = logits.double().unbind(1)
+    for t, token in enumerate(token_ids(step_results)):
+        allowed = nucleus_by_sorting(objective[t] / temperature, top_p)
+        scores = 3 * objective[t] - 2 * base[t]
         assert token == max(allowed, key=lambda v: float(scores[v]))
 
 
 # What is reported.
 
 
-@exactly
+@property_settings
 @given(
     seed=seeds,
     objectives=st.integers(1, 5),
@@ -278,11 +286,11 @@ def test_the_reported_logprob_is_that_of_the_mixed_scores_before_temperature_and
     seed: int, objectives: int, strength: float, vocab: int, temperature: float
 ) -> None:
     weights = [0.5 + index for index in range(objectives)]
-    method = ContextSteering(wishes(*weights), strength=strength)
-    logits = random_logits(seed, 3, objectives + 1, vocab, apart=0.2)
-    (seen,) = decode(Request(method, logits, Draw(temperature, top_k=5, seed=seed)))
+    method = ContextSteering(make_objectives(*weights), strength=strength)
+    logits = random_logits(seed, 3, objectives + 1, vocab, branch_spread=0.2)
+    (step_results,) = decode(SteeringCase(method, logits, RowSampling(temperature, top_k=5, seed=seed)))
     coefficients = torch.tensor([1 - strength, *(strength * w for w in method.weights())])
-    for z, step in zip(logits, seen, strict=True):
+    for z, step in zip(logits, step_results, strict=True):
         exact = (coefficients.double()[:, None] * z.double()).sum(0).log_softmax(-1)
         rough = (coefficients.float()[:, None] * z).sum(0).log_softmax(-1)
         # the coefficients themselves are rounded to float32, here and in the kernel
@@ -299,18 +307,18 @@ def test_the_reported_logprob_is_that_of_the_mixed_scores_before_temperature_and
             assert abs(value - float(exact[token])) <= allowed
 
 
-@exactly
+@property_settings
 @given(seed=seeds, vocab=st.sampled_from((7, 41, 1000)))
 def test_branch_logprobs_are_those_of_the_chosen_token_in_each_branch(seed: int, vocab: int) -> None:
     logits = random_logits(seed, 4, 4, vocab)
-    (seen,) = decode(Request(Mato(wishes(1.0, 2.0, 3.0)), logits))
-    for z, step in zip(logits, seen, strict=True):
+    (step_results,) = decode(SteeringCase(Mato(make_objectives(1.0, 2.0, 3.0)), logits))
+    for z, step in zip(logits, step_results, strict=True):
         exact, rough = z.double().log_softmax(-1), z.log_softmax(-1)
         at = [rows[:, step.token].tolist() for rows in (exact, rough)]
-        assert within(step.branches, at[0], at[1])
+        assert is_within_error(step.branches, at[0], at[1])
 
 
-def divergence_by_hand(base: Tensor, merged: Tensor, a: float) -> float:
+def kl_reference(base: Tensor, merged: Tensor, a: float) -> float:
     near, far = merged.log_softmax(-1), (base + a * (merged - base)).log_softmax(-1)
     return float((far.exp() * (far - near)).sum())
 
@@ -318,36 +326,39 @@ def divergence_by_hand(base: Tensor, merged: Tensor, a: float) -> float:
 @pytest.mark.parametrize("kl_budget", [None, 0.05])
 def test_the_reported_divergence_is_from_the_merged_policy(kl_budget: float | None) -> None:
     logits = random_logits(8, 20, 3, 333)
-    (seen,) = decode(Request(Amulet(wishes(1.0), kl_budget=kl_budget), logits[:, :2]))
-    base, wish = logits[:, :2].double().unbind(1)
-    for t, step in enumerate(seen):
-        assert step.kl == pytest.approx(divergence_by_hand(base[t], wish[t], step.strength), abs=1e-4)
-    assert any(step.strength < 5 for step in seen) == (kl_budget is not None)
+    (step_results,) = decode(SteeringCase(Amulet(make_objectives(1.0), kl_budget=kl_budget), logits[:, :2]))
+    base, objective = logits[:, :2].double().unbind(1)
+    for t, step in enumerate(step_results):
+        assert step.kl == pytest.approx(kl_reference(base[t], objective[t], step.strength), abs=1e-4)
+    assert any(step.strength < 5 for step in step_results) == (kl_budget is not None)
 
 
-def test_the_divergence_of_a_method_that_lies_on_no_ray_is_not_reported() -> None:
+def test_no_divergence_is_reported_for_methods_without_a_ray() -> None:
     logits = random_logits(8, 4, 3, 41)
-    seen = decode(
-        Request(Opad(wishes(1.0)), logits[:, :2]), Request(Mixture(wishes(1.0, 1.0)), logits[:, 1:])
+    step_results = decode(
+        SteeringCase(Opad(make_objectives(1.0)), logits[:, :2]),
+        SteeringCase(Mixture(make_objectives(1.0, 1.0)), logits[:, 1:]),
     )
-    assert all(math.isnan(step.kl) for steps in seen for step in steps)
+    assert all(math.isnan(step.kl) for steps in step_results for step in steps)
 
 
 @pytest.mark.parametrize("draw", [GREEDY, SAMPLED])
-def test_an_endless_budget_changes_no_token(draw: Draw) -> None:
+def test_an_endless_budget_changes_no_token(draw: RowSampling) -> None:
     logits = random_logits(2, 20, 3, 333)
-    free, bound = (Mato(wishes(0.2, 0.8), kl_budget=budget) for budget in (None, 1e30))
-    (ours,), (theirs,) = (decode(Request(method, logits, draw)) for method in (free, bound))
-    assert tokens(ours) == tokens(theirs)
+    free, bound = (Mato(make_objectives(0.2, 0.8), kl_budget=budget) for budget in (None, 1e30))
+    (ours,), (theirs,) = (decode(SteeringCase(method, logits, draw)) for method in (free, bound))
+    assert token_ids(ours) == token_ids(theirs)
     assert [step.strength for step in ours] == [step.strength for step in theirs]
 
 
 @pytest.mark.parametrize("index", range(10))
 def test_tokens_and_weights_are_the_same_without_a_trace(index: int) -> None:
     method = all_methods(0.7, 0.0, 2.5, kl_budget=0.1)[index]
-    logits = random_logits(index, 8, len(method.weights()) + method.program().needs_base, 97)
-    traced, silent = (decode(Request(method, logits, SAMPLED), trace=on, top=on) for on in (True, False))
-    assert tokens(traced[0]) == tokens(silent[0])
+    logits = random_logits(index, 8, len(method.weights()) + method.coefficients().needs_base, 97)
+    traced, silent = (
+        decode(SteeringCase(method, logits, SAMPLED), trace=on, top_k=on) for on in (True, False)
+    )
+    assert token_ids(traced[0]) == token_ids(silent[0])
     assert [step.weights for step in traced[0]] == [step.weights for step in silent[0]]
     assert [step.strength for step in traced[0]] == [step.strength for step in silent[0]]
 
@@ -356,18 +367,20 @@ def test_tokens_and_weights_are_the_same_without_a_trace(index: int) -> None:
 
 
 def test_a_request_gives_the_same_bits_in_a_mixed_batch_as_alone() -> None:
-    requests = mixture_of_requests()
+    requests = all_method_cases()
     starts = [index % 4 for index in range(len(requests))]
-    together = decode(*requests, starts=starts)
-    for request, seen in zip(requests, together, strict=True):
-        assert same(seen, decode(request)[0]), request.method.name
+    together = decode(*requests, start_steps=starts)
+    for request, step_results in zip(requests, together, strict=True):
+        assert bitwise_equal(step_results, decode(request)[0]), request.method.name
 
 
 def test_a_request_gives_the_same_bits_when_the_batch_is_computed_by_two_threads() -> None:
     """A batch is split over threads at other places than a request alone."""
     requests = [
-        Request(method, random_logits(seed, 2, 3, 20_011), SAMPLED)
-        for seed, method in enumerate((Mato(wishes(1.0, 3.0)), Mato(wishes(2.0, 3.0), kl_budget=0.1)))
+        SteeringCase(method, random_logits(seed, 2, 3, 20_011), SAMPLED)
+        for seed, method in enumerate(
+            (Mato(make_objectives(1.0, 3.0)), Mato(make_objectives(2.0, 3.0), kl_budget=0.1))
+        )
     ]
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -376,55 +389,59 @@ def test_a_request_gives_the_same_bits_when_the_batch_is_computed_by_two_threads
         alone = [decode(request)[0] for request in requests]
     finally:
         torch.set_num_threads(threads)
-    assert same(together, alone)
+    assert bitwise_equal(together, alone)
 
 
-def test_a_whole_number_given_by_one_request_does_not_round_the_numbers_of_another() -> None:
+def test_an_integer_parameter_of_one_request_does_not_round_those_of_another() -> None:
     logits = random_logits(4, 3, 2, 41)
-    whole = Request(ContextSteering(wishes(1.0), strength=2), logits, Draw(temperature=1, seed=1))
-    fraction = Request(Guidance(wishes(1.0), guidance_scale=1.5), logits, Draw(temperature=0.5, seed=1))
-    together = decode(whole, fraction)
-    assert same(together, [decode(whole)[0], decode(fraction)[0]])
+    integer_case = SteeringCase(
+        ContextSteering(make_objectives(1.0), strength=2), logits, RowSampling(temperature=1, seed=1)
+    )
+    fraction = SteeringCase(
+        Guidance(make_objectives(1.0), guidance_scale=1.5), logits, RowSampling(temperature=0.5, seed=1)
+    )
+    together = decode(integer_case, fraction)
+    assert bitwise_equal(together, [decode(integer_case)[0], decode(fraction)[0]])
     assert together[1][0].strength == 1.5
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("odd", [0, 1])
 def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(odd: int, value: float) -> None:
-    requests = [replace(request, logits=request.logits[:4].clone()) for request in mixture_of_requests()]
-    healthy = decode(*requests, top=False)
+    requests = [replace(request, logits=request.logits[:4].clone()) for request in all_method_cases()]
+    healthy = decode(*requests, top_k=False)
     for index, request in enumerate(requests):
         if index % 2 == odd:
             row = index % request.logits.shape[1]
             request.logits[2, row, slice(None) if index % 3 else 60 * index] = value
-    broken = decode(*requests, top=False)
+    broken = decode(*requests, top_k=False)
     for index, (ill, well) in enumerate(zip(broken, healthy, strict=True)):
         if index % 2 == odd:
             assert [step.failed for step in ill[:3]] == [False, False, True]
             assert ill[2].token == 0
             assert all(map(math.isfinite, ill[3].weights))
         else:
-            assert same(ill, well)
+            assert bitwise_equal(ill, well)
 
 
 # Which tokens are allowed.
 
 
-@pytest.mark.parametrize("draw", [GREEDY, SAMPLED, Draw(temperature=50.0, seed=2)])
+@pytest.mark.parametrize("draw", [GREEDY, SAMPLED, RowSampling(temperature=50.0, seed=2)])
 @pytest.mark.parametrize("index", range(11))
-def test_ids_beyond_the_vocabulary_are_never_chosen(index: int, draw: Draw) -> None:
-    method = [*all_methods(0.7, 0.0, 2.5), LinearAlignment(wishes(1.0))][index]
-    logits = random_logits(index, 30, len(method.weights()) + method.program().needs_base, 48)
+def test_ids_beyond_the_vocabulary_are_never_sampled(index: int, draw: RowSampling) -> None:
+    method = [*all_methods(0.7, 0.0, 2.5), LinearAlignment(make_objectives(1.0))][index]
+    logits = random_logits(index, 30, len(method.weights()) + method.coefficients().needs_base, 48)
     logits[:, :, 41:] += 30
-    (seen,) = decode(Request(method, logits, draw), vocab=41, top=False)
-    assert not any(step.failed for step in seen)
-    assert max(tokens(seen)) < 41
+    (step_results,) = decode(SteeringCase(method, logits, draw), vocab=41, top_k=False)
+    assert not any(step.failed for step in step_results)
+    assert max(token_ids(step_results)) < 41
 
 
-def test_a_program_that_nothing_was_asked_of_is_plain_decoding() -> None:
-    table = SteerTable(7)
-    table.admit(0, Program(), (), GREEDY)
+def test_default_coefficients_give_plain_decoding() -> None:
+    table = SteeringState(7)
+    table.add_request(0, SteeringCoefficients(), (), GREEDY)
     logits = random_logits(0, 1, 1, 7)[0]
-    choice = steer(logits, Groups.of([(0, [0])]), table)
+    choice = steer(logits, RequestLayout.from_branches([(0, [0])]), table)
     assert choice.tokens.tolist() == logits.argmax(-1).tolist()
     assert table.steps.tolist() == [1]

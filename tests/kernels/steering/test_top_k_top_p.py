@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.distributed.vocab_parallel import WHOLE, WINDOW
-from trimtab.kernels.steering.top_k_top_p import support_threshold
+from trimtab.kernels.distributed.vocab_parallel import TOP_P_WINDOW, UNSHARDED
+from trimtab.kernels.steering.top_k_top_p import truncation_threshold
 
-exactly = settings(deadline=None, derandomize=True, max_examples=150)
+property_settings = settings(deadline=None, derandomize=True, max_examples=150)
 NEAR = 1e-5
 """A token may differ from sorting only where the mass above it is this near to p."""
-VOCABULARIES = (1, 7, 41, 1000, WINDOW + 1, 4097)
+VOCABULARIES = (1, 7, 41, 1000, TOP_P_WINDOW + 1, 4097)
 
 
-def rows_of(seed: int, rows: int, vocab: int, spread: float, grid: float) -> Tensor:
+def random_rows(seed: int, rows: int, vocab: int, spread: float, grid: float) -> Tensor:
     """Random scores; `grid` > 0 rounds them to its multiples, which makes ties."""
     scores = spread * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
     return (scores / grid).round() * grid if grid else scores
@@ -31,7 +31,7 @@ def mass_above(scores: Tensor) -> Tensor:
     return torch.empty_like(before).scatter(0, order, before[starts])
 
 
-def by_sorting(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
+def keep_by_sorting(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
     """(which tokens are kept, which may be kept or not) of one row."""
     keep = torch.ones_like(scores, dtype=torch.bool)
     if 0 < top_k < len(scores):
@@ -56,95 +56,97 @@ scores_of = {
 }
 
 
-@exactly
+@property_settings
 @given(
     **scores_of,
     top_k=st.sampled_from((0, 1, 2, 9, 40, 1000, 5000)),
     top_p=st.sampled_from((1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 0.999999, 1.0)) | st.floats(1e-6, 1),
     min_p=st.sampled_from((0.0, 1e-4, 0.05, 0.5, 1.0)),
 )
-def test_the_support_is_that_of_sorting(
+def test_top_k_top_p_min_p_keep_what_sorting_keeps(
     seed: int, vocab: int, spread: float, grid: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    scores = rows_of(seed, 1, vocab, spread, grid)
-    threshold = support_threshold(
+    scores = random_rows(seed, 1, vocab, spread, grid)
+    threshold = truncation_threshold(
         scores, torch.tensor([top_k]), torch.tensor([top_p]).double(), torch.tensor([min_p]).double()
     )
-    keep, either = by_sorting(scores[0], top_k, top_p, min_p)
+    keep, either = keep_by_sorting(scores[0], top_k, top_p, min_p)
     got = scores[0] >= threshold[0]
     assert bool(((got == keep) | either).all())
     assert bool(got[scores[0].argmax()])
 
 
-@exactly
+@property_settings
 @given(**scores_of, top_p=st.floats(1e-6, 0.999999))
 def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass(
     seed: int, vocab: int, spread: float, grid: float, top_p: float
 ) -> None:
-    scores = rows_of(seed, 1, vocab, spread, grid)
-    kept = scores[0] >= WHOLE.nucleus(scores, torch.tensor([top_p]).double())[0]
+    scores = random_rows(seed, 1, vocab, spread, grid)
+    keep_mask = scores[0] >= UNSHARDED.nucleus_threshold(scores, torch.tensor([top_p]).double())[0]
     chances = scores[0].double().softmax(-1)
-    least = scores[0][kept].min()
-    assert float(chances[kept].sum()) >= top_p - NEAR
+    least = scores[0][keep_mask].min()
+    assert float(chances[keep_mask].sum()) >= top_p - NEAR
     assert float(chances[scores[0] > least].sum()) < top_p + NEAR
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999999])
 def test_a_nucleus_larger_than_the_window_is_found_by_sorting_everything(top_p: float) -> None:
-    scores = rows_of(seed=0, rows=1, vocab=4 * WINDOW, spread=0.05, grid=0)
-    kept = scores[0] >= WHOLE.nucleus(scores, torch.tensor([top_p]).double())[0]
-    keep, either = by_sorting(scores[0], 0, top_p, 0)
-    assert int(kept.sum()) > WINDOW
-    assert bool(((kept == keep) | either).all())
-    assert int((kept != keep).sum()) <= int(either.sum())
+    scores = random_rows(seed=0, rows=1, vocab=4 * TOP_P_WINDOW, spread=0.05, grid=0)
+    keep_mask = scores[0] >= UNSHARDED.nucleus_threshold(scores, torch.tensor([top_p]).double())[0]
+    keep, either = keep_by_sorting(scores[0], 0, top_p, 0)
+    assert int(keep_mask.sum()) > TOP_P_WINDOW
+    assert bool(((keep_mask == keep) | either).all())
+    assert int((keep_mask != keep).sum()) <= int(either.sum())
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 8])
-def test_all_that_tie_with_the_last_of_the_top_k_are_kept(top_k: int) -> None:
+def test_ties_with_the_last_of_the_top_k_are_kept(top_k: int) -> None:
     scores = torch.tensor([[1.0, 5.0, 5.0, 3.0, 5.0, 1.0, 3.0, 0.0, 3.0]])
-    kept = scores >= support_threshold(scores, torch.tensor([top_k]), torch.ones(1), torch.zeros(1))
-    wanted = {1: {1, 2, 4}, 3: {1, 2, 4}, 8: {0, 1, 2, 3, 4, 5, 6, 8}}[top_k]
-    assert set(kept[0].nonzero()[:, 0].tolist()) == wanted
+    keep_mask = scores >= truncation_threshold(scores, torch.tensor([top_k]), torch.ones(1), torch.zeros(1))
+    expected_ids = {1: {1, 2, 4}, 3: {1, 2, 4}, 8: {0, 1, 2, 3, 4, 5, 6, 8}}[top_k]
+    assert set(keep_mask[0].nonzero()[:, 0].tolist()) == expected_ids
 
 
-def test_all_that_tie_where_the_nucleus_ends_are_kept() -> None:
+def test_ties_at_the_end_of_the_nucleus_are_kept() -> None:
     scores = torch.tensor([[0.0, 2.0, 0.0, 0.0, -9.0]])
     top_p = torch.tensor([0.75]).double()  # the first token has 0.71
-    assert (scores >= WHOLE.nucleus(scores, top_p)).tolist() == [[True, True, True, True, False]]
+    assert (scores >= UNSHARDED.nucleus_threshold(scores, top_p)).tolist() == [
+        [True, True, True, True, False]
+    ]
 
 
 @pytest.mark.parametrize("top_k", [41, 42, 10**6])
 def test_a_top_k_of_the_whole_vocabulary_or_more_is_off(top_k: int) -> None:
-    scores = rows_of(0, 1, 41, 3, 0)
-    threshold = support_threshold(scores, torch.tensor([top_k]), torch.ones(1), torch.zeros(1))
+    scores = random_rows(0, 1, 41, 3, 0)
+    threshold = truncation_threshold(scores, torch.tensor([top_k]), torch.ones(1), torch.zeros(1))
     assert threshold.tolist() == [[-torch.inf]]
 
 
-def test_nothing_is_cut_when_everything_is_off() -> None:
-    scores = rows_of(0, 3, 41, 3, 0)
-    off = support_threshold(scores, torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3))
+def test_nothing_is_truncated_when_every_filter_is_off() -> None:
+    scores = random_rows(0, 3, 41, 3, 0)
+    off = truncation_threshold(scores, torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3))
     assert off.tolist() == [[-torch.inf]] * 3
 
 
 @pytest.mark.parametrize("vocab", [41, 4097])
 def test_a_row_has_the_same_threshold_beside_others_as_alone(vocab: int) -> None:
     scores = torch.cat(
-        [rows_of(index, 1, vocab, spread, 0) for index, spread in enumerate((0.02, 1, 3, 9, 2))]
+        [random_rows(index, 1, vocab, spread, 0) for index, spread in enumerate((0.02, 1, 3, 9, 2))]
     )
     top_k = torch.tensor([0, 2000, 3, 0, 10])
     top_p = torch.tensor([0.9, 0.99999, 1.0, 0.5, 0.999]).double()
     min_p = torch.tensor([0.0, 0.1, 0.0, 0.01, 0.0]).double()
-    together = support_threshold(scores, top_k, top_p, min_p)
+    together = truncation_threshold(scores, top_k, top_p, min_p)
     columns = (scores, top_k, top_p, min_p)
-    alone = [support_threshold(*(column[row : row + 1] for column in columns)) for row in range(5)]
+    alone = [truncation_threshold(*(column[row : row + 1] for column in columns)) for row in range(5)]
     assert torch.equal(together, torch.cat(alone))
 
 
 def test_a_banned_token_is_never_kept() -> None:
-    scores = rows_of(0, 1, 41, 3, 0)
+    scores = random_rows(0, 1, 41, 3, 0)
     scores[0, ::2] = -torch.inf
-    kept = scores >= support_threshold(
+    keep_mask = scores >= truncation_threshold(
         scores, torch.tensor([30]), torch.tensor([0.999999]).double(), torch.tensor([1e-9]).double()
     )
-    assert not kept[0, ::2].any()
-    assert bool(kept[0, 1::2].any())
+    assert not keep_mask[0, ::2].any()
+    assert bool(keep_mask[0, 1::2].any())

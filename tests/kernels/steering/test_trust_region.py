@@ -10,39 +10,39 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trimtab.kernels.distributed.vocab_parallel import Whole
+from trimtab.kernels.distributed.vocab_parallel import UnshardedVocab
 from trimtab.kernels.steering import trust_region
-from trimtab.kernels.steering.trust_region import divergence, moments, row_sum, solve
+from trimtab.kernels.steering.trust_region import kl_divergence, moments, row_sum, solve_kl_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-exactly = settings(deadline=None, derandomize=True, max_examples=150)
-Family = tuple[Tensor, Tensor]
+property_settings = settings(deadline=None, derandomize=True, max_examples=150)
+BranchPair = tuple[Tensor, Tensor]
 
 
-def gaussian(vocab: int, generator: torch.Generator) -> Family:
+def gaussian(vocab: int, generator: torch.Generator) -> BranchPair:
     return 3 * torch.randn(vocab, generator=generator), torch.randn(vocab, generator=generator)
 
 
-def student(vocab: int, generator: torch.Generator) -> Family:
+def student(vocab: int, generator: torch.Generator) -> BranchPair:
     """Heavy tails: Student's t with 4 degrees of freedom."""
     squares = torch.randn(2, 4, vocab, generator=generator).square().mean(1)
     base, direction = torch.randn(2, vocab, generator=generator) / squares.sqrt()
     return 2 * base, direction
 
 
-def dominant(vocab: int, generator: torch.Generator) -> Family:
+def one_dominant_token(vocab: int, generator: torch.Generator) -> BranchPair:
     base, direction = gaussian(vocab, generator)
     base[3] += 25
     return base, direction
 
 
-def flat(vocab: int, generator: torch.Generator) -> Family:
+def flat(vocab: int, generator: torch.Generator) -> BranchPair:
     return torch.zeros(vocab), 0.05 * torch.randn(vocab, generator=generator)
 
 
-def disagreeing(vocab: int, generator: torch.Generator) -> Family:
+def far_apart(vocab: int, generator: torch.Generator) -> BranchPair:
     """Branches far apart, and a few tokens that one of them all but excludes."""
     base, direction = gaussian(vocab, generator)
     direction *= 4
@@ -51,22 +51,22 @@ def disagreeing(vocab: int, generator: torch.Generator) -> Family:
     return base, direction
 
 
-def identical(vocab: int, generator: torch.Generator) -> Family:
+def identical(vocab: int, generator: torch.Generator) -> BranchPair:
     """The same branches but for a constant, which raw logits may differ by."""
     return 3 * torch.randn(vocab, generator=generator), torch.full((vocab,), 7.3)
 
 
-def offset(vocab: int, generator: torch.Generator) -> Family:
+def with_offset(vocab: int, generator: torch.Generator) -> BranchPair:
     """Raw logits far from 0: constants must not cost precision."""
     base, direction = gaussian(vocab, generator)
     return base - 60, direction + 20
 
 
-FAMILIES = (gaussian, student, dominant, flat, disagreeing, identical, offset)
+FAMILIES = (gaussian, student, one_dominant_token, flat, far_apart, identical, with_offset)
 VOCABULARIES = (7, 41, 1000, 4097)
 
 
-def truth(base: Tensor, direction: Tensor, a: float) -> tuple[float, float]:
+def exact_kl(base: Tensor, direction: Tensor, a: float) -> tuple[float, float]:
     """KL(π_a ‖ π_1) in float64 by its definition, and d KL / d log(a − 1)."""
     base, direction = base.double(), direction.double()
     near, far = (base + direction).log_softmax(-1), (base + a * direction).log_softmax(-1)
@@ -77,23 +77,25 @@ def truth(base: Tensor, direction: Tensor, a: float) -> tuple[float, float]:
 
 
 def bisection(base: Tensor, direction: Tensor, limit: float, budget: float) -> float:
-    if truth(base, direction, limit)[0] <= budget:
+    if exact_kl(base, direction, limit)[0] <= budget:
         return limit
     low, high = 0.0, limit - 1
     for _ in range(100):
         middle = (low + high) / 2
-        inside = truth(base, direction, 1 + middle)[0] <= budget
+        inside = exact_kl(base, direction, 1 + middle)[0] <= budget
         low, high = (middle, high) if inside else (low, middle)
     return 1 + low
 
 
-def rounding(base: Tensor, direction: Tensor, a: float) -> float:
+def max_rounding_error(base: Tensor, direction: Tensor, a: float) -> float:
     """How far float32 scores b + a d, and so A(a), may be off: half a unit of b, of a d and of their sum."""
     return 2**-23 * float((base.abs() + a * direction.abs()).max())
 
 
-def solved(base: Tensor, direction: Tensor, limit: float, budget: float) -> tuple[float, float]:
-    a, kl = solve(base[None], direction[None], *torch.tensor([[limit], [budget]], dtype=torch.float64))
+def solve_strength(base: Tensor, direction: Tensor, limit: float, budget: float) -> tuple[float, float]:
+    a, kl = solve_kl_budget(
+        base[None], direction[None], *torch.tensor([[limit], [budget]], dtype=torch.float64)
+    )
     return float(a), float(kl)
 
 
@@ -106,49 +108,49 @@ cases = {
 }
 
 
-@exactly
+@property_settings
 @given(**cases)
 def test_the_divergence_stays_within_the_budget(
-    family: Callable[[int, torch.Generator], Family], vocab: int, excess: float, budget: float, seed: int
+    family: Callable[[int, torch.Generator], BranchPair], vocab: int, excess: float, budget: float, seed: int
 ) -> None:
     base, direction = family(vocab, torch.Generator().manual_seed(seed))
-    a, kl = solved(base, direction, 1 + excess, budget)
-    exact, _ = truth(base, direction, a)
+    a, kl = solve_strength(base, direction, 1 + excess, budget)
+    exact, _ = exact_kl(base, direction, a)
     assert 1 <= a <= 1 + excess
     assert exact <= budget + 1e-4
-    assert kl == pytest.approx(exact, abs=1e-4 + rounding(base, direction, a))
+    assert kl == pytest.approx(exact, abs=1e-4 + max_rounding_error(base, direction, a))
 
 
-@exactly
+@property_settings
 @given(**cases)
 def test_the_strength_is_the_largest_within_the_budget(
-    family: Callable[[int, torch.Generator], Family], vocab: int, excess: float, budget: float, seed: int
+    family: Callable[[int, torch.Generator], BranchPair], vocab: int, excess: float, budget: float, seed: int
 ) -> None:
     """Within 2e-3 of a − 1, or where KL hardly changes with a, as near as 2e-3 of KL determines it."""
     base, direction = family(vocab, torch.Generator().manual_seed(seed))
     limit = 1 + excess
-    a, _ = solved(base, direction, limit, budget)
+    a, _ = solve_strength(base, direction, limit, budget)
     best = bisection(base, direction, limit, budget)
-    reached, slope = truth(base, direction, best)
+    reached, slope = exact_kl(base, direction, best)
     if slope >= reached:
         assert a - 1 == pytest.approx(best - 1, rel=2e-3, abs=1e-9)
     else:
-        assert truth(base, direction, a)[0] == pytest.approx(reached, rel=2e-3, abs=1e-5)
+        assert exact_kl(base, direction, a)[0] == pytest.approx(reached, rel=2e-3, abs=1e-5)
 
 
-@exactly
+@property_settings
 @given(**{**cases, "budget": st.just(1e30)})
-def test_without_end_to_the_budget_the_strength_is_the_one_asked_for(
-    family: Callable[[int, torch.Generator], Family], vocab: int, excess: float, budget: float, seed: int
+def test_with_an_infinite_budget_the_strength_is_the_requested_one(
+    family: Callable[[int, torch.Generator], BranchPair], vocab: int, excess: float, budget: float, seed: int
 ) -> None:
     base, direction = family(vocab, torch.Generator().manual_seed(seed))
-    assert solved(base, direction, 1 + excess, budget)[0] == 1 + excess
+    assert solve_strength(base, direction, 1 + excess, budget)[0] == 1 + excess
 
 
 @pytest.mark.parametrize("limit", [1.0, 1.5, 5.6487, 1000.0])
 def test_identical_branches_are_never_limited(limit: float) -> None:
     base, direction = identical(4097, torch.Generator().manual_seed(0))
-    assert solved(base, direction, limit, 1e-3) == (limit, pytest.approx(0, abs=1e-4))
+    assert solve_strength(base, direction, limit, 1e-3) == (limit, pytest.approx(0, abs=1e-4))
 
 
 def many_rows(vocab: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -164,22 +166,26 @@ def many_rows(vocab: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 def test_rows_solved_together_have_the_bits_of_each_alone(vocab: int) -> None:
     rows = many_rows(vocab)
-    together = torch.stack(solve(*rows))
-    alone = [torch.stack(solve(*(column[i : i + 1] for column in rows))) for i in range(len(rows[0]))]
+    together = torch.stack(solve_kl_budget(*rows))
+    alone = [
+        torch.stack(solve_kl_budget(*(column[i : i + 1] for column in rows))) for i in range(len(rows[0]))
+    ]
     assert torch.equal(together, torch.cat(alone, 1))
 
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each pass over the vocabulary had, one entry a pass."""
-    seen: list[int] = []
+    rows_per_sweep: list[int] = []
 
-    def counted(base: Tensor, direction: Tensor, a: Tensor, *shard: Whole) -> tuple[Tensor, Tensor, Tensor]:
-        seen.append(len(a))
+    def counted(
+        base: Tensor, direction: Tensor, a: Tensor, *shard: UnshardedVocab
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows_per_sweep.append(len(a))
         return moments(base, direction, a, *shard)
 
     monkeypatch.setattr(trust_region, "moments", counted)
-    return seen
+    return rows_per_sweep
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -187,39 +193,39 @@ def test_a_row_that_is_not_finite_keeps_strength_one_and_leaves_the_others_alone
     value: float, sweeps: list[int]
 ) -> None:
     rows = many_rows(41)
-    well = torch.stack(solve(*rows))
+    well = torch.stack(solve_kl_budget(*rows))
     rows[1][::2, 5] = value
-    ill = torch.stack(solve(*rows))
+    ill = torch.stack(solve_kl_budget(*rows))
     assert torch.equal(ill[:, 1::2], well[:, 1::2])
     assert bool((ill[0, ::2] == 1).all())
     assert bool(ill[1, ::2].isnan().all())
     sweeps.clear()
-    solve(*(column[:1] for column in rows))
+    solve_kl_budget(*(column[:1] for column in rows))
     assert len(sweeps) == 2
 
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
-def test_half_of_the_limited_rows_need_no_more_than_six_sweeps(vocab: int, sweeps: list[int]) -> None:
+def test_half_of_the_limited_rows_need_at_most_six_sweeps(vocab: int, sweeps: list[int]) -> None:
     """A sweep is one pass over the vocabulary; no row comes near the sweeps allowed."""
     rows, needed = many_rows(vocab), []
     for i, limit in enumerate(rows[2].tolist()):
         sweeps.clear()
-        a, _ = solve(*(column[i : i + 1] for column in rows))
+        a, _ = solve_kl_budget(*(column[i : i + 1] for column in rows))
         if float(a) < limit:
             needed.append(len(sweeps))
         else:
             assert len(sweeps) == 2
     assert len(needed) > 30
     assert statistics.median(needed) <= 6
-    assert max(needed) <= trust_region.MAX_SWEEPS // 3
+    assert max(needed) <= trust_region.MAX_ITERS // 3
 
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 @pytest.mark.parametrize("a", [1.0, 1.5, 5.6487, -2.0])
 def test_the_divergence_is_that_of_its_definition(vocab: int, a: float) -> None:
     base, direction, _, _ = many_rows(vocab)
-    got = divergence(base, direction, torch.full((len(base),), a, dtype=torch.float64))
-    exact = [truth(b, d, a)[0] for b, d in zip(base, direction, strict=True)]
+    got = kl_divergence(base, direction, torch.full((len(base),), a, dtype=torch.float64))
+    exact = [exact_kl(b, d, a)[0] for b, d in zip(base, direction, strict=True)]
     assert got.tolist() == pytest.approx(exact, rel=1e-4, abs=1e-4)
 
 

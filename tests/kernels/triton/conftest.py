@@ -27,10 +27,10 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
     if not arch:
         yield
         return
-    from ...emulator.launch import emulated  # noqa: PLC0415
+    from ...emulator.launch import emulate  # noqa: PLC0415
 
-    with pytest.MonkeyPatch.context() as patch, emulated(arch):
-        patch.setenv("TRITON_INTERPRET", "1")  # an engine asks whether anything can run kernels here
+    with pytest.MonkeyPatch.context() as monkeypatch, emulate(arch):
+        monkeypatch.setenv("TRITON_INTERPRET", "1")  # an engine asks whether anything can run kernels here
         yield
 
 
@@ -53,12 +53,12 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # noqa: PLC0415
 
     def create_dot(_: Any, a: Any, b: Any, d: Any, *__: Any) -> Any:
-        left, right = a.data, b.data
-        (rows, depth), columns = left.shape, right.shape[1]
-        order = np.random.default_rng([rows, depth, columns]).permutation(depth)
-        total = np.zeros((rows, columns), d.data.dtype)
-        for term in order:
-            total += left[:, term, None] * right[term]
-        return TensorHandle(total + d.data, d.dtype.scalar)
+        lhs, rhs = a.data, b.data
+        (m, k), n = lhs.shape, rhs.shape[1]
+        order = np.random.default_rng([m, k, n]).permutation(k)
+        acc = np.zeros((m, n), d.data.dtype)
+        for i in order:
+            acc += lhs[:, i, None] * rhs[i]
+        return TensorHandle(acc + d.data, d.dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

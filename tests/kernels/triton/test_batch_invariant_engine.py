@@ -16,23 +16,23 @@ from trimtab.engine import (
     Request,
     SamplingParams,
 )
-from trimtab.engine.execution.cuda_graphs import DecodeGraphs
-from trimtab.engine.execution.model_runner import plain_tensors
+from trimtab.engine.execution.cuda_graphs import CUDAGraphRunner
+from trimtab.engine.execution.model_runner import inference_context
 from trimtab.kernels.triton import tuning
 
-from ...helpers.fake_graph import again
-from ...helpers.tiny_model import Tiny, at_rest
+from ...helpers.fake_graph import fake_capture
+from ...helpers.tiny_model import TinyModel, is_idle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trimtab.engine.methods.base import Method
     from trimtab.engine.outputs import Output
-    from trimtab.kernels.reference.paged_kv_cache import DeviceKV
+    from trimtab.kernels.reference.paged_kv_cache import PagedKVCache
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 3
-PAGE = 2 * 2 * 16 * 12 * 4
+BLOCK_BYTES = 2 * 2 * 16 * 12 * 4
 """Bytes: keys and values, their heads, tokens, numbers of four bytes."""
 
 pytestmark = pytest.mark.usefixtures("tensor_cores", "short_splits")
@@ -41,26 +41,28 @@ pytestmark = pytest.mark.usefixtures("tensor_cores", "short_splits")
 @pytest.fixture
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that these prompts have several."""
-    attention = replace(tuning.SHIPPED.attention, split=32, keys=32)
-    monkeypatch.setattr(tuning, "of", lambda device: replace(tuning.SHIPPED, attention=attention))
+    attention = replace(tuning.DEFAULT_CONFIGS.attention, split=32, keys=32)
+    monkeypatch.setattr(
+        tuning, "get_launch_configs", lambda device: replace(tuning.DEFAULT_CONFIGS, attention=attention)
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, layers=1, seed=3)
+    tiny = TinyModel(hidden=40, heads=4, kv_heads=2, head_dim=12, layers=1, seed=3)
     return tiny.write(tmp_path_factory.mktemp("tiny"))
 
 
-def opened(folder: Path, **fields: Any) -> Engine:
+def make_engine(folder: Path, **fields: Any) -> Engine:
     usual = {"kv_cache_memory": "1MiB", "block_size": 16, "kernels": "triton", "batch_invariant": True}
     return Engine.from_pretrained(str(folder), **(usual | fields))
 
 
-def requests() -> list[Request]:
+def make_requests() -> list[Request]:
     """Each asks a step for something else; their prompts are of one and of several splits."""
     greedy: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
     drawn = {**greedy, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "seed": 5}
-    asked: list[tuple[Method, dict[str, Any], tuple[int, ...]]] = [
+    cases: list[tuple[Method, dict[str, Any], tuple[int, ...]]] = [
         (Amulet([KIND], kl_budget=0.2), greedy, (40, 37)),
         (Base(), {**greedy, "logprobs": 3}, (41,)),
         (Mato([KIND, SHORT]), drawn, (40, 20, 34)),
@@ -70,7 +72,7 @@ def requests() -> list[Request]:
         Request(
             branch_token_ids=list(map(prompt, lengths)), steering=method, sampling=SamplingParams(**fields)
         )
-        for method, fields, lengths in asked
+        for method, fields, lengths in cases
     ]
 
 
@@ -79,12 +81,12 @@ def prompt(length: int) -> list[int]:
     return [5 + length * n % 290 for n in range(length)]
 
 
-def alone(folder: Path, asked: list[Request]) -> list[Output]:
-    engine = opened(folder, enable_prefix_caching=False)
-    return [engine.generate(request) for request in asked]
+def answers_alone(folder: Path, requests: list[Request]) -> list[Output]:
+    engine = make_engine(folder, enable_prefix_caching=False)
+    return [engine.generate(request) for request in requests]
 
 
-def same(found: list[Output], expected: list[Output]) -> bool:
+def assert_same_outputs(found: list[Output], expected: list[Output]) -> bool:
     for one, other in zip(found, expected, strict=True):
         assert (one.error, other.error) == (None, None)
         assert one.token_ids == other.token_ids
@@ -92,35 +94,35 @@ def same(found: list[Output], expected: list[Output]) -> bool:
     return [(one.trace, one.logprobs) for one in found] == [(one.trace, one.logprobs) for one in expected]
 
 
-def test_together_and_from_the_prefix_cache_and_replayed_requests_are_as_alone(folder: Path) -> None:
-    engine, exact = opened(folder), alone(folder, requests())
-    assert same(engine.generate(requests()), exact)
+def test_batched_cached_and_replayed_requests_are_as_alone(folder: Path) -> None:
+    engine, exact = make_engine(folder), answers_alone(folder, make_requests())
+    assert assert_same_outputs(engine.generate(make_requests()), exact)
     runner, cached = engine._core.runner, engine.stats.cached
-    cache: DeviceKV = runner.cache  # type: ignore[assignment]
-    with plain_tensors():
-        runner.graphs = DecodeGraphs(runner.model, cache, 8, 128, again)
-    assert same(engine.generate(requests()), exact)
+    cache: PagedKVCache = runner.cache  # type: ignore[assignment]
+    with inference_context():
+        runner.cuda_graphs = CUDAGraphRunner(runner.model, cache, 8, 128, fake_capture)
+    assert assert_same_outputs(engine.generate(make_requests()), exact)
     assert engine.stats.cached > cached + 64
 
 
-def test_in_pieces_and_preempted_requests_are_as_alone(folder: Path) -> None:
+def test_chunked_and_preempted_requests_are_as_alone(folder: Path) -> None:
     """Both need a fourth page for their answers, and there is one."""
     sampling = SamplingParams(max_tokens=6, ignore_eos=True, logprobs=2)
     prompts = [[first, *prompt(47)] for first in (7, 11)]
-    asked = [Request(branch_token_ids=[ids], steering=Base(), sampling=sampling) for ids in prompts]
-    engine = opened(folder, kv_cache_memory=7 * PAGE, max_num_seqs=2, max_num_batched_tokens=19)
+    same_prompts = [Request(branch_token_ids=[ids], steering=Base(), sampling=sampling) for ids in prompts]
+    engine = make_engine(folder, kv_cache_memory=7 * BLOCK_BYTES, max_num_seqs=2, max_num_batched_tokens=19)
     assert engine.stats.pages == 7
-    assert same(engine.generate(asked), alone(folder, asked))
+    assert assert_same_outputs(engine.generate(same_prompts), answers_alone(folder, same_prompts))
     assert engine.stats.preemptions > 0
-    assert at_rest(engine)
+    assert is_idle(engine)
 
 
 @pytest.mark.parametrize("invariant", [True, False])
-def test_a_prompt_in_one_piece_is_as_one_token_by_token_and_without_it_is_not(
+def test_a_prompt_in_one_chunk_equals_one_token_by_token_only_with_batch_invariance(
     folder: Path, invariant: bool
 ) -> None:
     found = []
-    for most in (1, 2048):
-        fields = {"max_num_seqs": 1, "max_num_batched_tokens": most, "batch_invariant": invariant}
-        found.append([opened(folder, **fields).generate(requests()[1])])
-    assert same(*found) is invariant
+    for max_batched in (1, 2048):
+        fields = {"max_num_seqs": 1, "max_num_batched_tokens": max_batched, "batch_invariant": invariant}
+        found.append([make_engine(folder, **fields).generate(make_requests()[1])])
+    assert assert_same_outputs(*found) is invariant

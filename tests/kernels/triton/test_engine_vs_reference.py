@@ -23,10 +23,10 @@ from trimtab.engine import (
     SamplingParams,
 )
 from trimtab.kernels.triton.lm_head import launch as launching
-from trimtab.kernels.triton.lm_head.plan import Plan
+from trimtab.kernels.triton.lm_head.plan import FusedPlan
 from trimtab.tools.gpu import tiny_models
 
-from ...helpers.tiny_model import Tiny, at_rest
+from ...helpers.tiny_model import TinyModel, is_idle
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
@@ -37,7 +37,9 @@ TOKENS = 4
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
-    folder = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(tmp_path_factory.mktemp("tiny"))
+    folder = TinyModel(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(
+        tmp_path_factory.mktemp("tiny")
+    )
     triton, plain = (
         Engine.from_pretrained(str(folder), kv_cache_memory="1MiB", block_size=16, kernels=kernels)
         for kernels in ("triton", "torch")
@@ -45,7 +47,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
     return triton, plain
 
 
-def requests() -> list[Request]:
+def make_requests() -> list[Request]:
     """Every kind of method and draw, prompts of one and of several pages, joined in one batch."""
     greedy = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
     drawn = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.8, top_k=40, top_p=0.95, seed=5)
@@ -58,9 +60,9 @@ def requests() -> list[Request]:
     ]
 
 
-def same(engines: tuple[Engine, Engine], asked: list[Request]) -> None:
+def assert_engines_agree(engines: tuple[Engine, Engine], requests: list[Request]) -> None:
     """Both answer alike, and what is told of it is near."""
-    found, expected = (engine.generate(asked) for engine in engines)
+    found, expected = (engine.generate(requests) for engine in engines)
     for one, other in zip(found, expected, strict=True):
         assert (one.error, one.token_ids) == (None, other.token_ids)
         assert (one.trace is None) == (other.trace is None)
@@ -72,67 +74,79 @@ def same(engines: tuple[Engine, Engine], asked: list[Request]) -> None:
         assert one.trace.strength == pytest.approx(other.trace.strength, rel=1e-2)
         kls = zip(one.trace.kl, other.trace.kl, strict=True)
         assert all(a == b or math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-4) for a, b in kls)  # type: ignore[arg-type]
-    assert all(map(at_rest, engines))
+    assert all(map(is_idle, engines))
 
 
-def test_answers_are_the_same_and_their_numbers_near(engines: tuple[Engine, Engine]) -> None:
-    same(engines, requests())
+def test_triton_and_torch_engines_give_the_same_answers_and_near_numbers(
+    engines: tuple[Engine, Engine],
+) -> None:
+    assert_engines_agree(engines, make_requests())
 
 
-def asked(method: Method, trace: bool = False, **sampling: Any) -> Request:
+def make_request(method: Method, trace: bool = False, **sampling: Any) -> Request:
     """Of prompts of a few tokens."""
-    ids = [[5 + 9 * branch, 6] for branch in range(1 + len(method.branches()))]
+    ids = [[5 + 9 * branch, 6] for branch in range(1 + len(method.branch_objectives()))]
     greedy = SamplingParams(max_tokens=3, ignore_eos=True, **sampling)
     return Request(branch_token_ids=ids, steering=method, sampling=greedy, trace=trace)
 
 
-WAYS = {
-    "on chip": [asked(Mato([KIND, SHORT])), asked(Base(), temperature=0.8, seed=3)],
-    "on chip, told of": [asked(Base(), trace=True), asked(Base(), trace=True, temperature=0.8, seed=3)],
-    "mixed before": [asked(Amulet([KIND])), asked(Mixture([KIND, SHORT]), temperature=0.8, seed=3)],
-    "mixed before, stored": [asked(Amulet([KIND])), asked(Base(), temperature=0.8, top_k=9, seed=3)],
-    "stored": [asked(Amulet([KIND]), trace=True, logprobs=2), asked(Mato([KIND, SHORT], kl_budget=0.2))],
-    "product, then steer": [asked(Opad([SHORT])), asked(Mato([KIND, SHORT], kl_budget=0.2))],
+SAMPLING_PATHS = {
+    "on chip": [make_request(Mato([KIND, SHORT])), make_request(Base(), temperature=0.8, seed=3)],
+    "on chip, told of": [
+        make_request(Base(), trace=True),
+        make_request(Base(), trace=True, temperature=0.8, seed=3),
+    ],
+    "mixed before": [
+        make_request(Amulet([KIND])),
+        make_request(Mixture([KIND, SHORT]), temperature=0.8, seed=3),
+    ],
+    "mixed before, stored": [
+        make_request(Amulet([KIND])),
+        make_request(Base(), temperature=0.8, top_k=9, seed=3),
+    ],
+    "stored": [
+        make_request(Amulet([KIND]), trace=True, logprobs=2),
+        make_request(Mato([KIND, SHORT], kl_budget=0.2)),
+    ],
+    "product, then steer": [make_request(Opad([SHORT])), make_request(Mato([KIND, SHORT], kl_budget=0.2))],
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_way_from_hidden_states_to_tokens_is_met_and_gives_the_same(
+@pytest.mark.parametrize("way", SAMPLING_PATHS)
+def test_every_path_from_hidden_states_to_tokens_is_taken_and_gives_the_same_answer(
     engines: tuple[Engine, Engine], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ways: list[str] = []
 
-    def noting(*args: Any, **named: Any) -> Plan | None:
-        plan = Plan.of(*args, **named)
-        ways.append(name_of(plan))
+    def record_plan(*args: Any, **named: Any) -> FusedPlan | None:
+        plan = FusedPlan.from_features(*args, **named)
+        ways.append(path_name(plan))
         return plan
 
-    monkeypatch.setattr(launching, "Plan", SimpleNamespace(of=noting))
-    same(engines, WAYS[way])
+    monkeypatch.setattr(launching, "FusedPlan", SimpleNamespace(of=record_plan))
+    assert_engines_agree(engines, SAMPLING_PATHS[way])
     assert ways == [way] * 3
 
 
-def name_of(plan: Plan | None) -> str:
+def path_name(plan: FusedPlan | None) -> str:
     if plan is None:
         return "product, then steer"
-    if plan.blended:
-        return "mixed before, stored" if plan.stored else "mixed before"
-    if plan.stored:
+    if plan.mix_before_head:
+        return "mixed before, stored" if plan.materialize else "mixed before"
+    if plan.materialize:
         return "stored"
-    return "on chip, told of" if plan.normalised and plan.slots == 1 else "on chip"
+    return "on chip, told of" if plan.branch_logprobs and plan.branch_slots == 1 else "on chip"
 
 
-def test_scores_are_near(engines: tuple[Engine, Engine]) -> None:
+def test_triton_scores_are_near_those_of_torch(engines: tuple[Engine, Engine]) -> None:
     ids = [5 + 7 * n % 290 for n in range(40)]
     ours, reference = (engine.score(ids) for engine in engines)
     assert float((ours - reference).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen3"])
-def test_scores_are_near_with_windows_norms_of_heads_and_turns_by_the_length(
-    tmp_path: Path, kind: str
-) -> None:
-    folder = tiny_models.write(tmp_path / "model", kind, tiny_models.TINY, torch.float32)
+def test_scores_are_near_with_sliding_windows_qk_norms_and_dynamic_rope(tmp_path: Path, kind: str) -> None:
+    folder = tiny_models.write_model(tmp_path / "model", kind, tiny_models.TINY_MODEL, torch.float32)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"max_position_embeddings": 20, "rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -144,15 +158,15 @@ def test_scores_are_near_with_windows_norms_of_heads_and_turns_by_the_length(
     assert float((ours - reference).abs().max()) < 1e-4
 
 
-def test_an_answer_is_its_own_alone_and_in_a_crowd(engines: tuple[Engine, Engine]) -> None:
+def test_an_answer_is_the_same_alone_and_batched(engines: tuple[Engine, Engine]) -> None:
     triton, _ = engines
-    first, second, *_ = requests()
+    first, second, *_ = make_requests()
     alone, crowded = triton.generate(second), triton.generate([first, second])[1]
     assert (alone.token_ids, alone.trace) == (crowded.token_ids, crowded.trace)
 
 
-def test_prompts_may_be_cut_and_pages_be_few(tmp_path: Path) -> None:
-    folder = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(tmp_path / "tiny")
+def test_chunked_prompts_and_few_blocks_give_the_same_answers(tmp_path: Path) -> None:
+    folder = TinyModel(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(tmp_path / "tiny")
     narrow = Engine.from_pretrained(
         str(folder),
         kv_cache_memory="80KiB",
@@ -162,7 +176,7 @@ def test_prompts_may_be_cut_and_pages_be_few(tmp_path: Path) -> None:
         kernels="triton",
     )
     roomy = Engine.from_pretrained(str(folder), kv_cache_memory="1MiB", block_size=16, kernels="torch")
-    asked = [requests()[0], requests()[1]]
-    found, expected = narrow.generate(asked), roomy.generate(asked)
+    requests = [make_requests()[0], make_requests()[1]]
+    found, expected = narrow.generate(requests), roomy.generate(requests)
     assert [output.token_ids for output in found] == [output.token_ids for output in expected]
     assert narrow.stats.steps > 2 * TOKENS

@@ -10,16 +10,16 @@ from torch import Tensor
 from trimtab.kernels.reference import paged_attention as paged
 from trimtab.kernels.reference import rms_norm as norm
 from trimtab.kernels.reference import rotary, swiglu
-from trimtab.kernels.reference.paged_attention import Tiles
+from trimtab.kernels.reference.paged_attention import QueryTiles
 from trimtab.kernels.triton.attention import paged_attention
-from trimtab.kernels.triton.configs import Attention
-from trimtab.kernels.triton.rms_norm import LONGEST, rms_norm
-from trimtab.kernels.triton.rotary import rope_write
+from trimtab.kernels.triton.configs import AttentionConfig
+from trimtab.kernels.triton.rms_norm import MAX_HIDDEN_SIZE, rms_norm
+from trimtab.kernels.triton.rotary import rope_and_write_kv
 from trimtab.kernels.triton.swiglu import swiglu as launch_swiglu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ULP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-types = pytest.mark.parametrize("dtype", ULP, ids=str)
+parametrize_dtypes = pytest.mark.parametrize("dtype", ULP, ids=str)
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -30,115 +30,124 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(dtype).to(DEVICE)
 
 
-def near(found: Tensor, exact: Tensor, sums: int = 1) -> None:
+def assert_near(actual: Tensor, exact: Tensor, sums: int = 1) -> None:
     """Within a few roundings of the result's type, and of float32 sums of so many terms."""
-    assert found.isfinite().all()
+    assert actual.isfinite().all()
     size = exact.abs().clamp(min=exact.abs().mean())
-    error = ((found.double() - exact) / size).abs().max()
-    assert float(error) <= 3 * ULP[found.dtype] + 4 * sums**0.5 * ULP[torch.float32]
+    error = ((actual.double() - exact) / size).abs().max()
+    assert float(error) <= 3 * ULP[actual.dtype] + 4 * sums**0.5 * ULP[torch.float32]
 
 
-@types
+@parametrize_dtypes
 @pytest.mark.parametrize("hidden", [1, 33, 576])
-def test_norm(dtype: torch.dtype, hidden: int) -> None:
-    x, weight, eps = random(3, hidden, dtype=dtype), random(hidden), torch.tensor([1e-5], device=DEVICE)
+def test_rms_norm_is_near_its_float64_value(dtype: torch.dtype, hidden: int) -> None:
+    x, weight, eps = (
+        random_tensor(3, hidden, dtype=dtype),
+        random_tensor(hidden),
+        torch.tensor([1e-5], device=DEVICE),
+    )
     for found in (rms_norm(x, weight, eps), norm.rms_norm(x, weight, eps)):
         assert found.dtype == dtype
-        near(found, x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
+        assert_near(found, x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
     with pytest.raises(ValueError, match="at most"):
-        rms_norm(random(1, LONGEST + 1), random(LONGEST + 1), eps)
+        rms_norm(random_tensor(1, MAX_HIDDEN_SIZE + 1), random_tensor(MAX_HIDDEN_SIZE + 1), eps)
 
 
-@types
-def test_swiglu(dtype: torch.dtype) -> None:
-    gate_up = 4 * random(3, 2 * 1050, dtype=dtype)
+@parametrize_dtypes
+def test_swiglu_is_near_its_float64_value(dtype: torch.dtype) -> None:
+    gate_up = 4 * random_tensor(3, 2 * 1050, dtype=dtype)
     gate, up = gate_up.double().chunk(2, dim=-1)
-    near(launch_swiglu(gate_up), torch.nn.functional.silu(gate) * up)
-    near(swiglu.swiglu(gate_up), torch.nn.functional.silu(gate) * up)
+    assert_near(launch_swiglu(gate_up), torch.nn.functional.silu(gate) * up)
+    assert_near(swiglu.swiglu(gate_up), torch.nn.functional.silu(gate) * up)
 
 
-@types
+@parametrize_dtypes
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("width", [2, 10, 64])
-def test_rope_write(dtype: torch.dtype, normed: bool, width: int) -> None:
+def test_rotary_and_cache_write_are_near_their_float64_values(
+    dtype: torch.dtype, normed: bool, width: int
+) -> None:
     """The last row only fills the batch up: it is turned, and written nowhere."""
     rows, tokens, heads, kv_heads, block = 6, 5, 6, 2, 16
-    qkv = random(rows, heads + 2 * kv_heads, width, dtype=dtype)
-    turns = turns_of(rows, heads, kv_heads, width)
-    weight, eps = random(heads + kv_heads, width), torch.tensor([1e-6], device=DEVICE)
-    norm = rotary.HeadNorm(weight, eps) if normed else None
-    page, offset = torch.tensor([3, 0, 3, 6, 1], device=DEVICE), torch.tensor([0, 15, 1, 7, 7], device=DEVICE)
+    qkv = random_tensor(rows, heads + 2 * kv_heads, width, dtype=dtype)
+    turns = random_rotary(rows, heads, kv_heads, width)
+    weight, eps = random_tensor(heads + kv_heads, width), torch.tensor([1e-6], device=DEVICE)
+    norm = rotary.QKNorm(weight, eps) if normed else None
+    block_ids, offset = (
+        torch.tensor([3, 0, 3, 6, 1], device=DEVICE),
+        torch.tensor([0, 15, 1, 7, 7], device=DEVICE),
+    )
     empty = torch.full((2, 7, kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
     caches = empty, empty.clone()
-    found = rope_write(qkv, turns, norm, caches[0], page, offset)
-    near(rotary.rope_write(qkv, turns, norm, caches[1], page, offset), found.double())
-    exact = _exact_rope(qkv.double(), turns, norm)
-    near(found, exact[:, :heads] * turns.scale)
+    found = rope_and_write_kv(qkv, turns, norm, caches[0], block_ids, offset)
+    assert_near(rotary.rope_and_write_kv(qkv, turns, norm, caches[1], block_ids, offset), found.double())
+    exact = _float64_rotary(qkv.double(), turns, norm)
+    assert_near(found, exact[:, :heads] * turns.q_scale)
     written = torch.zeros(7, block, dtype=torch.bool, device=DEVICE)
-    written[page, offset] = True
+    written[block_ids, offset] = True
     for side, first in ((0, heads), (1, heads + kv_heads)):
         for cache in caches:
-            near(cache[side, page, :, offset], exact[:tokens, first : first + kv_heads])
+            assert_near(cache[side, block_ids, :, offset], exact[:tokens, first : first + kv_heads])
             assert cache[side].movedim(1, 2)[~written].isnan().all()
 
 
-def test_rope_write_rounds_to_the_type_of_the_cache() -> None:
-    qkv, turns = random(2, 5, 64), turns_of(2, 3, 1, 64)
-    page = offset = torch.tensor([0, 1], device=DEVICE)
+def test_cache_write_rounds_to_the_dtype_of_the_cache() -> None:
+    qkv, turns = random_tensor(2, 5, 64), random_rotary(2, 3, 1, 64)
+    block_ids = offset = torch.tensor([0, 1], device=DEVICE)
     caches = [torch.empty(2, 2, 1, 16, 64, dtype=torch.float16, device=DEVICE) for _ in range(2)]
     found, expected = (
-        write(qkv, turns, None, cache, page, offset)
-        for write, cache in zip((rope_write, rotary.rope_write), caches, strict=True)
+        write(qkv, turns, None, cache, block_ids, offset)
+        for write, cache in zip((rope_and_write_kv, rotary.rope_and_write_kv), caches, strict=True)
     )
     assert found.dtype == expected.dtype == torch.float16
-    near(found, expected.double())
-    near(caches[0][:, page, :, offset], caches[1][:, page, :, offset].double())
+    assert_near(found, expected.double())
+    assert_near(caches[0][:, block_ids, :, offset], caches[1][:, block_ids, :, offset].double())
 
 
-def turns_of(rows: int, heads: int, kv_heads: int, width: int) -> rotary.Turns:
-    angles = torch.arange(rows, device=DEVICE)[:, None] * torch.rand(width // 2).to(DEVICE).repeat(2)
-    sign = torch.tensor([-1.0, 1.0], device=DEVICE).repeat_interleave(width // 2)
-    return rotary.Turns(angles.cos(), angles.sin() * sign, heads, kv_heads, width**-0.5)
+def random_rotary(rows: int, heads: int, kv_heads: int, head_dim: int) -> rotary.RotaryCosSin:
+    angles = torch.arange(rows, device=DEVICE)[:, None] * torch.rand(head_dim // 2).to(DEVICE).repeat(2)
+    sign = torch.tensor([-1.0, 1.0], device=DEVICE).repeat_interleave(head_dim // 2)
+    return rotary.RotaryCosSin(angles.cos(), angles.sin() * sign, heads, kv_heads, head_dim**-0.5)
 
 
-def _exact_rope(qkv: Tensor, turns: rotary.Turns, norm: rotary.HeadNorm | None) -> Tensor:
-    turned, cos, sin = qkv[:, : -turns.kv_heads], turns.cos.double(), turns.sin.double()
+def _float64_rotary(qkv: Tensor, cos_sin: rotary.RotaryCosSin, norm: rotary.QKNorm | None) -> Tensor:
+    turned, cos, sin = qkv[:, : -cos_sin.num_kv_heads], cos_sin.cos.double(), cos_sin.sin.double()
     if norm is not None:
         length = (turned.square().mean(-1, keepdim=True) + norm.eps.double()).rsqrt()
         turned = turned * length * norm.weight.double()
     turned = turned * cos[:, None] + turned.roll(qkv.shape[-1] // 2, -1) * sin[:, None]
-    return torch.cat((turned, qkv[:, -turns.kv_heads :]), 1)
+    return torch.cat((turned, qkv[:, -cos_sin.num_kv_heads :]), 1)
 
 
-RUNS = {
+SEQUENCES = {
     "decoding": [(0, 0, 1), (1, 63, 1), (2, 64, 1), (3, 255, 1), (4, 256, 1), (5, 517, 1), (6, 30, 1)],
     "prompts": [(0, 0, 1), (1, 0, 70), (71, 33, 5), (76, 250, 21), (97, 64, 16)],
 }
 
 
-def cached(
-    kv_heads: int, block: int, width: int, dtype: torch.dtype, runs: list[Any]
+def filled_cache(
+    kv_heads: int, block: int, head_dim: int, dtype: torch.dtype, runs: list[Any]
 ) -> tuple[Tensor, Tensor]:
     """A cache in which only what the runs hold is not NaN, and their tables, in pages in no order."""
     depth = max(-(-(start + count) // block) for _, start, count in runs)
     order = torch.randperm(len(runs) * depth + 3, device=DEVICE)
-    cache = torch.full((2, len(order), kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
+    cache = torch.full((2, len(order), kv_heads, block, head_dim), torch.nan, dtype=dtype, device=DEVICE)
     tables = torch.full((len(runs), depth), 1 << 30, dtype=torch.int32, device=DEVICE)
     for index, (_, start, count) in enumerate(runs):
-        for place in range(-(-(start + count) // block)):
-            page = int(order[index * depth + place])
-            tables[index, place] = page
-            held = min(block, start + count - place * block)
-            cache[:, page, :, :held] = random(2, kv_heads, held, width, dtype=dtype)
+        for block_index in range(-(-(start + count) // block)):
+            block_id = int(order[index * depth + block_index])
+            tables[index, block_index] = block_id
+            num_filled = min(block, start + count - block_index * block)
+            cache[:, block_id, :, :num_filled] = random_tensor(2, kv_heads, num_filled, head_dim, dtype=dtype)
     return cache, tables
 
 
-def tiled(runs: list[Any], size: int) -> Tiles:
-    return Tiles.of([(*run, index) for index, run in enumerate(runs)], size, DEVICE)
+def make_tiles(runs: list[Any], size: int) -> QueryTiles:
+    return QueryTiles.from_spans([(*run, index) for index, run in enumerate(runs)], size, DEVICE)
 
 
 SMALL, DEMO, SINGLE = (
@@ -154,14 +163,16 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize(("shape", "window"), WINDOWS)
-@pytest.mark.parametrize("kind", RUNS)
-def test_attention(kind: str, shape: tuple[int, int, int, int, torch.dtype], window: int | None) -> None:
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_attention_is_near_its_float64_value(
+    kind: str, shape: tuple[int, int, int, int, torch.dtype], window: int | None
+) -> None:
     heads, kv_heads, block, width, dtype = shape
-    runs = RUNS[kind]
-    cache, tables = cached(kv_heads, block, width, dtype, runs)
+    runs = SEQUENCES[kind]
+    cache, tables = filled_cache(kv_heads, block, width, dtype, runs)
     rows = max(first + count for first, _, count in runs)
-    queries = 2 * random(rows, heads, width, dtype=dtype) * width**-0.5
-    tiles = Tiles.of(
+    queries = 2 * random_tensor(rows, heads, width, dtype=dtype) * width**-0.5
+    tiles = QueryTiles.from_spans(
         [(*run, index) for index, run in enumerate(runs)], 1 if kind == "decoding" else 16, DEVICE
     )
     found = paged_attention(queries, cache, tables, tiles, window)
@@ -173,28 +184,28 @@ def test_attention(kind: str, shape: tuple[int, int, int, int, torch.dtype], win
     assert bool(((found.double() - exact).abs() <= allowed).all())
 
 
-@pytest.mark.parametrize("kind", RUNS)
-@pytest.mark.parametrize("tuned", [Attention(128, 32, 2, 4, 3), Attention(512, 128, 8, 8, 1)])
-def test_attention_is_the_same_however_it_is_launched(kind: str, tuned: Attention) -> None:
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("tuned", [AttentionConfig(128, 32, 2, 4, 3), AttentionConfig(512, 128, 8, 8, 1)])
+def test_attention_is_the_same_however_it_is_launched(kind: str, tuned: AttentionConfig) -> None:
     heads, kv_heads, block, width, dtype = DEMO
-    runs = RUNS[kind]
-    cache, tables = cached(kv_heads, block, width, dtype, runs)
+    runs = SEQUENCES[kind]
+    cache, tables = filled_cache(kv_heads, block, width, dtype, runs)
     rows = max(first + count for first, _, count in runs)
-    queries = 2 * random(rows, heads, width, dtype=dtype) * width**-0.5
-    tiles = tiled(runs, 1 if kind == "decoding" else 16)
-    found = paged_attention(queries, cache, tables, tiles, 300, tuned=tuned)
+    queries = 2 * random_tensor(rows, heads, width, dtype=dtype) * width**-0.5
+    tiles = make_tiles(runs, 1 if kind == "decoding" else 16)
+    found = paged_attention(queries, cache, tables, tiles, 300, config=tuned)
     exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, 300)
     assert bool(((found.double() - exact).abs() <= 2e-6 + ULP[dtype] * (exact.abs() + 1)).all())
 
 
-def test_a_token_attends_alike_alone_and_in_a_crowd() -> None:
-    runs = RUNS["decoding"]
-    cache, tables = cached(2, 16, 32, torch.float32, runs)
-    queries = random(len(runs), 6, 32)
-    together = paged_attention(queries, cache, tables, tiled(runs, 1))
+def test_attention_of_a_token_has_the_same_bits_alone_and_batched() -> None:
+    runs = SEQUENCES["decoding"]
+    cache, tables = filled_cache(2, 16, 32, torch.float32, runs)
+    queries = random_tensor(len(runs), 6, 32)
+    together = paged_attention(queries, cache, tables, make_tiles(runs, 1))
     for index in (1, 5):
         _, start, count = runs[index]
-        tiles = Tiles.of([(0, start, count, index)], 1, DEVICE)
+        tiles = QueryTiles.from_spans([(0, start, count, index)], 1, DEVICE)
         assert torch.equal(
             paged_attention(queries[index : index + 1], cache, tables, tiles)[0], together[index]
         )

@@ -19,252 +19,300 @@ from trimtab.engine.methods.builtin import (
     Opad,
 )
 from trimtab.kernels.lm_head import lm_head_steer as torch_lm_head_steer
-from trimtab.kernels.lm_head import product
-from trimtab.kernels.steering.features import Features
-from trimtab.kernels.steering.state import Draw, Edits
+from trimtab.kernels.lm_head import logits_matmul
+from trimtab.kernels.steering.features import StepFeatures
+from trimtab.kernels.steering.state import LogitEdits, RowSampling
 from trimtab.kernels.steering.step import steer as reference
-from trimtab.kernels.triton.configs import TUNING, Tile, Tuning
+from trimtab.kernels.triton.configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
 from trimtab.kernels.triton.lm_head import launch as launching
 from trimtab.kernels.triton.lm_head.launch import lm_head_steer
-from trimtab.kernels.triton.lm_head.plan import Plan
+from trimtab.kernels.triton.lm_head.plan import FusedPlan
 from trimtab.kernels.triton.steering import step as steering
 from trimtab.kernels.triton.steering import top_k_top_p as searching
 
-from ..steering_harness import wishes
+from ..steering_harness import make_objectives
 from .test_steering import (
+    ALL_CASES,
     DEVICE,
-    EVERY,
-    FLAT,
+    FLAT_SAMPLING,
     SAMPLED,
-    NoReading,
-    Request,
-    edits_of,
-    layout,
-    near,
-    of_request,
-    same,
-    table_of,
-    told_alike,
-    without_region,
+    ForbidHostSync,
+    SteeringCase,
+    assert_reported_close,
+    bitwise_equal,
+    fields_of_request,
+    is_close,
+    lacks_trust_region,
+    make_edits,
+    make_layout,
+    make_state,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trimtab.kernels.steering.state import Groups
-    from trimtab.kernels.steering.step import Choice
+    from trimtab.kernels.steering.state import RequestLayout
+    from trimtab.kernels.steering.step import SamplerOutput
 
-WARM = Draw(temperature=0.7, seed=11)
-SMALL = Tuning({rows: Tile(128, 32, 4, 2) for rows in (16, 64)}, most_rows=10**6)
+WARM_SAMPLING = RowSampling(temperature=0.7, seed=11)
+SMALL_CONFIG = LMHeadConfig({rows: LMHeadTile(128, 32, 4, 2) for rows in (16, 64)}, max_rows=10**6)
 """Tiles for a width of few numbers; any number of rows is fused."""
-VOCAB, NAMED, WIDTH = 333, 326, 41
-PAIRS = [request for request in EVERY if len(request.branches) <= 2]
-MANY = [request for request in EVERY if not (isinstance(request.method, LinearAlignment | Opad))]
+VOCAB, NUM_TOKENS, HIDDEN_SIZE = 333, 326, 41
+TWO_BRANCH_CASES = [request for request in ALL_CASES if len(request.branches) <= 2]
+FUSABLE_CASES = [request for request in ALL_CASES if not (isinstance(request.method, LinearAlignment | Opad))]
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def head_of(vocab: int = VOCAB, width: int = WIDTH, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def random_head(
+    vocab: int = VOCAB, hidden_size: int = HIDDEN_SIZE, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
     """[vocab, width]."""
-    return torch.randn(vocab, width, generator=torch.Generator().manual_seed(99)).to(DEVICE, dtype)
+    return torch.randn(vocab, hidden_size, generator=torch.Generator().manual_seed(99)).to(DEVICE, dtype)
 
 
-def hidden_of(
-    groups: Groups, seed: int, width: int = WIDTH, dtype: torch.dtype = torch.bfloat16, apart: float = 1
+def random_hidden(
+    groups: RequestLayout,
+    seed: int,
+    hidden_size: int = HIDDEN_SIZE,
+    dtype: torch.dtype = torch.bfloat16,
+    branch_spread: float = 1,
 ) -> Tensor:
     """Hidden states of branches that agree but for `apart`, [rows, width]."""
     generator = torch.Generator().manual_seed(seed)
-    common = 3 * torch.randn(len(groups.table), width, generator=generator)
-    own = apart * torch.randn(len(groups.branch), width, generator=generator)
-    return ((common.to(DEVICE)[groups.owner] + own.to(DEVICE)) * width**-0.5).to(dtype)
+    shared = 3 * torch.randn(len(groups.state_rows), hidden_size, generator=generator)
+    per_branch = branch_spread * torch.randn(len(groups.branch_of_row), hidden_size, generator=generator)
+    return ((shared.to(DEVICE)[groups.request_of_row] + per_branch.to(DEVICE)) * hidden_size**-0.5).to(dtype)
 
 
-def fused(
-    requests: Sequence[Request],
+def run_fused(
+    requests: Sequence[SteeringCase],
     hidden: Sequence[Tensor],
     weight: Tensor,
-    edits: Edits | None = None,
-    named: int = NAMED,
-    tuning: Tuning = SMALL,
+    edits: LogitEdits | None = None,
+    num_tokens: int = NUM_TOKENS,
+    tuning: LMHeadConfig = SMALL_CONFIG,
     **options: bool,
-) -> list[Choice]:
-    table, groups = table_of(requests, named), layout(requests)
-    return [lm_head_steer(h, weight, groups, table, edits, tuning=tuning, **options) for h in hidden]
+) -> list[SamplerOutput]:
+    state, groups = make_state(requests, num_tokens), make_layout(requests)
+    return [lm_head_steer(h, weight, groups, state, edits, config=tuning, **options) for h in hidden]
 
 
-def expected(
-    multiply: Callable[[Tensor, Tensor], Tensor],
-    requests: Sequence[Request],
+def run_reference(
+    logits_matmul: Callable[[Tensor, Tensor], Tensor],
+    requests: Sequence[SteeringCase],
     hidden: Sequence[Tensor],
     weight: Tensor,
-    edits: Edits | None = None,
-    named: int = NAMED,
+    edits: LogitEdits | None = None,
+    num_tokens: int = NUM_TOKENS,
     **options: bool,
-) -> list[Choice]:
+) -> list[SamplerOutput]:
     """`steer` of torch, of logits that `multiply` makes."""
-    table, groups = table_of(requests, named), layout(requests)
-    return [reference(multiply(h, weight), groups, table, edits, **options) for h in hidden]
+    state, groups = make_state(requests, num_tokens), make_layout(requests)
+    return [reference(logits_matmul(h, weight), groups, state, edits, **options) for h in hidden]
 
 
-def exactly(hidden: Tensor, weight: Tensor) -> Tensor:
+def float64_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     return hidden.double() @ weight.double().T
 
 
-def agree(
-    requests: Sequence[Request],
+def assert_agrees(
+    requests: Sequence[SteeringCase],
     hidden: Sequence[Tensor],
     weight: Tensor,
-    edits: Edits | None = None,
+    edits: LogitEdits | None = None,
     **options: Any,
 ) -> None:
     """The tokens are those of float64 logits; what is told is as near to those as torch in float32."""
-    got = fused(requests, hidden, weight, edits, **options)
+    got = run_fused(requests, hidden, weight, edits, **options)
     options.pop("tuning", None)
-    truths = expected(exactly, requests, hidden, weight, edits, **options)
-    rough = expected(product, requests, hidden, weight, edits, **options)
-    free = without_region(requests)
+    truths = run_reference(float64_logits, requests, hidden, weight, edits, **options)
+    rough = run_reference(logits_matmul, requests, hidden, weight, edits, **options)
+    no_trust_region = lacks_trust_region(requests)
     for ours, single, truth in zip(got, rough, truths, strict=True):
         assert torch.equal(ours.tokens, truth.tokens)
-        told_alike(ours, single, truth, free)
+        assert_reported_close(ours, single, truth, no_trust_region)
         if options.get("top"):
-            assert ours.top is not None
-            assert single.top is not None
-            assert truth.top is not None
-            assert near(ours.top[0][free], single.top[0][free], truth.top[0][free])
-            assert torch.equal(ours.top[1][free], truth.top[1][free])
+            assert ours.top_logprobs is not None
+            assert single.top_logprobs is not None
+            assert truth.top_logprobs is not None
+            assert is_close(
+                ours.top_logprobs[0][no_trust_region],
+                single.top_logprobs[0][no_trust_region],
+                truth.top_logprobs[0][no_trust_region],
+            )
+            assert torch.equal(ours.top_logprobs[1][no_trust_region], truth.top_logprobs[1][no_trust_region])
 
 
-@pytest.mark.parametrize("requests", [PAIRS, MANY], ids=["pairs", "many"])
-def test_every_method_and_draw_over_stored_rows_with_edits(requests: list[Request]) -> None:
-    groups = layout(requests)
-    hidden = [hidden_of(groups, seed) for seed in range(3)]
-    agree(requests, hidden, head_of(), edits_of(len(requests)), trace=True, top=True)
+@pytest.mark.parametrize("requests", [TWO_BRANCH_CASES, FUSABLE_CASES], ids=["pairs", "many"])
+def test_every_method_and_sampling_with_stored_branch_logits_and_edits_matches_the_reference(
+    requests: list[SteeringCase],
+) -> None:
+    groups = make_layout(requests)
+    hidden = [random_hidden(groups, seed) for seed in range(3)]
+    assert_agrees(requests, hidden, random_head(), make_edits(len(requests)), trace=True, top=True)
 
 
-def test_what_decides_on_chip() -> None:
+def test_requests_decided_without_storing_logits_match_the_reference() -> None:
     rewarded = [
-        Request(Base(), WARM),
-        Request(Mato(wishes(1.0, 3.0), tau=0.5), Draw(temperature=1.0, seed=1)),
-        Request(Mato(wishes(0.1, 0.0, 0.3), accumulate="ema", utility="reward")),
-        Request(Mixture(wishes(0.5, 0.2, 0.3)), WARM),
-        Request(ContextSteering(wishes(0.5, 0.0, 2.0), strength=-1.5)),
+        SteeringCase(Base(), WARM_SAMPLING),
+        SteeringCase(Mato(make_objectives(1.0, 3.0), tau=0.5), RowSampling(temperature=1.0, seed=1)),
+        SteeringCase(Mato(make_objectives(0.1, 0.0, 0.3), accumulate="ema", utility="reward")),
+        SteeringCase(Mixture(make_objectives(0.5, 0.2, 0.3)), WARM_SAMPLING),
+        SteeringCase(ContextSteering(make_objectives(0.5, 0.0, 2.0), strength=-1.5)),
     ]
-    hidden = [hidden_of(layout(rewarded), seed) for seed in range(3)]
-    agree(rewarded, hidden, head_of(), trace=False)
-    plain = [Request(Base()), Request(Base(), WARM), Request(Base(), Draw(temperature=2.0, seed=-5))]
-    agree(plain, [hidden_of(layout(plain), seed) for seed in range(3)], head_of(), trace=True)
+    hidden = [random_hidden(make_layout(rewarded), seed) for seed in range(3)]
+    assert_agrees(rewarded, hidden, random_head(), trace=False)
+    plain = [
+        SteeringCase(Base()),
+        SteeringCase(Base(), WARM_SAMPLING),
+        SteeringCase(Base(), RowSampling(temperature=2.0, seed=-5)),
+    ]
+    assert_agrees(
+        plain, [random_hidden(make_layout(plain), seed) for seed in range(3)], random_head(), trace=True
+    )
 
 
-def test_hidden_states_mixed_before_the_product() -> None:
+def test_hidden_states_mixed_before_the_lm_head_match_the_reference() -> None:
     requests = [
-        Request(Amulet(wishes(1.0))),
-        Request(Guidance(wishes(1.0)), WARM),
-        Request(Mixture(wishes(0.5, 0.2, 0.3))),
-        Request(Base(), WARM),
-        Request(ContextSteering(wishes(0.5, 0.0, 2.0), strength=-1.5)),
+        SteeringCase(Amulet(make_objectives(1.0))),
+        SteeringCase(Guidance(make_objectives(1.0)), WARM_SAMPLING),
+        SteeringCase(Mixture(make_objectives(0.5, 0.2, 0.3))),
+        SteeringCase(Base(), WARM_SAMPLING),
+        SteeringCase(ContextSteering(make_objectives(0.5, 0.0, 2.0), strength=-1.5)),
     ]
-    hidden = [hidden_of(layout(requests), seed) for seed in range(3)]
-    agree(requests, hidden, head_of(), trace=False)
-    filtered = [*requests, Request(Amulet(wishes(1.0)), SAMPLED), Request(Mixture(wishes(1.0, 1.0)), FLAT)]
-    hidden = [hidden_of(layout(filtered), seed) for seed in range(2)]
-    agree(filtered, hidden, head_of(), edits_of(len(filtered)), trace=False)
+    hidden = [random_hidden(make_layout(requests), seed) for seed in range(3)]
+    assert_agrees(requests, hidden, random_head(), trace=False)
+    filtered = [
+        *requests,
+        SteeringCase(Amulet(make_objectives(1.0)), SAMPLED),
+        SteeringCase(Mixture(make_objectives(1.0, 1.0)), FLAT_SAMPLING),
+    ]
+    hidden = [random_hidden(make_layout(filtered), seed) for seed in range(2)]
+    assert_agrees(filtered, hidden, random_head(), make_edits(len(filtered)), trace=False)
 
 
-def test_what_the_type_of_hidden_states_rounds_off_is_multiplied_too() -> None:
+def test_mixed_hidden_states_keep_the_precision_their_dtype_would_round_off() -> None:
     """Among requests whose token it would change: a GPU rounds to the nearest, the interpreter cuts off."""
-    strength, weight = Amulet(wishes(1.0)).program().scale, head_of(512)
-    many = hidden_of(layout([Request(Amulet(wishes(1.0)))] * 2000), 0)
-    base, wish = many.double().unflatten(0, (-1, 2)).unbind(1)
-    mixed = base + strength * (wish - base)
+    strength, weight = Amulet(make_objectives(1.0)).coefficients().objective_coef, random_head(512)
+    many = random_hidden(make_layout([SteeringCase(Amulet(make_objectives(1.0)))] * 2000), 0)
+    base, objective = many.double().unflatten(0, (-1, 2)).unbind(1)
+    mixed = base + strength * (objective - base)
     cut = (mixed.float().view(torch.int32) & -(2**16)).view(torch.float32)
-    tokens, rounded, shortened = (exactly(h, weight).argmax(-1) for h in (mixed, mixed.bfloat16(), cut))
+    tokens, rounded, shortened = (
+        float64_logits(h, weight).argmax(-1) for h in (mixed, mixed.bfloat16(), cut)
+    )
     assert all(int((found != tokens).sum()) > 3 for found in (rounded, shortened))
     changed = ((rounded != tokens) | (shortened != tokens)).nonzero()[:, 0]
     hidden = many.unflatten(0, (-1, 2))[changed].flatten(0, 1)
-    (choice,) = fused([Request(Amulet(wishes(1.0)))] * len(changed), [hidden], weight, named=512, trace=False)
+    (choice,) = run_fused(
+        [SteeringCase(Amulet(make_objectives(1.0)))] * len(changed),
+        [hidden],
+        weight,
+        num_tokens=512,
+        trace=False,
+    )
     assert torch.equal(choice.tokens, tokens[changed])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_two_splits_of_the_vocabulary_in_every_type(dtype: torch.dtype) -> None:
+def test_two_splits_of_the_vocabulary_match_the_reference_in_every_dtype(dtype: torch.dtype) -> None:
     vocab = 2048 + 41
-    weight = head_of(vocab, dtype=dtype)
-    for trace, requests in ((True, [EVERY[index] for index in (3, 8, 6)]), (False, [EVERY[9], EVERY[1]])):
-        hidden = [hidden_of(layout(requests), seed, dtype=dtype) for seed in range(2)]
-        agree(requests, hidden, weight, named=vocab, trace=trace)
+    weight = random_head(vocab, dtype=dtype)
+    for trace, requests in (
+        (True, [ALL_CASES[index] for index in (3, 8, 6)]),
+        (False, [ALL_CASES[9], ALL_CASES[1]]),
+    ):
+        hidden = [random_hidden(make_layout(requests), seed, dtype=dtype) for seed in range(2)]
+        assert_agrees(requests, hidden, weight, named=vocab, trace=trace)
 
 
 @pytest.mark.parametrize("trace", [True, False])
-def test_a_request_gives_the_same_bits_in_a_crowd_as_alone_with_no_to_fifteen_objectives(trace: bool) -> None:
-    draws = [Draw(), WARM] if not trace else [Draw(), WARM, FLAT]
-    crowd = [Request(Base(), draws[1])]
+def test_a_request_of_any_number_of_objectives_gives_the_same_bits_batched_as_alone(trace: bool) -> None:
+    draws = [RowSampling(), WARM_SAMPLING] if not trace else [RowSampling(), WARM_SAMPLING, FLAT_SAMPLING]
+    crowd = [SteeringCase(Base(), draws[1])]
     for count in (1, 2, 3, 5, 8, 15):
         budget = 0.05 if trace and count % 5 == 0 else None
-        method = Mato(wishes(*range(1, count + 1)), tau=0.5, kl_budget=budget)
-        crowd.append(Request(method, draws[count % len(draws)]))
-    groups, weight = layout(crowd), head_of()
-    hidden = [hidden_of(groups, seed) for seed in (0, 1)]
-    tuning = Tuning({16: SMALL.tiles[16]}, SMALL.most_rows)
-    together = fused(crowd, hidden, weight, tuning=tuning, trace=trace)
+        method = Mato(make_objectives(*range(1, count + 1)), tau=0.5, kl_budget=budget)
+        crowd.append(SteeringCase(method, draws[count % len(draws)]))
+    groups, weight = make_layout(crowd), random_head()
+    hidden = [random_hidden(groups, seed) for seed in (0, 1)]
+    tuning = LMHeadConfig({16: SMALL_CONFIG.tiles[16]}, SMALL_CONFIG.max_rows)
+    together = run_fused(crowd, hidden, weight, tuning=tuning, trace=trace)
     for index in (0, 1, 3, 4, 6):
-        first, count = int(groups.first[index]), int(groups.count[index])
+        first, count = int(groups.row_start[index]), int(groups.num_rows[index])
         rows = [h[first : first + count].contiguous() for h in hidden]
         objectives = len(crowd[index].method.weights())
-        alone = fused([crowd[index]], rows, weight, tuning=tuning, trace=trace or index == 0)
+        alone = run_fused([crowd[index]], rows, weight, tuning=tuning, trace=trace or index == 0)
         for single, many in zip(alone, together, strict=True):
             if index == 0 and not trace:  # alone it needs no normalisers, and would be another launch
                 assert torch.equal(single.tokens[0], many.tokens[0])
                 continue
-            there = of_request(many, groups, index, objectives)
-            assert same(of_request(single, layout([crowd[index]]), 0, objectives), there), index
+            batched_fields = fields_of_request(many, groups, index, objectives)
+            assert bitwise_equal(
+                fields_of_request(single, make_layout([crowd[index]]), 0, objectives), batched_fields
+            ), index
 
 
-def test_a_request_of_more_branches_than_the_smallest_tile_has_rows() -> None:
-    requests = [Request(Mato(wishes(*range(1, 41)))), Request(Base()), Request(Mato(wishes(1.0)))]
+def test_a_request_may_have_more_branches_than_the_smallest_tile_has_rows() -> None:
+    requests = [
+        SteeringCase(Mato(make_objectives(*range(1, 41)))),
+        SteeringCase(Base()),
+        SteeringCase(Mato(make_objectives(1.0))),
+    ]
     for trace in (True, False):
-        agree(requests, [hidden_of(layout(requests), 0)], head_of(), trace=trace)
+        assert_agrees(requests, [random_hidden(make_layout(requests), 0)], random_head(), trace=trace)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", ["stored", "on chip", "mixed before"])
 def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(value: float, kind: str) -> None:
-    requests = [Request(Base()), Request(Amulet(wishes(1.0)), WARM), Request(Mixture(wishes(0.0, 1.0, 2.0)))]
+    requests = [
+        SteeringCase(Base()),
+        SteeringCase(Amulet(make_objectives(1.0)), WARM_SAMPLING),
+        SteeringCase(Mixture(make_objectives(0.0, 1.0, 2.0))),
+    ]
     requests += (
-        [Request(Mato(wishes(1.0, 2.0)))] if kind != "mixed before" else [Request(Amulet(wishes(1.0)))]
+        [SteeringCase(Mato(make_objectives(1.0, 2.0)))]
+        if kind != "mixed before"
+        else [SteeringCase(Amulet(make_objectives(1.0)))]
     )
-    trace, groups = kind == "stored", layout(requests)
-    healthy = hidden_of(groups, 0)
+    trace, groups = kind == "stored", make_layout(requests)
+    healthy = random_hidden(groups, 0)
     ill = healthy.clone()
     for index in (1, 2):
-        ill[groups.first[index], 7] = value  # of the mixture, a branch that weighs nothing
-    (well,), (sick,) = (fused(requests, [h], head_of(), trace=trace) for h in (healthy, ill))
+        ill[groups.row_start[index], 7] = value  # of the mixture, a branch that weighs nothing
+    (well,), (sick,) = (run_fused(requests, [h], random_head(), trace=trace) for h in (healthy, ill))
     assert sick.failed.tolist() == [False, True, True, False]
     assert sick.tokens[1:3].tolist() == [0, 0]
     for index in (0, 3):
         objectives = len(requests[index].method.weights())
-        pair = [of_request(choice, groups, index, objectives) for choice in (well, sick)]
-        assert same(*pair), index
+        pair = [fields_of_request(choice, groups, index, objectives) for choice in (well, sick)]
+        assert bitwise_equal(*pair), index
 
 
 @pytest.mark.parametrize("trace", [True, False])
 def test_the_lowest_of_tied_tokens_is_chosen(trace: bool) -> None:
-    weight = head_of()
-    hidden = hidden_of(layout([Request(Base())]), 0)
+    weight = random_head()
+    hidden = random_hidden(make_layout([SteeringCase(Base())]), 0)
     weight[[70, 90, 300]] = 4 * hidden / hidden.norm()
-    (choice,) = fused([Request(Base())], [hidden], weight, trace=trace)
+    (choice,) = run_fused([SteeringCase(Base())], [hidden], weight, trace=trace)
     assert choice.tokens.tolist() == [70]
 
 
 @pytest.mark.parametrize("trace", [True, False])
 def test_rows_of_the_head_without_a_token_are_never_chosen(trace: bool) -> None:
-    requests, weight = [Request(Mato(wishes(1.0))), Request(Base(), WARM)], head_of()
-    hidden = hidden_of(layout(requests), 0, apart=0)
-    weight[NAMED:] = 20 * hidden.float().sum(0).to(weight.dtype)
-    agree(requests, [hidden], weight, trace=trace)
+    requests, weight = (
+        [SteeringCase(Mato(make_objectives(1.0))), SteeringCase(Base(), WARM_SAMPLING)],
+        random_head(),
+    )
+    hidden = random_hidden(make_layout(requests), 0, branch_spread=0)
+    weight[NUM_TOKENS:] = 20 * hidden.float().sum(0).to(weight.dtype)
+    assert_agrees(requests, [hidden], weight, trace=trace)
 
 
-class Noted:
+class RecordedKernel:
     """A jitted function that notes its launches."""
 
     def __init__(self, function: Any, names: list[str]) -> None:
@@ -275,87 +323,109 @@ class Noted:
         return self.function[grid]
 
 
-ENDS = ["settle", "finish"]
-ROWS = ["weigh", "weigh", "project", "mix"]
-SEARCH = ["survey", "survey", "gather", "halve"]
-LAUNCHED = {
-    "Mato": ([EVERY[0], EVERY[10]], False, ["weigh", "project", *ENDS]),
-    "Base, traced": ([Request(Base(), WARM)], True, ["weigh", "project", *ENDS]),
-    "Amulet": ([EVERY[9], EVERY[0]], False, ["weigh", "blend", "project", *ENDS]),
-    "Amulet, traced": ([EVERY[9]], True, [*ROWS, "score", *ENDS]),
+END_KERNELS = ["reduce_tiles", "finalize"]
+ROW_KERNELS = ["reweight", "reweight", "lm_head", "mix_logits"]
+SEARCH_KERNELS = ["count_ge", "count_ge", "compact", "bisect"]
+EXPECTED_LAUNCHES = {
+    "Mato": ([ALL_CASES[0], ALL_CASES[10]], False, ["reweight", "lm_head", *END_KERNELS]),
+    "Base, traced": ([SteeringCase(Base(), WARM_SAMPLING)], True, ["reweight", "lm_head", *END_KERNELS]),
+    "Amulet": ([ALL_CASES[9], ALL_CASES[0]], False, ["reweight", "mix_hidden", "lm_head", *END_KERNELS]),
+    "Amulet, traced": ([ALL_CASES[9]], True, [*ROW_KERNELS, "score", *END_KERNELS]),
     "top-k": (
-        [Request(Amulet(wishes(1.0)), Draw(0.7, top_k=3))],
+        [SteeringCase(Amulet(make_objectives(1.0)), RowSampling(0.7, top_k=3))],
         False,
-        ["weigh", "weigh", "blend", "project", "mix", "score", *SEARCH, "choose", *ENDS],
+        [
+            "reweight",
+            "reweight",
+            "mix_hidden",
+            "lm_head",
+            "mix_logits",
+            "score",
+            *SEARCH_KERNELS,
+            "sample_truncated",
+            *END_KERNELS,
+        ],
     ),
-    "trust region": ([EVERY[6]], False, [*ROWS, "refine", "score", *ENDS]),
-    "mask": ([EVERY[3]], False, [*ROWS, *SEARCH, "score", *ENDS]),
-    "delay": ([EVERY[7]], False, [*ROWS, "score", *ENDS]),
+    "trust region": ([ALL_CASES[6]], False, [*ROW_KERNELS, "kl_bracket", "score", *END_KERNELS]),
+    "mask": ([ALL_CASES[3]], False, [*ROW_KERNELS, *SEARCH_KERNELS, "score", *END_KERNELS]),
+    "delay": ([ALL_CASES[7]], False, [*ROW_KERNELS, "score", *END_KERNELS]),
     "mask among many branches": (
-        [EVERY[3], EVERY[10]],
+        [ALL_CASES[3], ALL_CASES[10]],
         False,
-        ["weigh", "mix", *SEARCH, "score", "finish"],
+        ["reweight", "mix_logits", *SEARCH_KERNELS, "score", "finalize"],
     ),
-    "too many rows": ([EVERY[10]] * 17, False, ["weigh", "mix", "score", "finish"]),
+    "too many rows": ([ALL_CASES[10]] * 17, False, ["reweight", "mix_logits", "score", "finalize"]),
 }
 
 
-@pytest.mark.parametrize("what", LAUNCHED)
-def test_what_a_step_launches_is_fixed_and_nothing_is_read_back(
+@pytest.mark.parametrize("what", EXPECTED_LAUNCHES)
+def test_a_step_has_fixed_launches_and_never_syncs_with_the_host(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    requests, trace, launches = LAUNCHED[what]
+    requests, trace, launches = EXPECTED_LAUNCHES[what]
     for module in (launching, steering, searching):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Noted(getattr(module, name), names))
-    table, groups = table_of(requests, 9), layout(requests)
-    hidden, weight = hidden_of(groups, 0), head_of(9)
-    with NoReading():
+            monkeypatch.setattr(module, name, RecordedKernel(getattr(module, name), names))
+    table, groups = make_state(requests, 9), make_layout(requests)
+    hidden, weight = random_hidden(groups, 0), random_head(9)
+    with ForbidHostSync():
         lm_head_steer(hidden, weight, groups, table, trace=trace)
     assert names == launches
 
 
-def test_beyond_the_rows_of_the_table_one_product_follows_the_other() -> None:
-    requests = [Request(Mato(wishes(1.0)))] * 33
-    hidden, weight = hidden_of(layout(requests), 0), head_of()
-    (choice,) = fused(requests, [hidden], weight, tuning=TUNING)
-    table = table_of(requests, NAMED)
-    truth = torch_lm_head_steer(hidden, weight, layout(requests), table)
+def test_more_rows_than_the_tuned_maximum_run_unfused() -> None:
+    requests = [SteeringCase(Mato(make_objectives(1.0)))] * 33
+    hidden, weight = random_hidden(make_layout(requests), 0), random_head()
+    (choice,) = run_fused(requests, [hidden], weight, tuning=DEFAULT_LM_HEAD_CONFIG)
+    table = make_state(requests, NUM_TOKENS)
+    truth = torch_lm_head_steer(hidden, weight, make_layout(requests), table)
     assert torch.equal(choice.tokens, truth.tokens)
     assert torch.allclose(choice.logprob, truth.logprob, atol=1e-5, rtol=0)
 
 
-def plan_of(requests: Sequence[Request], tuning: Tuning = TUNING, *, trace: bool = False) -> Plan:
-    groups, table = layout(requests), table_of(requests, 9)
-    features = Features.of(groups, table)
-    plan = Plan.of(features, groups, table, trace=trace, top=False, edited=False, tuning=tuning)
+def make_plan(
+    requests: Sequence[SteeringCase], tuning: LMHeadConfig = DEFAULT_LM_HEAD_CONFIG, *, trace: bool = False
+) -> FusedPlan:
+    groups, state = make_layout(requests), make_state(requests, 9)
+    features = StepFeatures.from_layout(groups, state)
+    plan = FusedPlan.from_features(
+        features, groups, state, trace=trace, top=False, has_edits=False, config=tuning
+    )
     assert plan is not None
     return plan
 
 
-def test_a_plan_knows_its_tiles_bytes_and_operations() -> None:
+def test_a_plan_counts_its_tiles_bytes_and_operations() -> None:
     """Of Llama 3.1 8B's head, by hand."""
     vocab, width = 128_256, 4096
-    eight = plan_of([Request(Mato(wishes(*[1.0] * 4)))] * 8)
-    assert (eight.slots, eight.rows, eight.row_tiles, eight.tiles(vocab)) == (8, 64, 1, 1002)
+    eight = make_plan([SteeringCase(Mato(make_objectives(*[1.0] * 4)))] * 8)
+    assert (eight.branch_slots, eight.tile_rows, eight.num_row_tiles, eight.num_vocab_tiles(vocab)) == (
+        8,
+        64,
+        1,
+        1002,
+    )
     assert eight.flops(40, vocab, width) == 2 * 40 * vocab * width
-    assert eight.bytes(40, vocab, width, 2) == (vocab + 40) * width * 2 + 40 * 1002 * 8 + 8 * 1002 * 12
-    mixed = plan_of([Request(Amulet(wishes(1.0)))] * 16)
-    assert (mixed.slots, mixed.rows, mixed.kept) == (1, 16, 0)
+    assert eight.bytes_moved(40, vocab, width, 2) == (vocab + 40) * width * 2 + 40 * 1002 * 8 + 8 * 1002 * 12
+    mixed = make_plan([SteeringCase(Amulet(make_objectives(1.0)))] * 16)
+    assert (mixed.branch_slots, mixed.tile_rows, mixed.rows_stored) == (1, 16, 0)
     assert mixed.flops(32, vocab, width) == 2 * 2 * 16 * vocab * width
-    told = plan_of([Request(Amulet(wishes(1.0)))] * 3, trace=True)
-    assert (told.slots, told.rows, told.kept) == (2, 16, 2)
-    assert told.bytes(6, vocab, width, 2) == (vocab + 6) * width * 2 + 6 * 1002 * 8 + 3 * 2 * vocab * 4
-    assert plan_of([Request(Mato(wishes(*[1.0] * 4)))] * 8, SMALL).row_tiles == 1
-    assert plan_of([Request(Mato(wishes(*[1.0] * 4)))] * 9, SMALL).row_tiles == 2
+    traced_plan = make_plan([SteeringCase(Amulet(make_objectives(1.0)))] * 3, trace=True)
+    assert (traced_plan.branch_slots, traced_plan.tile_rows, traced_plan.rows_stored) == (2, 16, 2)
+    assert (
+        traced_plan.bytes_moved(6, vocab, width, 2)
+        == (vocab + 6) * width * 2 + 6 * 1002 * 8 + 3 * 2 * vocab * 4
+    )
+    assert make_plan([SteeringCase(Mato(make_objectives(*[1.0] * 4)))] * 8, SMALL_CONFIG).num_row_tiles == 1
+    assert make_plan([SteeringCase(Mato(make_objectives(*[1.0] * 4)))] * 9, SMALL_CONFIG).num_row_tiles == 2
 
 
-def test_what_cannot_be_multiplied_is_refused() -> None:
-    requests = [Request(Base()), Request(Base())]
-    table, groups = table_of(requests, 9), layout(requests)
-    hidden, weight = hidden_of(groups, 0), head_of(9)
-    for given, by, message in (
+def test_incompatible_shapes_and_dtypes_are_refused() -> None:
+    requests = [SteeringCase(Base()), SteeringCase(Base())]
+    table, groups = make_state(requests, 9), make_layout(requests)
+    hidden, weight = random_hidden(groups, 0), random_head(9)
+    for inputs, by, message in (
         (hidden, weight.float(), "of one floating type"),
         (hidden.double(), weight.double(), "of one floating type"),
         (hidden[:, 1:].contiguous(), weight, r"must be \[rows, width\]"),
@@ -363,4 +433,4 @@ def test_what_cannot_be_multiplied_is_refused() -> None:
         (hidden[:1], weight, "1 rows and the groups 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            lm_head_steer(given, by, groups, table)
+            lm_head_steer(inputs, by, groups, table)

@@ -22,113 +22,125 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.state import Draw, Edits, Groups, SteerTable
+from trimtab.kernels.steering.state import LogitEdits, RequestLayout, RowSampling, SteeringState
 from trimtab.kernels.steering.step import steer as reference
 from trimtab.kernels.triton.steering import step as launching
 from trimtab.kernels.triton.steering import top_k_top_p as searching
 from trimtab.kernels.triton.steering.step import steer
 
-from ..steering_harness import GREEDY, SAMPLED, wishes
+from ..steering_harness import GREEDY, SAMPLED, make_objectives
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trimtab.kernels.steering.step import Choice
+    from trimtab.kernels.steering.step import SamplerOutput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLAT = Draw(temperature=3.0, top_p=0.9, seed=2**63 + 5)
+FLAT_SAMPLING = RowSampling(temperature=3.0, top_p=0.9, seed=2**63 + 5)
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @dataclass(frozen=True)
-class Request:
+class SteeringCase:
     method: Method
-    draw: Draw = GREEDY
+    sampling: RowSampling = GREEDY
 
     @property
     def branches(self) -> list[int]:
-        return list(range(0 if self.method.program().needs_base else 1, len(self.method.weights()) + 1))
+        return list(range(0 if self.method.coefficients().needs_base else 1, len(self.method.weights()) + 1))
 
 
-EVERY = [
-    Request(Base()),
-    Request(Base(), FLAT),
-    Request(Prompt(wishes(1.0)), Draw(0.7, top_k=3, seed=3)),
-    Request(LinearAlignment(wishes(1.0))),
-    Request(LinearAlignment(wishes(1.0), mask_temperature=2.0), SAMPLED),
-    Request(ContextSteering(wishes(0.5, 0.0, 2.0), strength=-1.5), Draw(0.9, min_p=0.1, seed=-4)),
-    Request(Guidance(wishes(1.0), kl_budget=0.3), Draw(temperature=1.3, seed=9)),
-    Request(Opad(wishes(1.0))),
-    Request(Opad(wishes(1.0), gain=0.5), SAMPLED),
-    Request(Amulet(wishes(1.0))),
-    Request(Mato(wishes(1.0, 3.0), tau=0.5), Draw(temperature=1.0, seed=1)),
-    Request(Mato(wishes(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1)),
-    Request(Mato(wishes(0.1, 0.0, 0.3), accumulate="ema", utility="reward")),
-    Request(Mixture(wishes(0.5, 0.2, 0.3)), FLAT),
+ALL_CASES = [
+    SteeringCase(Base()),
+    SteeringCase(Base(), FLAT_SAMPLING),
+    SteeringCase(Prompt(make_objectives(1.0)), RowSampling(0.7, top_k=3, seed=3)),
+    SteeringCase(LinearAlignment(make_objectives(1.0))),
+    SteeringCase(LinearAlignment(make_objectives(1.0), mask_temperature=2.0), SAMPLED),
+    SteeringCase(
+        ContextSteering(make_objectives(0.5, 0.0, 2.0), strength=-1.5), RowSampling(0.9, min_p=0.1, seed=-4)
+    ),
+    SteeringCase(Guidance(make_objectives(1.0), kl_budget=0.3), RowSampling(temperature=1.3, seed=9)),
+    SteeringCase(Opad(make_objectives(1.0))),
+    SteeringCase(Opad(make_objectives(1.0), gain=0.5), SAMPLED),
+    SteeringCase(Amulet(make_objectives(1.0))),
+    SteeringCase(Mato(make_objectives(1.0, 3.0), tau=0.5), RowSampling(temperature=1.0, seed=1)),
+    SteeringCase(Mato(make_objectives(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1)),
+    SteeringCase(Mato(make_objectives(0.1, 0.0, 0.3), accumulate="ema", utility="reward")),
+    SteeringCase(Mixture(make_objectives(0.5, 0.2, 0.3)), FLAT_SAMPLING),
 ]
 
 
-def layout(requests: Sequence[Request]) -> Groups:
+def make_layout(requests: Sequence[SteeringCase]) -> RequestLayout:
     """Requests stand in the table in reverse, so that a row of it is not a place in the batch."""
     last = len(requests) - 1
-    return Groups.of([(last - i, request.branches) for i, request in enumerate(requests)], DEVICE)
+    return RequestLayout.from_branches(
+        [(last - i, request.branches) for i, request in enumerate(requests)], DEVICE
+    )
 
 
-def table_of(requests: Sequence[Request], vocab: int) -> SteerTable:
-    table = SteerTable(vocab, DEVICE)
+def make_state(requests: Sequence[SteeringCase], vocab: int) -> SteeringState:
+    state = SteeringState(vocab, DEVICE)
     for index, request in enumerate(requests):
         method = request.method
-        table.admit(len(requests) - 1 - index, method.program(), method.weights(), request.draw)
-    return table
+        state.add_request(
+            len(requests) - 1 - index, method.coefficients(), method.weights(), request.sampling
+        )
+    return state
 
 
-def logits_of(groups: Groups, vocab: int, seed: int, spread: float = 3, apart: float = 1) -> Tensor:
+def random_logits(
+    layout: RequestLayout, vocab: int, seed: int, spread: float = 3, branch_spread: float = 1
+) -> Tensor:
     """Logits of branches that agree but for `apart` and a constant, [rows, vocab] float32."""
     generator = torch.Generator().manual_seed(seed)
-    common = spread * torch.randn(len(groups.table), vocab, generator=generator)
-    own = apart * torch.randn(len(groups.branch), vocab, generator=generator)
-    constant = 10 * torch.randn(len(groups.branch), 1, generator=generator)
-    return (common.to(DEVICE)[groups.owner] + own.to(DEVICE) + constant.to(DEVICE)).contiguous()
+    shared = spread * torch.randn(len(layout.state_rows), vocab, generator=generator)
+    per_branch = branch_spread * torch.randn(len(layout.branch_of_row), vocab, generator=generator)
+    constant = 10 * torch.randn(len(layout.branch_of_row), 1, generator=generator)
+    return (
+        shared.to(DEVICE)[layout.request_of_row] + per_branch.to(DEVICE) + constant.to(DEVICE)
+    ).contiguous()
 
 
-def steps_of(
-    how: Callable[..., Choice],
-    requests: Sequence[Request],
+def run_steps(
+    steer_fn: Callable[..., SamplerOutput],
+    requests: Sequence[SteeringCase],
     logits: Sequence[Tensor],
     vocab: int,
-    edits: Edits | None = None,
+    edits: LogitEdits | None = None,
     **options: bool,
-) -> list[Choice]:
-    table, groups = table_of(requests, vocab), layout(requests)
-    return [how(z, groups, table, edits, **options) for z in logits]
+) -> list[SamplerOutput]:
+    state, layout = make_state(requests, vocab), make_layout(requests)
+    return [steer_fn(z, layout, state, edits, **options) for z in logits]
 
 
-def of_request(choice: Choice, groups: Groups, index: int, objectives: int) -> list[Tensor]:
+def fields_of_request(
+    choice: SamplerOutput, layout: RequestLayout, index: int, num_objectives: int
+) -> list[Tensor]:
     """All that a step said of one request."""
-    first, count = int(groups.first[index]), int(groups.count[index])
-    found = []
+    first, count = int(layout.row_start[index]), int(layout.num_rows[index])
+    values = []
     for field in fields(choice):
         value = getattr(choice, field.name)
-        if field.name == "top":
-            found += [] if value is None else [part[index] for part in value]
+        if field.name == "top_logprobs":
+            values += [] if value is None else [column[index] for column in value]
         elif field.name == "branch_logprobs":
-            found.append(value[first : first + count])
+            values.append(value[first : first + count])
         elif field.name in ("weights", "rewards"):
-            found.append(value[index, :objectives])
+            values.append(value[index, :num_objectives])
         else:
-            found.append(value[index])
-    return found
+            values.append(value[index])
+    return values
 
 
-def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+def bitwise_equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     """Whether all are equal to the last bit, NaN and all."""
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a, b) or repr(a.tolist()) == repr(b.tolist()) for a, b in pairs)
 
 
-def near(got: Tensor, rough: Tensor, exact: Tensor) -> bool:
+def is_close(got: Tensor, rough: Tensor, exact: Tensor) -> bool:
     """Whether `got` is as near to the float64 truth as twice what torch in float32 is, plus 1e-5."""
     if not torch.equal(got.isnan(), exact.isnan()):
         return False
@@ -136,147 +148,169 @@ def near(got: Tensor, rough: Tensor, exact: Tensor) -> bool:
     return bool(((got.double() - exact).abs().nan_to_num() <= allowed).all())
 
 
-def edits_of(groups: int) -> Edits:
+def make_edits(num_groups: int) -> LogitEdits:
     """Bans, two biases on one token, and penalties, for the even requests of a batch."""
-    even = torch.arange(0, groups, 2, device=DEVICE)
+    even = torch.arange(0, num_groups, 2, device=DEVICE)
 
-    def at(*tokens: int) -> tuple[Tensor, Tensor]:
+    def entries(*tokens: int) -> tuple[Tensor, Tensor]:
         return even.repeat(len(tokens)), torch.tensor(tokens, device=DEVICE).repeat_interleave(len(even))
 
     bias = torch.tensor([-math.inf, 1.5, 0.25], device=DEVICE).repeat_interleave(len(even))
-    return Edits(at(3, 5, 5), bias, at(*range(5, 25)), torch.full((20 * len(even),), 1.3, device=DEVICE))
+    return LogitEdits(
+        entries(3, 5, 5), bias, entries(*range(5, 25)), torch.full((20 * len(even),), 1.3, device=DEVICE)
+    )
 
 
-def told_alike(ours: Choice, single: Choice, truth: Choice, free: Tensor) -> None:
+def assert_reported_close(
+    ours: SamplerOutput, single: SamplerOutput, truth: SamplerOutput, no_trust_region: Tensor
+) -> None:
     """What is told of a choice is as near to that of float64 as torch in float32 is.
 
     free [groups]: without a trust region, whose strength is only near.
     """
     assert not ours.failed.any()
     for name in ("weights", "rewards", "branch_logprobs"):
-        assert near(getattr(ours, name), getattr(single, name), getattr(truth, name)), name
+        assert is_close(getattr(ours, name), getattr(single, name), getattr(truth, name)), name
     for name in ("logprob", "strength", "kl"):
-        assert near(*(getattr(choice, name)[free] for choice in (ours, single, truth))), name
-    assert torch.allclose(ours.strength[~free], truth.strength[~free], rtol=1e-3)
+        assert is_close(*(getattr(choice, name)[no_trust_region] for choice in (ours, single, truth))), name
+    assert torch.allclose(ours.strength[~no_trust_region], truth.strength[~no_trust_region], rtol=1e-3)
 
 
-def without_region(requests: Sequence[Request]) -> Tensor:
+def lacks_trust_region(requests: Sequence[SteeringCase]) -> Tensor:
     """Which of the requests have no trust region, [groups]."""
-    return torch.tensor([each.method.program().kl_budget == math.inf for each in requests], device=DEVICE)
+    return torch.tensor(
+        [each.method.coefficients().kl_budget == math.inf for each in requests], device=DEVICE
+    )
 
 
 def test_every_method_and_draw_in_one_batch_equals_the_reference_over_several_steps() -> None:
     vocab, named = 333, 326
-    groups, edits = layout(EVERY), edits_of(len(EVERY))
-    logits = [logits_of(groups, vocab, seed) for seed in range(3)]
-    exact = steps_of(reference, EVERY, [z.double() for z in logits], named, edits, top=True)
-    rough = steps_of(reference, EVERY, logits, named, edits, top=True)
-    got = steps_of(steer, EVERY, logits, named, edits, top=True)
-    free = without_region(EVERY)
+    groups, edits = make_layout(ALL_CASES), make_edits(len(ALL_CASES))
+    logits = [random_logits(groups, vocab, seed) for seed in range(3)]
+    exact = run_steps(reference, ALL_CASES, [z.double() for z in logits], named, edits, top=True)
+    rough = run_steps(reference, ALL_CASES, logits, named, edits, top=True)
+    got = run_steps(steer, ALL_CASES, logits, named, edits, top=True)
+    free = lacks_trust_region(ALL_CASES)
     for ours, single, truth in zip(got, rough, exact, strict=True):
         assert torch.equal(ours.tokens, single.tokens)
-        told_alike(ours, single, truth, free)
-        assert ours.top
-        assert single.top
-        assert truth.top
-        assert near(*(choice.top[0][free] for choice in (ours, single, truth) if choice.top))
-        assert torch.equal(ours.top[1][free], single.top[1][free])
+        assert_reported_close(ours, single, truth, free)
+        assert ours.top_logprobs
+        assert single.top_logprobs
+        assert truth.top_logprobs
+        assert is_close(
+            *(choice.top_logprobs[0][free] for choice in (ours, single, truth) if choice.top_logprobs)
+        )
+        assert torch.equal(ours.top_logprobs[1][free], single.top_logprobs[1][free])
 
 
-def test_a_vocabulary_of_two_splits_in_float32_and_in_bfloat16() -> None:
-    requests = [EVERY[index] for index in (3, 8, 11)]
+def test_a_vocabulary_of_two_splits_works_in_float32_and_bfloat16() -> None:
+    requests = [ALL_CASES[index] for index in (3, 8, 11)]
     vocab = 2048 + 41
-    groups = layout(requests)
-    logits = [logits_of(groups, vocab, seed).bfloat16() for seed in range(2)]
+    groups = make_layout(requests)
+    logits = [random_logits(groups, vocab, seed).bfloat16() for seed in range(2)]
     single = [z.float() for z in logits]
-    rough = steps_of(reference, requests, single, vocab)
-    half, full = (steps_of(steer, requests, given, vocab) for given in (logits, single))
+    rough = run_steps(reference, requests, single, vocab)
+    half, full = (run_steps(steer, requests, step_logits, vocab) for step_logits in (logits, single))
     for narrow, wide, truth in zip(half, full, rough, strict=True):
         assert torch.equal(wide.tokens, truth.tokens)
         assert torch.allclose(wide.branch_logprobs, truth.branch_logprobs, atol=1e-5, rtol=0)
         for field in fields(wide):
-            if field.name != "top":
-                assert same([getattr(narrow, field.name)], [getattr(wide, field.name)]), field.name
+            if field.name != "top_logprobs":
+                assert bitwise_equal([getattr(narrow, field.name)], [getattr(wide, field.name)]), field.name
 
 
-def test_a_request_gives_the_same_bits_in_a_crowd_as_alone_with_no_to_fifteen_objectives() -> None:
-    draws = [GREEDY, FLAT, Draw(0.8, top_k=4, seed=5), Draw(1.0, min_p=0.1, seed=6)]
-    crowd = [Request(Base(), draws[1])]
+def test_a_request_of_any_number_of_objectives_gives_the_same_bits_batched_as_alone() -> None:
+    draws = [GREEDY, FLAT_SAMPLING, RowSampling(0.8, top_k=4, seed=5), RowSampling(1.0, min_p=0.1, seed=6)]
+    crowd = [SteeringCase(Base(), draws[1])]
     for count in range(1, 16):
         budget = 0.05 if count % 5 == 0 else None
-        crowd.append(Request(Mato(wishes(*range(1, count + 1)), tau=0.5, kl_budget=budget), draws[count % 4]))
-    crowd += [EVERY[4], EVERY[7], Request(Mato(wishes(*range(1, 41))))]
-    vocab, groups = 97, layout(crowd)
-    logits = [logits_of(groups, vocab, seed) for seed in (0, 1)]
-    together = steps_of(steer, crowd, logits, vocab)
+        crowd.append(
+            SteeringCase(
+                Mato(make_objectives(*range(1, count + 1)), tau=0.5, kl_budget=budget), draws[count % 4]
+            )
+        )
+    crowd += [ALL_CASES[4], ALL_CASES[7], SteeringCase(Mato(make_objectives(*range(1, 41))))]
+    vocab, groups = 97, make_layout(crowd)
+    logits = [random_logits(groups, vocab, seed) for seed in (0, 1)]
+    together = run_steps(steer, crowd, logits, vocab)
     for index in (0, 1, 5, 6, 7, 10, 15, 16, 17, 18):
-        first, count = int(groups.first[index]), int(groups.count[index])
-        alone = steps_of(steer, [crowd[index]], [z[first : first + count] for z in logits], vocab)
+        first, count = int(groups.row_start[index]), int(groups.num_rows[index])
+        alone = run_steps(steer, [crowd[index]], [z[first : first + count] for z in logits], vocab)
         objectives = len(crowd[index].method.weights())
         for single, many in zip(alone, together, strict=True):
-            there = of_request(many, groups, index, objectives)
-            assert same(of_request(single, layout([crowd[index]]), 0, objectives), there), index
+            batched_fields = fields_of_request(many, groups, index, objectives)
+            assert bitwise_equal(
+                fields_of_request(single, make_layout([crowd[index]]), 0, objectives), batched_fields
+            ), index
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(value: float) -> None:
-    requests = [EVERY[index] for index in (0, 2, 4, 6, 7, 11)]
-    groups = layout(requests)
-    healthy = [logits_of(groups, 41, seed) for seed in (0, 1)]
+    requests = [ALL_CASES[index] for index in (0, 2, 4, 6, 7, 11)]
+    groups = make_layout(requests)
+    healthy = [random_logits(groups, 41, seed) for seed in (0, 1)]
     ill = [healthy[0].clone(), healthy[1]]
     broken = (1, 3, 5)
     for index in broken:
-        ill[0][int(groups.first[index] + groups.count[index]) - 1, 7 * index] = value
-    well, sick = steps_of(steer, requests, healthy, 41), steps_of(steer, requests, ill, 41)
+        ill[0][int(groups.row_start[index] + groups.num_rows[index]) - 1, 7 * index] = value
+    well, sick = run_steps(steer, requests, healthy, 41), run_steps(steer, requests, ill, 41)
     assert sick[0].failed.tolist() == [index in broken for index in range(len(requests))]
     assert not sick[0].tokens[sick[0].failed].any()
     assert bool(sick[1].weights.isfinite().all())
     for index in set(range(len(requests))) - set(broken):
         objectives = len(requests[index].method.weights())
         for one, other in zip(well, sick, strict=True):
-            pair = [of_request(choice, groups, index, objectives) for choice in (one, other)]
-            assert same(*pair), index
+            pair = [fields_of_request(choice, groups, index, objectives) for choice in (one, other)]
+            assert bitwise_equal(*pair), index
 
 
 def test_a_request_whose_every_token_is_banned_fails_alone() -> None:
-    requests = [Request(Base()), Request(Base()), Request(Base(), SAMPLED), Request(Base(), SAMPLED)]
-    logits = logits_of(layout(requests), 9, 0)
+    requests = [
+        SteeringCase(Base()),
+        SteeringCase(Base()),
+        SteeringCase(Base(), SAMPLED),
+        SteeringCase(Base(), SAMPLED),
+    ]
+    logits = random_logits(make_layout(requests), 9, 0)
     at = (torch.tensor([1, 2], device=DEVICE).repeat_interleave(9), torch.arange(9, device=DEVICE).repeat(2))
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-    banned = Edits(at, torch.full((18,), -math.inf, device=DEVICE), (none, none), none.float())
-    (before,), (after,) = (steps_of(steer, requests, [logits], 9, edits) for edits in (None, banned))
+    banned = LogitEdits(at, torch.full((18,), -math.inf, device=DEVICE), (none, none), none.float())
+    (before,), (after,) = (run_steps(steer, requests, [logits], 9, edits) for edits in (None, banned))
     assert after.failed.tolist() == [False, True, True, False]
     assert after.tokens[[1, 2]].tolist() == [0, 0]
     assert torch.equal(after.tokens[[0, 3]], before.tokens[[0, 3]])
 
 
 def test_the_lowest_of_tied_tokens_is_chosen() -> None:
-    requests = [Request(Base())]
+    requests = [SteeringCase(Base())]
     logits = torch.zeros(1, 2048 + 9, device=DEVICE)
     logits[0, [700, 900, 2050]] = 4.0
-    (choice,) = steps_of(steer, requests, [logits], 2057)
+    (choice,) = run_steps(steer, requests, [logits], 2057)
     assert choice.tokens.tolist() == [700]
 
 
-def student(groups: Groups, vocab: int, seed: int) -> Tensor:
+def heavy_tailed_rows(groups: RequestLayout, vocab: int, seed: int) -> Tensor:
     """Rows whose few outliers overtake each other suddenly as the strength grows."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(5, len(groups.branch), vocab, generator=generator)
+    rows = torch.randn(5, len(groups.branch_of_row), vocab, generator=generator)
     return (2 * rows[0] / rows[1:].square().mean(0).sqrt()).to(DEVICE)
 
 
-def test_the_trust_region_is_kept_and_used_up_whatever_the_strength_and_the_rows() -> None:
+def test_the_trust_region_is_respected_and_exhausted_at_any_strength() -> None:
     cases = [(a, budget) for a in (1.0, 1.9, 5.6, 40.0, 1000.0) for budget in (0.01, 0.2, 0.5)]
-    requests = [Request(Guidance(wishes(1.0), guidance_scale=a, kl_budget=budget)) for a, budget in cases]
-    groups = layout(requests)
-    rows = student(groups, 2089, 0)
-    odd = groups.owner % 2 == 1
-    rows[odd] = logits_of(groups, 2089, 1, apart=0.4)[odd]
-    (choice,) = steps_of(steer, requests, [rows], 2089)
+    requests = [
+        SteeringCase(Guidance(make_objectives(1.0), guidance_scale=a, kl_budget=budget))
+        for a, budget in cases
+    ]
+    groups = make_layout(requests)
+    rows = heavy_tailed_rows(groups, 2089, 0)
+    odd = groups.request_of_row % 2 == 1
+    rows[odd] = random_logits(groups, 2089, 1, branch_spread=0.4)[odd]
+    (choice,) = run_steps(steer, requests, [rows], 2089)
     assert not choice.failed.any()
-    base, wish = rows.double().unflatten(0, (-1, 2)).unbind(1)
-    near_policy = wish.log_softmax(-1)
-    far = (base + choice.strength[:, None] * (wish - base)).log_softmax(-1)
+    base, objective = rows.double().unflatten(0, (-1, 2)).unbind(1)
+    near_policy = objective.log_softmax(-1)
+    far = (base + choice.strength[:, None] * (objective - base)).log_softmax(-1)
     kl = (far.exp() * (far - near_policy)).sum(-1)
     budget = torch.tensor([budget for _, budget in cases], dtype=torch.float64, device=DEVICE)
     limit = torch.tensor([a for a, _ in cases], dtype=torch.float64, device=DEVICE)
@@ -287,18 +321,18 @@ def test_the_trust_region_is_kept_and_used_up_whatever_the_strength_and_the_rows
 
 
 def test_a_step_gives_the_same_tokens_without_a_trace() -> None:
-    requests = [EVERY[index] for index in (1, 6, 9, 10)]
-    logits = [logits_of(layout(requests), 97, 0)]
-    (told,), (silent,) = (steps_of(steer, requests, logits, 97, trace=on) for on in (True, False))
+    requests = [ALL_CASES[index] for index in (1, 6, 9, 10)]
+    logits = [random_logits(make_layout(requests), 97, 0)]
+    (traced,), (untraced,) = (run_steps(steer, requests, logits, 97, trace=on) for on in (True, False))
     for name in ("tokens", "weights", "strength"):
-        assert torch.equal(getattr(told, name), getattr(silent, name))
-    assert bool(silent.logprob.isnan().all())
-    (likeliest,) = steps_of(reference, requests, logits, 97, trace=False)
-    assert torch.equal(silent.kl.isnan(), likeliest.kl.isnan())
-    assert torch.equal(silent.branch_logprobs.isnan(), likeliest.branch_logprobs.isnan())
+        assert torch.equal(getattr(traced, name), getattr(untraced, name))
+    assert bool(untraced.logprob.isnan().all())
+    (likeliest,) = run_steps(reference, requests, logits, 97, trace=False)
+    assert torch.equal(untraced.kl.isnan(), likeliest.kl.isnan())
+    assert torch.equal(untraced.branch_logprobs.isnan(), likeliest.branch_logprobs.isnan())
 
 
-class NoReading(TorchDispatchMode):
+class ForbidHostSync(TorchDispatchMode):
     """Refuses what would make the host wait for a value of the device."""
 
     def __torch_dispatch__(
@@ -308,7 +342,7 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Counted:
+class CountedKernel:
     """A jitted function that counts its launches."""
 
     def __init__(self, function: Any, counts: dict[str, int], name: str) -> None:
@@ -328,10 +362,10 @@ def test_a_step_has_a_fixed_number_of_launches_and_reads_nothing_back(
     counts: dict[str, int] = {}
     for module in (launching, searching):
         for kernel in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, kernel, Counted(getattr(module, kernel), counts, kernel))
-    requests = [replace(EVERY[index]) for index in chosen]
-    table, groups = table_of(requests, 9), layout(requests)
-    logits = logits_of(groups, 9, 0)
-    with NoReading():
+            monkeypatch.setattr(module, kernel, CountedKernel(getattr(module, kernel), counts, kernel))
+    requests = [replace(ALL_CASES[index]) for index in chosen]
+    table, groups = make_state(requests, 9), make_layout(requests)
+    logits = random_logits(groups, 9, 0)
+    with ForbidHostSync():
         steer(logits, groups, table)
     assert sum(counts.values()) == launches

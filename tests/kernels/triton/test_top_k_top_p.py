@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from trimtab.kernels.distributed.vocab_parallel import UNIT
-from trimtab.kernels.steering.state import Groups
-from trimtab.kernels.triton.steering.step import Tiling
-from trimtab.kernels.triton.steering.top_k_top_p import Kind, search
+from trimtab.kernels.distributed.vocab_parallel import MASS_SCALE
+from trimtab.kernels.steering.state import RequestLayout
+from trimtab.kernels.triton.steering.step import VocabTiling
+from trimtab.kernels.triton.steering.top_k_top_p import ThresholdKind, find_thresholds
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VOCAB = 2500
@@ -18,7 +18,7 @@ VOCAB = 2500
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def rows() -> tuple[list[str], Tensor]:
+def make_rows() -> tuple[list[str], Tensor]:
     """Where the threshold lies close to the top, far below it, among thousands of others, or among equals.
 
     The last has no name: it asks for nothing.
@@ -41,61 +41,74 @@ def rows() -> tuple[list[str], Tensor]:
     return list(named), torch.stack([*named.values(), named["flat"]]).to(DEVICE)
 
 
-def kept_by_sorting(row: Tensor, limit: float, temperature: float, kind: Kind) -> Tensor:
+def keep_mask_by_sorting(row: Tensor, limit: float, temperature: float, kind: ThresholdKind) -> Tensor:
     """Ties are kept; of masses, what integers count."""
     values = row.sort(descending=True).values
-    if kind is Kind.TOP_K:
+    if kind is ThresholdKind.TOP_K:
         return row >= values[min(int(limit), VOCAB) - 1]
-    masses = (((values - values[0]) / temperature).exp() * UNIT).long().cumsum(0)
+    masses = (((values - values[0]) / temperature).exp() * MASS_SCALE).long().cumsum(0)
     return row >= values[(masses.double() >= limit * masses[-1].double()).nonzero()[0, 0]]
 
 
-def found(kind: Kind, stacked: Tensor, limit: float, warmth: float, outer: Tensor | None = None) -> Tensor:
-    tiling, count = Tiling.of(VOCAB), len(stacked)
-    edges = [*range(0, VOCAB, tiling.split), VOCAB]
+def call_find_thresholds(
+    kind: ThresholdKind,
+    stacked: Tensor,
+    limit: float,
+    temperatures: float,
+    prior_thresholds: Tensor | None = None,
+) -> Tensor:
+    tiling, count = VocabTiling.from_vocab_size(VOCAB), len(stacked)
+    edges = [*range(0, VOCAB, tiling.block_v), VOCAB]
     tops = torch.stack([stacked[:, low:high].amax(1) for low, high in pairwise(edges)], 1)
-    groups = Groups.of([(index, [0]) for index in range(count)], DEVICE)
+    groups = RequestLayout.from_branches([(index, [0]) for index in range(count)], DEVICE)
     limits = torch.zeros(count, 3, dtype=torch.float64, device=DEVICE)
     limits[:, kind] = limit
     limits[-1] = 0
-    temperature = torch.full((count,), warmth, dtype=torch.float64, device=DEVICE)
-    return search(kind, stacked, tops.contiguous(), groups, limits, temperature, VOCAB, tiling.split, outer)
+    temperature = torch.full((count,), temperatures, dtype=torch.float64, device=DEVICE)
+    return find_thresholds(
+        kind, stacked, tops.contiguous(), groups, limits, temperature, VOCAB, tiling.block_v, prior_thresholds
+    )
 
 
 @pytest.mark.parametrize("count", [1, 50, 1300, VOCAB - 1])
-def test_the_largest_are_kept(count: int) -> None:
-    named, stacked = rows()
-    thresholds = found(Kind.TOP_K, stacked, count, 1.0)
+def test_top_k_keeps_the_largest(count: int) -> None:
+    named, stacked = make_rows()
+    thresholds = call_find_thresholds(ThresholdKind.TOP_K, stacked, count, 1.0)
     assert thresholds[-1] == -torch.inf
     for name, row, threshold in zip(named, stacked, thresholds, strict=False):
-        assert torch.equal(row >= threshold, kept_by_sorting(row, count, 1.0, Kind.TOP_K)), name
+        assert torch.equal(row >= threshold, keep_mask_by_sorting(row, count, 1.0, ThresholdKind.TOP_K)), name
 
 
 @pytest.mark.parametrize(
     ("kind", "mass", "warmth"),
     [
-        (Kind.TOP_P, 1e-9, 1.0),
-        (Kind.TOP_P, 0.9, 0.05),
-        (Kind.TOP_P, 0.9, 30.0),
-        (Kind.NUCLEUS, 0.3, 1.0),
-        (Kind.NUCLEUS, 1 - 1e-9, 1.0),
+        (ThresholdKind.TOP_P, 1e-9, 1.0),
+        (ThresholdKind.TOP_P, 0.9, 0.05),
+        (ThresholdKind.TOP_P, 0.9, 30.0),
+        (ThresholdKind.NUCLEUS, 0.3, 1.0),
+        (ThresholdKind.NUCLEUS, 1 - 1e-9, 1.0),
     ],
 )
-def test_the_mass_of_the_likeliest_is_kept(kind: Kind, mass: float, warmth: float) -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(
+    kind: ThresholdKind, mass: float, warmth: float
+) -> None:
     """The exponential is each library's own: where the mass is just reached, a token more or less."""
-    named, stacked = rows()
-    thresholds = found(kind, stacked, mass, warmth)
+    named, stacked = make_rows()
+    thresholds = call_find_thresholds(kind, stacked, mass, warmth)
     assert thresholds[-1] == -torch.inf
     for name, row, threshold in zip(named, stacked, thresholds, strict=False):
-        kept, right = int((row >= threshold).sum()), int(kept_by_sorting(row, mass, warmth, kind).sum())
-        assert abs(kept - right) <= 1 + right // 1000, name
+        num_kept, right = (
+            int((row >= threshold).sum()),
+            int(keep_mask_by_sorting(row, mass, warmth, kind).sum()),
+        )
+        assert abs(num_kept - right) <= 1 + right // 1000, name
 
 
-def test_masses_are_counted_among_what_is_at_or_above_other_thresholds() -> None:
-    named, stacked = rows()
-    outer = found(Kind.TOP_K, stacked, 40, 1.0)
-    thresholds = found(Kind.TOP_P, stacked, 0.5, 1.0, outer)
+def test_top_p_mass_counts_only_tokens_kept_by_the_prior_thresholds() -> None:
+    named, stacked = make_rows()
+    outer = call_find_thresholds(ThresholdKind.TOP_K, stacked, 40, 1.0)
+    thresholds = call_find_thresholds(ThresholdKind.TOP_P, stacked, 0.5, 1.0, outer)
     for name, row, least, threshold in zip(named, stacked, outer, thresholds, strict=False):
         inner = row.masked_fill(row < least, -torch.inf)
-        right = kept_by_sorting(inner, 0.5, 1.0, Kind.TOP_P)
+        right = keep_mask_by_sorting(inner, 0.5, 1.0, ThresholdKind.TOP_P)
         assert torch.equal((row >= threshold) & (row >= least), right), name

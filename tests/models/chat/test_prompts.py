@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from trimtab.kernels.common.errors import InputError
 from trimtab.models.chat.prompts import DEFAULT_SYSTEM, BranchPrompt, render_branches
 from trimtab.models.chat.template import ChatTemplate
-from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.huggingface import HFTokenizerBackend
 from trimtab.models.tokenizer.tokenizer import Tokenizer
 
-from ...helpers.chat_templates import CHATML, GEMMA, MISTRAL, PLAIN, QWEN3, SILENT, TEMPLATES
+from ...helpers.chat_templates import CHATML, DROPS_SYSTEM, GEMMA, MISTRAL, PLAIN, QWEN3, TEMPLATES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,54 +32,56 @@ TOOLS = [
         "function": {"name": "f", "description": "<b> & 'é' 東京", "z": 1, "a": [1.5, None, True]},
     }
 ]
-TURN = [{"role": "user", "content": "  Why <b>&</b> 東京?\n"}]
-TALK = [
-    *TURN,
+USER_TURN = [{"role": "user", "content": "  Why <b>&</b> 東京?\n"}]
+CONVERSATION = [
+    *USER_TURN,
     {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo."},
     {"role": "user", "content": "And?"},
 ]
 SYSTEM = [{"role": "system", "content": "Be kind."}]
 
 
-def backend(*specials: str) -> Backend:
+def make_backend(*specials: str) -> Backend:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Backend(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(list(specials))
-    return made
+    tokenizer_backend = Backend(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer_backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer_backend.decoder = decoders.ByteLevel()
+    tokenizer_backend.add_special_tokens(list(specials))
+    return tokenizer_backend
 
 
-def adding(single: str) -> Tokenizer:
+def tokenizer_adding(single: str) -> Tokenizer:
     """A tokenizer whose post-processor adds the special tokens of `single`, such as "<s> $A </s>"."""
-    made = backend(BOS, EOS)
-    pairs = [(token, made.token_to_id(token)) for token in (BOS, EOS)]
-    made.post_processor = processors.TemplateProcessing(single, special_tokens=pairs)
-    return Tokenizer(JsonVocabulary(made), BOS, EOS)
+    tokenizer_backend = make_backend(BOS, EOS)
+    pairs = [(token, tokenizer_backend.token_to_id(token)) for token in (BOS, EOS)]
+    tokenizer_backend.post_processor = processors.TemplateProcessing(single, special_tokens=pairs)
+    return Tokenizer(HFTokenizerBackend(tokenizer_backend), BOS, EOS)
 
 
-PLAIN_TOKENIZER = Tokenizer(JsonVocabulary(backend(BOS, EOS)), BOS, EOS)
+PLAIN_TOKENIZER = Tokenizer(HFTokenizerBackend(make_backend(BOS, EOS)), BOS, EOS)
 
 
-def branches(
-    source: str, messages: Sequence[Any], *wishes: str, placement: str = "system", **extra: Any
+def render_prompts(
+    source: str, messages: Sequence[Any], *objectives: str, placement: str = "system", **template_args: Any
 ) -> list[str]:
     found = render_branches(
-        ChatTemplate(source, BOS, EOS), PLAIN_TOKENIZER, messages, wishes, placement, extra
+        ChatTemplate(source, BOS, EOS), PLAIN_TOKENIZER, messages, objectives, placement, template_args
     )
-    assert [branch.name for branch in found] == ["base", *wishes]
+    assert [branch.name for branch in found] == ["base", *objectives]
     assert all(
         PLAIN_TOKENIZER.decode(b.prompt_token_ids, skip_special_tokens=False) == b.prompt for b in found
     )
     return [branch.prompt for branch in found]
 
 
-def user(content: Any) -> dict[str, Any]:
+def user_message(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
-@pytest.mark.parametrize("messages", [TURN, TALK, SYSTEM + TURN, SYSTEM + TALK, [*TURN, *TURN]])
+@pytest.mark.parametrize(
+    "messages", [USER_TURN, CONVERSATION, SYSTEM + USER_TURN, SYSTEM + CONVERSATION, [*USER_TURN, *USER_TURN]]
+)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -92,11 +94,11 @@ def user(content: Any) -> dict[str, Any]:
 def test_a_rendering_is_that_of_transformers(
     source: str, messages: list[Any], kwargs: dict[str, Any]
 ) -> None:
-    peer = PreTrainedTokenizerFast(tokenizer_object=backend(BOS, EOS), bos_token=BOS, eos_token=EOS)
-    asked = {"add_generation_prompt": True, **kwargs}
+    peer = PreTrainedTokenizerFast(tokenizer_object=make_backend(BOS, EOS), bos_token=BOS, eos_token=EOS)
+    template_args = {"add_generation_prompt": True, **kwargs}
     template = ChatTemplate(source, BOS, EOS)
     try:
-        expected = peer.apply_chat_template(messages, chat_template=source, tokenize=False, **asked)
+        expected = peer.apply_chat_template(messages, chat_template=source, tokenize=False, **template_args)
     except Exception:  # the peer refuses in its own way
         with pytest.raises(InputError, match="must alternate"):
             template.render(messages, **kwargs)
@@ -109,21 +111,23 @@ def test_a_rendering_is_that_of_transformers(
 )
 def test_tojson_is_that_of_transformers(arguments: str) -> None:
     source = f"{{{{ tools | tojson({arguments}) }}}}"
-    peer = PreTrainedTokenizerFast(tokenizer_object=backend())
-    expected = peer.apply_chat_template(TURN, tools=TOOLS, chat_template=source, tokenize=False)
-    assert ChatTemplate(source).render(TURN, tools=TOOLS) == expected
+    peer = PreTrainedTokenizerFast(tokenizer_object=make_backend())
+    expected = peer.apply_chat_template(USER_TURN, tools=TOOLS, chat_template=source, tokenize=False)
+    assert ChatTemplate(source).render(USER_TURN, tools=TOOLS) == expected
     assert json.loads(expected) == TOOLS
 
 
 def test_strftime_now_is_the_local_time() -> None:
-    assert ChatTemplate("{{ strftime_now('%Y-%m-%d') }}").render(TURN) == datetime.now().strftime("%Y-%m-%d")
+    assert ChatTemplate("{{ strftime_now('%Y-%m-%d') }}").render(USER_TURN) == datetime.now().strftime(
+        "%Y-%m-%d"
+    )
 
 
 def test_what_is_set_inside_a_generation_block_stays_there() -> None:
     source = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
-    peer = PreTrainedTokenizerFast(tokenizer_object=backend())
-    assert ChatTemplate(source).render(TURN) == peer.apply_chat_template(
-        TURN, chat_template=source, tokenize=False
+    peer = PreTrainedTokenizerFast(tokenizer_object=make_backend())
+    assert ChatTemplate(source).render(USER_TURN) == peer.apply_chat_template(
+        USER_TURN, chat_template=source, tokenize=False
     )
 
 
@@ -145,17 +149,17 @@ def test_what_is_set_inside_a_generation_block_stays_there() -> None:
         "{{ (messages | attr('__class__')).mro() }}",
     ],
 )
-def test_the_sandbox_holds_and_messages_stay_as_they_were(source: str) -> None:
-    messages = copy.deepcopy(TALK)
+def test_templates_cannot_escape_the_sandbox_or_change_messages(source: str) -> None:
+    messages = copy.deepcopy(CONVERSATION)
     with pytest.raises(InputError, match="the chat template cannot render this conversation"):
         ChatTemplate(source).render(messages)
-    assert messages == TALK
+    assert messages == CONVERSATION
 
 
 def test_namespace_and_dict_work_as_templates_use_them() -> None:
     source = "{% set ns = namespace({'a': 1}, self=2) %}{% set ns.a = ns.a + 1 %}"
     source += "{{ ns.a }}{{ ns.self }}{{ dict(b=3).b }}"
-    assert ChatTemplate(source).render(TURN) == "223"
+    assert ChatTemplate(source).render(USER_TURN) == "223"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,7 @@ def test_namespace_and_dict_work_as_templates_use_them() -> None:
 )
 def test_a_template_that_fails_says_why_in_one_sentence(source: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
-        ChatTemplate(source).render(TURN)
+        ChatTemplate(source).render(USER_TURN)
     assert "\n" not in str(caught.value)
 
 
@@ -207,10 +211,10 @@ def test_values_of_str_and_int_subclasses_are_rendered_as_plain_ones() -> None:
 
 def test_a_value_that_is_no_json_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"chat_template_kwargs\['tools'\]\[1\] is <object"):
-        ChatTemplate(PLAIN).render(TURN, tools=[1, object()])
+        ChatTemplate(PLAIN).render(USER_TURN, tools=[1, object()])
 
 
-def write(folder: Path, jinja: str | None = None, config: Any = None) -> Path:
+def write_folder(folder: Path, jinja: str | None = None, config: Any = None) -> Path:
     if jinja is not None:
         (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": config}))
@@ -234,8 +238,8 @@ def write(folder: Path, jinja: str | None = None, config: Any = None) -> Path:
 def test_the_folders_template_is_the_jinja_file_then_the_config(
     tmp_path: Path, jinja: str | None, config: Any, expected: str | None
 ) -> None:
-    template = ChatTemplate.from_folder(write(tmp_path, jinja, config), PLAIN_TOKENIZER)
-    assert (template.render(TURN) if template else None) == expected
+    template = ChatTemplate.from_folder(write_folder(tmp_path, jinja, config), PLAIN_TOKENIZER)
+    assert (template.render(USER_TURN) if template else None) == expected
 
 
 def test_a_folder_without_any_file_has_no_template(tmp_path: Path) -> None:
@@ -248,10 +252,10 @@ def test_an_override_is_a_template_or_a_file_of_one(tmp_path: Path, as_file: boo
     path = tmp_path / "mine.jinja"
     path.write_text(text)
     template = ChatTemplate.from_folder(
-        write(tmp_path, "file"), PLAIN_TOKENIZER, str(path) if as_file else text
+        write_folder(tmp_path, "file"), PLAIN_TOKENIZER, str(path) if as_file else text
     )
     assert template is not None
-    assert template.render(TURN) == BOS + "long " * 200 + EOS
+    assert template.render(USER_TURN) == BOS + "long " * 200 + EOS
 
 
 @pytest.mark.parametrize("override", ["nowhere.jinja", "", "a\0b"])
@@ -262,24 +266,24 @@ def test_an_override_that_is_neither_is_refused_by_name(tmp_path: Path, override
 
 def test_a_template_in_the_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is 3; it must be a template's text"):
-        ChatTemplate.from_folder(write(tmp_path, config=3), PLAIN_TOKENIZER)
+        ChatTemplate.from_folder(write_folder(tmp_path, config=3), PLAIN_TOKENIZER)
 
 
-def test_what_is_no_template_and_what_none_takes_is_told_in_short(tmp_path: Path) -> None:
+def test_invalid_templates_and_values_are_reported_briefly(tmp_path: Path) -> None:
     long = "x" * 10**5
     for refused in (
         lambda: ChatTemplate.from_folder(tmp_path, PLAIN_TOKENIZER, long),
-        lambda: ChatTemplate.from_folder(write(tmp_path, config={"default": long}), PLAIN_TOKENIZER),
-        lambda: ChatTemplate("{{ x }}").render(TURN, x=long.encode()),
-        lambda: ChatTemplate("{{ x }}").render(TURN, x={long: b"y"}),
+        lambda: ChatTemplate.from_folder(write_folder(tmp_path, config={"default": long}), PLAIN_TOKENIZER),
+        lambda: ChatTemplate("{{ x }}").render(USER_TURN, x=long.encode()),
+        lambda: ChatTemplate("{{ x }}").render(USER_TURN, x={long: b"y"}),
     ):
         with pytest.raises(InputError, match=r"must be a|takes only JSON") as refusal:
             refused()
         assert len(str(refusal.value)) < 400 + len(str(tmp_path))
 
 
-def test_wishes_follow_the_systems_text_and_the_base_carries_the_shared_one() -> None:
-    base, short, kind = branches(CHATML, [user("Hi")], "Be short.", "Be kind.")
+def test_objectives_follow_the_system_text_and_the_base_has_the_shared_one() -> None:
+    base, short, kind = render_prompts(CHATML, [user_message("Hi")], "Be short.", "Be kind.")
     assert base.startswith(
         f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
     )
@@ -289,155 +293,168 @@ def test_wishes_follow_the_systems_text_and_the_base_carries_the_shared_one() ->
 
 
 def test_the_conversations_own_system_text_is_shared() -> None:
-    messages = [{"role": "system", "content": "You are Bob."}, user("Hi")]
-    assert branches(PLAIN, messages, "W") == [
+    messages = [{"role": "system", "content": "You are Bob."}, user_message("Hi")]
+    assert render_prompts(PLAIN, messages, "W") == [
         "system: You are Bob.\nuser: Hi\n",
         "system: You are Bob. W\nuser: Hi\n",
     ]
 
 
-def test_wishes_placed_with_the_user_follow_the_last_user_turn() -> None:
+def test_objectives_placed_with_the_user_follow_the_last_user_turn() -> None:
     messages = [
-        user("One"),
+        user_message("One"),
         {"role": "assistant", "content": "Two"},
-        user("Three"),
+        user_message("Three"),
         {"role": "assistant", "content": "F"},
     ]
-    base, wished = branches(PLAIN, messages, "W", placement="user")
+    base, wished = render_prompts(PLAIN, messages, "W", placement="user")
     assert base == f"system: {DEFAULT_SYSTEM}\nuser: One\nassistant: Two\nuser: Three\nassistant: F\n"
     assert wished == base.replace("Three", "Three W")
 
 
-@pytest.mark.parametrize("source", [GEMMA, SILENT, MISTRAL])
+@pytest.mark.parametrize("source", [GEMMA, DROPS_SYSTEM, MISTRAL])
 @pytest.mark.parametrize("system", [None, "You are Bob."])
 def test_a_system_text_the_template_refuses_or_drops_opens_the_first_user_turn(
     source: str, system: str | None
 ) -> None:
-    own = [{"role": "system", "content": system}] if system else []
-    turns = [user("One"), {"role": "assistant", "content": "Two"}, user("Three")]
+    system_messages = [{"role": "system", "content": system}] if system else []
+    turns = [user_message("One"), {"role": "assistant", "content": "Two"}, user_message("Three")]
     text = system or DEFAULT_SYSTEM
 
     def folded(opening: str, last: str) -> str:
-        return ChatTemplate(source, BOS, EOS).render([user(f"{opening}\n\nOne"), turns[1], user(last)])
+        return ChatTemplate(source, BOS, EOS).render(
+            [user_message(f"{opening}\n\nOne"), turns[1], user_message(last)]
+        )
 
-    assert branches(source, own + turns, "W") == [folded(text, "Three"), folded(f"{text} W", "Three")]
-    by_user = branches(source, own + turns, "W", placement="user")
+    assert render_prompts(source, system_messages + turns, "W") == [
+        folded(text, "Three"),
+        folded(f"{text} W", "Three"),
+    ]
+    by_user = render_prompts(source, system_messages + turns, "W", placement="user")
     assert by_user == [folded(text, "Three"), folded(text, "Three W")]
 
 
-def test_with_one_turn_folding_and_a_wish_meet_in_it() -> None:
+def test_one_turn_can_hold_both_the_folded_system_text_and_an_objective() -> None:
     text = f"user: {DEFAULT_SYSTEM}\n\nHi"
-    assert branches(SILENT, [user("Hi")], "W", placement="user") == [f"{text}\n", f"{text} W\n"]
+    assert render_prompts(DROPS_SYSTEM, [user_message("Hi")], "W", placement="user") == [
+        f"{text}\n",
+        f"{text} W\n",
+    ]
 
 
 def test_a_dropped_system_text_is_noticed_though_the_user_says_the_same() -> None:
-    base, _ = branches(SILENT, [user(DEFAULT_SYSTEM)], "W")
+    base, _ = render_prompts(DROPS_SYSTEM, [user_message(DEFAULT_SYSTEM)], "W")
     assert base == f"user: {DEFAULT_SYSTEM}\n\n{DEFAULT_SYSTEM}\n"
 
 
 def test_a_system_text_the_template_rewrites_is_not_taken_for_dropped() -> None:
     source = "{{ messages[0].content | trim | tojson }}|{{ messages[1].content }}"
-    messages = [{"role": "system", "content": ' Say "hi"\n'}, user("Hi")]
-    assert branches(source, messages) == ['"Say \\"hi\\""|Hi']
+    messages = [{"role": "system", "content": ' Say "hi"\n'}, user_message("Hi")]
+    assert render_prompts(source, messages) == ['"Say \\"hi\\""|Hi']
 
 
 def test_a_system_message_in_the_middle_stays_there() -> None:
-    messages = [user("One"), {"role": "system", "content": "S"}, user("Two")]
-    assert branches(PLAIN, messages, "W")[1] == "user: One\nsystem: S W\nuser: Two\n"
-    assert branches(SILENT, messages, "W")[1] == "user: S W\n\nOne\nuser: Two\n"
+    messages = [user_message("One"), {"role": "system", "content": "S"}, user_message("Two")]
+    assert render_prompts(PLAIN, messages, "W")[1] == "user: One\nsystem: S W\nuser: Two\n"
+    assert render_prompts(DROPS_SYSTEM, messages, "W")[1] == "user: S W\n\nOne\nuser: Two\n"
 
 
 def test_template_arguments_reach_every_branch() -> None:
-    off = branches(QWEN3, TALK, "W", enable_thinking=False)
+    off = render_prompts(QWEN3, CONVERSATION, "W", enable_thinking=False)
     assert all(text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") for text in off)
 
 
 def test_the_messages_given_are_not_modified() -> None:
-    messages = [user([{"type": "text", "text": "a"}])]
+    messages = [user_message([{"type": "text", "text": "a"}])]
     before = copy.deepcopy(messages)
-    branches(GEMMA, messages, "W", placement="user")
+    render_prompts(GEMMA, messages, "W", placement="user")
     assert messages == before
 
 
 def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "One "}, {"type": "text", "text": "two"}]
-    assert branches(PLAIN, [user(parts)])[0].endswith("user: One two\n")
+    assert render_prompts(PLAIN, [user_message(parts)])[0].endswith("user: One two\n")
 
 
 def test_an_assistant_turn_of_tool_calls_needs_no_content() -> None:
     source = "{% for m in messages %}{{ m.content or m.tool_calls | tojson }}|{% endfor %}"
-    messages = [user("Hi"), {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]
-    assert branches(source, messages) == [f'{DEFAULT_SYSTEM}|Hi|[{{"id": 1}}]|']
+    messages = [user_message("Hi"), {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]
+    assert render_prompts(source, messages) == [f'{DEFAULT_SYSTEM}|Hi|[{{"id": 1}}]|']
 
 
 @pytest.mark.parametrize(
     ("messages", "match"),
     [
         ([{"content": "x"}], r"messages\[0\] is \{'content': 'x'\}; it must be an object with a role"),
-        ([user("x"), "y"], r"messages\[1\] is 'y'"),
-        ([user(None)], r"content of messages\[0\] is None"),
-        ([user("x"), {"role": "assistant"}], r"content of messages\[1\] is None"),
-        ([user([{"type": "image_url", "image_url": "u"}])], r"messages\[0\] holds a part 'image_url'"),
-        ([user(["x"])], r"messages\[0\] holds a part 'x'"),
-        ([user([{"type": "text", "text": 3}])], r"messages\[0\] holds a part 'text'"),
-        ([user(7)], r"content of messages\[0\] is 7"),
+        ([user_message("x"), "y"], r"messages\[1\] is 'y'"),
+        ([user_message(None)], r"content of messages\[0\] is None"),
+        ([user_message("x"), {"role": "assistant"}], r"content of messages\[1\] is None"),
+        (
+            [user_message([{"type": "image_url", "image_url": "u"}])],
+            r"messages\[0\] holds a part 'image_url'",
+        ),
+        ([user_message(["x"])], r"messages\[0\] holds a part 'x'"),
+        ([user_message([{"type": "text", "text": 3}])], r"messages\[0\] holds a part 'text'"),
+        ([user_message(7)], r"content of messages\[0\] is 7"),
         ([{"role": "assistant", "content": "x"}], "has no user turn"),
         ([], "has no user turn"),
     ],
 )
 def test_a_message_of_the_wrong_shape_is_refused_by_name(messages: list[Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
-        branches(PLAIN, messages)
+        render_prompts(PLAIN, messages)
 
 
 def test_a_conversation_the_template_refuses_either_way_is_refused_with_its_reason() -> None:
     with pytest.raises(InputError, match="Roles must alternate"):
-        branches(MISTRAL, [user("One"), user("Two")])
+        render_prompts(MISTRAL, [user_message("One"), user_message("Two")])
 
 
 def test_without_a_template_the_sentence_says_what_to_give() -> None:
     with pytest.raises(InputError, match=r"no chat template; give chat_template, or branch_token_ids"):
-        render_branches(None, PLAIN_TOKENIZER, TURN, ["W"], "system", {})
+        render_branches(None, PLAIN_TOKENIZER, USER_TURN, ["W"], "system", {})
 
 
 def test_an_unknown_placement_is_refused() -> None:
     with pytest.raises(InputError, match="placement is 'both'"):
-        branches(PLAIN, TURN, placement="both")
+        render_prompts(PLAIN, USER_TURN, placement="both")
 
 
 def test_template_arguments_cannot_replace_the_conversation() -> None:
     with pytest.raises(InputError, match="chat_template_kwargs holds 'messages'"):
-        render_branches(ChatTemplate(PLAIN), PLAIN_TOKENIZER, TURN, [], "system", {"messages": TALK})
+        render_branches(
+            ChatTemplate(PLAIN), PLAIN_TOKENIZER, USER_TURN, [], "system", {"messages": CONVERSATION}
+        )
 
 
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>", "$A", "$A </s>"])
 @pytest.mark.parametrize("source", [PLAIN, "{{ bos_token }}" + PLAIN])
-def test_bos_is_there_once_where_asked_for_and_eos_never_added(single: str, source: str) -> None:
-    tokenizer = adding(single)
-    (base,) = render_branches(ChatTemplate(source, BOS, EOS), tokenizer, TURN, [], "system", {})
+def test_bos_is_added_once_where_configured_and_eos_never(single: str, source: str) -> None:
+    tokenizer = tokenizer_adding(single)
+    (base,) = render_branches(ChatTemplate(source, BOS, EOS), tokenizer, USER_TURN, [], "system", {})
     bos, eos = tokenizer.encode(BOS + EOS)
-    wanted = single.startswith(BOS) or source.startswith("{{ bos")
-    assert base.prompt_token_ids.count(bos) == wanted
-    assert (base.prompt_token_ids[0] == bos) == wanted
+    expected_bos = single.startswith(BOS) or source.startswith("{{ bos")
+    assert base.prompt_token_ids.count(bos) == expected_bos
+    assert (base.prompt_token_ids[0] == bos) == expected_bos
     assert eos not in base.prompt_token_ids
     assert base == BranchPrompt(
         "base",
         base.prompt,
-        [bos] * (wanted and not base.prompt.startswith(BOS)) + tokenizer.encode(base.prompt),
+        [bos] * (expected_bos and not base.prompt.startswith(BOS)) + tokenizer.encode(base.prompt),
     )
 
 
 def test_bos_is_not_doubled_though_no_file_names_it() -> None:
-    tokenizer = adding("<s> $A")
+    tokenizer = tokenizer_adding("<s> $A")
     tokenizer.bos_token = ""
-    (base,) = render_branches(ChatTemplate(BOS + PLAIN), tokenizer, TURN, [], "system", {})
+    (base,) = render_branches(ChatTemplate(BOS + PLAIN), tokenizer, USER_TURN, [], "system", {})
     assert base.prompt_token_ids == tokenizer.encode(base.prompt)
 
 
 def test_the_demo_models_own_system_text_never_appears(demo_folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(demo_folder)
     template = ChatTemplate.from_folder(demo_folder, tokenizer)
-    base, wished = render_branches(template, tokenizer, [user("Hi")], ["Be short."], "system", {})
+    base, wished = render_branches(template, tokenizer, [user_message("Hi")], ["Be short."], "system", {})
     turns = "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert base.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM}{turns}"
     assert wished.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM} Be short.{turns}"

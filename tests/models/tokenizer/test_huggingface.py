@@ -13,46 +13,54 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 from trimtab.kernels.common.errors import InputError
-from trimtab.models.tokenizer.backend import Place, spliced
-from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.backend import TextPosition, encode_segments
+from trimtab.models.tokenizer.huggingface import HFTokenizerBackend
 from trimtab.models.tokenizer.tokenizer import Tokenizer
 
-from ...helpers.vocabularies import AWKWARD, FORGERIES, OTHER, SPECIAL, byte_fallback, byte_level, unigram
+from ...helpers.vocabularies import (
+    ADDED_TOKENS,
+    AWKWARD_TEXTS,
+    FORGERIES,
+    SPECIAL_TOKENS,
+    make_byte_fallback,
+    make_byte_level,
+    make_unigram,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BACKENDS = {
-    "byte-level": byte_level(),
-    "byte-fallback": byte_fallback(),
-    "byte-fallback, always a space": byte_fallback("always"),
-    "byte-fallback, a normaliser's space": byte_fallback("normalizer"),
-    "unigram": unigram(),
+    "byte-level": make_byte_level(),
+    "byte-fallback": make_byte_fallback(),
+    "byte-fallback, always a space": make_byte_fallback("always"),
+    "byte-fallback, a normaliser's space": make_byte_fallback("normalizer"),
+    "unigram": make_unigram(),
 }
 backends = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 LOOK_ALIKES = [
     *FORGERIES,
-    *(f"{text}{forgery}" for text, forgery in zip(AWKWARD, FORGERIES * 99, strict=False)),
+    *(f"{text}{forgery}" for text, forgery in zip(AWKWARD_TEXTS, FORGERIES * 99, strict=False)),
 ]
 
 
-def folder_of(folder: Path, backend: Backend, **config: Any) -> Path:
+def write_folder(folder: Path, backend: Backend, **config: Any) -> Path:
     backend.save(str(folder / "tokenizer.json"))
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**named, **config}))
     return folder
 
 
-def both(folder: Path, backend: Backend, **config: Any) -> tuple[Tokenizer, Any]:
+def ours_and_transformers(folder: Path, backend: Backend, **config: Any) -> tuple[Tokenizer, Any]:
     """Our tokenizer of a folder and that of transformers."""
-    folder_of(folder, backend, **config)
+    write_folder(folder, backend, **config)
     return Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(str(folder))
 
 
 @backends
 def test_awkward_texts_have_the_ids_and_the_text_of_transformers(tmp_path: Path, backend: Backend) -> None:
-    tokenizer, peer = both(tmp_path, backend)
-    for text in [*AWKWARD, *LOOK_ALIKES, *(f"a{token} b" for token in OTHER)]:
+    tokenizer, peer = ours_and_transformers(tmp_path, backend)
+    for text in [*AWKWARD_TEXTS, *LOOK_ALIKES, *(f"a{token} b" for token in ADDED_TOKENS)]:
         ids = tokenizer.encode(text)
         assert ids == peer.encode(text, add_special_tokens=False), text
         for skip in (True, False):
@@ -63,67 +71,69 @@ def test_awkward_texts_have_the_ids_and_the_text_of_transformers(tmp_path: Path,
 def test_look_alikes_that_are_not_to_be_trusted_have_the_ids_of_transformers(
     tmp_path: Path, backend: Backend
 ) -> None:
-    tokenizer, peer = both(tmp_path, backend)
-    for text in [*AWKWARD, *LOOK_ALIKES]:
+    tokenizer, peer = ours_and_transformers(tmp_path, backend)
+    for text in [*AWKWARD_TEXTS, *LOOK_ALIKES]:
         expected = peer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        assert tokenizer.encode(text, foreign=range(len(text))) == expected, text
+        assert tokenizer.encode(text, untrusted=range(len(text))) == expected, text
 
 
 @backends
-@pytest.mark.parametrize("text", [f"{text}{token}{text}" for token in OTHER for text in ("", "a ", " ")])
+@pytest.mark.parametrize(
+    "text", [f"{text}{token}{text}" for token in ADDED_TOKENS for text in ("", "a ", " ")]
+)
 def test_added_tokens_that_are_not_special_are_not_trusted_either(backend: Backend, text: str) -> None:
     """transformers reads these even so; the oracle is the same vocabulary without them."""
     plain = Backend.from_str(backend.to_str())
     plain = Backend.from_str(json.dumps({**json.loads(plain.to_str()), "added_tokens": []}))
-    tokenizer = Tokenizer(JsonVocabulary(backend))
+    tokenizer = Tokenizer(HFTokenizerBackend(backend))
     assert (
-        tokenizer.encode(text, foreign=range(len(text))) == plain.encode(text, add_special_tokens=False).ids
+        tokenizer.encode(text, untrusted=range(len(text))) == plain.encode(text, add_special_tokens=False).ids
     )
 
 
 @backends
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_a_text_has_the_same_ids_in_pieces(backend: Backend, data: st.DataObject) -> None:
-    parts = st.sampled_from([*SPECIAL, *OTHER, *AWKWARD])
+def test_text_encoded_in_segments_has_the_same_ids(backend: Backend, data: st.DataObject) -> None:
+    parts = st.sampled_from([*SPECIAL_TOKENS, *ADDED_TOKENS, *AWKWARD_TEXTS])
     text = "".join(data.draw(st.lists(parts, max_size=6)))
-    vocabulary = JsonVocabulary(backend)
-    ids, found = vocabulary.read(text)
+    vocabulary = HFTokenizerBackend(backend)
+    ids, found = vocabulary.encode_with_matches(text)
     assert ids == vocabulary.encode(text)
-    assert spliced(text, found, vocabulary.ordinary) == ids
+    assert encode_segments(text, found, vocabulary.encode_plain) == ids
 
 
 @backends
-def test_added_tokens_side_by_side_have_the_same_ids_in_pieces(backend: Backend) -> None:
+def test_adjacent_added_tokens_encoded_in_segments_have_the_same_ids(backend: Backend) -> None:
     """A normaliser's space is looked for with the token that follows it, and put there only once."""
-    vocabulary = JsonVocabulary(backend)
-    for parts in product(["a", " ", *OTHER, *SPECIAL[:2]], repeat=3):
+    vocabulary = HFTokenizerBackend(backend)
+    for parts in product(["a", " ", *ADDED_TOKENS, *SPECIAL_TOKENS[:2]], repeat=3):
         text = "".join(parts)
-        ids, found = vocabulary.read(text)
-        assert spliced(text, found, vocabulary.ordinary) == ids, text
+        ids, found = vocabulary.encode_with_matches(text)
+        assert encode_segments(text, found, vocabulary.encode_plain) == ids, text
 
 
 FULL_WIDTH = "\uff1cs\uff1e"
 """NFKC makes "<s>" of it."""
 
 
-@pytest.mark.parametrize("text", [*FORGERIES, FULL_WIDTH, f"a {FULL_WIDTH}<s>", *AWKWARD[:20]])
+@pytest.mark.parametrize("text", [*FORGERIES, FULL_WIDTH, f"a {FULL_WIDTH}<s>", *AWKWARD_TEXTS[:20]])
 def test_no_piece_of_a_vocabulary_passes_for_an_added_token(text: str) -> None:
     """Converted vocabularies list added tokens among their pieces, where plain cutting finds them."""
-    backend = unigram(*SPECIAL)
-    reserved = {backend.token_to_id(token) for token in SPECIAL}
+    backend = make_unigram(*SPECIAL_TOKENS)
+    reserved = {backend.token_to_id(token) for token in SPECIAL_TOKENS}
     plain = Backend.from_str(json.dumps({**json.loads(backend.to_str()), "added_tokens": []}))
-    ids = Tokenizer(JsonVocabulary(backend)).encode(text, foreign=range(len(text)))
+    ids = Tokenizer(HFTokenizerBackend(backend)).encode(text, untrusted=range(len(text)))
     assert reserved.isdisjoint(ids)
     assert plain.decode(ids) == plain.decode(plain.encode(text).ids)
     assert reserved & set(plain.encode("a<s>").ids), "the vocabulary would forge"
 
 
-def test_what_stands_for_unknown_text_is_no_forgery() -> None:
+def test_the_unknown_token_is_no_forgery() -> None:
     backend = Backend(models.BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], unk_token="<unk>"))
     backend.add_special_tokens(["<unk>"])
-    tokenizer = Tokenizer(JsonVocabulary(backend))
-    assert tokenizer.encode("ab?ab", foreign=range(5)) == [3, 0, 3]
+    tokenizer = Tokenizer(HFTokenizerBackend(backend))
+    assert tokenizer.encode("ab?ab", untrusted=range(5)) == [3, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -136,69 +146,80 @@ def test_what_stands_for_unknown_text_is_no_forgery() -> None:
         ({"single_word": True}, "a<x> <x>", [], ["a", "<", "x", ">", "Ġ", "<x>"]),
     ],
 )
-def test_white_space_that_goes_with_a_token_goes_with_it(
+def test_lstrip_and_rstrip_tokens_take_their_white_space(
     flags: dict[str, bool], text: str, foreign: list[int], expected: list[str]
 ) -> None:
     backend = Backend(models.BPE({c: i for i, c in enumerate("abx<>Ġ")}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.add_special_tokens([AddedToken("<x>", **flags)])
-    vocabulary = JsonVocabulary(backend)
-    ids = Tokenizer(vocabulary).encode(text, foreign=foreign)
-    assert vocabulary.tokens(ids, False) == expected
+    vocabulary = HFTokenizerBackend(backend)
+    ids = Tokenizer(vocabulary).encode(text, untrusted=foreign)
+    assert vocabulary.ids_to_tokens(ids, False) == expected
 
 
-def test_white_space_is_nobodys_forgery() -> None:
-    backend = byte_level()
+def test_white_space_is_no_forgery() -> None:
+    backend = make_byte_level()
     backend.add_tokens([AddedToken("    ", special=False, normalized=False)])
-    tokenizer = Tokenizer(JsonVocabulary(backend))
+    tokenizer = Tokenizer(HFTokenizerBackend(backend))
     indent = backend.token_to_id("    ")
-    assert tokenizer.added_token_in("    x") == ""
-    assert tokenizer.encode("    <s>", foreign=[4, 5, 6])[0] == indent
+    assert tokenizer.find_added_token("    x") == ""
+    assert tokenizer.encode("    <s>", untrusted=[4, 5, 6])[0] == indent
 
 
-@pytest.mark.parametrize("place", Place)
-def test_a_prefix_space_stands_where_the_vocabulary_puts_it(place: Place) -> None:
+@pytest.mark.parametrize("position", TextPosition)
+def test_a_prefix_space_stands_where_the_vocabulary_puts_it(position: TextPosition) -> None:
     started = {
-        "byte-fallback": {Place.START},
-        "byte-fallback, always a space": {Place.START, Place.AFTER_TOKEN, Place.AFTER_NORMALIZED},
-        "byte-fallback, a normaliser's space": {Place.START, Place.AFTER_TOKEN},
+        "byte-fallback": {TextPosition.START},
+        "byte-fallback, always a space": {
+            TextPosition.START,
+            TextPosition.AFTER_TOKEN,
+            TextPosition.AFTER_NORMALIZED,
+        },
+        "byte-fallback, a normaliser's space": {TextPosition.START, TextPosition.AFTER_TOKEN},
     }
     for name, places in started.items():
-        vocabulary = JsonVocabulary(BACKENDS[name])
-        text = "".join(vocabulary.tokens(vocabulary.ordinary("fox", place), False))
-        assert text == "▁fox" if place in places else text == "fox"
+        vocabulary = HFTokenizerBackend(BACKENDS[name])
+        text = "".join(vocabulary.ids_to_tokens(vocabulary.encode_plain("fox", position), False))
+        assert text == "▁fox" if position in places else text == "fox"
 
 
 def test_a_byte_level_prefix_space_is_kept_out_of_the_middle() -> None:
     backend = Backend(models.BPE({"a": 0, "Ġ": 1}, []))
     steps = [pre_tokenizers.Sequence([]), pre_tokenizers.ByteLevel(add_prefix_space=True)]
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    vocabulary = JsonVocabulary(backend)
-    assert [vocabulary.ordinary("a", place) for place in Place] == [[1, 0], [1, 0], [1, 0], [0]]
+    vocabulary = HFTokenizerBackend(backend)
+    assert [vocabulary.encode_plain("a", position) for position in TextPosition] == [
+        [1, 0],
+        [1, 0],
+        [1, 0],
+        [0],
+    ]
 
 
 @pytest.mark.parametrize("add_bos_token", [None, False, True])
 @pytest.mark.parametrize("add_eos_token", [None, False, True])
 @pytest.mark.parametrize("single", [None, "$A", "<s> $A", "<s> $A </s>"])
-def test_both_ends_are_as_transformers_adds_them(
+def test_bos_and_eos_are_added_as_by_transformers(
     tmp_path: Path, add_bos_token: bool | None, add_eos_token: bool | None, single: str | None
 ) -> None:
     backend = Backend.from_str(BACKENDS["byte-level"].to_str())
     if single:
         tokens = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
         backend.post_processor = processors.TemplateProcessing(single, special_tokens=tokens)
-    tokenizer, peer = both(tmp_path, backend, add_bos_token=add_bos_token, add_eos_token=add_eos_token)
+    tokenizer, peer = ours_and_transformers(
+        tmp_path, backend, add_bos_token=add_bos_token, add_eos_token=add_eos_token
+    )
     assert tokenizer.encode("a<s>", add_special_tokens=True) == peer.encode("a<s>")
 
 
-def test_tokens_that_other_files_name_are_added(tmp_path: Path) -> None:
+def test_tokens_named_by_other_files_are_added(tmp_path: Path) -> None:
     """Also a piece that is named for a purpose. A name without an id, to which transformers gives one beyond
     the vocabulary, is no token."""
     backend = BACKENDS["byte-level"]
     size, piece = backend.get_vocab_size(), "he"
     decoder = {str(size + n): {"content": f"<{n}>", "special": n == 0} for n in (1, 0)}
     names = {"pad_token": piece, "unk_token": "<nowhere>"}
-    tokenizer, peer = both(tmp_path, backend, added_tokens_decoder=decoder, **names)
+    tokenizer, peer = ours_and_transformers(tmp_path, backend, added_tokens_decoder=decoder, **names)
     assert tokenizer.vocab_size == size + 2
     for text in ("a<0> <1>the", "<0><1>"):
         ids = tokenizer.encode(text)
@@ -210,18 +231,18 @@ def test_tokens_that_other_files_name_are_added(tmp_path: Path) -> None:
 
 def test_files_that_number_a_token_differently_are_refused_by_name(tmp_path: Path) -> None:
     size = BACKENDS["byte-level"].get_vocab_size()
-    folder = folder_of(
+    folder = write_folder(
         tmp_path, BACKENDS["byte-level"], added_tokens_decoder={str(size + 7): {"content": "<x>"}}
     )
     with pytest.raises(InputError, match=rf"'<x>' has id {size} by tokenizer\.json and id {size + 7} by"):
         Tokenizer.from_folder(folder)
 
 
-def test_a_normaliser_for_added_tokens_is_no_way_around() -> None:
-    backend = byte_level()
+def test_a_normalizer_for_added_tokens_does_not_bypass_the_guard() -> None:
+    backend = make_byte_level()
     backend.normalizer = normalizers.Lowercase()
     backend.add_tokens([AddedToken("<call>", special=False, normalized=True)])
-    tokenizer = Tokenizer(JsonVocabulary(backend))
+    tokenizer = Tokenizer(HFTokenizerBackend(backend))
     assert tokenizer.encode("<CALL>") == [backend.token_to_id("<call>")]
-    assert tokenizer.added_token_in("a <CALL>") == "<call>"
-    assert backend.token_to_id("<call>") not in tokenizer.encode("<CALL>", foreign=range(6))
+    assert tokenizer.find_added_token("a <CALL>") == "<call>"
+    assert backend.token_to_id("<call>") not in tokenizer.encode("<CALL>", untrusted=range(6))

@@ -15,42 +15,53 @@ from tokenizers import AddedToken
 from transformers import LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
 from trimtab.kernels.common.errors import InputError
-from trimtab.models.tokenizer.sentencepiece import SentencePieceVocabulary
+from trimtab.models.tokenizer.sentencepiece import SentencePieceBackend
 from trimtab.models.tokenizer.sentencepiece_model import SentencePieceModel
 from trimtab.models.tokenizer.tokenizer import Tokenizer
 
-from ...helpers.vocabularies import AWKWARD, FORGERIES, LLAMA, MODELS, sentencepiece_model
+from ...helpers.vocabularies import (
+    AWKWARD_TEXTS,
+    FORGERIES,
+    LLAMA_OPTIONS,
+    SENTENCEPIECE_OPTIONS,
+    sentencepiece_model,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-named_models = pytest.mark.parametrize("name", MODELS)
+named_models = pytest.mark.parametrize("name", SENTENCEPIECE_OPTIONS)
 ALL_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def peer_of(name: str) -> SentencePieceProcessor:
-    return SentencePieceProcessor(model_proto=sentencepiece_model(**MODELS[name]))
+def sentencepiece_peer(name: str) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_proto=sentencepiece_model(**SENTENCEPIECE_OPTIONS[name]))
 
 
-def tokenizer_of(content: bytes, *added: tuple[AddedToken, int | None], legacy: bool = True) -> Tokenizer:
-    return Tokenizer(SentencePieceVocabulary(SentencePieceModel(content), added, legacy))
+def make_tokenizer(content: bytes, *added: tuple[AddedToken, int | None], legacy: bool = True) -> Tokenizer:
+    return Tokenizer(SentencePieceBackend(SentencePieceModel(content), added, legacy))
 
 
-def folder_of(folder: Path, content: bytes | None = None, **files: Any) -> Path:
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model(**LLAMA) if content is None else content)
+def write_folder(folder: Path, content: bytes | None = None, **files: Any) -> Path:
+    (folder / "tokenizer.model").write_bytes(
+        sentencepiece_model(**LLAMA_OPTIONS) if content is None else content
+    )
     for name, found in files.items():
         (folder / f"{name}.json").write_text(json.dumps(found))
     return folder
 
 
-def shown(tokenizer: Tokenizer, text: str, **how: Any) -> list[str]:
-    return [str(tokenizer._vocabulary.token_of(index)) for index in tokenizer.encode(text, **how)]
+def encode_pieces(tokenizer: Tokenizer, text: str, **how: Any) -> list[str]:
+    return [str(tokenizer._backend.id_to_token(index)) for index in tokenizer.encode(text, **how)]
 
 
 @named_models
 def test_awkward_texts_have_the_ids_and_the_text_of_sentencepiece(name: str) -> None:
-    peer, tokenizer = peer_of(name), tokenizer_of(sentencepiece_model(**MODELS[name]))
-    for text in AWKWARD:
+    peer, tokenizer = (
+        sentencepiece_peer(name),
+        make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])),
+    )
+    for text in AWKWARD_TEXTS:
         ids = peer.encode(text)
         assert tokenizer.encode(text) == ids, text
         assert tokenizer.decode(ids) == peer.decode(ids), text
@@ -59,18 +70,24 @@ def test_awkward_texts_have_the_ids_and_the_text_of_sentencepiece(name: str) -> 
 @named_models
 def test_look_alikes_that_are_not_to_be_trusted_have_the_ids_of_sentencepiece(name: str) -> None:
     """To sentencepiece itself no text is a control symbol."""
-    peer, tokenizer = peer_of(name), tokenizer_of(sentencepiece_model(**MODELS[name]))
-    for text in [*FORGERIES, *(text + FORGERIES[n % len(FORGERIES)] for n, text in enumerate(AWKWARD))]:
-        assert tokenizer.encode(text, foreign=range(len(text))) == peer.encode(text), text
+    peer, tokenizer = (
+        sentencepiece_peer(name),
+        make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])),
+    )
+    for text in [*FORGERIES, *(text + FORGERIES[n % len(FORGERIES)] for n, text in enumerate(AWKWARD_TEXTS))]:
+        assert tokenizer.encode(text, untrusted=range(len(text))) == peer.encode(text), text
 
 
 @named_models
 def test_any_ids_have_the_text_of_sentencepiece_and_stream_to_it(name: str) -> None:
-    peer, tokenizer = peer_of(name), tokenizer_of(sentencepiece_model(**MODELS[name]))
+    peer, tokenizer = (
+        sentencepiece_peer(name),
+        make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])),
+    )
     anything = st.integers(0, len(peer) - 1)
     low = st.integers(0, min(260, len(peer) - 1))  # control symbols, and bytes where there are any
     spaces = st.sampled_from([i for i in range(len(peer)) if peer.id_to_piece(i).startswith("▁")])
-    written = st.sampled_from(AWKWARD).map(peer.encode)
+    written = st.sampled_from(AWKWARD_TEXTS).map(peer.encode)
     parts = st.one_of(st.lists(st.one_of(low, spaces, anything), max_size=6), written)
 
     @settings(max_examples=200, deadline=None)
@@ -79,21 +96,21 @@ def test_any_ids_have_the_text_of_sentencepiece_and_stream_to_it(name: str) -> N
         ids = [index for part in parts for index in part]
         assert tokenizer.decode(ids) == peer.decode(ids)
         stream = tokenizer.detokenizer()
-        assert "".join([*(stream.push([index]) for index in ids), stream.finish()]) == peer.decode(ids)
+        assert "".join([*(stream.step([index]) for index in ids), stream.flush()]) == peer.decode(ids)
 
     check()
 
 
 def test_bytes_are_text_as_soon_as_they_are_a_character() -> None:
-    tokenizer = tokenizer_of(sentencepiece_model(**LLAMA))
-    ids = [tokenizer.ids_of(f"<0x{byte:02X}>")[0] for byte in "你\n".encode()]
+    tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS))
+    ids = [tokenizer.token_to_ids(f"<0x{byte:02X}>")[0] for byte in "你\n".encode()]
     stream = tokenizer.detokenizer()
-    assert [stream.push([index]) for index in ids] == ["", "", "你", "\n"]
-    assert [stream.push([ids[0]]), stream.push(ids[:1]), stream.finish()] == ["", "\ufffd", "\ufffd"]
+    assert [stream.step([index]) for index in ids] == ["", "", "你", "\n"]
+    assert [stream.step([ids[0]]), stream.step(ids[:1]), stream.flush()] == ["", "\ufffd", "\ufffd"]
 
 
 def test_ids_without_a_token_are_skipped() -> None:
-    tokenizer = tokenizer_of(sentencepiece_model(**LLAMA))
+    tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS))
     word = tokenizer.encode("a")
     assert tokenizer.decode([tokenizer.vocab_size, *word, -1, 10**9, *word]) == "a a"
 
@@ -106,17 +123,17 @@ SEGMENTS = ["<s>", "</s>", "<|im_start|>", "fox", "the fox\n", "[INST] é", "東
 @given(segments=st.lists(st.sampled_from(SEGMENTS), max_size=7))
 def test_texts_between_added_tokens_begin_as_those_of_transformers(legacy: bool, segments: list[str]) -> None:
     """But where a text begins with a space, see SentencePieceVocabulary."""
-    text, content = "".join(segments), sentencepiece_model(**LLAMA)
-    peer = llama_peer(legacy)
+    text, content = "".join(segments), sentencepiece_model(**LLAMA_OPTIONS)
+    peer = transformers_peer(legacy)
     added = (AddedToken("<|im_start|>", special=True), len(SentencePieceModel(content).pieces))
-    ids = tokenizer_of(content, added, legacy=legacy).encode(text)
+    ids = make_tokenizer(content, added, legacy=legacy).encode(text)
     assert ids == peer.encode(text, add_special_tokens=False)
 
 
 @cache
-def llama_peer(legacy: bool) -> LlamaTokenizer:
+def transformers_peer(legacy: bool) -> LlamaTokenizer:
     """transformers' own, from the pieces: reading the file it needs a package more."""
-    pieces = SentencePieceModel(sentencepiece_model(**LLAMA)).pieces
+    pieces = SentencePieceModel(sentencepiece_model(**LLAMA_OPTIONS)).pieces
     vocab = {piece: index for index, piece in enumerate(pieces)}
     joined = {piece for piece in pieces if piece not in (*ALL_BYTES, "<unk>", "<s>", "</s>")}
     peer = LlamaTokenizer(vocab, generate_merges(vocab, skip_tokens=vocab.keys() - joined), legacy=legacy)
@@ -138,18 +155,20 @@ def llama_peer(legacy: bool) -> LlamaTokenizer:
 def test_a_prefix_space_stands_where_the_folder_says(
     tmp_path: Path, config: dict[str, Any], expected: list[str]
 ) -> None:
-    tokenizer = Tokenizer.from_folder(folder_of(tmp_path, tokenizer_config=config))
-    assert shown(tokenizer, "a<s>a") == expected
-    assert shown(tokenizer, "a<s>a", foreign=[]) == expected
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
+    assert encode_pieces(tokenizer, "a<s>a") == expected
+    assert encode_pieces(tokenizer, "a<s>a", foreign=[]) == expected
     assert tokenizer.decode(tokenizer.encode("a")) == "a"
 
 
 def test_a_folder_can_give_a_model_the_prefix_space_it_lacks(tmp_path: Path) -> None:
-    content = sentencepiece_model(**MODELS["without prefix"])
-    plain = Tokenizer.from_folder(folder_of(tmp_path, content))
-    given = Tokenizer.from_folder(folder_of(tmp_path, content, tokenizer_config={"add_prefix_space": True}))
-    assert (shown(plain, "a"), shown(given, "a")) == (["a"], ["▁a"])
-    assert given.decode(given.encode("a")) == plain.decode(plain.encode("a")) == "a"
+    content = sentencepiece_model(**SENTENCEPIECE_OPTIONS["without prefix"])
+    plain = Tokenizer.from_folder(write_folder(tmp_path, content))
+    with_prefix_space = Tokenizer.from_folder(
+        write_folder(tmp_path, content, tokenizer_config={"add_prefix_space": True})
+    )
+    assert (encode_pieces(plain, "a"), encode_pieces(with_prefix_space, "a")) == (["a"], ["▁a"])
+    assert with_prefix_space.decode(with_prefix_space.encode("a")) == plain.decode(plain.encode("a")) == "a"
 
 
 @pytest.mark.parametrize(
@@ -166,25 +185,27 @@ def test_a_folder_can_give_a_model_the_prefix_space_it_lacks(tmp_path: Path) -> 
         ),
     ],
 )
-def test_both_ends_are_as_the_folder_says(
+def test_bos_and_eos_are_added_as_the_folder_says(
     tmp_path: Path, config: dict[str, Any], expected: list[str]
 ) -> None:
-    tokenizer = Tokenizer.from_folder(folder_of(tmp_path, tokenizer_config=config))
-    assert shown(tokenizer, "a", add_special_tokens=True) == expected
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
+    assert encode_pieces(tokenizer, "a", add_special_tokens=True) == expected
 
 
 def test_bos_and_eos_are_the_models_own_where_no_file_names_them(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_folder(folder_of(tmp_path, config={"bos_token_id": 7, "eos_token_id": [2, 9]}))
+    tokenizer = Tokenizer.from_folder(
+        write_folder(tmp_path, config={"bos_token_id": 7, "eos_token_id": [2, 9]})
+    )
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
     assert tokenizer.eos_token_ids == (2, 9)
-    nothing = sentencepiece_model(**LLAMA, bos_id=-1, eos_id=-1)
-    bare = Tokenizer.from_folder(folder_of(tmp_path, nothing, config={}))
+    nothing = sentencepiece_model(**LLAMA_OPTIONS, bos_id=-1, eos_id=-1)
+    bare = Tokenizer.from_folder(write_folder(tmp_path, nothing, config={}))
     assert (bare.bos_token, bare.eos_token, bare.eos_token_ids, bare.prefix_token_ids) == ("", "", (), [])
 
 
 @pytest.mark.parametrize("newer", [False, True])
-def test_added_tokens_are_read_from_the_files_of_either_time(tmp_path: Path, newer: bool) -> None:
-    size = len(SentencePieceModel(sentencepiece_model(**LLAMA)).pieces)
+def test_added_tokens_are_read_from_old_and_new_files(tmp_path: Path, newer: bool) -> None:
+    size = len(SentencePieceModel(sentencepiece_model(**LLAMA_OPTIONS)).pieces)
     ids = {"<|im_end|>": size, "<tool>": size + 1}
     if newer:
         special = {text: {"content": text, "special": text == "<|im_end|>"} for text in ids}
@@ -193,9 +214,9 @@ def test_added_tokens_are_read_from_the_files_of_either_time(tmp_path: Path, new
         }
     else:
         files = {"added_tokens": ids, "special_tokens_map": {"additional_special_tokens": ["<|im_end|>"]}}
-    tokenizer = Tokenizer.from_folder(folder_of(tmp_path, **files))
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, **files))
     assert tokenizer.vocab_size == size + 2
-    assert shown(tokenizer, "a<|im_end|><tool>") == ["▁a", "<|im_end|>", "<tool>"]
+    assert encode_pieces(tokenizer, "a<|im_end|><tool>") == ["▁a", "<|im_end|>", "<tool>"]
     written = tokenizer.encode("a<|im_end|><tool>")
     assert tokenizer.decode(written) == "a<tool>"
     assert tokenizer.decode(written, skip_special_tokens=False) == "a<|im_end|><tool>"
@@ -204,11 +225,11 @@ def test_added_tokens_are_read_from_the_files_of_either_time(tmp_path: Path, new
 def test_a_file_may_rename_a_piece_and_a_name_without_an_id_is_no_token(tmp_path: Path) -> None:
     decoder = {"0": {"content": "<unk>", "special": True}, "5": {"content": "<five>"}}
     config = {"added_tokens_decoder": decoder, "pad_token": "<pad>", "unk_token": "<unk>"}
-    tokenizer = Tokenizer.from_folder(folder_of(tmp_path, tokenizer_config=config))
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
     assert tokenizer.encode("<five>") == [5]
     assert tokenizer.decode([5, *tokenizer.encode("a"), 0]) == "<five> a"
-    assert tokenizer.ids_of("<pad>") == []
-    assert tokenizer.vocab_size == len(SentencePieceModel(sentencepiece_model(**LLAMA)).pieces)
+    assert tokenizer.token_to_ids("<pad>") == []
+    assert tokenizer.vocab_size == len(SentencePieceModel(sentencepiece_model(**LLAMA_OPTIONS)).pieces)
 
 
 @pytest.mark.parametrize(
@@ -219,89 +240,104 @@ def test_a_file_may_rename_a_piece_and_a_name_without_an_id_is_no_token(tmp_path
         ({"rstrip": True}, ["▁a", "▁", "<x>", "▁", "b"]),
     ],
 )
-def test_white_space_that_goes_with_a_token_goes_with_it(flags: dict[str, bool], expected: list[str]) -> None:
-    tokenizer = tokenizer_of(sentencepiece_model(**LLAMA), (AddedToken("<x>", **flags), 500))
-    assert shown(tokenizer, "a <x> b") == expected
+def test_lstrip_and_rstrip_tokens_take_their_white_space(flags: dict[str, bool], expected: list[str]) -> None:
+    tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS), (AddedToken("<x>", **flags), 500))
+    assert encode_pieces(tokenizer, "a <x> b") == expected
 
 
 def test_a_single_word_is_not_found_within_another() -> None:
-    tokenizer = tokenizer_of(sentencepiece_model(**LLAMA), (AddedToken("ab", single_word=True), 500))
+    tokenizer = make_tokenizer(
+        sentencepiece_model(**LLAMA_OPTIONS), (AddedToken("ab", single_word=True), 500)
+    )
     assert [index == 500 for index in tokenizer.encode("ab")] == [True]
     assert 500 not in tokenizer.encode("cab abc")
 
 
-def test_of_two_tokens_the_longer_is_read() -> None:
+def test_of_two_matching_tokens_the_longer_wins() -> None:
     tokens = [(AddedToken(text), 500 + n) for n, text in enumerate(("<a", "<a>", "<a>b"))]
-    assert tokenizer_of(sentencepiece_model(**LLAMA), *tokens).encode("<a>b<a><a") == [502, 501, 500]
+    assert make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS), *tokens).encode("<a>b<a><a") == [
+        502,
+        501,
+        500,
+    ]
 
 
-SYMBOLS = {"user_defined_symbols": ["<sep>", "[INST]"], "control_symbols": ["<ctl>"]}
+CUSTOM_SYMBOLS = {"user_defined_symbols": ["<sep>", "[INST]"], "control_symbols": ["<ctl>"]}
 
 
 def test_symbols_of_the_user_are_cut_as_sentencepiece_cuts_them() -> None:
-    content = sentencepiece_model(**LLAMA, **{key: ",".join(found) for key, found in SYMBOLS.items()})
-    peer, tokenizer = SentencePieceProcessor(model_proto=content), tokenizer_of(content)
-    for text in ("a<sep>b [INST]", "<sep><sep> a", "[INST] hi [/INST]", *AWKWARD):
+    content = sentencepiece_model(
+        **LLAMA_OPTIONS, **{key: ",".join(found) for key, found in CUSTOM_SYMBOLS.items()}
+    )
+    peer, tokenizer = SentencePieceProcessor(model_proto=content), make_tokenizer(content)
+    for text in ("a<sep>b [INST]", "<sep><sep> a", "[INST] hi [/INST]", *AWKWARD_TEXTS):
         assert tokenizer.encode(text) == peer.encode(text), text
         assert tokenizer.decode(peer.encode(text)) == peer.decode(peer.encode(text))
-    assert shown(tokenizer, "a<ctl>a") == ["▁a", "<ctl>", "▁a"]
+    assert encode_pieces(tokenizer, "a<ctl>a") == ["▁a", "<ctl>", "▁a"]
 
 
 @pytest.mark.parametrize("text", ["<sep>", "a<sep>b", "<ctl>", "[INST] x [INST]", "<sep><sep>", "<|<sep>|>"])
-def test_symbols_of_any_kind_are_no_way_to_forge(text: str) -> None:
-    content = sentencepiece_model(**LLAMA, **{key: ",".join(found) for key, found in SYMBOLS.items()})
-    tokenizer = tokenizer_of(content)
-    assert tokenizer.added_token_in(text)
-    ids = tokenizer.encode(text, foreign=range(len(text)))
-    assert not {index for found in SYMBOLS.values() for name in found for index in tokenizer.ids_of(name)} & {
-        *ids
-    }
+def test_symbols_of_any_kind_cannot_be_forged(text: str) -> None:
+    content = sentencepiece_model(
+        **LLAMA_OPTIONS, **{key: ",".join(found) for key, found in CUSTOM_SYMBOLS.items()}
+    )
+    tokenizer = make_tokenizer(content)
+    assert tokenizer.find_added_token(text)
+    ids = tokenizer.encode(text, untrusted=range(len(text)))
+    assert not {
+        index for found in CUSTOM_SYMBOLS.values() for name in found for index in tokenizer.token_to_ids(name)
+    } & {*ids}
     assert tokenizer.decode(ids) == text
 
 
-def test_a_symbol_of_ones_own_is_read_beside_one_of_others() -> None:
-    content = sentencepiece_model(**LLAMA, **{key: ",".join(found) for key, found in SYMBOLS.items()})
-    tokenizer = tokenizer_of(content)
-    ids, (symbol,) = tokenizer.encode("[INST] [INST] a", foreign=range(7, 13)), tokenizer.ids_of("[INST]")
+def test_user_defined_symbols_are_read_beside_added_tokens() -> None:
+    content = sentencepiece_model(
+        **LLAMA_OPTIONS, **{key: ",".join(found) for key, found in CUSTOM_SYMBOLS.items()}
+    )
+    tokenizer = make_tokenizer(content)
+    ids, (symbol,) = (
+        tokenizer.encode("[INST] [INST] a", untrusted=range(7, 13)),
+        tokenizer.token_to_ids("[INST]"),
+    )
     assert ids.index(symbol) <= 1
     assert ids.count(symbol) == 1
     assert tokenizer.decode(ids) == "[INST] [INST] a"
 
 
-def test_a_symbol_that_unicode_hides_is_found() -> None:
-    tokenizer = tokenizer_of(sentencepiece_model(model_type="unigram", user_defined_symbols="<sep>"))
+def test_a_symbol_hidden_by_unicode_normalization_is_found() -> None:
+    tokenizer = make_tokenizer(sentencepiece_model(model_type="unigram", user_defined_symbols="<sep>"))
     hidden = "a \uff1csep\uff1e"
-    (symbol,) = tokenizer.ids_of("<sep>")
+    (symbol,) = tokenizer.token_to_ids("<sep>")
     assert symbol in tokenizer.encode(hidden)
-    assert tokenizer.added_token_in(hidden) == "<sep>"
-    assert symbol not in tokenizer.encode(hidden, foreign=range(len(hidden)))
+    assert tokenizer.find_added_token(hidden) == "<sep>"
+    assert symbol not in tokenizer.encode(hidden, untrusted=range(len(hidden)))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("Llama", "BPE"), ("unigram with bytes", "unigram")])
-def test_the_kind_is_that_of_the_model(name: str, kind: str) -> None:
-    assert tokenizer_of(sentencepiece_model(**MODELS[name])).kind == f"SentencePiece {kind}"
+def test_the_tokenizer_kind_is_that_of_the_model(name: str, kind: str) -> None:
+    assert make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])).kind == f"SentencePiece {kind}"
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0", b"{}", b"aGVsbG8= 1\nd29ybGQ= 2\n", sentencepiece_model(**LLAMA)[:-99]]
+    "content", [b"", b"\0", b"{}", b"aGVsbG8= 1\nd29ybGQ= 2\n", sentencepiece_model(**LLAMA_OPTIONS)[:-99]]
 )
 def test_a_broken_model_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(
         InputError, match=r"tokenizer\.model' is no SentencePiece model that can be read"
     ) as caught:
-        Tokenizer.from_folder(folder_of(tmp_path, content))
+        Tokenizer.from_folder(write_folder(tmp_path, content))
     assert "\n" not in str(caught.value)
 
 
-def test_whatever_is_wrong_with_a_model_is_a_sentence(tmp_path: Path) -> None:
-    content, chance = sentencepiece_model(**LLAMA), random.Random(0)
+def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
+    content, chance = sentencepiece_model(**LLAMA_OPTIONS), random.Random(0)
     refused = 0
     for _ in range(300):
         broken = bytearray(content)
         for _ in range(chance.choice([1, 1, 3, 10])):
             broken[chance.randrange(len(broken))] = chance.randrange(256)
         try:
-            Tokenizer.from_folder(folder_of(tmp_path, bytes(broken))).encode("a<s>")
+            Tokenizer.from_folder(write_folder(tmp_path, bytes(broken))).encode("a<s>")
         except InputError as error:
             refused += "\n" not in str(error)
     assert refused > 100
@@ -341,13 +377,13 @@ def test_a_wrong_entry_beside_the_model_is_refused_by_name(
     tmp_path: Path, files: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        Tokenizer.from_folder(folder_of(tmp_path, **files))
+        Tokenizer.from_folder(write_folder(tmp_path, **files))
     assert "\n" not in str(caught.value)
 
 
 def test_an_id_beyond_the_embedding_is_refused_with_both_numbers() -> None:
-    tokenizer = tokenizer_of(sentencepiece_model(**LLAMA), (AddedToken("<late>"), 700))
-    tokenizer.require_rows(701)
-    tokenizer.require_rows(1000)
+    tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS), (AddedToken("<late>"), 700))
+    tokenizer.check_vocab_size(701)
+    tokenizer.check_vocab_size(1000)
     with pytest.raises(InputError, match="id 700, for '<late>', and the model's embedding has 700 rows"):
-        tokenizer.require_rows(700)
+        tokenizer.check_vocab_size(700)

@@ -9,16 +9,16 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, processors
 from trimtab.kernels.common.errors import InputError
-from trimtab.models.tokenizer.huggingface import JsonVocabulary
+from trimtab.models.tokenizer.huggingface import HFTokenizerBackend
 from trimtab.models.tokenizer.tokenizer import Tokenizer
 
-from ...helpers.vocabularies import CORPUS, byte_level
+from ...helpers.vocabularies import CORPUS, make_byte_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-BACKEND = byte_level()
+BACKEND = make_byte_level()
 
 
 def test_encode_reads_special_tokens_and_adds_them_only_when_asked() -> None:
@@ -28,7 +28,7 @@ def test_encode_reads_special_tokens_and_adds_them_only_when_asked() -> None:
     backend.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
     )
-    tokenizer = Tokenizer(JsonVocabulary(backend))
+    tokenizer = Tokenizer(HFTokenizerBackend(backend))
     plain = tokenizer.encode("fox<s>")
     assert plain[-1] == bos
     assert eos not in plain
@@ -42,13 +42,13 @@ def test_a_saved_truncation_or_padding_does_not_touch_prompts() -> None:
     backend = Backend.from_str(BACKEND.to_str())
     backend.enable_truncation(4)
     backend.enable_padding(length=50)
-    tokenizer = Tokenizer(JsonVocabulary(backend))
+    tokenizer = Tokenizer(HFTokenizerBackend(backend))
     assert tokenizer.decode(tokenizer.encode(CORPUS[0])) == CORPUS[0]
 
 
 def test_a_lone_surrogate_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"\\ud83d at character 2"):
-        Tokenizer(JsonVocabulary(BACKEND)).encode("ab\ud83d")
+        Tokenizer(HFTokenizerBackend(BACKEND)).encode("ab\ud83d")
 
 
 def folder_with(folder: Path, **files: Any) -> Path:
@@ -105,10 +105,10 @@ def test_eos_ids_come_from_generation_config_then_config_then_tokenizer(
 
 def test_vocab_size_counts_added_tokens_and_gaps() -> None:
     backend = Backend(models.WordLevel({"a": 0, "b": 9}, unk_token="a"))
-    assert Tokenizer(JsonVocabulary(backend)).vocab_size == 10
+    assert Tokenizer(HFTokenizerBackend(backend)).vocab_size == 10
     backend.add_tokens(["<new>"])
     added = backend.token_to_id("<new>")
-    assert Tokenizer(JsonVocabulary(backend)).vocab_size == max(9, added) + 1
+    assert Tokenizer(HFTokenizerBackend(backend)).vocab_size == max(9, added) + 1
 
 
 def test_a_folder_without_tokenizer_json_is_refused_by_name(tmp_path: Path) -> None:

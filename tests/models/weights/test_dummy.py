@@ -9,12 +9,12 @@ import pytest
 import torch
 from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import shapes
-from trimtab.models.loader.presets import PRESETS, find
+from trimtab.models.llama import param_shapes
+from trimtab.models.loader.presets import PRESETS, resolve_config
 from trimtab.models.tokenizer.tokenizer import Tokenizer
-from trimtab.models.weights.dummy import DummyWeights, IdVocabulary
+from trimtab.models.weights.dummy import DummyTokenizer, DummyWeights
 
-from ...helpers.tiny_model import Tiny, write_json
+from ...helpers.tiny_model import TinyModel, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,66 +50,66 @@ PUBLISHED = {
 
 def test_built_in_shapes_have_the_published_numbers_of_parameters() -> None:
     counted = {
-        name: sum(math.prod(shape) for shape in shapes(ModelConfig.from_dict(preset)).values())
+        name: sum(math.prod(shape) for shape in param_shapes(ModelConfig.from_dict(preset)).values())
         for name, preset in PRESETS.items()
     }
     assert counted == PUBLISHED
 
 
 def test_a_built_in_shape_is_found_by_its_name_and_has_no_folder() -> None:
-    config, folder = find("llama-3.1-70b")
+    config, folder = resolve_config("llama-3.1-70b")
     assert folder is None
-    assert (config.context, config.rope.kind, config.dtype) == (131_072, "llama3", "bfloat16")
-    assert set(find("mistral-7b-v0.1")[0].windows) == {4096}
-    assert set(find("mistral-7b-v0.2")[0].windows) == {None}
+    assert (config.context_length, config.rope.rope_type, config.dtype) == (131_072, "llama3", "bfloat16")
+    assert set(resolve_config("mistral-7b-v0.1")[0].sliding_windows) == {4096}
+    assert set(resolve_config("mistral-7b-v0.2")[0].sliding_windows) == {None}
 
 
 def test_a_folder_comes_before_a_built_in_shape_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "llama-2-7b").mkdir()
-    write_json(tmp_path / "llama-2-7b" / "config.json", Tiny().config())
+    write_json(tmp_path / "llama-2-7b" / "config.json", TinyModel().config())
     monkeypatch.chdir(tmp_path)
-    config, folder = find("llama-2-7b")
+    config, folder = resolve_config("llama-2-7b")
     assert (config.hidden_size, str(folder)) == (36, "llama-2-7b")
 
 
-def test_a_name_of_nothing_is_refused() -> None:
+def test_an_unknown_model_name_is_refused() -> None:
     with pytest.raises(InputError, match="model is 'llama-9-1b'; it must be"):
-        find("llama-9-1b")
+        resolve_config("llama-9-1b")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dummy_weights_are_noise_of_the_usual_size_and_norms_are_one(dtype: torch.dtype) -> None:
-    made = DummyWeights({"a.weight": (300, 200), "model.norm.weight": (7,), "a.bias": (9,)}, dtype, CPU)
-    weight = made.tensor("a.weight")
+    weights = DummyWeights({"a.weight": (300, 200), "model.norm.weight": (7,), "a.bias": (9,)}, dtype, CPU)
+    weight = weights.get_tensor("a.weight")
     assert (weight.dtype, weight.shape) == (dtype, (300, 200))
     assert float(weight.double().std()) == pytest.approx(0.02, rel=0.02)  # 5 of its standard errors
     assert abs(float(weight.double().mean())) < 5 * 0.02 / 60_000**0.5
-    assert torch.equal(made.tensor("model.norm.weight"), torch.ones(7, dtype=dtype))
-    assert float(made.tensor("a.bias").float().abs().max()) > 0
+    assert torch.equal(weights.get_tensor("model.norm.weight"), torch.ones(7, dtype=dtype))
+    assert float(weights.get_tensor("a.bias").float().abs().max()) > 0
 
 
 def test_dummy_weights_depend_on_seed_and_name_and_not_on_the_order_of_reading() -> None:
     shapes = {"a.weight": (40, 3), "b.weight": (40, 3)}
     first, second = (DummyWeights(shapes, torch.bfloat16, CPU, seed=5) for _ in range(2))
-    b, a = first.tensor("b.weight"), first.tensor("a.weight")
-    assert torch.equal(second.tensor("a.weight"), a)
-    assert torch.equal(second.tensor("b.weight"), b)
+    b, a = first.get_tensor("b.weight"), first.get_tensor("a.weight")
+    assert torch.equal(second.get_tensor("a.weight"), a)
+    assert torch.equal(second.get_tensor("b.weight"), b)
     assert not torch.equal(a, b)
-    assert not torch.equal(DummyWeights(shapes, torch.bfloat16, CPU, seed=6).tensor("a.weight"), a)
+    assert not torch.equal(DummyWeights(shapes, torch.bfloat16, CPU, seed=6).get_tensor("a.weight"), a)
 
 
 def test_the_text_of_ids_is_the_ids() -> None:
-    tokenizer = Tokenizer(IdVocabulary(1000))
+    tokenizer = Tokenizer(DummyTokenizer(1000))
     assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token_ids) == ("ids", 1000, ())
     assert tokenizer.encode(" 12 407\n999 ", add_special_tokens=True) == [12, 407, 999]
     assert tokenizer.decode([12, 407, 999]) == "12 407 999"
     stream = tokenizer.detokenizer()
-    assert [stream.push([12]), stream.push([407, 999]), stream.finish()] == ["12", " 407 999", ""]
+    assert [stream.step([12]), stream.step([407, 999]), stream.flush()] == ["12", " 407 999", ""]
 
 
 @pytest.mark.parametrize("word", ["1000", "-1", "rain", "1.5", "٣", "²", "9" * 5000])
 def test_a_word_that_is_no_id_is_refused(word: str) -> None:
     with pytest.raises(InputError, match="this model has no tokenizer, and reads only ids from 0 to 999"):
-        Tokenizer(IdVocabulary(1000)).encode(f"1 {word} 2")
+        Tokenizer(DummyTokenizer(1000)).encode(f"1 {word} 2")

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from trimtab.engine.engine import Engine
 from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import Llama
+from trimtab.models.llama import LlamaForCausalLM
 from trimtab.models.weights.safetensors import Checkpoint
 
-from ...helpers.memory_peak import MIB, peak
-from ...helpers.tiny_model import Tiny, write_json, write_tensors
+from ...helpers.memory_peak import MIB, peak_memory
+from ...helpers.tiny_model import TinyModel, write_json, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,16 +33,16 @@ FILE = "model.safetensors"
 HEAD, NORM = "lm_head.weight", "model.norm.weight"
 
 
-def load(
+def load_model(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
-) -> Llama:
+) -> LlamaForCausalLM:
     shape = ModelConfig.from_folder(folder)
-    return Llama(shape, Checkpoint(folder), dtype, CPU, progress=progress)
+    return LlamaForCausalLM(shape, Checkpoint(folder), dtype, CPU, progress=progress)
 
 
-def scores(folder: Path, dtype: str = "float32") -> torch.Tensor:
+def model_scores(folder: Path, dtype: str = "float32") -> torch.Tensor:
     return Engine.from_pretrained(str(folder), dtype=dtype, kv_cache_memory="1MiB").score(IDS)
 
 
@@ -51,54 +51,56 @@ IDS = [1, 299, 7, 7, 120, 0, 3, 250, 18]
 
 def test_shards_hold_the_same_model_as_one_file(tmp_path: Path) -> None:
     one, three = (
-        Tiny(tied=False).write(tmp_path / "one"),
-        Tiny(tied=False, shards=3).write(tmp_path / "three"),
+        TinyModel(tied=False).write(tmp_path / "one"),
+        TinyModel(tied=False, shards=3).write(tmp_path / "three"),
     )
     assert len(list(three.glob("*.safetensors"))) == 3
-    assert torch.equal(scores(one), scores(three))
+    assert torch.equal(model_scores(one), model_scores(three))
 
 
 def test_tensors_come_back_as_they_were_stored(tmp_path: Path) -> None:
-    tiny = Tiny(tied=False, shards=3, dtype=torch.bfloat16)
+    tiny = TinyModel(tied=False, shards=3, dtype=torch.bfloat16)
     checkpoint = Checkpoint(tiny.write(tmp_path / "model"))
     tensors = tiny.tensors()
     assert checkpoint.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert set(checkpoint.dtypes.values()) == {"BF16"}
-    assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in tensors.items())
+    assert all(torch.equal(checkpoint.get_tensor(name), tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("held", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_every_stored_type_is_cast_to_every_type_that_is_asked(
-    stored: torch.dtype, held: torch.dtype, tmp_path: Path
+@pytest.mark.parametrize("loaded", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_every_stored_dtype_is_cast_to_every_requested_dtype(
+    stored: torch.dtype, loaded: torch.dtype, tmp_path: Path
 ) -> None:
-    tiny = Tiny(dtype=stored)
+    tiny = TinyModel(dtype=stored)
     folder = tiny.write(tmp_path / "stored")
-    model, tensors = load(folder, held), tiny.tensors()
-    assert model.dtype == held
-    assert torch.equal(model._embedding, tensors["model.embed_tokens.weight"])  # cast as it is looked up
+    model, tensors = load_model(folder, loaded), tiny.tensors()
+    assert model.dtype == loaded
+    assert torch.equal(model._embed_tokens, tensors["model.embed_tokens.weight"])  # cast as it is looked up
     cast = tmp_path / "cast"
-    Tiny().write(cast)
-    write_tensors(cast, {name: tensor.to(held).float() for name, tensor in tensors.items()})
-    truth = scores(cast)
+    TinyModel().write(cast)
+    write_tensors(cast, {name: tensor.to(loaded).float() for name, tensor in tensors.items()})
+    truth = model_scores(cast)
     # the weights are those of the cast; keys, values and perhaps activations are rounded to its 8 or 11 bits
-    share = {torch.float32: 0.0, torch.float16: 0.1 / 8, torch.bfloat16: 0.1}[held]
-    found = scores(folder, str(held).removeprefix("torch."))
+    share = {torch.float32: 0.0, torch.float16: 0.1 / 8, torch.bfloat16: 0.1}[loaded]
+    found = model_scores(folder, str(loaded).removeprefix("torch."))
     assert float((found - truth).abs().max()) <= share * float(truth.std())
     assert float(truth.std()) > 1
 
 
 def test_types_may_differ_within_a_checkpoint(tmp_path: Path) -> None:
-    tensors = Tiny(dtype=torch.bfloat16).tensors()
-    folder = Tiny(dtype=torch.bfloat16).write(tmp_path / "mixed")
+    tensors = TinyModel(dtype=torch.bfloat16).tensors()
+    folder = TinyModel(dtype=torch.bfloat16).write(tmp_path / "mixed")
     write_tensors(folder, {n: t.float() if "norm" in n else t for n, t in tensors.items()})
-    assert torch.equal(scores(folder), scores(Tiny(dtype=torch.bfloat16).write(tmp_path / "plain")))
+    assert torch.equal(
+        model_scores(folder), model_scores(TinyModel(dtype=torch.bfloat16).write(tmp_path / "plain"))
+    )
 
 
-def test_reading_all_tensors_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+def test_reading_all_tensors_allocates_no_extra_memory(tmp_path: Path) -> None:
     tensors = {f"t{index}": torch.zeros(8 * MIB, dtype=torch.bfloat16) for index in range(8)}
-    write_tensors(tmp_path, tensors, shards=2)
-    taken = peak(
+    write_tensors(tmp_path, tensors, num_shards=2)
+    taken = peak_memory(
         "from trimtab.models.weights.safetensors import Checkpoint; torch.zeros(1).aminmax()",
         "checkpoint = Checkpoint(Path(sys.argv[1]))\n"
         "tensors = [checkpoint.tensor(name) for name in checkpoint.shapes]",
@@ -108,58 +110,58 @@ def test_reading_all_tensors_takes_no_memory_of_its_own(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    tiny = Tiny(tied=False)
-    load(tiny.write(tmp_path / "model"), progress=lambda done, total: seen.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    tiny = TinyModel(tied=False)
+    load_model(tiny.write(tmp_path / "model"), progress=lambda done, total: progress.append((done, total)))
     size = sum(tensor.nbytes for tensor in tiny.tensors().values())
-    assert {total for _, total in seen} == {size}
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] == size
+    assert {total for _, total in progress} == {size}
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    assert progress[-1][0] == size
 
 
-def test_a_head_that_is_stored_though_it_is_tied_is_fine(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    truth = scores(folder)
-    tensors = Tiny().tensors()
+def test_a_stored_tied_lm_head_is_accepted(tmp_path: Path) -> None:
+    folder = TinyModel().write(tmp_path / "model")
+    truth = model_scores(folder)
+    tensors = TinyModel().tensors()
     write_tensors(folder, {**tensors, HEAD: tensors["model.embed_tokens.weight"].clone()})
-    assert torch.equal(scores(folder), truth)
+    assert torch.equal(model_scores(folder), truth)
 
 
-def test_rotary_frequencies_that_old_checkpoints_store_are_fine(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
+def test_stored_rotary_frequencies_are_accepted(tmp_path: Path) -> None:
+    folder = TinyModel().write(tmp_path / "model")
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
-    write_tensors(folder, {**Tiny().tensors(), **extra})
-    load(folder)
+    write_tensors(folder, {**TinyModel().tensors(), **extra})
+    load_model(folder)
 
 
-def refused(folder: Path, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)) as error:
-        load(folder)
+def assert_refused(folder: Path, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        load_model(folder)
     assert "\n" not in str(error.value)
 
 
-def sharded(tmp_path: Path) -> Path:
-    return Tiny(tied=False, shards=3).write(tmp_path / "model")
+def write_sharded(tmp_path: Path) -> Path:
+    return TinyModel(tied=False, shards=3).write(tmp_path / "model")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
+    folder = TinyModel().write(tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    refused(folder, f"has neither model.safetensors nor {INDEX}")
+    assert_refused(folder, f"has neither model.safetensors nor {INDEX}")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    folder = sharded(tmp_path)
+    folder = write_sharded(tmp_path)
     (folder / FIRST).unlink()
-    refused(folder, f"lacks the shard '{FIRST}'")
+    assert_refused(folder, f"lacks the shard '{FIRST}'")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 200, -1], ids=str)
 def test_a_truncated_file_is_refused_wherever_it_ends(keep: int, tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:keep])
-    refused(folder, "model.safetensors' is truncated or no safetensors file")
+    folder = TinyModel().write(tmp_path / "model")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:keep])
+    assert_refused(folder, "model.safetensors' is truncated or no safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -176,12 +178,12 @@ def test_a_truncated_file_is_refused_wherever_it_ends(keep: int, tmp_path: Path)
     ids=["exabytes", "all-ones", "header-past-end", "zip", "pickle", "array", "not-utf8"],
 )
 def test_a_file_that_is_no_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
+    folder = TinyModel().write(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(content)
-    refused(folder, "model.safetensors' is truncated or no safetensors file")
+    assert_refused(folder, "model.safetensors' is truncated or no safetensors file")
 
 
-def entry(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+def tensor_entry(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
@@ -190,24 +192,24 @@ TWICE = (
     '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 )
 HEADERS: dict[str, tuple[Any, int]] = {  # header, bytes of data behind it
-    "an end outside the file": ({"a": entry([1], 0, 2**50)}, 4),
-    "a start outside the file": ({"a": entry([1], 2**50, 2**50 + 4)}, 4),
-    "an end before the start": ({"a": entry([1], 4, 0)}, 4),
-    "one place for two tensors": ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 4),
-    "overlapping tensors": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12),
-    "a hole": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, 12),
-    "a hole before all": ({"a": entry([1], 4, 8)}, 8),
-    "data of no tensor": ({"a": entry([1], 0, 4)}, 8),
-    "exabytes in a row": ({"a": entry([2**60], 0, 4)}, 4),
-    "a product that wraps around to 4": ({"a": entry([2**62 + 1, 4], 0, 16)}, 16),
-    "a product that wraps around to 0": ({"a": entry([2**63, 2], 0, 0)}, 0),
-    "a size beyond 64 bits": ({"a": entry([2**70], 0, 4)}, 4),
-    "a size below zero": ({"a": entry([-1], 0, 4)}, 4),
-    "a size that is no whole number": ({"a": entry([1.0], 0, 4)}, 4),
-    "a size too small for its bytes": ({"a": entry([1], 0, 8)}, 8),
-    "an unknown type": ({"a": entry([1], 0, 4, "F7")}, 4),
+    "an end outside the file": ({"a": tensor_entry([1], 0, 2**50)}, 4),
+    "a start outside the file": ({"a": tensor_entry([1], 2**50, 2**50 + 4)}, 4),
+    "an end before the start": ({"a": tensor_entry([1], 4, 0)}, 4),
+    "one place for two tensors": ({"a": tensor_entry([1], 0, 4), "b": tensor_entry([1], 0, 4)}, 4),
+    "overlapping tensors": ({"a": tensor_entry([2], 0, 8), "b": tensor_entry([2], 4, 12)}, 12),
+    "a hole": ({"a": tensor_entry([1], 0, 4), "b": tensor_entry([1], 8, 12)}, 12),
+    "a hole before all": ({"a": tensor_entry([1], 4, 8)}, 8),
+    "data of no tensor": ({"a": tensor_entry([1], 0, 4)}, 8),
+    "exabytes in a row": ({"a": tensor_entry([2**60], 0, 4)}, 4),
+    "a product that wraps around to 4": ({"a": tensor_entry([2**62 + 1, 4], 0, 16)}, 16),
+    "a product that wraps around to 0": ({"a": tensor_entry([2**63, 2], 0, 0)}, 0),
+    "a size beyond 64 bits": ({"a": tensor_entry([2**70], 0, 4)}, 4),
+    "a size below zero": ({"a": tensor_entry([-1], 0, 4)}, 4),
+    "a size that is no whole number": ({"a": tensor_entry([1.0], 0, 4)}, 4),
+    "a size too small for its bytes": ({"a": tensor_entry([1], 0, 8)}, 8),
+    "an unknown type": ({"a": tensor_entry([1], 0, 4, "F7")}, 4),
     "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, 4),
-    "metadata that is none": ({"a": entry([1], 0, 4), "__metadata__": 5}, 4),
+    "metadata that is none": ({"a": tensor_entry([1], 0, 4), "__metadata__": 5}, 4),
     "a name twice": (TWICE % (0, 4), 4),
     "a name twice in two places": (TWICE % (4, 8), 8),
     "a type twice": ('{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', 4),
@@ -223,9 +225,9 @@ def write_header(path: Path, header: Any, data: int) -> None:
 
 @pytest.mark.parametrize("case", HEADERS)
 def test_a_header_that_does_not_fit_its_file_is_refused(case: str, tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
+    folder = TinyModel().write(tmp_path / "model")
     write_header(folder / FILE, *HEADERS[case])
-    refused(folder, "model.safetensors' is truncated or no safetensors file")
+    assert_refused(folder, "model.safetensors' is truncated or no safetensors file")
 
 
 LIMITED = """
@@ -243,7 +245,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_no_broken_file_makes_the_reader_allocate_more_than_it_holds(tmp_path: Path) -> None:
+def test_no_broken_file_makes_the_reader_allocate_more_than_the_file_size(tmp_path: Path) -> None:
     for case, (header, data) in HEADERS.items():
         (tmp_path / case).mkdir()
         write_header(tmp_path / case / FILE, header, data)
@@ -259,13 +261,13 @@ def test_no_broken_file_makes_the_reader_allocate_more_than_it_holds(tmp_path: P
 
 
 @pytest.mark.parametrize("shape", [[0, 2**60], [2**60, 0], [0]], ids=str)
-def test_a_tensor_without_numbers_is_of_the_wrong_shape(shape: list[int], tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    write_header(folder / FILE, {NORM: entry(shape, 0, 0)}, 0)
-    refused(folder, f"of the wrong shape: {NORM} is {shape}, expected [36]")
+def test_an_empty_tensor_has_the_wrong_shape(shape: list[int], tmp_path: Path) -> None:
+    folder = TinyModel().write(tmp_path / "model")
+    write_header(folder / FILE, {NORM: tensor_entry(shape, 0, 0)}, 0)
+    assert_refused(folder, f"of the wrong shape: {NORM} is {shape}, expected [36]")
 
 
-def occupy(path: Path, kind: str, tmp_path: Path) -> None:
+def replace_with(path: Path, kind: str, tmp_path: Path) -> None:
     path.unlink()
     if kind == "folder":
         path.mkdir()
@@ -277,21 +279,21 @@ def occupy(path: Path, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a shard"])
-def test_what_is_no_file_is_refused_without_being_opened(kind: str, name: str, tmp_path: Path) -> None:
-    folder = Tiny(tied=False, shards=1 if name == FILE else 3).write(tmp_path / "model")
+def test_folders_pipes_and_dangling_links_are_refused_unopened(kind: str, name: str, tmp_path: Path) -> None:
+    folder = TinyModel(tied=False, shards=1 if name == FILE else 3).write(tmp_path / "model")
     path = folder / (FIRST if name == "a shard" else name)
-    occupy(path, kind, tmp_path)
-    refused(folder, f"{str(path)!r} is not a regular file, nor a link to one")
+    replace_with(path, kind, tmp_path)
+    assert_refused(folder, f"{str(path)!r} is not a regular file, nor a link to one")
 
 
-def test_files_may_be_links_as_they_are_in_a_cache(tmp_path: Path) -> None:
-    folder = sharded(tmp_path)
-    truth = scores(folder)
+def test_files_may_be_symbolic_links(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path)
+    truth = model_scores(folder)
     (tmp_path / "blobs").mkdir()
     for path in [*folder.glob("*.safetensors"), folder / INDEX]:
         target = path.rename(tmp_path / "blobs" / f"{path.name}.blob")
         path.symlink_to(target)
-    assert torch.equal(scores(folder), truth)
+    assert torch.equal(model_scores(folder), truth)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -299,24 +301,26 @@ def test_files_may_be_links_as_they_are_in_a_cache(tmp_path: Path) -> None:
 def test_a_broken_weight_is_warned_of_by_name_and_loads(
     value: float, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    tiny = Tiny(dtype=dtype)
+    tiny = TinyModel(dtype=dtype)
     folder, tensors = tiny.write(tmp_path / "model"), tiny.tensors()
     tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
     write_tensors(folder, tensors)
-    said = r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are infinite or none \(NaN\)$"
-    with pytest.warns(UserWarning, match=said) as warned:
-        load(folder)
+    message = (
+        r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are infinite or none \(NaN\)$"
+    )
+    with pytest.warns(UserWarning, match=message) as warned:
+        load_model(folder)
     assert len(warned) == 1
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    tensors = Tiny().tensors()
+    folder = TinyModel().write(tmp_path / "model")
+    tensors = TinyModel().tensors()
     del tensors["model.layers.1.mlp.up_proj.weight"]
     tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
     tensors[NORM] = torch.zeros(35)
     write_tensors(folder, tensors)
-    refused(
+    assert_refused(
         folder,
         "the checkpoint does not fit its config.json; missing: model.layers.1.mlp.up_proj.weight; "
         "unexpected: model.layers.9.mlp.up_proj.weight; "
@@ -324,16 +328,16 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: 
     )
 
 
-def test_an_untied_model_needs_its_head(tmp_path: Path) -> None:
-    folder = Tiny(tied=False).write(tmp_path / "model")
-    write_tensors(folder, Tiny().tensors())
-    refused(folder, f"missing: {HEAD}")
+def test_an_untied_model_without_lm_head_is_refused(tmp_path: Path) -> None:
+    folder = TinyModel(tied=False).write(tmp_path / "model")
+    write_tensors(folder, TinyModel().tensors())
+    assert_refused(folder, f"missing: {HEAD}")
 
 
 def test_a_long_list_of_missing_tensors_is_cut_and_counted(tmp_path: Path) -> None:
-    folder = Tiny(layers=3).write(tmp_path / "model")
-    write_tensors(folder, Tiny(layers=1).tensors())
-    refused(folder, " and 10 more")
+    folder = TinyModel(layers=3).write(tmp_path / "model")
+    write_tensors(folder, TinyModel(layers=1).tensors())
+    assert_refused(folder, " and 10 more")
 
 
 OTHER_TYPES = {"F64": torch.float64, "I8": torch.int8, "I64": torch.int64, "BOOL": torch.bool}
@@ -342,41 +346,41 @@ OTHER_TYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 @pytest.mark.parametrize("name", OTHER_TYPES)
 def test_a_weight_of_another_type_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    write_tensors(folder, {**Tiny().tensors(), NORM: torch.ones(36).to(OTHER_TYPES[name])})
-    refused(folder, f"the checkpoint stores weights as {name} ({NORM}); known are F32, F16, BF16")
+    folder = TinyModel().write(tmp_path / "model")
+    write_tensors(folder, {**TinyModel().tensors(), NORM: torch.ones(36).to(OTHER_TYPES[name])})
+    assert_refused(folder, f"the checkpoint stores weights as {name} ({NORM}); known are F32, F16, BF16")
 
 
 def test_a_checkpoint_in_fp8_is_refused_by_its_type_and_not_by_its_scales(tmp_path: Path) -> None:
-    folder = Tiny().write(tmp_path / "model")
-    tensors = Tiny().tensors()
+    folder = TinyModel().write(tmp_path / "model")
+    tensors = TinyModel().tensors()
     for name in [name for name in tensors if "proj" in name]:
         tensors[f"{name}_scale"] = torch.ones(1)
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     write_tensors(folder, tensors)
-    refused(folder, "the checkpoint stores weights as F8_E4M3 (model.layers.")
-    refused(folder, " and 6 more); known are F32, F16, BF16")
+    assert_refused(folder, "the checkpoint stores weights as F8_E4M3 (model.layers.")
+    assert_refused(folder, " and 6 more); known are F32, F16, BF16")
 
 
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "sub/model.safetensors", "", "..", ".", "a\0b", "\ud800"]
 )
 def test_an_index_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
-    save_file(Tiny().tensors(), tmp_path / "model.safetensors")
-    folder = Tiny(shards=3).write(tmp_path / "model")
+    save_file(TinyModel().tensors(), tmp_path / "model.safetensors")
+    folder = TinyModel(shards=3).write(tmp_path / "model")
     (folder / "sub").mkdir()
-    save_file(Tiny().tensors(), folder / "sub" / "model.safetensors")
-    write_json(folder / INDEX, {"weight_map": dict.fromkeys(Tiny().tensors(), name)})
+    save_file(TinyModel().tensors(), folder / "sub" / "model.safetensors")
+    write_json(folder / INDEX, {"weight_map": dict.fromkeys(TinyModel().tensors(), name)})
     with pytest.raises(InputError):
         Checkpoint(folder)
 
 
 def test_an_index_with_an_absolute_path_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.safetensors"
-    save_file(Tiny().tensors(), elsewhere)
-    folder = Tiny(shards=3).write(tmp_path / "model")
-    write_json(folder / INDEX, {"weight_map": dict.fromkeys(Tiny().tensors(), str(elsewhere))})
-    refused(folder, f"names the shard {str(elsewhere)!r}; it must be a file in the same folder")
+    save_file(TinyModel().tensors(), elsewhere)
+    folder = TinyModel(shards=3).write(tmp_path / "model")
+    write_json(folder / INDEX, {"weight_map": dict.fromkeys(TinyModel().tensors(), str(elsewhere))})
+    assert_refused(folder, f"names the shard {str(elsewhere)!r}; it must be a file in the same folder")
 
 
 @pytest.mark.parametrize(
@@ -392,29 +396,29 @@ def test_an_index_with_an_absolute_path_is_refused(tmp_path: Path) -> None:
     ],
     ids=["cut", "array", "empty", "list", "mixed", "nested", "too-deep"],
 )
-def test_an_index_that_is_none_is_refused(index: str, tmp_path: Path) -> None:
-    folder = sharded(tmp_path)
+def test_an_invalid_index_is_refused(index: str, tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path)
     (folder / INDEX).write_text(index, encoding="utf-8")
-    refused(folder, f"{INDEX}' is no index of shards")
+    assert_refused(folder, f"{INDEX}' is no index of shards")
 
 
-def test_an_index_that_names_no_text_is_refused(tmp_path: Path) -> None:
-    folder = sharded(tmp_path)
+def test_an_index_with_non_string_file_names_is_refused(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path)
     write_json(folder / INDEX, {"weight_map": {"a": 5}})
-    refused(folder, "names the shard 5; it must be a file in the same folder")
+    assert_refused(folder, "names the shard 5; it must be a file in the same folder")
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
-    folder = sharded(tmp_path)
-    tensors = Tiny(tied=False).tensors()
+    folder = write_sharded(tmp_path)
+    tensors = TinyModel(tied=False).tensors()
     names = list(tensors)
     twice = {name: tensors[name] for name in [*names[0::3], names[1]]}
     save_file(twice, folder / FIRST)
-    refused(folder, f"tensor {names[1]!r} is in ")
+    assert_refused(folder, f"tensor {names[1]!r} is in ")
 
 
 def test_a_shard_that_lacks_what_the_index_promises_is_refused(tmp_path: Path) -> None:
-    folder = sharded(tmp_path)
-    tensors = Tiny(tied=False).tensors()
+    folder = write_sharded(tmp_path)
+    tensors = TinyModel(tied=False).tensors()
     save_file({name: tensors[name] for name in list(tensors)[3::3]}, folder / FIRST)
-    refused(folder, "missing: model.embed_tokens.weight")
+    assert_refused(folder, "missing: model.embed_tokens.weight")

@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 from trimtab.kernels.common.errors import InputError, RunError
-from trimtab.tools.bench.http.client import Client, RefusedError
-from trimtab.tools.bench.http.stream import CHAT, Streamed, stream
+from trimtab.tools.bench.http.client import HTTPClient, HTTPStatusError
+from trimtab.tools.bench.http.stream import CHAT_ENDPOINT, StreamResult, stream_request
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: Chunked\r\n\r\n"
 
 
 @asynccontextmanager
-async def answering(*pieces: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
+async def serve_pieces(*pieces: bytes) -> AsyncIterator[tuple[HTTPClient, list[bytes]]]:
     """A server that reads a request's head, writes these pieces with a pause between, and hangs up."""
     heads: list[bytes] = []
 
@@ -30,13 +30,13 @@ async def answering(*pieces: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        yield Client(f"http://127.0.0.1:{port}/below/", "hush"), heads
+        yield HTTPClient(f"http://127.0.0.1:{port}/below/", "hush"), heads
 
 
-def read(*pieces: bytes) -> tuple[list[bytes], bytes]:
+def read_lines(*pieces: bytes) -> tuple[list[bytes], bytes]:
     async def call() -> tuple[list[bytes], bytes]:
-        async with answering(*pieces) as (client, heads):
-            return [line async for line in client.lines("/x", {"a": 1})], heads[0]
+        async with serve_pieces(*pieces) as (client, heads):
+            return [line async for line in client.stream_lines("/x", {"a": 1})], heads[0]
 
     return asyncio.run(asyncio.wait_for(call(), 10))
 
@@ -50,19 +50,19 @@ def read(*pieces: bytes) -> tuple[list[bytes], bytes]:
     ],
 )
 def test_lines_are_the_same_however_the_content_is_cut(pieces: tuple[bytes, ...]) -> None:
-    assert read(*pieces)[0] == [b"ab", b"cd", b"e"]
+    assert read_lines(*pieces)[0] == [b"ab", b"cd", b"e"]
 
 
-def test_a_request_says_where_it_goes_and_whose_it_is() -> None:
-    head = read(HEAD + b"\r\n")[1].decode()
+def test_a_request_carries_its_host_and_key() -> None:
+    head = read_lines(HEAD + b"\r\n")[1].decode()
     assert head.startswith("POST /below/x HTTP/1.1\r\nHost: 127.0.0.1:")
     assert "Authorization: Bearer hush\r\n" in head
     assert "Content-Length: 8\r\n" in head
 
 
-def test_a_refusal_is_said_with_its_status() -> None:
-    with pytest.raises(RefusedError, match="the server answered 429: too many") as caught:
-        read(b"HTTP/1.1 429 No\r\nContent-Length: 9\r\n\r\ntoo many\n")
+def test_a_refusal_is_reported_with_its_status() -> None:
+    with pytest.raises(HTTPStatusError, match="the server answered 429: too many") as caught:
+        read_lines(b"HTTP/1.1 429 No\r\nContent-Length: 9\r\n\r\ntoo many\n")
     assert caught.value.status == 429
 
 
@@ -71,25 +71,25 @@ def test_a_refusal_is_said_with_its_status() -> None:
 )
 def test_an_answer_that_breaks_off_is_a_failed_run(pieces: tuple[bytes, ...]) -> None:
     with pytest.raises(RunError, match="gave no whole answer"):
-        read(*pieces)
+        read_lines(*pieces)
 
 
 @pytest.mark.parametrize("url", ["", "here", "http://", "ftp://x", "http://x:port", "http://x:0"])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="base_url is "):
-        Client(url)
+        HTTPClient(url)
 
 
-def streamed(*lines: bytes) -> Streamed:
-    async def call() -> Streamed:
-        async with answering(HEAD + b"\r\n", *lines) as (client, _):
-            return await stream(client, CHAT, {}, steered=False)
+def stream_answer(*lines: bytes) -> StreamResult:
+    async def call() -> StreamResult:
+        async with serve_pieces(HEAD + b"\r\n", *lines) as (client, _):
+            return await stream_request(client, CHAT_ENDPOINT, {}, steered=False)
 
     return asyncio.run(asyncio.wait_for(call(), 10))
 
 
-def test_first_piece_and_gaps_are_those_of_text() -> None:
-    answer = streamed(
+def test_ttft_and_itl_count_text_chunks_alone() -> None:
+    answer = stream_answer(
         b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n',
         b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n: a comment\n\n',
         b'data: {"choices": [{"delta": {"content": "b"}}]}\n\n',
@@ -103,9 +103,9 @@ def test_first_piece_and_gaps_are_those_of_text() -> None:
     assert sum(answer.gaps) <= answer.latency - answer.ttft
 
 
-def test_without_a_count_a_piece_is_a_token() -> None:
+def test_without_usage_every_chunk_counts_as_a_token() -> None:
     piece = b'data: {"choices": [{"text": "a"}]}\n\n'
-    assert streamed(piece, piece, b"data: [DONE]\n").tokens == 2
+    assert stream_answer(piece, piece, b"data: [DONE]\n").tokens == 2
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_without_a_count_a_piece_is_a_token() -> None:
     ],
 )
 def test_a_stream_that_fails_says_why(line: bytes, sentence: str) -> None:
-    assert sentence in (streamed(line).error or "")
+    assert sentence in (stream_answer(line).error or "")

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from trimtab import InputError
-from trimtab.tools.bench.compare import Verdict
-from trimtab.tools.bench.worktree import resolved, side_by_side
+from trimtab.tools.bench.compare import Comparison
+from trimtab.tools.bench.worktree import link_side_by_side, resolve_commit
 from trimtab.tools.common import environment
 
-from ..conftest import Ran
+from ..conftest import CommandResult
 
 PACKAGE = environment.ROOT
 CODE = ("__init__.py", "__main__.py", "kernels", "models", "engine", "tools")
@@ -42,9 +42,9 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_other_commit_stands_beside_the_tree_as_it_lies(repository: Path) -> None:
+def test_the_other_commit_is_compared_with_the_working_tree(repository: Path) -> None:
     (repository / "file").write_text("third")
-    with side_by_side(repository, resolved(repository, "HEAD~1")) as (ours, theirs):
+    with link_side_by_side(repository, resolve_commit(repository, "HEAD~1")) as (ours, theirs):
         assert (ours / "trimtab" / "file").read_text() == "third"
         assert (theirs / "trimtab" / "file").read_text() == "first"
         assert git(repository, "worktree", "list").count("\n") == 1
@@ -52,7 +52,7 @@ def test_the_other_commit_stands_beside_the_tree_as_it_lies(repository: Path) ->
 
 
 def test_a_failure_leaves_no_worktree(repository: Path) -> None:
-    with pytest.raises(ZeroDivisionError), side_by_side(repository, "HEAD") as (_, theirs):
+    with pytest.raises(ZeroDivisionError), link_side_by_side(repository, "HEAD") as (_, theirs):
         raise ZeroDivisionError
     assert git(repository, "worktree", "list").count("\n") == 0
     assert not theirs.exists()
@@ -60,20 +60,20 @@ def test_a_failure_leaves_no_worktree(repository: Path) -> None:
 
 
 def test_a_commit_that_is_not_there_is_refused_by_name(repository: Path, tmp_path: Path) -> None:
-    assert resolved(repository, "HEAD") == git(repository, "rev-parse", "HEAD")
+    assert resolve_commit(repository, "HEAD") == git(repository, "rev-parse", "HEAD")
     for name in ("nobody", "--help", ""):
         with pytest.raises(InputError, match=f"BASE is {name!r}"):
-            resolved(repository, name)
+            resolve_commit(repository, name)
     with pytest.raises(InputError, match="is no git checkout"):
-        resolved(tmp_path, "HEAD")
+        resolve_commit(tmp_path, "HEAD")
 
 
-def test_a_commit_is_told_with_its_changes(repository: Path, tmp_path: Path) -> None:
+def test_a_commit_is_named_with_its_uncommitted_changes(repository: Path, tmp_path: Path) -> None:
     head = git(repository, "rev-parse", "HEAD")
-    assert environment.commit(repository) == head
+    assert environment.get_commit(repository) == head
     (repository / "new").touch()
-    assert environment.commit(repository) == f"{head}-dirty"
-    assert environment.commit(tmp_path) is None
+    assert environment.get_commit(repository) == f"{head}-dirty"
+    assert environment.get_commit(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_commit_is_told_with_its_changes(repository: Path, tmp_path: Path) -> 
     ],
 )
 def test_slower_is_beyond_both_thresholds(this: list[float], base: list[float], slower: bool) -> None:
-    assert Verdict(this, base, relative=0.05, absolute_ms=0.5).slower is slower
+    assert Comparison(this, base, rel_threshold=0.05, abs_threshold_ms=0.5).is_slower is slower
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_slower_is_beyond_both_thresholds(this: list[float], base: list[float], 
     ],
 )
 def test_nothing_is_compared_while_tests_are_red(
-    run: Callable[..., Ran],
+    run: Callable[..., CommandResult],
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
     tests: str,
@@ -108,14 +108,12 @@ def test_nothing_is_compared_while_tests_are_red(
 ) -> None:
     monkeypatch.setattr(environment, "ROOT", repository)
     ran = run("bench", "compare", "HEAD~1", f"--tests={tests}")
-    assert (ran.status, ran.out) == (status, "")
-    assert sentence in ran.err
+    assert (ran.status, ran.stdout) == (status, "")
+    assert sentence in ran.stderr
 
 
 @pytest.mark.long
-def test_a_commit_that_dawdles_is_found_slower_and_one_like_it_is_not(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
+def test_a_slowed_commit_is_detected_and_an_equal_one_is_not(tmp_path: Path, tiny_folder: Path) -> None:
     root = tmp_path / "code"
     for name in CODE:
         copy = shutil.copytree if (PACKAGE / name).is_dir() else shutil.copy

@@ -11,24 +11,24 @@ import pytest
 from trimtab import Engine, Mato, Objective, Request
 from trimtab.tools.bench import BENCHES
 
-from ...helpers.tiny_model import Tiny, write_json
-from ..conftest import Ran
+from ...helpers.tiny_model import TinyModel, write_json
+from ..conftest import CommandResult
 
-pytestmark = pytest.mark.usefixtures("small_roof")
+pytestmark = pytest.mark.usefixtures("fast_machine_peaks")
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 SHORT = ("--input-len", "9", "--output-len", "5", "--kv-cache-memory", "8MiB")
-WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3")
+OBJECTIVE_FLAGS = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3")
 
 
-def last_line(ran: Ran) -> Any:
-    assert ran.status == 0, ran.err
-    return json.loads(ran.out.splitlines()[-1])
+def last_line(ran: CommandResult) -> Any:
+    assert ran.status == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
-def test_latency_says_what_a_step_takes_beside_its_roofs(run: Run, tiny_folder: Path) -> None:
+def test_latency_reports_step_times_beside_the_roofline(run: Run, tiny_folder: Path) -> None:
     iterations = ("--batch-size", "2", "--num-iters", "3", "--num-iters-warmup", "0")
-    ran = run("bench", "latency", "--model", str(tiny_folder), *SHORT, *WISHES, *iterations)
+    ran = run("bench", "latency", "--model", str(tiny_folder), *SHORT, *OBJECTIVE_FLAGS, *iterations)
     found = last_line(ran)
     assert {len(values) for values in found["raw"].values()} == {3}
     assert found["rows"] == 6
@@ -40,20 +40,22 @@ def test_latency_says_what_a_step_takes_beside_its_roofs(run: Run, tiny_folder: 
     ratio = found["gigabytes_per_second"] / found["measured_bandwidth"]
     assert found["bandwidth_share"] == pytest.approx(ratio)
     assert found["median_latency_ms"] > found["median_ttft_ms"] > 0
-    assert "a step of 6 rows, ms" in ran.out
+    assert "a step of 6 rows, ms" in ran.stdout
 
 
 def test_a_step_reads_each_weight_once_and_the_cache_of_each_row(run: Run, tiny_folder: Path) -> None:
     ran = run("bench", "latency", "--model", str(tiny_folder), *SHORT, "--num-iters", "1")
-    shape = Tiny()
+    shape = TinyModel()
     weights = sum(tensor.numel() for tensor in shape.tensors().values())
-    kept = (9 + 5 / 2) * 2 * shape.layers * shape.kv_heads * shape.hidden // shape.heads
-    assert last_line(ran)["bytes"] == 4 * (weights + kept)
+    cache_elements = (9 + 5 / 2) * 2 * shape.layers * shape.kv_heads * shape.hidden // shape.heads
+    assert last_line(ran)["bytes"] == 4 * (weights + cache_elements)
 
 
 def test_throughput_counts_requests_tokens_and_branches(run: Run, tiny_folder: Path) -> None:
     many = ("--num-prompts", "4", "--num-iters", "2", "--one-by-one", "--steered-share", "0.5")
-    found = last_line(run("bench", "throughput", "--model", str(tiny_folder), *SHORT, *WISHES, *many))
+    found = last_line(
+        run("bench", "throughput", "--model", str(tiny_folder), *SHORT, *OBJECTIVE_FLAGS, *many)
+    )
     rows = 2 * 1 + 2 * 3
     assert (found["completed"], found["branches"]) == (4, rows)
     assert (found["total_input_tokens"], found["total_output_tokens"]) == (rows * 9, 4 * 5)
@@ -66,26 +68,26 @@ def test_throughput_counts_requests_tokens_and_branches(run: Run, tiny_folder: P
 def test_a_dataset_has_its_questions_rendered_for_each_branch(
     run: Run, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    asked = ["What is rain?", "Who was Ada Lovelace, the first of us?"]
-    write_json(tmp_path / "asked.json", asked)
+    questions = ["What is rain?", "Who was Ada Lovelace, the first of us?"]
+    write_json(tmp_path / "asked.json", questions)
     dataset = ("--dataset-path", str(tmp_path / "asked.json"), "--output-len", "2", "--num-prompts", "2")
-    found = last_line(run("bench", "throughput", "--model", str(tiny_folder), *dataset, *WISHES))
+    found = last_line(run("bench", "throughput", "--model", str(tiny_folder), *dataset, *OBJECTIVE_FLAGS))
     engine = Engine.from_pretrained(str(tiny_folder))
-    wishes = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
-    prompts = [branch for text in asked for branch in engine.render(Request(text, wishes))]
+    method = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
+    prompts = [branch for text in questions for branch in engine.render(Request(text, method))]
     assert found["total_input_tokens"] == sum(len(branch.prompt_token_ids) for branch in prompts)
 
 
 def test_a_shape_without_weights_can_be_measured(run: Run, tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", Tiny().config())
+    write_json(tmp_path / "config.json", TinyModel().config())
     dummy = ("--model", str(tmp_path), "--load-format", "dummy", "--num-iters", "1")
     assert last_line(run("bench", "throughput", *dummy, *SHORT, "--num-prompts", "2"))["completed"] == 2
 
 
 def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path) -> None:
     ran = run("bench", "throughput", "--model", str(tiny_folder), "--input-len", "600")
-    assert (ran.status, ran.out) == (1, "")
-    assert ran.err.startswith("trimtab: a request ended after 0 of 64 tokens: ")
+    assert (ran.status, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("trimtab: a request ended after 0 of 64 tokens: ")
 
 
 @pytest.mark.parametrize(
@@ -122,13 +124,13 @@ def test_wrong_input_is_one_sentence_before_anything_is_loaded(
     run: Run, words: tuple[str, ...], sentence: str
 ) -> None:
     ran = run("bench", *words)
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith(f"trimtab: {sentence}")
-    assert ran.err.count("\n") == 1
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("bench", BENCHES)
 def test_every_bench_explains_itself(run: Run, bench: str) -> None:
     ran = run("bench", bench, "--help")
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.startswith(f"usage: trimtab bench {bench} ")
+    assert (ran.status, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(f"usage: trimtab bench {bench} ")

@@ -11,36 +11,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trimtab.tools.bench.serve import Load
+from trimtab.tools.bench.serve import ServeConfig
 
-from ...engine.server.server_process import Server, serving
-from ..conftest import Ran
+from ...engine.server.server_process import ServerProcess, run_server
+from ..conftest import CommandResult
 
-Run = Callable[..., Ran]
-WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--tau", "5")
+Run = Callable[..., CommandResult]
+OBJECTIVE_FLAGS = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--tau", "5")
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder: Path) -> Iterator[Server]:
-    with serving("--model", str(tiny_folder), "--kv-cache-memory", "8MiB", "--api-key", "hush") as server:
+def server(tiny_folder: Path) -> Iterator[ServerProcess]:
+    with run_server("--model", str(tiny_folder), "--kv-cache-memory", "8MiB", "--api-key", "hush") as server:
         yield server
 
 
 @pytest.fixture
-def asked(run: Run, server: Server) -> Callable[..., Any]:
+def run_serve_bench(run: Run, server: ServerProcess) -> Callable[..., Any]:
     """What the bench says in its last line."""
 
     def command(*words: str) -> Any:
         ran = run("bench", "serve", "--base-url", server.url, "--api-key", "hush", *words)
-        assert ran.status == 0, ran.err
-        return json.loads(ran.out.splitlines()[-1])
+        assert ran.status == 0, ran.stderr
+        return json.loads(ran.stdout.splitlines()[-1])
 
     return command
 
 
-def test_a_mix_of_plain_and_steered_chats_is_answered_and_counted(asked: Callable[..., Any]) -> None:
-    found = asked(
-        "--num-prompts", "6", "--input-len", "4", "--output-len", "5", "--steered-share", "0.5", *WISHES
+def test_a_mix_of_plain_and_steered_chats_is_answered_and_counted(
+    run_serve_bench: Callable[..., Any],
+) -> None:
+    found = run_serve_bench(
+        "--num-prompts",
+        "6",
+        "--input-len",
+        "4",
+        "--output-len",
+        "5",
+        "--steered-share",
+        "0.5",
+        *OBJECTIVE_FLAGS,
     )
     assert (found["completed"], found["failed"], found["steered"]) == (6, 0, 3)
     assert found["total_output_tokens"] == 6 * 5
@@ -54,36 +64,36 @@ def test_a_mix_of_plain_and_steered_chats_is_answered_and_counted(asked: Callabl
     assert "hush" not in json.dumps(found)
 
 
-def test_completions_are_asked_no_more_than_the_limit_at_a_time(asked: Callable[..., Any]) -> None:
+def test_at_most_the_limit_of_completions_run_at_a_time(run_serve_bench: Callable[..., Any]) -> None:
     few = ("--num-prompts", "5", "--input-len", "3", "--output-len", "4", "--max-concurrency", "2")
-    found = asked("--endpoint", "/v1/completions", *few)
+    found = run_serve_bench("--endpoint", "/v1/completions", *few)
     assert (found["completed"], found["steered"]) == (5, 0)
     spans = [(answer["start"], answer["end"]) for answer in found["raw"]]
     assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) == 2
 
 
-def test_a_server_that_is_not_there_or_refuses_is_a_failed_run(run: Run, server: Server) -> None:
+def test_a_server_that_is_not_there_or_refuses_is_a_failed_run(run: Run, server: ServerProcess) -> None:
     ran = run("bench", "serve", "--base-url", "http://127.0.0.1:9", "--num-prompts", "1")
-    assert (ran.status, ran.out) == (1, "")
-    assert "http://127.0.0.1:9 gave no whole answer" in ran.err
+    assert (ran.status, ran.stdout) == (1, "")
+    assert "http://127.0.0.1:9 gave no whole answer" in ran.stderr
     ran = run("bench", "serve", "--base-url", server.url, "--api-key", "wrong")
-    assert (ran.status, "the server answered 401" in ran.err) == (1, True)
+    assert (ran.status, "the server answered 401" in ran.stderr) == (1, True)
     few = ("--num-prompts", "2", "--model", "gpt", "--api-key", "hush")
     ran = run("bench", "serve", "--base-url", server.url, *few)
-    assert (ran.status, "none of 2 requests was answered; the server answered 404" in ran.err) == (1, True)
+    assert (ran.status, "none of 2 requests was answered; the server answered 404" in ran.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("burstiness", [1.0, 4.0])
-def test_requests_come_at_the_rate_asked_with_gamma_gaps(burstiness: float) -> None:
-    load = Load(num_prompts=20_001, request_rate=8.0, burstiness=burstiness)
-    times = list(load.arrivals(seed=3))
+def test_requests_arrive_at_the_given_rate_with_gamma_gaps(burstiness: float) -> None:
+    load = ServeConfig(num_prompts=20_001, request_rate=8.0, burstiness=burstiness)
+    times = list(load.arrival_times(seed=3))
     gaps = [b - a for a, b in itertools.pairwise(times)]
     mean, deviation = statistics.fmean(gaps), statistics.stdev(gaps)
     assert times[0] == 0
     assert mean == pytest.approx(1 / 8, rel=0.03)
     assert deviation / mean == pytest.approx(1 / math.sqrt(burstiness), rel=0.05)
-    assert times == list(load.arrivals(seed=3)) != list(load.arrivals(seed=4))
+    assert times == list(load.arrival_times(seed=3)) != list(load.arrival_times(seed=4))
 
 
 def test_at_an_infinite_rate_all_come_at_once() -> None:
-    assert list(Load(num_prompts=3).arrivals(seed=0)) == [0, 0, 0]
+    assert list(ServeConfig(num_prompts=3).arrival_times(seed=0)) == [0, 0, 0]

@@ -21,15 +21,15 @@ def test_a_percentile_is_numpys(values: list[float], percent: float) -> None:
 
 def test_a_summary_has_the_names_that_other_benches_use() -> None:
     values = [float(value) for value in range(1, 102)]
-    found = figures.summary(values, "ttft_ms")
+    found = figures.summarize(values, "ttft_ms")
     assert found == {"mean_ttft_ms": 51, "median_ttft_ms": 51, "p90_ttft_ms": 91, "p99_ttft_ms": 100}
     assert found["mean_ttft_ms"] == statistics.fmean(values)
 
 
 def test_nothing_measured_is_not_a_number() -> None:
-    assert all(math.isnan(value) for value in figures.summary([], "x").values())
-    assert figures.spread([]) == "none"
+    assert all(math.isnan(value) for value in figures.summarize([], "x").values())
+    assert figures.format_spread([]) == "none"
 
 
 def test_a_spread_is_median_lowest_and_highest() -> None:
-    assert figures.spread([3.0, 1234.56, 2.005]) == "3 (2 to 1235)"
+    assert figures.format_spread([3.0, 1234.56, 2.005]) == "3 (2 to 1235)"

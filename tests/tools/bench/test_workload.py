@@ -6,28 +6,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trimtab import InputError, Mato, Objective
-from trimtab.tools.bench.workload import Traffic
+from trimtab.tools.bench.workload import WorkloadConfig
 
 METHOD = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
 
 
 @given(share=st.floats(0, 1), count=st.integers(0, 200))
-def test_of_any_first_requests_the_share_is_steered(share: float, count: int) -> None:
-    traffic = Traffic(steered_share=share)
+def test_any_prefix_of_the_requests_has_the_steered_share(share: float, count: int) -> None:
+    traffic = WorkloadConfig(steered_share=share)
     assert sum(traffic.is_steered(index) for index in range(count)) == int(count * share)
 
 
 def test_steered_requests_stand_evenly_among_the_others() -> None:
-    traffic = Traffic(steered_share=0.5, input_len=3)
-    requests = next(traffic.requests(6, 100, METHOD))
+    traffic = WorkloadConfig(steered_share=0.5, input_len=3)
+    requests = next(traffic.request_batches(6, 100, METHOD))
     assert [request.steering.name for request in requests] == ["base", "mato"] * 3
     rows = [len(request.branch_token_ids or ()) for request in requests]
     assert rows == [1, 3] * 3
-    assert traffic.rows(6, METHOD) == sum(rows)
+    assert traffic.num_rows(6, METHOD) == sum(rows)
 
 
-def test_prompts_are_as_long_as_asked_and_the_seed_repeats_them() -> None:
-    drawn, again, other = (Traffic(input_len=7, seed=seed).requests(3, 50, METHOD) for seed in (1, 1, 2))
+def test_prompts_have_the_given_length_and_the_seed_repeats_them() -> None:
+    drawn, again, other = (
+        WorkloadConfig(input_len=7, seed=seed).request_batches(3, 50, METHOD) for seed in (1, 1, 2)
+    )
     first, second = next(drawn), next(drawn)
     assert first == next(again) != next(other)
     rows = [tuple(ids) for request in first + second for ids in request.branch_token_ids or ()]
@@ -38,6 +40,6 @@ def test_prompts_are_as_long_as_asked_and_the_seed_repeats_them() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("input_len", 0), ("output_len", 1), ("steered_share", 1.5), ("steered_share", -0.1)]
 )
-def test_what_cannot_be_decoded_is_refused_by_name(field: str, value: float) -> None:
+def test_an_undecodable_workload_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{field} is {value}"):
-        Traffic(**{field: value})
+        WorkloadConfig(**{field: value})

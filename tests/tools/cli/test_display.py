@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-def console(width: int = 20, height: int = 10) -> Console:
+def make_console(width: int = 20, height: int = 10) -> Console:
     return Console(
         file=io.StringIO(),
         force_terminal=True,
@@ -28,7 +28,7 @@ def console(width: int = 20, height: int = 10) -> Console:
     )
 
 
-def sent(screen: Console) -> str:
+def console_output(screen: Console) -> str:
     """All that the console was told to write."""
     assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue()
@@ -37,90 +37,92 @@ def sent(screen: Console) -> str:
 @settings(deadline=None)
 @given(st.text(), st.text())
 def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right: str) -> None:
-    made = terminal.safe(left + "\x1b\x9b\u202e\ud800" + right)
-    made.encode()
+    escaped = terminal.escape(left + "\x1b\x9b\u202e\ud800" + right)
+    escaped.encode()
     assert not [
-        c for c in made if c not in "\n\t" and (c < " " or "\x7f" <= c < "\xa0" or "\u202a" <= c <= "\u202e")
+        c
+        for c in escaped
+        if c not in "\n\t" and (c < " " or "\x7f" <= c < "\xa0" or "\u202a" <= c <= "\u202e")
     ]
-    assert "\\x1b\\x9b\\u202e\\ud800" in made
-    assert terminal.safe("naïve 日本 👍\tx\n") == "naïve 日本 👍\tx\n"
+    assert "\\x1b\\x9b\\u202e\\ud800" in escaped
+    assert terminal.escape("naïve 日本 👍\tx\n") == "naïve 日本 👍\tx\n"
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab \n日", max_size=12), max_size=12))
 def test_an_answer_in_pieces_loses_nothing_but_spaces_at_line_ends(pieces: list[str]) -> None:
-    screen, pending, lines = console(8), "", []
+    screen, pending, lines = make_console(8), "", []
     for piece in pieces:
-        *finished, pending = display.wrapped(pending + piece, screen)
+        *finished, pending = display.wrap_lines(pending + piece, screen)
         lines += finished
-    said = "".join(pieces).replace(" ", "").replace("\n", "")
-    assert "".join([*lines, pending]).replace(" ", "") == said
+    text = "".join(pieces).replace(" ", "").replace("\n", "")
+    assert "".join([*lines, pending]).replace(" ", "") == text
     assert all(Text(line).cell_len <= 8 for line in lines)
 
 
 @settings(deadline=None)
 @given(st.text(alphabet="abcd ", max_size=40), st.integers(0, 40))
-def test_words_do_not_grow_together_where_a_line_is_full(text: str, cut: int) -> None:
-    screen = console(8)
-    *finished, pending = display.wrapped(text[:cut], screen)
-    shown = " ".join([*finished, *display.wrapped(pending + text[cut:], screen)]).split()
-    assert [word for word in shown if word not in text] == []
+def test_words_are_not_joined_at_a_full_line(text: str, cut: int) -> None:
+    screen = make_console(8)
+    *finished, pending = display.wrap_lines(text[:cut], screen)
+    output = " ".join([*finished, *display.wrap_lines(pending + text[cut:], screen)]).split()
+    assert [word for word in output if word not in text] == []
 
 
 def test_an_answer_longer_than_the_screen_is_shown_in_full() -> None:
-    screen = console(width=20, height=5)
-    live = display.LiveAnswer(screen)
+    screen = make_console(width=20, height=5)
+    live = display.LiveView(screen)
     live.start()
     for number in range(40):
         live.add(Delta(0, f"line {number}\n", [number]))
     live.finish("the end")
-    shown = sent(screen)
-    assert all(f"line {number}" in shown for number in range(40))
-    assert "the end" in shown
+    output = console_output(screen)
+    assert all(f"line {number}" in output for number in range(40))
+    assert "the end" in output
 
 
-def test_weights_of_another_number_than_wishes_draw_no_bars() -> None:
-    screen = console()
-    live = display.LiveAnswer(screen, ["one", "two"])
+def test_no_bars_are_drawn_when_weights_and_objectives_differ_in_number() -> None:
+    screen = make_console()
+    live = display.LiveView(screen, ["one", "two"])
     live.start()
     live.add(Delta(0, "text", [1], Trace(weights=[[1.0]])))
     live.finish("end")
-    assert "one" not in sent(screen)
+    assert "one" not in console_output(screen)
 
 
 def test_columns_show_markup_and_escapes_as_they_read() -> None:
-    screen = console(width=100, height=30)
-    with display.live_columns(screen, ["base", "mato"]) as columns:
+    screen = make_console(width=100, height=30)
+    with display.open_columns(screen, ["base", "mato"]) as columns:
         columns.begin("mato")
         columns.add("[red]x[/red] \x1b[")
         columns.add("31m [/]")
         columns.end("a = 1.93")
-    shown = sent(screen)
-    final = shown[shown.rindex("base") :]
+    output = console_output(screen)
+    final = output[output.rindex("base") :]
     assert r"[red]x[/red] \x1b[31m [/]" in final
     assert "a = 1.93" in final
 
 
 def test_a_table_taller_than_the_screen_stays_whole_at_the_end() -> None:
-    screen = console(width=100, height=6)
-    with display.live_columns(screen, ["base"]) as columns:
+    screen = make_console(width=100, height=6)
+    with display.open_columns(screen, ["base"]) as columns:
         columns.begin("base")
         columns.add("\n".join(f"line {number}" for number in range(30)))
         columns.end("done")
-    shown = sent(screen)
-    assert all(f"line {number} " in shown for number in range(30))
+    output = console_output(screen)
+    assert all(f"line {number} " in output for number in range(30))
 
 
 def test_an_interrupted_table_stays_as_far_as_it_got() -> None:
-    screen = console(width=100, height=30)
-    with suppress(KeyboardInterrupt), display.live_columns(screen, ["base"]) as columns:
+    screen = make_console(width=100, height=30)
+    with suppress(KeyboardInterrupt), display.open_columns(screen, ["base"]) as columns:
         columns.begin("base")
         columns.add("half an answ")
         raise KeyboardInterrupt
-    assert "half an answ" in sent(screen)
+    assert "half an answ" in console_output(screen)
 
 
-def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with display.progress("trimtab: loading demo …") as report:
         assert report is None
     assert capsys.readouterr() == ("", "")

@@ -12,12 +12,12 @@ from trimtab.engine.methods.base import Method
 from trimtab.engine.methods.builtin import METHODS
 from trimtab.engine.methods.objective import Objective
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.engine.utils.fields import option
+from trimtab.engine.utils.fields import config_field
 from trimtab.kernels.common.errors import InputError
 from trimtab.tools.cli import common_args, flags, method_args
 from trimtab.tools.cli.parser import Parser
 
-WISHES = [Objective("Be brief."), Objective("Be kind.")]
+OBJECTIVES = [Objective("Be brief."), Objective("Be kind.")]
 
 SAMPLING = SamplingParams(
     n=2,
@@ -53,18 +53,18 @@ CONFIG = EngineConfig(
 OTHER_TEXTS = {"placement": "user", "accumulate": "ema", "utility": "reward"}
 
 
-def parser(*adders: Any) -> Parser:
-    made = Parser("trimtab test", "A test.")
+def make_parser(*adders: Any) -> Parser:
+    parser = Parser("trimtab test", "A test.")
     for add in adders:
-        add(made)
-    return made
+        add(parser)
+    return parser
 
 
-def options_of(made: Parser) -> set[str]:
-    return {option for action in made._actions for option in action.option_strings}
+def flag_names(parser: Parser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
 
 
-def written(values: dict[str, Any]) -> list[str]:
+def to_arguments(values: dict[str, Any]) -> list[str]:
     """The command line that gives these field values, flag and value as separate words."""
     words: list[str] = []
     for name, value in values.items():
@@ -80,49 +80,53 @@ def written(values: dict[str, Any]) -> list[str]:
     return words
 
 
-def different(cls: type[Method]) -> dict[str, Any]:
+def non_default_values(cls: type[Method]) -> dict[str, Any]:
     """A value for each field of a method that is not its default."""
     values: dict[str, Any] = {}
-    for name, kind in flags.kinds(cls, method_args.UNFLAGGED).items():
-        default = next(flags.default_of(f) for f in dataclasses.fields(cls) if f.name == name)
-        if kind.item is bool:
+    for name, kind in flags.infer_flag_types(cls, method_args.FIELDS_WITHOUT_FLAG).items():
+        default = next(flags.get_default(f) for f in dataclasses.fields(cls) if f.name == name)
+        if kind.value_type is bool:
             values[name] = not default
-        elif kind.item is str:
+        elif kind.value_type is str:
             values[name] = OTHER_TEXTS[name]
         else:
-            values[name] = kind.item((default or 1) * 0.5)
+            values[name] = kind.value_type((default or 1) * 0.5)
     return values
 
 
 @pytest.mark.parametrize("cls", [EngineConfig, SamplingParams, *METHODS])
 def test_every_field_is_a_flag_of_the_same_name(cls: type) -> None:
-    options = options_of(parser(method_args.add_flags, common_args.add_sampling, common_args.add_model))
+    options = flag_names(
+        make_parser(method_args.add_method_flags, common_args.add_sampling, common_args.add_model)
+    )
     names = {f.name for f in dataclasses.fields(cls)} - {"objectives"}
     assert {"--" + name.replace("_", "-") for name in names} <= options
 
 
 def test_every_flag_has_a_line_of_help() -> None:
-    made = parser(method_args.add_flags, common_args.add_sampling, common_args.add_model)
-    assert [a.option_strings for a in made._actions if not a.help] == []
+    parser = make_parser(method_args.add_method_flags, common_args.add_sampling, common_args.add_model)
+    assert [a.option_strings for a in parser._actions if not a.help] == []
 
 
 def test_sampling_given_as_flags_comes_back_the_same() -> None:
     assert vars(SAMPLING) != vars(SamplingParams())
     assert not [
-        f.name for f in dataclasses.fields(SAMPLING) if getattr(SAMPLING, f.name) == flags.default_of(f)
+        f.name for f in dataclasses.fields(SAMPLING) if getattr(SAMPLING, f.name) == flags.get_default(f)
     ]
-    args = parser(common_args.add_sampling).read(written(vars(SAMPLING)))
-    assert common_args.sampling(args) == SAMPLING
+    args = make_parser(common_args.add_sampling).parse_argv(to_arguments(vars(SAMPLING)))
+    assert common_args.sampling_params(args) == SAMPLING
 
 
 def test_config_given_as_flags_comes_back_the_same() -> None:
-    args = parser(common_args.add_sampling, common_args.add_model).read([*written(vars(CONFIG))])
-    assert common_args.config(args) == CONFIG
+    args = make_parser(common_args.add_sampling, common_args.add_model).parse_argv(
+        [*to_arguments(vars(CONFIG))]
+    )
+    assert common_args.engine_config(args) == CONFIG
 
 
 @pytest.mark.parametrize("cls", METHODS)
 def test_a_method_given_as_flags_comes_back_the_same(cls: type[Method]) -> None:
-    values = different(cls)
+    values = non_default_values(cls)
     if cls.name == "linear-alignment":
         values["mask_top_p"] = None  # it refuses a mask together with a trust region
     if cls.name == "mato":
@@ -131,32 +135,38 @@ def test_a_method_given_as_flags_comes_back_the_same(cls: type[Method]) -> None:
         values["strength"] = 3.0
     if cls.name == "guidance":
         values["guidance_scale"] = 2.5
-    args = parser(method_args.add_flags).read(["--method", cls.name, *written(values)])
-    wishes = [] if cls.wishes == "none" else WISHES
-    assert method_args.choice(args, wishes).build(wishes) == cls(tuple(wishes), **values)
+    args = make_parser(method_args.add_method_flags).parse_argv(["--method", cls.name, *to_arguments(values)])
+    objectives = [] if cls.objective_arity == "none" else OBJECTIVES
+    assert method_args.method_from_args(args, objectives).build(objectives) == cls(
+        tuple(objectives), **values
+    )
 
 
 def test_no_flags_give_the_dataclasses_own_defaults() -> None:
-    args = parser(method_args.add_flags, common_args.add_sampling, common_args.add_model).read([])
-    assert common_args.sampling(args) == SamplingParams()
-    assert common_args.config(args) == EngineConfig()
-    assert method_args.choice(args, []).values == {}
+    args = make_parser(
+        method_args.add_method_flags, common_args.add_sampling, common_args.add_model
+    ).parse_argv([])
+    assert common_args.sampling_params(args) == SamplingParams()
+    assert common_args.engine_config(args) == EngineConfig()
+    assert method_args.method_from_args(args, []).settings == {}
 
 
 def test_one_seed_flag_seeds_both_the_engine_and_the_request() -> None:
-    args = parser(common_args.add_sampling, common_args.add_model).read(["--seed", "7"])
-    assert (common_args.sampling(args).seed, common_args.config(args).seed) == (7, 7)
+    args = make_parser(common_args.add_sampling, common_args.add_model).parse_argv(["--seed", "7"])
+    assert (common_args.sampling_params(args).seed, common_args.engine_config(args).seed) == (7, 7)
 
 
 def test_none_resets_an_optional_field() -> None:
-    args = parser(method_args.add_flags).read(["--method", "linear-alignment", "--mask-top-p", "none"])
-    assert method_args.choice(args, WISHES).values == {"mask_top_p": None}
+    args = make_parser(method_args.add_method_flags).parse_argv(
+        ["--method", "linear-alignment", "--mask-top-p", "none"]
+    )
+    assert method_args.method_from_args(args, OBJECTIVES).settings == {"mask_top_p": None}
 
 
 def test_none_is_no_value_where_a_field_is_not_optional() -> None:
-    args = parser(common_args.add_sampling).read(["--max-tokens", "none"])
+    args = make_parser(common_args.add_sampling).parse_argv(["--max-tokens", "none"])
     with pytest.raises(InputError, match=r"^--max-tokens is 'none'; it must be a whole number$"):
-        common_args.sampling(args)
+        common_args.sampling_params(args)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +189,7 @@ def test_none_is_no_value_where_a_field_is_not_optional() -> None:
 )
 def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
-        common_args.sampling(parser(common_args.add_sampling).read(words))
+        common_args.sampling_params(make_parser(common_args.add_sampling).parse_argv(words))
     assert str(caught.value) == sentence
 
 
@@ -197,17 +207,17 @@ def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentenc
 )
 def test_argparse_mistakes_are_a_sentence_that_points_to_help(words: list[str]) -> None:
     with pytest.raises(InputError, match=r"^[^\n]+; see trimtab test --help$"):
-        parser(common_args.add_sampling).read(words)
+        make_parser(common_args.add_sampling).parse_argv(words)
 
 
 def test_a_switch_takes_no_value() -> None:
-    said = r"^--no-ignore-eos takes no value, but was given 'yes'; see trimtab test --help$"
-    with pytest.raises(InputError, match=said):
-        parser(common_args.add_sampling).read(["--no-ignore-eos=yes"])
+    message = r"^--no-ignore-eos takes no value, but was given 'yes'; see trimtab test --help$"
+    with pytest.raises(InputError, match=message):
+        make_parser(common_args.add_sampling).parse_argv(["--no-ignore-eos=yes"])
 
 
 def test_a_value_may_start_with_a_dash() -> None:
-    args = parser(method_args.add_flags, common_args.add_sampling).read(
+    args = make_parser(method_args.add_method_flags, common_args.add_sampling).parse_argv(
         ["--prefer", "-x=1", "--stop", "x=--", "--stop", "--end"]
     )
     assert args.prefer == ["-x=1"]
@@ -215,19 +225,19 @@ def test_a_value_may_start_with_a_dash() -> None:
 
 
 def test_words_after_two_dashes_are_no_flags() -> None:
-    made = parser(common_args.add_prompt, common_args.add_sampling)
-    assert made.read(["--top-k", "3", "--", "--top-k"]).prompt == "--top-k"
+    parser = make_parser(common_args.add_prompt, common_args.add_sampling)
+    assert parser.parse_argv(["--top-k", "3", "--", "--top-k"]).prompt == "--top-k"
 
 
 def test_a_flag_takes_the_first_type_of_a_union() -> None:
-    assert flags.kinds(EngineConfig)["kv_cache_memory"] == flags.Kind(str)
-    assert flags.kinds(EngineConfig)["seed"] == flags.Kind(int, optional=True)
+    assert flags.infer_flag_types(EngineConfig)["kv_cache_memory"] == flags.FlagType(str)
+    assert flags.infer_flag_types(EngineConfig)["seed"] == flags.FlagType(int, optional=True)
 
 
 def test_a_field_of_an_unknown_type_cannot_become_a_flag() -> None:
     @dataclass(frozen=True)
     class Odd:
-        thing: complex = option(1j, "no flag can say this")
+        thing: complex = config_field(1j, "no flag can say this")
 
     with pytest.raises(TypeError, match="no flag can be made for a field of type"):
-        parser(lambda made: flags.add_fields(made, "odd", Odd))
+        make_parser(lambda values: flags.add_fields(values, "odd", Odd))

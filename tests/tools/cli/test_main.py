@@ -18,14 +18,14 @@ from trimtab import __version__
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.tools.cli import main, open_engine
 
-from ..conftest import FakeEngine, Ran
+from ..conftest import CommandResult, FakeEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trimtab.engine.config import EngineConfig
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 
 TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none --seed --stop --logit-bias 5=1
 --method mato --tau --kl-budget=1e999 --ignore-eos=1 --methods base,, mato:tau --trace --dtype"""
@@ -69,31 +69,31 @@ def test_wrong_input_is_one_sentence_and_status_2(
     run: Run, engine: FakeEngine, command: list[str], sentence: str
 ) -> None:
     ran = run(*command)
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith(f"trimtab: {sentence}")
-    assert ran.err.count("\n") == 1
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.count("\n") == 1
     assert engine.configs == []
 
 
 def test_help_and_version_go_to_stdout(run: Run) -> None:
-    assert run("--version") == Ran(0, f"trimtab {__version__}\n", "")
+    assert run("--version") == CommandResult(0, f"trimtab {__version__}\n", "")
     for words in ([], ["--help"], ["-h"]):
         ran = run(*words)
-        assert (ran.status, ran.err) == (0, "")
-        assert all(verb in ran.out for verb in main.VERBS)
+        assert (ran.status, ran.stderr) == (0, "")
+        assert all(verb in ran.stdout for verb in main.COMMANDS)
 
 
-@pytest.mark.parametrize("verb", main.VERBS)
+@pytest.mark.parametrize("verb", main.COMMANDS)
 def test_every_verb_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     ran = run(verb, "--help")
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.startswith(f"usage: trimtab {verb} ")
-    assert max(map(len, ran.out.splitlines())) <= 100
+    assert (ran.status, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(f"usage: trimtab {verb} ")
+    assert max(map(len, ran.stdout.splitlines())) <= 100
 
 
 def test_help_of_generate_is_grouped(run: Run) -> None:
-    titles = re.findall(r"^(\w+):$", run("generate", "--help").out, re.MULTILINE)
+    titles = re.findall(r"^(\w+):$", run("generate", "--help").stdout, re.MULTILINE)
     assert titles == ["options", "method", "sampling", "model", "ray", "output"]
 
 
@@ -128,26 +128,26 @@ def test_help_needs_no_torch() -> None:
 def test_a_failure_to_open_the_model_is_one_sentence(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
 ) -> None:
-    monkeypatch.setattr(open_engine, "open_engine", _raising(error))
+    monkeypatch.setattr(open_engine, "open_engine", _raise_on_open(error))
     ran = run("generate", "hi")
-    assert (ran.status, ran.out) == (status, "")
-    assert ran.err.startswith(f"trimtab: {sentence}")
-    assert ran.err.count("\n") == 1
+    assert (ran.status, ran.stdout) == (status, "")
+    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), ZeroDivisionError(), AssertionError()])
 def test_a_defect_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(open_engine, "open_engine", _raising(error))
+    monkeypatch.setattr(open_engine, "open_engine", _raise_on_open(error))
     with pytest.raises(type(error)):
         run("generate", "hi")
 
 
 def test_ctrl_c_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_engine, "open_engine", _raising(KeyboardInterrupt()))
-    assert run("generate", "hi") == Ran(130, "", "")
+    monkeypatch.setattr(open_engine, "open_engine", _raise_on_open(KeyboardInterrupt()))
+    assert run("generate", "hi") == CommandResult(130, "", "")
 
 
-def test_a_reader_that_went_away_is_no_complaint() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "trimtab", "generate", "--help"]
@@ -157,7 +157,7 @@ def test_a_reader_that_went_away_is_no_complaint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "streams", "status", "said"),
+    ("command", "streams", "status", "message"),
     [
         ("generate -", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
         ("chat", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
@@ -170,11 +170,11 @@ def test_a_reader_that_went_away_is_no_complaint() -> None:
     ],
 )
 def test_a_closed_stream_is_a_sentence_where_it_matters(
-    command: str, streams: str, status: int, said: str
+    command: str, streams: str, status: int, message: str
 ) -> None:
     line = f"{sys.executable} -m trimtab {command} {streams}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
 
 
 @pytest.mark.parametrize("verb", ["generate -", "chat", "compare - --prefer x"])
@@ -184,13 +184,13 @@ def test_stdin_that_is_no_text_is_a_sentence_in_any_locale(verb: str, locale: st
     done = subprocess.run(
         command, input=b"ab\xff\n", capture_output=True, env={**os.environ, "LC_ALL": locale}, check=False
     )
-    said = b"trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, b"", said)
+    message = b"trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", message)
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    verb=st.sampled_from([*main.VERBS]),
+    verb=st.sampled_from([*main.COMMANDS]),
     words=st.lists(st.sampled_from([*TYPED.split(), "9" * 5000]) | st.text(max_size=5), max_size=6),
 )
 def test_whatever_is_typed_the_command_answers_or_says_one_sentence(
@@ -201,22 +201,22 @@ def test_whatever_is_typed_the_command_answers_or_says_one_sentence(
         words = [*words, "--no-such-flag"]  # these touch the disk and the network, and one never ends
     ran = run(verb, *words)
     assert ran.status in (0, 2)
-    assert (ran.err.count("\n"), ran.out) == (1, "") if ran.status else not ran.err
+    assert (ran.stderr.count("\n"), ran.stdout) == (1, "") if ran.status else not ran.stderr
 
 
 def test_a_warning_of_trimtab_is_one_note(run: Run, engine: FakeEngine) -> None:
     ran = run("generate", "hi", "--prefer", "x", "--alpha", "1.5", "--iterations", "5")
     assert ran.status == 0
-    assert ran.err.startswith("trimtab: note: mato: alpha=1.5 is above lam=1.0")
-    assert ran.err.count("\n") == 1
+    assert ran.stderr.startswith("trimtab: note: mato: alpha=1.5 is above lam=1.0")
+    assert ran.stderr.count("\n") == 1
 
 
 def test_the_same_note_is_shown_once(run: Run, engine: FakeEngine) -> None:
     ran = run("compare", "hi", "--prefer", "x", "--methods", "mato:alpha=1.5,mato:alpha=1.5:tau=2")
-    assert (ran.status, ran.err.count("note:")) == (0, 1)
+    assert (ran.status, ran.stderr.count("note:")) == (0, 1)
 
 
-def test_warnings_of_others_are_not_signed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_other_packages_are_not_prefixed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def warning(config: EngineConfig) -> None:
         warnings.warn("from elsewhere", UserWarning, stacklevel=1)
         raise RunError("enough")
@@ -224,7 +224,7 @@ def test_warnings_of_others_are_not_signed(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(open_engine, "open_engine", warning)
     with pytest.warns(UserWarning, match="from elsewhere"):
         ran = run("generate", "hi")
-    assert ran == Ran(1, "", "trimtab: enough\n")
+    assert ran == CommandResult(1, "", "trimtab: enough\n")
 
 
 def test_the_filters_of_the_caller_are_left_alone(run: Run, engine: FakeEngine) -> None:
@@ -239,13 +239,13 @@ def test_a_terminal_without_utf8_gets_characters_written_out(
     sent = io.BytesIO()
     narrow = io.TextIOWrapper(sent, encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
-    engine.pieces = ["caf", "é"]
+    engine.deltas = ["caf", "é"]
     assert main.main(["generate", "hi"]) == 0
     assert sent.getvalue() == b"caf\\xe9\n"
 
 
-def _raising(error: BaseException) -> Callable[[EngineConfig], None]:
-    def opened(config: EngineConfig) -> None:
+def _raise_on_open(error: BaseException) -> Callable[[EngineConfig], None]:
+    def fail(config: EngineConfig) -> None:
         raise error
 
-    return opened
+    return fail

@@ -9,11 +9,11 @@ from trimtab.kernels.common.errors import InputError
 from trimtab.tools.cli import flags, method_args
 from trimtab.tools.cli.parser import Parser
 
-WISHES = [Objective("Be brief.")]
+OBJECTIVES = [Objective("Be brief.")]
 
 
 @pytest.mark.parametrize(
-    ("text", "wish", "weight"),
+    ("text", "spec", "weight"),
     [
         ("Be brief.=0.3", "Be brief.", 0.3),
         ("Be brief.", "Be brief.", 1.0),
@@ -24,22 +24,22 @@ WISHES = [Objective("Be brief.")]
         ("x = 2", "x ", 2.0),
     ],
 )
-def test_a_wish_is_split_at_its_last_equals_sign_where_a_number_follows(
-    text: str, wish: str, weight: float
+def test_an_objective_is_split_at_its_last_equals_sign_where_a_number_follows(
+    text: str, spec: str, weight: float
 ) -> None:
-    assert method_args.parse_wish(text) == Objective(wish, weight)
+    assert method_args.parse_objective(text) == Objective(spec, weight)
 
 
 @pytest.mark.parametrize("text", ["x=-1", "x=nan", "x=inf", "=1", "", "  =0.5"])
-def test_a_wish_without_text_or_with_an_impossible_weight_is_refused(text: str) -> None:
+def test_an_objective_without_text_or_with_an_invalid_weight_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="objective"):
-        method_args.parse_wish(text)
+        method_args.parse_objective(text)
 
 
 def test_help_of_a_shared_field_names_each_method_and_its_published_default() -> None:
-    made = Parser("trimtab test", "A test.")
-    method_args.add_flags(made)
-    helps = {action.dest: action.help or "" for action in made._actions}
+    parser = Parser("trimtab test", "A test.")
+    method_args.add_method_flags(parser)
+    helps = {action.dest: action.help or "" for action in parser._actions}
     assert "[amulet: 2.0]" in helps["alpha"]
     assert "[mato: 0.5]" in helps["alpha"]
     assert "[linear-alignment, context-steering, guidance, amulet, mato: none]" in helps["kl_budget"]
@@ -47,32 +47,36 @@ def test_help_of_a_shared_field_names_each_method_and_its_published_default() ->
 
 
 def test_a_field_that_methods_share_has_one_type_and_one_set_of_choices() -> None:
-    for name, owners in method_args.owners().items():
-        kinds = {flags.kinds(cls)[name] for cls in owners}
-        choices = {method_args._field(cls, name).metadata.get("choices", ()) for cls in owners}
+    for name, owners in method_args.methods_by_setting().items():
+        kinds = {flags.infer_flag_types(cls)[name] for cls in owners}
+        choices = {method_args._get_field(cls, name).metadata.get("choices", ()) for cls in owners}
         assert (name, len(kinds), len(choices)) == (name, 1, 1)
 
 
 def test_columns_are_methods_with_settings_after_colons() -> None:
-    base, mato, amulet = method_args.columns("base, mato:kl_budget=0.2:tau=5,amulet:kl-budget=none")
+    base, mato, amulet = method_args.parse_methods("base, mato:kl_budget=0.2:tau=5,amulet:kl-budget=none")
     assert (base.label, mato.label) == ("base", "mato:kl_budget=0.2:tau=5")
-    assert mato.build(WISHES) == Mato(tuple(WISHES), kl_budget=0.2, tau=5.0)
-    assert amulet.build(WISHES) == Amulet(tuple(WISHES))
-    assert base.toward(WISHES).objectives == ()
+    assert mato.build(OBJECTIVES) == Mato(tuple(OBJECTIVES), kl_budget=0.2, tau=5.0)
+    assert amulet.build(OBJECTIVES) == Amulet(tuple(OBJECTIVES))
+    assert base.build_compatible(OBJECTIVES).objectives == ()
 
 
-def test_a_switch_may_be_set_by_a_word() -> None:
-    assert method_args.named("mato", ["optimise_weights=off"]).values == {"optimise_weights": False}
+def test_a_boolean_setting_may_be_set_by_a_word() -> None:
+    assert method_args.parse_method("mato", ["optimise_weights=off"]).settings == {"optimise_weights": False}
 
 
-def test_a_preset_stands_under_what_is_given_whichever_comes_first() -> None:
+def test_explicit_settings_override_a_preset_in_any_order() -> None:
     under = Mato.presets["balanced"]
     for text in ("mato:preset=balanced:tau=3", "mato:tau=3:preset=balanced"):
-        assert method_args.columns(text)[0].build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
+        assert method_args.parse_methods(text)[0].build(OBJECTIVES) == Mato(
+            tuple(OBJECTIVES), **{**under, "tau": 3.0}
+        )
     parser = Parser("trimtab test", "A test.")
-    method_args.add_flags(parser)
-    typed = method_args.choice(parser.read(["--preset", "balanced", "--tau", "3"]), WISHES)
-    assert typed.build(WISHES) == Mato(tuple(WISHES), **{**under, "tau": 3.0})
+    method_args.add_method_flags(parser)
+    typed = method_args.method_from_args(
+        parser.parse_argv(["--preset", "balanced", "--tau", "3"]), OBJECTIVES
+    )
+    assert typed.build(OBJECTIVES) == Mato(tuple(OBJECTIVES), **{**under, "tau": 3.0})
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_a_preset_stands_under_what_is_given_whichever_comes_first() -> None:
         ("base,", "--methods is 'base,'; it must be methods separated by commas, such as base,mato:tau=5"),
     ],
 )
-def test_a_column_that_cannot_be_is_refused_in_a_sentence(text: str, sentence: str | None) -> None:
+def test_an_invalid_column_is_refused_in_a_sentence(text: str, sentence: str | None) -> None:
     with pytest.raises(InputError) as caught:
-        method_args.columns(text)
+        method_args.parse_methods(text)
     assert sentence is None or str(caught.value) == sentence

@@ -29,7 +29,7 @@ print("it went on")
 
 
 @BOTH
-def test_a_signal_is_an_exception_and_then_what_it_was(
+def test_a_signal_raises_an_exception_and_the_handler_is_restored(
     number: signal.Signals, raised: type[BaseException]
 ) -> None:
     before = signal.getsignal(number)
@@ -39,7 +39,7 @@ def test_a_signal_is_an_exception_and_then_what_it_was(
 
 
 @BOTH
-def test_a_signal_that_an_import_would_drop_ends_the_program(
+def test_a_signal_swallowed_by_an_import_still_ends_the_program(
     number: signal.Signals, raised: type[BaseException], tmp_path: Path
 ) -> None:
     (tmp_path / "dropping.py").write_text(DROPPING.format(int(number)))
@@ -58,7 +58,7 @@ def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_thread_leaves_signals_alone() -> None:
+def test_a_thread_installs_no_signal_handlers() -> None:
     before, found = signal.getsignal(signal.SIGTERM), []
 
     def look() -> None:

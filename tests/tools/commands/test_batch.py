@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Ran
+from ..conftest import CommandResult
 
 Files = tuple[Path, Path]
-Answer = Callable[..., Ran]
+Answer = Callable[..., CommandResult]
 GOOD = [
     "What is rain?",
     {"prompt": "What is snow?", "id": "s", "prefer": ["Be brief.=0.7", "Be kind."], "max_tokens": 3},
@@ -36,13 +36,13 @@ def files(tmp_path: Path) -> Files:
 
 
 @pytest.fixture
-def answer(run: Callable[..., Ran], files: Files, tiny_folder: Path) -> Answer:
+def run_batch(run: Callable[..., CommandResult], files: Files, tiny_folder: Path) -> Answer:
     """Runs the command over the files."""
     flags = ["--model", str(tiny_folder), "--max-tokens", "5", "--kv-cache-memory", "2MiB"]
     return lambda *more: run("generate", "--input", str(files[0]), "--output", str(files[1]), *flags, *more)
 
 
-def written(path: Path) -> dict[int, dict[str, Any]]:
+def answers_by_line(path: Path) -> dict[int, dict[str, Any]]:
     """The answers by line, none twice."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     found = {line["line"]: line for line in lines}
@@ -50,9 +50,9 @@ def written(path: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def test_each_line_is_answered_and_bad_ones_do_not_stop_the_rest(answer: Answer, files: Files) -> None:
-    assert answer() == Ran(1, "", "trimtab: answered 3 of 9 lines; 6 failed\n")
-    found = written(files[1])
+def test_each_line_is_answered_and_bad_ones_do_not_stop_the_rest(run_batch: Answer, files: Files) -> None:
+    assert run_batch() == CommandResult(1, "", "trimtab: answered 3 of 9 lines; 6 failed\n")
+    found = answers_by_line(files[1])
     assert len(found[1]["token_ids"]) == 5
     assert (found[2]["id"], found[2]["method"], len(found[2]["token_ids"])) == ("s", "mato", 3)
     assert [branch["name"] for branch in found[2]["branches"]] == ["base", "Be brief.", "Be kind."]
@@ -65,80 +65,84 @@ def test_each_line_is_answered_and_bad_ones_do_not_stop_the_rest(answer: Answer,
         assert says in found[number]["error"]
 
 
-def test_an_answer_is_that_of_the_command_for_one(
-    answer: Answer, files: Files, run: Callable[..., Ran], tiny_folder: Path
+def test_a_batch_answer_equals_that_of_a_single_prompt(
+    run_batch: Answer, files: Files, run: Callable[..., CommandResult], tiny_folder: Path
 ) -> None:
-    answer()
+    run_batch()
     alone = run("generate", "What is rain?", "--model", str(tiny_folder), "--max-tokens", "5", "--json")
-    assert json.loads(alone.out)["token_ids"] == written(files[1])[1]["token_ids"]
+    assert json.loads(alone.stdout)["token_ids"] == answers_by_line(files[1])[1]["token_ids"]
 
 
 @pytest.mark.parametrize("key", ["\u00b2", "05", "x", "-1"])
-def test_a_key_that_is_no_token_id_is_a_wrong_line(answer: Answer, files: Files, key: str) -> None:
+def test_a_logit_bias_key_that_is_no_token_id_fails_its_line(
+    run_batch: Answer, files: Files, key: str
+) -> None:
     files[0].write_text(json.dumps({"prompt": "x", "logit_bias": {key: 1}}))
-    assert answer().status == 1
-    assert "keys must be token ids" in written(files[1])[1]["error"]
+    assert run_batch().status == 1
+    assert "keys must be token ids" in answers_by_line(files[1])[1]["error"]
 
 
-def test_what_was_answered_stays_and_a_half_written_line_is_done_again(answer: Answer, files: Files) -> None:
-    answer()
-    whole = files[1].read_bytes()
-    first, *_ = whole.splitlines(keepends=True)
-    cut = len(whole) - 7
-    files[1].write_bytes(whole[:cut])
-    assert answer().err == "trimtab: answered 1 of 1 lines\n"
+def test_finished_answers_are_kept_and_a_partial_line_is_redone(run_batch: Answer, files: Files) -> None:
+    run_batch()
+    content = files[1].read_bytes()
+    first, *_ = content.splitlines(keepends=True)
+    cut = len(content) - 7
+    files[1].write_bytes(content[:cut])
+    assert run_batch().stderr == "trimtab: answered 1 of 1 lines\n"
     assert files[1].read_bytes().startswith(first)
-    assert sorted(written(files[1])) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert sorted(answers_by_line(files[1])) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     before = files[1].read_bytes()
-    assert "6 of them with an error" in answer().err
+    assert "6 of them with an error" in run_batch().stderr
     assert files[1].read_bytes() == before
 
 
-def test_another_runs_output_is_not_touched(answer: Answer, files: Files) -> None:
-    answer()
+def test_another_runs_output_is_not_touched(run_batch: Answer, files: Files) -> None:
+    run_batch()
     files[0].write_text('"What is hail?"\n')
     before = files[1].read_bytes()
-    refused = answer()
+    refused = run_batch()
     assert refused.status == 2
-    assert "answers another line" in refused.err
+    assert "answers another line" in refused.stderr
     files[1].write_text("my notes\n")
-    refused = answer()
-    assert "is no answer of an earlier run" in refused.err
+    refused = run_batch()
+    assert "is no answer of an earlier run" in refused.stderr
     assert files[1].read_text() == "my notes\n" != before
 
 
 @pytest.mark.parametrize("text", ["precious notes", '{"line": [1], "input": "x"}\n', "[]\n", "\n"])
-def test_a_file_that_is_no_output_is_not_touched(answer: Answer, files: Files, text: str) -> None:
+def test_a_file_that_is_no_output_is_not_touched(run_batch: Answer, files: Files, text: str) -> None:
     files[1].write_text(text)
-    refused = answer()
-    assert (refused.status, "is no answer of an earlier run" in refused.err) == (2, True)
+    refused = run_batch()
+    assert (refused.status, "is no answer of an earlier run" in refused.stderr) == (2, True)
     assert files[1].read_text() == text
 
 
-def test_the_input_is_not_the_output(answer: Answer, files: Files) -> None:
+def test_the_output_may_not_be_the_input(run_batch: Answer, files: Files) -> None:
     files[1].symlink_to(files[0])
     before = files[0].read_text()
-    assert "is --input, too" in answer().err
+    assert "is --input, too" in run_batch().stderr
     assert files[0].read_text() == before
 
 
-def test_a_device_may_take_the_answers(run: Callable[..., Ran], files: Files, tiny_folder: Path) -> None:
+def test_the_output_may_be_a_device(
+    run: Callable[..., CommandResult], files: Files, tiny_folder: Path
+) -> None:
     flags = ["--model", str(tiny_folder), "--max-tokens", "2", "--kv-cache-memory", "2MiB"]
     for _ in range(2):
         ran = run("generate", "--input", str(files[0]), "--output", "/dev/null", *flags)
-        assert "answered 3 of 9" in ran.err
+        assert "answered 3 of 9" in ran.stderr
 
 
-def test_flags_that_do_not_go_together(run: Callable[..., Ran], files: Files) -> None:
-    assert "belong together" in run("generate", "--input", str(files[0])).err
-    assert "exclude each other" in run("generate", "x", "--input", "a", "--output", "b").err
-    assert "there is no PROMPT" in run("generate").err
+def test_conflicting_flags_are_refused(run: Callable[..., CommandResult], files: Files) -> None:
+    assert "belong together" in run("generate", "--input", str(files[0])).stderr
+    assert "exclude each other" in run("generate", "x", "--input", "a", "--output", "b").stderr
+    assert "there is no PROMPT" in run("generate").stderr
     missing = run("generate", "--input", "none.jsonl", "--output", str(files[1]))
-    assert (missing.status, "none.jsonl" in missing.err) == (1, True)
+    assert (missing.status, "none.jsonl" in missing.stderr) == (1, True)
     assert not files[1].exists()
 
 
-def test_more_samples_than_may_wait_are_answered_all_the_same(answer: Answer, files: Files) -> None:
+def test_more_samples_than_the_queue_holds_are_all_answered(run_batch: Answer, files: Files) -> None:
     files[0].write_text('{"prompt": "x", "n": 4, "temperature": 1}\n' * 6)
-    assert answer("--max-waiting", "2", "--max-num-seqs", "4").err == "trimtab: answered 6 of 6 lines\n"
-    assert [len(found["outputs"]) for found in written(files[1]).values()] == [4] * 6
+    assert run_batch("--max-waiting", "2", "--max-num-seqs", "4").stderr == "trimtab: answered 6 of 6 lines\n"
+    assert [len(found["outputs"]) for found in answers_by_line(files[1]).values()] == [4] * 6

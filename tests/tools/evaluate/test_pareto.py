@@ -14,16 +14,16 @@ from trimtab.tools.evaluate.metrics import pareto
 TOP = 4
 
 
-def clouds(most: int = 6) -> st.SearchStrategy[np.ndarray]:
+def point_clouds(max_points: int = 6) -> st.SearchStrategy[np.ndarray]:
     """Points of whole coordinates, some below 0, of 1 to 4 objectives."""
     return st.integers(1, 4).flatmap(
-        lambda k: st.lists(st.tuples(*[st.integers(-1, TOP)] * k), min_size=1, max_size=most).map(
+        lambda k: st.lists(st.tuples(*[st.integers(-1, TOP)] * k), min_size=1, max_size=max_points).map(
             lambda points: np.array(points, dtype=float)
         )
     )
 
 
-@given(clouds())
+@given(point_clouds())
 @settings(max_examples=200)
 def test_the_hypervolume_of_whole_coordinates_is_the_number_of_cells_under_a_point(
     points: np.ndarray,
@@ -35,24 +35,24 @@ def test_the_hypervolume_of_whole_coordinates_is_the_number_of_cells_under_a_poi
     assert pareto.hypervolume(points) == pytest.approx(covered)
 
 
-@given(clouds())
-def test_on_the_front_is_who_is_beaten_by_none(points: np.ndarray) -> None:
-    found = pareto.on_front(points)
+@given(point_clouds())
+def test_the_pareto_front_holds_the_undominated_points(points: np.ndarray) -> None:
+    found = pareto.is_pareto_optimal(points)
     for index, point in enumerate(points):
         beaten = any((other >= point).all() and (other > point).any() for other in points)
         assert found[index] == (not beaten)
 
 
-def test_a_known_area_and_its_spread() -> None:
+def test_hypervolume_and_spread_match_a_hand_computed_example() -> None:
     points = np.array([[1.0, 0.25], [0.5, 0.75], [0.25, 0.5]])
     assert pareto.hypervolume(points) == pytest.approx(0.25 + 0.25)
     assert pareto.spread(points) == pytest.approx(0.5)
     assert pareto.spread(points[:1]) == 0
 
 
-def test_points_that_are_not_known_are_left_out() -> None:
+def test_points_with_unknown_scores_are_left_out() -> None:
     points = np.array([[0.5, 0.5], [math.nan, 9.0]])
-    assert pareto.on_front(points).tolist() == [True, False]
+    assert pareto.is_pareto_optimal(points).tolist() == [True, False]
     assert pareto.hypervolume(points) == pytest.approx(0.25)
     assert math.isnan(pareto.hypervolume(points[1:]))
     assert math.isnan(pareto.spread(points[1:]))

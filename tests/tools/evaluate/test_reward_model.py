@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from trimtab.kernels.common.errors import InputError
-from trimtab.tools.evaluate.scorers import make
+from trimtab.tools.evaluate.scorers import make_scorer
 from trimtab.tools.evaluate.scorers.answer import Answer
 
 from ...helpers.tiny_model import write_json
-from ...models.test_classifier import write
+from ...models.test_classifier import write_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +27,8 @@ ALTERNATING = (
 
 
 def test_an_answer_has_the_score_that_transformers_gives_the_conversation(tmp_path: Path) -> None:
-    write(tmp_path)
-    reward = make(f"reward:{tmp_path}")
+    write_classifier(tmp_path)
+    reward = make_scorer(f"reward:{tmp_path}")
     assert (reward.name, reward.scale) == (f"reward:{tmp_path}", None)
     ours = reward.score([replace(ANSWER, text=text) for text in TEXTS[:3]])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
@@ -41,9 +41,9 @@ def test_an_answer_has_the_score_that_transformers_gives_the_conversation(tmp_pa
     assert len(set(ours)) == 3
 
 
-def test_what_cannot_be_scored_has_no_score_and_leaves_the_others_theirs(tmp_path: Path) -> None:
-    write(tmp_path)
-    reward = make(f"reward:{tmp_path}")
+def test_an_unscorable_answer_has_no_score_and_changes_no_other(tmp_path: Path) -> None:
+    write_classifier(tmp_path)
+    reward = make_scorer(f"reward:{tmp_path}")
     answers = [replace(ANSWER, text=text) for text in (*TEXTS, " \n", "so " * 600)]
     found = reward.score(answers)
     assert [score is None for score in found] == [False] * 4 + [True] * 2
@@ -52,32 +52,32 @@ def test_what_cannot_be_scored_has_no_score_and_leaves_the_others_theirs(tmp_pat
 
 
 def test_a_template_that_takes_only_question_and_answer_is_enough(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_classifier(tmp_path)
     write_json(tmp_path / "tokenizer_config.json", {"chat_template": ALTERNATING})
-    assert make(f"reward:{tmp_path}").score([ANSWER]) != [None]
+    assert make_scorer(f"reward:{tmp_path}").score([ANSWER]) != [None]
 
 
 def test_a_template_that_takes_no_conversation_is_refused_at_the_start(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_classifier(tmp_path)
     write_json(
         tmp_path / "tokenizer_config.json", {"chat_template": "{{ raise_exception('not a chat') }}{{ 1 }}"}
     )
     with pytest.raises(InputError, match="cannot render this conversation: not a chat"):
-        make(f"reward:{tmp_path}")
+        make_scorer(f"reward:{tmp_path}")
 
 
 def test_a_model_with_several_labels_is_refused_with_their_names(tmp_path: Path) -> None:
     named = {"id2label": {0: "helpful", 1: "true"}, "label2id": {"helpful": 0, "true": 1}, "num_labels": 2}
-    write(tmp_path, fields=named)
+    write_classifier(tmp_path, fields=named)
     with pytest.raises(InputError, match=r"scores 2 labels \('helpful', 'true'\); a reward model has one"):
-        make(f"reward:{tmp_path}")
+        make_scorer(f"reward:{tmp_path}")
 
 
 def test_no_folder_no_reward_model_and_no_argument_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    for text, said in (
+    for text, message in (
         ("reward", "needs a folder with a reward model: reward:PATH"),
         (f"reward:{tmp_path}", "has no config.json"),
         (f"reward:{tiny_folder}", "holds a LlamaForCausalLM, which writes texts"),
     ):
-        with pytest.raises(InputError, match=said):
-            make(text)
+        with pytest.raises(InputError, match=message):
+            make_scorer(text)

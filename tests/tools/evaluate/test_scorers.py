@@ -11,12 +11,12 @@ from trimtab.tools.evaluate import scorers
 from trimtab.tools.evaluate.scorers.answer import Answer
 
 
-def answered(text: str, base_logprob: float | None = -1.0) -> Answer:
+def make_answer(text: str, base_logprob: float | None = -1.0) -> Answer:
     return Answer("What is rain?", ("Be kind.",), (1.0,), text, 7, base_logprob, "stop")
 
 
 def score(scorer: str, text: str) -> float | None:
-    return scorers.make(scorer).score([answered(text)])[0]
+    return scorers.make_scorer(scorer).score([make_answer(text)])[0]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def score(scorer: str, text: str) -> float | None:
 )
 def test_a_score_is_what_counting_gives(scorer: str, text: str, expected: float) -> None:
     assert score(scorer, text) == pytest.approx(expected)
-    assert scorers.make(scorer).name == scorer
+    assert scorers.make_scorer(scorer).name == scorer
 
 
 @pytest.mark.parametrize("scorer", ["length", "lexical:a", "repetition", "vader", "textstat"])
@@ -49,23 +49,23 @@ def test_text_without_words_has_no_score(scorer: str, text: str) -> None:
 
 
 def test_perplexity_needs_tokens_and_stays_a_number() -> None:
-    found = scorers.make("perplexity").score([answered("x", None), answered("x", -1e9)])
+    found = scorers.make_scorer("perplexity").score([make_answer("x", None), make_answer("x", -1e9)])
     assert found[0] is None
     assert found[1] is not None
     assert math.isfinite(found[1])
 
 
-def test_vader_hears_joy_and_grief_and_not_how_long_they_last() -> None:
+def test_vader_measures_sentiment_independent_of_length() -> None:
     joy, grief = score("vader", "I love this wonderful day!"), score("vader", "I hate this horrible day.")
     assert joy is not None
     assert grief is not None
     assert grief < -0.5 < 0.5 < joy
     plain = score("vader", "This is good.")
     assert score("vader", "This is good. " * 9) == pytest.approx(plain)
-    whole = score("vader:whole", "This is good. " * 9)
-    assert whole is not None
+    score_of_text = score("vader:whole", "This is good. " * 9)
+    assert score_of_text is not None
     assert plain is not None
-    assert whole > plain
+    assert score_of_text > plain
 
 
 def test_textstat_finds_plain_words_easier() -> None:
@@ -104,7 +104,7 @@ def test_every_readability_index_there_is_gives_a_number() -> None:
 )
 def test_a_scorer_there_is_not_is_refused_in_a_sentence(scorer: str, says: str) -> None:
     with pytest.raises(InputError, match=says.replace("(", r"\(")):
-        scorers.make(scorer)
+        scorers.make_scorer(scorer)
 
 
 @pytest.mark.parametrize(("scorer", "package"), [("vader", "vaderSentiment"), ("textstat", "textstat")])
@@ -117,4 +117,4 @@ def test_a_missing_package_is_named_with_what_brings_it(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"needs the package {package}.*trimtab\[evaluate\]"):
-        scorers.make(scorer)
+        scorers.make_scorer(scorer)

@@ -13,11 +13,11 @@ from trimtab.kernels.common.errors import InputError
 from trimtab.tools.common import questions
 from trimtab.tools.common.questions import Question
 from trimtab.tools.evaluate.study import grid, prompt_wordings, settings, study, target
-from trimtab.tools.evaluate.study.settings import Settings
-from trimtab.tools.evaluate.study.target import Aim
+from trimtab.tools.evaluate.study.settings import StudySettings
+from trimtab.tools.evaluate.study.target import Target
 
 KIND, BRIEF = "Be kind.", "Be brief."
-ASKED = Settings(
+SETTINGS = StudySettings(
     aim=(f"{KIND}=vader", f"{BRIEF}=-length"), methods="base,prompt,amulet,mato", weights=5, limit=3
 )
 
@@ -25,70 +25,72 @@ ASKED = Settings(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Be kind.=vader", Aim("Be kind.", "vader")),
-        ("Be brief.=-length:tokens", Aim("Be brief.", "length:tokens", -1)),
-        ("Say x=y.= vader ", Aim("Say x=y.", "vader")),
-        ("Be kind.=judge:http://h/v1?model=m", Aim("Be kind.", "judge:http://h/v1?model=m")),
-        ("Be odd.=lexical:a=b", Aim("Be odd.", "lexical:a=b")),
-        ("=vader", Aim(None, "vader")),
+        ("Be kind.=vader", Target("Be kind.", "vader")),
+        ("Be brief.=-length:tokens", Target("Be brief.", "length:tokens", -1)),
+        ("Say x=y.= vader ", Target("Say x=y.", "vader")),
+        ("Be kind.=judge:http://h/v1?model=m", Target("Be kind.", "judge:http://h/v1?model=m")),
+        ("Be odd.=lexical:a=b", Target("Be odd.", "lexical:a=b")),
+        ("=vader", Target(None, "vader")),
     ],
 )
-def test_an_aim_is_split_where_a_scorer_follows(text: str, expected: Aim) -> None:
-    assert target.parse(text) == expected
+def test_a_target_is_split_where_a_scorer_follows(text: str, expected: Target) -> None:
+    assert target.parse_target(text) == expected
 
 
 @pytest.mark.parametrize("text", ["Be kind.", "Be kind.=vadr", "Be kind.=", "vader"])
-def test_an_aim_without_a_scorer_is_refused(text: str) -> None:
+def test_a_target_without_a_scorer_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="WISH=SCORER"):
-        target.parse(text)
+        target.parse_target(text)
 
 
-def test_an_aim_without_a_wish_stands_for_each_preference_of_the_question() -> None:
-    asked = [Question(0, "a?", ("x", "y")), Question(1, "b?", ("z", "w"))]
-    found = target.aims(["=-length"], asked)
-    assert [[each.wish(q) for each in found] for q in asked] == [["x", "y"], ["z", "w"]]
+def test_a_target_without_an_objective_stands_for_each_preference_of_the_question() -> None:
+    questions = [Question(0, "a?", ("x", "y")), Question(1, "b?", ("z", "w"))]
+    found = target.parse_targets(["=-length"], questions)
+    assert [[each.objective_text(q) for each in found] for q in questions] == [["x", "y"], ["z", "w"]]
     assert [each.label for each in found] == ["-length 1", "-length 2"]
     with pytest.raises(InputError, match="question 1 has 1 preferences"):
-        target.aims(["=vader"], [asked[0], Question(1, "b?", ("z",))])
+        target.parse_targets(["=vader"], [questions[0], Question(1, "b?", ("z",))])
     with pytest.raises(InputError, match="give it alone"):
-        target.aims(["=vader", "Be kind.=vader"], asked)
+        target.parse_targets(["=vader", "Be kind.=vader"], questions)
 
 
-def test_two_wishes_have_a_line_of_weights_and_three_a_triangle() -> None:
-    assert grid.simplex(2, 5) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
-    triangle = grid.simplex(3, 4)
+def test_two_objectives_have_a_line_of_weights_and_three_a_triangle() -> None:
+    assert grid.simplex_grid(2, 5) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
+    triangle = grid.simplex_grid(3, 4)
     assert len(triangle) == len(set(triangle)) == 10
     assert all(sum(weights) == pytest.approx(1) for weights in triangle)
-    assert grid.simplex(4, 1) == [(0.25,) * 4]
-    assert grid.simplex(1, 7) == [(1,)]
-    assert grid.shown((1 / 6, 5 / 6)) == "1/6 : 5/6"
+    assert grid.simplex_grid(4, 1) == [(0.25,) * 4]
+    assert grid.simplex_grid(1, 7) == [(1,)]
+    assert grid.format_weights((1 / 6, 5 / 6)) == "1/6 : 5/6"
 
 
 @pytest.mark.parametrize("way", ["percent", "words", "order"])
-def test_a_wording_says_seven_weights_apart_and_keeps_both_wishes(way: str) -> None:
-    inner = [weights for weights in grid.simplex(2, 7) if min(weights) > 0]
-    said = [prompt_wordings.WORDINGS[way]([KIND, BRIEF], weights) for weights in inner]
-    assert all(KIND in text and BRIEF in text for text in said)
-    assert len(set(said)) == (3 if way == "order" else 5)
-    assert said[0].index(KIND) < said[0].index(BRIEF)
-    assert way == "percent" or said[-1].index(BRIEF) < said[-1].index(KIND)
+def test_a_wording_distinguishes_seven_weights_and_keeps_both_objectives(way: str) -> None:
+    inner = [weights for weights in grid.simplex_grid(2, 7) if min(weights) > 0]
+    wordings = [prompt_wordings.WORDINGS[way]([KIND, BRIEF], weights) for weights in inner]
+    assert all(KIND in text and BRIEF in text for text in wordings)
+    assert len(set(wordings)) == (3 if way == "order" else 5)
+    assert wordings[0].index(KIND) < wordings[0].index(BRIEF)
+    assert way == "percent" or wordings[-1].index(BRIEF) < wordings[-1].index(KIND)
 
 
-def test_a_share_is_said_in_per_cent_and_degrees_of_a_wish_by_its_words() -> None:
-    assert "Be kind. (importance: 83 %) Be brief. (importance: 17 %)" in prompt_wordings.percent(
-        [KIND, BRIEF], [5 / 6, 1 / 6]
+def test_wordings_express_weights_in_per_cent_or_degree_words() -> None:
+    assert (
+        "Be kind. (importance: 83 %) Be brief. (importance: 17 %)"
+        in prompt_wordings.list_with_percentages([KIND, BRIEF], [5 / 6, 1 / 6])
     )
     assert (
-        prompt_wordings.words([BRIEF, KIND], [1 / 6, 5 / 6]) == "Above all: Be kind. Only a little: Be brief."
+        prompt_wordings.list_with_grades([BRIEF, KIND], [1 / 6, 5 / 6])
+        == "Above all: Be kind. Only a little: Be brief."
     )
 
 
 def test_the_projects_questions_are_64_different_ones_and_fall_into_two_halves() -> None:
-    asked = questions.read(None)
-    assert [q.index for q in asked] == list(range(64))
-    assert len({q.text for q in asked}) == 64
-    first, second = questions.read(None, "first"), questions.read(None, "second")
-    assert sorted([*first, *second], key=lambda q: q.index) == list(asked)
+    all_questions = questions.read_questions(None)
+    assert [q.index for q in all_questions] == list(range(64))
+    assert len({q.text for q in all_questions}) == 64
+    first, second = questions.read_questions(None, "first"), questions.read_questions(None, "second")
+    assert sorted([*first, *second], key=lambda q: q.index) == list(all_questions)
     assert {q.index % 2 for q in first} == {0}
 
 
@@ -101,16 +103,16 @@ def test_the_projects_questions_are_64_different_ones_and_fall_into_two_halves()
         '{"preference": "y"}]}]',
     ],
 )
-def test_the_shapes_of_files_in_use_are_read(tmp_path: Path, text: str) -> None:
+def test_common_question_file_formats_are_read(tmp_path: Path, text: str) -> None:
     file = tmp_path / "questions"
     file.write_text(text, encoding="utf-8")
-    assert questions.read(str(file)) == (Question(4, "a?", ("x", "y")),)
+    assert questions.read_questions(str(file)) == (Question(4, "a?", ("x", "y")),)
 
 
-def test_plain_texts_a_line_are_numbered(tmp_path: Path) -> None:
+def test_plain_text_lines_are_numbered_questions(tmp_path: Path) -> None:
     file = tmp_path / "questions"
     file.write_text('"a?"\n\n"b?"\n')
-    assert questions.read(str(file)) == (Question(0, "a?"), Question(1, "b?"))
+    assert questions.read_questions(str(file)) == (Question(0, "a?"), Question(1, "b?"))
 
 
 @pytest.mark.parametrize(
@@ -133,19 +135,23 @@ def test_a_file_that_holds_no_questions_is_refused_in_a_sentence(
     file = tmp_path / "questions"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=says):
-        questions.read(str(file))
+        questions.read_questions(str(file))
 
 
-def test_settings_come_back_from_their_json() -> None:
+def test_settings_survive_a_json_round_trip() -> None:
     rich = replace(
-        ASKED,
+        SETTINGS,
         scorers=("lexical:a,b", "length, vader"),
         sampling={"temperature": 0.5, "logit_bias": {3: -1.0}, "stop": ("x",), "seed": 4},
         model={"model": "m", "enable_prefix_caching": False},
     )
-    assert rich.extras == ("lexical:a,b", "length", "vader")
-    back = settings.from_description(json.loads(json.dumps(rich.described())))
-    assert (back.params, back.config, back.described()) == (rich.params, rich.config, rich.described())
+    assert rich.extra_scorers == ("lexical:a,b", "length", "vader")
+    back = settings.settings_from_dict(json.loads(json.dumps(rich.to_dict())))
+    assert (back.sampling_params, back.engine_config, back.to_dict()) == (
+        rich.sampling_params,
+        rich.engine_config,
+        rich.to_dict(),
+    )
     for typed in ("--aim 'Be kind.=vader'", "--no-enable-prefix-caching", "--logit-bias 3=-1.0", "--seed 4"):
         assert typed in rich.command
 
@@ -161,21 +167,21 @@ def test_settings_come_back_from_their_json() -> None:
         ({"sampling": {"n": 2}}, "greedy answers are all the same"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(values: dict[str, Any], says: str) -> None:
+def test_invalid_settings_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        Settings(**values)
+        StudySettings(**values)
 
 
 def test_drawn_answers_are_seeded_alike_for_all_rows_and_apart_by_question() -> None:
-    made = study.make(replace(ASKED, sampling={"temperature": 1.0, "n": 2, "seed": 10}))
+    made = study.make_study(replace(SETTINGS, sampling={"temperature": 1.0, "n": 2, "seed": 10}))
     seeds = {(cell.question.index, cell.request.sampling.seed) for cell in made.cells.values()}
     assert seeds == {(0, 10), (1, 12), (2, 14)}
-    assert Settings(sampling={"temperature": 1.0}).params.seed == 0
-    assert Settings().params.seed is None
+    assert StudySettings(sampling={"temperature": 1.0}).sampling_params.seed == 0
+    assert StudySettings().sampling_params.seed is None
 
 
-def test_what_asks_for_the_same_is_one_request() -> None:
-    made = study.make(ASKED)
+def test_equal_requests_are_merged() -> None:
+    made = study.make_study(SETTINGS)
     # base 1; prompt: each alone, both; percent, words: the 3 inner weights; order: 2, its middle is "both";
     # amulet: each alone, both; mato: 5
     assert len(made.cells) == 3 * (1 + 3 + 3 + 3 + 2 + 3 + 5)
@@ -191,14 +197,14 @@ def test_what_asks_for_the_same_is_one_request() -> None:
     ]
     for weights in made.weights:
         joined = min(weights) > 0
-        same = made.key(rows["prompt"], weights, made.questions[0]) == made.key(
+        same = made.answer_key(rows["prompt"], weights, made.questions[0]) == made.answer_key(
             rows["prompt/percent"], weights, made.questions[0]
         )
         assert same == (not joined)
 
 
-def test_a_method_with_its_default_written_out_asks_for_the_same() -> None:
-    made = study.make(replace(ASKED, methods="mato,mato:tau=1,mato:tau=2"))
+def test_a_method_with_an_explicit_default_is_the_same_request() -> None:
+    made = study.make_study(replace(SETTINGS, methods="mato,mato:tau=1,mato:tau=2"))
     assert len(made.cells) == 3 * 2 * 5
 
 
@@ -213,20 +219,20 @@ def test_a_method_with_its_default_written_out_asks_for_the_same() -> None:
         lambda s: replace(s, methods="mato:placement=user"),
     ],
 )
-def test_whatever_changes_an_answer_changes_its_key(change: Callable[[Settings], Settings]) -> None:
+def test_whatever_changes_an_answer_changes_its_key(change: Callable[[StudySettings], StudySettings]) -> None:
     assert (
-        not study.make(replace(ASKED, methods="mato")).cells.keys()
-        & study.make(change(replace(ASKED, methods="mato"))).cells.keys()
+        not study.make_study(replace(SETTINGS, methods="mato")).cells.keys()
+        & study.make_study(change(replace(SETTINGS, methods="mato"))).cells.keys()
     )
 
 
-def test_scorers_and_what_an_answer_does_not_depend_on_leave_keys_as_they_are() -> None:
+def test_scorers_and_unrelated_settings_do_not_change_keys() -> None:
     other = replace(
-        ASKED, scorers=("vader",), fluent=2.0, model={"max_num_seqs": 7, "kv_cache_memory": "1GiB"}
+        SETTINGS, scorers=("vader",), fluent=2.0, model={"max_num_seqs": 7, "kv_cache_memory": "1GiB"}
     )
-    assert study.make(ASKED).cells.keys() == study.make(other).cells.keys()
+    assert study.make_study(SETTINGS).cells.keys() == study.make_study(other).cells.keys()
 
 
 def test_comparing_with_base_needs_base() -> None:
     with pytest.raises(InputError, match="add base"):
-        study.make(replace(ASKED, methods="mato", fluent=3.0))
+        study.make_study(replace(SETTINGS, methods="mato", fluent=3.0))

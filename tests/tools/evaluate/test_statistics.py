@@ -14,21 +14,21 @@ SCORES = st.lists(st.sampled_from([0.0, 1.0, 2.5, -3.0, math.nan]), min_size=1, 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 2)), min_size=2, max_size=9)
 
 
-def test_a_draw_is_as_many_questions_with_replacement_and_the_first_is_the_data() -> None:
-    counts = statistics.resampled(9, seed=3)
-    assert counts.shape == (1 + statistics.DRAWS, 9)
+def test_a_bootstrap_sample_draws_with_replacement_and_the_first_is_the_data() -> None:
+    counts = statistics.bootstrap_counts(9, seed=3)
+    assert counts.shape == (1 + statistics.NUM_DRAWS, 9)
     assert (counts[0] == 1).all()
     assert (counts.sum(axis=1) == 9).all()
     assert (counts[1:] == 0).any(axis=1).mean() > 0.9
     assert abs(counts[1:].mean() - 1) < 1e-9
-    assert (counts == statistics.resampled(9, seed=3)).all()
-    assert (counts != statistics.resampled(9, seed=4)).any()
+    assert (counts == statistics.bootstrap_counts(9, seed=3)).all()
+    assert (counts != statistics.bootstrap_counts(9, seed=4)).any()
 
 
 @given(SCORES, st.integers(0, 9))
-def test_a_mean_is_that_of_the_questions_as_often_as_they_were_drawn(scores: list[float], seed: int) -> None:
-    counts = statistics.resampled(len(scores), seed=seed)[:6]
-    found = statistics.means(np.array(scores), counts)
+def test_a_bootstrap_mean_weights_questions_by_their_draws(scores: list[float], seed: int) -> None:
+    counts = statistics.bootstrap_counts(len(scores), seed=seed)[:6]
+    found = statistics.bootstrap_means(np.array(scores), counts)
     for drawn, mean in zip(counts, found, strict=True):
         pool = [s for s, count in zip(scores, drawn, strict=True) for _ in range(int(count))]
         known = [s for s in pool if not math.isnan(s)]
@@ -36,12 +36,10 @@ def test_a_mean_is_that_of_the_questions_as_often_as_they_were_drawn(scores: lis
 
 
 @given(st.integers(1, 3), SCORES, st.integers(0, 9))
-def test_a_median_is_the_lower_middle_one_of_all_that_were_drawn(
-    points: int, scores: list[float], seed: int
-) -> None:
+def test_a_bootstrap_median_is_the_lower_middle_draw(points: int, scores: list[float], seed: int) -> None:
     table = np.array([[score + point for score in scores] for point in range(points)])
-    counts = statistics.resampled(len(scores), seed=seed)[:6]
-    for drawn, median in zip(counts, statistics.medians(table, counts), strict=True):
+    counts = statistics.bootstrap_counts(len(scores), seed=seed)[:6]
+    for drawn, median in zip(counts, statistics.bootstrap_medians(table, counts), strict=True):
         pool = sorted(
             value
             for line in table.tolist()
@@ -54,9 +52,9 @@ def test_a_median_is_the_lower_middle_one_of_all_that_were_drawn(
 
 def test_an_interval_covers_the_mean_of_a_normal_sample_as_often_as_it_says() -> None:
     generator, covered = np.random.default_rng(0), 0
-    counts = statistics.resampled(40)[:301]
+    counts = statistics.bootstrap_counts(40)[:301]
     for _ in range(200):
-        found = statistics.estimate(statistics.means(generator.normal(2.0, 1.0, 40), counts))
+        found = statistics.estimate(statistics.bootstrap_means(generator.normal(2.0, 1.0, 40), counts))
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 2.0 <= found.high
@@ -92,4 +90,4 @@ def test_spearman_without_ties_is_the_textbook_formula_and_leaves_out_the_unknow
 def test_a_win_is_one_a_tie_half_and_the_unknown_loses() -> None:
     low = -math.inf
     mine, other = np.array([2.0, 1, 0, low, low, 0]), np.array([1.0, 1, 1, 0, low, low])
-    assert statistics.wins(mine, other).tolist() == [1, 0.5, 0, 0, 0.5, 1]
+    assert statistics.win_scores(mine, other).tolist() == [1, 0.5, 0, 0, 0.5, 1]

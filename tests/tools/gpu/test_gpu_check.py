@@ -17,32 +17,32 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.outputs import Output, Timings, TokenLogprobs, Trace
 from trimtab.tools.gpu import check, invariance, step_benchmark
 from trimtab.tools.gpu.check import main
-from trimtab.tools.gpu.compare_outputs import compared, told_nothing
-from trimtab.tools.gpu.decode import LITTLE
-from trimtab.tools.gpu.report import Report
-from trimtab.tools.gpu.tolerances import difference, widened
+from trimtab.tools.gpu.compare_outputs import compare_outputs, compare_untraced
+from trimtab.tools.gpu.decode import TINY_PLAN
+from trimtab.tools.gpu.report import CheckReport
+from trimtab.tools.gpu.tolerances import compare_tensors, to_float64
 
-from ...helpers.tiny_model import at_rest
+from ...helpers.tiny_model import is_idle
 
-PLACES = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-WORDS = ("--device", "cpu", "--seconds", "3000")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+CHECK_ARGS = ("--device", "cpu", "--seconds", "3000")
 SCRIPT = Path(__file__).parents[3] / "tools" / "gpu_check"
 
 
-def test_all_of_it_runs_without_a_gpu(tmp_path: Path) -> None:
+def test_every_section_runs_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    there = {**PLACES, "OUT": str(tmp_path)}
-    ran = subprocess.run([SCRIPT, *WORDS], env=there, capture_output=True, text=True, check=False)
+    environ = {**ENVIRONMENT, "OUT": str(tmp_path)}
+    ran = subprocess.run([SCRIPT, *CHECK_ARGS], env=environ, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = json.loads(ran.stdout.splitlines()[-1])
-    assert (said["failures"], said["skipped"]) == ([], [])
+    report = json.loads(ran.stdout.splitlines()[-1])
+    assert (report["failures"], report["skipped"]) == ([], [])
     rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
     assert {row["section"] for row in rows} == {"kernels", "steps", "bench", "invariance", "decode", "served"}
     assert all(row["p50_us"] > 0 for row in rows if "p50_us" in row)
     assert [row for row in rows if "times_floor" in row]
 
 
-def test_a_device_that_is_not_there_and_a_section_that_is_none_are_refused(
+def test_an_absent_device_and_an_unknown_section_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--device", "cuda:99"]) == 2
@@ -52,57 +52,57 @@ def test_a_device_that_is_not_there_and_a_section_that_is_none_are_refused(
     assert "known are kernels, bench, invariance, decode" in capsys.readouterr().err
 
 
-def test_what_fails_is_told_of_and_stops_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report(time.monotonic() + 100)
-    with report.part("kernels", "one"):
+def test_a_failing_check_is_reported_and_stops_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    report = CheckReport(time.monotonic() + 100)
+    with report.record("kernels", "one"):
         raise RuntimeError("no such kernel")
-    with report.part("kernels", "two") as row:
+    with report.record("kernels", "two") as row:
         row["error_share"], row["wrong"] = 3.0, "three times as far off"
-    with report.part("kernels", "three") as row:
+    with report.record("kernels", "three") as row:
         row["error_share"] = 0.5
     assert [failure["name"] for failure in report.failures] == ["one", "two"]
     assert "RuntimeError: no such kernel" in report.failures[0]["wrong"]
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert not report.leaves_out("kernels", "four")
-    assert replace(report, deadline=time.monotonic()).leaves_out("kernels", "four")
+    assert not report.should_skip("kernels", "four")
+    assert replace(report, deadline=time.monotonic()).should_skip("kernels", "four")
     assert report.skipped == ["kernels: four"]
 
 
 def test_another_process_goes_on_where_one_lost_its_gpu_or_died(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = [(3, 2, True), (-11, 4, False), (0, 5, False)]
-    asked = []
+    calls = []
 
     def process(words: list[str], seconds: float) -> int:
-        status, seen, broken = ends[len(asked)]
-        asked.append(words[3])
-        wrong = [{"name": f"part {seen}"}] if broken else []
+        status, sections, broken = ends[len(calls)]
+        calls.append(words[3])
+        wrong = [{"name": f"part {sections}"}] if broken else []
         found = {
-            "rows": [{"name": str(seen)}],
+            "rows": [{"name": str(sections)}],
             "failures": wrong,
-            "seen": seen,
+            "seen": sections,
             "broken": broken,
             "gpu": "one",
         }
         Path(words[-1]).write_text(json.dumps(found))
         return status
 
-    monkeypatch.setattr(check, "_process", process)
-    found: dict[str, Any] = {name: [] for name in check.LISTS}
-    check._conduct("kernels", "cuda", time.monotonic() + 9, found)
-    assert asked == ["0", "2", "4"]
+    monkeypatch.setattr(check, "_run_process", process)
+    found: dict[str, Any] = {name: [] for name in check.REPORT_LISTS}
+    check._run_section("kernels", "cuda", time.monotonic() + 9, found)
+    assert calls == ["0", "2", "4"]
     assert [row["name"] for row in found["rows"]] == ["2", "4", "5"]
     assert [failure["name"] for failure in found["failures"]] == ["part 2", "all of it"]
     assert "ended with status -11 in its part 4" in found["failures"][1]["wrong"]
     assert found.keys() == {"rows", "failures", "skipped", "gpu"}
-    ends, asked = [(1, 0, False)], []
-    check._conduct("kernels", "cuda", time.monotonic() + 9, found)
-    assert asked == ["0"], "what ends at its beginning would end there again"
-    check._conduct("bench", "cuda", time.monotonic(), found)
-    assert asked == ["0"], "no process begins when the time is up"
+    ends, calls = [(1, 0, False)], []
+    check._run_section("kernels", "cuda", time.monotonic() + 9, found)
+    assert calls == ["0"], "what ends at its beginning would end there again"
+    check._run_section("bench", "cuda", time.monotonic(), found)
+    assert calls == ["0"], "no process begins when the time is up"
     assert found["skipped"] == ["bench: all of it"]
 
 
-def test_no_section_takes_all_the_time_and_what_is_known_is_written_after_each(
+def test_the_time_is_divided_among_sections_and_results_are_written_after_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, limits, written = [0.0], [], []
@@ -115,7 +115,7 @@ def test_no_section_takes_all_the_time_and_what_is_known_is_written_after_each(
         now[0] = deadline if section == "kernels" else now[0] + 10
 
     monkeypatch.setenv("OUT", str(tmp_path))
-    monkeypatch.setattr(check, "_conduct", conduct)
+    monkeypatch.setattr(check, "_run_section", conduct)
     monkeypatch.setattr(check.time, "monotonic", lambda: now[0])
     assert main(["--device", "cpu", "--seconds", "170"]) == 0
     assert [name for name, _ in limits] == ["kernels", "steps", "bench", "invariance", "decode", "served"]
@@ -125,15 +125,17 @@ def test_no_section_takes_all_the_time_and_what_is_known_is_written_after_each(
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-2, math.nan])
-def test_a_result_that_is_off_is_found(error: float) -> None:
+def test_a_wrong_result_is_detected(error: float) -> None:
     exact = torch.randn(3, 5, dtype=torch.float64)
     rough, got = exact.float(), exact.float()
     got[1, 2] += error
-    share, wrong = difference((got, None), (rough, None), widened((exact, None)))
+    share, wrong = compare_tensors((got, None), (rough, None), to_float64((exact, None)))
     assert (share <= 1, wrong == "") == ((True, True) if error == 0 else (False, False))
 
 
-def output(tokens: list[int], logprob: float = -1.0, likeliest: float = -1.0, rewards: float = 0.0) -> Output:
+def make_output(
+    tokens: list[int], logprob: float = -1.0, likeliest: float = -1.0, rewards: float = 0.0
+) -> Output:
     timings = Timings(queue=0.0, prefill=0.0, decode=0.0, tokens_per_second=0.0)
     places = len(tokens)
     trace = Trace(
@@ -144,40 +146,48 @@ def output(tokens: list[int], logprob: float = -1.0, likeliest: float = -1.0, re
 
 
 def test_answers_agree_up_to_a_near_tie_and_no_further() -> None:
-    exact = output([1, 2, 3])
-    assert compared([exact], [exact], 1e-3) == {"same": "1 of 1", "worst": 0.0, "mean": 0.0, "wrong": ""}
-    near = compared([output([1, 3, 3], likeliest=-1.002)], [exact], 1e-3)
+    exact = make_output([1, 2, 3])
+    assert compare_outputs([exact], [exact], 1e-3) == {
+        "same": "1 of 1",
+        "worst": 0.0,
+        "mean": 0.0,
+        "wrong": "",
+    }
+    near = compare_outputs([make_output([1, 3, 3], likeliest=-1.002)], [exact], 1e-3)
     assert (near["same"], near["wrong"]) == ("0 of 1", "")
-    far = compared([output([1, 3, 3], likeliest=-1.2)], [exact], 1e-3)
+    far = compare_outputs([make_output([1, 3, 3], likeliest=-1.2)], [exact], 1e-3)
     assert "parts at token 1" in far["wrong"]
     for rewards, wrong in ((0.0, True), (0.5, False)):  # which add up what was off in sixteen tokens before
-        parted = output([1] * 16 + [3], likeliest=-1.006, rewards=rewards)
-        same = output([1] * 17, rewards=rewards)
-        assert bool(compared([parted], [same], 1e-3)["wrong"]) is wrong
-    assert "0.5 off" in compared([output([1, 2, 3], logprob=-1.5)], [exact], 1e-3)["wrong"]
-    assert "is inf off" in compared([output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
+        diverged = make_output([1] * 16 + [3], likeliest=-1.006, rewards=rewards)
+        same = make_output([1] * 17, rewards=rewards)
+        assert bool(compare_outputs([diverged], [same], 1e-3)["wrong"]) is wrong
+    assert "0.5 off" in compare_outputs([make_output([1, 2, 3], logprob=-1.5)], [exact], 1e-3)["wrong"]
+    assert "is inf off" in compare_outputs([make_output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
     failed = replace(exact, error="no finite score")
-    assert "no finite score" in compared([failed], [exact], 1e-3)["wrong"]
+    assert "no finite score" in compare_outputs([failed], [exact], 1e-3)["wrong"]
 
 
-def test_answers_of_which_nothing_is_told_agree_up_to_a_near_tie_and_no_further() -> None:
-    told = output([1, 2, 1])  # where 1 is half a nat likelier than 2
+def test_untraced_answers_agree_up_to_a_near_tie_and_no_further() -> None:
+    traced = make_output([1, 2, 1])  # where 1 is half a nat likelier than 2
     bare = [
-        replace(output(tokens), trace=None, logprobs=None) for tokens in ([1, 2, 1], [1, 2, 2], [1, 2, 3])
+        replace(make_output(tokens), trace=None, logprobs=None)
+        for tokens in ([1, 2, 1], [1, 2, 2], [1, 2, 3])
     ]
-    assert told_nothing(bare[:1], [told], 1e-3) == {"same": "1 of 1", "wrong": ""}
-    assert told_nothing(bare[1:2], [told], 0.1) == {"same": "0 of 1", "wrong": ""}
+    assert compare_untraced(bare[:1], [traced], 1e-3) == {"same": "1 of 1", "wrong": ""}
+    assert compare_untraced(bare[1:2], [traced], 0.1) == {"same": "0 of 1", "wrong": ""}
     for one, near in ((bare[1], 0.05), (bare[2], 10.0)):  # 3 is not among the likeliest
-        assert "parts at token 2" in told_nothing([one], [told], near)["wrong"]
-    assert "no finite" in told_nothing([replace(bare[0], error="no finite score")], [told], 1e-3)["wrong"]
+        assert "parts at token 2" in compare_untraced([one], [traced], near)["wrong"]
+    assert (
+        "no finite" in compare_untraced([replace(bare[0], error="no finite score")], [traced], 1e-3)["wrong"]
+    )
 
 
 def test_numbers_that_differ_are_wrong_with_batch_invariant_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invariance, "counted", lambda *_: {"alone": (3, 3), "in pieces": (2, 3)})
-    report = Report(time.monotonic() + 100)
-    invariance.check(report, "cuda:0", LITTLE, tmp_path)
+    monkeypatch.setattr(invariance, "count_matches", lambda *_: {"alone": (3, 3), "in pieces": (2, 3)})
+    report = CheckReport(time.monotonic() + 100)
+    invariance.check_invariance(report, "cuda:0", TINY_PLAN, tmp_path)
     assert [(row["in pieces"], row["wrong"]) for row in report.rows] == [
         ("2 of 3 the same", "numbers differ in pieces"),
         ("2 of 3 the same", ""),
@@ -185,22 +195,22 @@ def test_numbers_that_differ_are_wrong_with_batch_invariant_alone(
 
 
 def test_answers_are_equal_only_to_the_last_bit() -> None:
-    one, other = output([3, 4]), output([3, 4])
-    assert invariance.equal([one], [other]) == 1
-    assert invariance.equal([output([3, 4], logprob=math.nextafter(-1.0, 0.0))], [other]) == 0
-    assert invariance.equal([output([3, 5])], [other]) == 0
-    assert invariance.equal([replace(one, error="x")], [replace(other, error="x")]) == 0
+    one, other = make_output([3, 4]), make_output([3, 4])
+    assert invariance.count_equal([one], [other]) == 1
+    assert invariance.count_equal([make_output([3, 4], logprob=math.nextafter(-1.0, 0.0))], [other]) == 0
+    assert invariance.count_equal([make_output([3, 5])], [other]) == 0
+    assert invariance.count_equal([replace(one, error="x")], [replace(other, error="x")]) == 0
 
 
 def test_a_request_that_fails_at_its_first_token_ends_its_measurement(tiny: Engine) -> None:
-    def choose(*asked: Any, **named: Any) -> Any:
-        chosen = shipped(*asked, **named)
+    def choose(*calls: Any, **named: Any) -> Any:
+        chosen = shipped(*calls, **named)
         return replace(chosen, failed=torch.ones_like(chosen.failed))
 
-    shipped, tiny._core.runner.choose = tiny._core.runner.choose, choose
+    shipped, tiny._core.runner.sample = tiny._core.runner.sample, choose
     try:
         with pytest.raises(RuntimeError, match="no finite"):
-            step_benchmark.times(tiny, step_benchmark.SMALL_LOAD, 1)
+            step_benchmark.time_steps(tiny, step_benchmark.SMALL_LOAD, 1)
     finally:
-        tiny._core.runner.choose = shipped
-    assert at_rest(tiny)
+        tiny._core.runner.sample = shipped
+    assert is_idle(tiny)

@@ -32,15 +32,20 @@ FIGURES = {
 }
 
 
-def probed(folder: Path, program: list[str], *words: str) -> dict[str, Any]:
+def run_probe(folder: Path, program: list[str], *words: str) -> dict[str, Any]:
     """What a small run of the program has written."""
-    shown = folder / "shown"
-    shown.mkdir()
-    (shown / "trimtab").symlink_to(ROOT)
-    places = {"PYTHONPATH": str(shown), "OUT": str(folder), "SHAPES": "1x20 2x40", "OMP_NUM_THREADS": "1"}
-    there = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | places
+    package_dir = folder / "shown"
+    package_dir.mkdir()
+    (package_dir / "trimtab").symlink_to(ROOT)
+    overrides = {
+        "PYTHONPATH": str(package_dir),
+        "OUT": str(folder),
+        "SHAPES": "1x20 2x40",
+        "OMP_NUM_THREADS": "1",
+    }
+    environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | overrides
     command = [sys.executable, *program, *words, "--small"]
-    ran = subprocess.run(command, env=there, cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     assert "failed" not in rows
@@ -54,7 +59,7 @@ def probed(folder: Path, program: list[str], *words: str) -> dict[str, Any]:
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     parts = [part for part in probe.PARTS if part not in ("roof", "hf")]
-    rows = probed(tmp_path, ["-m", "trimtab.tools.gpu.probe"], *parts)
+    rows = run_probe(tmp_path, ["-m", "trimtab.tools.gpu.probe"], *parts)
     assert list(rows["attention"]) == ["1 rows at 20", "2 rows at 40"]
     assert list(rows["steps"]) == ["1 x 1 at 20", "1 x 5 at 20"]
     assert rows["steps"]["1 x 5 at 20"]["us"] > 0
@@ -62,11 +67,11 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
 
 def test_transformers_is_measured_by_a_file_that_is_run_by_its_path(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    rows = probed(tmp_path, ["tools/gpu/probe.py"], "hf")
+    rows = run_probe(tmp_path, ["tools/gpu/probe.py"], "hf")
     assert list(rows["hf"]) == ["plain", "guidance_scale=1.5"]
 
 
-def test_a_part_that_fails_stops_no_other_and_is_told_of(
+def test_a_failing_part_is_reported_and_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: probe.Probe) -> None:
@@ -81,13 +86,13 @@ def test_a_part_that_fails_stops_no_other_and_is_told_of(
     assert len(rows["gemm"]) == ROWS["gemm"]
 
 
-def test_a_part_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         probe.main(["everything"])
     assert "known are roof, gemm" in capsys.readouterr().err
 
 
-def test_figures_stand_beside_what_is_wanted_of_them() -> None:
+def test_figures_are_printed_beside_their_targets() -> None:
     report = probe.Report(None)
     for name, us in (("1 x 1 at 512", 100.0), ("1 x 2 at 512", 105.0), ("1 x 5 at 512", 110.0)):
         report.add("steps", name, us=us, times_floor=1.25)
@@ -101,27 +106,27 @@ def test_figures_stand_beside_what_is_wanted_of_them() -> None:
     assert found == pytest.approx([0.8, 1.1, 1.5, 1100 / 105, 10.0])
 
 
-def test_a_share_of_the_speed_of_copying() -> None:
+def test_bandwidth_is_reported_as_a_share_of_copy_speed() -> None:
     report = probe.Report(None)
     report.add("roof", "bytes/s", copy=4e12, read=5e12)
     figures = probe.Probe(torch.device("cpu"), True, report).traffic(2e6, 1.0)
     assert figures == {"us": 1.0, "of_copy": 0.5}
 
 
-def words_after(name: str) -> list[list[str]]:
+def documented_args(name: str) -> list[list[str]]:
     """The arguments with which the how-to calls this program, each time."""
     found = [words[words.index(name) + 1 :] for words in SPLIT if name in words]
     return [list(takewhile(lambda word: ">" not in word, words)) for words in found]
 
 
-def test_the_documented_calls_are_understood() -> None:
-    checks, probes = words_after("tools/gpu_check"), words_after("trimtab.tools.gpu.probe")
+def test_the_documented_commands_parse() -> None:
+    checks, probes = documented_args("tools/gpu_check"), documented_args("trimtab.tools.gpu.probe")
     assert len(checks) >= 1
     assert len(probes) >= 3
-    assert [check._arguments(words).sections for words in checks]
+    assert [check._parse_args(words).sections for words in checks]
     assert {part for words in probes for part in probe._arguments(words).parts} == probe.PARTS.keys()
     known = {process for processes in check.SECTIONS.values() for process in processes}
-    ((section, *places),) = words_after("trimtab.tools.gpu.run_section")
+    ((section, *places),) = documented_args("trimtab.tools.gpu.run_section")
     assert section in known
     assert len(places) == 4
 

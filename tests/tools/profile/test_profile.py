@@ -14,15 +14,15 @@ from torch.autograd.profiler_util import FunctionEvent
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.engine.scheduling.scheduler import Plan
+from trimtab.engine.scheduling.scheduler import SchedulerOutput
 from trimtab.tools.cli.main import main
 from trimtab.tools.profile import gpu_activity
-from trimtab.tools.profile.stages import STAGES, Stages, marked
+from trimtab.tools.profile.stages import STAGES, StageTimer, instrument
 
-from ...helpers.tiny_model import Tiny, write_json
-from ..conftest import Ran
+from ...helpers.tiny_model import TinyModel, write_json
+from ..conftest import CommandResult
 
-Run = Callable[..., Ran]
+Run = Callable[..., CommandResult]
 
 compiling = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles")
 
@@ -44,9 +44,9 @@ def test_profile_kernels_ends_with_one_line_of_json(capsys: pytest.CaptureFixtur
 def test_profile_kernels_is_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("triton")
     assert main(["profile", "kernels"]) == 0
-    said = capsys.readouterr().out
-    assert "steer.mix" in said
-    assert "MI300X" in said
+    output = capsys.readouterr().out
+    assert "steer.mix" in output
+    assert "MI300X" in output
 
 
 def test_what_cannot_be_profiled_is_named(
@@ -60,14 +60,14 @@ def test_what_cannot_be_profiled_is_named(
 
 
 TINY = ("--input-len", "9", "--output-len", "8", "--kv-cache-memory", "8MiB", "--num-iters", "2")
-WISHES = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--batch-size", "2")
+OBJECTIVE_FLAGS = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--batch-size", "2")
 
 
-@pytest.mark.usefixtures("small_roof")
+@pytest.mark.usefixtures("fast_machine_peaks")
 def test_the_stages_of_a_step_add_up_to_it(run: Run, tiny_folder: Path) -> None:
-    ran = run("profile", "decode", "--model", str(tiny_folder), *TINY, *WISHES, "--json")
-    assert (ran.status, ran.err, ran.out.count("\n")) == (0, "", 1)
-    found = json.loads(ran.out)
+    ran = run("profile", "decode", "--model", str(tiny_folder), *TINY, *OBJECTIVE_FLAGS, "--json")
+    assert (ran.status, ran.stderr, ran.stdout.count("\n")) == (0, "", 1)
+    found = json.loads(ran.stdout)
     assert (found["rows"], found["steps"]) == (6, 2 * 7)
     *stages, step = found["stages"]
     assert [row["stage"] for row in stages] == list(STAGES)
@@ -77,16 +77,16 @@ def test_the_stages_of_a_step_add_up_to_it(run: Run, tiny_folder: Path) -> None:
     assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] for row in found["stages"])
 
 
-@pytest.mark.usefixtures("small_roof")
+@pytest.mark.usefixtures("fast_machine_peaks")
 def test_a_shape_without_weights_is_profiled_as_a_table(run: Run, tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", Tiny().config())
+    write_json(tmp_path / "config.json", TinyModel().config())
     ran = run("profile", "decode", "--model", str(tmp_path), "--load-format", "dummy", *TINY)
-    assert (ran.status, ran.err) == (0, "")
-    assert "1 rows, 14 decoding steps" in ran.out
-    assert "attention" in ran.out
+    assert (ran.status, ran.stderr) == (0, "")
+    assert "1 rows, 14 decoding steps" in ran.stdout
+    assert "attention" in ran.stdout
 
 
-@pytest.mark.usefixtures("small_roof")
+@pytest.mark.usefixtures("fast_machine_peaks")
 def test_a_trace_holds_each_stage_of_four_steps(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
     ran = run("profile", "decode", "--model", str(tiny_folder), *TINY, "--trace", str(file))
@@ -94,7 +94,7 @@ def test_a_trace_holds_each_stage_of_four_steps(run: Run, tiny_folder: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
     names = [event.get("name") for event in json.loads(file.read_text())["traceEvents"]]
     assert names.count("trimtab step") == 4
-    assert names.count("trimtab attention") == 4 * Tiny().layers
+    assert names.count("trimtab attention") == 4 * TinyModel().layers
     assert names.count("trimtab steer") == 4
 
 
@@ -102,25 +102,25 @@ def test_an_engine_is_as_it_was_after_it_was_profiled(tiny: Engine) -> None:
     core = tiny._core
     owners = (core, core.scheduler, core.runner, core.runner.cache, core.runner.model)
     before = [dict(vars(owner)) for owner in owners]
-    asked = Request(branch_token_ids=[[5, 6, 7]], sampling=SamplingParams(max_tokens=6, ignore_eos=True))
-    plain = tiny.generate(asked)
-    stages = Stages(rows=1)
-    with marked(tiny, stages):
-        profiled = tiny.generate(asked)
+    request = Request(branch_token_ids=[[5, 6, 7]], sampling=SamplingParams(max_tokens=6, ignore_eos=True))
+    plain = tiny.generate(request)
+    stages = StageTimer(num_rows=1)
+    with instrument(tiny, stages):
+        profiled = tiny.generate(request)
     assert profiled.token_ids == plain.token_ids
     assert len(stages.steps) == 5
-    for owner, held in zip(owners, before, strict=True):
-        assert vars(owner).keys() == held.keys()
-        same = [name for name in ("ops", "_layers", "head", "choose", "cache") if name in held]
-        assert all(vars(owner)[name] is held[name] for name in same)
+    for owner, attributes in zip(owners, before, strict=True):
+        assert vars(owner).keys() == attributes.keys()
+        same = [name for name in ("ops", "_layers", "head", "sample", "cache") if name in attributes]
+        assert all(vars(owner)[name] is attributes[name] for name in same)
 
 
-def test_what_a_stage_calls_of_another_counts_for_that_other_alone() -> None:
-    stages = Stages(rows=0)
-    inner = stages.of("cache", lambda: time.sleep(0.02))
-    outer = stages.of("attention", lambda: (time.sleep(0.01), inner()))
-    plan = stages.plan(Plan)
-    stages.step(lambda: (plan(), outer()))()
+def test_a_nested_stage_counts_for_itself_alone() -> None:
+    stages = StageTimer(num_rows=0)
+    inner = stages.wrap("cache", lambda: time.sleep(0.02))
+    outer = stages.wrap("attention", lambda: (time.sleep(0.01), inner()))
+    plan = stages.wrap_schedule(SchedulerOutput)
+    stages.wrap_step(lambda: (plan(), outer()))()
     (step,) = stages.steps
     assert step["cache"] >= 0.02
     assert step["attention"] >= 0.01
@@ -140,9 +140,9 @@ def test_a_gpus_work_belongs_to_the_innermost_stage_and_its_gaps_are_told() -> N
         of_gpu("copy", 100, 104),
         of_gpu("late", 110, 112),
     ]
-    assert gpu_activity.by_stage(events, steps=2) == {"mlp": 18, "step": 3}
-    assert gpu_activity.spans(events) == [(10, 40), (46, 52), (100, 104), (110, 112)]
-    found = gpu_activity.busy([(0, 30), (32, 38), (35, 36), (90, 94)], steps=2)
+    assert gpu_activity.time_by_stage(events, steps=2) == {"mlp": 18, "step": 3}
+    assert gpu_activity.gpu_spans(events) == [(10, 40), (46, 52), (100, 104), (110, 112)]
+    found = gpu_activity.measure_activity([(0, 30), (32, 38), (35, 36), (90, 94)], steps=2)
     assert (found.launches, found.busy_us, found.gap_us) == (2, 20, 27)
 
 
@@ -160,6 +160,6 @@ def test_a_gpus_work_belongs_to_the_innermost_stage_and_its_gaps_are_told() -> N
 )
 def test_wrong_input_is_one_sentence(run: Run, words: tuple[str, ...], sentence: str) -> None:
     ran = run("profile", *words)
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith(f"trimtab: {sentence}")
-    assert ran.err.count("\n") == 1
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.count("\n") == 1

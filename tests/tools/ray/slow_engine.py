@@ -15,38 +15,40 @@ from typing import Any
 from trimtab.engine import AsyncEngine
 
 
-def opened(model: str, seconds: float, pids: str, fields: dict[str, Any]) -> AsyncEngine:
+def open_slow_engine(model: str, seconds: float, pid_folder: str, fields: dict[str, Any]) -> AsyncEngine:
     """The engine; the file `pids` gets a file with the number of its process for a name."""
-    (Path(pids) / str(os.getpid())).touch()
+    (Path(pid_folder) / str(os.getpid())).touch()
     engine = AsyncEngine.from_pretrained(model, **fields)
     step = engine._core.step
 
-    def slow() -> None:
+    def slow_step() -> None:
         time.sleep(seconds)
         step()
 
-    engine._core.step = slow  # type: ignore[method-assign]
+    engine._core.step = slow_step  # type: ignore[method-assign]
     return engine
 
 
-def opening(model: Path, seconds: float, pids: Path, **fields: Any) -> Callable[[], AsyncEngine]:
+def slow_engine_factory(
+    model: Path, seconds: float, pid_folder: Path, **fields: Any
+) -> Callable[[], AsyncEngine]:
     """What makes such an engine in another process, which has not read this file."""
     from ray import cloudpickle  # noqa: PLC0415
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    return partial(opened, str(model), seconds, str(pids), fields)
+    return partial(open_slow_engine, str(model), seconds, str(pid_folder), fields)
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def ray_cluster() -> Iterator[None]:
     """That of RAY_ADDRESS, or a small one for as long as it is needed."""
     import ray  # noqa: PLC0415
-    from trimtab.tools.ray.cluster import require  # noqa: PLC0415
+    from trimtab.tools.ray.cluster import require_ray  # noqa: PLC0415
 
-    require()
+    require_ray()
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves where others work, too
-    own = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 200_000_000}
-    ray.init(**({} if os.environ.get("RAY_ADDRESS") else own), log_to_driver=False)
+    local_options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 200_000_000}
+    ray.init(**({} if os.environ.get("RAY_ADDRESS") else local_options), log_to_driver=False)
     try:
         yield
     finally:

@@ -20,17 +20,17 @@ from trimtab.tools.commands import generate
 from trimtab.tools.ray import batch
 from trimtab.tools.ray.config import RayConfig
 
-from .slow_engine import cluster, opening
+from .slow_engine import ray_cluster, slow_engine_factory
 
 pytestmark = pytest.mark.long
 LINES = 40
-BAD = 7
+BAD_LINE = 7
 """Which of them is no line, in each file."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_cluster() -> Iterator[None]:
-    with cluster():
+    with ray_cluster():
         yield
 
 
@@ -42,22 +42,24 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     pids.mkdir()
     for name in ("a", "b"):
         lines = [json.dumps({"prompt": f"{name}{index}", "id": index}) for index in range(1, LINES + 1)]
-        lines[BAD - 1] = "{"
+        lines[BAD_LINE - 1] = "{"
         (source / f"{name}.jsonl").write_text("\n".join(lines))
     return source, target, pids
 
 
-def run(model: Path, folders: tuple[Path, Path, Path], seconds: float) -> int:
+def run_batch(model: Path, folders: tuple[Path, Path, Path], seconds: float) -> int:
     source, target, pids = folders
     parser = Parser("trimtab generate", "Test.")
     generate.add_arguments(parser)
     flags = ["--input", str(source), "--output", str(target), "--model", str(model), "--max-tokens", "6"]
-    args = parser.read([*flags, "--max-num-seqs", "8"])
-    engine = opening(model, seconds, pids, kv_cache_memory="2MiB", max_num_seqs=8, max_waiting=1 << 20)
+    args = parser.parse_argv([*flags, "--max-num-seqs", "8"])
+    engine = slow_engine_factory(
+        model, seconds, pids, kv_cache_memory="2MiB", max_num_seqs=8, max_waiting=1 << 20
+    )
     return batch.run(args, RayConfig(ray=True, replicas="2"), engine)
 
 
-def written(target: Path) -> dict[tuple[str, int], dict[str, Any]]:
+def answers_by_line(target: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """The answers by file and line, none twice."""
     lines = [(file.name, json.loads(each)) for file in target.iterdir() for each in file.open()]
     found = {(name, line["line"]): line for name, line in lines}
@@ -65,7 +67,7 @@ def written(target: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return found
 
 
-def kill_one(pids: Path, target: Path, killed: list[int]) -> None:
+def kill_one_engine(pids: Path, target: Path, killed: list[int]) -> None:
     """Kills an engine's process when the first answers are there."""
     end = time.monotonic() + 500
     while time.monotonic() < end and not (target.exists() and any(target.iterdir())):
@@ -80,29 +82,29 @@ def test_each_line_has_one_answer_though_an_engine_is_killed(
 ) -> None:
     _, target, pids = folders
     killed: list[int] = []
-    killer = threading.Thread(target=kill_one, args=(pids, target, killed))
+    killer = threading.Thread(target=kill_one_engine, args=(pids, target, killed))
     killer.start()
-    assert run(tiny_folder, folders, seconds=0.1) == 1
+    assert run_batch(tiny_folder, folders, seconds=0.1) == 1
     killer.join()
     assert killed
     assert len(list(pids.iterdir())) >= 3  # two to begin with, and one in place of the one killed
-    found = written(target)
+    found = answers_by_line(target)
     assert set(found) == {(f"{name}.jsonl", line) for name in "ab" for line in range(1, LINES + 1)}
     assert [key for key, line in found.items() if line.get("error")] == [
-        key for key in found if key[1] == BAD
+        key for key in found if key[1] == BAD_LINE
     ]
-    assert all(line["id"] == key[1] for key, line in found.items() if key[1] != BAD)
+    assert all(line["id"] == key[1] for key, line in found.items() if key[1] != BAD_LINE)
     assert "answered 78 of 80 lines; 2 failed" in capsys.readouterr().err
 
-    assert run(tiny_folder, folders, seconds=0) == 1
+    assert run_batch(tiny_folder, folders, seconds=0) == 1
     assert "every line of" in capsys.readouterr().err
 
-    whole = (target / "a.jsonl").read_bytes()
-    (target / "a.jsonl").write_bytes(whole[: len(whole) // 2])
-    before = whole[: whole.rindex(b"\n", 0, len(whole) // 2) + 1]
-    run(tiny_folder, folders, seconds=0)
+    content = (target / "a.jsonl").read_bytes()
+    (target / "a.jsonl").write_bytes(content[: len(content) // 2])
+    before = content[: content.rindex(b"\n", 0, len(content) // 2) + 1]
+    run_batch(tiny_folder, folders, seconds=0)
     assert (target / "a.jsonl").read_bytes().startswith(before)
-    again = written(target)
+    again = answers_by_line(target)
     assert {key: line.get("token_ids") for key, line in again.items()} == {
         key: line.get("token_ids") for key, line in found.items()
     }

@@ -9,35 +9,35 @@ from pathlib import Path
 import pytest
 from trimtab.tools.ray.config import RayConfig
 
-from ..conftest import Ran
+from ..conftest import CommandResult
 
 
 @pytest.mark.parametrize(("replicas", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1:4", (1, 4))])
 def test_replicas_are_a_number_or_two(replicas: str, bounds: tuple[int, int]) -> None:
     config = RayConfig(ray=True, replicas=replicas)
-    assert (config.least, config.most) == bounds
+    assert (config.min_replicas, config.max_replicas) == bounds
 
 
 @pytest.mark.parametrize("replicas", ["0", "x", "4:1", "1:", ":2", "-1", "1:2:3", "1.5"])
-def test_other_replicas_are_refused_in_a_sentence(run: Callable[..., Ran], replicas: str) -> None:
+def test_other_replicas_are_refused_in_a_sentence(run: Callable[..., CommandResult], replicas: str) -> None:
     right = "it must be a whole number ≥ 1, or two such as 1:4"
     refused = run("serve", "--ray", "--replicas", replicas)
-    assert refused == Ran(2, "", f"trimtab: replicas is {replicas!r}; {right}\n")
+    assert refused == CommandResult(2, "", f"trimtab: replicas is {replicas!r}; {right}\n")
 
 
-def test_settings_of_ray_need_ray(run: Callable[..., Ran]) -> None:
+def test_settings_of_ray_need_ray(run: Callable[..., CommandResult]) -> None:
     refused = run("serve", "--replicas", "2")
-    assert refused == Ran(2, "", "trimtab: replicas is '2', which is about Ray; give --ray, too\n")
+    assert refused == CommandResult(2, "", "trimtab: replicas is '2', which is about Ray; give --ray, too\n")
     refused = run("generate", "x", "--replica-cpus", "-1")
-    assert (refused.status, "replica_cpus is -1.0; it must be a number ≥ 0" in refused.err) == (2, True)
+    assert (refused.status, "replica_cpus is -1.0; it must be a number ≥ 0" in refused.stderr) == (2, True)
 
 
-def test_one_prompt_is_not_for_ray(run: Callable[..., Ran]) -> None:
-    assert "give --input and --output" in run("generate", "x", "--ray").err
+def test_one_prompt_is_not_for_ray(run: Callable[..., CommandResult]) -> None:
+    assert "give --input and --output" in run("generate", "x", "--ray").stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray_the_extra_is_named(run: Callable[..., Ran], tmp_path: Path) -> None:
-    says = Ran(2, "", "trimtab: --ray needs the ray extra: pip install 'trimtab[ray]'\n")
+def test_without_ray_the_extra_is_named(run: Callable[..., CommandResult], tmp_path: Path) -> None:
+    says = CommandResult(2, "", "trimtab: --ray needs the ray extra: pip install 'trimtab[ray]'\n")
     assert run("serve", "--ray") == says
     assert run("generate", "--ray", "--input", str(tmp_path), "--output", str(tmp_path / "out")) == says

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from trimtab import InputError
-from trimtab.tools.common.batch import Line
-from trimtab.tools.ray.file_shards import Shard, shards_of
+from trimtab.tools.common.batch import PromptLine
+from trimtab.tools.ray.file_shards import FileShard, find_shards
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def folder(tmp_path: Path) -> Path:
     return found
 
 
-def names(shards: list[Shard], folder: Path) -> list[tuple[str, str]]:
+def shard_names(shards: list[FileShard], folder: Path) -> list[tuple[str, str]]:
     parent = folder.parent
     return [
-        (str(each.source.relative_to(parent)), str(each.target.relative_to(parent / "out")))
+        (str(each.input_path.relative_to(parent)), str(each.output_path.relative_to(parent / "out")))
         for each in shards
     ]
 
@@ -33,11 +33,11 @@ def names(shards: list[Shard], folder: Path) -> list[tuple[str, str]]:
 def test_a_folder_a_glob_and_a_file_name_their_shards(folder: Path) -> None:
     out = str(folder.parent / "out")
     expected = [("in/a.jsonl", "a.jsonl"), ("in/b.jsonl", "b.jsonl"), ("in/deep/c.jsonl", "deep/c.jsonl")]
-    assert names(shards_of(str(folder), out), folder) == expected
-    assert names(shards_of(f"{folder}/**/*.jsonl", out), folder) == expected
-    assert names(shards_of(f"{folder}/[b]*", out), folder) == [expected[1]]
-    assert names(shards_of(str(folder / "a.jsonl"), out), folder) == [expected[0]]
-    assert shards_of(str(folder), out)[0].lines() == [Line(1, '"x"'), Line(3, '"y"')]
+    assert shard_names(find_shards(str(folder), out), folder) == expected
+    assert shard_names(find_shards(f"{folder}/**/*.jsonl", out), folder) == expected
+    assert shard_names(find_shards(f"{folder}/[b]*", out), folder) == [expected[1]]
+    assert shard_names(find_shards(str(folder / "a.jsonl"), out), folder) == [expected[0]]
+    assert find_shards(str(folder), out)[0].read_lines() == [PromptLine(1, '"x"'), PromptLine(3, '"y"')]
 
 
 def test_what_cannot_be_read_from_or_written_to_is_refused(folder: Path) -> None:
@@ -48,18 +48,18 @@ def test_what_cannot_be_read_from_or_written_to_is_refused(folder: Path) -> None
         (str(folder), f"{folder}/deep/..", "is the folder of --input, too"),
     ):
         with pytest.raises(InputError, match=says):
-            shards_of(source, target)
+            find_shards(source, target)
 
 
-def test_a_row_of_parquet_is_the_line_of_json_that_it_would_be(tmp_path: Path) -> None:
+def test_a_parquet_row_becomes_its_json_line(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet  # noqa: PLC0415
 
     rows = [{"prompt": "x", "id": 1, "prefer": None}, {"prompt": "y", "id": 2, "prefer": ["Be kind."]}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    (shard,) = shards_of(str(tmp_path), str(tmp_path / "out"))
-    assert shard.target == tmp_path / "out" / "a.parquet.jsonl"
-    assert [json.loads(line.text) for line in shard.lines()] == [{"prompt": "x", "id": 1}, rows[1]]
+    (shard,) = find_shards(str(tmp_path), str(tmp_path / "out"))
+    assert shard.output_path == tmp_path / "out" / "a.parquet.jsonl"
+    assert [json.loads(line.text) for line in shard.read_lines()] == [{"prompt": "x", "id": 1}, rows[1]]
     (tmp_path / "a.parquet").write_text("mine")
     with pytest.raises(InputError, match="is no Parquet file"):
-        shard.lines()
+        shard.read_lines()

@@ -27,30 +27,30 @@ CHAT = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 6, "tem
 
 
 @dataclass
-class Handle:
+class FakeHandle:
     """Real replicas in this process, behind what Ray's handle of them does. `deaths` are the numbers of
     messages after which one is gone, one for each call; `refuses` is what the next call raises instead."""
 
     replica: Replica
     deaths: list[int] = field(default_factory=list)
     refuses: list[Exception] = field(default_factory=list)
-    silent: bool = False
+    never_answers: bool = False
 
-    def options(self, stream: bool) -> Handle:
+    def options(self, stream: bool) -> FakeHandle:
         assert stream
         return self
 
     @property
-    def answer(self) -> Handle:
+    def answer(self) -> FakeHandle:
         return self
 
-    def remote(self, call: Any) -> Messages:
-        return Messages(self._messages(call))
+    def remote(self, call: Any) -> CancellableStream:
+        return CancellableStream(self._messages(call))
 
     async def _messages(self, call: Any) -> AsyncIterator[dict[str, Any]]:
         if self.refuses:
             raise self.refuses.pop()
-        if self.silent:
+        if self.never_answers:
             await asyncio.sleep(60)
         left = self.deaths.pop(0) if self.deaths else -1
         async for message in self.replica.answer(call):
@@ -60,13 +60,13 @@ class Handle:
             yield message
 
 
-class Messages:
+class CancellableStream:
     """A stream of them that can be cancelled."""
 
     def __init__(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         self._messages = messages
 
-    def __aiter__(self) -> Messages:
+    def __aiter__(self) -> CancellableStream:
         return self
 
     async def __anext__(self) -> dict[str, Any]:
@@ -85,30 +85,32 @@ def one_replica(tiny_folder: Path) -> Iterator[Replica]:
 
 
 @pytest.fixture
-def handle(one_replica: Replica) -> Handle:
-    return Handle(one_replica)
+def handle(one_replica: Replica) -> FakeHandle:
+    return FakeHandle(one_replica)
 
 
 @pytest.fixture
-def ask(handle: Handle) -> Callable[..., httpx.Response]:
+def gateway_request(handle: FakeHandle) -> Callable[..., httpx.Response]:
     """Asks a gateway over the handle."""
 
-    def asked(config: ServerConfig, method: str, path: str, **rest: Any) -> httpx.Response:
+    def request(config: ServerConfig, method: str, path: str, **kwargs: Any) -> httpx.Response:
         app = Gateway(handle, config).__serve_build_asgi_app__()  # type: ignore[arg-type]
 
         async def call() -> httpx.Response:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-                return await client.request(method, path, **rest)
+                return await client.request(method, path, **kwargs)
 
         return asyncio.run(asyncio.wait_for(call(), 60))
 
-    return asked
+    return request
 
 
 @pytest.fixture
-def chat(ask: Callable[..., httpx.Response]) -> Callable[..., httpx.Response]:
-    return lambda **more: ask(ServerConfig(), "POST", "/v1/chat/completions", json={**CHAT, **more})
+def chat(gateway_request: Callable[..., httpx.Response]) -> Callable[..., httpx.Response]:
+    return lambda **more: gateway_request(
+        ServerConfig(), "POST", "/v1/chat/completions", json={**CHAT, **more}
+    )
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
@@ -117,34 +119,34 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def test_the_surface_is_that_of_one_process(
-    ask: Callable[..., httpx.Response], chat: Callable[..., httpx.Response]
+def test_the_gateway_has_the_api_of_a_single_server(
+    gateway_request: Callable[..., httpx.Response], chat: Callable[..., httpx.Response]
 ) -> None:
     config = ServerConfig()
     for path in ("/", "/health", "/version", "/v1/models", "/v1/steer/methods", "/openapi.json"):
-        assert ask(config, "GET", path).status_code == 200
-    assert ask(config, "GET", "/nope").json()["error"]["message"] == "there is no GET /nope"
-    whole = chat().json()["choices"][0]["message"]["content"]
+        assert gateway_request(config, "GET", path).status_code == 200
+    assert gateway_request(config, "GET", "/nope").json()["error"]["message"] == "there is no GET /nope"
+    text = chat().json()["choices"][0]["message"]["content"]
     pieces = events(chat(stream=True))
-    assert "".join(each["choices"][0]["delta"].get("content", "") for each in pieces) == whole
+    assert "".join(each["choices"][0]["delta"].get("content", "") for each in pieces) == text
     assert chat(temperature=-1).json()["error"]["param"] == "temperature"
 
 
-def test_the_key_and_the_size_of_a_body_are_asked_for_before_any_replica(
-    ask: Callable[..., httpx.Response], handle: Handle
+def test_the_key_and_the_body_size_are_checked_before_any_replica_is_called(
+    gateway_request: Callable[..., httpx.Response], handle: FakeHandle
 ) -> None:
     handle.refuses.append(AssertionError("no replica is asked"))
     config = ServerConfig(api_key="hush", max_body_bytes=10)
-    assert ask(config, "POST", "/v1/chat/completions", json=CHAT).status_code == 401
+    assert gateway_request(config, "POST", "/v1/chat/completions", json=CHAT).status_code == 401
     headers = {"Authorization": "Bearer hush"}
-    refused = ask(config, "POST", "/v1/chat/completions", json=CHAT, headers=headers)
+    refused = gateway_request(config, "POST", "/v1/chat/completions", json=CHAT, headers=headers)
     assert (refused.status_code, "more than 10 bytes" in refused.text) == (413, True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("deaths", [[0], [1], [0, 1]])
 def test_another_replica_answers_when_one_dies_before_it_began(
-    chat: Callable[..., httpx.Response], handle: Handle, stream: bool, deaths: list[int]
+    chat: Callable[..., httpx.Response], handle: FakeHandle, stream: bool, deaths: list[int]
 ) -> None:
     alone = chat()
     handle.deaths += deaths
@@ -157,52 +159,52 @@ def test_another_replica_answers_when_one_dies_before_it_began(
 
 
 def test_a_stream_whose_replica_dies_ends_with_an_error(
-    chat: Callable[..., httpx.Response], handle: Handle
+    chat: Callable[..., httpx.Response], handle: FakeHandle
 ) -> None:
     handle.deaths.append(4)
     *chunks, error = events(chat(stream=True))
     assert len(chunks) == 3
-    assert error["error"]["message"] == gateway.LOST
+    assert error["error"]["message"] == gateway.LOST_MESSAGE
 
 
 def test_a_call_that_kills_every_replica_is_given_up(
-    chat: Callable[..., httpx.Response], handle: Handle
+    chat: Callable[..., httpx.Response], handle: FakeHandle
 ) -> None:
     handle.deaths += [0] * 99
     refused = chat()
-    assert (refused.status_code, refused.json()["error"]["message"]) == (503, gateway.LOST)
-    assert len(handle.deaths) == 99 - gateway.TRIES
+    assert (refused.status_code, refused.json()["error"]["message"]) == (503, gateway.LOST_MESSAGE)
+    assert len(handle.deaths) == 99 - gateway.MAX_ATTEMPTS
 
 
-def test_too_many_waiting_calls_are_told_to_come_again(
-    chat: Callable[..., httpx.Response], handle: Handle
+def test_a_full_queue_answers_429_with_retry_after(
+    chat: Callable[..., httpx.Response], handle: FakeHandle
 ) -> None:
     handle.refuses.append(BackPressureError(num_queued_requests=9, max_queued_requests=9))
     refused = chat()
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
 
 
-def test_nobody_waits_for_ever_for_a_replica(
-    ask: Callable[..., httpx.Response], handle: Handle, monkeypatch: pytest.MonkeyPatch
+def test_waiting_for_a_replica_times_out(
+    gateway_request: Callable[..., httpx.Response], handle: FakeHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle.silent = True
-    monkeypatch.setattr(gateway, "QUICK", 0.05)
-    monkeypatch.setattr(gateway, "PATIENCE", 0.05)
+    handle.never_answers = True
+    monkeypatch.setattr(gateway, "SHORT_TIMEOUT", 0.05)
+    monkeypatch.setattr(gateway, "CLIENT_READ_TIMEOUT", 0.05)
     config = ServerConfig(request_timeout=0.05)
     for method, path in (("GET", "/health"), ("POST", "/v1/chat/completions")):
-        refused = ask(config, method, path)
+        refused = gateway_request(config, method, path)
         assert (refused.status_code, "no replica answered within" in refused.text) == (503, True)
 
 
-def test_who_leaves_takes_the_request_along(one_replica: Replica) -> None:
-    from trimtab.tools.ray.http_call import Call  # noqa: PLC0415
+def test_a_disconnecting_client_aborts_its_request(one_replica: Replica) -> None:
+    from trimtab.tools.ray.http_call import HTTPCall  # noqa: PLC0415
 
     body = json.dumps({**CHAT, "max_tokens": 400, "ignore_eos": True, "stream": True}).encode()
-    scope = {**Call.get("/v1/chat/completions").scope, "method": "POST"}
+    scope = {**HTTPCall.get("/v1/chat/completions").scope, "method": "POST"}
     scope["headers"] = [(b"content-type", b"application/json")]
 
     async def leaving() -> None:
-        messages = one_replica.answer(replace(Call.of(scope, body)))
+        messages = one_replica.answer(replace(HTTPCall.from_scope(scope, body)))
         for _ in range(4):
             await anext(messages)
         await messages.aclose()  # type: ignore[attr-defined]
@@ -215,10 +217,10 @@ def test_who_leaves_takes_the_request_along(one_replica: Replica) -> None:
     one_replica.check_health()
 
 
-def test_metrics_of_all_replicas_are_told_apart() -> None:
-    from trimtab.tools.ray.metrics import merged  # noqa: PLC0415
+def test_metrics_are_labelled_by_replica() -> None:
+    from trimtab.tools.ray.metrics import merge_metrics  # noqa: PLC0415
 
     text = '# HELP a_total what a is\n# TYPE a_total counter\na_total 3.0\n# TYPE g gauge\ng{k="v"} 1.0\n'
-    found = merged([("x", text), ("y", text)]).decode().splitlines()
+    found = merge_metrics([("x", text), ("y", text)]).decode().splitlines()
     assert found.count("# HELP a_total what a is") == 1
     assert {'a_total{replica="x"} 3.0', 'a_total{replica="y"} 3.0', 'g{k="v",replica="y"} 1.0'} <= set(found)

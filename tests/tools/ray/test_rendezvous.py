@@ -9,40 +9,52 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import Engine, Mato, Objective, Request, SamplingParams
-from trimtab.tools.ray.http_call import Call, key_of
-from trimtab.tools.ray.rendezvous import ranked
+from trimtab.tools.ray.http_call import HTTPCall, prefix_key
+from trimtab.tools.ray.rendezvous import rank_replicas
 
 KIND, BRIEF = {"text": "Be kind.", "weight": 0.7}, "Be brief."
 
 
-def key(content: str = "Why?", system: str | None = None, **values: Any) -> bytes:
+def routing_key(content: str = "Why?", system: str | None = None, **values: Any) -> bytes:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": content})
-    return key_of(json.dumps({"messages": messages, **values}).encode())
+    return prefix_key(json.dumps({"messages": messages, **values}).encode())
 
 
-def steered(*objectives: Any, **more: Any) -> dict[str, Any]:
+def steering_body(*objectives: Any, **more: Any) -> dict[str, Any]:
     return {"steering": {"objectives": list(objectives), **more}}
 
 
-def test_a_key_is_of_the_system_text_and_the_wishes() -> None:
-    assert key("Why?", **steered(KIND)) == key("How?", **steered("Be kind."), temperature=1)
-    assert key("Why?", "Be a pirate.") == key("How?", "Be a pirate.")
-    assert key(steering="profile") == key("How?", steering="profile")
-    distinct = [key(**steered(KIND)), key(**steered(BRIEF)), key(**steered(KIND, BRIEF)), key(steering="p")]
-    distinct += [key("Why?"), key("How?"), key("Why?", "s"), key("Why?", "s", **steered(KIND))]
+def test_the_routing_key_depends_on_the_system_text_and_the_objectives() -> None:
+    assert routing_key("Why?", **steering_body(KIND)) == routing_key(
+        "How?", **steering_body("Be kind."), temperature=1
+    )
+    assert routing_key("Why?", "Be a pirate.") == routing_key("How?", "Be a pirate.")
+    assert routing_key(steering="profile") == routing_key("How?", steering="profile")
+    distinct = [
+        routing_key(**steering_body(KIND)),
+        routing_key(**steering_body(BRIEF)),
+        routing_key(**steering_body(KIND, BRIEF)),
+        routing_key(steering="p"),
+    ]
+    distinct += [
+        routing_key("Why?"),
+        routing_key("How?"),
+        routing_key("Why?", "s"),
+        routing_key("Why?", "s", **steering_body(KIND)),
+    ]
     assert len(set(distinct)) == len(distinct)
 
 
-def test_without_wishes_a_conversation_keeps_its_key() -> None:
+def test_without_objectives_a_conversation_keeps_its_routing_key() -> None:
     first = {"role": "user", "content": "Why?"}
     later = [first, {"role": "assistant", "content": "So."}, {"role": "user", "content": "How?"}]
-    assert key_of(json.dumps({"messages": later}).encode()) == key("Why?")
+    assert prefix_key(json.dumps({"messages": later}).encode()) == routing_key("Why?")
 
 
-def test_what_is_no_body_has_a_key_or_none_and_never_an_error() -> None:
+def test_an_invalid_body_never_makes_the_routing_key_raise() -> None:
     for body in (b"", b"{", b"[1]", b"\xff", b"5"):
-        assert key_of(body) == b""
+        assert prefix_key(body) == b""
     for values in (
         {},
         {"messages": 5},
@@ -50,37 +62,42 @@ def test_what_is_no_body_has_a_key_or_none_and_never_an_error() -> None:
         {"prompt": [1, 2]},
         {"steering": {"objectives": 1}},
     ):
-        assert len(key_of(json.dumps(values).encode())) == 16
-    assert len(key_of(b'{"prompt": "\\ud800"}')) == 16
+        assert len(prefix_key(json.dumps(values).encode())) == 16
+    assert len(prefix_key(b'{"prompt": "\\ud800"}')) == 16
 
 
 def test_a_call_is_plain_data() -> None:
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": [], "app": object()}
-    assert Call.of(scope, b"{}").scope == {"type": "http", "method": "POST", "path": "/x", "headers": []}
+    assert HTTPCall.from_scope(scope, b"{}").scope == {
+        "type": "http",
+        "method": "POST",
+        "path": "/x",
+        "headers": [],
+    }
 
 
 def test_keys_are_spread_and_move_only_with_their_replica() -> None:
     keys = [str(index).encode() for index in range(600)]
     loads = dict.fromkeys("abc", 0)
-    before = {each: ranked(each, loads, 0)[0] for each in keys}
+    before = {each: rank_replicas(each, loads, 0)[0] for each in keys}
     assert min(Counter(before.values()).values()) > 150
-    after = {each: ranked(each, dict.fromkeys("ab", 0), 0)[0] for each in keys}
+    after = {each: rank_replicas(each, dict.fromkeys("ab", 0), 0)[0] for each in keys}
     assert all(after[each] == before[each] for each in keys if before[each] != "c")
 
 
-def test_who_has_too_much_to_do_comes_last() -> None:
-    first, second, third = ranked(b"key", dict.fromkeys("abc", 0), 2)
-    assert ranked(b"key", {first: 2, second: 0, third: 0}, 2)[0] == first
-    assert ranked(b"key", {first: 3, second: 1, third: 0}, 2) == [second, third, first]
+def test_an_overloaded_replica_is_tried_last() -> None:
+    first, second, third = rank_replicas(b"key", dict.fromkeys("abc", 0), 2)
+    assert rank_replicas(b"key", {first: 2, second: 0, third: 0}, 2)[0] == first
+    assert rank_replicas(b"key", {first: 3, second: 1, third: 0}, 2) == [second, third, first]
 
 
-def test_prompts_that_begin_alike_are_computed_once_where_the_idler_of_two_computes_them_everywhere(
+def test_prefix_routing_computes_a_common_prefix_once_and_power_of_two_choices_on_every_replica(
     tiny_folder: Path,
 ) -> None:
     """Real engines and their counts of tokens; no network, and three calls are under way at once."""
-    wishes = [f"{word}. " + "Your answer should be kind and true. " * 4 for word in "abcdef"]
+    objectives = [f"{word}. " + "Your answer should be kind and true. " * 4 for word in "abcdef"]
     rng = random.Random(0)
-    traffic = [(rng.choice(wishes), f"What is {index}?") for index in range(36)]
+    traffic = [(rng.choice(objectives), f"What is {index}?") for index in range(36)]
 
     def computed(by_prefix: bool) -> int:
         options = {"kv_cache_memory": "2MiB", "block_size": 16}
@@ -88,12 +105,14 @@ def test_prompts_that_begin_alike_are_computed_once_where_the_idler_of_two_compu
         loads = dict.fromkeys(engines, 0)
         under_way: list[str] = []
         draw = random.Random(1)
-        for wish, question in traffic:
+        for objective, question in traffic:
             idler = sorted(draw.sample(sorted(engines), 2), key=loads.__getitem__)
-            chosen = (ranked(key(**steered(wish)), loads, 2) if by_prefix else idler)[0]
+            chosen = (
+                rank_replicas(routing_key(**steering_body(objective)), loads, 2) if by_prefix else idler
+            )[0]
             under_way.append(chosen)
             loads[chosen] += 1
-            steering = Mato([Objective(wish)])
+            steering = Mato([Objective(objective)])
             engines[chosen].generate(Request(question, steering, SamplingParams(max_tokens=2)))
             if len(under_way) > 2:
                 loads[under_way.pop(0)] -= 1

@@ -28,9 +28,9 @@ from trimtab.engine.server import ServerConfig
 from trimtab.tools.ray import application
 from trimtab.tools.ray.application import Service
 from trimtab.tools.ray.config import RayConfig
-from trimtab.tools.ray.gateway import LOST
+from trimtab.tools.ray.gateway import LOST_MESSAGE
 
-from .slow_engine import cluster, opening
+from .slow_engine import ray_cluster, slow_engine_factory
 
 pytestmark = pytest.mark.long
 STEP = 0.1
@@ -39,7 +39,7 @@ DEFAULT_ROUTER = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRout
 
 
 @dataclass
-class Served:
+class RayService:
     """The service, and how many replicas it has."""
 
     url: str
@@ -57,11 +57,11 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def ray_service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
     pids = tmp_path_factory.mktemp("pids")
     fields = {"kv_cache_memory": "2MiB", "block_size": 16, "max_num_seqs": 4, "served_model_name": "tiny"}
     config = EngineConfig(model=str(tiny_folder), **fields)
-    with cluster():
+    with ray_cluster():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -70,26 +70,26 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             service = Service(
                 config, ServerConfig(api_key="hush"), RayConfig(ray=True, replicas=str(replicas))
             )
-            made = service.application(opening(tiny_folder, STEP, pids, **fields))
-            serve.run(made, name=application.NAME)
+            app = service.build_app(slow_engine_factory(tiny_folder, STEP, pids, **fields))
+            serve.run(app, name=application.APP_NAME)
             end = time.monotonic() + 300
             while len(found.metric("engine_steps_total")) != replicas:
                 assert time.monotonic() < end
                 time.sleep(0.2)
 
-        found = Served(f"http://127.0.0.1:{port}", deploy)
+        found = RayService(f"http://127.0.0.1:{port}", deploy)
         deploy(1)
         yield found
-        serve.delete(application.NAME)
+        serve.delete(application.APP_NAME)
         serve.shutdown()
 
 
-def tokens_a_second(served: Served, calls: int) -> float:
+def tokens_per_second(ray_service: RayService, calls: int) -> float:
     """Of calls of many lengths, of which sixteen are under way at all times."""
     lengths = [8 + 7 * index % 17 for index in range(calls)]
 
     def ask(index: int) -> int:
-        answer = served.chat(f"{index}?", max_tokens=lengths[index], ignore_eos=True)
+        answer = ray_service.chat(f"{index}?", max_tokens=lengths[index], ignore_eos=True)
         return int(answer.json()["usage"]["completion_tokens"])
 
     start = time.monotonic()
@@ -98,70 +98,73 @@ def tokens_a_second(served: Served, calls: int) -> float:
     return sum(lengths) / (time.monotonic() - start)
 
 
-def test_two_replicas_answer_nearly_twice_as_much_as_one(served: Served) -> None:
-    tokens_a_second(served, 16)
-    one = tokens_a_second(served, 96)
-    served.deploy(2)
-    tokens_a_second(served, 16)
-    two = tokens_a_second(served, 96)
+def test_two_replicas_answer_nearly_twice_as_much_as_one(ray_service: RayService) -> None:
+    tokens_per_second(ray_service, 16)
+    one = tokens_per_second(ray_service, 96)
+    ray_service.deploy(2)
+    tokens_per_second(ray_service, 16)
+    two = tokens_per_second(ray_service, 96)
     print(f"one replica {one:.1f} tokens/s, two {two:.1f}: {two / one:.2f} times as many")
     assert two / one >= 1.8
 
 
-def test_the_key_is_asked_for(served: Served) -> None:
-    assert httpx.get(f"{served.url}/v1/models", timeout=60).status_code == 401
-    assert httpx.get(f"{served.url}/v1/models", headers=HEADERS, timeout=60).json()["data"][0]["id"] == "tiny"
-    assert httpx.get(f"{served.url}/health", timeout=60).json() == {"status": "ok"}
+def test_the_api_key_is_required(ray_service: RayService) -> None:
+    assert httpx.get(f"{ray_service.url}/v1/models", timeout=60).status_code == 401
+    assert (
+        httpx.get(f"{ray_service.url}/v1/models", headers=HEADERS, timeout=60).json()["data"][0]["id"]
+        == "tiny"
+    )
+    assert httpx.get(f"{ray_service.url}/health", timeout=60).json() == {"status": "ok"}
 
 
-def computed(served: Served, letters: str) -> float:
+def num_computed_tokens(ray_service: RayService, letters: str) -> float:
     """Prompt tokens that are computed for calls that begin in few ways, two under way at once."""
-    before = sum(served.metric("prefix_cache_queries_total").values())
-    before -= sum(served.metric("prefix_cache_hits_total").values())
-    wishes = [f"{letter}. " + "Your answer should be kind and true. " * 4 for letter in letters * 4]
+    before = sum(ray_service.metric("prefix_cache_queries_total").values())
+    before -= sum(ray_service.metric("prefix_cache_hits_total").values())
+    objectives = [f"{letter}. " + "Your answer should be kind and true. " * 4 for letter in letters * 4]
 
     def ask(index: int) -> None:
-        assert served.chat(
-            f"What is {index}?", max_tokens=1, steering={"objectives": [wishes[index]]}
+        assert ray_service.chat(
+            f"What is {index}?", max_tokens=1, steering={"objectives": [objectives[index]]}
         ).is_success
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(ask, range(len(wishes))))
-    queries, hits = (served.metric(f"prefix_cache_{name}_total") for name in ("queries", "hits"))
+        list(pool.map(ask, range(len(objectives))))
+    queries, hits = (ray_service.metric(f"prefix_cache_{name}_total") for name in ("queries", "hits"))
     assert all(queries.values())
     return sum(queries.values()) - sum(hits.values()) - before
 
 
-def test_prompts_that_begin_alike_are_computed_less_often_than_with_rays_own_router(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+def test_common_prefixes_are_computed_less_often_than_with_rays_own_router(
+    ray_service: RayService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served.deploy(2)
-    ours = computed(served, "abcdefgh")
+    ray_service.deploy(2)
+    ours = num_computed_tokens(ray_service, "abcdefgh")
     monkeypatch.setattr(application, "ROUTER", DEFAULT_ROUTER)
-    served.deploy(2)
-    theirs = computed(served, "ijklmnop")
+    ray_service.deploy(2)
+    theirs = num_computed_tokens(ray_service, "ijklmnop")
     monkeypatch.undo()
-    served.deploy(2)
+    ray_service.deploy(2)
     print(f"{ours:.0f} tokens computed by prefix, {theirs:.0f} by the power of two choices")
     assert ours < 0.85 * theirs
 
 
-def test_a_new_version_takes_over_without_a_failed_call(served: Served) -> None:
+def test_a_new_version_takes_over_without_a_failed_call(ray_service: RayService) -> None:
     done = threading.Event()
 
     def ask(client: int) -> list[int]:
         statuses = []
         while not done.is_set():
-            statuses.append(served.chat(f"{client} {len(statuses)}?").status_code)
+            statuses.append(ray_service.chat(f"{client} {len(statuses)}?").status_code)
         return statuses
 
     with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(ask, client) for client in range(3)]
-        before = set(served.metric("engine_steps_total"))
-        served.deploy(2)
+        before = set(ray_service.metric("engine_steps_total"))
+        ray_service.deploy(2)
         done.set()
         statuses = [status for each in asking for status in each.result(300)]
-    assert not before & set(served.metric("engine_steps_total"))
+    assert not before & set(ray_service.metric("engine_steps_total"))
     print(f"{len(statuses)} calls during a rolling restart")
     assert set(statuses) == {200}
 
@@ -172,28 +175,28 @@ def replicas() -> list[Any]:
     return [ray.get_actor(name, namespace="serve") for name in names]
 
 
-def last_of(served: Served, index: int) -> dict[str, Any]:
+def last_event(ray_service: RayService, index: int) -> dict[str, Any]:
     """The last event of a stream, which ends as it must."""
-    answer = served.chat(f"{index}?", max_tokens=100, ignore_eos=True, stream=True)
+    answer = ray_service.chat(f"{index}?", max_tokens=100, ignore_eos=True, stream=True)
     *_, last, done, rest = answer.text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     return json.loads(last.removeprefix("data: "))  # type: ignore[no-any-return]
 
 
-def test_no_stream_hangs_when_its_replica_is_killed_and_the_service_goes_on(served: Served) -> None:
-    served.deploy(2)
+def test_no_stream_hangs_when_its_replica_is_killed_and_the_service_goes_on(ray_service: RayService) -> None:
+    ray_service.deploy(2)
     start = time.monotonic()
     with ThreadPoolExecutor(6) as pool:
-        streams = [pool.submit(last_of, served, index) for index in range(6)]
-        while sum(map(bool, served.metric("num_requests_running").values())) < 2:
+        streams = [pool.submit(last_event, ray_service, index) for index in range(6)]
+        while sum(map(bool, ray_service.metric("num_requests_running").values())) < 2:
             time.sleep(0.1)
         ray.kill(replicas()[0], no_restart=False)
         ends = [stream.result(240) for stream in streams]
     print(f"ends after {time.monotonic() - start:.1f} s: {[end.get('error') for end in ends]}")
     errors = [end["error"]["message"] for end in ends if "error" in end]
     assert errors
-    assert set(errors) == {LOST}
+    assert set(errors) == {LOST_MESSAGE}
     finished = [end["choices"][0]["finish_reason"] for end in ends if "error" not in end]
     assert finished
     assert set(finished) == {"length"}
-    assert served.chat().status_code == 200
+    assert ray_service.chat().status_code == 200

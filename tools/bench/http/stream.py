@@ -13,13 +13,13 @@ from ....kernels.common.errors import RunError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .client import Client
+    from .client import HTTPClient
 
-CHAT = "/v1/chat/completions"
+CHAT_ENDPOINT = "/v1/chat/completions"
 
 
 @dataclass
-class Streamed:
+class StreamResult:
     """An answer by the clock, in seconds. Without text there is no first piece.
 
     gaps: between its pieces; a piece may be several tokens. steered: whether it was asked with wishes.
@@ -50,28 +50,30 @@ class Streamed:
         """Time per output token after the first; None for an answer of one token."""
         return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 else None
 
-    def since(self, moment: float) -> Streamed:
+    def relative_to(self, origin: float) -> StreamResult:
         """The same by a clock that began at that moment."""
-        first = None if self.first is None else self.first - moment
-        return replace(self, start=self.start - moment, end=self.end - moment, first=first)
+        first = None if self.first is None else self.first - origin
+        return replace(self, start=self.start - origin, end=self.end - origin, first=first)
 
 
-async def stream(client: Client, path: str, body: Mapping[str, Any], steered: bool) -> Streamed:
+async def stream_request(
+    client: HTTPClient, path: str, body: Mapping[str, Any], steered: bool
+) -> StreamResult:
     """Asks, and reads to the end. Never raises for what the server does: that is the answer's `error`."""
-    answer = Streamed(steered, time.perf_counter())
+    result = StreamResult(steered, time.perf_counter())
     try:
-        await _read(client, path, body, answer)
+        await _read_events(client, path, body, result)
     except RunError as error:
-        answer.error = str(error)
+        result.error = str(error)
     except (ValueError, LookupError, TypeError) as error:
-        answer.error = f"the server sent what is no event of a stream ({type(error).__name__}: {error})"
-    answer.end = time.perf_counter()
-    return answer
+        result.error = f"the server sent what is no event of a stream ({type(error).__name__}: {error})"
+    result.end = time.perf_counter()
+    return result
 
 
-async def _read(client: Client, path: str, body: Mapping[str, Any], answer: Streamed) -> None:
-    last, pieces, done = answer.start, 0, False
-    async with aclosing(client.lines(path, body)) as lines:
+async def _read_events(client: HTTPClient, path: str, body: Mapping[str, Any], result: StreamResult) -> None:
+    last_time, num_chunks, done = result.start, 0, False
+    async with aclosing(client.stream_lines(path, body)) as lines:
         async for line in lines:
             if not line.startswith(b"data:"):
                 continue
@@ -83,20 +85,20 @@ async def _read(client: Client, path: str, body: Mapping[str, Any], answer: Stre
             if event.get("error"):
                 raise RunError(f"the server ended an answer: {event['error']}")
             if usage := event.get("usage"):
-                answer.prompt_tokens, answer.tokens = usage["prompt_tokens"], usage["completion_tokens"]
-            if any(_text(choice) for choice in event.get("choices", ())):
+                result.prompt_tokens, result.tokens = usage["prompt_tokens"], usage["completion_tokens"]
+            if any(_delta_text(choice) for choice in event.get("choices", ())):
                 now = time.perf_counter()
-                if answer.first is None:
-                    answer.first = now
+                if result.first is None:
+                    result.first = now
                 else:
-                    answer.gaps.append(now - last)
-                last, pieces = now, pieces + 1
+                    result.gaps.append(now - last_time)
+                last_time, num_chunks = now, num_chunks + 1
     if not done:
         raise RunError("the server broke off an answer")
-    answer.tokens = answer.tokens or pieces
+    result.tokens = result.tokens or num_chunks
 
 
-def _text(choice: Mapping[str, Any]) -> str:
+def _delta_text(choice: Mapping[str, Any]) -> str:
     """What a piece says, of a chat or a completion; models that think say so in a key of its own."""
     delta = choice.get("delta") or {}
     return str(choice.get("text") or delta.get("content") or delta.get("reasoning_content") or "")

@@ -10,24 +10,24 @@ from ...common import statistics
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .process import Worker
+    from .process import RunnerProcess
 
 Prompts = list[list[list[int]]]
 """By prompt and branch, the base first: token ids."""
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Competitor:
     """One way to decode. peer: whose worker does it; asks: what that calls it; single: a prompt at a time."""
 
     name: str
-    peer: str
-    asks: str
-    single: bool = False
+    runner: str
+    variant: str
+    one_prompt_only: bool = False
 
 
 @dataclass(frozen=True)
-class Ratio:
+class SpeedRatio:
     """Ours / theirs, as tokens a second; equal: both are to choose the same tokens.
 
     Between two of ours the time after the first token is compared, else whole calls, prompt included.
@@ -35,77 +35,87 @@ class Ratio:
 
     ours: str
     theirs: str
-    equal: bool = False
+    expect_equal: bool = False
 
 
-CONTESTANTS = (
-    Contestant("trimtab base", "trimtab", "base"),
-    Contestant("trimtab guidance", "trimtab", "guidance"),
-    Contestant("trimtab amulet", "trimtab", "amulet"),
-    Contestant("trimtab mato", "trimtab", "mato"),
-    Contestant("trimtab mato sampled", "trimtab", "mato sampled"),
-    Contestant("trimtab mato kl_budget=0.2", "trimtab", "mato kl_budget=0.2"),
-    Contestant("transformers plain", "transformers", "plain"),
-    Contestant("transformers guidance", "transformers", "guidance", single=True),
-    Contestant("amulet literal", "transformers", "amulet", single=True),
-    Contestant("vllm plain", "vllm", "plain"),
-    Contestant("vllm uncoupled", "vllm", "uncoupled"),
-    Contestant("llama.cpp plain", "llama_cpp", "plain", single=True),
+COMPETITORS = (
+    Competitor("trimtab base", "trimtab", "base"),
+    Competitor("trimtab guidance", "trimtab", "guidance"),
+    Competitor("trimtab amulet", "trimtab", "amulet"),
+    Competitor("trimtab mato", "trimtab", "mato"),
+    Competitor("trimtab mato sampled", "trimtab", "mato sampled"),
+    Competitor("trimtab mato kl_budget=0.2", "trimtab", "mato kl_budget=0.2"),
+    Competitor("transformers plain", "transformers", "plain"),
+    Competitor("transformers guidance", "transformers", "guidance", one_prompt_only=True),
+    Competitor("amulet literal", "transformers", "amulet", one_prompt_only=True),
+    Competitor("vllm plain", "vllm", "plain"),
+    Competitor("vllm uncoupled", "vllm", "uncoupled"),
+    Competitor("llama.cpp plain", "llama_cpp", "plain", one_prompt_only=True),
 )
 RATIOS = (
-    Ratio("trimtab base", "transformers plain", equal=True),
-    Ratio("trimtab guidance", "transformers guidance", equal=True),
-    Ratio("trimtab mato", "transformers guidance"),
-    Ratio("trimtab amulet", "amulet literal", equal=True),
-    Ratio("trimtab base", "vllm plain", equal=True),
-    Ratio("trimtab mato", "vllm uncoupled"),
-    Ratio("trimtab base", "llama.cpp plain", equal=True),
-    Ratio("trimtab mato", "trimtab base"),
-    Ratio("trimtab mato sampled", "trimtab mato"),
-    Ratio("trimtab mato kl_budget=0.2", "trimtab mato"),
+    SpeedRatio("trimtab base", "transformers plain", expect_equal=True),
+    SpeedRatio("trimtab guidance", "transformers guidance", expect_equal=True),
+    SpeedRatio("trimtab mato", "transformers guidance"),
+    SpeedRatio("trimtab amulet", "amulet literal", expect_equal=True),
+    SpeedRatio("trimtab base", "vllm plain", expect_equal=True),
+    SpeedRatio("trimtab mato", "vllm uncoupled"),
+    SpeedRatio("trimtab base", "llama.cpp plain", expect_equal=True),
+    SpeedRatio("trimtab mato", "trimtab base"),
+    SpeedRatio("trimtab mato sampled", "trimtab mato"),
+    SpeedRatio("trimtab mato kl_budget=0.2", "trimtab mato"),
 )
 
 
 @dataclass
-class Score:
+class CompetitorResult:
     """What a contestant has done. Seconds, an entry a round: whole calls, and where it says so decoding."""
 
-    contestant: Contestant
-    whole: list[float] = field(default_factory=list)
-    decoding: list[float] = field(default_factory=list)
+    competitor: Competitor
+    call_times: list[float] = field(default_factory=list)
+    decode_times: list[float] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
 
-    def play(self, worker: Worker, prompts: Prompts, tokens: int, batch: int, counts: bool) -> None:
+    def run_round(
+        self, worker: RunnerProcess, prompts: Prompts, num_tokens: int, batch_size: int, record: bool
+    ) -> None:
         """Decodes all prompts, `batch` at a time. A round that does not count warms up."""
         answers: list[dict[str, Any]] = [
-            worker.ask(
-                "run", contestant=self.contestant.asks, prompts=prompts[at : at + batch], tokens=tokens
+            worker.request(
+                "run",
+                contestant=self.competitor.variant,
+                prompts=prompts[start : start + batch_size],
+                tokens=num_tokens,
             )
-            for at in range(0, len(prompts), batch)
+            for start in range(0, len(prompts), batch_size)
         ]
         self.token_ids = [ids for answer in answers for ids in answer["token_ids"]]
-        if counts:
-            self.whole.append(sum(answer["seconds"] for answer in answers))
+        if record:
+            self.call_times.append(sum(answer["seconds"] for answer in answers))
             if all("decoding" in answer for answer in answers):
-                self.decoding.append(sum(answer["decoding"] for answer in answers))
+                self.decode_times.append(sum(answer["decoding"] for answer in answers))
 
-    def rates(self, tokens: int) -> list[float]:
+    def tokens_per_second(self, num_tokens: int) -> list[float]:
         """Tokens a second of whole calls."""
-        return [tokens / seconds for seconds in self.whole]
+        return [num_tokens / seconds for seconds in self.call_times]
 
 
-def compared(ratio: Ratio, scores: dict[str, Score]) -> dict[str, Any]:
+def compute_ratio(ratio: SpeedRatio, results: dict[str, CompetitorResult]) -> dict[str, Any]:
     """A ratio within each round, and the share of tokens that are the same where they should be."""
-    ours, theirs = scores[ratio.ours], scores[ratio.theirs]
-    pair = (ours.decoding, theirs.decoding)
-    values = [b / a for a, b in zip(*(pair if all(pair) else (ours.whole, theirs.whole)), strict=True)]
-    found: dict[str, Any] = {"median": statistics.median(values), "values": values}
-    if ratio.equal:
-        found["equal"] = equal_share(ours.token_ids, theirs.token_ids)
-    return found
+    ours, theirs = results[ratio.ours], results[ratio.theirs]
+    decode_times = (ours.decode_times, theirs.decode_times)
+    values = [
+        b / a
+        for a, b in zip(
+            *(decode_times if all(decode_times) else (ours.call_times, theirs.call_times)), strict=True
+        )
+    ]
+    summary: dict[str, Any] = {"median": statistics.median(values), "values": values}
+    if ratio.expect_equal:
+        summary["equal"] = token_match_rate(ours.token_ids, theirs.token_ids)
+    return summary
 
 
-def equal_share(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
+def token_match_rate(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
     """The share of places at which two lists of answers have the same token."""
-    places = [a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
-    return sum(places) / len(places)
+    matches = [a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+    return sum(matches) / len(matches)

@@ -21,19 +21,21 @@ class Peer:
         self.about = {
             "version": llama_cpp.__version__,
             "threads": threads,
-            "weights": f"{os.path.basename(gguf)} as it is, {size / 1e6:.0f} MB, {self._kind()}",
+            "weights": f"{os.path.basename(gguf)} as it is, {size / 1e6:.0f} MB, {self._file_type()}",
         }
 
-    def _kind(self) -> str:
+    def _file_type(self) -> str:
         """How most of the file's numbers are written, such as Q4_1."""
-        code, prefix = self._llama.metadata.get("general.file_type"), "LLAMA_FTYPE_MOSTLY_"
-        known = {str(getattr(llama_cpp, name)): name for name in dir(llama_cpp) if name.startswith(prefix)}
-        return known.get(str(code), "of unknown type").removeprefix(prefix)
+        file_type, prefix = self._llama.metadata.get("general.file_type"), "LLAMA_FTYPE_MOSTLY_"
+        names_by_code = {
+            str(getattr(llama_cpp, name)): name for name in dir(llama_cpp) if name.startswith(prefix)
+        }
+        return names_by_code.get(str(file_type), "of unknown type").removeprefix(prefix)
 
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
         """Decodes the prompts one after another, greedily, each computed anew."""
-        found = []
+        token_ids = []
         for prompt in prompts:
             self._llama.reset()
-            found.append(list(islice(self._llama.generate(prompt[0], temp=0.0), tokens)))
-        return {"token_ids": found}
+            token_ids.append(list(islice(self._llama.generate(prompt[0], temp=0.0), tokens)))
+        return {"token_ids": token_ids}

@@ -15,39 +15,39 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+SCRIPT_DIR = Path(__file__).resolve().parent
 
 
 def main(name: str) -> None:
     """Serves until standard input ends."""
     # a group of its own: it is stopped whole between its turns, and ended by the system if its bench dies
     os.setpgid(0, 0)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print what they like
-    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
-    peer: Any = None
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != SCRIPT_DIR]
+    runner: Any = None
     for line in sys.stdin:
-        asked = json.loads(line)
-        task = asked.pop("do")
+        message = json.loads(line)
+        task = message.pop("do")
         try:
             if task == "open":
-                peer = _loaded(name).Peer(**asked)
-                answer = {"about": peer.about}
+                runner = _load_module(name).Peer(**message)
+                reply = {"about": runner.about}
             elif task == "render":
-                answer = {"prompts": peer.render(**asked)}
+                reply = {"prompts": runner.render(**message)}
             else:
                 start = time.perf_counter()
-                answer = peer.run(**asked)
-                answer["seconds"] = time.perf_counter() - start
+                reply = runner.run(**message)
+                reply["seconds"] = time.perf_counter() - start
         except ModuleNotFoundError as error:
-            answer = {"missing": error.name}
+            reply = {"missing": error.name}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=out, flush=True)
 
 
-def _loaded(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"peer_{name}", HERE / f"{name}.py")
+def _load_module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"peer_{name}", SCRIPT_DIR / f"{name}.py")
     if spec is None or spec.loader is None:
         raise ValueError(f"there is no contestant {name!r}")
     module = importlib.util.module_from_spec(spec)

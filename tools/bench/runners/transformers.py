@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-ALPHA, LAM, ETA, STEPS = 2.0, 2.0, 10.0, 60
+ALPHA, LAM, ETA, NUM_STEPS = 2.0, 2.0, 10.0, 60
 
 
 class Peer:
@@ -22,7 +22,7 @@ class Peer:
         loader: Any = transformers.AutoModelForCausalLM
         self._model = loader.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self._model.generation_config.eos_token_id = None  # every answer is as long as it may be
-        self._scale = guidance_scale
+        self._guidance_scale = guidance_scale
         self.about = {
             "version": transformers.__version__,
             "threads": torch.get_num_threads(),
@@ -33,36 +33,40 @@ class Peer:
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
         """Decodes all prompts, greedily: in one padded batch, but for the literal loop, which takes one."""
         if contestant == "amulet":
-            return {"token_ids": [self._amulet(prompt[0], prompt[1], tokens) for prompt in prompts]}
+            return {"token_ids": [self._decode_amulet(prompt[0], prompt[1], tokens) for prompt in prompts]}
         base = [prompt[0] for prompt in prompts]
         if contestant == "guidance":
-            ids, mask = _padded([prompt[1] for prompt in prompts])
-            negative, negative_mask = _padded(base)
-            found = self._model.generate(
+            ids, mask = _left_pad([prompt[1] for prompt in prompts])
+            negative, negative_mask = _left_pad(base)
+            output_ids = self._model.generate(
                 ids,
                 attention_mask=mask,
                 negative_prompt_ids=negative,
                 negative_prompt_attention_mask=negative_mask,
-                guidance_scale=self._scale,
+                guidance_scale=self._guidance_scale,
                 max_new_tokens=tokens,
                 do_sample=False,
             )
         else:
-            ids, mask = _padded(base)
-            found = self._model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
-        return {"token_ids": found[:, ids.shape[1] :].tolist()}
+            ids, mask = _left_pad(base)
+            output_ids = self._model.generate(
+                ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False
+            )
+        return {"token_ids": output_ids[:, ids.shape[1] :].tolist()}
 
-    def _amulet(self, base: list[int], wished: list[int], tokens: int) -> list[int]:
-        answer: list[int] = []
+    def _decode_amulet(self, base: list[int], steered: list[int], tokens: int) -> list[int]:
+        output_ids: list[int] = []
         for _ in range(tokens):
-            scores = follow_the_leader(self._logprobs(base + answer), self._logprobs(wished + answer))
-            answer.append(int(scores.argmax()))
-        return answer
+            scores = follow_the_leader(
+                self._logprobs(base + output_ids), self._logprobs(steered + output_ids)
+            )
+            output_ids.append(int(scores.argmax()))
+        return output_ids
 
     def _logprobs(self, ids: list[int]) -> torch.Tensor:
         logits = self._model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1]
-        found: torch.Tensor = logits.float().log_softmax(-1)
-        return found
+        logprobs: torch.Tensor = logits.float().log_softmax(-1)
+        return logprobs
 
 
 def follow_the_leader(base: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
@@ -71,16 +75,16 @@ def follow_the_leader(base: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     U_t = α (log π_{t−1} − b), log π_t ≃ [λ p + (1/t) Σ U_s + log π_{t−1} / (η t)] / [λ + 1 / (η t)].
     """
     policy, utilities = anchor, torch.zeros_like(anchor)
-    for t in range(1, STEPS + 1):
+    for t in range(1, NUM_STEPS + 1):
         utilities = utilities + ALPHA * (policy - base)
         policy = (LAM * anchor + utilities / t + policy / (ETA * t)) / (LAM + 1 / (ETA * t))
         policy = policy.log_softmax(-1)
     return policy
 
 
-def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, [prompts, longest], padded on the left."""
-    longest = max(map(len, prompts))
-    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    max_len = max(map(len, prompts))
+    ids = [[0] * (max_len - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (max_len - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)

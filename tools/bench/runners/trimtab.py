@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import trimtab
 from trimtab import Amulet, Base, Engine, Guidance, Mato, Objective, Request, SamplingParams
-from trimtab.models.loader.resolve import resolve
+from trimtab.models.loader.resolve import resolve_folder
 
-SAMPLED = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
+SAMPLED_PARAMS = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
 
 
 class Peer:
@@ -26,31 +26,31 @@ class Peer:
             "guidance": (Guidance(objectives[:1]), {}),
             "amulet": (Amulet(objectives[:1]), {}),
             "mato": (Mato(objectives), {}),
-            "mato sampled": (Mato(objectives), SAMPLED),
+            "mato sampled": (Mato(objectives), SAMPLED_PARAMS),
             "mato kl_budget=0.2": (Mato(objectives, kl_budget=0.2), {}),
         }
         self.about = {
             "version": trimtab.__version__,
             "threads": torch.get_num_threads(),
             "package": str(Path(trimtab.__file__).resolve().parent),
-            "folder": str(resolve(model).resolve()),
+            "folder": str(resolve_folder(model).resolve()),
             "guidance_scale": Guidance(objectives[:1]).guidance_scale,
         }
 
     def render(self, prompts: list[str]) -> list[list[list[int]]]:
         """The ids of each prompt's branches: without a wish, and with each."""
-        steering = self._methods["mato"][0]
-        rendered = (self._engine.render(Request(prompt, steering)) for prompt in prompts)
-        return [[branch.prompt_token_ids for branch in branches] for branches in rendered]
+        method = self._methods["mato"][0]
+        branch_lists = (self._engine.render(Request(prompt, method)) for prompt in prompts)
+        return [[branch.prompt_token_ids for branch in branches] for branches in branch_lists]
 
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
         """Decodes all prompts at once. "decoding" is the slowest answer's time after its first token."""
         method, sampling = self._methods[contestant]
-        count = 1 + len(method.branches())
+        num_branches = 1 + len(method.branches())
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, **sampling)
         # without a trace, which none of the others keeps
-        untraced = ((prompt[:count], False) for prompt in prompts)
-        outputs = self._engine.generate([Request(None, method, params, *each) for each in untraced])
+        request_args = ((prompt[:num_branches], False) for prompt in prompts)
+        outputs = self._engine.generate([Request(None, method, params, *args) for args in request_args])
         if failed := [output.error for output in outputs if output.error]:
             raise RuntimeError(failed[0])
         return {

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .scoring import answer_of
-from .table import pooled
+from .scoring import to_answer
+from .table import nan_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,46 +17,55 @@ if TYPE_CHECKING:
     from ..study.answers_file import Answers
     from ..study.row import Row
     from ..study.study import Study
-    from .score_cache import Comparer, Kept
+    from .score_cache import PairwiseJudge, ScoreCache
     from .statistics import Array
-    from .table import Table
+    from .table import ScoreTable
 
-WORTH = {"win": 1.0, "tie": 0.5, "lose": 0.0, None: math.nan}
+OUTCOME_SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0, None: math.nan}
 
-Judged = dict[str, dict[str, "Array"]]
+Judgments = dict[str, dict[str, "Array"]]
 """By row and reference, how often the row won: [weights, questions], NaN where it cannot be said."""
 
 
-def judged(table: Table, answers: Answers, judge: Comparer, kept: Kept) -> Judged:
+def judge_rows(table: ScoreTable, answers: Answers, judge: PairwiseJudge, cache: ScoreCache) -> Judgments:
     """Every row against every reference, at each weight by the wishes with their weights."""
     study = table.study
     return {
         row.label: {
-            name: _against(study, answers, row, table.best(rows), judge, kept)
-            for name, rows in table.references.items()
+            name: _win_scores(study, answers, row, table.best_rows(rows), judge, cache)
+            for name, rows in table.reference_rows.items()
         }
         for row in study.rows
     }
 
 
-def _against(
-    study: Study, answers: Answers, row: Row, others: Sequence[Row], judge: Comparer, kept: Kept
+def _win_scores(
+    study: Study,
+    answers: Answers,
+    row: Row,
+    reference_rows: Sequence[Row],
+    judge: PairwiseJudge,
+    cache: ScoreCache,
 ) -> Array:
     """`others` has the reference's row at each weight."""
     pairs: list[tuple[Answer, Answer]] = []
-    for number in range(len(study.weights)):
-        mine = _said(study, answers, row, number)
-        pairs += zip(mine, _said(study, answers, others[number], number), strict=True)
-    outcomes = [WORTH[outcome] for outcome in kept.comparisons(judge, pairs)]
-    shape = len(study.weights), len(study.questions), study.settings.params.n
-    return pooled(np.array(outcomes).reshape(shape), axis=-1)
+    for weight_index in range(len(study.weights)):
+        row_answers = _answers_at(study, answers, row, weight_index)
+        pairs += zip(
+            row_answers, _answers_at(study, answers, reference_rows[weight_index], weight_index), strict=True
+        )
+    outcomes = [OUTCOME_SCORES[outcome] for outcome in cache.get_comparisons(judge, pairs)]
+    shape = len(study.weights), len(study.questions), study.settings.sampling_params.n
+    return nan_mean(np.array(outcomes).reshape(shape), axis=-1)
 
 
-def _said(study: Study, answers: Answers, row: Row, number: int) -> list[Answer]:
+def _answers_at(study: Study, answers: Answers, row: Row, weight_index: int) -> list[Answer]:
     """All answers of a row at a weight, question after question."""
-    weights = study.weights[number]
+    weights = study.weights[weight_index]
     return [
-        answer_of(record, question.text, tuple(aim.wish(question) for aim in study.aims), weights)
+        to_answer(
+            record, question.text, tuple(target.objective_text(question) for target in study.targets), weights
+        )
         for question in study.questions
-        for record in answers[study.key(row, weights, question)]
+        for record in answers[study.answer_key(row, weights, question)]
     ]

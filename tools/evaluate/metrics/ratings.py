@@ -9,19 +9,19 @@ import numpy as np
 if TYPE_CHECKING:
     from .statistics import Array
 
-SCALE = (1.0, 5.0)
-MET = 3.0
+RATING_SCALE = (1.0, 5.0)
+MIN_MET_RATING = 3.0
 """The mark from which on a preference is met."""
 
 
-def marks(answers: Array) -> dict[str, Array]:
+def rating_metrics(ratings: Array) -> dict[str, Array]:
     """By name, of marks [preferences, ...]: AMR, whether all are met; APS, their mean; Worst, the lowest.
 
     Each is [...], NaN where a mark is unknown.
     """
-    unknown = np.isnan(answers).any(axis=0)
+    missing = np.isnan(ratings).any(axis=0)
     return {
-        "AMR": np.where(unknown, np.nan, (answers >= MET).all(axis=0)),
-        "APS": answers.mean(axis=0),
-        "Worst": answers.min(axis=0),
+        "AMR": np.where(missing, np.nan, (ratings >= MIN_MET_RATING).all(axis=0)),
+        "APS": ratings.mean(axis=0),
+        "Worst": ratings.min(axis=0),
     }

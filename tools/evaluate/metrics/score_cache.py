@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ....engine.utils.json import dumps
 from ...cli.display import progress
-from ...common.jsonl import Lines
-from ..study.answers_file import FOREIGN
+from ...common.jsonl import JSONLFile
+from ..study.answers_file import MISMATCH_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     Pair = tuple[Answer, Answer]
 
-BEGINNING = b'{"scored": '
-AT_ONCE = 64
+LINE_PREFIX = b'{"scored": '
+WRITE_BATCH_SIZE = 64
 """Answers between two writes: what is lost when a run is ended."""
 
 
-class Comparer(Protocol):
+class PairwiseJudge(Protocol):
     """A judge of pairs."""
 
     name: str
@@ -36,53 +36,55 @@ class Comparer(Protocol):
         ...
 
 
-class Kept:
+class ScoreCache:
     """What scorers said, by what they were asked.
 
     Raises InputError when the file holds anything else.
     """
 
     def __init__(self, path: Path) -> None:
-        self._known: dict[str, Any] = {}
-        self._file = file = Lines(path, BEGINNING, FOREIGN)
-        for number, line in enumerate(file.whole(), 1):
+        self._cached: dict[str, Any] = {}
+        self._file = file = JSONLFile(path, LINE_PREFIX, MISMATCH_TEXT)
+        for line_number, line in enumerate(file.complete_lines(), 1):
             try:
-                found = json.loads(line)
-                self._known[found["scored"]] = found["as"]
+                entry = json.loads(line)
+                self._cached[entry["scored"]] = entry["as"]
             except (ValueError, KeyError, TypeError):
-                raise file.foreign(number) from None
-        file.cut()
+                raise file.mismatch(line_number) from None
+        file.truncate_partial()
 
-    def scores(self, scorer: Scorer, answers: Sequence[Answer]) -> list[float | None]:
+    def get_scores(self, scorer: Scorer, answers: Sequence[Answer]) -> list[float | None]:
         """As `scorer.score`."""
-        asked = {_digest(scorer.name, answer): answer for answer in answers}
-        self._ask(f"trimtab: {scorer.name} …", asked, scorer.score)
-        return [self._known.get(_digest(scorer.name, answer)) for answer in answers]
+        answers_by_digest = {_digest(scorer.name, answer): answer for answer in answers}
+        self._fill(f"trimtab: {scorer.name} …", answers_by_digest, scorer.score)
+        return [self._cached.get(_digest(scorer.name, answer)) for answer in answers]
 
-    def comparisons(self, judge: Comparer, pairs: Sequence[Pair]) -> list[str | None]:
+    def get_comparisons(self, judge: PairwiseJudge, pairs: Sequence[Pair]) -> list[str | None]:
         """As `judge.compare`."""
-        asked = {_digest(judge.name, *pair): pair for pair in pairs}
-        self._ask(f"trimtab: {judge.name} …", asked, judge.compare)
-        return [self._known.get(_digest(judge.name, *pair)) for pair in pairs]
+        pairs_by_digest = {_digest(judge.name, *pair): pair for pair in pairs}
+        self._fill(f"trimtab: {judge.name} …", pairs_by_digest, judge.compare)
+        return [self._cached.get(_digest(judge.name, *pair)) for pair in pairs]
 
-    def _ask(
-        self, label: str, asked: dict[str, Any], answer: Callable[[list[Any]], Sequence[float | str | None]]
+    def _fill(
+        self, label: str, items: dict[str, Any], evaluate: Callable[[list[Any]], Sequence[float | str | None]]
     ) -> None:
         """Asks for what is not known, some at a time. What cannot be said is asked again another time."""
-        left = [digest for digest in asked if digest not in self._known]
-        if not left:
+        missing = [digest for digest in items if digest not in self._cached]
+        if not missing:
             return
-        with progress(label) as show:
-            for start in range(0, len(left), AT_ONCE):
-                part = left[start : start + AT_ONCE]
-                said = answer([asked[digest] for digest in part])
-                new = {digest: one for digest, one in zip(part, said, strict=True) if one is not None}
-                self._known |= new
-                self._file.add(dumps({"scored": digest, "as": one}) for digest, one in new.items())
-                if show:
-                    show(start + len(part), len(left))
+        with progress(label) as update_progress:
+            for start in range(0, len(missing), WRITE_BATCH_SIZE):
+                batch = missing[start : start + WRITE_BATCH_SIZE]
+                results = evaluate([items[digest] for digest in batch])
+                new_results = {
+                    digest: one for digest, one in zip(batch, results, strict=True) if one is not None
+                }
+                self._cached |= new_results
+                self._file.append(dumps({"scored": digest, "as": one}) for digest, one in new_results.items())
+                if update_progress:
+                    update_progress(start + len(batch), len(missing))
 
 
 def _digest(name: str, *answers: Answer) -> str:
-    asked = [name, *(astuple(answer) for answer in answers)]
-    return blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+    key_fields = [name, *(astuple(answer) for answer in answers)]
+    return blake2b(json.dumps(key_fields).encode(), digest_size=16).hexdigest()

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..scorers.answer import Answer
-from ..scorers.text import words
+from ..scorers.text import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...common.questions import Question
-    from ..study.answer_record import Record
+    from ..study.answer_record import AnswerRecord
     from ..study.answers_file import Answers
     from ..study.grid import Weights
     from ..study.row import Row
     from ..study.study import Study
-    from ..study.target import Aim
+    from ..study.target import Target
     from .statistics import Array
 
-Measure = dict[str, list[float]]
+ValuesByKey = dict[str, list[float]]
 """By key, a number for each of the n answers; NaN where it cannot be said."""
 
 
@@ -38,13 +38,13 @@ class Scores:
     facts:  by name: words, tokens, truncated (0 or 1), logprob, kl, strength.
     """
 
-    aims: tuple[dict[str, Array], ...]
+    targets: tuple[dict[str, Array], ...]
     extras: dict[str, dict[str, Array]]
     facts: dict[str, dict[str, Array]]
 
 
-FACTS: dict[str, Callable[[Record], float | None]] = {
-    "words": lambda record: float(len(words(record.text))),
+FACT_GETTERS: dict[str, Callable[[AnswerRecord], float | None]] = {
+    "words": lambda record: float(len(split_words(record.text))),
     "tokens": lambda record: float(record.tokens),
     "truncated": lambda record: float(record.finish_reason == "length"),
     "logprob": lambda record: record.base_logprob,
@@ -53,74 +53,91 @@ FACTS: dict[str, Callable[[Record], float | None]] = {
 }
 
 
-Say = Callable[[str, list[Answer]], list[float | None]]
+ScoreFn = Callable[[str, list[Answer]], list[float | None]]
 """What a scorer, by the name it was asked for, says of answers."""
 
 
-def scores(study: Study, answers: Answers, say: Say) -> Scores:
+def compute_scores(study: Study, answers: Answers, score_fn: ScoreFn) -> Scores:
     """Everything that the study's aims and further scorers say."""
-    asked = {key: study.cells[key].question for key in answers}
+    questions = {key: study.cells[key].question for key in answers}
 
-    def arranged(measure: Measure) -> dict[str, Array]:
-        return {row.label: _array(study, row, measure) for row in study.rows}
+    def to_arrays(values_by_key: ValuesByKey) -> dict[str, Array]:
+        return {row.label: _to_array(study, row, values_by_key) for row in study.rows}
 
-    def by_aim(aim: Aim) -> dict[str, Array]:
-        found = _measured(partial(say, aim.scorer), answers, lambda key: _only(aim, asked[key]))
-        return {label: aim.sign * array for label, array in arranged(found).items()}
+    def score_target(target: Target) -> dict[str, Array]:
+        values = _score_answers(
+            partial(score_fn, target.scorer), answers, lambda key: _target_context(target, questions[key])
+        )
+        return {label: target.sign * array for label, array in to_arrays(values).items()}
 
-    def by_all(name: str) -> dict[str, Array]:
-        return arranged(_measured(partial(say, name), answers, lambda key: _all(study.aims, asked[key])))
+    def score_all(name: str) -> dict[str, Array]:
+        return to_arrays(
+            _score_answers(
+                partial(score_fn, name),
+                answers,
+                lambda key: _all_targets_context(study.targets, questions[key]),
+            )
+        )
 
     return Scores(
-        tuple(by_aim(aim) for aim in study.aims),
-        {name: by_all(name) for name in study.settings.extras},
-        {name: arranged(_facts(answers, fact)) for name, fact in FACTS.items()},
+        tuple(score_target(target) for target in study.targets),
+        {name: score_all(name) for name in study.settings.extra_scorers},
+        {name: to_arrays(_collect_facts(answers, get_fact)) for name, get_fact in FACT_GETTERS.items()},
     )
 
 
-Asked = tuple[str, tuple[str, ...], "Weights"]
+ScoreContext = tuple[str, tuple[str, ...], "Weights"]
 """A question's text, the wishes to score by, and the weight of each."""
 
 
-def _only(aim: Aim, question: Question) -> Asked:
-    return question.text, (aim.wish(question),), (1.0,)
+def _target_context(target: Target, question: Question) -> ScoreContext:
+    return question.text, (target.objective_text(question),), (1.0,)
 
 
-def _all(aims: Sequence[Aim], question: Question) -> Asked:
-    return question.text, tuple(aim.wish(question) for aim in aims), (1 / len(aims),) * len(aims)
-
-
-def _measured(
-    say: Callable[[list[Answer]], list[float | None]], answers: Answers, asked: Callable[[str], Asked]
-) -> Measure:
-    flat = [(key, record) for key, records in answers.items() for record in records]
-    given = say([answer_of(record, *asked(key)) for key, record in flat])
-    found: Measure = {key: [] for key in answers}
-    for (key, record), score in zip(flat, given, strict=True):
-        found[key].append(_number(None if record.error else score))
-    return found
-
-
-def answer_of(record: Record, question: str, wishes: tuple[str, ...], weights: Weights) -> Answer:
-    """A record as scorers see it."""
-    return Answer(
-        question, wishes, weights, record.text, record.tokens, record.base_logprob, record.finish_reason
+def _all_targets_context(targets: Sequence[Target], question: Question) -> ScoreContext:
+    return (
+        question.text,
+        tuple(target.objective_text(question) for target in targets),
+        (1 / len(targets),) * len(targets),
     )
 
 
-def _facts(answers: Answers, fact: Callable[[Record], float | None]) -> Measure:
+def _score_answers(
+    score_fn: Callable[[list[Answer]], list[float | None]],
+    answers: Answers,
+    get_context: Callable[[str], ScoreContext],
+) -> ValuesByKey:
+    pairs = [(key, record) for key, records in answers.items() for record in records]
+    scores = score_fn([to_answer(record, *get_context(key)) for key, record in pairs])
+    values: ValuesByKey = {key: [] for key in answers}
+    for (key, record), score in zip(pairs, scores, strict=True):
+        values[key].append(_to_float(None if record.error else score))
+    return values
+
+
+def to_answer(record: AnswerRecord, question: str, objectives: tuple[str, ...], weights: Weights) -> Answer:
+    """A record as scorers see it."""
+    return Answer(
+        question, objectives, weights, record.text, record.tokens, record.base_logprob, record.finish_reason
+    )
+
+
+def _collect_facts(answers: Answers, get_fact: Callable[[AnswerRecord], float | None]) -> ValuesByKey:
     return {
-        key: [_number(None if record.error else fact(record)) for record in records]
+        key: [_to_float(None if record.error else get_fact(record)) for record in records]
         for key, records in answers.items()
     }
 
 
-def _number(value: float | None) -> float:
+def _to_float(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _array(study: Study, row: Row, measure: Measure) -> Array:
+def _to_array(study: Study, row: Row, values_by_key: ValuesByKey) -> Array:
     """[weights, questions, n]."""
     return np.array(
-        [[measure[study.key(row, weights, q)] for q in study.questions] for weights in study.weights]
+        [
+            [values_by_key[study.answer_key(row, weights, q)] for q in study.questions]
+            for weights in study.weights
+        ]
     )

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Array = NDArray[np.float64]
-DRAWS = 1000
-COVERED = 95.0
+NUM_DRAWS = 1000
+COVERAGE_PERCENT = 95.0
 """Per cent of the draws that an interval covers."""
 
 
@@ -26,65 +26,65 @@ class Estimate:
     high: float | None = None
 
 
-def resampled(questions: int, seed: int = 0) -> Array:
+def bootstrap_counts(num_questions: int, seed: int = 0) -> Array:
     """How often each question is in each draw of as many with replacement: [1 + DRAWS, questions].
 
     Row 0 is the questions as they are. One such array serves all methods, so that their draws are the same.
     """
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, questions, (DRAWS, questions))
-    counts = np.stack([np.bincount(pick, minlength=questions) for pick in picks])
-    return np.concatenate([np.ones((1, questions)), counts])
+    rng = np.random.default_rng(seed)
+    indices = rng.integers(0, num_questions, (NUM_DRAWS, num_questions))
+    counts = np.stack([np.bincount(row, minlength=num_questions) for row in indices])
+    return np.concatenate([np.ones((1, num_questions)), counts])
 
 
-def means(scores: Array, counts: Array) -> Array:
+def bootstrap_means(scores: Array, counts: Array) -> Array:
     """Means over questions in each draw. scores: [..., questions] with NaN where unknown → [draws, ...].
 
     NaN where a draw has no known score.
     """
-    known = ~np.isnan(scores)
-    total = np.tensordot(counts, np.where(known, scores, 0.0), axes=(1, -1))
-    number = np.tensordot(counts, known.astype(float), axes=(1, -1))
-    return quotient(total, number)
+    valid = ~np.isnan(scores)
+    total = np.tensordot(counts, np.where(valid, scores, 0.0), axes=(1, -1))
+    count = np.tensordot(counts, valid.astype(float), axes=(1, -1))
+    return safe_divide(total, count)
 
 
-def quotient(total: Array, number: NDArray[Any]) -> Array:
+def safe_divide(numerator: Array, denominator: NDArray[Any]) -> Array:
     """total / number, NaN where the number is 0."""
-    found = np.full(total.shape, np.nan)
-    np.divide(total, number, out=found, where=number > 0)
-    return found
+    result = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
 
 
-def medians(scores: Array, counts: Array) -> Array:
+def bootstrap_medians(scores: Array, counts: Array) -> Array:
     """The median of all scores in each draw. scores: [points, questions] with NaN where unknown → [draws].
 
     It is the lower of the middle two where there are two, as weighted medians are.
     """
-    points, questions = scores.shape
-    flat, which = scores.ravel(), np.tile(np.arange(questions), points)
+    num_points, num_questions = scores.shape
+    flat, question_index = scores.ravel(), np.tile(np.arange(num_questions), num_points)
     order = np.argsort(flat)[: int((~np.isnan(flat)).sum())]  # NaN sorts last
     if not len(order):
         return np.full(len(counts), np.nan)
-    reached = np.cumsum(counts[:, which[order]], axis=1)
-    middle = (reached >= reached[:, -1:] / 2).argmax(axis=1)
-    found = flat[order][middle]
-    return np.where(reached[:, -1] > 0, found, np.nan)
+    cumulative = np.cumsum(counts[:, question_index[order]], axis=1)
+    median_index = (cumulative >= cumulative[:, -1:] / 2).argmax(axis=1)
+    median = flat[order][median_index]
+    return np.where(cumulative[:, -1] > 0, median, np.nan)
 
 
-def estimate(drawn: Array) -> Estimate:
+def estimate(draws: Array) -> Estimate:
     """Value and interval from [1 + draws] values, the first of the data as they are."""
-    if not len(drawn) or np.isnan(drawn[0]):
+    if not len(draws) or np.isnan(draws[0]):
         return Estimate(None)
-    known = drawn[1:][~np.isnan(drawn[1:])]
-    if not len(known):
-        return Estimate(float(drawn[0]))
-    low, high = np.percentile(known, [50 - COVERED / 2, 50 + COVERED / 2])
-    return Estimate(float(drawn[0]), float(low), float(high))
+    valid = draws[1:][~np.isnan(draws[1:])]
+    if not len(valid):
+        return Estimate(float(draws[0]))
+    low, high = np.percentile(valid, [50 - COVERAGE_PERCENT / 2, 50 + COVERAGE_PERCENT / 2])
+    return Estimate(float(draws[0]), float(low), float(high))
 
 
-def each(drawn: Array, function: Callable[[Array], float]) -> Array:
+def map_draws(draws: Array, fn: Callable[[Array], float]) -> Array:
     """`function` of every draw: [draws, ...] → [draws]."""
-    return np.array([function(row) for row in drawn])
+    return np.array([fn(row) for row in draws])
 
 
 def spearman(x: Array, y: Array) -> Array:
@@ -92,22 +92,22 @@ def spearman(x: Array, y: Array) -> Array:
 
     Pairs with NaN are left out; NaN where one side is constant.
     """
-    known = ~np.isnan(y)
-    a, b = _ranks(np.broadcast_to(x, y.shape), known), _ranks(y, known)
+    valid = ~np.isnan(y)
+    a, b = _centered_ranks(np.broadcast_to(x, y.shape), valid), _centered_ranks(y, valid)
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    return quotient((a * b).sum(axis=1), scale)
+    return safe_divide((a * b).sum(axis=1), scale)
 
 
-def _ranks(values: Array, known: NDArray[np.bool_]) -> Array:
+def _centered_ranks(values: Array, valid: NDArray[np.bool_]) -> Array:
     """In each row the ranks of what is known, less their mean; 0 for what is not."""
-    one, other, counted = values[:, :, None], values[:, None], known[:, None]
-    found = ((one > other) & counted).sum(axis=2) + (((one == other) & counted).sum(axis=2) + 1) / 2
-    number = known.sum(axis=1, keepdims=True)
-    centred: Array = np.where(known, found - (number + 1) / 2, 0.0)
-    return centred
+    left, right, mask = values[:, :, None], values[:, None], valid[:, None]
+    ranks = ((left > right) & mask).sum(axis=2) + (((left == right) & mask).sum(axis=2) + 1) / 2
+    num_valid = valid.sum(axis=1, keepdims=True)
+    centered: Array = np.where(valid, ranks - (num_valid + 1) / 2, 0.0)
+    return centered
 
 
-def wins(mine: Array, other: Array) -> Array:
+def win_scores(ours: Array, theirs: Array) -> Array:
     """1 where mine is higher, ½ where both are equal, 0 where it is lower. −∞ stands for what is unknown."""
-    found: Array = (mine > other) + 0.5 * (mine == other)
-    return found
+    outcome: Array = (ours > theirs) + 0.5 * (ours == theirs)
+    return outcome

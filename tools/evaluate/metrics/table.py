@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """A study with its scores, and `counts` [draws, questions]: how often each question is in each draw.
 
     Aims' values are oriented: higher is better.
@@ -38,46 +38,46 @@ class Table:
         """What was asked for: [weights, aims]."""
         return np.array(self.study.weights)
 
-    def answers(self, row: Row) -> Array:
+    def answer_scores(self, row: Row) -> Array:
         """Scores of every answer: [aims, weights, questions, n]."""
-        return np.stack([aim[row.label] for aim in self.scores.aims])
+        return np.stack([target[row.label] for target in self.scores.targets])
 
-    def fluent(self, row: Row, times: float | None) -> NDArray[np.bool_]:
+    def is_fluent(self, row: Row, max_ratio: float | None) -> NDArray[np.bool_]:
         """At which weights the row's median perplexity is at most so many times base's: [weights].
 
         Everywhere, where there is nothing to compare with.
         """
-        base = [row for row in self.study.rows if row.choice.method is Base]
-        if times is None or not base:
+        base = [row for row in self.study.rows if row.method_spec.method is Base]
+        if max_ratio is None or not base:
             return np.ones(len(self.study.weights), dtype=bool)
-        found: NDArray[np.bool_] = self._surprise(row) <= self._surprise(base[0])[0] + np.log(times)
-        return found
+        fluent: NDArray[np.bool_] = self._median_nll(row) <= self._median_nll(base[0])[0] + np.log(max_ratio)
+        return fluent
 
-    def _surprise(self, row: Row) -> Array:
+    def _median_nll(self, row: Row) -> Array:
         """The median over answers of the mean negative log-probability of a token: [weights]."""
         values = -self.scores.facts["logprob"][row.label]
         flat = values.reshape(len(values), -1)
-        known = [line[~np.isnan(line)] for line in flat]
-        return np.array([np.median(line) if len(line) else np.inf for line in known])
+        valid = [line[~np.isnan(line)] for line in flat]
+        return np.array([np.median(line) if len(line) else np.inf for line in valid])
 
-    def drawn(self, row: Row) -> Array:
+    def mean_scores(self, row: Row) -> Array:
         """Mean scores in every draw: [draws, aims, weights]."""
-        return self._drawn[row.label]
+        return self._mean_scores_by_row[row.label]
 
-    def counted(self, row: Row) -> NDArray[np.bool_]:
+    def is_counted(self, row: Row) -> NDArray[np.bool_]:
         """At which weights the row counts: [weights]."""
-        return self.fluent(row, self.study.settings.fluent)
+        return self.is_fluent(row, self.study.settings.fluent)
 
     @cached_property
     def ranges(self) -> Array:
         """The worst and the best mean of all points that count, by aim: [2, aims]."""
-        counted = [self.drawn(row)[0][:, self.counted(row)] for row in self.study.rows]
-        found = np.concatenate(counted, axis=1)  # [aims, points]
-        known = [line[~np.isnan(line)] for line in found]
-        ends = [[line.min(), line.max()] if len(line) else [0.0, 0.0] for line in known]
-        return np.swapaxes(np.array(ends, dtype=np.float64), 0, 1)
+        counted = [self.mean_scores(row)[0][:, self.is_counted(row)] for row in self.study.rows]
+        means = np.concatenate(counted, axis=1)  # [aims, points]
+        valid = [line[~np.isnan(line)] for line in means]
+        bounds = [[line.min(), line.max()] if len(line) else [0.0, 0.0] for line in valid]
+        return np.swapaxes(np.array(bounds, dtype=np.float64), 0, 1)
 
-    def normalised(self, values: Array, axis: int) -> Array:
+    def normalize(self, values: Array, axis: int) -> Array:
         """0 at the worst mean of all points and 1 at the best, for values with the aims along `axis`.
 
         Where all means are equal nothing can be told apart, and all are 0.
@@ -85,65 +85,67 @@ class Table:
         low, high = self.ranges
         moved = np.moveaxis(values, axis, -1)
         width = np.where(high > low, high - low, np.inf)
-        found: Array = np.moveaxis((moved - low) / width, -1, axis)
-        return found
+        result: Array = np.moveaxis((moved - low) / width, -1, axis)
+        return result
 
-    def points(self, row: Row) -> list[list[int]]:
+    def distinct_points(self, row: Row) -> list[list[int]]:
         """The weights by number, those together for which the row gives the same answers."""
-        found: dict[tuple[str, ...], list[int]] = {}
-        for number, weights in enumerate(self.study.weights):
-            keys = tuple(self.study.key(row, weights, question) for question in self.study.questions)
-            found.setdefault(keys, []).append(number)
-        return list(found.values())
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, weights in enumerate(self.study.weights):
+            keys = tuple(self.study.answer_key(row, weights, question) for question in self.study.questions)
+            groups.setdefault(keys, []).append(index)
+        return list(groups.values())
 
-    def places(self, row: Row) -> Array:
+    def point_coords(self, row: Row) -> Array:
         """Where the row's different points are in every draw, normalised: [draws, points, aims].
 
         NaN for those that do not count.
         """
-        first = [numbers[0] for numbers in self.points(row)]
-        found = np.where(self.counted(row), self.normalised(self.drawn(row), axis=1), np.nan)
-        return np.swapaxes(found[:, :, first], 1, 2)
+        first_indices = [indices[0] for indices in self.distinct_points(row)]
+        coords = np.where(self.is_counted(row), self.normalize(self.mean_scores(row), axis=1), np.nan)
+        return np.swapaxes(coords[:, :, first_indices], 1, 2)
 
     @property
-    def references(self) -> dict[str, list[Row]]:
+    def reference_rows(self) -> dict[str, list[Row]]:
         """What rows are compared with: plain decoding, and a prompt in all its wordings."""
         methods = {"base": Base, "prompt": Prompt}
-        found = {
-            name: [row for row in self.study.rows if row.choice.method is method]
+        rows_by_name = {
+            name: [row for row in self.study.rows if row.method_spec.method is method]
             for name, method in methods.items()
         }
-        return {name: rows for name, rows in found.items() if rows}
+        return {name: rows for name, rows in rows_by_name.items() if rows}
 
-    def best(self, rows: Sequence[Row]) -> list[Row]:
+    def best_rows(self, rows: Sequence[Row]) -> list[Row]:
         """At each weight that one of the rows whose means are worth most there."""
-        chosen = np.stack([self.mean_worth(row) for row in rows]).argmax(axis=0)
-        return [rows[number] for number in chosen]
+        best_indices = np.stack([self.mean_utility(row) for row in rows]).argmax(axis=0)
+        return [rows[index] for index in best_indices]
 
-    def worth(self, row: Row) -> Array:
+    def utility(self, row: Row) -> Array:
         """The weighted mean of normalised scores, [weights, questions]; −∞ where unknown or not counted."""
-        scores = self.normalised(pooled(self.answers(row), axis=-1), axis=0)  # [aims, weights, questions]
+        scores = self.normalize(
+            nan_mean(self.answer_scores(row), axis=-1), axis=0
+        )  # [aims, weights, questions]
         shares = self.weights.T[:, :, None]
-        found = np.where(shares > 0, shares * scores, 0.0).sum(axis=0)
-        return np.where(np.isnan(found) | ~self.counted(row)[:, None], -np.inf, found)
+        total = np.where(shares > 0, shares * scores, 0.0).sum(axis=0)
+        return np.where(np.isnan(total) | ~self.is_counted(row)[:, None], -np.inf, total)
 
-    def mean_worth(self, row: Row) -> Array:
+    def mean_utility(self, row: Row) -> Array:
         """The weighted mean of the points' normalised means: [weights]."""
-        scores = self.normalised(self.drawn(row)[0], axis=0)
-        found = np.where(self.weights.T > 0, self.weights.T * scores, 0.0).sum(axis=0)
-        return np.where(np.isnan(found) | ~self.counted(row), -np.inf, found)
+        scores = self.normalize(self.mean_scores(row)[0], axis=0)
+        total = np.where(self.weights.T > 0, self.weights.T * scores, 0.0).sum(axis=0)
+        return np.where(np.isnan(total) | ~self.is_counted(row), -np.inf, total)
 
     @cached_property
-    def _drawn(self) -> dict[str, Array]:
+    def _mean_scores_by_row(self) -> dict[str, Array]:
         return {
-            row.label: statistics.means(pooled(self.answers(row), axis=-1), self.counts)
+            row.label: statistics.bootstrap_means(nan_mean(self.answer_scores(row), axis=-1), self.counts)
             for row in self.study.rows
         }
 
 
-def pooled(values: Array, axis: int | tuple[int, ...]) -> Array:
+def nan_mean(values: Array, axis: int | tuple[int, ...]) -> Array:
     """The mean along axes of what is known; NaN where nothing is."""
-    known = ~np.isnan(values)
-    number = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
-    return statistics.quotient(total, number)
+    valid = ~np.isnan(values)
+    count = valid.sum(axis=axis)
+    total = np.where(valid, values, 0.0).sum(axis=axis)
+    return statistics.safe_divide(total, count)

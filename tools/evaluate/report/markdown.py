@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..metrics.statistics import DRAWS, Estimate
+from ..metrics.statistics import NUM_DRAWS, Estimate
 from ..study import grid
 
 if TYPE_CHECKING:
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from ..metrics.result import Result, RowResult
     from ..study.study import Study
 
-INTERVALS = f"Brackets hold 95 % intervals: bootstrap over questions, {DRAWS:,} draws, the same for all rows."
-COLUMNS = {
+INTERVAL_NOTE = (
+    f"Brackets hold 95 % intervals: bootstrap over questions, {NUM_DRAWS:,} draws, the same for all rows."
+)
+COLUMN_HELP = {
     "method": "the method and the settings that were given; what was not keeps its published default.",
     "points": "how many different answers a question gets over all weights.",
     "steerability": "Spearman's correlation, over the asked weights, of an aim's weight and its mean score: "
@@ -36,143 +38,152 @@ COLUMNS = {
     "words": "mean length.",
     "KL": "mean divergence, in nats a token, of what was sampled from the merged policy.",
 }
-SHOWN = {"logprob": "log-prob", "kl": "KL"}
-LAST = ("logprob", "truncated", "unscored", "words", "kl")
-PERCENT = ("truncated", "unscored")
+DISPLAY_NAMES = {"logprob": "log-prob", "kl": "KL"}
+TRAILING_MEASURES = ("logprob", "truncated", "unscored", "words", "kl")
+PERCENT_MEASURES = ("truncated", "unscored")
 
 
-def render(study: Study, result: Result, facts: dict[str, Any]) -> str:
+def render_report(study: Study, result: Result, metadata: dict[str, Any]) -> str:
     """The whole report. `facts` are those of report.json: command, questions, provenance."""
-    parts = ["# trimtab evaluate", _about(study, result, facts)]
+    sections = ["# trimtab evaluate", _study_summary(study, result, metadata)]
     if result.notes:
-        parts.append("\n".join(f"- **{note}**" for note in result.notes))
-    parts += ["## Methods", _methods(study, result), INTERVALS, _legend(result)]
-    parts += [
+        sections.append("\n".join(f"- **{note}**" for note in result.notes))
+    sections += ["## Methods", _methods_table(study, result), INTERVAL_NOTE, _column_legend(result)]
+    sections += [
         "## Points",
         "One row for each weight; ▲ is on the Pareto front of its method.",
-        _points(study, result),
+        _points_table(study, result),
     ]
-    parts += ["![The Pareto front](pareto.png)", "![Score against asked weight](dial.png)"]
-    return "\n\n".join(parts) + "\n"
+    sections += ["![The Pareto front](pareto.png)", "![Score against asked weight](dial.png)"]
+    return "\n\n".join(sections) + "\n"
 
 
-def _about(study: Study, result: Result, facts: dict[str, Any]) -> str:
-    where, params = facts["provenance"]["reported"], study.settings.params
+def _study_summary(study: Study, result: Result, metadata: dict[str, Any]) -> str:
+    provenance, params = metadata["provenance"]["reported"], study.settings.sampling_params
     lines = [
-        f"    {facts['command']}",
+        f"    {metadata['command']}",
         "",
-        f"{len(study.questions)} questions ({facts['questions']['source']}, digest "
-        f"{facts['questions']['digest'][:12]}), model {study.settings.config.model}, "
+        f"{len(study.questions)} questions ({metadata['questions']['source']}, digest "
+        f"{metadata['questions']['digest'][:12]}), model {study.settings.engine_config.model}, "
         f"{'greedy' if params.temperature == 0 else f'temperature {params.temperature:g}'}, "
-        f"at most {params.max_tokens} tokens. trimtab {where['trimtab']}, "
-        f"commit {(where['commit'] or 'none')[:12]}"
-        f"{' with changes' if where['dirty'] else ''}, {where['machine']['cpu']}.",
+        f"at most {params.max_tokens} tokens. trimtab {provenance['trimtab']}, "
+        f"commit {(provenance['commit'] or 'none')[:12]}"
+        f"{' with changes' if provenance['dirty'] else ''}, {provenance['machine']['cpu']}.",
         "",
         *(
-            f"- Aim {k}: {_wish(aim.text)} Measured by {aim.scorer}, "
-            f"{'less' if aim.sign < 0 else 'more'} is better; means from {low:.4g} (0) to {high:.4g} (1)."
-            for k, (aim, (low, high)) in enumerate(zip(study.aims, result.ranges, strict=True), 1)
+            f"- Aim {k}: {_objective_text(target.text)} Measured by {target.scorer}, "
+            f"{'less' if target.sign < 0 else 'more'} is better; means from {low:.4g} (0) to {high:.4g} (1)."
+            for k, (target, (low, high)) in enumerate(zip(study.targets, result.ranges, strict=True), 1)
         ),
     ]
     return "\n".join(lines)
 
 
-def _wish(text: str | None) -> str:
-    return "the question's own preference." if text is None else f"“{_cell(text)}”"
+def _objective_text(text: str | None) -> str:
+    return "the question's own preference." if text is None else f"“{_escape_cell(text)}”"
 
 
-def _methods(study: Study, result: Result) -> str:
-    first = result.rows[0]
-    measures = _measures(first)
-    heads = [
+def _methods_table(study: Study, result: Result) -> str:
+    first_row = result.rows[0]
+    measures = _measure_names(first_row)
+    headers = [
         "method",
         "points",
-        *(f"steerability {aim.label}" for aim in study.aims),
+        *(f"steerability {target.label}" for target in study.targets),
         "hypervolume",
-        *(f"less that of {name}" for name in first.lead),
+        *(f"less that of {name}" for name in first_row.lead),
         "spread",
     ]
-    heads += [f"wins vs {name}" for name in first.wins] + [f"judged vs {name}" for name in first.judged]
-    heads += list(first.marks)
-    heads += [SHOWN.get(name, name) for name in measures]
+    headers += [f"wins vs {name}" for name in first_row.wins] + [
+        f"judged vs {name}" for name in first_row.judged
+    ]
+    headers += list(first_row.marks)
+    headers += [DISPLAY_NAMES.get(name, name) for name in measures]
     body = [
         [
-            _cell(row.label),
+            _escape_cell(row.label),
             str(row.points),
-            *(_interval(each) for each in row.steerability),
-            _interval(row.hypervolume),
-            *(_interval(each) for each in row.lead.values()),
-            _interval(row.spread),
-            *(_interval(each, percent=True) for each in row.wins.values()),
-            *(_interval(row.judged.get(name, Estimate(None)), percent=True) for name in first.judged),
-            *(_interval(each, percent=name == "AMR") for name, each in row.marks.items()),
-            *(_measure(name, row.measures[name]) for name in measures),
+            *(_format_interval(each) for each in row.steerability),
+            _format_interval(row.hypervolume),
+            *(_format_interval(each) for each in row.lead.values()),
+            _format_interval(row.spread),
+            *(_format_interval(each, percent=True) for each in row.wins.values()),
+            *(
+                _format_interval(row.judged.get(name, Estimate(None)), percent=True)
+                for name in first_row.judged
+            ),
+            *(_format_interval(each, percent=name == "AMR") for name, each in row.marks.items()),
+            *(_format_measure(name, row.measures[name]) for name in measures),
         ]
         for row in result.rows
     ]
-    return _table(heads, body)
+    return _format_table(headers, body)
 
 
-def _points(study: Study, result: Result) -> str:
-    measures = _measures(result.rows[0])
-    heads = ["method", "weights", *(aim.label for aim in study.aims), "front"]
-    heads += [SHOWN.get(name, name) for name in measures]
+def _points_table(study: Study, result: Result) -> str:
+    measures = _measure_names(result.rows[0])
+    headers = ["method", "weights", *(target.label for target in study.targets), "front"]
+    headers += [DISPLAY_NAMES.get(name, name) for name in measures]
     body = [
         [
-            _cell(point.label),
-            "; ".join(_cell(grid.shown(weights)) for weights in point.weights),
-            *(_interval(score) for score in point.scores),
+            _escape_cell(point.label),
+            "; ".join(_escape_cell(grid.format_weights(weights)) for weights in point.weights),
+            *(_format_interval(score) for score in point.scores),
             "▲" if point.front else "",
-            *(_measure(name, point.measures[name], interval=False) for name in measures),
+            *(_format_measure(name, point.measures[name], interval=False) for name in measures),
         ]
         for point in result.points
     ]
-    return _table(heads, body)
+    return _format_table(headers, body)
 
 
-def _measures(row: RowResult) -> list[str]:
+def _measure_names(row: RowResult) -> list[str]:
     """The names of the measures that are shown: of further scorers, then of facts."""
-    facts = ("words", "tokens", "truncated", "logprob", "kl", "strength", "unscored")
-    return [name for name in row.measures if name not in facts] + list(LAST)
+    fact_names = ("words", "tokens", "truncated", "logprob", "kl", "strength", "unscored")
+    return [name for name in row.measures if name not in fact_names] + list(TRAILING_MEASURES)
 
 
-def _legend(result: Result) -> str:
-    marks = {
+def _column_legend(result: Result) -> str:
+    rating_help = {
         "AMR": "share of answers that have at least 3 of 5 for every preference.",
         "APS": "mean mark over preferences.",
         "Worst": "an answer's lowest mark, averaged.",
     }
-    pairs = {"judged": "the same where a judge says which of two answers is better, asked in both orders."}
-    first = result.rows[0]
-    columns = COLUMNS | (pairs if first.judged else {}) | (marks if first.marks else {})
+    judge_help = {
+        "judged": "the same where a judge says which of two answers is better, asked in both orders."
+    }
+    first_row = result.rows[0]
+    columns = (
+        COLUMN_HELP | (judge_help if first_row.judged else {}) | (rating_help if first_row.marks else {})
+    )
     return "\n".join(f"- *{name}*: {text}" for name, text in columns.items())
 
 
-def _measure(name: str, found: Estimate, interval: bool = True) -> str:
-    return _interval(found, percent=name in PERCENT, interval=interval)
+def _format_measure(name: str, estimate: Estimate, interval: bool = True) -> str:
+    return _format_interval(estimate, percent=name in PERCENT_MEASURES, interval=interval)
 
 
-def _interval(found: Estimate, percent: bool = False, interval: bool = True) -> str:
+def _format_interval(estimate: Estimate, percent: bool = False, interval: bool = True) -> str:
     """`0.62 [0.55, 0.70]`; n/a where there is no value."""
-    if found.value is None:
+    if estimate.value is None:
         return "n/a"
-    if not interval or found.low is None or found.high is None:
-        return _number(found.value, percent) + (" %" if percent else "")
-    between = f"[{_number(found.low, percent)}, {_number(found.high, percent)}]"
-    return f"{_number(found.value, percent)}{' %' if percent else ''} {between}"
+    if not interval or estimate.low is None or estimate.high is None:
+        return _format_number(estimate.value, percent) + (" %" if percent else "")
+    interval_text = f"[{_format_number(estimate.low, percent)}, {_format_number(estimate.high, percent)}]"
+    return f"{_format_number(estimate.value, percent)}{' %' if percent else ''} {interval_text}"
 
 
-def _number(value: float, percent: bool) -> str:
+def _format_number(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.0f}"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *body]
+def _format_table(headers: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     """Text that stays in its cell, on one line and as it is."""
     return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")

@@ -14,25 +14,25 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def described() -> dict[str, Any]:
+def collect_provenance() -> dict[str, Any]:
     """Commit (None outside a checkout) and whether files differ from it, versions, machine."""
-    commit, dirty = environment.checkout(environment.ROOT)
+    commit, dirty = environment.get_checkout(environment.ROOT)
     return {
         "trimtab": VERSION,
         "python": platform.python_version(),
         "commit": commit,
         "dirty": dirty,
-        "packages": {name: found for name in PACKAGES if (found := environment.version_of(name))},
+        "packages": {name: version for name in PACKAGES if (version := environment.package_version(name))},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "cpu": environment.cpu(),
+            "cpu": environment.cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": _threads(),
+            "threads": _num_threads(),
         },
     }
 
 
-def _threads() -> int:
+def _num_threads() -> int:
     import torch  # noqa: PLC0415 - it is heavy
 
     return torch.get_num_threads()

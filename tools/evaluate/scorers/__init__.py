@@ -40,7 +40,7 @@ class Scorer(Protocol):
         ...
 
 
-def make(text: str) -> Scorer:
+def make_scorer(text: str) -> Scorer:
     """The scorer of `NAME` or `NAME:ARGUMENT`.
 
     Raises InputError for a name or an argument there is not, or when the scorer's package is missing.
@@ -48,16 +48,16 @@ def make(text: str) -> Scorer:
     name, _, argument = text.partition(":")
     if name not in SCORERS:
         raise InputError(f"there is no scorer {name!r}; scorers are {', '.join(SCORERS)}")
-    module, cls, _ = SCORERS[name]
+    module, class_name, _ = SCORERS[name]
     try:
-        found = importlib.import_module(f".{module}", __package__)
+        imported = importlib.import_module(f".{module}", __package__)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("trimtab"):
             raise
-        raise missing(f"the scorer {name!r}", error.name) from None
-    return cast("Callable[[str], Scorer]", getattr(found, cls))(argument)
+        raise missing_package_error(f"the scorer {name!r}", error.name) from None
+    return cast("Callable[[str], Scorer]", getattr(imported, class_name))(argument)
 
 
-def missing(what: str, package: str | None) -> InputError:
+def missing_package_error(feature: str, package: str | None) -> InputError:
     """The error for an optional package that is not installed."""
-    return InputError(f"{what} needs the package {package}; pip install 'trimtab[evaluate]' brings it")
+    return InputError(f"{feature} needs the package {package}; pip install 'trimtab[evaluate]' brings it")

@@ -12,51 +12,51 @@ from urllib.error import HTTPError
 from urllib.parse import unquote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ....kernels.common.errors import InputError, RunError, cut
+from ....kernels.common.errors import InputError, RunError, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KEY = "OPENAI_API_KEY"
-ADDRESS = re.compile(
+API_KEY_ENV = "OPENAI_API_KEY"
+ADDRESS_PATTERN = re.compile(
     r"(?P<url>https?://(?:[\w.-]+|\[[\da-f:]+\])(?::\d{1,5})?(?:/[\w.~%/-]*)?)(?:\?model=(?P<model>[^&#\s]+))?",
     re.ASCII,
 )
 TIMEOUT = 300.0
-PAUSES = (1.0, 2.0, 4.0)
-LONGEST_PAUSE = 60.0
+RETRY_DELAYS = (1.0, 2.0, 4.0)
+MAX_RETRY_DELAY = 60.0
 """Seconds: to an answer, between tries, and at most where the server says how long."""
-PASSING = (408, 429, 500, 502, 503, 504)
+RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
 """What may be over when the same is asked again."""
-MOST_BYTES = 1 << 23
-SHOWN = 200
+MAX_RESPONSE_BYTES = 1 << 23
+MAX_SHOWN_CHARS = 200
 
 
-class Endpoint:
+class ChatEndpoint:
     """One model of a server. `address` is its base URL, such as http://localhost:8000/v1?model=NAME.
 
     Any number of threads may ask. Raises InputError for what is no such address.
     """
 
-    def __init__(self, address: str, key: str = "") -> None:
-        found = ADDRESS.fullmatch(address)
-        if not found:
+    def __init__(self, address: str, api_key: str = "") -> None:
+        match = ADDRESS_PATTERN.fullmatch(address)
+        if not match:
             raise InputError(
                 f"the judge's address is {address!r}; it must be like http://localhost:8000/v1, and may end "
-                f"with ?model=NAME; a key is taken from {KEY}"
+                f"with ?model=NAME; a key is taken from {API_KEY_ENV}"
             )
-        self.url, self._key = found["url"].rstrip("/"), key
-        self._asked = unquote(found["model"] or "")
+        self.url, self._api_key = match["url"].rstrip("/"), api_key
+        self._requested_model = unquote(match["model"] or "")
         self._opener = build_opener(_NoRedirect)
 
     @cached_property
     def model(self) -> str:
         """The name asked for, else the first that the server lists."""
-        if self._asked:
-            return self._asked
-        found = self._call("/models", None)
+        if self._requested_model:
+            return self._requested_model
+        models = self._request_json("/models", None)
         try:
-            return str(found["data"][0]["id"])
+            return str(models["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
             raise RunError(f"{self.url}/models lists no model; name one with ?model=NAME") from None
 
@@ -65,58 +65,58 @@ class Endpoint:
 
         Raises RunError when the server cannot be reached, refuses, or answers in no such form.
         """
-        asked = {"messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
-        found = self._call("/chat/completions", {"model": self.model, **asked})
+        params = {"messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
+        response = self._request_json("/chat/completions", {"model": self.model, **params})
         try:
-            return str(found["choices"][0]["message"].get("content") or "")
+            return str(response["choices"][0]["message"].get("content") or "")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise self._unlike(json.dumps(found)) from None
+            raise self._format_error(json.dumps(response)) from None
 
-    def _call(self, path: str, body: dict[str, Any] | None) -> Any:
-        text = self._insist(path, body)
+    def _request_json(self, path: str, body: dict[str, Any] | None) -> Any:
+        text = self._request_with_retries(path, body)
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise self._unlike(text.decode(errors="replace")) from None
+            raise self._format_error(text.decode(errors="replace")) from None
 
-    def _insist(self, path: str, body: dict[str, Any] | None) -> bytes:
+    def _request_with_retries(self, path: str, body: dict[str, Any] | None) -> bytes:
         """What the server answers, asked again after each pause while it cannot."""
-        for pause in PAUSES:
+        for delay in RETRY_DELAYS:
             try:
-                return self._read(path, body)
+                return self._send(path, body)
             except HTTPError as error:
-                if error.code not in PASSING:
-                    raise self._refused(error) from None
-                time.sleep(_asked_pause(error, pause))
+                if error.code not in RETRY_STATUSES:
+                    raise self._status_error(error) from None
+                time.sleep(_retry_delay(error, delay))
             except (OSError, HTTPException):
-                time.sleep(pause)
+                time.sleep(delay)
         try:
-            return self._read(path, body)
+            return self._send(path, body)
         except HTTPError as error:
-            raise self._refused(error) from None
+            raise self._status_error(error) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise RunError(f"the judge at {self.url} cannot be reached: {reason}") from None
 
-    def _read(self, path: str, body: dict[str, Any] | None) -> bytes:
+    def _send(self, path: str, body: dict[str, Any] | None) -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "trimtab"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        data = None if body is None else json.dumps(body).encode()
-        with self._opener.open(Request(self.url + path, data, headers), timeout=TIMEOUT) as response:
-            found: bytes = response.read(MOST_BYTES)
-        return found
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        payload = None if body is None else json.dumps(body).encode()
+        with self._opener.open(Request(self.url + path, payload, headers), timeout=TIMEOUT) as response:
+            content: bytes = response.read(MAX_RESPONSE_BYTES)
+        return content
 
-    def _refused(self, error: HTTPError) -> RunError:
+    def _status_error(self, error: HTTPError) -> RunError:
         try:
-            said = _short(error.read(MOST_BYTES).decode(errors="replace"))
+            detail = _shorten(error.read(MAX_RESPONSE_BYTES).decode(errors="replace"))
         except (OSError, HTTPException):
-            said = ""
-        why = f"; is {KEY} right?" if error.code in (401, 403) else ""
-        return RunError(f"the judge at {self.url} answers {error.code} {error.reason}{why}: {said}")
+            detail = ""
+        hint = f"; is {API_KEY_ENV} right?" if error.code in (401, 403) else ""
+        return RunError(f"the judge at {self.url} answers {error.code} {error.reason}{hint}: {detail}")
 
-    def _unlike(self, said: str) -> RunError:
-        return RunError(f"{self.url} does not answer as an OpenAI-compatible server does: {_short(said)}")
+    def _format_error(self, text: str) -> RunError:
+        return RunError(f"{self.url} does not answer as an OpenAI-compatible server does: {_shorten(text)}")
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -126,11 +126,15 @@ class _NoRedirect(HTTPRedirectHandler):
         """Follows none, which leaves the answer an error."""
 
 
-def _asked_pause(error: HTTPError, pause: float) -> float:
+def _retry_delay(error: HTTPError, default: float) -> float:
     """The seconds that the server asks to wait, else `pause`."""
-    asked = error.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_PAUSE) if asked.isdecimal() and asked.isascii() else pause
+    retry_after = error.headers.get("Retry-After", "")
+    return (
+        min(float(retry_after), MAX_RETRY_DELAY)
+        if retry_after.isdecimal() and retry_after.isascii()
+        else default
+    )
 
 
-def _short(text: str) -> str:
-    return cut(" ".join(text.split()), SHOWN)
+def _shorten(text: str) -> str:
+    return truncate(" ".join(text.split()), MAX_SHOWN_CHARS)

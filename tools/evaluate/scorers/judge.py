@@ -8,9 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from ....kernels.common.errors import InputError
-from ...cli.terminal import say
-from .endpoint import KEY, Endpoint
-from .rubric import Better, Prompt, comparison, rating, read_better, read_mark
+from ...cli.terminal import log_line
+from .endpoint import API_KEY_ENV, ChatEndpoint
+from .rubric import (
+    JudgePrompt,
+    PreferredAnswer,
+    comparison_prompt,
+    parse_mark,
+    parse_preferred,
+    rating_prompt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +25,22 @@ if TYPE_CHECKING:
     from .answer import Answer
 
 Outcome = Literal["win", "tie", "lose"]
-Read = TypeVar("Read")
+Parsed = TypeVar("Parsed")
 
-AT_ONCE = 8
+MAX_CONCURRENT_REQUESTS = 8
 """Questions under way at the same time."""
-MOST_TOKENS = 1024
+MAX_REPLY_TOKENS = 1024
 """Of a reply: a reason, and the verdict."""
-STRAIGHT: dict[Better, Outcome] = {Better.FIRST: "win", Better.SECOND: "lose", Better.TIE: "tie"}
-SWAPPED: dict[Better, Outcome] = {Better.FIRST: "lose", Better.SECOND: "win", Better.TIE: "tie"}
+OUTCOME_WHEN_FIRST: dict[PreferredAnswer, Outcome] = {
+    PreferredAnswer.FIRST: "win",
+    PreferredAnswer.SECOND: "lose",
+    PreferredAnswer.TIE: "tie",
+}
+OUTCOME_WHEN_SECOND: dict[PreferredAnswer, Outcome] = {
+    PreferredAnswer.FIRST: "lose",
+    PreferredAnswer.SECOND: "win",
+    PreferredAnswer.TIE: "tie",
+}
 """What a verdict means for an answer that stands first, and for one that stands second."""
 
 
@@ -42,7 +57,7 @@ class Judge:
         if not argument:
             raise InputError("the scorer judge needs an address: judge:http://localhost:8000/v1")
         self.name = f"judge:{argument}"
-        self._endpoint = Endpoint(argument, os.environ.get(KEY, ""))
+        self._endpoint = ChatEndpoint(argument, os.environ.get(API_KEY_ENV, ""))
         self._seed = seed
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
@@ -51,9 +66,9 @@ class Judge:
         None for one without text or preferences, or where a mark is missing. Raises RunError when the judge
         cannot be asked.
         """
-        asked = [_ratings(answer) for answer in answers]
-        found = self._ask([prompt for prompts in asked for prompt in prompts], read_mark)
-        return [_mean([found[prompt] for prompt in prompts]) for prompts in asked]
+        prompts_per_answer = [_rating_prompts(answer) for answer in answers]
+        marks = self._ask_all([prompt for prompts in prompts_per_answer for prompt in prompts], parse_mark)
+        return [_mean_mark([marks[prompt] for prompt in prompts]) for prompts in prompts_per_answer]
 
     def compare(self, pairs: Sequence[tuple[Answer, Answer]]) -> list[Outcome | None]:
         """Whether the first answer of each pair is the better by its preferences and their weights.
@@ -62,70 +77,78 @@ class Judge:
         is a tie. None where an order has no verdict, or no preference has a weight. Raises RunError when the
         judge cannot be asked, ValueError for answers that cannot be compared.
         """
-        asked = [prompt for pair in pairs for prompt in _comparisons(*pair)]
-        random.Random(self._seed).shuffle(asked)
-        found = self._ask(asked, read_better)
-        return [_outcome(mine, other, found) for mine, other in pairs]
+        prompts = [prompt for pair in pairs for prompt in _comparison_prompts(*pair)]
+        random.Random(self._seed).shuffle(prompts)
+        verdicts = self._ask_all(prompts, parse_preferred)
+        return [_resolve_outcome(mine, other, verdicts) for mine, other in pairs]
 
-    def _ask(
-        self, prompts: Sequence[Prompt], read: Callable[[str], Read | None]
-    ) -> dict[Prompt, Read | None]:
+    def _ask_all(
+        self, prompts: Sequence[JudgePrompt], parse: Callable[[str], Parsed | None]
+    ) -> dict[JudgePrompt, Parsed | None]:
         """What is read of the reply to each prompt, None for nothing. The same prompt is asked once."""
-        different = list(dict.fromkeys(prompts))
-        if not different:
+        unique = list(dict.fromkeys(prompts))
+        if not unique:
             return {}
         _ = self._endpoint.model  # asked for once, before many threads want it
-        pool = ThreadPoolExecutor(AT_ONCE)
+        executor = ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS)
         try:
-            said = list(pool.map(lambda prompt: self._verdict(prompt, read), different))
+            verdicts = list(executor.map(lambda prompt: self._get_verdict(prompt, parse), unique))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        if missing := said.count(None):
-            say(f"the judge gave no verdict that can be read to {missing} of {len(different)} questions")
-        return dict(zip(different, said, strict=True))
+            executor.shutdown(wait=False, cancel_futures=True)
+        if num_missing := verdicts.count(None):
+            log_line(
+                f"the judge gave no verdict that can be read to {num_missing} of {len(unique)} questions"
+            )
+        return dict(zip(unique, verdicts, strict=True))
 
-    def _verdict(self, prompt: Prompt, read: Callable[[str], Read | None]) -> Read | None:
-        reply = self._endpoint.complete(prompt.messages, MOST_TOKENS)
-        found = read(reply)
-        if found is None:
-            found = read(self._endpoint.complete(prompt.again(reply), MOST_TOKENS))
-        return found
+    def _get_verdict(self, prompt: JudgePrompt, parse: Callable[[str], Parsed | None]) -> Parsed | None:
+        reply = self._endpoint.complete(prompt.messages, MAX_REPLY_TOKENS)
+        verdict = parse(reply)
+        if verdict is None:
+            verdict = parse(self._endpoint.complete(prompt.retry_messages(reply), MAX_REPLY_TOKENS))
+        return verdict
 
 
-def _ratings(answer: Answer) -> list[Prompt]:
+def _rating_prompts(answer: Answer) -> list[JudgePrompt]:
     """One a preference; none where there is nothing to mark."""
     if not answer.text.strip():
         return []
-    return [rating(answer.question, preference, answer.text) for preference in answer.preferences]
+    return [rating_prompt(answer.question, preference, answer.text) for preference in answer.preferences]
 
 
-def _mean(marks: Sequence[int | None]) -> float | None:
-    known = [mark for mark in marks if mark is not None]
-    return sum(known) / len(known) if known and len(known) == len(marks) else None
+def _mean_mark(marks: Sequence[int | None]) -> float | None:
+    valid = [mark for mark in marks if mark is not None]
+    return sum(valid) / len(valid) if valid and len(valid) == len(marks) else None
 
 
-def _comparisons(mine: Answer, other: Answer) -> list[Prompt]:
+def _comparison_prompts(mine: Answer, other: Answer) -> list[JudgePrompt]:
     """Both orders; none where the outcome is known, or cannot be."""
-    wishes = _wishes(mine)
-    if mine.question != other.question or wishes != _wishes(other):
+    preferences = _weighted_preferences(mine)
+    if mine.question != other.question or preferences != _weighted_preferences(other):
         raise ValueError("answers to different questions or wishes cannot be compared")
-    if not wishes or mine.text == other.text:
+    if not preferences or mine.text == other.text:
         return []
     orders = (mine.text, other.text), (other.text, mine.text)
-    return [comparison(mine.question, wishes, first, second) for first, second in orders]
+    return [comparison_prompt(mine.question, preferences, first, second) for first, second in orders]
 
 
-def _outcome(mine: Answer, other: Answer, found: Mapping[Prompt, Better | None]) -> Outcome | None:
-    prompts = _comparisons(mine, other)
+def _resolve_outcome(
+    mine: Answer, other: Answer, verdicts: Mapping[JudgePrompt, PreferredAnswer | None]
+) -> Outcome | None:
+    prompts = _comparison_prompts(mine, other)
     if not prompts:
-        return "tie" if _wishes(mine) else None
-    straight, swapped = (found[prompt] for prompt in prompts)
+        return "tie" if _weighted_preferences(mine) else None
+    straight, swapped = (verdicts[prompt] for prompt in prompts)
     if straight is None or swapped is None:
         return None
-    return STRAIGHT[straight] if STRAIGHT[straight] == SWAPPED[swapped] else "tie"
+    return (
+        OUTCOME_WHEN_FIRST[straight]
+        if OUTCOME_WHEN_FIRST[straight] == OUTCOME_WHEN_SECOND[swapped]
+        else "tie"
+    )
 
 
-def _wishes(answer: Answer) -> list[tuple[str, float]]:
+def _weighted_preferences(answer: Answer) -> list[tuple[str, float]]:
     """The preferences that count, with their weights."""
-    both = zip(answer.preferences, answer.weights, strict=True)
-    return [(text, weight) for text, weight in both if weight > 0]
+    pairs = zip(answer.preferences, answer.weights, strict=True)
+    return [(text, weight) for text, weight in pairs if weight > 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ....kernels.common.errors import InputError
-from .text import sentences, words
+from .text import split_sentences, split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +28,11 @@ class Length:
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer; None for one without words, for nothing said is not said briefly."""
-        return [self._one(answer) if words(answer.text) else None for answer in answers]
+        return [self._measure(answer) if split_words(answer.text) else None for answer in answers]
 
-    def _one(self, answer: Answer) -> float:
+    def _measure(self, answer: Answer) -> float:
         if self._unit == "tokens":
             return float(answer.tokens)
         if self._unit == "characters":
             return float(len(answer.text.strip()))
-        return float(len((words if self._unit == "words" else sentences)(answer.text)))
+        return float(len((split_words if self._unit == "words" else split_sentences)(answer.text)))

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from ....kernels.common.errors import InputError
-from .text import words
+from .text import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +32,9 @@ class Lexical:
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer; None for one without words."""
-        return [self._one(answer.text) for answer in answers]
+        return [self._match_rate(answer.text) for answer in answers]
 
-    def _one(self, text: str) -> float | None:
-        count = len(words(text))
-        matches = sum(1 for found in self._pattern.finditer(text) if found.group())
-        return matches / count if count else None
+    def _match_rate(self, text: str) -> float | None:
+        num_words = len(split_words(text))
+        num_matches = sum(1 for match in self._pattern.finditer(text) if match.group())
+        return num_matches / num_words if num_words else None

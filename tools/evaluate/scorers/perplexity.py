@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from .text import without_argument
+from .text import require_no_argument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .answer import Answer
 
-LARGEST = 700.0
+MAX_EXPONENT = 700.0
 """exp of more is beyond a float."""
 
 
@@ -23,11 +23,11 @@ class Perplexity:
     scale: ClassVar[tuple[float, float] | None] = None
 
     def __init__(self, argument: str) -> None:
-        without_argument(self.name, argument)
+        require_no_argument(self.name, argument)
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer, at least 1; None for one without tokens."""
         return [
-            None if answer.base_logprob is None else math.exp(min(LARGEST, -answer.base_logprob))
+            None if answer.base_logprob is None else math.exp(min(MAX_EXPONENT, -answer.base_logprob))
             for answer in answers
         ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import textstat
 
 from ....kernels.common.errors import InputError
-from .text import words
+from .text import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,4 +44,4 @@ class Readability:
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer; None for one without words."""
         index = getattr(textstat, self._index)
-        return [float(index(answer.text)) if words(answer.text) else None for answer in answers]
+        return [float(index(answer.text)) if split_words(answer.text) else None for answer in answers]

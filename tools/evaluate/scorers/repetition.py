@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ....kernels.common.errors import InputError
-from .text import words
+from .text import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .answer import Answer
 
-LENGTH = 3
+DEFAULT_N = 3
 
 
 class Repetition:
@@ -26,15 +26,15 @@ class Repetition:
     def __init__(self, argument: str) -> None:
         if argument and not (argument.isascii() and argument.isdigit() and int(argument[:9]) > 0):
             raise InputError(f"the scorer repetition has {argument!r}; it must be a number of words ≥ 1")
-        self._n = int(argument or LENGTH)
+        self._n = int(argument or DEFAULT_N)
         self.name = f"repetition:{argument}" if argument else "repetition"
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer, 0 for one that is too short to repeat itself; None for one without words."""
-        return [self._one(words(answer.text)) for answer in answers]
+        return [self._repetition_rate(split_words(answer.text)) for answer in answers]
 
-    def _one(self, said: list[str]) -> float | None:
-        if not said:
+    def _repetition_rate(self, word_list: list[str]) -> float | None:
+        if not word_list:
             return None
-        grams = [tuple(said[i : i + self._n]) for i in range(len(said) - self._n + 1)]
-        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+        ngrams = [tuple(word_list[i : i + self._n]) for i in range(len(word_list) - self._n + 1)]
+        return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

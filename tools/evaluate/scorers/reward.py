@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ....kernels.common.errors import InputError
-from ....models.classifier import Classifier, open_classifier
+from ....models.classifier import SequenceClassifier, load_classifier_bundle
 from ....models.weights.safetensors import torch_dtype
 from ...cli.display import progress
 
@@ -27,33 +27,33 @@ class Reward:
     def __init__(self, argument: str) -> None:
         if not argument:
             raise InputError("the scorer reward needs a folder with a reward model: reward:PATH")
-        opened = open_classifier(Path(argument).expanduser())
-        labels = opened.config.labels
+        bundle = load_classifier_bundle(Path(argument).expanduser())
+        labels = bundle.config.labels
         if len(labels) != 1:
             raise InputError(
                 f"{argument!r} scores {len(labels)} labels ({', '.join(map(repr, labels[:8]))}"
                 f"{', …' if len(labels) > 8 else ''}); a reward model has one"
             )
         self.name = f"reward:{argument}"
-        with progress(f"trimtab: loading {argument} …") as report:
-            self._model = Classifier(opened, torch_dtype(opened.config.dtype), report)
+        with progress(f"trimtab: loading {argument} …") as on_progress:
+            self._model = SequenceClassifier(bundle, torch_dtype(bundle.config.dtype), on_progress)
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer; None for one without text, or that the model has no room or no template for."""
-        read = {index: ids for index, answer in enumerate(answers) if (ids := self._token_ids(answer))}
-        scores = self._model.scores(list(read.values()))[:, 0].tolist()
-        found = dict(zip(read, scores, strict=True))
-        return [found.get(index) for index in range(len(answers))]
+        token_ids = {index: ids for index, answer in enumerate(answers) if (ids := self._token_ids(answer))}
+        scores = self._model.score(list(token_ids.values()))[:, 0].tolist()
+        scores_by_index = dict(zip(token_ids, scores, strict=True))
+        return [scores_by_index.get(index) for index in range(len(answers))]
 
     def _token_ids(self, answer: Answer) -> list[int]:
         """The conversation's, [] where it cannot be scored."""
         if not answer.text.strip():
             return []
         try:
-            ids = self._model.token_ids(_conversation(answer.question, answer.text))
+            ids = self._model.encode(_conversation(answer.question, answer.text))
         except InputError:  # about this one text
             return []
-        return ids if len(ids) <= self._model.context else []
+        return ids if len(ids) <= self._model.context_length else []
 
 
 def _conversation(question: str, answer: str) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from ....kernels.common.errors import InputError
-from .text import sentences, words
+from .text import split_sentences, split_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,15 +28,15 @@ class Vader:
         if argument not in ("", "whole"):
             raise InputError(f"the scorer vader has no {argument!r}; it is vader or vader:whole")
         self.name = f"vader:{argument}" if argument else "vader"
-        self._parts: Callable[[str], list[str]] = (lambda text: [text]) if argument else sentences
-        self._analyser: Any = SentimentIntensityAnalyzer()
+        self._split: Callable[[str], list[str]] = (lambda text: [text]) if argument else split_sentences
+        self._analyzer: Any = SentimentIntensityAnalyzer()
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
         """One an answer; None for one without words."""
-        return [self._one(answer.text) for answer in answers]
+        return [self._compound_score(answer.text) for answer in answers]
 
-    def _one(self, text: str) -> float | None:
-        found = [s for s in self._parts(text) if words(s)]
-        if not found:
+    def _compound_score(self, text: str) -> float | None:
+        segments = [s for s in self._split(text) if split_words(s)]
+        if not segments:
             return None
-        return sum(float(self._analyser.polarity_scores(s)["compound"]) for s in found) / len(found)
+        return sum(float(self._analyzer.polarity_scores(s)["compound"]) for s in segments) / len(segments)

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ....engine.utils.fields import check_fields
+from ....engine.utils.fields import validate_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Record:
+class AnswerRecord:
     """An answer of a cell, the `sample`-th of its n.
 
     base_logprob: mean log-probability of its tokens, the stop token included, in the branch without wishes.
@@ -39,17 +39,17 @@ class Record:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        validate_types(self)
 
-    def described(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The line, as JSON has it."""
         return asdict(self)
 
 
-def of(cell: Cell, sample: int, output: Output) -> Record:
+def record_from_output(cell: Cell, sample: int, output: Output) -> AnswerRecord:
     """What is kept of an output, which must be traced."""
     trace = output.trace
-    return Record(
+    return AnswerRecord(
         key=cell.key,
         sample=sample,
         question=cell.question.index,
@@ -58,14 +58,14 @@ def of(cell: Cell, sample: int, output: Output) -> Record:
         text=output.text,
         tokens=len(output.token_ids),
         finish_reason=output.finish_reason,
-        base_logprob=_mean(row[0] for row in trace.branch_logprobs) if trace else None,
-        kl=_mean(trace.kl) if trace else None,
-        strength=_mean(trace.strength) if trace else None,
+        base_logprob=_finite_mean(row[0] for row in trace.branch_logprobs) if trace else None,
+        kl=_finite_mean(trace.kl) if trace else None,
+        strength=_finite_mean(trace.strength) if trace else None,
         seed=None if cell.request.sampling.seed is None else output.seed,
         error=output.error,
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _finite_mean(values: Iterable[float | None]) -> float | None:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return sum(finite) / len(finite) if finite else None

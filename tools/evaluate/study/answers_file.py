@@ -7,54 +7,54 @@ from typing import TYPE_CHECKING
 
 from ....engine.utils.json import dumps
 from ....kernels.common.errors import InputError
-from ...common.jsonl import Lines
-from .answer_record import Record
+from ...common.jsonl import JSONLFile
+from .answer_record import AnswerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-BEGINNING = b'{"key": '
-FOREIGN = "not of a study"
+LINE_PREFIX = b'{"key": '
+MISMATCH_TEXT = "not of a study"
 """What another line is called."""
 
-Answers = dict[str, list[Record]]
+Answers = dict[str, list[AnswerRecord]]
 """By key, the n answers of a cell."""
 
 
-def of(path: Path) -> Lines:
+def open_answers_file(path: Path) -> JSONLFile:
     """The file as lines."""
-    return Lines(path, BEGINNING, FOREIGN)
+    return JSONLFile(path, LINE_PREFIX, MISMATCH_TEXT)
 
 
-def read(path: Path, keys: Collection[str], samples: int) -> Answers:
+def read_answers(path: Path, keys: Collection[str], num_samples: int) -> Answers:
     """The answers of an earlier run; none of those of which a crash left only some.
 
     Raises InputError when the file holds anything else, or answers of another study.
     """
-    found: dict[str, dict[int, Record]] = {}
-    file = of(path)
-    for number, line in enumerate(file.whole(), 1):
-        record = _record(line, file.foreign(number))
+    records_by_key: dict[str, dict[int, AnswerRecord]] = {}
+    file = open_answers_file(path)
+    for line_number, line in enumerate(file.complete_lines(), 1):
+        record = _parse_record(line, file.mismatch(line_number))
         if record.key not in keys:
             raise InputError(
-                f"line {number} of {str(path)!r} answers what this study does not ask; name another --output"
+                f"line {line_number} of {str(path)!r} answers what this study does not ask; name another --output"
             )
-        found.setdefault(record.key, {})[record.sample] = record
+        records_by_key.setdefault(record.key, {})[record.sample] = record
     return {
-        key: [records[sample] for sample in range(samples)]
-        for key, records in found.items()
-        if records.keys() >= set(range(samples))
+        key: [records[sample] for sample in range(num_samples)]
+        for key, records in records_by_key.items()
+        if records.keys() >= set(range(num_samples))
     }
 
 
-def write(path: Path, records: list[Record]) -> None:
+def append_answers(path: Path, records: list[AnswerRecord]) -> None:
     """Adds all answers of a cell."""
-    of(path).add(dumps(record.described()) for record in records)
+    open_answers_file(path).append(dumps(record.to_dict()) for record in records)
 
 
-def _record(line: bytes, foreign: InputError) -> Record:
+def _parse_record(line: bytes, mismatch: InputError) -> AnswerRecord:
     try:
-        return Record(**json.loads(line))
+        return AnswerRecord(**json.loads(line))
     except (ValueError, TypeError):
-        raise foreign from None
+        raise mismatch from None

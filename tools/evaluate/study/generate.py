@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ....kernels.common.errors import InputError
 from ...cli import formatting, open_engine
 from ...cli.display import progress
-from ...cli.terminal import say
-from ...common.run_many import decoded
+from ...cli.terminal import log_line
+from ...common.run_many import generate_many
 from . import answer_record, answers_file
 
 if TYPE_CHECKING:
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from .study import Study
 
 
-def complete(study: Study, done: Answers, path: Path) -> Answers:
+def generate_missing(study: Study, answers: Answers, path: Path) -> Answers:
     """All answers of the study: those that the file has, given as `done`, and those decoded now and added."""
     cells = study.cells
-    left = [cell for key, cell in cells.items() if key not in done]
-    if not left:
-        return done
-    done = dict(done)
-    say(f"{len(cells)} requests, of which {len(done)} are answered in {str(path)!r}")
-    engine = open_engine.open_async_engine(study.settings.config)
-    with ExitStack() as ending:
-        ending.callback(engine.shutdown)
-        answers_file.of(path).cut()
-        show = ending.enter_context(progress("trimtab: answering …"))
-        for cell, output in decoded(engine, left, lambda cell: cell.request):
+    remaining = [cell for key, cell in cells.items() if key not in answers]
+    if not remaining:
+        return answers
+    answers = dict(answers)
+    log_line(f"{len(cells)} requests, of which {len(answers)} are answered in {str(path)!r}")
+    engine = open_engine.open_async_engine(study.settings.engine_config)
+    with ExitStack() as stack:
+        stack.callback(engine.shutdown)
+        answers_file.open_answers_file(path).truncate_partial()
+        update_progress = stack.enter_context(progress("trimtab: answering …"))
+        for cell, output in generate_many(engine, remaining, lambda cell: cell.request):
             if isinstance(output, InputError):
-                where = f"question {cell.question.index} with {cell.label}"
-                raise InputError(f"{where}: {output}", output.field)
-            done[cell.key] = [
-                answer_record.of(cell, i, each) for i, each in enumerate(formatting.answers(output))
+                location = f"question {cell.question.index} with {cell.label}"
+                raise InputError(f"{location}: {output}", output.field)
+            answers[cell.key] = [
+                answer_record.record_from_output(cell, i, sample)
+                for i, sample in enumerate(formatting.all_outputs(output))
             ]
-            answers_file.write(path, done[cell.key])
-            if show:
-                show(len(done), len(cells))
-    return done
+            answers_file.append_answers(path, answers[cell.key])
+            if update_progress:
+                update_progress(len(answers), len(cells))
+    return answers

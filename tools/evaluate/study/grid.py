@@ -11,27 +11,30 @@ if TYPE_CHECKING:
 Weights = tuple[float, ...]
 
 
-def simplex(objectives: int, points: int) -> list[Weights]:
+def simplex_grid(num_objectives: int, num_points: int) -> list[Weights]:
     """All weights of `objectives` wishes that are multiples of 1/(points - 1) and sum to 1; ends included.
 
     For two wishes these are `points` weights, the first wish's falling from 1 to 0. One point is the centre,
     all weights equal.
     """
-    if points == 1 or objectives == 1:
-        return [(1 / objectives,) * objectives]
-    steps = points - 1
-    return [tuple(part / steps for part in parts) for parts in _compositions(steps, objectives)]
+    if num_points == 1 or num_objectives == 1:
+        return [(1 / num_objectives,) * num_objectives]
+    num_steps = num_points - 1
+    return [
+        tuple(count / num_steps for count in counts)
+        for counts in _iter_compositions(num_steps, num_objectives)
+    ]
 
 
-def shown(weights: Weights) -> str:
+def format_weights(weights: Weights) -> str:
     """`1/6 : 5/6`, as a table has it."""
     return " : ".join(str(Fraction(weight).limit_denominator(1000)) for weight in weights)
 
 
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    if parts == 1:
+def _iter_compositions(total: int, num_parts: int) -> Iterator[tuple[int, ...]]:
+    if num_parts == 1:
         yield (total,)
         return
     for first in range(total, -1, -1):
-        for rest in _compositions(total - first, parts - 1):
+        for rest in _iter_compositions(total - first, num_parts - 1):
             yield (first, *rest)

@@ -10,53 +10,58 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-GRADES = (
+GRADE_BOUNDS = (
     (0.45, "Only a little"),
     (0.9, "To a smaller degree"),
     (1.1, "To an equal degree"),
     (1.5, "More importantly"),
 )
 """What a weight up to this multiple of the mean weight is called."""
-HIGHEST = "Above all"
+TOP_GRADE = "Above all"
 
 
-def joined(wishes: Sequence[str], weights: Sequence[float]) -> str:
+def join_objectives(objectives: Sequence[str], weights: Sequence[float]) -> str:
     """One after the other, weights unsaid."""
-    return " ".join(wishes)
+    return " ".join(objectives)
 
 
-def percent(wishes: Sequence[str], weights: Sequence[float]) -> str:
+def list_with_percentages(objectives: Sequence[str], weights: Sequence[float]) -> str:
     """Each with its share: `Your answer should be kind. (importance: 70 %)`."""
     shares = [f"{weight * 100:.0f} %" for weight in weights]
-    said = " ".join(f"{wish} (importance: {share})" for wish, share in zip(wishes, shares, strict=True))
-    return f"Follow each wish as much as its importance says. {said}"
+    listed = " ".join(
+        f"{objective} (importance: {share})" for objective, share in zip(objectives, shares, strict=True)
+    )
+    return f"Follow each wish as much as its importance says. {listed}"
 
 
-def words(wishes: Sequence[str], weights: Sequence[float]) -> str:
+def list_with_grades(objectives: Sequence[str], weights: Sequence[float]) -> str:
     """Each after its degree, the strongest first: `Above all: … Only a little: …`."""
     mean = sum(weights) / len(weights)
-    return " ".join(f"{_grade(weight / mean)}: {wish}" for wish, weight in _strongest_first(wishes, weights))
+    return " ".join(
+        f"{_grade_label(weight / mean)}: {objective}"
+        for objective, weight in _sort_by_weight(objectives, weights)
+    )
 
 
-def order(wishes: Sequence[str], weights: Sequence[float]) -> str:
+def list_in_order(objectives: Sequence[str], weights: Sequence[float]) -> str:
     """The most important first, and said so; equal ones as they were given."""
     if max(weights) - min(weights) < 1e-9:
-        return joined(wishes, weights)
-    ranked = " ".join(wish for wish, _ in _strongest_first(wishes, weights))
+        return join_objectives(objectives, weights)
+    ranked = " ".join(objective for objective, _ in _sort_by_weight(objectives, weights))
     return f"These wishes stand in the order of their importance, the most important one first. {ranked}"
 
 
-def _strongest_first(wishes: Sequence[str], weights: Sequence[float]) -> list[tuple[str, float]]:
-    return sorted(zip(wishes, weights, strict=True), key=lambda pair: -pair[1])
+def _sort_by_weight(objectives: Sequence[str], weights: Sequence[float]) -> list[tuple[str, float]]:
+    return sorted(zip(objectives, weights, strict=True), key=lambda pair: -pair[1])
 
 
-def _grade(multiple: float) -> str:
-    return next((grade for bound, grade in GRADES if multiple <= bound), HIGHEST)
+def _grade_label(ratio: float) -> str:
+    return next((grade for bound, grade in GRADE_BOUNDS if ratio <= bound), TOP_GRADE)
 
 
 WORDINGS: dict[str, Callable[[Sequence[str], Sequence[float]], str]] = {
-    "joined": joined,
-    "percent": percent,
-    "words": words,
-    "order": order,
+    "joined": join_objectives,
+    "percent": list_with_percentages,
+    "words": list_with_grades,
+    "order": list_in_order,
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ....engine.methods.base import Method
-    from ...cli.method_args import Choice
+    from ...cli.method_args import MethodSpec
     from .grid import Weights
 
 
@@ -24,32 +24,36 @@ class Row:
 
     label: str
     family: str
-    choice: Choice
+    method_spec: MethodSpec
     wording: str = "joined"
 
-    def method(self, wishes: Sequence[str], weights: Weights) -> Method:
+    def make_method(self, objectives: Sequence[str], weights: Weights) -> Method:
         """The method toward these wishes; a wish of weight 0 changes nothing and is left out.
 
         A method for one preference gets one text, so that what asks for the same is the same request.
         """
-        kind = self.choice.method.wishes
-        asked = [(wish, weight) for wish, weight in zip(wishes, weights, strict=True) if weight > 0]
-        if kind == "none":
-            return self.choice.build(())
-        if kind == "many":
-            return self.choice.build([Objective(wish, weight) for wish, weight in asked])
-        if len(asked) == 1:
-            return self.choice.build([Objective(asked[0][0])])
-        text = WORDINGS[self.wording]([wish for wish, _ in asked], [weight for _, weight in asked])
-        return self.choice.build([Objective(text)])
+        arity = self.method_spec.method.objective_arity
+        weighted_objectives = [
+            (wish, weight) for wish, weight in zip(objectives, weights, strict=True) if weight > 0
+        ]
+        if arity == "none":
+            return self.method_spec.build(())
+        if arity == "many":
+            return self.method_spec.build([Objective(wish, weight) for wish, weight in weighted_objectives])
+        if len(weighted_objectives) == 1:
+            return self.method_spec.build([Objective(weighted_objectives[0][0])])
+        text = WORDINGS[self.wording](
+            [wish for wish, _ in weighted_objectives], [weight for _, weight in weighted_objectives]
+        )
+        return self.method_spec.build([Objective(text)])
 
 
-def rows(columns: Sequence[Choice]) -> tuple[Row, ...]:
+def make_rows(method_specs: Sequence[MethodSpec]) -> tuple[Row, ...]:
     """A row for each column, and for a prompt one for each way to say weights."""
-    found = []
-    for choice in columns:
-        ways = list(WORDINGS) if choice.method is Prompt else ["joined"]
-        for way in ways:
-            label = choice.label if way == "joined" else f"{choice.label}/{way}"
-            found.append(Row(label, choice.label, choice, way))
-    return tuple(found)
+    rows = []
+    for method_spec in method_specs:
+        wordings = list(WORDINGS) if method_spec.method is Prompt else ["joined"]
+        for wording in wordings:
+            label = method_spec.label if wording == "joined" else f"{method_spec.label}/{wording}"
+            rows.append(Row(label, method_spec.label, method_spec, wording))
+    return tuple(rows)

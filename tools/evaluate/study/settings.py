@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ....engine.config import EngineConfig
 from ....engine.sampling_params import SamplingParams, from_json
-from ....engine.utils.fields import check_fields, option, refusal
-from ....kernels.common.errors import InputError, quoted
+from ....engine.utils.fields import config_field, invalid_value, validate_types
+from ....kernels.common.errors import InputError, short_repr
 from ...cli import flags
 from ...common.questions import HALVES
 
@@ -22,153 +22,160 @@ if TYPE_CHECKING:
 
     from ...cli.parser import Parser
 
-METHODS = (
+DEFAULT_METHODS = (
     "base,prompt,linear-alignment,context-steering,opad,amulet,mato,mato:optimise_weights=off,"
     "mato:optimise_online=off,mato:kl_budget=0.2,mato:preset=balanced"
 )
-STUDY = "study.json"
+STUDY_FILE = "study.json"
 """Where a folder keeps them."""
-EXTRAS = ("repetition", "perplexity")
-NOT_SAMPLED = ("logprobs",)
+DEFAULT_EXTRA_SCORERS = ("repetition", "perplexity")
+IGNORED_SAMPLING_FIELDS = ("logprobs",)
 """Fields of SamplingParams that change no answer."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """All that decides a study, and each is a flag. `sampling` and `model` hold only what was given."""
 
-    aim: tuple[str, ...] = option(
+    aim: tuple[str, ...] = config_field(
         (),
         'a wish and what measures it, as "WISH=SCORER", with "-SCORER" where less is better (once for each '
         'wish); "=SCORER" stands for the preferences that each question has of its own',
     )
-    methods: str = option(METHODS, "rows as NAME[:field=value...], separated by commas")
-    weights: int = option(7, "points of weight along each edge between two wishes; 1 is equal weights only")
-    questions: str | None = option(None, "a file of questions, JSON or JSON lines; none is the project's own")
-    half: str = option("both", "only the questions of even (first) or of odd index (second)", HALVES)
-    limit: int | None = option(None, "only the first so many questions; none takes all")
-    scorers: tuple[str, ...] = option(
+    methods: str = config_field(DEFAULT_METHODS, "rows as NAME[:field=value...], separated by commas")
+    weights: int = config_field(
+        7, "points of weight along each edge between two wishes; 1 is equal weights only"
+    )
+    questions: str | None = config_field(
+        None, "a file of questions, JSON or JSON lines; none is the project's own"
+    )
+    half: str = config_field("both", "only the questions of even (first) or of odd index (second)", HALVES)
+    limit: int | None = config_field(None, "only the first so many questions; none takes all")
+    scorers: tuple[str, ...] = config_field(
         (),
         "what else to measure, separated by commas, in place of repetition,perplexity (may be given several "
         "times)",
     )
-    pairwise: str | None = option(
+    pairwise: str | None = config_field(
         None,
         "a judge (judge:URL) that compares each row's answers with base's and the best prompt's",
     )
-    fluent: float | None = option(
+    fluent: float | None = config_field(
         None,
         "leave points out of ranges and fronts whose median perplexity is above this many times base's; in "
         "win rates they lose. none leaves none out",
     )
-    system: str | None = option(
+    system: str | None = config_field(
         None, "the system text, which the wishes follow; none is: You are a helpful assistant."
     )
     sampling: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        object.__setattr__(self, "scorers", tuple(_separated(self.scorers)))
+        validate_types(self)
+        object.__setattr__(self, "scorers", tuple(_split_names(self.scorers)))
         if self.weights < 1:
-            raise refusal("weights", self.weights, "a whole number ≥ 1")
+            raise invalid_value("weights", self.weights, "a whole number ≥ 1")
         if self.limit is not None and self.limit < 1:
-            raise refusal("limit", self.limit, "a whole number ≥ 1, or none")
+            raise invalid_value("limit", self.limit, "a whole number ≥ 1, or none")
         if self.pairwise is not None and self.pairwise.partition(":")[0] != "judge":
-            raise refusal("pairwise", self.pairwise, "judge:URL, or none")
+            raise invalid_value("pairwise", self.pairwise, "judge:URL, or none")
         if self.fluent is not None and not 1 <= self.fluent < math.inf:
-            raise refusal("fluent", self.fluent, "a finite number ≥ 1, or none")
-        if self.params.n > 1 and self.params.temperature == 0:
+            raise invalid_value("fluent", self.fluent, "a finite number ≥ 1, or none")
+        if self.sampling_params.n > 1 and self.sampling_params.temperature == 0:
             raise InputError(
-                f"n is {self.params.n}, but greedy answers are all the same; set a temperature, too"
+                f"n is {self.sampling_params.n}, but greedy answers are all the same; set a temperature, too"
             )
 
     @property
-    def extras(self) -> tuple[str, ...]:
+    def extra_scorers(self) -> tuple[str, ...]:
         """The further scorers."""
-        return self.scorers or EXTRAS
+        return self.scorers or DEFAULT_EXTRA_SCORERS
 
     @property
-    def params(self) -> SamplingParams:
+    def sampling_params(self) -> SamplingParams:
         """The sampling parameters. Draws are seeded, 0 unless given, so that they can be repeated."""
-        given = {name: value for name, value in self.sampling.items() if name not in NOT_SAMPLED}
-        params = SamplingParams(**given)
+        values = {name: value for name, value in self.sampling.items() if name not in IGNORED_SAMPLING_FIELDS}
+        params = SamplingParams(**values)
         return replace(params, seed=params.seed or 0) if params.temperature > 0 else params
 
     @property
-    def config(self) -> EngineConfig:
+    def engine_config(self) -> EngineConfig:
         """The engine's config."""
         return EngineConfig(**self.model)
 
     @property
     def command(self) -> str:
         """The flags that ask for this."""
-        default = Settings()
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NESTED}
-        given = {name: value for name, value in own.items() if value != getattr(default, name)}
+        default = StudySettings()
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NESTED_FIELDS}
+        changed = {name: value for name, value in values.items() if value != getattr(default, name)}
         # A seed may stand for both; it is one flag.
         return " ".join(
-            _typed(name, value) for name, value in {**given, **self.model, **self.sampling}.items()
+            _format_flag(name, value) for name, value in {**changed, **self.model, **self.sampling}.items()
         )
 
-    def described(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it; `from_description` reads it again."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
 
 
-NESTED = ("sampling", "model")
+NESTED_FIELDS = ("sampling", "model")
 
 
-def add_flags(parser: Parser) -> None:
+def add_study_flags(parser: Parser) -> None:
     """A flag for each field."""
-    flags.add_fields(parser, "study", Settings, NESTED)
+    flags.add_fields(parser, "study", StudySettings, NESTED_FIELDS)
 
 
-def read(namespace: argparse.Namespace, before: Settings | None) -> Settings:
+def settings_from_args(args: argparse.Namespace, previous: StudySettings | None) -> StudySettings:
     """The settings that flags ask for, in place of those of an earlier study, if any."""
-    start = before or Settings()
-    given = flags.given(Settings, namespace, NESTED)
-    sampling = {**start.sampling, **flags.given(SamplingParams, namespace)}
+    base = previous or StudySettings()
+    flag_values = flags.fields_from_args(StudySettings, args, NESTED_FIELDS)
+    sampling = {**base.sampling, **flags.fields_from_args(SamplingParams, args)}
     return replace(
-        start, **given, sampling=sampling, model={**start.model, **flags.given(EngineConfig, namespace)}
+        base,
+        **flag_values,
+        sampling=sampling,
+        model={**base.model, **flags.fields_from_args(EngineConfig, args)},
     )
 
 
-def from_file(path: Path) -> Settings:
+def settings_from_file(path: Path) -> StudySettings:
     """The settings in a study.json or report.json. Raises InputError when there are none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        return from_description(found)
+        data = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return settings_from_dict(data)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{str(path)!r} holds no settings of a study ({error}); name its report.json"
         ) from None
 
 
-def from_description(values: Mapping[str, Any]) -> Settings:
+def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:
     """The settings that `described` describes."""
-    return Settings(**{**values, "sampling": from_json(dict(values["sampling"]))})
+    return StudySettings(**{**values, "sampling": from_json(dict(values["sampling"]))})
 
 
-def _separated(texts: tuple[str, ...]) -> list[str]:
+def _split_names(texts: tuple[str, ...]) -> list[str]:
     """Names between commas; an argument of `lexical` is a regular expression and keeps its own."""
-    found: list[str] = []
+    names: list[str] = []
     for text in texts:
-        found += [text] if text.startswith("lexical:") else [part.strip() for part in text.split(",")]
-    if not all(found):
+        names += [text] if text.startswith("lexical:") else [name.strip() for name in text.split(",")]
+    if not all(names):
         raise InputError(
-            f"scorers has an empty name in {quoted(','.join(texts))}; name scorers between commas"
+            f"scorers has an empty name in {short_repr(','.join(texts))}; name scorers between commas"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
-def _typed(name: str, value: Any) -> str:
-    flag = flags.flag(name)
+def _format_flag(name: str, value: Any) -> str:
+    flag = flags.flag_name(name)
     if isinstance(value, bool):
         return flag if value else flag.replace("--", "--no-", 1)
     if isinstance(value, tuple | list):
         return " ".join(f"{flag} {shlex.quote(str(each))}" for each in value)
     if isinstance(value, dict):
         return " ".join(f"{flag} {key}={each}" for key, each in value.items())
-    return f"{flag} {shlex.quote(flags.shown(value) if value is None else str(value))}"
+    return f"{flag} {shlex.quote(flags.format_default(value) if value is None else str(value))}"

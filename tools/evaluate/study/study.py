@@ -14,17 +14,17 @@ from ....kernels.common.errors import InputError
 from ...cli import common_args, method_args
 from ...common import questions as question
 from . import grid
-from .row import Row, rows
-from .target import Aim, aims
+from .row import Row, make_rows
+from .target import Target, parse_targets
 
 if TYPE_CHECKING:
     from ....engine.config import EngineConfig
     from ....engine.methods.base import Method
     from ...common.questions import Question
     from .grid import Weights
-    from .settings import Settings
+    from .settings import StudySettings
 
-MODEL = ("model", "dtype", "load_format", "max_model_len", "chat_template", "kernels")
+MODEL_FIELDS = ("model", "dtype", "load_format", "max_model_len", "chat_template", "kernels")
 """Fields of EngineConfig that an answer depends on."""
 
 
@@ -43,84 +43,88 @@ class Cell:
 class Study:
     """What is asked: questions × rows × weights."""
 
-    settings: Settings
+    settings: StudySettings
     questions: tuple[Question, ...]
-    aims: tuple[Aim, ...]
+    targets: tuple[Target, ...]
     rows: tuple[Row, ...]
     weights: tuple[Weights, ...]
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
         """Every different request by its key, question after question: their prompts begin alike."""
-        found: dict[str, Cell] = {}
-        for cell in self._placed.values():
-            found.setdefault(cell.key, cell)
-        return found
+        cells: dict[str, Cell] = {}
+        for cell in self._cells_by_position.values():
+            cells.setdefault(cell.key, cell)
+        return cells
 
     @property
     def scorers(self) -> tuple[str, ...]:
         """All scorers that it asks for, each once."""
         pairwise = [self.settings.pairwise] if self.settings.pairwise else []
-        return tuple(dict.fromkeys([*(aim.scorer for aim in self.aims), *self.settings.extras, *pairwise]))
+        return tuple(
+            dict.fromkeys(
+                [*(target.scorer for target in self.targets), *self.settings.extra_scorers, *pairwise]
+            )
+        )
 
-    def key(self, row: Row, weights: Weights, question: Question) -> str:
+    def answer_key(self, row: Row, weights: Weights, question: Question) -> str:
         """The key of the answers of this row at this weight."""
-        return self._placed[row.label, weights, question.index].key
+        return self._cells_by_position[row.label, weights, question.index].key
 
     @cached_property
-    def _placed(self) -> dict[tuple[str, Weights, int], Cell]:
+    def _cells_by_position(self) -> dict[tuple[str, Weights, int], Cell]:
         return {
-            (row.label, weights, each.index): self._cell(row, weights, each)
+            (row.label, weights, each.index): self._make_cell(row, weights, each)
             for each in self.questions
             for weights in self.weights
             for row in self.rows
         }
 
-    def _cell(self, row: Row, weights: Weights, question: Question) -> Cell:
-        method = row.method([aim.wish(question) for aim in self.aims], weights)
-        sampling = self.settings.params
+    def _make_cell(self, row: Row, weights: Weights, question: Question) -> Cell:
+        method = row.make_method([target.objective_text(question) for target in self.targets], weights)
+        sampling = self.settings.sampling_params
         if sampling.seed is not None:
             # Every row draws alike for a question, and for another question differently.
             sampling = replace(sampling, seed=(sampling.seed + question.index * sampling.n) % 2**64)
-        prompt = common_args.messages(question.text, self.settings.system)
+        prompt = common_args.build_messages(question.text, self.settings.system)
         request = Request(prompt, method, sampling, trace=True)
-        return Cell(_key(request, self.settings.config), question, row.label, weights, request)
+        return Cell(_request_key(request, self.settings.engine_config), question, row.label, weights, request)
 
 
-def make(settings: Settings) -> Study:
+def make_study(settings: StudySettings) -> Study:
     """The study of these settings. Raises InputError for what cannot be asked."""
     if settings.fluent is not None and all(
-        c.method is not Base for c in method_args.columns(settings.methods)
+        c.method is not Base for c in method_args.parse_methods(settings.methods)
     ):
         raise InputError("--fluent compares with base, and --methods has none; add base")
-    questions = question.read(settings.questions, settings.half)[: settings.limit]
-    wanted = aims(settings.aim, questions)
+    questions = question.read_questions(settings.questions, settings.half)[: settings.limit]
+    targets = parse_targets(settings.aim, questions)
     return Study(
         settings,
         questions,
-        wanted,
-        rows(method_args.columns(settings.methods)),
-        tuple(grid.simplex(len(wanted), settings.weights)),
+        targets,
+        make_rows(method_args.parse_methods(settings.methods)),
+        tuple(grid.simplex_grid(len(targets), settings.weights)),
     )
 
 
-def _key(request: Request, config: EngineConfig) -> str:
+def _request_key(request: Request, config: EngineConfig) -> str:
     """A digest of all that decides an answer."""
-    decides = {
+    key_fields = {
         "messages": request.messages,
-        "method": _described(request.steering),
+        "method": _describe_method(request.steering),
         "sampling": asdict(request.sampling),
-        "model": {name: getattr(config, name) for name in MODEL},
+        "model": {name: getattr(config, name) for name in MODEL_FIELDS},
     }
-    text = json.dumps(decides, sort_keys=True)
+    text = json.dumps(key_fields, sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _described(method: Method) -> dict[str, Any]:
+def _describe_method(method: Method) -> dict[str, Any]:
     values = {name: value for name, value in asdict(method).items() if name != "objectives"}
     return {
         "name": method.name,
         **values,
-        "branches": method.branches(),
+        "branches": method.branch_objectives(),
         "weights": [round(weight, 9) for weight in method.weights()],
     }

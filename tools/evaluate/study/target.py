@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Aim:
+class Target:
     """A wish and its scorer. `text` None: the wish is the question's own, its `place`-th preference."""
 
     text: str | None
@@ -26,15 +26,15 @@ class Aim:
     @property
     def label(self) -> str:
         """What a table calls it: the scorer, with a minus where less is better."""
-        own = "" if self.text is not None else f" {self.place + 1}"
-        return ("-" if self.sign < 0 else "") + self.scorer + own
+        preference_number = "" if self.text is not None else f" {self.place + 1}"
+        return ("-" if self.sign < 0 else "") + self.scorer + preference_number
 
-    def wish(self, question: Question) -> str:
+    def objective_text(self, question: Question) -> str:
         """The wish's text for this question."""
         return question.preferences[self.place] if self.text is None else self.text
 
 
-def parse(text: str) -> Aim:
+def parse_target(text: str) -> Target:
     """`"Be brief.=-length"` → wish, scorer, and that less is better: split where a scorer's name follows.
 
     Without a wish (`"=judge:URL"`) it stands for each of a question's own preferences.
@@ -45,29 +45,29 @@ def parse(text: str) -> Aim:
         scorer = text[end + 1 :].strip()
         name = scorer.removeprefix("-")
         if name.partition(":")[0] in SCORERS:
-            return Aim(text[:end].strip() or None, name, -1 if scorer.startswith("-") else 1)
+            return Target(text[:end].strip() or None, name, -1 if scorer.startswith("-") else 1)
     raise InputError(
         f'--aim is {text!r}; it must be "WISH=SCORER", such as "Be brief.=-length"; scorers are '
         + ", ".join(SCORERS)
     )
 
 
-def aims(texts: Sequence[str], questions: Sequence[Question]) -> tuple[Aim, ...]:
+def parse_targets(texts: Sequence[str], questions: Sequence[Question]) -> tuple[Target, ...]:
     """The aims as typed. Raises InputError when there are none, or the questions lack preferences."""
-    found = [parse(text) for text in texts]
-    if not found:
+    targets = [parse_target(text) for text in texts]
+    if not targets:
         raise InputError(
             'there is no --aim; say what is wished for and what measures it: "Be brief.=-length"'
         )
-    if all(aim.text is not None for aim in found):
-        return tuple(found)
-    if len(found) > 1:
+    if all(target.text is not None for target in targets):
+        return tuple(targets)
+    if len(targets) > 1:
         raise InputError("an --aim without a wish stands for all preferences of a question; give it alone")
-    count = len(questions[0].preferences)
+    num_preferences = len(questions[0].preferences)
     for question in questions:
-        if not question.preferences or len(question.preferences) != count:
+        if not question.preferences or len(question.preferences) != num_preferences:
             raise InputError(
                 f"question {question.index} has {len(question.preferences)} preferences; for an --aim "
                 "without a wish all questions must have equally many, and at least one"
             )
-    return tuple(Aim(None, found[0].scorer, found[0].sign, place) for place in range(count))
+    return tuple(Target(None, targets[0].scorer, targets[0].sign, index) for index in range(num_preferences))
