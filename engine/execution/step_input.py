@@ -101,7 +101,9 @@ class StepInput:
             rope_lengths=[
                 group.rope_length for group, _, count in scheduler_output.scheduled for _ in range(count)
             ],
-            logits_indices=[last_index[branch] for group in scheduler_output.to_sample for branch in group.branches],
+            logits_indices=[
+                last_index[branch] for group in scheduler_output.to_sample for branch in group.branches
+            ],
             request_branches=[
                 (group.state_row, [branch.index for branch in group.branches])
                 for group in scheduler_output.to_sample

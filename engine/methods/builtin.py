@@ -101,7 +101,7 @@ class Opad(Method):
 
     def coefficients(self) -> SteeringCoefficients:
         self.require_positive("gain")
-        return contrast_coefficients(self, 1 + self.gain, delay=self.gain)
+        return contrast_coefficients(self, 1 + self.gain, prev_contrast_coef=self.gain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class Mato(Method):
             self,
             self._compute_strength(),
             self.kl_budget,
-            reward=self.beta / self.tau if self.optimise_weights else 0.0,
+            reward_rate=self.beta / self.tau if self.optimise_weights else 0.0,
             beta=self.beta,
             accumulate={"sum": SUM, "mean": MEAN, "ema": EMA}[self.accumulate],
             decay=self.decay,

@@ -195,7 +195,10 @@ def parse_body(cls: type[RequestBody], values: Mapping[str, Any]) -> tuple[Any, 
             )
     try:
         body: Any = cls(**{name: values[name] for name in field_names if name in values})
-        return body, SamplingParams(**_sampling_args(values), max_tokens=body.longest, logprobs=body.top)
+        sampling = SamplingParams(
+            **_sampling_args(values), max_tokens=body.effective_max_tokens, logprobs=body.num_logprobs
+        )
+        return body, sampling
     except InputError as error:
         if error.field == "logprobs" and values.get("logprobs") is True:
             error.field = "top_logprobs"  # as a chat spells it

@@ -160,7 +160,15 @@ class RequestLayout:
         tensors = to_device(torch.device(device), *(np.array(array, np.int64) for array in arrays))
         table, row_start, count, branch, request_of_row = tensors
         host_state_rows = tuple(arrays[0])
-        return cls(table, row_start, count, branch, request_of_row, max_rows=max(counts), host_state_rows=host_state_rows)
+        return cls(
+            table,
+            row_start,
+            count,
+            branch,
+            request_of_row,
+            max_rows=max(counts),
+            host_state_rows=host_state_rows,
+        )
 
     def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
         """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].

@@ -56,7 +56,9 @@ TRITON = Backend(
 INVARIANT = replace(
     TRITON,
     ops=replace(
-        TRITON.ops, matmul=matmul, make_lm_head=partial(LMHead, matmul_fn=partial(matmul, dtype=torch.float32))
+        TRITON.ops,
+        matmul=matmul,
+        make_lm_head=partial(LMHead, matmul_fn=partial(matmul, dtype=torch.float32)),
     ),
     cache_cls=BatchInvariantPagedKVCache,
     sample=partial(lm_head.sample_from_hidden, sampler=invariant_steer),

@@ -177,7 +177,7 @@ def _memory_fit(config: ModelConfig, info: dict[str, Any]) -> dict[str, Any]:
         f"{max_tokens:,} tokens do": branch_bytes > cache_bytes,
     }
     return {
-        "memory_bytes": weight_bytes,
+        "memory_bytes": model_bytes,
         "free_bytes": free_bytes,
         "does_not_fit": [sentence for sentence, applies in problems.items() if applies],
     }

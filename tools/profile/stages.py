@@ -122,7 +122,7 @@ class _TimedProxy:
         return self._timer.wrap(self._stage, self._value.__getitem__)(index)
 
     def add_residual(self, *args: Any) -> Any:
-        return self._timer.wrap(self._stage, self._value.add_to)(*args)
+        return self._timer.wrap(self._stage, self._value.add_residual)(*args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._value, name)

@@ -29,7 +29,7 @@ MAX_BRANCHES = 5
 @pytest.mark.parametrize("caching", [True, False])
 @settings(deadline=None, max_examples=150)
 @given(
-    asked=st.lists(random_groups(), min_size=1, max_size=7),
+    arrivals=st.lists(random_groups(), min_size=1, max_size=7),
     size=st.integers(1, 4),
     budget=st.integers(MAX_BRANCHES, 13),
     spare=st.integers(0, 20),

@@ -40,7 +40,10 @@ def test_neither_valid_nor_invalid_schema_inputs_break_the_server(
     for operation in found:
 
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(case=operation.as_strategy(generation_mode=mode), kept=st.sets(st.integers(0, 30), max_size=2))
+        @given(
+            case=operation.as_strategy(generation_mode=mode),
+            kept_fields=st.sets(st.integers(0, 30), max_size=2),
+        )
         def call(case: schemathesis.Case, kept_fields: set[int]) -> None:
             if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
                 # of more than a few optional fields one is nearly always out of range

@@ -70,7 +70,7 @@ def test_a_request_whose_whole_support_mask_is_banned_fails() -> None:
 @property_settings
 @given(
     seed=st.integers(0, 2**40),
-    seen=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    seen_ids=st.lists(st.integers(0, 40), min_size=1, max_size=30),
     penalty=st.floats(0.2, 5),
 )
 def test_the_repetition_penalty_is_that_of_transformers(

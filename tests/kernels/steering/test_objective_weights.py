@@ -19,7 +19,7 @@ property_settings = settings(deadline=None, derandomize=True, max_examples=15)
 
 @property_settings
 @given(
-    asked=st.lists(
+    prior_weights=st.lists(
         st.sampled_from((0.0, 5e-324, 1e-300, 1e-9, 0.1, 0.5, 1.0)), min_size=1, max_size=7
     ).filter(any),
     data=st.data(),
@@ -46,7 +46,7 @@ def test_weights_of_huge_rewards_at_a_tiny_temperature_still_sum_to_one() -> Non
 
 @property_settings
 @given(
-    asked=st.lists(st.floats(0.01, 1), min_size=2, max_size=6),
+    prior_weights=st.lists(st.floats(0.01, 1), min_size=2, max_size=6),
     data=st.data(),
     tau=st.floats(0.05, 20),
     seed=st.integers(0, 2**40),

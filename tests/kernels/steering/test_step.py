@@ -198,7 +198,7 @@ def is_within_error(got: Sequence[float], truth: Sequence[float], rough: Sequenc
 @given(
     seed=seeds,
     accumulate=st.sampled_from(("sum", "mean", "ema")),
-    asked=st.lists(st.floats(0.05, 1) | st.just(0.0), min_size=1, max_size=5).filter(any),
+    weights=st.lists(st.floats(0.05, 1) | st.just(0.0), min_size=1, max_size=5).filter(any),
     tau=st.floats(0.3, 10),
     beta=st.floats(0.1, 3),
     decay=st.floats(0, 0.99),

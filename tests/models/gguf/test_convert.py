@@ -170,7 +170,7 @@ def test_the_converted_folder_is_the_model_that_transformers_loads_from_the_file
     path = write_gguf(
         tmp_path / "m.gguf",
         {key.replace("llama", architecture): width for key in LENGTHS},
-        random_tensors("Q4_1", architecture, tied=tied, width=width),
+        random_tensors("Q4_1", architecture, tied=tied, head_dim=width),
         architecture,
     )
     folder = convert(path, tmp_path / "out", "float32")

@@ -91,7 +91,7 @@ def llama3_divisors(width: int, factor: float, low: float, high: float, original
 def with_divisors(path: Path, values: np.ndarray, width: int) -> Path:
     lengths = ("attention.key_length", "attention.value_length", "rope.dimension_count")
     metadata = {**{f"llama.{key}": width for key in lengths}, "llama.rope.freq_base": THETA}
-    contents = {**random_tensors("F16", width=width), "rope_freqs.weight": (values, Kind.F32)}
+    contents = {**random_tensors("F16", head_dim=width), "rope_freqs.weight": (values, Kind.F32)}
     return write_gguf(path, metadata, contents)
 
 

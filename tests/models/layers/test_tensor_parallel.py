@@ -41,7 +41,7 @@ class FakeCommunicator:
     """A process that exchanges nothing."""
 
     rank: int
-    size: int
+    world_size: int
 
 
 TINY = BiasedModel(heads=8, kv_heads=4, head_dim=6, intermediate=52, tied=False, shards=2)

@@ -157,7 +157,7 @@ def test_a_prefix_space_stands_where_the_folder_says(
 ) -> None:
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
     assert encode_pieces(tokenizer, "a<s>a") == expected
-    assert encode_pieces(tokenizer, "a<s>a", foreign=[]) == expected
+    assert encode_pieces(tokenizer, "a<s>a", untrusted=[]) == expected
     assert tokenizer.decode(tokenizer.encode("a")) == "a"
 
 

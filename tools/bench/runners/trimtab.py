@@ -46,7 +46,8 @@ class Peer:
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
         """Decodes all prompts at once. "decoding" is the slowest answer's time after its first token."""
         method, sampling = self._methods[contestant]
-        num_branches = 1 + len(method.branches())
+        list_branches = getattr(method, "branch_objectives", None) or method.branches  # as of 0.1
+        num_branches = 1 + len(list_branches())
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, **sampling)
         # without a trace, which none of the others keeps
         request_args = ((prompt[:num_branches], False) for prompt in prompts)
