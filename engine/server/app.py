@@ -150,7 +150,13 @@ def _method_info(cls: Any) -> dict[str, Any]:
         name: {"default": fields_by_name[name].default, "help": fields_by_name[name].metadata["help"]}
         for name in setting_names(cls)
     }
-    return {"name": cls.name, "wishes": cls.wishes, "fields": field_info, "presets": cls.presets}
+    return {
+        "name": cls.name,
+        "objective_arity": cls.objective_arity,
+        "wishes": cls.objective_arity,  # the key's name until 0.1, for one more release
+        "fields": field_info,
+        "presets": cls.presets,
+    }
 
 
 def _page_route(file: str) -> Callable[[], Awaitable[Response]]:

@@ -119,7 +119,7 @@ class PagedKVCache:
         metadata, kv_cache = self.metadata, self.blocks[layer]
         assert metadata is not None, "attend before begin"
         queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
-        return self.attention(metadata, kv_cache, queries, window).flatten(1)
+        return self.run_attention(metadata, kv_cache, queries, window).flatten(1)
 
     def apply_rope(
         self,
@@ -132,7 +132,7 @@ class PagedKVCache:
         """Writes keys and values to a layer's pages; see `kernels.reference.rotary.rope_write`."""
         return rope_and_write_kv(qkv, rotary, norm, kv_cache, metadata.block_ids, metadata.block_offsets)
 
-    def attention(
+    def run_attention(
         self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, window: int | None
     ) -> Tensor:
         """What the queries find in a layer's pages; both [rows, heads, head_dim]."""

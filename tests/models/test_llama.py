@@ -119,8 +119,8 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path: Path) -> No
     tiny = TinyModel(hidden=256, vocab_size=40_000, intermediate=4096, layers=5, dtype=torch.bfloat16)
     weights = 4 * sum(tensor.numel() for tensor in tiny.tensors().values())
     setup = """
-from trimtab.models.loader.loader import open_model
-opened = open_model(sys.argv[1])
+from trimtab.models.loader.loader import load_bundle
+opened = load_bundle(sys.argv[1])
 torch.ones(300, 300) @ torch.ones(300, 300)
 """
     load = "model = opened.load(torch.float32, torch.device('cpu'))"

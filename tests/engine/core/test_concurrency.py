@@ -159,7 +159,7 @@ expected = engine.generate(request).token_ids
 sys.stdout.flush()
 child = os.fork()
 if not child:
-    served._loop._entering.acquire()  # as if a thread had it at the fork
+    served._thread._submit_lock.acquire()  # as if a thread had it at the fork
     for call in (engine.generate, served.submit, lambda request: engine.score([1, 2])):
         try:
             call(request)

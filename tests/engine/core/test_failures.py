@@ -57,10 +57,10 @@ class FailingCall:
 STEP_STAGES: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "the plan": lambda core: (core.scheduler, "schedule"),
     "the row of the table": lambda core: (core.runner, "add_request"),
-    "the move of pages": lambda core: (core.runner.cache, "swap"),
-    "the clearing of pages": lambda core: (core.runner.cache, "clear"),
+    "the move of pages": lambda core: (core.runner.cache, "swap_blocks"),
+    "the clearing of pages": lambda core: (core.runner.cache, "zero_blocks"),
     "the forward": lambda core: (core.runner.model, "forward"),
-    "the last product": lambda core: (core.runner.model.head, "_product"),
+    "the last product": lambda core: (core.runner.model.lm_head, "_linear"),
     "the choice": lambda core: (core.runner, "sample"),
     "the end of the plan": lambda core: (core.scheduler, "mark_computed"),
 }
@@ -284,7 +284,7 @@ def test_a_detokenizer_failure_ends_only_its_own_answer(tiny_folder: Path, tiny:
     def sick_first(skip: bool) -> Any:
         detokenizer = make(skip)
         if not detokenizers:
-            FailingCall(detokenizer, "push", UnicodeDecodeError("utf-8", b"x", 0, 1, "by design"), nth_call=4)
+            FailingCall(detokenizer, "step", UnicodeDecodeError("utf-8", b"x", 0, 1, "by design"), nth_call=4)
         detokenizers.append(detokenizer)
         return detokenizer
 

@@ -80,18 +80,18 @@ def generate_forced_text(engine: Engine, text: str, **fields: Any) -> Output:
     request = Request("Say it.", sampling=SamplingParams(max_tokens=len(ids), **fields))
     forced_ids = iter(ids)
     head: Any = engine._core.runner.model.lm_head
-    original_matmul = head._product
+    original_matmul = head._linear
 
     def force_next_token(hidden: torch.Tensor) -> torch.Tensor:
         logits = original_matmul(hidden)
         logits[:, next(forced_ids)] = 1e4
         return logits
 
-    head._product = force_next_token
+    head._linear = force_next_token
     try:
         return engine.generate(request)
     finally:
-        head._product = original_matmul
+        head._linear = original_matmul
 
 
 @pytest.mark.parametrize(

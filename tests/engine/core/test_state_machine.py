@@ -168,7 +168,7 @@ class AsyncEngineMachine(RuleBasedStateMachine):
 
         self.run_task(read())
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.pending)
     @rule(choose=st.randoms(use_true_random=False))
     def cancel(self, choose: random.Random) -> None:
         future, *_ = choose.choice(self.pending)
@@ -182,7 +182,7 @@ class AsyncEngineMachine(RuleBasedStateMachine):
         else:
             assert len(self.run_task(self.engine.score([5] * count))) == count
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.pending)
     @rule()
     def result(self) -> None:
         future, at, late = self.pending.pop()

@@ -185,7 +185,7 @@ def test_triton_itself_compiles_nothing_after_the_warm_up(
 def test_most_steps_of_the_warm_up_are_needed(core: EngineCore) -> None:
     """They launch a kernel that none before them does."""
     seen_variants, needed = set[tuple[Any, ...]](), list[bool]()
-    for order in warmup_steps(core.runner.cache.spare, *SHAPES):  # type: ignore[attr-defined]
+    for order in warmup_steps(core.runner.cache.padding_block, *SHAPES):  # type: ignore[attr-defined]
         with record_launches() as builds:
             core.runner.execute_as_worker(order)
         needed.append(not variant_keys(builds) <= seen_variants)

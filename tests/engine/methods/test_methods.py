@@ -296,15 +296,15 @@ def test_names_are_those_of_the_command_line() -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HalfwayMethod(Method):
+class Halfway(Method):
     """Someone's own method: part of the way to the objectives."""
 
     compilations: ClassVar[int] = 0
     fraction: float = config_field(0.5, "how far")
 
     def coefficients(self) -> SteeringCoefficients:
-        HalfwayMethod.compilations += 1
-        self.require("share", 0 <= self.fraction <= 1, "from 0 to 1")
+        Halfway.compilations += 1
+        self.require("fraction", 0 <= self.fraction <= 1, "from 0 to 1")
         return SteeringCoefficients(base_coef=1 - self.fraction, objective_coef=self.fraction)
 
 
@@ -312,23 +312,23 @@ def test_a_custom_method_steers_like_its_formula(tiny: Engine) -> None:
     sampling = SamplingParams(max_tokens=12, ignore_eos=True)
     mine, theirs, plain = tiny.generate(
         [
-            Request("Why?", HalfwayMethod([KIND, SHORT], fraction=0.5), sampling),
+            Request("Why?", Halfway([KIND, SHORT], fraction=0.5), sampling),
             Request("Why?", ContextSteering([KIND, SHORT], strength=0.5), sampling),
             Request("Why?", sampling=sampling),
         ]
     )
     assert mine.token_ids == theirs.token_ids != plain.token_ids
     assert mine.trace == theirs.trace
-    assert HalfwayMethod.name == "halfway"
-    assert HalfwayMethod.compilations == 1
-    with pytest.raises(InputError, match=r"share of halfway is 2.0; it must be from 0 to 1"):
-        HalfwayMethod([KIND], fraction=2)
-    with pytest.raises(InputError, match=r"share of halfway is 'half'; it must be a number"):
-        HalfwayMethod([KIND], fraction="half")
+    assert Halfway.name == "halfway"
+    assert Halfway.compilations == 1
+    with pytest.raises(InputError, match=r"fraction of halfway is 2.0; it must be from 0 to 1"):
+        Halfway([KIND], fraction=2)
+    with pytest.raises(InputError, match=r"fraction of halfway is 'half'; it must be a number"):
+        Halfway([KIND], fraction="half")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoCoefficientsMethod(Method):
+class Forgetful(Method):
     """A method whose program returns nothing, with a field of a type that nobody checks."""
 
     fractions: list[complex] | None = None
@@ -339,7 +339,7 @@ class NoCoefficientsMethod(Method):
 
 def test_a_method_without_coefficients_is_refused() -> None:
     with pytest.raises(InputError, match="the program of forgetful is None; it must be of type Program"):
-        NoCoefficientsMethod([KIND], fractions=[1j])
+        Forgetful([KIND], fractions=[1j])
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.presets])

@@ -26,12 +26,12 @@ ENGINES: list[dict[str, Any]] = [
     {"enable_prefix_caching": caching, **fields}
     for caching in (True, False)
     for fields in (
-        {"max_num_seqs": 9, "max_num_batched_tokens": 9, "spare": 9},
-        {"max_num_seqs": 48, "max_num_batched_tokens": 64, "spare": 0},
-        {"max_num_seqs": 48, "max_num_batched_tokens": 256, "spare": 300},
+        {"max_num_seqs": 9, "max_num_batched_tokens": 9, "spare_blocks": 9},
+        {"max_num_seqs": 48, "max_num_batched_tokens": 64, "spare_blocks": 0},
+        {"max_num_seqs": 48, "max_num_batched_tokens": 256, "spare_blocks": 300},
     )
 ]
-"""spare: pages beyond those of the largest request."""
+"""spare_blocks: blocks beyond those of the largest request."""
 
 
 def make_requests() -> list[Request]:

