@@ -14,6 +14,7 @@ from trimtab import AsyncEngine, BusyError, Engine, InputError, Mato, Objective,
 from trimtab.engine import Amulet, Base, SamplingParams
 from trimtab.engine.outputs import Output
 
+from ..harness import get_runner, set_async_scheduling
 from ..helpers.polling import wait_until
 from ..helpers.tiny_model import is_idle
 
@@ -24,7 +25,7 @@ METHODS = (Base(), Amulet([KIND]), Mato([KIND, SHORT]))
 @pytest.fixture(params=[False, True], ids=["", "looks ahead"])
 def engine(tiny_folder: Path, request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=12)
-    engine._core.async_scheduling = request.param
+    set_async_scheduling(engine, request.param)
     yield engine
     engine.shutdown()
     assert is_idle(engine)
@@ -167,7 +168,7 @@ def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> Non
 def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_is_served(
     engine: AsyncEngine,
 ) -> None:
-    forward, broken = engine._core.runner.model.forward, threading.Event()
+    forward, broken = get_runner(engine).model.forward, threading.Event()
 
     def break_once(*arguments: Any) -> Any:
         if not broken.is_set():
@@ -175,7 +176,7 @@ def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_i
             raise ZeroDivisionError("by design")
         return forward(*arguments)
 
-    engine._core.runner.model.forward = break_once  # type: ignore[method-assign]
+    get_runner(engine).model.forward = break_once  # type: ignore[method-assign]
 
     async def ask() -> list[Any]:
         return await asyncio.gather(

@@ -11,6 +11,7 @@ import torch
 from trimtab.engine import Amulet, Engine, Mato, Opad, Request, SamplingParams
 from trimtab.kernels.common.errors import InputError
 
+from ..harness import get_runner
 from ..helpers.invariance_marks import batch_invariant_cpu
 from ..helpers.sample_requests import (
     KIND,
@@ -106,7 +107,7 @@ def test_a_model_that_lacks_tokens_of_its_tokenizer_is_refused_with_both_numbers
 def test_an_engine_says_where_it_decodes_and_in_what_type(tiny_folder: Path, dtype: str) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), dtype=dtype, kv_cache_memory="1MiB")
     assert (engine.device, engine.dtype) == (torch.device("cpu"), getattr(torch, dtype))
-    assert engine._core.runner.cache.blocks.dtype == engine.dtype
+    assert get_runner(engine).cache.blocks.dtype == engine.dtype
 
 
 def test_samples_differ_in_seed_and_each_can_be_had_alone(tiny: Engine) -> None:

@@ -10,6 +10,7 @@ import torch
 from trimtab.engine import Base, Engine, Guidance, Mato, Mixture, Objective, Opad, Prompt, Request
 from trimtab.kernels.lm_head import AnyLMHead, sample_from_hidden
 
+from ..harness import get_runner
 from ..helpers.sample_requests import (
     KIND,
     ODD,
@@ -109,7 +110,7 @@ def test_a_branch_of_weight_zero_is_not_run_without_a_trace(
         rows_per_step.append(len(groups.branch_of_row))
         return sample_from_hidden(head, hidden, groups, *args, **more)
 
-    monkeypatch.setattr(tiny._core.runner, "sample", counted)
+    monkeypatch.setattr(get_runner(tiny), "sample", counted)
     bare = tiny.generate(Request(QUESTION, method, greedy_params(5, ignore_eos=True), trace=False))
     assert rows_per_step == [rows] * 5
     traced = tiny.generate(Request(QUESTION, method, greedy_params(5, ignore_eos=True)))

@@ -13,6 +13,8 @@ from trimtab.kernels.specs import aot_compile
 from trimtab.models.common import memory
 from trimtab.models.weights.dummy import DummyWeights
 
+from ..harness import get_core
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -36,7 +38,7 @@ def make_core(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Eng
         "variant_from_launch",
         partial(_checked_variant, variant_of=aot_compile.variant_from_launch),
     )
-    return Engine.from_pretrained(model, kv_cache_memory="1GiB", **fields)._core
+    return get_core(Engine.from_pretrained(model, kv_cache_memory="1GiB", **fields))
 
 
 def run_steps(core: EngineCore, requests: Sequence[Request], num_steps: int) -> None:

@@ -15,11 +15,14 @@ from trimtab.engine.sequence.sequence import Branch, SequenceGroup
 from trimtab.models.config import ModelConfig
 from trimtab.models.llama import param_shapes
 
+from ..harness import get_block_manager, get_scheduler
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from trimtab.engine.engine import Engine
+    from trimtab.engine.sequence.output_processor import OutputState
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCAB_SIZE = 300
@@ -149,9 +152,9 @@ def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], num_shards: in
 
 def is_idle(engine: Engine) -> bool:
     """Whether nothing waits or runs, and every page of the KV cache is free."""
-    block_manager = engine._core.scheduler.block_manager
+    block_manager = get_block_manager(engine)
     return (
-        engine._core.scheduler.idle
+        get_scheduler(engine).idle
         and block_manager.num_free_blocks == block_manager.num_blocks
         and not any(block_manager._ref_counts)
     )

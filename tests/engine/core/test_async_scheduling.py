@@ -13,6 +13,7 @@ from trimtab.engine.execution.model_runner import inference_context
 from trimtab.engine.sequence.sequence import SequenceGroup
 from trimtab.kernels.backend import REFERENCE_BACKEND
 
+from ...harness import get_core, get_runner, set_async_scheduling
 from ...helpers.fake_graph import fake_capture
 from ...helpers.tiny_model import is_idle
 
@@ -36,7 +37,7 @@ def open_engine(folder: Path, **fields: Any) -> Engine:
 @pytest.fixture
 def engine(tiny_folder: Path) -> Engine:
     found = open_engine(tiny_folder)
-    found._core.async_scheduling = True
+    set_async_scheduling(found)
     return found
 
 
@@ -47,7 +48,7 @@ def reference(tiny_folder: Path) -> Engine:
 
 def record_events(engine: Engine) -> list[str]:
     """What is launched and read from now on, in that order; steps whose tokens nobody knows are 'ahead'."""
-    runner, events = engine._core.runner, list[str]()
+    runner, events = get_runner(engine), list[str]()
     launch = runner.execute
 
     def record_launch(scheduler_output: SchedulerOutput) -> InFlightStep:
@@ -104,7 +105,7 @@ def test_replayed_graph_steps_use_the_previous_steps_tokens(
 ) -> None:
     monkeypatch.setattr("trimtab.engine.core.builder.select_backend", lambda *_: REFERENCE_BACKEND)
     engine = open_engine(tiny_folder)
-    core = engine._core
+    core = get_core(engine)
     core.async_scheduling = True
     with inference_context():
         core.runner.cuda_graphs = CUDAGraphRunner(core.runner.model, core.runner.cache, 12, 512, fake_capture)  # type: ignore[arg-type]
@@ -132,7 +133,7 @@ def test_tokens_computed_after_the_end_of_an_answer_are_dropped(engine: Engine, 
 
 def run_with_arrivals(engine: Engine, requests: list[Request], arrivals: dict[int, Request]) -> list[Output]:
     """Answers, in the order in which requests came; `arriving` are added before the step of their number."""
-    core, groups = engine._core, list[SequenceGroup]()
+    core, groups = get_core(engine), list[SequenceGroup]()
 
     def add(request: Request) -> None:
         groups.extend(core.create_groups(request))
@@ -149,7 +150,7 @@ def run_with_arrivals(engine: Engine, requests: list[Request], arrivals: dict[in
 
 
 def test_a_removed_request_frees_its_row_at_once(engine: Engine, reference: Engine) -> None:
-    core = engine._core
+    core = get_core(engine)
     gone, stays = (core.create_groups(request)[0] for request in make_requests()[1::2])
     for group in (gone, stays):
         core.scheduler.add(group)
@@ -168,7 +169,7 @@ def test_a_removed_request_frees_its_row_at_once(engine: Engine, reference: Engi
 
 
 def test_a_step_of_removed_requests_is_discarded(engine: Engine) -> None:
-    core, events = engine._core, record_events(engine)
+    core, events = get_core(engine), record_events(engine)
     (group,) = core.create_groups(make_requests()[3])
     core.scheduler.add(group)
     core.step()
@@ -192,7 +193,7 @@ def test_requests_with_penalties_are_not_scheduled_ahead(
 
 def test_a_waiting_request_starts_as_soon_as_there_is_room(tiny_folder: Path, reference: Engine) -> None:
     engine = open_engine(tiny_folder, max_num_seqs=1)
-    engine._core.async_scheduling = True
+    set_async_scheduling(engine)
     requests = [
         Request("Why?", Base(), SamplingParams(max_tokens=4, ignore_eos=True)),
         Request("What?", Base(), SamplingParams(max_tokens=4, ignore_eos=True)),
@@ -206,7 +207,7 @@ def test_a_waiting_request_starts_as_soon_as_there_is_room(tiny_folder: Path, re
 def test_a_failed_launch_fails_only_the_running_requests(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core, launch = engine._core, engine._core.runner.execute
+    core, launch = get_core(engine), get_runner(engine).execute
     left = [3]
 
     def failing(plan: SchedulerOutput) -> InFlightStep:
@@ -224,7 +225,7 @@ def test_a_failed_launch_fails_only_the_running_requests(
 
 
 def test_a_finished_group_is_not_referenced_by_the_next_step(engine: Engine) -> None:
-    core, group_refs = engine._core, list[weakref.ref[SequenceGroup]]()
+    core, group_refs = get_core(engine), list[weakref.ref[SequenceGroup]]()
     admit = core.create_groups
 
     def record_groups(request: Request) -> list[SequenceGroup]:
@@ -241,7 +242,7 @@ def test_a_finished_group_is_not_referenced_by_the_next_step(engine: Engine) -> 
 
 def test_leaving_after_a_failed_step_frees_no_other_requests_row(engine: Engine, reference: Engine) -> None:
     """A stream that the step has failed for is read to its end when others have begun."""
-    core, launch = engine._core, engine._core.runner.execute
+    core, launch = get_core(engine), get_runner(engine).execute
 
     def make_request(seed: int) -> Request:
         sampling = SamplingParams(max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)

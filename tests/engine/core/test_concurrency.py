@@ -21,6 +21,7 @@ import pytest
 from trimtab import AsyncEngine, BusyError, Engine, Mato, Objective, Request, RunError, SamplingParams
 from trimtab.engine.outputs import Output
 
+from ...harness import get_core, get_thread
 from ...helpers.tiny_model import is_idle
 
 OBJECTIVES = [Objective("Be kind."), Objective("Be short.", 2)]
@@ -76,7 +77,7 @@ def call_concurrently(*calls: Callable[[], Any]) -> list[Any]:
 def test_an_unreferenced_engine_ends_its_thread(tiny_folder: Path) -> None:
     engines = [make_async_engine(tiny_folder)]
     run_async(lambda: engines[0].generate(make_request(0)))
-    worker, core = engines[0]._thread._thread, weakref.ref(engines[0]._core)
+    worker, core = get_thread(engines[0])._thread, weakref.ref(get_core(engines[0]))
     engines.clear()
     end = time.monotonic() + 60
     while (worker.is_alive() or core()) and time.monotonic() < end:
@@ -250,12 +251,12 @@ def test_a_stop_between_two_reads_of_the_command_queue_is_not_missed(tiny_folder
 
     def ask(_: object) -> None:
         entered.wait(60)
-        engine._thread._finalizer()  # its own note is read with this one
+        get_thread(engine)._finalizer()  # its own note is read with this one
 
-    engine._thread._commands.put(lambda _: entered.set())
-    engine._thread._commands.put(ask)
-    engine._thread._thread.join(60)
-    assert not engine._thread._thread.is_alive()
+    get_thread(engine)._commands.put(lambda _: entered.set())
+    get_thread(engine)._commands.put(ask)
+    get_thread(engine)._thread.join(60)
+    assert not get_thread(engine)._thread.is_alive()
     engine.shutdown()
 
 
@@ -285,8 +286,8 @@ def test_a_futures_callback_may_submit_again_and_close_the_engine(tiny_folder: P
 
 def test_aborted_requests_do_not_count_as_waiting(tiny_folder: Path) -> None:
     engine = make_async_engine(tiny_folder, max_waiting=2, max_num_seqs=3)
-    step, go = engine._core.step, threading.Event()
-    engine._core.step = lambda: go.wait(60) and step()  # type: ignore[method-assign,func-returns-value]
+    step, go = get_core(engine).step, threading.Event()
+    get_core(engine).step = lambda: go.wait(60) and step()  # type: ignore[method-assign,func-returns-value]
     first = engine.submit(make_request(0))
     while not engine.stats.waiting:  # the worker has it, and is about to step
         time.sleep(0.001)

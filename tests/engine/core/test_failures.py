@@ -18,6 +18,7 @@ from trimtab import AsyncEngine, Engine, Mato, Objective, Request, RunError
 from trimtab.engine import SamplingParams
 from trimtab.engine.outputs import Output
 
+from ...harness import get_core, get_runner
 from ...helpers.tiny_model import is_idle
 
 OBJECTIVES = (Objective("Be kind."), Objective("Be short.", 2))
@@ -73,7 +74,7 @@ def test_wherever_a_step_fails_running_requests_get_the_reason_and_waiting_ones_
     """Of five requests of three branches, three are decoded at once."""
     requests = [make_request(f"Why {n}?", 5) for n in range(5)]
     expected = tiny.generate(requests)
-    FailingCall(*STEP_STAGES[stage](engine._core), ZeroDivisionError("by\ndesign"), nth_call=2)
+    FailingCall(*STEP_STAGES[stage](get_core(engine)), ZeroDivisionError("by\ndesign"), nth_call=2)
     futures = [engine.submit(request) for request in requests]
     wait(futures, 60)
     failed = [future for future in futures if future.exception()]
@@ -95,7 +96,7 @@ def test_a_step_that_fails_ends_other_streams_with_the_reason_and_leaves_nothing
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=9)
     stream = engine.stream(make_request("Why 1?", 30))
     next(stream)
-    FailingCall(*STEP_STAGES[stage](engine._core), KeyboardInterrupt())
+    FailingCall(*STEP_STAGES[stage](get_core(engine)), KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         engine.generate(make_request("Why 2?"))
     output = [delta.output for delta in stream][-1]
@@ -120,7 +121,7 @@ def test_blocks_that_a_failed_step_did_not_move_are_not_reused_as_cached(tiny_fo
         swap(pairs)
 
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=9)
-    swap, engine._core.runner.cache.swap_blocks = engine._core.runner.cache.swap_blocks, fail  # type: ignore[method-assign]
+    swap, get_runner(engine).cache.swap_blocks = get_runner(engine).cache.swap_blocks, fail  # type: ignore[method-assign]
     with pytest.raises(OSError, match="a cable is loose"):
         engine.generate(long)
     assert moves
@@ -137,7 +138,7 @@ def test_a_stored_error_holds_no_tensor_of_the_step(engine: AsyncEngine) -> None
         taken.append(weakref.ref(tensor))
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    model = engine._core.runner.model
+    model = get_runner(engine).model
     original_forward, model.forward = model.forward, forward  # type: ignore[method-assign]
     failed = engine.submit(make_request())
     reason = failed.exception(60)
@@ -169,13 +170,13 @@ def test_running_out_of_memory_while_scoring_is_one_sentence(
     def fail(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    monkeypatch.setattr(tiny._core.runner, "make_cache", fail)
+    monkeypatch.setattr(get_runner(tiny), "make_cache", fail)
     with pytest.raises(RunError, match=r"cpu has too little memory: .* 2 GiB\.; score fewer tokens at once"):
         tiny.score([1, 2, 3])
 
 
 def test_an_engine_stays_unhealthy_until_a_probe_token_succeeds(engine: AsyncEngine) -> None:
-    model = engine._core.runner.model
+    model = get_runner(engine).model
     forward = model.forward
 
     def fail(*arguments: Any) -> Any:
@@ -191,9 +192,9 @@ def test_an_engine_stays_unhealthy_until_a_probe_token_succeeds(engine: AsyncEng
         )
     model.forward = forward  # type: ignore[method-assign]
     assert asyncio.run(engine.health_error()) is None
-    assert engine._core.runner.steps == 1
+    assert get_runner(engine).steps == 1
     assert asyncio.run(engine.health_error()) is None
-    assert engine._core.runner.steps == 1, "it tries only after a failure"
+    assert get_runner(engine).steps == 1, "it tries only after a failure"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -208,7 +209,7 @@ def test_an_engine_whose_worker_breaks_fails_waiting_requests_and_refuses_new_on
         go.wait(60)
         raise SystemExit("by design")
 
-    engine._core.runner.model.forward = end  # type: ignore[method-assign]
+    get_runner(engine).model.forward = end  # type: ignore[method-assign]
 
     async def ask() -> list[Any]:
         futures = [asyncio.wrap_future(engine.submit(make_request(f"{n}"))) for n in range(2)]
@@ -228,14 +229,14 @@ def test_an_engine_whose_worker_breaks_fails_waiting_requests_and_refuses_new_on
 
 
 def test_a_score_that_waits_when_the_engine_closes_is_refused(engine: AsyncEngine) -> None:
-    entered, go, step = threading.Event(), threading.Event(), engine._core.step
+    entered, go, step = threading.Event(), threading.Event(), get_core(engine).step
 
     def slow() -> None:
         entered.set()
         go.wait(60)
         step()
 
-    engine._core.step = slow  # type: ignore[method-assign]
+    get_core(engine).step = slow  # type: ignore[method-assign]
 
     async def ask() -> Any:
         future = engine.submit(make_request())

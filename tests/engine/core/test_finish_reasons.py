@@ -8,6 +8,7 @@ import pytest
 import torch
 from trimtab.engine import Amulet, Engine, Request, SamplingParams
 
+from ...harness import get_runner
 from ...helpers.sample_requests import KIND, QUESTION, greedy_params, prompt_ids
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def generate_forced_text(engine: Engine, text: str, **fields: Any) -> Output:
     ids = [id_ for character in text for id_ in engine.tokenizer.encode(character)]
     request = Request("Say it.", sampling=SamplingParams(max_tokens=len(ids), **fields))
     forced_ids = iter(ids)
-    head: Any = engine._core.runner.model.lm_head
+    head: Any = get_runner(engine).model.lm_head
     original_matmul = head._linear
 
     def force_next_token(hidden: torch.Tensor) -> torch.Tensor:

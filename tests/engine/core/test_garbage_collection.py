@@ -17,6 +17,7 @@ from trimtab.engine.execution.model_runner import inference_context
 from trimtab.engine.outputs import Output
 from trimtab.kernels.backend import REFERENCE_BACKEND
 
+from ...harness import get_core, get_runner, get_thread
 from ...helpers.fake_graph import fake_capture
 from .test_concurrency import OBJECTIVES
 
@@ -44,11 +45,11 @@ def test_an_engine_is_freed_with_its_last_reference(
         monkeypatch.setattr("trimtab.engine.core.builder.select_backend", lambda *_: REFERENCE_BACKEND)
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", block_size=16)
     if as_on_a_gpu:
-        engine._core.async_scheduling, runner = True, engine._core.runner
+        get_core(engine).async_scheduling, runner = True, get_runner(engine)
         with inference_context():
             runner.cuda_graphs = CUDAGraphRunner(runner.model, runner.cache, 12, 512, fake_capture)  # type: ignore[arg-type]
         del runner
-    parts = weak_refs(engine._core)
+    parts = weak_refs(get_core(engine))
     outputs = engine.generate([STEERED, UNSTEERED])
     stream = engine.stream(STEERED)
     next(stream)
@@ -79,7 +80,7 @@ async def use_every_api(engine: AsyncEngine) -> list[Output]:
 @pytest.mark.parametrize("closed", [False, True])
 def test_an_async_engine_is_freed_with_its_last_reference(tiny_folder: Path, closed: bool) -> None:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
-    parts, worker = weak_refs(engine._core), engine._thread._thread
+    parts, worker = weak_refs(get_core(engine)), get_thread(engine)._thread
     futures: list[Future[Output]] = [engine.submit(STEERED), engine.submit(UNSTEERED), engine.submit(STEERED)]
     futures[-1].cancel()
     asyncio.run(use_every_api(engine))
@@ -95,7 +96,7 @@ def test_an_async_engine_is_freed_with_its_last_reference(tiny_folder: Path, clo
 
 def test_a_blocked_worker_thread_does_not_keep_an_engine_alive(tiny_folder: Path) -> None:
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB")
-    parts, loop, entered = weak_refs(engine._core), engine._thread, threading.Event()
+    parts, loop, entered = weak_refs(get_core(engine)), get_thread(engine), threading.Event()
     worker = loop._thread
 
     def wait(_: object) -> None:

@@ -14,6 +14,7 @@ import pytest
 import trimtab
 from trimtab import Engine, Mato, Request, SamplingParams
 
+from ...harness import get_block_manager, get_core, set_async_scheduling
 from ...helpers.simulated_kv_cache import check_blocks
 from ...helpers.tiny_model import is_idle
 from .test_concurrency import OBJECTIVES, make_request
@@ -30,7 +31,7 @@ class InterruptedEngine:
     def __init__(self, folder: Path, looks_ahead: bool = False) -> None:
         cache_bytes = 26 * 3072  # too few for all
         self.engine = Engine.from_pretrained(str(folder), kv_cache_memory=cache_bytes, block_size=16)
-        self.engine._core.async_scheduling = looks_ahead
+        set_async_scheduling(self.engine, looks_ahead)
         sampling = [SamplingParams(max_tokens=12, temperature=1.0, seed=n) for n in range(4)]
         self.requests = [Request("Why? " * 6, Mato(OBJECTIVES), each) for each in sampling]
         self.expected = self.answers()
@@ -41,7 +42,7 @@ class InterruptedEngine:
 
     def interrupt_at(self, line_number: int) -> int:
         """Answers, and is interrupted at that line of all that the steps run; how many there were."""
-        count, core = 0, self.engine._core
+        count, core = 0, get_core(self.engine)
         step = core.step
 
         def trace_line(frame: FrameType, event: str, argument: Any) -> Any:
@@ -73,7 +74,7 @@ class InterruptedEngine:
         with pytest.raises(KeyboardInterrupt):
             self.interrupt_at(line_number)
         assert is_idle(self.engine), line_number
-        check_blocks(self.engine._core.scheduler.block_manager, [])
+        check_blocks(get_block_manager(self.engine), [])
         assert self.answers() == self.expected, line_number
 
 

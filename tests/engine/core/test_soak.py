@@ -21,6 +21,7 @@ from trimtab.engine.core.request_handle import OutputStream, RequestHandle
 from trimtab.engine.outputs import Output
 from trimtab.engine.sequence.sequence import SequenceGroup
 
+from ...harness import get_block_manager, get_runner, get_scheduler
 from ...helpers.invariance_marks import is_batch_invariant
 from ...helpers.random_requests import random_request
 from ...helpers.simulated_kv_cache import check_blocks
@@ -209,8 +210,8 @@ def run_soak(engine: AsyncEngine, alone: Engine, numbers: range, num_kept: int) 
     soak.run()
     asyncio.run(asyncio.wait_for(wait_until_idle(engine), TIMEOUT))
     assert sum(soak.ends.values()) == len(numbers)
-    check_blocks(engine._core.scheduler.block_manager, [])
-    assert engine._core.scheduler._used_rows == set()
+    check_blocks(get_block_manager(engine), [])
+    assert get_scheduler(engine)._used_rows == set()
     for visit in soak.num_kept:
         visit.check_alone(alone)
     soak.ends.update(busy=soak.busy, checked=sum(bool(visit.outputs) for visit in soak.num_kept))
@@ -228,7 +229,7 @@ def engines(tiny_folder: Path) -> Iterator[tuple[AsyncEngine, Engine]]:
     """One whose pages and queue are too few for the crowd, and one to ask alone, which keeps nothing."""
     sizes: dict[str, Any] = {"model": str(tiny_folder), "block_size": 16}
     alone = Engine.from_pretrained(**sizes, kv_cache_memory="2MiB", enable_prefix_caching=False)
-    memory = NUM_BLOCKS * alone._core.runner.cache.blocks[:, :, 0].nbytes
+    memory = NUM_BLOCKS * get_runner(alone).cache.blocks[:, :, 0].nbytes
     engine = AsyncEngine.from_pretrained(
         **sizes, kv_cache_memory=memory, max_num_batched_tokens=256, max_waiting=MAX_WAITING
     )

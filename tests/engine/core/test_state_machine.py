@@ -25,6 +25,7 @@ from trimtab import AsyncEngine, Engine, InputError, Request, RunError
 from trimtab.engine.core.request_handle import OutputStream
 from trimtab.engine.outputs import Delta, Output
 
+from ...harness import get_scheduler, set_async_scheduling
 from ...helpers.random_requests import random_request
 from ...helpers.simulated_kv_cache import check_blocks
 from ...helpers.tiny_model import is_idle
@@ -60,7 +61,7 @@ class SyncEngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.expected = answers_alone(folder)
         self.engines = [Engine.from_pretrained(str(folder), **SMALL_ENGINE) for _ in range(2)]
-        self.engines[1]._core.async_scheduling = True
+        set_async_scheduling(self.engines[1])
         self.streams: list[tuple[Iterator[Delta], int, list[list[int]]]] = []
 
     @rule(one=ENGINE_INDEX, which=st.lists(REQUEST_INDEX, max_size=5))
@@ -107,7 +108,7 @@ class SyncEngineMachine(RuleBasedStateMachine):
     @invariant()
     def check_blocks(self) -> None:
         for engine in self.engines:
-            scheduler = engine._core.scheduler
+            scheduler = get_scheduler(engine)
             check_blocks(scheduler.block_manager, scheduler.running)
             if not self.streams:
                 assert is_idle(engine)
@@ -124,7 +125,7 @@ class AsyncEngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.expected = answers_alone(folder)
         self.engine = AsyncEngine.from_pretrained(str(folder), **SMALL_ENGINE)
-        self.engine._core.async_scheduling = True
+        set_async_scheduling(self.engine)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()

@@ -22,6 +22,7 @@ from trimtab.engine import AsyncEngine, Engine, Mato, Request
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.kernels.steering.gumbel import gumbel
 
+from ...harness import get_core
 from ...helpers.invariance_marks import batch_invariant_cpu
 from ...helpers.naive_decoders import load_float64
 from ...helpers.sample_requests import KIND, METHODS, QUESTION, SHORT, greedy_params, sampled_params
@@ -209,7 +210,7 @@ def test_a_tensor_parallel_size_other_than_torchruns_world_size_is_refused(
 
 def worker_pids(engine: Engine | AsyncEngine) -> list[int]:
     """Of the processes that the engine started."""
-    ranks = engine._core.tp_group
+    ranks = get_core(engine).tp_group
     assert ranks is not None
     assert ranks._workers is not None
     return [process.pid for process in ranks._workers._processes.values()]

@@ -24,6 +24,7 @@ from trimtab.kernels.common import transfer
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.common.memory import GIB
 
+from ...harness import get_runner
 from ...helpers.fake_graph import fake_capture
 from ...helpers.tiny_model import TinyModel, is_idle
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.kernels.reference.paged_kv_cache import PagedKVCache
+    from trimtab.models.llama import LlamaForCausalLM
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 5
@@ -156,7 +158,7 @@ def test_a_step_creates_no_tensor_on_another_device(torch_backend_engine: Engine
 def test_replayed_steps_are_those_that_are_launched_one_by_one(
     torch_backend_engine: Engine, reference: Engine
 ) -> None:
-    runner = torch_backend_engine._core.runner
+    runner = get_runner(torch_backend_engine)
     cache: PagedKVCache = runner.cache  # type: ignore[assignment]
     with inference_context():
         runner.cuda_graphs = CUDAGraphRunner(runner.model, cache, 12, 512, fake_capture)
@@ -170,7 +172,7 @@ def test_replayed_steps_are_those_that_are_launched_one_by_one(
 
 
 def test_the_inputs_of_a_captured_step_live_as_long_as_the_step(torch_backend_engine: Engine) -> None:
-    runner, read = torch_backend_engine._core.runner, list[weakref.ref[torch.Tensor]]()
+    runner, read = get_runner(torch_backend_engine), list[weakref.ref[torch.Tensor]]()
     cache: PagedKVCache = runner.cache  # type: ignore[assignment]
 
     def capture_and_drop(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trimtab.engine.core.engine_core import EngineCore
+    from trimtab.engine.execution.model_runner import ModelRunner
     from trimtab.engine.methods.base import Method
 
 MAX_BRANCHES = 82

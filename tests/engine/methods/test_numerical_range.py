@@ -23,6 +23,7 @@ from trimtab.engine import (
 )
 from trimtab.engine.outputs import Output
 
+from ...harness import get_runner
 from ...helpers.sample_requests import greedy_params
 from ...helpers.tiny_model import TinyModel, is_idle, write_tensors
 
@@ -267,7 +268,7 @@ def test_a_nan_prompt_in_the_prefix_cache_harms_no_other(value: float, tmp_path:
     sick = Request(branch_token_ids=[[*range(5, 50), 299, *range(50, 75)]], sampling=params)
     right = Engine.from_pretrained(str(tmp_path), **make).generate(healthy)
     engine = Engine.from_pretrained(str(tmp_path), **make)
-    engine._core.runner.model._embed_tokens[299] = value  # whose product with the last layer has a copy
+    get_runner(engine).model._embed_tokens[299] = value  # whose product with the last layer has a copy
     for _ in range(3):
         ill, *well = engine.generate([sick, *healthy])
         assert ill.finish_reason == "error"

@@ -10,6 +10,7 @@ import pytest
 from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.engine.sequence.sequence import SequenceGroup
 
+from ...harness import get_core, get_scheduler
 from ...helpers.invariance_marks import is_batch_invariant
 from ...helpers.random_requests import SYSTEM, all_methods
 from ...helpers.simulated_kv_cache import check_blocks
@@ -67,7 +68,7 @@ def answers_alone(folder: Path) -> list[Output]:
 
 def run_schedule(engine: Engine, rng: random.Random) -> tuple[list[tuple[int, SequenceGroup]], set[int]]:
     """One schedule: requests arrive at any step and some are aborted. All of them, and the ids of those."""
-    core = engine._core
+    core = get_core(engine)
     core.async_scheduling = rng.random() < 0.5
     arrivals = [rng.randrange(len(REQUESTS)) for _ in range(rng.randint(1, 9))]
     rate, abort_rate = rng.choice((0.1, 0.5, 1.0)), rng.choice((0.0, 0.02, 0.1))
@@ -109,7 +110,7 @@ def check_schedule(engine: Engine, folder: Path, seed: int) -> None:
 
 def tight_engine(folder: Path, spare_blocks: int, **fields: Any) -> Engine:
     """An engine whose cache holds the largest request and `spare` pages more."""
-    roomy_core = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16)._core
+    roomy_core = get_core(Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16))
     max_blocks = max(
         roomy_core.scheduler.block_manager.max_blocks(group)
         for request in REQUESTS
@@ -134,4 +135,4 @@ def test_a_request_is_the_same_in_hundreds_of_schedules(fields: dict[str, Any], 
     engine = tight_engine(tiny_folder, **fields)
     for seed in range(QUICK_SCHEDULES, LONG_SCHEDULES):
         check_schedule(engine, tiny_folder, seed)
-    print(f"{LONG_SCHEDULES - QUICK_SCHEDULES} schedules, {engine._core.scheduler.preemptions} preemptions")
+    print(f"{LONG_SCHEDULES - QUICK_SCHEDULES} schedules, {get_scheduler(engine).preemptions} preemptions")

@@ -14,6 +14,7 @@ from trimtab.engine.scheduling.scheduler import Scheduler
 from trimtab.engine.sequence.sequence import SequenceGroup
 from trimtab.kernels.common.errors import InputError
 
+from ...harness import get_runner, get_scheduler
 from ...helpers.invariance_marks import batch_invariant_cpu
 from ...helpers.simulated_kv_cache import SimulatedKVCache
 from ...helpers.tiny_model import is_idle, make_group
@@ -240,7 +241,7 @@ def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
     )
     roomy = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4MiB", block_size=16)
     outputs = engine.generate(requests)
-    assert engine._core.scheduler.preemptions > 0
+    assert get_scheduler(engine).preemptions > 0
     for output, expected in zip(outputs, roomy.generate(requests), strict=True):
         assert output.error is None
         assert (output.token_ids, output.trace) == (expected.token_ids, expected.trace)
@@ -252,8 +253,8 @@ def test_the_next_turn_of_a_conversation_computes_only_what_is_new(tiny_folder: 
     sampling = SamplingParams(max_tokens=33, ignore_eos=True)
     first = engine.generate(Request(branch_token_ids=[[7] * 40], sampling=sampling))
     computed: list[int] = []
-    forward = engine._core.runner.model.forward
-    engine._core.runner.model.forward = lambda ids, *more: computed.append(len(ids)) or forward(ids, *more)  # type: ignore[method-assign, func-returns-value]
+    forward = get_runner(engine).model.forward
+    get_runner(engine).model.forward = lambda ids, *more: computed.append(len(ids)) or forward(ids, *more)  # type: ignore[method-assign, func-returns-value]
     longer = [[7] * 40 + first.token_ids + [8] * 9]
     engine.generate(Request(branch_token_ids=longer, sampling=SamplingParams(max_tokens=1)))
     assert sum(computed) == 40 + 33 + 9 - 72 // 16 * 16

@@ -16,6 +16,7 @@ from trimtab.engine.server import create_app
 from trimtab.engine.server.steering import Profiles
 from trimtab.kernels.common.errors import InputError
 
+from ...harness import get_core, get_thread
 from ...helpers.polling import wait_until
 from .conftest import QUESTION, STEERING, Client, ClientFactory, parse_error, parse_sse
 
@@ -204,13 +205,13 @@ def blocked_engine(
 ) -> Iterator[tuple[AsyncEngine, threading.Event]]:
     """An engine with room for one waiting answer, which takes no step before the event."""
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_waiting=1)
-    proceed, step = threading.Event(), engine._core.step
+    proceed, step = threading.Event(), get_core(engine).step
 
     def wait_then_step() -> None:
         proceed.wait(60)
         step()
 
-    monkeypatch.setattr(engine._core, "step", wait_then_step)
+    monkeypatch.setattr(get_core(engine), "step", wait_then_step)
     yield engine, proceed
     proceed.set()
     engine.shutdown()
@@ -239,7 +240,7 @@ def test_an_answer_cut_off_by_shutdown_is_no_timeout(
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(Client(create_app(engine)).chat)
         wait_until(lambda: engine.stats.waiting)
-        engine._thread._finalizer()
+        get_thread(engine)._finalizer()
         go.set()
         assert parse_error(calling.result(60), 503)["message"] == "the engine was closed"
 
@@ -254,7 +255,7 @@ def test_a_broken_engine_reports_unhealthy_with_the_reason(
         raise OSError("a disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._core, "step", fail)
+        patch.setattr(get_core(engine), "step", fail)
         assert "a disk is gone" in parse_error(client.chat(), 503)["message"]
         *_, last = parse_sse(client.chat(stream=True))
         assert "a disk is gone" in last["error"]["message"]

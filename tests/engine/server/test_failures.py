@@ -15,6 +15,7 @@ import uvicorn
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app, serving
 
+from ...harness import get_runner
 from ...helpers.polling import wait_until
 from ...helpers.tiny_model import is_idle
 from .conftest import QUESTION, Client, parse_sse
@@ -50,7 +51,7 @@ def test_health_reports_why_requests_fail_until_they_succeed(
         raise OSError("the device is lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_async_engine._core.runner.model, "forward", lost)
+        patch.setattr(get_runner(tiny_async_engine).model, "forward", lost)
         assert client.chat().status_code == 503
         for _ in range(2):
             sick = client.get("/health")

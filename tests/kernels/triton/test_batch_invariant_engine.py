@@ -20,6 +20,7 @@ from trimtab.engine.execution.cuda_graphs import CUDAGraphRunner
 from trimtab.engine.execution.model_runner import inference_context
 from trimtab.kernels.triton import tuning
 
+from ...harness import get_runner
 from ...helpers.fake_graph import fake_capture
 from ...helpers.tiny_model import TinyModel, is_idle
 
@@ -97,7 +98,7 @@ def assert_same_outputs(found: list[Output], expected: list[Output]) -> bool:
 def test_batched_cached_and_replayed_requests_are_as_alone(folder: Path) -> None:
     engine, exact = make_engine(folder), answers_alone(folder, make_requests())
     assert assert_same_outputs(engine.generate(make_requests()), exact)
-    runner, cached = engine._core.runner, engine.stats.cached
+    runner, cached = get_runner(engine), engine.stats.cached
     cache: PagedKVCache = runner.cache  # type: ignore[assignment]
     with inference_context():
         runner.cuda_graphs = CUDAGraphRunner(runner.model, cache, 8, 128, fake_capture)

@@ -24,6 +24,7 @@ from trimtab.kernels.specs.steering import (
 from trimtab.kernels.steering.step import SamplerOutput
 from trimtab.tools.gpu.kernels import compare_kernel
 
+from ...harness import get_runner
 from ...helpers.fake_graph import fake_capture
 from ...helpers.tiny_model import TinyModel
 
@@ -48,7 +49,7 @@ def test_replayed_graph_steps_equal_launched_ones_and_stay_on_the_device(tmp_pat
     )
     with torch.device("meta"):
         launched = engine.generate(request)
-    runner = engine._core.runner
+    runner = get_runner(engine)
     cache: PagedKVCache = runner.cache  # type: ignore[assignment]
     cache.blocks.fill_(torch.nan)  # what no branch owns is seen by none
     with inference_context():

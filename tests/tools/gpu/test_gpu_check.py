@@ -22,6 +22,7 @@ from trimtab.tools.gpu.decode import TINY_PLAN
 from trimtab.tools.gpu.report import CheckReport
 from trimtab.tools.gpu.tolerances import compare_tensors, to_float64
 
+from ...harness import get_runner
 from ...helpers.tiny_model import is_idle
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -207,10 +208,10 @@ def test_a_request_that_fails_at_its_first_token_ends_its_measurement(tiny: Engi
         chosen = shipped(*calls, **named)
         return replace(chosen, failed=torch.ones_like(chosen.failed))
 
-    shipped, tiny._core.runner.sample = tiny._core.runner.sample, choose
+    shipped, get_runner(tiny).sample = get_runner(tiny).sample, choose
     try:
         with pytest.raises(RuntimeError, match="no finite"):
             step_benchmark.time_steps(tiny, step_benchmark.SMALL_LOAD, 1)
     finally:
-        tiny._core.runner.sample = shipped
+        get_runner(tiny).sample = shipped
     assert is_idle(tiny)

@@ -19,6 +19,7 @@ from trimtab.tools.cli.main import main
 from trimtab.tools.profile import gpu_activity
 from trimtab.tools.profile.stages import STAGES, StageTimer, instrument
 
+from ...harness import get_core
 from ...helpers.tiny_model import TinyModel, write_json
 from ..conftest import CommandResult
 
@@ -99,7 +100,7 @@ def test_a_trace_holds_each_stage_of_four_steps(run: Run, tiny_folder: Path, tmp
 
 
 def test_an_engine_is_as_it_was_after_it_was_profiled(tiny: Engine) -> None:
-    core = tiny._core
+    core = get_core(tiny)
     owners = (core, core.scheduler, core.runner, core.runner.cache, core.runner.model)
     before = [dict(vars(owner)) for owner in owners]
     request = Request(branch_token_ids=[[5, 6, 7]], sampling=SamplingParams(max_tokens=6, ignore_eos=True))

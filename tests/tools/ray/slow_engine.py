@@ -14,18 +14,20 @@ from typing import Any
 
 from trimtab.engine import AsyncEngine
 
+from ...harness import get_core
+
 
 def open_slow_engine(model: str, seconds: float, pid_folder: str, fields: dict[str, Any]) -> AsyncEngine:
     """The engine; the file `pids` gets a file with the number of its process for a name."""
     (Path(pid_folder) / str(os.getpid())).touch()
     engine = AsyncEngine.from_pretrained(model, **fields)
-    step = engine._core.step
+    step = get_core(engine).step
 
     def slow_step() -> None:
         time.sleep(seconds)
         step()
 
-    engine._core.step = slow_step  # type: ignore[method-assign]
+    get_core(engine).step = slow_step  # type: ignore[method-assign]
     return engine
 
 
