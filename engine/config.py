@@ -36,7 +36,8 @@ class EngineConfig:
     )
     kv_cache_memory: str | int = config_field(
         "auto",
-        f"memory for the KV cache, such as 4GiB; auto takes {DEFAULT_CPU_CACHE} on a CPU, and of a GPU what is left",
+        f"memory for the KV cache, such as 4GiB; auto takes {DEFAULT_CPU_CACHE} on a CPU, and of a GPU "
+        f"what is left",
     )
     gpu_memory_utilization: float = config_field(
         0.9, "share of a GPU's memory that weights, the largest step and the KV cache may take together"

@@ -162,7 +162,8 @@ def _read_architecture(data: Mapping[str, Any]) -> str:
     name = value[0] if isinstance(value, list) else value
     if not isinstance(name, str) or _causal_lm_name(name) not in ARCHITECTURES:
         raise InputError(
-            f"architecture {short_repr(name)} is not supported; known are {', '.join(ARCHITECTURES)}, and for reward "
+            f"architecture {short_repr(name)} is not supported; known are {', '.join(ARCHITECTURES)}, and "
+            f"for reward "
             f"models the same with {SEQUENCE_CLASSIFICATION}"
         )
     return name
@@ -193,7 +194,8 @@ def _reject_unsupported(reader: ConfigReader) -> None:
     quantization = reader.get_dict("quantization_config")
     if quantization:
         raise InputError(
-            f"config.json has quantization_config with quant_method {short_repr(quantization.get('quant_method'))}, "
+            f"config.json has quantization_config with quant_method "
+            f"{short_repr(quantization.get('quant_method'))}, "
             "which is not supported; a checkpoint must be in float32, float16 or bfloat16"
         )
     activation = reader.data.get("hidden_act", "silu")

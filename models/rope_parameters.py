@@ -54,7 +54,8 @@ def _rope_section(reader: ConfigReader) -> Mapping[str, Any]:
     old, new = reader.get_dict("rope_scaling"), reader.get_dict("rope_parameters")
     if old and new and old != new:
         raise InputError(
-            f"config.json has rope_scaling {short_repr(old)} and rope_parameters {short_repr(new)}; it must have one"
+            f"config.json has rope_scaling {short_repr(old)} and rope_parameters {short_repr(new)}; it "
+            f"must have one"
         )
     section = old or new
     for key, value in section.items():

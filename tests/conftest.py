@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,26 @@ from .helpers.tiny_model import TinyModel, is_idle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+TESTS = Path(__file__).parent
+SMOKE = {
+    "test_structure.py",
+    "kernels/cpu/test_linear.py",
+    "kernels/steering/test_closed_form.py",
+    "kernels/steering/test_top_k_top_p.py",
+    "kernels/steering/test_step.py",
+    "models/test_llama.py",
+    "models/chat/test_prompts.py",
+    "models/tokenizer/test_tokenizer.py",
+    "engine/test_engine.py",
+    "engine/test_trace.py",
+    "engine/methods/test_methods.py",
+    "engine/scheduling/test_block_manager.py",
+    "engine/server/test_app.py",
+    "tools/cli/test_main.py",
+    "tools/commands/test_generate.py",
+}
+"""Files whose tests make `pytest -m smoke`: one of each part, in less than a minute."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,8 +50,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --long, tests marked long are deselected."""
+    """Marks the smoke tests; without --long, tests marked long are deselected."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix() in SMOKE:
+            item.add_marker(pytest.mark.smoke)
     if config.getoption("--long"):
         return
     long_items = [item for item in items if item.get_closest_marker("long")]

@@ -70,7 +70,8 @@ class InputProcessor:
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise InputError(
-                    f"{name} has token id {short_repr(token)}; the model's ids are 0 to {self._vocab_size - 1}",
+                    f"{name} has token id {short_repr(token)}; "
+                    f"the model's ids are 0 to {self._vocab_size - 1}",
                     name if name.isidentifier() else "",
                 )
 
@@ -109,7 +110,8 @@ class InputProcessor:
             raise InputError(f"the prompt of branch {name} has no tokens; it needs at least one")
         if prompt_len >= self._max_model_len:
             raise ContextError(
-                f"the prompt of branch {name} has {prompt_len} tokens; with a token of answer at least it must "
+                f"the prompt of branch {name} has {prompt_len} tokens; with a token of answer at least it "
+                f"must "
                 f"fit max_model_len, which is {self._max_model_len}"
             )
         self.check_ids(f"the prompt of branch {name}", prompt.prompt_token_ids)
@@ -126,7 +128,8 @@ class InputProcessor:
         num_blocks = self._block_manager.max_blocks(group)
         if num_blocks > self._block_manager.num_blocks:
             raise InputError(
-                f"the request needs {num_blocks} pages of {self._block_manager.block_size} tokens, and the KV cache has "
+                f"the request needs {num_blocks} pages of {self._block_manager.block_size} tokens, and "
+                f"the KV cache has "
                 f"{self._block_manager.num_blocks}; raise kv_cache_memory or lower max_tokens"
             )
         return group

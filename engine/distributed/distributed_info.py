@@ -29,7 +29,8 @@ class DistributedInfo:
         env_world_size = os.environ.get("WORLD_SIZE", "none")
         if env_world_size != str(world_size):
             raise InputError(
-                f"tensor_parallel_size is {world_size}, and WORLD_SIZE, which torchrun sets, is {env_world_size}; they "
+                f"tensor_parallel_size is {world_size}, and WORLD_SIZE, which torchrun sets, is "
+                f"{env_world_size}; they "
                 "must be the same",
                 "tensor_parallel_size",
             )

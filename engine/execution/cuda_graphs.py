@@ -178,7 +178,8 @@ def make_graph_capturer() -> CaptureFn:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            run_model()  # kernels are compiled and libraries open their handles here: a capture allows neither
+            # kernels are compiled and libraries open their handles here: a capture allows neither
+            run_model()
             torch.cuda.synchronize()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:

@@ -38,7 +38,8 @@ def resolve_device(name: str, offset: int = 0, num_devices: int = 1) -> torch.de
         raise InputError(f"device is {name!r}; this machine has {available}", "device")
     if index + max(num_devices, offset + 1) > count:
         raise InputError(
-            f"device is {name!r} and tensor_parallel_size {num_devices}, one GPU each; this machine has {available}",
+            f"device is {name!r} and tensor_parallel_size {num_devices}, one GPU each; this machine has "
+            f"{available}",
             "tensor_parallel_size",
         )
     return torch.device("cuda", index + offset)

@@ -42,7 +42,8 @@ def compute_num_kv_blocks(
     if available < block_bytes:
         setting = f"gpu_memory_utilization is {config.gpu_memory_utilization:g}"
         raise RunError(
-            f"{setting}, which leaves the KV cache no page of {memory.format_gib(block_bytes)}: {model.device} has "
+            f"{setting}, which leaves the KV cache no page of {memory.format_gib(block_bytes)}: "
+            f"{model.device} has "
             f"{memory.format_gib(free)} free, and the largest step takes {memory.format_gib(peak)}"
         )
     return available // block_bytes

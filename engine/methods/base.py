@@ -108,7 +108,8 @@ class Method:
         """What may not be meant, in sentences: warned of once, when the method is made."""
         if self.objective_arity == "one" and len({o.weight for o in self._weighted_objectives}) > 1:
             yield (
-                f"{self.name} steers toward one preference, so it joins the {len(self._weighted_objectives)} objectives "
+                f"{self.name} steers toward one preference, so it joins the "
+                f"{len(self._weighted_objectives)} objectives "
                 "in one and ignores their uneven weights"
             )
 

@@ -59,7 +59,8 @@ def fused_case(
     )
     assert plan is not None, "a case is of what is fused"
     kind = {GREEDY: "greedy", SAMPLED: "drawn", TRUNCATED: "filtered"}[sampling]
-    name = f"{num_requests} x {num_objectives + 1} of {vocab_size} x {hidden_size}, {kind}{', traced' if trace else ''}"
+    traced = ", traced" if trace else ""
+    name = f"{num_requests} x {num_objectives + 1} of {vocab_size} x {hidden_size}, {kind}{traced}"
     num_bytes = plan.bytes_moved(num_rows, vocab_size, hidden_size, torch.bfloat16.itemsize)
     return KernelCase(name, make, OpCost(num_bytes, plan.flops(num_rows, vocab_size, hidden_size)))
 

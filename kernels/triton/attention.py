@@ -82,7 +82,8 @@ def attention_inner(
 
 @triton.jit(do_not_specialize=["stride_bt", "num_splits", "window"])
 def attention_kernel(
-    q_ptr, k_cache_ptr, v_cache_ptr, block_tables_ptr, row_start_ptr, pos_start_ptr, num_tokens_ptr, table_row_ptr,
+    q_ptr, k_cache_ptr, v_cache_ptr, block_tables_ptr, row_start_ptr, pos_start_ptr, num_tokens_ptr,
+    table_row_ptr,
     out_ptr, m_ptr, l_ptr, stride_bt, num_splits, window,
     NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
@@ -127,7 +128,8 @@ def attention_kernel(
         unmasked_hi = lo + tl.maximum(tl.minimum(hi, pos_start + 1) - lo, 0) // BLOCK_N * BLOCK_N
         for start_n in range(lo, unmasked_hi, BLOCK_N):
             m_i, l_i, acc = attention_inner(
-                q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head,
+                q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr,
+                kv_head,
                 NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, False, UPCAST,
             )  # fmt: skip
     for start_n in range(unmasked_hi, hi, BLOCK_N):
@@ -230,9 +232,11 @@ def paged_attention(
         split_m, split_l = (torch.empty(split_acc.shape[:-1], device=queries.device) for _ in range(2))
     block_m = max(MIN_DOT_M, triton.next_power_of_2(gqa_group * tiles.tile_size))
     attention_kernel[(len(tiles.row_start), num_kv_heads, num_splits)](
-        queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens, tiles.table_row,
+        queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens,
+        tiles.table_row,
         split_acc, split_m, split_l, block_tables.shape[1], num_splits, window or 0,
-        **constexprs, BLOCK_SIZE=block_size, BLOCK_M=block_m, KV_SPLIT=config.split if is_decode else 0, UPCAST=UPCAST,
+        **constexprs, BLOCK_SIZE=block_size, BLOCK_M=block_m, KV_SPLIT=config.split if is_decode else 0,
+        UPCAST=UPCAST,
         num_warps=config.warps if is_decode else config.prompt_warps, num_stages=config.stages,
     )  # fmt: skip
     if is_decode:

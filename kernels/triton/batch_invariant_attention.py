@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 @triton.jit(do_not_specialize=["stride_bt", "row_blocks", "num_parts", "splits_per_part", "window"])
 def invariant_attention_kernel(
-    q_ptr, k_cache_ptr, v_cache_ptr, block_tables_ptr, row_start_ptr, pos_start_ptr, num_tokens_ptr, table_row_ptr,
+    q_ptr, k_cache_ptr, v_cache_ptr, block_tables_ptr, row_start_ptr, pos_start_ptr, num_tokens_ptr,
+    table_row_ptr,
     out_ptr, acc_ptr, m_ptr, l_ptr, stride_bt, row_blocks, num_parts, splits_per_part, window,
     NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
@@ -94,7 +95,8 @@ def invariant_attention_kernel(
         for start_n in range(tl.maximum(lo, split_idx * KV_SPLIT), hi, BLOCK_N):
             m_j, l_j, acc_j = attention_inner(
                 q, m_j, l_j, acc_j, q_pos, start_n, hi, window,
-                k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, True, UPCAST,
+                k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_D,
+                BLOCK_SIZE, BLOCK_N, HAS_WINDOW, True, UPCAST,
             )  # fmt: skip
         m_i, l_i, acc = merge_states(m_i, l_i, acc, m_j, l_j, acc_j)
     # stores are masked: with a branch the code for some GPUs spills
@@ -137,8 +139,10 @@ def invariant_attention(
     part_m, part_l = (torch.empty(part_shape, device=queries.device) for _ in range(2))
     row_blocks = triton.cdiv(gqa_group * tiles.tile_size, MIN_DOT_M)
     invariant_attention_kernel[(len(tiles.row_start), num_kv_heads * row_blocks, num_parts)](
-        queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens, tiles.table_row,
-        out, part_acc, part_m, part_l, block_tables.shape[1], row_blocks, num_parts, num_splits // num_parts, window or 0,
+        queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens,
+        tiles.table_row,
+        out, part_acc, part_m, part_l, block_tables.shape[1], row_blocks, num_parts,
+        num_splits // num_parts, window or 0,
         **constexprs, BLOCK_SIZE=cache.shape[3], BLOCK_M=MIN_DOT_M, UPCAST=UPCAST,
         num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,
     )  # fmt: skip

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
 def rope_and_write_kv_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, norm_weight_ptr, eps_ptr, block_ids_ptr, block_offsets_ptr, q_ptr, kv_cache_ptr,
+    qkv_ptr, cos_ptr, sin_ptr, norm_weight_ptr, eps_ptr, block_ids_ptr, block_offsets_ptr, q_ptr,
+    kv_cache_ptr,
     num_tokens, num_blocks, q_scale,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
@@ -69,8 +70,10 @@ def rope_and_write_kv(
     queries = torch.empty(num_rows, cos_sin.num_heads, head_dim, dtype=kv_cache.dtype, device=kv_cache.device)
     norm_weight, eps = (qk_norm.weight, qk_norm.eps) if qk_norm else (cos_sin.cos, cos_sin.cos)
     rope_and_write_kv_kernel[(num_rows, num_qkv_heads)](
-        qkv, cos_sin.cos, cos_sin.sin, norm_weight, eps, block_ids, block_offsets, queries, kv_cache, len(block_ids), num_blocks, cos_sin.q_scale,
-        NUM_HEADS=cos_sin.num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
+        qkv, cos_sin.cos, cos_sin.sin, norm_weight, eps, block_ids, block_offsets, queries, kv_cache,
+        len(block_ids), num_blocks, cos_sin.q_scale,
+        NUM_HEADS=cos_sin.num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_SIZE=block_size, HAS_NORM=qk_norm is not None, num_warps=1,
     )  # fmt: skip
     return queries

@@ -65,7 +65,8 @@ def render_with_untrusted(
         rendered, untrusted = render_shadowed(lambda text, place: text in added_token_by_text)
         if untrusted is None:
             raise InputError(
-                f"a text of the conversation holds {min(added_token_by_text.values())!r}, a token of the model, and the "
+                f"a text of the conversation holds {min(added_token_by_text.values())!r}, a token of the "
+                f"model, and the "
                 "chat template rewrites that text; leave the token out"
             )
     return rendered, untrusted or ()
@@ -94,6 +95,7 @@ def _private_alphabet(chars: set[str], used_chars: set[str]) -> tuple[str, str]:
     substitutes = [letter for letter, _ in zip(unused, visible, strict=False)]
     if len(substitutes) < len(visible):
         raise InputError(
-            f"a text of the conversation has {len(visible)} different letters; at most {len(substitutes)} will do"
+            f"a text of the conversation has {len(visible)} different letters; at most {len(substitutes)} "
+            f"will do"
         )
     return "".join(visible), "".join(substitutes)

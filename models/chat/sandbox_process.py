@@ -92,7 +92,8 @@ class SandboxProcess:
             if self._broken:
                 _terminate(self._process, self.owner_pid)
         raise LimitError(
-            f"the chat template {self._failure_message(timeout if timed_out else None, len(reply))}; shorten the "
+            f"the chat template {self._failure_message(timeout if timed_out else None, len(reply))}; "
+            f"shorten the "
             "conversation, or give another chat_template"
         )
 

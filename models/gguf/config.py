@@ -184,7 +184,8 @@ class GGUFModel:
     def _reject_unsupported(self) -> None:
         if (num_splits := self._file.get("split.count", 1)) not in (0, 1):
             raise InputError(
-                f"the GGUF file is one of {short_repr(num_splits)} parts; they must be merged into one file first"
+                f"the GGUF file is one of {short_repr(num_splits)} parts; they must be merged into one "
+                f"file first"
             )
         if num_experts := self._file.get(f"{self._prefix}expert_count", 0):
             raise InputError(
@@ -214,7 +215,8 @@ class GGUFModel:
             if shapes.get(name, shape) != shape
         ]
         problems = [
-            f"{title}: {', '.join(map(truncate, names[:MAX_LISTED_NAMES]))}{' and more' * (len(names) > MAX_LISTED_NAMES)}"
+            f"{title}: {', '.join(map(truncate, names[:MAX_LISTED_NAMES]))}"
+            f"{' and more' * (len(names) > MAX_LISTED_NAMES)}"
             for title, names in (
                 ("missing", [name for name in expected if name not in shapes]),
                 ("unexpected", [name for name in shapes if name not in expected]),

@@ -69,7 +69,8 @@ class GGUFTensor:
             values = import_gguf().quants.dequantize(self.data[start:stop], self.ggml_type)
         except NotImplementedError:
             raise InputError(
-                f"tensor {short_repr(self.name)} is of type {self.ggml_type.name}, which the gguf package here cannot "
+                f"tensor {short_repr(self.name)} is of type {self.ggml_type.name}, which the gguf package "
+                f"here cannot "
                 "read; a type like Q4_0, Q8_0 or F16 would do"
             ) from None
         return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
@@ -102,7 +103,8 @@ class GGUFFile:
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
             raise InputError(
-                f"the GGUF file's {key} is {short_repr(value)}; it must be a whole number from 1 to {MAX_SIZE}"
+                f"the GGUF file's {key} is {short_repr(value)}; it must be a whole number from 1 to "
+                f"{MAX_SIZE}"
             )
         return value
 

@@ -57,7 +57,8 @@ def _scaling_from_metadata(file: GGUFFile, prefix: str) -> dict[str, Any] | None
     for name, neutral in NEUTRAL_SETTINGS.items():
         if (value := file.get(key + name, neutral)) != neutral:
             raise InputError(
-                f"the GGUF file's {key}{name} is {short_repr(value)}, which is not supported; known is {neutral}"
+                f"the GGUF file's {key}{name} is {short_repr(value)}, which is not supported; known is "
+                f"{neutral}"
             )
     factor = file.get_float(f"{key}factor", file.get_float(f"{prefix}rope.scale_linear", 1.0))
     scaling_type = file.get(f"{key}type", "linear")

@@ -113,6 +113,7 @@ def _parse_token(path: Path, name: str, value: Any) -> AddedToken:
 def _parse_token_id(path: Path, token: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TOKEN_ID:
         raise InputError(
-            f"the id of token {short_repr(token)} in {str(path)!r} is {short_repr(value)}; it must be an integer ≥ 0"
+            f"the id of token {short_repr(token)} in {str(path)!r} is {short_repr(value)}; it must be an "
+            f"integer ≥ 0"
         )
     return value

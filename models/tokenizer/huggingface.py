@@ -70,7 +70,8 @@ class HFTokenizerBackend:
             hf_tokenizer.add_tokens([token])
             if token_id is not None and (file_id := hf_tokenizer.token_to_id(token.content)) != token_id:
                 raise InputError(
-                    f"the token {short_repr(token.content)} has id {file_id} by {path.name} and id {token_id} by the "
+                    f"the token {short_repr(token.content)} has id {file_id} by {path.name} and id "
+                    f"{token_id} by the "
                     "files beside it; they must agree"
                 )
         return hf_tokenizer

@@ -107,7 +107,8 @@ class Tokenizer:
         if max_id >= vocab_size:
             token = self._backend.id_to_token(max_id)
             raise InputError(
-                f"the tokenizer has id {max_id}, for {short_repr(token)}, and the model's embedding has {vocab_size} rows"
+                f"the tokenizer has id {max_id}, for {short_repr(token)}, and the model's embedding has "
+                f"{vocab_size} rows"
                 f", for ids up to {vocab_size - 1}; both must be of the same model"
             )
 
@@ -155,7 +156,8 @@ def _load_sentencepiece(folder: Path, path: Path) -> TokenizerBackend:
     for name in BOOL_KEYS:
         if config.get(name) is not None and not isinstance(config[name], bool):
             raise InputError(
-                f"{name} in {str(folder / TOKENIZER_CONFIG)!r} is {short_repr(config[name])}; it must be true or false"
+                f"{name} in {str(folder / TOKENIZER_CONFIG)!r} is {short_repr(config[name])}; it must be "
+                f"true or false"
             )
     add_prefix, legacy = config.get("add_prefix_space"), config.get("legacy") is not False
     backend = SentencePieceBackend.from_file(path, read_added_tokens(folder), add_prefix, legacy)
@@ -194,7 +196,8 @@ def _read_eos_ids(folder: Path) -> list[int]:
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
             raise InputError(
-                f"eos_token_id in {str(path)!r} is {short_repr(value)}; it must be a token id or a list of them"
+                f"eos_token_id in {str(path)!r} is {short_repr(value)}; it must be a token id or a list "
+                f"of them"
             )
         if ids:
             return ids

@@ -141,11 +141,13 @@ def _find_shard_files(folder: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
             raise InputError(
-                f"{INDEX_FILE} names the shard {short_repr(name, MAX_ERROR_TEXT)}; it must be a file in the same folder"
+                f"{INDEX_FILE} names the shard {short_repr(name, MAX_ERROR_TEXT)}; it must be a file in "
+                f"the same folder"
             )
         if not os.path.lexists(folder / name):
             raise InputError(
-                f"{str(folder)!r} lacks the shard {short_repr(name, MAX_ERROR_TEXT)}, which its {INDEX_FILE} names"
+                f"{str(folder)!r} lacks the shard {short_repr(name, MAX_ERROR_TEXT)}, which its "
+                f"{INDEX_FILE} names"
             )
     return [require_file(folder / name) for name in names]
 

@@ -123,5 +123,5 @@ from trimtab.models.loader.loader import load_bundle
 opened = load_bundle(sys.argv[1])
 torch.ones(300, 300) @ torch.ones(300, 300)
 """
-    load = "model = opened.load(torch.float32, torch.device('cpu'))"
+    load = "model = opened.load_model(torch.float32, torch.device('cpu'))"
     assert peak_memory(setup, load, tiny.write(tmp_path / "wide")) < 1.15 * weights

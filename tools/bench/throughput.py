@@ -39,7 +39,8 @@ class ThroughputConfig:
     one_by_one: bool = config_field(False, "run as many requests one after another, too, in every round")
     dataset_path: str | None = config_field(
         None,
-        f"questions to ask instead of random tokens: a file as evaluate reads it, or {BUILTIN_DATASET!r}, our own",
+        f"questions to ask instead of random tokens: a file as evaluate reads it, or {BUILTIN_DATASET!r}, "
+        f"our own",
     )
 
     def __post_init__(self) -> None:

@@ -167,12 +167,13 @@ def _memory_fit(config: ModelConfig, info: dict[str, Any]) -> dict[str, Any]:
     model_bytes = weight_bytes(config, dtype_bits(config.dtype) // 8, cpu)
     free_bytes = memory.free_memory(cpu)
     branch_bytes, cache_bytes = info["kv_bytes_per_branch"], parse_bytes(EngineConfig().kv_cache_memory)
+    both_bytes = model_bytes + branch_bytes
     max_tokens = cache_bytes // info["kv_bytes_per_token"]
     problems = {
         f"the weights: they take {format_bytes(model_bytes)}": model_bytes > free_bytes,
-        f"the weights and a branch of the whole context: {format_bytes(model_bytes + branch_bytes)}": model_bytes
-        <= free_bytes
-        < model_bytes + branch_bytes,
+        f"the weights and a branch of the whole context: {format_bytes(both_bytes)}": (
+            model_bytes <= free_bytes < both_bytes
+        ),
         f"a branch of the whole context in the default kv_cache_memory of {format_bytes(cache_bytes)}: "
         f"{max_tokens:,} tokens do": branch_bytes > cache_bytes,
     }

@@ -128,7 +128,8 @@ def _parse_line(line: PromptLine) -> dict[str, Any]:
     for name in values:
         if name not in LINE_FIELDS and name not in SAMPLING_FIELDS:
             raise InputError(
-                f"the line has {short_repr(name)}; it may have {', '.join(LINE_FIELDS)} and fields of SamplingParams"
+                f"the line has {short_repr(name)}; it may have {', '.join(LINE_FIELDS)} and fields of "
+                f"SamplingParams"
             )
     return values
 
@@ -174,7 +175,8 @@ def read_answered(input_path: Path, output_path: Path, lines: list[PromptLine]) 
         number, digest, failed = _parse_answer(text, answers.mismatch(index))
         if digests.get(number) != digest:
             raise InputError(
-                f"line {index} of {str(output_path)!r} answers another line {number} than {str(input_path)!r} has; "
+                f"line {index} of {str(output_path)!r} answers another line {number} than "
+                f"{str(input_path)!r} has; "
                 "name another --output"
             )
         answered_lines[number] = failed

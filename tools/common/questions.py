@@ -90,7 +90,8 @@ def _parse_question(row: Any, row_index: int, file: Path) -> Question:
     preferences: list[Any] = [_first_value(p, PREFERENCE_KEYS) if isinstance(p, dict) else p for p in items]
     if not all(isinstance(preference, str) and preference.strip() for preference in preferences):
         raise InputError(
-            f"row {row_index} of {str(file)!r} has preferences {short_repr(raw_preferences)}; they must be texts"
+            f"row {row_index} of {str(file)!r} has preferences {short_repr(raw_preferences)}; they must "
+            f"be texts"
         )
     return Question(index, text, tuple(preferences))
 

@@ -26,7 +26,8 @@ def check_invariance(report: CheckReport, device: str, plan: DecodePlan, folder:
     for kind in plan.kinds:
         model_path = str(write_model(folder / f"{kind}-invariant", kind, plan.size, dtype))
         for batch_invariant in (True, False) if kind == plan.kinds[0] else (True,):
-            name = f"{kind} in {str(dtype).removeprefix('torch.')}{'' if batch_invariant else ', without batch_invariant'}"
+            mode = "" if batch_invariant else ", without batch_invariant"
+            name = f"{kind} in {str(dtype).removeprefix('torch.')}{mode}"
             if report.should_skip("invariance", name):
                 continue
             with report.record("invariance", name) as row:

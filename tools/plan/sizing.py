@@ -62,7 +62,8 @@ def valid_tp_sizes(config: ModelConfig, gpu: Gpu, tp_size: int | None = None) ->
         return valid
     if tp_size not in valid:
         raise InputError(
-            f"tensor_parallel_size is {tp_size}; {config.num_heads} heads, {config.num_kv_heads} for keys and "
+            f"tensor_parallel_size is {tp_size}; {config.num_heads} heads, {config.num_kv_heads} for keys "
+            f"and "
             f"values, go on {', '.join(map(str, valid))} of {gpu.name}"
         )
     return [tp_size]
@@ -83,12 +84,14 @@ def _infeasible_reason(largest: Replica) -> str:
         max_tpot is not None
         and replace(largest, assumptions=replace(largest.assumptions, tpot=None)).max_requests
     ):
-        return f"tpot_ms is {1e3 * max_tpot:g}; on {hardware} one request takes {1e3 * largest.tpot(1):.3g} a token"
+        least_ms = 1e3 * largest.tpot(1)
+        return f"tpot_ms is {1e3 * max_tpot:g}; on {hardware} one request takes {least_ms:.3g} a token"
     needed_bytes = (
         largest.weight_bytes + largest.tp_size * largest.workspace_bytes + largest.kv_bytes_per_request
     )
     usable_bytes = largest.tp_size * largest.gpu.memory * largest.assumptions.memory_utilization
     return (
-        f"the model does not fit: weights, the largest step and one request take {needed_bytes / gib:.3g} GiB, and "
+        f"the model does not fit: weights, the largest step and one request take {needed_bytes / gib:.3g} "
+        f"GiB, and "
         f"of {hardware}, the most that it can be shared among, {usable_bytes / gib:.3g} may be used"
     )

@@ -46,7 +46,8 @@ def find_shards(input_pattern: str, output_dir: str) -> list[FileShard]:
     folder, files = _find_files(input_pattern)
     if not files:
         raise InputError(
-            f"--input {input_pattern!r} has no files; it must be a file, a glob or a folder of {JSONL} and {PARQUET}"
+            f"--input {input_pattern!r} has no files; it must be a file, a glob or a folder of {JSONL} "
+            f"and {PARQUET}"
         )
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise InputError(f"--output {output_dir!r} is a file; with --ray it must be a folder")

@@ -201,10 +201,13 @@ class _FusedEnds(SteeringLaunch):
             self.coefs, self.start_strength, self.on_ray,
             state.steps, *self._params("temperature", "seed"),
             rows_out, coefs_out, self.tile_max, self.tile_sum,
-            results.score_max, results.score_sum, results.token_score, results.nonfinite, results.best_score, results.best_token,
+            results.score_max, results.score_sum, results.token_score, results.nonfinite,
+            results.best_score, results.best_token,
             vocab_size, state.vocab_size, self.num_reqs, self.num_tiles,
-            MIX_BEFORE_HEAD=plan.mix_before_head, MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
-            RETURN_LOGPROBS=self._return_logprobs and not plan.materialize, ROWS_STORED=max(plan.rows_stored, 1), BRANCH_SLOTS=plan.branch_slots,
+            MIX_BEFORE_HEAD=plan.mix_before_head, MATERIALIZE=plan.materialize,
+            BRANCH_LOGPROBS=plan.branch_logprobs,
+            RETURN_LOGPROBS=self._return_logprobs and not plan.materialize,
+            ROWS_STORED=max(plan.rows_stored, 1), BRANCH_SLOTS=plan.branch_slots,
             BLOCK_M=plan.tile_rows, BLOCK_V=tile.tokens, HIDDEN_SIZE=hidden_size, BLOCK_K=tile.depth,
             HAS_LOW=low is not self.dummy, UPCAST=UPCAST,
             num_warps=tile.warps, num_stages=tile.stages, **LAUNCH_OPTIONS,
@@ -223,9 +226,12 @@ class _FusedEnds(SteeringLaunch):
             self.logits, self.row_max, self.row_sum, self.best_score, self.best_token, self.nonfinite,
             self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength, tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,
-            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs, RETURN_LOGPROBS=self._return_logprobs,
-            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=plan.materialize and self.trace, HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
-            BLOCK_P=triton.next_power_of_2(num_parts), BLOCK_T=triton.next_power_of_2(self.num_tiles), **LAUNCH_OPTIONS,
+            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
+            RETURN_LOGPROBS=self._return_logprobs,
+            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
+            HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
+            BLOCK_P=triton.next_power_of_2(num_parts), BLOCK_T=triton.next_power_of_2(self.num_tiles),
+            **LAUNCH_OPTIONS,
         )  # fmt: skip
         return tokens
 
@@ -245,7 +251,8 @@ class _StoredRows(SteeringLaunch):
 
     def _finalize(self) -> SamplerOutput:
         results = _TileResults(
-            self.best_score, self.best_token, self.nonfinite, self.score_max, self.score_sum, self.mixed_logits, self.kl_sums,
+            self.best_score, self.best_token, self.nonfinite, self.score_max, self.score_sum,
+            self.mixed_logits, self.kl_sums,
             self.strength,
         )  # fmt: skip
         return self.ends.finalize_step(results, self._top_logprobs)

@@ -99,7 +99,8 @@ def select_branch(branch_logits, branch_idx, BRANCH_SLOTS: tl.constexpr):
 
 @triton.jit
 def store_branches(
-    branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v, mask_v, vocab_size,
+    branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v, mask_v,
+    vocab_size,
     MIX_BEFORE_HEAD: tl.constexpr, ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Stores the first branch, and the mix of the others or the only other; and the shares of both."""
@@ -165,7 +166,8 @@ def lm_head_kernel(
     rows_out_ptr, coefs_out_ptr, row_max_ptr, row_sum_ptr,
     score_max_ptr, score_sum_ptr, token_score_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_reqs, num_tiles,
-    MIX_BEFORE_HEAD: tl.constexpr, MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
+    MIX_BEFORE_HEAD: tl.constexpr, MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr,
+    RETURN_LOGPROBS: tl.constexpr,
     ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
     HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -201,7 +203,8 @@ def lm_head_kernel(
     branch_logits = tl.reshape(z, [BLOCK_V, REQS_PER_TILE, BRANCH_SLOTS])
     if MATERIALIZE:
         store_branches(
-            branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v, mask_v, vocab_size,
+            branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v,
+            mask_v, vocab_size,
             MIX_BEFORE_HEAD, ROWS_STORED, BRANCH_SLOTS,
         )  # fmt: skip
     else:

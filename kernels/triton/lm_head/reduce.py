@@ -33,13 +33,17 @@ def compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE: tl.constexpr,
 
 @triton.jit(do_not_specialize=["num_parts", "num_tiles", "num_reqs"])
 def reduce_tiles_kernel(
-    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, kl_budget_ptr, tile_max_ptr, tile_sum_ptr,
-    best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr, kl_sums_ptr, strength_ptr,
+    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, kl_budget_ptr,
+    tile_max_ptr, tile_sum_ptr,
+    best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr,
+    kl_sums_ptr, strength_ptr,
     token_logit_ptr, row_max_ptr, row_sum_ptr, out_best_score_ptr, out_best_token_ptr, out_nonfinite_ptr,
     out_max_ptr, out_sum_ptr, out_token_score_ptr, out_kl_sums_ptr, out_strength_ptr, token_ptr,
     vocab_size, num_parts, num_tiles, num_reqs,
-    MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, HAS_KL_BUDGET: tl.constexpr,
-    MEASURE_KL: tl.constexpr, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
+    MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
+    HAS_KL_BUDGET: tl.constexpr,
+    MEASURE_KL: tl.constexpr, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """raw: scores of the best token of each part, or STORED, of every token. one_…: of the one part left."""
     req_idx, branch_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)

@@ -50,11 +50,14 @@ def load_branch_logprobs(
 
 @triton.jit(do_not_specialize=["num_splits", "num_reqs", "max_objectives"])
 def finalize_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, accumulate_ptr, decay_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, accumulate_ptr,
+    decay_ptr,
     kl_budget_ptr, rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
-    score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr, logprob_ptr,
+    score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr,
+    logprob_ptr,
     kl_ptr, branch_logprob_ptr, lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
-    HAS_KL_BUDGET: tl.constexpr, MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr,
+    HAS_KL_BUDGET: tl.constexpr, MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
+    BRANCH_LOGPROBS: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     req_idx = tl.program_id(0).to(tl.int64)

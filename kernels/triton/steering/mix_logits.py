@@ -22,10 +22,13 @@ def has_nonfinite(values, mask):
 
 @triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
 def mix_logits_kernel(
-    logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr, prev_contrast_coef_ptr,
-    contrast_slot_ptr, prev_contrast_ptr, kl_budget_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr, row_valid_max_ptr, nonfinite_ptr,
+    logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
+    prev_contrast_coef_ptr,
+    contrast_slot_ptr, prev_contrast_ptr, kl_budget_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
+    row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
-    HAS_PREV_CONTRAST: tl.constexpr, HAS_KL_BUDGET: tl.constexpr, NUM_COARSE: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_PREV_CONTRAST: tl.constexpr, HAS_KL_BUDGET: tl.constexpr, NUM_COARSE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """named: ids at or beyond it are never chosen; row_allowed is each row's max below it."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)

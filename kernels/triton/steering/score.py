@@ -40,13 +40,16 @@ def add_gumbel_noise(scores, token_ids, seed_ptr, temperature, state_row, positi
 
 @triton.jit(do_not_specialize=["num_splits", "num_reqs", "valid_vocab", "store_scores"])
 def score_kernel(
-    logits_ptr, mixed_logits_ptr, steered_scores_ptr, allowed_scores_ptr, bias_ptr, repetition_penalty_ptr, state_rows_ptr, row_start_ptr,
+    logits_ptr, mixed_logits_ptr, steered_scores_ptr, allowed_scores_ptr, bias_ptr, repetition_penalty_ptr,
+    state_rows_ptr, row_start_ptr,
     num_rows_ptr, strength_ptr, on_ray_ptr, steps_ptr, kl_budget_ptr, temperature_ptr, seed_ptr,
     centre_ptr, bracket_ptr, inner_sums_ptr, nucleus_threshold_ptr, strength_out_ptr, score_max_ptr,
     score_sum_ptr, kl_sums_ptr, nonfinite_ptr, allowed_max_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_splits, num_reqs, store_scores,
-    HAS_KL_BUDGET: tl.constexpr, HAS_NUCLEUS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, HAS_TRUNCATION: tl.constexpr,
-    MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, NUM_INNER: tl.constexpr, MAX_POINTS: tl.constexpr,
+    HAS_KL_BUDGET: tl.constexpr, HAS_NUCLEUS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr,
+    HAS_TRUNCATION: tl.constexpr,
+    MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, NUM_INNER: tl.constexpr,
+    MAX_POINTS: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """added, penalty: what Edits add to and divide by, [groups, vocab]. kept: steered scores are stored where

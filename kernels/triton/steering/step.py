@@ -191,7 +191,8 @@ class SteeringLaunch:
         reweight_kernel[(self.num_reqs,)](
             layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
             state.prior_weights, state.rewards, state.steps,
-            *self._params("base_coef", "objective_coef", "prev_contrast_coef", "reward_rate", "beta", "kl_budget"),
+            *self._params("base_coef", "objective_coef", "prev_contrast_coef", "reward_rate", "beta",
+            "kl_budget"),
             *self._params("temperature", "mask_top_p", "top_k", "top_p"),
             self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray, self.truncation_params,
             self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
@@ -204,14 +205,17 @@ class SteeringLaunch:
             self.logits, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, state.steps, *self._params("prev_contrast_coef"),
             state.contrast_slot, prev_contrast, *self._params("kl_budget"),
-            self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre, self.coarse_sums,
+            self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre,
+            self.coarse_sums,
             self.vocab_size, self.tiling.num_splits, state.vocab_size,
-            HAS_PREV_CONTRAST=features.uses_prev_contrast, HAS_KL_BUDGET=features.has_kl_budget, NUM_COARSE=NUM_COARSE, **self.launch_args,
+            HAS_PREV_CONTRAST=features.uses_prev_contrast, HAS_KL_BUDGET=features.has_kl_budget,
+            NUM_COARSE=NUM_COARSE, **self.launch_args,
         )  # fmt: skip
 
     def _bracket_kl(self) -> None:
         kl_bracket_kernel[self._grid](
-            self.logits, self.mixed_logits, self.layout.state_rows, self.layout.row_start, *self._params("kl_budget"),
+            self.logits, self.mixed_logits, self.layout.state_rows, self.layout.row_start,
+            *self._params("kl_budget"),
             self.start_strength, self.centre, self.coarse_sums, self.bracket, self.inner_sums,
             self.vocab_size, self.tiling.num_splits,
             NUM_COARSE=NUM_COARSE, NUM_INNER=NUM_INNER, BLOCK_S=self.tiling.block_s, **self.launch_args,
@@ -242,15 +246,21 @@ class SteeringLaunch:
             self._scatter_edits(edits) if edits is not None else (self.dummy, self.dummy)
         )
         score_kernel[self._grid](
-            self.logits, self.mixed_logits, self.steered_scores, self.allowed_scores, bias, repetition_penalty,
-            layout.state_rows, layout.row_start, layout.num_rows, self.start_strength, self.on_ray, self.state.steps,
+            self.logits, self.mixed_logits, self.steered_scores, self.allowed_scores, bias,
+            repetition_penalty,
+            layout.state_rows, layout.row_start, layout.num_rows, self.start_strength, self.on_ray,
+            self.state.steps,
             *self._params("kl_budget", "temperature", "seed"),
-            self.centre, self.bracket, self.inner_sums, self.dummy if nucleus_threshold is None else nucleus_threshold,
+            self.centre, self.bracket, self.inner_sums,
+            self.dummy if nucleus_threshold is None else nucleus_threshold,
             self.strength, self.score_max, self.score_sum, self.kl_sums, self.nonfinite, self.allowed_max,
-            self.best_score, self.best_token, self.vocab_size, self.state.vocab_size, self.tiling.num_splits, self.num_reqs,
+            self.best_score, self.best_token, self.vocab_size, self.state.vocab_size,
+            self.tiling.num_splits, self.num_reqs,
             int(self.top),
-            HAS_KL_BUDGET=features.has_kl_budget, HAS_NUCLEUS_MASK=nucleus_threshold is not None, HAS_EDITS=edits is not None,
-            HAS_TRUNCATION=features.has_truncation, MEASURE_KL=self.trace, RETURN_LOGPROBS=self.trace or self.top,
+            HAS_KL_BUDGET=features.has_kl_budget, HAS_NUCLEUS_MASK=nucleus_threshold is not None,
+            HAS_EDITS=edits is not None,
+            HAS_TRUNCATION=features.has_truncation, MEASURE_KL=self.trace,
+            RETURN_LOGPROBS=self.trace or self.top,
             NUM_INNER=NUM_INNER, MAX_POINTS=MAX_POINTS, BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
@@ -270,9 +280,11 @@ class SteeringLaunch:
         sample_truncated_kernel[self._grid](
             self.allowed_scores, self.allowed_max, self.layout.state_rows, self.state.steps,
             *self._params("temperature", "min_p", "seed"),
-            self.dummy if top_k_threshold is None else top_k_threshold, self.dummy if top_p_threshold is None else top_p_threshold,
+            self.dummy if top_k_threshold is None else top_k_threshold,
+            self.dummy if top_p_threshold is None else top_p_threshold,
             self.best_score, self.best_token, self.vocab_size, self.tiling.num_splits,
-            HAS_TOP_K=top_k_threshold is not None, HAS_TOP_P=top_p_threshold is not None, BLOCK_S=self.tiling.block_s, **self.launch_args,
+            HAS_TOP_K=top_k_threshold is not None, HAS_TOP_P=top_p_threshold is not None,
+            BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
     def _finalize(self) -> SamplerOutput:
@@ -284,7 +296,8 @@ class SteeringLaunch:
         branch_logprobs = self._new(self.num_rows)
         return_logprobs = self.trace or self.top
         finalize_kernel[(self.num_reqs,)](
-            self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
+            self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
+            layout.branch_of_row,
             *self._params("accumulate", "decay", "kl_budget"), state.rewards, state.steps,
             self.strength, self.on_ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
             self.kl_sums, self.nonfinite, self.best_score, self.best_token,

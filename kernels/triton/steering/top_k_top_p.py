@@ -193,9 +193,11 @@ def fine_bounds(lo, hi, bound_idx, row_max):
 
 @triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
 def count_ge_kernel(
-    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr, prior_ptr,
+    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr,
+    prior_ptr,
     coarse_bounds_ptr, coarse_sums_ptr, bounds_ptr, sums_ptr, vocab_size, valid_vocab, num_splits,
-    KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, IS_FINE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
+    KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, IS_FINE: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split; limits [groups, 3]:
     p or k of each kind, 0 is off. sums [groups, 16, splits].
@@ -252,7 +254,8 @@ def count_ge_kernel(
 
 @triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
 def compact_kernel(
-    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, coarse_bounds_ptr, coarse_sums_ptr,
+    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr,
+    coarse_bounds_ptr, coarse_sums_ptr,
     fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, vocab_size, valid_vocab, num_splits,
     KIND: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -295,8 +298,10 @@ def load_candidates(key_ptrs, mask, prior, row_max, temperature, KIND: tl.conste
 
 @triton.jit
 def bisect_kernel(
-    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr, prior_ptr, coarse_bounds_ptr,
-    coarse_sums_ptr, fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, threshold_ptr, num_splits,
+    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr, prior_ptr,
+    coarse_bounds_ptr,
+    coarse_sums_ptr, fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, threshold_ptr,
+    num_splits,
     KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """threshold [groups]: −∞ where the request does not have this filter."""
@@ -383,14 +388,17 @@ def find_thresholds(
     num_warps = max(block_v // 512, 1)
     for outputs in (coarse, fine):
         count_ge_kernel[(num_reqs, num_splits)](
-            values, split_max, *layout_args, temperature, prior_thresholds, *coarse, *outputs, vocab_size, valid_vocab, num_splits,
+            values, split_max, *layout_args, temperature, prior_thresholds, *coarse, *outputs, vocab_size,
+            valid_vocab, num_splits,
             HAS_PRIOR=prior is not None, IS_FINE=outputs is fine, **constants, num_warps=num_warps,
         )  # fmt: skip
     compact_kernel[(num_reqs, num_splits)](
-        values, split_max, *layout_args, *coarse, *fine, candidates, num_candidates, vocab_size, valid_vocab, num_splits, **constants, num_warps=num_warps,
+        values, split_max, *layout_args, *coarse, *fine, candidates, num_candidates, vocab_size,
+        valid_vocab, num_splits, **constants, num_warps=num_warps,
     )  # fmt: skip
     bisect_kernel[(num_reqs,)](
-        split_max, *layout_args, temperature, prior_thresholds, *coarse, *fine, candidates, num_candidates, thresholds, num_splits,
+        split_max, *layout_args, temperature, prior_thresholds, *coarse, *fine, candidates, num_candidates,
+        thresholds, num_splits,
         HAS_PRIOR=prior is not None, **constants, num_warps=4,
     )  # fmt: skip
     return thresholds

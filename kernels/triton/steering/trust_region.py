@@ -96,7 +96,8 @@ def inner_strength(point_idx, lo, hi):
 
 @triton.jit(do_not_specialize=["num_splits"])
 def kl_bracket_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, kl_budget_ptr, strength_ptr, centre_ptr, coarse_sums_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, kl_budget_ptr, strength_ptr, centre_ptr,
+    coarse_sums_ptr,
     bracket_ptr, inner_sums_ptr, vocab_size, num_splits,
     NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip

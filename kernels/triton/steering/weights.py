@@ -32,9 +32,12 @@ def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_rew
 
 @triton.jit(do_not_specialize=["vocab_size", "max_objectives"])
 def reweight_kernel(
-    state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr, steps_ptr, base_coef_ptr, objective_coef_ptr,
-    prev_contrast_coef_ptr, reward_rate_ptr, beta_ptr, kl_budget_ptr, temperature_ptr, mask_top_p_ptr, top_k_ptr, top_p_ptr,
-    weights_ptr, scaled_rewards_ptr, coef_ptr, strength_ptr, on_ray_ptr, truncation_ptr, vocab_size, max_objectives,
+    state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr, steps_ptr,
+    base_coef_ptr, objective_coef_ptr,
+    prev_contrast_coef_ptr, reward_rate_ptr, beta_ptr, kl_budget_ptr, temperature_ptr, mask_top_p_ptr,
+    top_k_ptr, top_p_ptr,
+    weights_ptr, scaled_rewards_ptr, coef_ptr, strength_ptr, on_ray_ptr, truncation_ptr, vocab_size,
+    max_objectives,
     BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     req_idx = tl.program_id(0).to(tl.int64)

@@ -47,7 +47,8 @@ def required_packages(name: str, extras: frozenset[str], visited: set[str]) -> s
 
 
 def test_every_script_environment_has_a_lock() -> None:
-    sourced_locks = {re.search(r"^source tools/scripts/environment (\S+)$", (TOOLS / name).read_text(), re.MULTILINE)
+    sourced_locks = {re.search(r"^source tools/scripts/environment (\S+)$", (TOOLS / name).read_text(),
+    re.MULTILINE)
              for name in ("demo", "test")}  # fmt: skip
     assert {found[1].replace(",", "-") for found in sourced_locks if found} == {lock.stem for lock in LOCKS}
 

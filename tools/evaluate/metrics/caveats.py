@@ -32,24 +32,29 @@ def _iter_caveats(table: ScoreTable, points: Sequence[PointResult]) -> Iterator[
         yield f"Steerability is not to be trusted: --weights {settings.weights} is fewer than {MIN_WEIGHTS}."
     if settings.sampling_params.max_tokens < MIN_TOKENS:
         yield (
-            f"Steerability and length are not to be trusted: answers end at {settings.sampling_params.max_tokens} "
-            f"tokens, fewer than {MIN_TOKENS}."
+            "Steerability and length are not to be trusted: answers end at "
+            f"{settings.sampling_params.max_tokens} tokens, fewer than {MIN_TOKENS}."
         )
     if len(study.questions) < MIN_QUESTIONS:
         yield f"With {len(study.questions)} questions, fewer than {MIN_QUESTIONS}, intervals are too narrow."
     if len(study.targets) > 2:
-        yield f"Intervals of fronts are from {MULTI_TARGET_DRAWS} draws only, for there are more than two aims."
+        yield (
+            f"Intervals of fronts are from {MULTI_TARGET_DRAWS} draws only, for there are more than two aims."
+        )
     for target, (low, high) in zip(study.targets, table.ranges.T, strict=True):
         if not high > low:
             yield f"No point differs from another in {target.label}; its normalised scores are all 0."
     truncated = _labels_above(points, "truncated")
     if truncated:
-        yield f"More than {share_text} of the answers are cut off (max_tokens) at some weight of: {truncated}."
+        yield (
+            f"More than {share_text} of the answers are cut off (max_tokens) at some weight of: {truncated}."
+        )
     disfluent = [row.label for row in study.rows if not table.is_fluent(row, MAX_PERPLEXITY_RATIO).all()]
     if disfluent:
         yield (
-            f"The median perplexity is more than {MAX_PERPLEXITY_RATIO:g} times that of base at some weight of: "
-            f"{', '.join(disfluent)}. Scores there may be those of text that is no language; see --fluent."
+            f"The median perplexity is more than {MAX_PERPLEXITY_RATIO:g} times that of base at some weight "
+            f"of: {', '.join(disfluent)}. Scores there may be those of text that is no language; see "
+            f"--fluent."
         )
     if settings.fluent is not None:
         yield (

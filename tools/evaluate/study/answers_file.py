@@ -38,7 +38,8 @@ def read_answers(path: Path, keys: Collection[str], num_samples: int) -> Answers
         record = _parse_record(line, file.mismatch(line_number))
         if record.key not in keys:
             raise InputError(
-                f"line {line_number} of {str(path)!r} answers what this study does not ask; name another --output"
+                f"line {line_number} of {str(path)!r} answers what this study does not ask; name another "
+                f"--output"
             )
         records_by_key.setdefault(record.key, {})[record.sample] = record
     return {
