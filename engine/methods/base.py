@@ -1,7 +1,7 @@
-"""A decoding method: which wishes become branches, and the one `Program` row that it compiles to.
+"""The base class of the decoding methods: which objectives become branches, and the coefficients of the mix.
 
-A method is data; the decode loop knows nothing of it but that row. To make your own, subclass `Method`, add
-fields, and write `program`.
+A method is data: the decode loop reads its `SteeringCoefficients` and nothing else of it. To write your own,
+subclass `Method`, add fields, and define `coefficients`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ...kernels.common.errors import InputError, SteeringWarning, short_repr
 from ...kernels.steering.coefficients import SteeringCoefficients
 from ..utils.fields import config_field, invalid_value, validate_types
 from .objective import Objective
+from .renamed import RenamedAttribute, adopt_old_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,9 +30,9 @@ PLACEMENTS = ("system", "user")
 class Method:
     """What all methods share: the objectives, and where their texts go in the prompt.
 
-    `wishes` is "none", "one" or "many". A method for one preference that is given several objectives
-    joins their texts with a space in one branch. `name` is the method's name on the command line. `presets`
-    are settings by name that are not the published ones, see `preset`.
+    `objective_arity` is "none", "one" or "many": how many objective branches the method decodes. A method for
+    one objective that is given several joins their texts with a space in one branch. `name` is the method's
+    name on the command line. `presets` are settings by name that are not the published ones, see `preset`.
     """
 
     objective_arity: ClassVar[str] = "many"
@@ -43,8 +44,13 @@ class Method:
         "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
     )
 
+    wishes = RenamedAttribute()
+    program = RenamedAttribute()
+    branches = RenamedAttribute()
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        adopt_old_names(cls)
         cls.name = "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("-")
 
     def __post_init__(self) -> None:
@@ -56,9 +62,11 @@ class Method:
             )
         if self.objective_arity != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
-        # asked for here, so that a hyperparameter out of range is refused now and not at the first token
+        # computed here, so that a hyperparameter out of range is refused now and not at the first token
         if not isinstance(self.cached_coefficients, SteeringCoefficients):
-            raise invalid_value(f"the program of {self.name}", self.cached_coefficients, "of type Program")
+            raise invalid_value(
+                f"coefficients() of {self.name}", self.cached_coefficients, "of type SteeringCoefficients"
+            )
         for message in self.iter_warnings():
             warnings.warn(message, SteeringWarning, stacklevel=3)
 
@@ -79,7 +87,7 @@ class Method:
         return cls.presets[preset]
 
     def branch_objectives(self) -> tuple[str, ...]:
-        """The wish of each objective branch, 1..K."""
+        """The text of each objective branch, 1..K."""
         if self.objective_arity == "many":
             return tuple(o.text for o in self.objectives)
         return (" ".join(o.text for o in self._weighted_objectives),) if self._weighted_objectives else ()
@@ -101,11 +109,11 @@ class Method:
 
     @cached_property
     def cached_coefficients(self) -> SteeringCoefficients:
-        """What `program` gives, worked out once."""
+        """What `coefficients` returns, computed once."""
         return self.coefficients()
 
     def iter_warnings(self) -> Iterator[str]:
-        """What may not be meant, in sentences: warned of once, when the method is made."""
+        """Sentences about settings that may be a mistake; each is a warning when the method is made."""
         if self.objective_arity == "one" and len({o.weight for o in self._weighted_objectives}) > 1:
             yield (
                 f"{self.name} steers toward one preference, so it joins the "

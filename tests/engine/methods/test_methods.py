@@ -30,6 +30,7 @@ from trimtab.engine import (
 from trimtab.engine.methods.builtin import METHODS
 from trimtab.engine.utils.fields import config_field
 from trimtab.kernels.common.errors import InputError, SteeringWarning
+from trimtab.kernels.program import Program
 from trimtab.kernels.steering.closed_form import reward_strength, strength
 from trimtab.kernels.steering.coefficients import EMA, MEAN, SUM, SteeringCoefficients
 
@@ -329,7 +330,7 @@ def test_a_custom_method_steers_like_its_formula(tiny: Engine) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forgetful(Method):
-    """A method whose program returns nothing, with a field of a type that nobody checks."""
+    """A method whose coefficients() returns nothing, with a field of a type that nobody checks."""
 
     fractions: list[complex] | None = None
 
@@ -338,7 +339,7 @@ class Forgetful(Method):
 
 
 def test_a_method_without_coefficients_is_refused() -> None:
-    with pytest.raises(InputError, match="the program of forgetful is None; it must be of type Program"):
+    with pytest.raises(InputError, match=r"coefficients\(\) of forgetful is None; it must be of type Steer"):
         Forgetful([KIND], fractions=[1j])
 
 
@@ -353,3 +354,29 @@ def test_a_preset_fills_unset_fields_and_the_defaults_stay_as_published(cls: typ
         assert cls.preset(name, objectives) != cls(objectives)
     with pytest.raises(InputError, match="has no preset 'bold'; presets are "):
         cls.preset("bold", objectives)
+
+
+def test_a_method_written_for_the_previous_release_works_and_warns(tiny: Engine) -> None:
+    """Its class defines `wishes` and `program`, which returns a `Program` of the old field names."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+
+        @dataclasses.dataclass(frozen=True)
+        class PartWay(Method):
+            wishes = "many"
+
+            def program(self) -> SteeringCoefficients:
+                return Program(base=0.5, scale=0.5)
+
+        old = PartWay([KIND, SHORT])
+    messages = [str(each.message) for each in caught if each.category is FutureWarning]
+    for name in ("PartWay.wishes", "PartWay.program", "kernels.program.Program"):
+        assert any(name in message for message in messages)
+    new = ContextSteering([KIND, SHORT], strength=0.5)
+    sampling = SamplingParams(max_tokens=8, ignore_eos=True)
+    answers = tiny.generate([Request("Why?", method, sampling) for method in (old, new)])
+    assert answers[0].token_ids == answers[1].token_ids
+    with pytest.warns(FutureWarning, match="Mato.wishes is called objective_arity"):
+        assert Mato.wishes == "many"
+    with pytest.warns(FutureWarning, match="branches is called branch_objectives"):
+        assert old.branches() == (KIND.text, SHORT.text)

@@ -166,15 +166,13 @@ def test_generated_text_is_never_rendered_as_markup(tiny_folder: Path) -> None:
 
 def test_the_content_security_policy_blocks_injected_code(demo_server: ServerProcess) -> None:
     """Text as markup, text as code, other servers, pictures: were the page to try, the browser would not."""
-    on_violation = (
-        "addEventListener('securitypolicyviolation', (event) => no(Error(event.violatedDirective)))"
-    )
+    fails = "addEventListener('securitypolicyviolation', (event) => no(Error(event.violatedDirective)))"
     slips = {
         "document.body.innerHTML = '<b>x</b>'": "TrustedHTML",
         "document.createElement('script').text = '1'": "TrustedScript",
-        f"new Promise((_, no) => {{ {on_violation}; fetch('http://127.0.0.1:9/').catch(() => 0); }})": "connect-src",
-        f"new Promise((_, no) => {{ {on_violation}; new Image().src = '/x'; }})": "img-src",
-        f"new Promise((_, no) => {{ {on_violation}; document.body.setAttribute('style', 'top: 0'); }})": "style-src",
+        f"new Promise((_, no) => {{ {fails}; fetch('http://127.0.0.1:9/').catch(() => 0); }})": "connect-src",
+        f"new Promise((_, no) => {{ {fails}; new Image().src = '/x'; }})": "img-src",
+        f"new Promise((_, no) => {{ {fails}; document.body.setAttribute('style', 'top: 0'); }})": "style-src",
     }
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
