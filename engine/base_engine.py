@@ -1,4 +1,4 @@
-"""What both engines show of themselves."""
+"""Properties shared by Engine and AsyncEngine."""
 
 from __future__ import annotations
 

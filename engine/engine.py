@@ -36,7 +36,7 @@ class Engine(BaseEngine):
     def generate(self, requests: Request | Sequence[Request]) -> Output | list[Output]:
         """Answers one request, or a list of them decoded together, in their order.
 
-        A single request that is wrong raises InputError. A list never raises for one member: its output then
+        A single request that is wrong raises InputError. A list never raises for one item: its output then
         has finish_reason "error" and says why.
         """
         if isinstance(requests, Request | str) or not isinstance(requests, Iterable):

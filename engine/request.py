@@ -1,4 +1,4 @@
-"""What is asked of the engine: a prompt, the wishes, and how to sample."""
+"""What a user asks of the engine: a prompt, a method with its objectives, and sampling parameters."""
 
 from __future__ import annotations
 

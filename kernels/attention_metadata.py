@@ -1,4 +1,4 @@
-"""A step over a paged cache: which tokens of which branches it has, and where in the pages they go."""
+"""A step over the paged KV cache: which tokens of which branches, and which blocks they go to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .common.transfer import CPU, to_device
 
 @dataclass(frozen=True)
 class SequenceChunk:
-    """One branch's share of a step: `count` new tokens after the `start` that its pages already hold.
+    """One branch's share of a step: `num_new` new tokens after the `num_computed` that its pages already
+    hold.
 
-    pages: its page table, long enough for the new tokens.
+    block_table: its page table, long enough for the new tokens.
     """
 
     num_computed: int
@@ -28,8 +29,8 @@ class SequenceChunk:
 class RaggedBatch:
     """The ragged layout of one step, tokens of one segment after another.
 
-    positions [rows]; pages, offsets [tokens]: where in the cache each token's K and V go. Rows beyond the
-    tokens are padding: they repeat the last position, are written nowhere, and mean nothing.
+    positions [rows]; block_ids, block_offsets [tokens]: where in the cache each token's K and V go. Rows
+    beyond the tokens are padding: they repeat the last position, are written nowhere, and mean nothing.
     """
 
     chunks: list[SequenceChunk]
@@ -52,7 +53,7 @@ class RaggedBatch:
 
 
 def swap_blocks(blocks: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
-    """Exchanges what pages [layers, 2, pages, …] hold, two by two, one after the other."""
+    """Exchanges what blocks [layers, 2, pages, …] hold, two by two, one after the other."""
     for src, dst in pairs:  # by slices: a list of indices would copy number by number
         src_copy = blocks[:, :, src].clone()
         blocks[:, :, src] = blocks[:, :, dst]

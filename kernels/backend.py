@@ -1,4 +1,4 @@
-"""What the operations of a step run on: one value that names the implementation of each."""
+"""Which implementation of each operation an engine runs: a value that names them all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class KVCache(Protocol):
-    """A paged KV cache; see `attention.PagedKV` for what its methods do."""
+    """A paged KV cache; see `attention.CPUPagedKVCache` for what its methods do."""
 
     blocks: Tensor
     block_size: int
@@ -70,10 +70,11 @@ class CompileCounter(Protocol):
 class Backend:
     """The decoder's operations, the cache that they attend over, and what chooses tokens.
 
-    choose: from the head and hidden states, see `lm_head.choose`. graphs: the host reads nothing back between
-    a decoding step's token ids and its hidden states, so that they may be captured once and replayed.
-    compiles: what counts the kernels that first launches compile, and warm_shapes: steps to launch before the
-    first request, as (requests, branches of the widest), from device and most rows; None where none are.
+    sample: from the head and hidden states, see `lm_head.sample_from_hidden`. cuda_graphs: the host reads
+    nothing back between a decoding step's token ids and its hidden states, so that they may be captured
+    once and replayed. jit_monitor: what counts the kernels that first launches compile, and warm_shapes:
+    steps to launch before the first request, as (requests, branches of the widest), from device and most
+    rows; None where none are.
     """
 
     ops: Ops

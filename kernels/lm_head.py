@@ -1,4 +1,4 @@
-"""The last product of a step and its steering: from hidden states to the next token of each request."""
+"""The LM head and the steering step: from hidden states to the next token of each request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LMHead:
 
 
 class PackedLMHead:
-    """As `Head`, of a weight that is packed once for a CPU's product."""
+    """As `LMHead`, of a weight that is packed once for a CPU's product."""
 
     dtype = torch.float32
 
@@ -64,7 +64,7 @@ def sample_from_hidden(
     top: bool = False,
     sampler: Callable[..., SamplerOutput] = steer,
 ) -> SamplerOutput:
-    """The product, and then the steering `by`: see `kernels.steering.step.steer`.
+    """The product, and then the steering `sampler`: see `kernels.steering.step.steer`.
 
     hidden [rows, width] after the final norm; rows beyond those of the groups only fill the product up.
     """

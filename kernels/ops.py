@@ -17,7 +17,7 @@ from .reference.swiglu import swiglu
 class Ops:
     """One implementation of each operation; shapes are in the docstrings of the functions named alike.
 
-    head: makes the vocabulary's product of its weight, as the backend's `choose` takes it.
+    make_lm_head: makes the vocabulary's product of its weight, as the backend's `choose` takes it.
     matmul: what multiplies by weights; None leaves it to `kernels.cpu.linear`, which takes what is fastest.
     """
 

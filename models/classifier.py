@@ -62,7 +62,7 @@ def _encode_conversation(bundle: ModelBundle, messages: Sequence[Message]) -> li
 class SequenceClassifier:
     """A `…ForSequenceClassification` of the Llama family, on the CPU.
 
-    labels: what its head gives a number for. context: the most tokens of a conversation.
+    labels: what its head gives a number for. context_length: the most tokens of a conversation.
     """
 
     def __init__(self, bundle: ModelBundle, dtype: torch.dtype, progress: Progress | None = None) -> None:
@@ -90,7 +90,7 @@ class SequenceClassifier:
 
         The last token is the last that is not the config's pad_token_id, as in transformers. The scores of a
         conversation do not depend on the others. Raises InputError for one without tokens, or with more than
-        `context`.
+        `context_length`.
         """
         for ids in conversations:
             if not 0 < len(ids) <= self.context_length:

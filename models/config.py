@@ -28,8 +28,9 @@ CAUSAL_LM, SEQUENCE_CLASSIFICATION = "ForCausalLM", "ForSequenceClassification"
 class ArchDefaults:
     """What an architecture decides, and what transformers takes for a key that config.json leaves out.
 
-    kv_heads, head_dim: None where they follow from the other sizes. may_bias: the switches of config.json
-    that count. slides: whether attention has a window in all layers; None where config.json chooses layers.
+    num_kv_heads, head_dim: None where they follow from the other sizes. bias_flags: the switches of
+    config.json that count. sliding: whether attention has a window in all layers; None where config.json
+    chooses layers.
     """
 
     context_length: int
@@ -62,7 +63,7 @@ class ModelConfig:
 
     qkv_bias, output_bias: of the attention's products; mlp_bias: of the feed-forward's three.
     qk_norm: queries and keys are normalised within each head, before they are turned.
-    windows: for each layer how many tokens a token sees, itself included; None is all before it.
+    sliding_windows: for each layer how many tokens a token sees, itself included; None is all before it.
     dtype: that of the checkpoint, "float32" when it does not say.
     labels: of a classifier, what its head gives a number for; () for a model that writes.
     """

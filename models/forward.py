@@ -1,4 +1,4 @@
-"""One forward over the tokens of many branches, each at its own place."""
+"""One forward pass over a packed (ragged) batch of many branches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def forward(
 ) -> Tensor:
     """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden].
 
-    turned_by: for each token what its request turns by, which matters where the model's rope is dynamic.
-    chosen [tokens] on the device: where given, token_ids are places among these.
+    rope_lengths: for each token what its request turns by, which matters where the model's rope is dynamic.
+    prev_tokens [tokens] on the device: where given, token_ids are places among these.
     """
     columns = [pad_rows(token_ids, model.device)]
     if model.config.rope.rope_type == "dynamic":

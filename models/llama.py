@@ -55,7 +55,9 @@ LM_HEAD, SCORE_HEAD = "lm_head.weight", "score.weight"
 
 
 class KVCache(Protocol):
-    """The part of a KV cache that a decoder needs; see `kernels.cpu.paged_kv_cache.PagedKV.attend`."""
+    """The part of a KV cache that a decoder needs; see
+    `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`.
+    """
 
     def forward(
         self, layer: int, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None, window: int | None
@@ -119,7 +121,9 @@ def weight_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> in
 
 
 class LlamaForCausalLM:
-    """A decoder held on one device. `dtype` is the type of its weights' values, `head` its last product."""
+    """A decoder held on one device. `dtype` is the type of its weights' values, `lm_head` its last
+    product.
+    """
 
     def __init__(
         self,
@@ -133,7 +137,7 @@ class LlamaForCausalLM:
     ) -> None:
         """Streams the weights in, tensor by tensor. progress(done, total) counts their bytes.
 
-        With `shards` config and weights are those of a part, which computes with the others.
+        With `sharding` config and weights are those of a part, which computes with the others.
         Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`, RunError
         when the device has too little memory for them.
         """
@@ -157,8 +161,9 @@ class LlamaForCausalLM:
     ) -> Tensor:
         """Hidden states after the final norm, [tokens, hidden], for token_ids and positions [tokens].
 
-        `cache` knows which branch each token belongs to: it has been told of this step's batch. `lengths`
-        [tokens] are what each token's request turns by, and are needed where the config's rope is dynamic.
+        `cache` knows which branch each token belongs to: it has been told of this step's batch.
+        `rope_lengths` [tokens] are what each token's request turns by, and are needed where the config's
+        rope is dynamic.
         """
         config, ops = self.config, self.ops
         num_heads, num_kv_heads = config.num_heads, config.num_kv_heads

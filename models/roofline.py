@@ -1,4 +1,4 @@
-"""What a step of a decoder moves and computes at least, part by part, from its sizes alone."""
+"""Least bytes and operations of a decoder's step, part by part, from its sizes alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StepOp:
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """Branches that are alike: each has `new` tokens in the step, the last of its `context`."""
+    """Branches that are alike: each has `num_new` tokens in the step, the last of its `context_len`."""
 
     num_branches: float
     context_len: float
@@ -58,7 +58,7 @@ class SequenceShape:
 def decode_step_ops(
     config: ModelConfig, num_rows: float, context_len: float, itemsize: int, tp_size: int = 1
 ) -> list[StepOp]:
-    """A step in which `rows` branches decode a token each, with `context` tokens in the mean."""
+    """A step in which `num_rows` branches decode a token each, with `context_len` tokens in the mean."""
     return step_ops(config, [SequenceShape(num_rows, context_len)], num_rows, itemsize, tp_size)
 
 
@@ -70,11 +70,11 @@ def step_ops(
     tp_size: int = 1,
     num_forwards: int = 1,
 ) -> list[StepOp]:
-    """The operations of a step on one of `shares` devices, each of which has its share of heads, of the
+    """The operations of a step on one of `tp_size` devices, each of which has its share of heads, of the
     feed-forward and of the vocabulary.
 
-    rows: branches whose next token is chosen. passes: in so many forwards the runs are cut, as equal as can
-    be; each reads all weights. What devices tell each other is not in it.
+    num_rows: branches whose next token is chosen. num_forwards: in so many forwards the runs are cut, as
+    equal as can be; each reads all weights. What devices tell each other is not in it.
     """
     hidden_size, head_dim, num_layers = config.hidden_size, config.head_dim, config.num_layers
     num_heads, num_kv_heads = config.num_heads / tp_size, config.num_kv_heads / tp_size
@@ -137,7 +137,9 @@ def weight_bytes(config: ModelConfig, itemsize: int) -> float:
 
 
 def kv_bytes(config: ModelConfig, num_rows: float, context_len: float, itemsize: int) -> float:
-    """The keys and values that a step of `rows` branches reads, each with `tokens` tokens before it."""
+    """The keys and values that a step of `num_rows` branches reads, each with `context_len` tokens before
+    it.
+    """
     visible_tokens = sum(
         context_len if window is None else min(context_len, window) for window in config.sliding_windows
     )
@@ -147,7 +149,7 @@ def kv_bytes(config: ModelConfig, num_rows: float, context_len: float, itemsize:
 def workspace_bytes(
     config: ModelConfig, num_tokens: float, num_rows: float, itemsize: int, tp_size: int = 1
 ) -> float:
-    """About what the largest step keeps beside weights and cache: `tokens` in it, `rows` that choose.
+    """About what the largest step keeps beside weights and cache: `num_tokens` in it, `num_rows` that choose.
 
     The larger of a layer's two moments (queries, keys and values, beside the queries turned and what they
     find; the feed-forward's inner numbers), float32 turns, and each row's logits in the model's type, in

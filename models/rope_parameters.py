@@ -20,7 +20,8 @@ MAX_THETA, MAX_FACTOR = 1e15, 1e6
 def parse_rope(reader: ConfigReader, max_position: int, head_dim: int) -> Rope:
     """The rotary embedding of a config.json, in the spelling of transformers 4 or 5.
 
-    `trained` is its max_position_embeddings. Raises InputError for a kind that is not in KINDS, by its name.
+    `max_position` is its max_position_embeddings. Raises InputError for a kind that is not in KINDS, by its
+    name.
     """
     section = _rope_section(reader)
     rope_type = section.get("rope_type", section.get("type", "default"))

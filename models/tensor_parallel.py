@@ -1,4 +1,4 @@
-"""Which part of a model each of several processes holds: heads, the feed-forward and the vocabulary are cut.
+"""Tensor parallelism: which heads, feed-forward columns and vocabulary rows each process holds.
 
 A product whose rows are cut (queries, keys, values, gate, up, the head) gives each process its own outputs;
 one whose columns are cut (the attention's output, down) takes those in and gives a partial sum, and all
@@ -32,13 +32,13 @@ RANK0_BIASES = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
 
 
 def is_divisible(tp_size: int, config: ModelConfig) -> bool:
-    """Whether the model can be shared out among `size` processes."""
+    """Whether the model can be shared out among `tp_size` processes."""
     counts = (config.num_heads, config.num_kv_heads, config.intermediate_size)
     return not any(count % tp_size for count in counts) and tp_size <= config.vocab_size
 
 
 def validate_tp_size(config: ModelConfig, tp_size: int) -> None:
-    """Raises InputError when the model cannot be shared out among `size` processes."""
+    """Raises InputError when the model cannot be shared out among `tp_size` processes."""
     if not is_divisible(tp_size, config):
         raise InputError(
             f"tensor_parallel_size is {tp_size}; it must divide the model's {config.num_heads} heads, "
@@ -49,7 +49,7 @@ def validate_tp_size(config: ModelConfig, tp_size: int) -> None:
 
 @dataclass(frozen=True)
 class TPSharding:
-    """A model among these processes. names: of each tensor the names of its dimensions."""
+    """A model among these processes. param_dims: of each tensor the names of its dimensions."""
 
     config: ModelConfig
     comm: Communicator

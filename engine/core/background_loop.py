@@ -1,4 +1,4 @@
-"""The worker of the engine for services: a thread that steps the model and tells whoever asked.
+"""The background thread that runs steps and delivers outputs.
 
 Only the worker touches what runs: others leave it a note, which is given the loop as it is read. It works for
 as long as anybody has the loop, a request on its way too; the interpreter's end waits for its last step.
@@ -36,7 +36,8 @@ LOG = logging.getLogger("trimtab.engine")
 class EngineThread:
     """Requests on their way into a core and out of it again.
 
-    refusal: why nobody may enter any more; None while they may. failed: whether the last step did.
+    closed_reason: why nobody may enter any more; None while they may. last_step_failed: whether the last
+    step did.
     """
 
     def __init__(self, core: EngineCore) -> None:
@@ -83,7 +84,9 @@ class EngineThread:
             self._commands.put(lambda _: self._add_to_scheduler(handle))
 
     def score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
-        """Gives the future what `Core.score` does, between two steps. Raises RunError as `enter` does."""
+        """Gives the future what `EngineCore.score` does, between two steps. Raises RunError as
+        `add_request` does.
+        """
         self._check_open()
         with self._submit_lock:
             self._check_open()
@@ -91,7 +94,7 @@ class EngineThread:
             self._commands.put(lambda _: self._run_score(future, token_ids))
 
     def stop_accepting(self, reason: str, override: bool = False) -> None:
-        """From now on nobody enters; `last` replaces what was said before."""
+        """From now on nobody enters; `override` replaces what was said before."""
         if self._thread.is_alive():
             with self._submit_lock:
                 self.closed_reason = reason if override else self.closed_reason or reason

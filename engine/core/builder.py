@@ -1,4 +1,4 @@
-"""How an engine is built: what its settings come to, and from that its processes, its model and its cache."""
+"""Build an engine from its config: processes, model, KV cache and steering state."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class EngineBuilder:
     """All that is known of an engine before anything large is made.
 
-    opened: the model but for its weights. length: the longest prompt and answer together. dtype: the type of
-    the weights and of the cache.
+    bundle: the model but for its weights. max_model_len: the longest prompt and answer together. dtype: the
+    type of the weights and of the cache.
     """
 
     config: EngineConfig

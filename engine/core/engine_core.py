@@ -1,4 +1,4 @@
-"""A model at work: what is added is decoded, a step at a time, all of it in one batch."""
+"""The engine's core: schedules and executes one step at a time for everything that runs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 
 class EngineCore:
-    """What `Engine` and `AsyncEngine` drive. One thread at a time may step; `admit` any thread may call.
+    """What `Engine` and `AsyncEngine` drive. One thread at a time may step; `create_groups` any thread may
+    call.
 
-    looks_ahead: whether a step may be launched before the choice of the one before it is known.
+    async_scheduling: whether a step may be launched before the choice of the one before it is known.
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
 

@@ -1,4 +1,4 @@
-"""From a request to its branch groups: rendered, checked against the model's limits, seeded."""
+"""From a request to its sequence groups: rendered, checked against the model's limits, seeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request under way in an engine for services: its answers, and who hears of them, a task or a thread."""
+"""A request in an AsyncEngine: its answers, and the task or thread that waits for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class RequestHandle:
     """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when.
 
-    leave: aborts it within a step, if it has not ended; nobody is told.
+    abort: aborts it within a step, if it has not ended; nobody is told.
     expired: whether its deadline ended it.
     """
 

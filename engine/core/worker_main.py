@@ -1,6 +1,4 @@
-"""The program of a process that holds a part of a model: `python -m trimtab.engine.core.worker_main`, see
-`workers`.
-"""
+"""The worker process of tensor parallelism: `python -m trimtab.engine.core.worker_main`."""
 
 from __future__ import annotations
 

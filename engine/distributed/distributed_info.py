@@ -1,4 +1,4 @@
-"""Which of an engine's processes this one is."""
+"""Rank and world size of this process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ...kernels.common.errors import InputError
 
 @dataclass(frozen=True)
 class DistributedInfo:
-    """Where a process stands: `rank` of `size`, and its number among those `beside` it on its machine.
+    """Where a process stands: `rank` of `world_size`, and its number among those `local_world_size` it on
+    its machine.
 
-    alone: it was started by itself, and is to start the others.
+    spawns_workers: it was started by itself, and is to start the others.
     """
 
     rank: int

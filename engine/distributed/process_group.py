@@ -1,4 +1,4 @@
-"""Several processes as one engine: each holds a part of the model, and all do what the first one orders.
+"""Several processes as one engine (tensor parallelism): all execute what the first one broadcasts.
 
 Rank 0 is the caller's process. It plans, and sends each step's order as JSON: nothing is pickled. The others
 are started by it (see `workers`), or by torchrun, where RANK and WORLD_SIZE are set and every process runs
@@ -109,7 +109,7 @@ class TensorParallelGroup:
 
     @contextmanager
     def broadcast_step(self, step_input: StepInput) -> Iterator[None]:
-        """Sends an order, which is to be carried out here within. Raises RunError as `together` does."""
+        """Sends an order, which is to be carried out here within. Raises RunError as `fail_together` does."""
         if dead_reason := self.dead_reason:
             raise RunError(f"the engine has ended: {dead_reason}")
         with defer_interrupt(), self.fail_together():

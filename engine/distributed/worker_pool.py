@@ -1,4 +1,4 @@
-"""The processes that the first one starts to hold the other parts of a model, and how they end.
+"""The worker processes of tensor parallelism, as the first process starts and ends them.
 
 They end when their standard input does: when the engine is closed, and when its process is gone, however it
 went. One that ends before is noticed by a thread that waits for it; then none of them is of use any more.
@@ -34,7 +34,7 @@ GRACE_SECONDS = 2.0
 
 
 class WorkerPool:
-    """All ranks of an engine but the first, on this machine. `ended`: which of them died, and how."""
+    """All ranks of an engine but the first, on this machine. `death_cause`: which of them died, and how."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._folder = tempfile.mkdtemp(prefix="trimtab-")  # none but this user may look into it

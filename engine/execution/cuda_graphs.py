@@ -1,4 +1,4 @@
-"""Decoding steps as CUDA graphs: captured for some sizes when the engine starts, then replayed in one launch.
+"""Decode steps as CUDA graphs: captured for some sizes at the start, then replayed in one launch.
 
 A layer of a decoder is a dozen launches, each of which costs the host about as much as the device needs for
 it. A step in which every branch has one token always launches the same with other numbers: it is captured for
@@ -61,8 +61,8 @@ def capture_seq_lens(max_seq_len: int) -> list[int]:
 class _CapturedGraph:
     """One size of step: the bytes that all its inputs lie in, and what runs it to its hidden states.
 
-    ids [rows]: the tokens among them. layout: kept since its kernels read it, of which nothing else knows
-    once they are captured.
+    input_ids [rows]: the tokens among them. metadata: kept since its kernels read it, of which nothing else
+    knows once they are captured.
     """
 
     input_buffer: Tensor
@@ -110,7 +110,7 @@ class CUDAGraphRunner:
     ) -> Tensor | None:
         """Hidden states of the tokens and of what fills them up, [rows, hidden], until the next run.
 
-        chosen [tokens] on the device: where given, token_ids are places among these.
+        prev_tokens [tokens] on the device: where given, token_ids are places among these.
         None for a step that is not captured: with a prompt in it, or larger than all that are.
         """
         max_seq_len = max(chunk.num_computed for chunk in chunks) + 1

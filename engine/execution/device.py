@@ -1,4 +1,4 @@
-"""Where an engine decodes, and with which kernels: asked for, found or refused in one sentence."""
+"""The device and the backend of an engine, chosen or refused in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step on its way: the device works at it, and the host need not know yet what it chooses."""
+"""A handle to a step that was launched and whose result may not be known yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InFlightStep:
-    """A plan that is being carried out. land: waits for the choice of each ready group, in their order.
+    """A plan that is being carried out. result: waits for the choice of each ready group, in their order.
 
     The choice is on the host; None for a plan with no group ready.
     """

@@ -1,4 +1,4 @@
-"""How many pages the KV cache gets: what was asked for, or what a GPU has left beside the largest step."""
+"""Size the KV cache: from the config, or from what a profiling run leaves of a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def compute_num_kv_blocks(
     block_bytes: int,
     shard: UnshardedVocab = UNSHARDED,
 ) -> int:
-    """The pages, each of `page` bytes. Raises InputError for less than one, RunError when memory is short."""
+    """The pages, each of `block_bytes` bytes. Raises InputError for less than one, RunError when memory
+    is short.
+    """
     if config.kv_cache_memory != "auto" or model.device.type == "cpu":
         return _configured_num_blocks(config, block_bytes, model.device)
     with inference_context(), torch.cuda.device(model.device):

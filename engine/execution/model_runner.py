@@ -1,4 +1,4 @@
-"""Carries out a plan: one ragged forward over all branches, then one steering step over all ready groups."""
+"""Executes a step: one forward pass over all branches, then one steering step over all groups."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 SCORE_CHUNK = 768
-"""Tokens whose scores are on the device at once; three divides it, see `linear.steady_rows`."""
+"""Tokens whose scores are on the device at once; three divides it, see `linear.invariant_rows`."""
 
 
 @contextmanager
@@ -46,12 +46,12 @@ def inference_context() -> Iterator[None]:
 
 
 class ModelRunner:
-    """The model, its KV cache and the table of running requests; `launch` moves all of them on.
+    """The model, its KV cache and the table of running requests; `execute` moves all of them on.
 
-    new_cache: makes a cache of so many pages; `pages` is how many its own has.
-    lead: what to do about an order before and after it is carried out, where others hold parts of the model.
-    choose: see `kernels.lm_head.choose`. compiles: what counts the kernels that its launches compile, where
-    any are. graphs: what of decoding is captured, where anything is.
+    make_cache: makes a cache of so many pages; `num_blocks` is how many its own has.
+    broadcast: what to do about an order before and after it is carried out, where others hold parts of the
+    model. sample: see `kernels.lm_head.sample_from_hidden`. jit_monitor: what counts the kernels that its
+    launches compile, where any are. cuda_graphs: what of decoding is captured, where anything is.
     steps, step_seconds, steer_seconds: how many, how long the host was at them, and how much of it with
     choosing tokens, from hidden states on: the vocabulary's product and steering, on a GPU their launches.
     """

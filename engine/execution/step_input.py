@@ -1,4 +1,4 @@
-"""A step in plain numbers: what a plan asks of every process that holds a part of the model."""
+"""The serializable input of one step, the same for every process that holds a part of the model."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ class NewRequestData:
 class StepInput:
     """One step.
 
-    swaps, fresh: see `Plan`. segments, with token_ids and turned_by for each of their tokens: the forward.
-    follows: token_ids are places among the tokens that the step before chose, of which only the device knows.
-    last: of the tokens, those whose hidden states choose; groups: (row of the table, branches) of each group
-    that they belong to. bias, repetition: single scores that change. scored: tokens to score instead.
+    blocks_to_swap, blocks_to_zero: see `Plan`. segments, with token_ids and turned_by for each of their
+    tokens: the forward. uses_prev_tokens: token_ids are places among the tokens that the step before chose,
+    of which only the device knows. logits_indices: of the tokens, those whose hidden states choose;
+    request_branches: (row of the table, branches) of each group that they belong to. logit_bias,
+    repetition_penalty: single scores that change. score_token_ids: tokens to score instead.
     """
 
     new_requests: list[NewRequestData] = field(default_factory=list)

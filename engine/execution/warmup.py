@@ -1,4 +1,4 @@
-"""All kernels that requests may need, launched before the first comes: what a launch compiles stalls all.
+"""Launch every kernel that requests may need before the first request comes.
 
 A kernel has variants by what a step's requests have, and none by how many they are: numbers of rows, of
 branches, objectives and tokens are not compiled in. The steps are the runner's own, on the cache's spare page

@@ -201,7 +201,7 @@ class Mixture(Method):
 
 
 def check_loop_settings(method: Amulet | Mato, rate_field: str) -> None:
-    """Refuses hyperparameters with which the loop means nothing; `rate` names its learning rate."""
+    """Refuses hyperparameters with which the loop means nothing; `rate_field` names its learning rate."""
     method.require_positive("lam", rate_field)
     method.require("alpha", 0 <= method.alpha < math.inf, "a finite number ≥ 0")
     method.require("iterations", 0 <= method.iterations <= 100_000, "a whole number from 0 to 100000")

@@ -1,4 +1,4 @@
-"""A wish in plain language, and how much it should count."""
+"""An objective in plain language, and its weight."""
 
 from __future__ import annotations
 

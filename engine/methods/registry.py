@@ -44,7 +44,7 @@ def methods_by_setting() -> dict[str, list[type[Method]]]:
 
 
 def require_setting(cls: type[Method], name: str, label: str) -> None:
-    """Refuses a setting that `cls` does not have, and says whose it is. `called` is how it was written."""
+    """Refuses a setting that `cls` does not have, and says whose it is. `label` is how it was written."""
     owners = methods_by_setting().get(name, [])
     if cls in owners:
         return

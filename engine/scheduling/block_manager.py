@@ -1,4 +1,4 @@
-"""The pages of the KV cache: who holds which, what they hold, and all-or-nothing reservation for a group.
+"""The blocks of the KV cache: owners, prefix cache, and all-or-nothing allocation for a group.
 
 A full page is known by the hash of its tokens and of all before them, so that whoever begins with the same
 tokens finds it: the branches of one request, the same prompt of another, the next turn of a conversation.
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class BlockManager:
-    """A pool of `total` pages of `block_size` tokens, counted by reference.
+    """A pool of `num_blocks` pages of `block_size` tokens, counted by reference.
 
-    caching: keep the pages of what has ended for whoever begins alike. Without it pages are shared only
-    among branches that run at the same time.
-    dense: keep what is held at the beginning of the pool, which is read as it lies up to there on a CPU.
-    fresh: pages given out that must be cleared before their first use; whoever does so empties the list.
-    found: how many tokens branches did not have to compute, since their pages were known.
+    enable_caching: keep the pages of what has ended for whoever begins alike. Without it pages are shared
+    only among branches that run at the same time.
+    keep_dense: keep what is held at the beginning of the pool, which is read as it lies up to there on a CPU.
+    blocks_to_zero: pages given out that must be cleared before their first use; whoever does so empties the
+    list. num_cached_tokens: how many tokens branches did not have to compute, since their pages were known.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class BlockManager:
     def take_cached(self, group: SequenceGroup, branch: Branch, pending_hashes: set[bytes]) -> bool:
         """Gives a branch that stands at the end of a page the known pages that come next.
 
-        One token at least is left to compute. Returns False when the page after that is among `claimed`: one
-        that another branch is computing.
+        One token at least is left to compute. Returns False when the page after that is among
+        `pending_hashes`: one that another branch is computing.
         """
         num_tokens = len(branch.prompt_token_ids) + len(group.output_ids)
         while (
@@ -113,7 +113,7 @@ class BlockManager:
         return True
 
     def hashes_to_fill(self, group: SequenceGroup, branch: Branch, num_new: int) -> Iterable[bytes]:
-        """The pages that the branch's next `count` tokens fill, but for its last token."""
+        """The pages that the branch's next `num_new` tokens fill, but for its last token."""
         num_tokens = len(branch.prompt_token_ids) + len(group.output_ids)
         num_full = min(branch.num_computed_tokens + num_new, num_tokens - 1) // self.block_size
         return self._block_hashes(group, branch, num_full)[branch.num_computed_tokens // self.block_size :]
@@ -131,7 +131,9 @@ class BlockManager:
         return True
 
     def cache_full_blocks(self, group: SequenceGroup, branch: Branch, num_new: int) -> None:
-        """The branch's next `count` tokens have been computed: what they filled can be found from now on."""
+        """The branch's next `num_new` tokens have been computed: what they filled can be found from now
+        on.
+        """
         prev_full = branch.num_computed_tokens // self.block_size
         branch.num_computed_tokens += num_new
         num_full = branch.num_computed_tokens // self.block_size

@@ -1,4 +1,4 @@
-"""What the next step computes: every branch catches up with its tokens, whole groups at a time.
+"""Which tokens the next step computes: whole groups at a time.
 
 There is no prefill or decode phase. A branch has tokens that are not computed yet: many when it starts, one
 when it decodes. A step gives each as many as the budget allows; a group whose branches have all caught up
@@ -26,8 +26,8 @@ RESERVE_DIVISOR = 4
 class SchedulerOutput:
     """One step: groups that start, tokens to compute of each branch, groups that then choose a token.
 
-    swaps: pairs of pages to exchange, and `fresh`, pages to clear, before anything else.
-    follows: where each group stands among those that the step before chose for, if that is not known yet.
+    blocks_to_swap: pairs of pages to exchange, and `blocks_to_zero`, pages to clear, before anything else.
+    prev_index: where each group stands among those that the step before chose for, if that is not known yet.
     """
 
     new_groups: list[SequenceGroup] = field(default_factory=list)
@@ -39,7 +39,7 @@ class SchedulerOutput:
 
 
 class Scheduler:
-    """First come, first served, within `max_rows` branches and `max_tokens` tokens a step.
+    """First come, first served, within `max_num_seqs` branches and `max_num_batched_tokens` tokens a step.
 
     `running` and `waiting` are in the order of arrival. preemptions: how often a group had to start again;
     prompt_tokens: of all branches that ever started.

@@ -1,4 +1,4 @@
-"""An answer as it grows: its text, when it ends, and the trace of its tokens."""
+"""An answer as it grows: text, finish reason and trace."""
 
 from __future__ import annotations
 

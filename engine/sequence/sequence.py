@@ -1,4 +1,4 @@
-"""A request at work: the branch group that is admitted, stepped, finished and aborted as a whole."""
+"""A request while it is decoded: a group of branches that is scheduled, finished and aborted as one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Branch:
     """One prompt being decoded, with its page table; pages of a common head are shared.
 
-    `computed` tokens have their K and V in the cache, and computed ≤ len(prompt) + len(answer) always.
-    hashes: what the full pages of its tokens are known by, as far as anybody asked.
+    `num_computed_tokens` tokens have their K and V in the cache, and computed ≤ len(prompt) + len(answer)
+    always. block_hashes: what the full pages of its tokens are known by, as far as anybody asked.
     """
 
     index: int
@@ -34,9 +34,9 @@ class Branch:
 class SequenceGroup:
     """One answer being decoded: the branches that run, in lockstep, and the tokens appended to all of them.
 
-    `limit` is the longest answer that fits the context and max_tokens. `row` is its row of the SteerTable,
-    which it keeps from its admission to its end, also while it is preempted. `turned_by` is the length that a
-    dynamic rope turns its keys by, so that groups share pages only where it is the same.
+    `max_new_tokens` is the longest answer that fits the context and max_tokens. `state_row` is its row of
+    the SteerTable, which it keeps from its admission to its end, also while it is preempted. `rope_length`
+    is the length that a dynamic rope turns its keys by, so that groups share pages only where it is the same.
     """
 
     request: Request

@@ -15,7 +15,7 @@ class StopStringMatcher:
 
     The text ends at the earliest match; of two that start at the same place, at the one completed first. A
     match waits while another that starts before it may still be completed. `include` keeps the stop text
-    itself. `hit` tells whether the text has ended, also after `finish`. Raises InputError when a stop text
+    itself. `matched` tells whether the text has ended, also after `flush`. Raises InputError when a stop text
     is empty.
     """
 

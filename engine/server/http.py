@@ -1,4 +1,4 @@
-"""What comes from a client: the body of its call, and that it leaves."""
+"""Read a call's body, and notice that its client disconnects."""
 
 from __future__ import annotations
 

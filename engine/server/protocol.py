@@ -1,4 +1,4 @@
-"""What clients send: the bodies of the two generating calls, read and held to what is supported.
+"""The bodies of the two generating calls, parsed and checked.
 
 Sampling is `SamplingParams`, field by field, so nothing about it is written twice. What is neither supported
 nor neutral is refused by name: a client never gets another answer than it asked for without a word.

@@ -1,4 +1,4 @@
-"""What is kept of a request while it is served: for the metrics, and for its one line in the log."""
+"""What is recorded of a request while it is served: metrics, and one line in the log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOGGED_FIELDS = frozenset(
 
 
 class RequestLog:
-    """One request, from its arrival to `end`, which is called once however it ends."""
+    """One request, from its arrival to `finish`, which is called once however it ends."""
 
     def __init__(self, id: str, path: str, client: str, metrics: Metrics, log_prompts: bool) -> None:
         self.id = id

@@ -1,4 +1,4 @@
-"""A call under way: its answers as they come, from all of its requests."""
+"""Merge the output streams of one HTTP call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a body to what the engine is asked: one request for each prompt."""
+"""From a body to engine requests: one for each prompt."""
 
 from __future__ import annotations
 

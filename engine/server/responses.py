@@ -1,4 +1,4 @@
-"""What clients get: whole answers and pieces of them, in the shapes of the OpenAI API.
+"""Answers and chunks in the shapes of the OpenAI API.
 
 The trace of a steered answer stands at `choices[i].trace`, whole or of the chunk's tokens.
 """

@@ -51,7 +51,7 @@ class CallHandler:
         self._metrics, self._decode_token = metrics, decode_token
 
     async def serve(self, http: HttpRequest, parse: Callable[[dict[str, Any]], ParsedCall]) -> Response:
-        """The response to a call; `ask` makes of its body what is asked."""
+        """The response to a call; `parse` makes of its body what is asked."""
         id_prefix = "chatcmpl" if "/chat/" in http.url.path else "cmpl"
         client = http.client.host if http.client else ""
         log = RequestLog(

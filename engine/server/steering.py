@@ -39,7 +39,7 @@ class Steering:
 
 
 class Profiles:
-    """Steerings by name, as a TOML file has them: a table each, written as the key `steering` is."""
+    """Steerings by name, as a TOML file has them: a table each, written as the key `resolve` is."""
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self.definitions = dict(definitions)

@@ -1,4 +1,4 @@
-"""What an interrupt must not cut in two."""
+"""Delay Ctrl-C during a critical section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dataclass fields that explain themselves: the one place where an option is named, described and checked."""
+"""Dataclass fields with their help and checks: options are named, described and checked in one place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ...kernels.common.errors import InputError, short_repr
 
 
 def config_field(default: Any, help: str, choices: tuple[str, ...] = (), **field_kwargs: Any) -> Any:
-    """A dataclass field with a default, one line of help, and the values it may take; `more` is for `field`.
+    """A dataclass field with a default, one line of help, and the values it may take; `field_kwargs` is for
+    `field`.
 
     The command line makes its flags from these fields, so nothing about an option is written twice.
     A mutable default (list, dict) is given as a callable that makes one.
@@ -30,7 +31,7 @@ def validate_types(instance: Any, name_suffix: str = "") -> None:
     """Holds each field of a frozen dataclass to its annotated type and its choices, before any other check.
 
     What fits is kept as exactly that type: an int becomes a float, a list a tuple, numpy's numbers Python's.
-    Metadata "wanted" says in words what a field takes, where its type says it badly. `owner` follows a
+    Metadata "wanted" says in words what a field takes, where its type says it badly. `name_suffix` follows a
     field's name in the sentence, such as " of mato".
 
     Raises InputError that names the field, its value and what would be right.
@@ -80,7 +81,7 @@ def coerce(name: str, value: Any, annotation: Any, expected: str = "") -> Any:
     """`value` as its type: int, float, bool, str, a class, X | Y, tuple[X, ...], Sequence[X], Mapping[X, Y].
 
     A sequence becomes a list and a mapping a dict, new ones; an annotation of another kind is not checked.
-    Raises InputError, in which `name` is what holds the value and `right` what it must be.
+    Raises InputError, in which `name` is what holds the value and `expected` what it must be.
     """
     expected = expected or describe_type(annotation)
     origin, args = get_origin(annotation), get_args(annotation)
@@ -108,8 +109,8 @@ def coerce(name: str, value: Any, annotation: Any, expected: str = "") -> Any:
 
 
 def invalid_value(name: str, value: Any, expected: str, field: str = "") -> InputError:
-    """The error for a value that `name` must not have. `right` says what would be; `field` is the field that
-    it is about, where that is not the name itself."""
+    """The error for a value that `name` must not have. `expected` says what would be; `field` is the field
+    that it is about, where that is not the name itself."""
     field_name = name if name.isidentifier() else ""
     return InputError(f"{name} is {short_repr(value)}; it must be {expected}", field or field_name)
 
@@ -121,7 +122,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def describe_type(annotation: Any, *, plural: bool = False) -> str:
-    """What a value of this type is called in a sentence; `many` for the plural."""
+    """What a value of this type is called in a sentence; `plural` for the plural."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in TYPE_NAMES:
         return TYPE_NAMES[annotation][plural]

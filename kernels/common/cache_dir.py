@@ -1,4 +1,4 @@
-"""Where things are kept between runs."""
+"""The folder that trimtab caches files in."""
 
 from __future__ import annotations
 

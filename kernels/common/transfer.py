@@ -1,4 +1,4 @@
-"""What a step sends to its device and what it reads back: one copy each way, however many tensors it is."""
+"""Pack many small arrays into one copy between host and device."""
 
 from __future__ import annotations
 

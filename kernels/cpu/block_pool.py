@@ -1,4 +1,4 @@
-"""The pages of a KV cache on a CPU, and the sizes of product at which their bits are always the same.
+"""The KV block pool of a CPU, and the batch-invariant shapes of its matrix products.
 
 With the kernels that MKL has for AMD's CPUs and for Intel's with AVX512, the bits of a float32 product of
 several matrices vary when a matrix has rows or columns that 4 or 8 do not divide, when it stands alone with
@@ -41,10 +41,10 @@ ReadKV = Callable[[int, int], Tensor]
 class KVBlockPool:
     """Keys and values in pages of `block_size` tokens, held in the type of the model.
 
-    pages: [layers, 2, pages, kv_heads, block_size, width], keys then values; width is head_dim with zeros up
+    blocks: [layers, 2, pages, kv_heads, block_size, width], keys then values; width is head_dim with zeros up
     to a multiple of 8; block_size is one of 16. Memory that is never used is never touched. A page must be
     cleared before its first use: a hidden key has weight 0, and 0 times a NaN that another branch left is
-    NaN. at_once: how many pages the buffer holds.
+    NaN. blocks_per_gemm: how many pages the buffer holds.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class KVBlockPool:
         self._word_rows = [rows.view(torch.int64) for rows in self._token_rows]
 
     def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
-        """Writes keys and values: parts [rows, …, width] to `rows` of a layer, seen as [rows, width]."""
+        """Writes keys and values: kv [rows, …, width] to `slots` of a layer, seen as [rows, width]."""
         data = kv.to(self.blocks.dtype).reshape(-1, self.padded_head_dim)
         if len(slots) < MIN_WORD_COPY_ROWS:
             self._token_rows[layer].index_copy_(0, slots, data)
@@ -83,7 +83,8 @@ class KVBlockPool:
         """How a product has the keys (side 0) and values (side 1) of some pages, [pages · kv_heads, …].
 
         read(layer, side) gives float32 [pages · kv_heads, block_size, width], keys before values, and what it
-        gives holds until anything else is read. alone: nothing else is, between a layer's keys and values.
+        gives holds until anything else is read. exclusive: nothing else is, between a layer's keys and
+        values.
         """
         if isinstance(block_ids, Tensor):
             blocks = self.blocks  # not this object: what it holds may hold what is returned
@@ -108,7 +109,7 @@ class KVBlockPool:
         return read
 
     def padded_gemm_rows(self, num_rows: int, min_rows: int = 0) -> int:
-        """Rows of a product for `count` of them to have the same bits always."""
+        """Rows of a product for `num_rows` of them to have the same bits always."""
         return max(min_rows, self._min_gemm_rows, -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE)
 
     def zero_blocks(self, block_ids: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Attention of decoding rows: one query each, over all pages in use at once, on a CPU.
+"""Attention of decoding rows, one query each, over all used blocks at once, on a CPU.
 
 Each page in use is multiplied, as it lies in memory, with the query of the row that reads it; the scores of a
 row's pages are then put side by side for one softmax, and its shares go back to the pages:
@@ -26,8 +26,8 @@ from .shared_blocks import BlockSharing
 class _BlockMatmul:
     """Some pages, and the rows that are multiplied with them: views of buffers.
 
-    queries, found [pages · kv_heads, rows, width]; scores, shares the same with block_size instead of width.
-    rows: which of all rows they are. read: see `PagePool.reader`.
+    queries, out [pages · kv_heads, rows, width]; scores, shares the same with block_size instead of width.
+    rows: which of all rows they are. read_kv: see `KVBlockPool.block_view`.
     """
 
     read_kv: ReadKV
@@ -93,7 +93,7 @@ class DecodeAttention:
         self._shape = (max_blocks, count + num_padding, num_heads, pool.padded_head_dim)
 
     def build_bias(self, seq_lens: Tensor, window: int | None) -> list[Tensor]:
-        """0 where a product's row sees a key, else HIDDEN, for each product. lengths [rows]: tokens held."""
+        """0 where a product's row sees a key, else HIDDEN, for each product. seq_lens [rows]: tokens held."""
         max_blocks = len(self._valid)
         key_pos = torch.arange(max_blocks * self._block_size).view(max_blocks, 1, -1)
         row_bias = mask_bias(key_pos, seq_lens[:, None] - 1, window)[self._valid]

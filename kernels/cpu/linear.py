@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b, with W made ready once for the machine that multiplies it, and what rides along.
+"""Linear layers: weights packed once, fused residual, SiLU and bias.
 
 On a CPU oneDNN multiplies, from a weight that it has packed: in float32, and in bfloat16 where the CPU has
 the instructions (AVX512-BF16, AMX). What follows a product elementwise (a residual, the activation, the gate)
@@ -35,7 +35,7 @@ def get_compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def invariant_rows(num_rows: int) -> int:
-    """The least number of rows, `rows` or more, at which a row's bits are those of any such number.
+    """The least number of rows, `num_rows` or more, at which a row's bits are those of any such number.
 
     On a CPU a row alone goes another way than several. FBGEMM cuts rows into pieces of up to six, and its
     kernels for AVX2 sum in another order where a piece has one or two: never if three divides their number.

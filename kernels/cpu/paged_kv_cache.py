@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache, and the cache, on a CPU.
+"""The paged KV cache on a CPU, and attention over it.
 
 Keys and values live in pages of `block_size` tokens; a branch's page table says which are its own, in
 order, and branches with a common head share pages. A page is also the tile that attention works in: its
@@ -29,7 +29,7 @@ from .shared_blocks import BlockSharing
 class _MaskCache:
     """What a step's tokens see through one window: the bias of each decoding product, and prompts in pieces.
 
-    prompts: those that read the same pages, and for each of their pieces its rows of qkv.
+    prefills: those that read the same pages, and for each of their pieces its rows of qkv.
     """
 
     decode_bias: list[Tensor]
@@ -40,9 +40,10 @@ class _MaskCache:
 class _CPUAttentionMetadata:
     """What the layers of one step share: where tokens go, who decodes and what each may see.
 
-    write [tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, width]. tables: pages of the rows
-    that decode; decode, lengths [rows]: their tokens in the batch, and how many tokens each holds with it.
-    prompts: (first token, segment). padding: rows of the batch beyond its tokens. seen: by window.
+    slot_mapping [num_tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, width].
+    decode_block_tables: pages of the rows that decode; decode_rows, decode_seq_lens [rows]: their tokens in
+    the batch, and how many tokens each holds with it. prefills: (first token, segment). num_padding: rows
+    of the batch beyond its tokens. mask_cache: by window.
     """
 
     slot_mapping: Tensor
@@ -56,7 +57,7 @@ class _CPUAttentionMetadata:
 
 
 class CPUPagedKVCache(KVBlockPool):
-    """The KV cache of one engine on a CPU: call `begin` once a step, then `attend` once a layer."""
+    """The KV cache of one engine on a CPU: call `prepare` once a step, then `forward` once a layer."""
 
     def __init__(
         self,
@@ -171,7 +172,7 @@ class CPUPagedKVCache(KVBlockPool):
         return valid_out
 
     def _gather_kv(self, layer: int, block_ids: Tensor) -> Tensor:
-        """pages [n, depth] of a layer, float32 [2, n · kv_heads, depth, block_size, width]."""
+        """block_ids [n, depth] of a layer, float32 [2, n · kv_heads, depth, block_size, width]."""
         kv = (
             self.blocks[layer]
             .index_select(1, block_ids.flatten())
@@ -229,9 +230,9 @@ class CPUPagedKVCache(KVBlockPool):
 
 
 def _sum_probs_v(probs: Tensor, values: Tensor, pad_blocks: int) -> Tensor:
-    """Σ over pages of shares · values, after `lead` pages of zeros, [matrices, rows, width].
+    """Σ over pages of shares · values, after `pad_blocks` pages of zeros, [matrices, rows, width].
 
-    shares [matrices, pages, rows, block_size]; values [matrices, pages, block_size, width]. Pages are counted
+    probs [matrices, pages, rows, block_size]; values [matrices, pages, block_size, width]. Pages are counted
     through, or matrices if they are fewer, so that each product is of many.
     """
     dim = 0 if probs.shape[1] < len(probs) else 1

@@ -1,4 +1,4 @@
-"""Prompts in pieces that attend together on a CPU, each as far as its page goes."""
+"""Attention of chunked prefill over the paged KV cache, on a CPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ MAX_SCORES = 1 << 21
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """A piece of a prompt: `count` tokens of it from `start` on, the first of which is the batch's `token`.
+    """A piece of a prompt: `num_tokens` tokens of it from `start` on, the first of which is the batch's
+    `row`.
 
-    pages: those that it reads, of its prompt's `segment`, from page `lowest` on. lead: see `Pieces`.
+    block_ids: those that it reads, of its prompt's `prompt_index`, from page `first_block` on. pad_blocks:
+    see `Pieces`.
     """
 
     prompt_index: int
@@ -38,11 +40,11 @@ class PrefillChunk:
 class PrefillChunkBatch:
     """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
 
-    tokens [pieces · count]: tokens of the batch, the last of a piece repeated. own: which of them are no
-    repetition, `target` the tokens that they are. lowest, depth: which of the pages that are held they read,
-    from which on and how many. lead: pages of zeros before them that make the sums pair as if from page 0 on.
-    hidden [pieces, 1, count, 1, keys]: 0 for a key that is seen, else HIDDEN, for the keys from `first` on;
-    all before are seen.
+    token_rows [pieces · chunk_len]: tokens of the batch, the last of a piece repeated. valid_rows: which of
+    them are no repetition, `out_rows` the tokens that they are. first_block, num_blocks: which of the pages
+    that are held they read, from which on and how many. pad_blocks: pages of zeros before them that make
+    the sums pair as if from page 0 on. mask_bias [pieces, 1, chunk_len, 1, keys]: 0 for a key that is seen,
+    else HIDDEN, for the keys from `first_key` on; all before are seen.
     """
 
     chunk_len: int
@@ -59,7 +61,9 @@ class PrefillChunkBatch:
     def from_chunks(
         cls, chunks: list[PrefillChunk], chunk_len: int, base_block: int, block_size: int, window: int | None
     ) -> PrefillChunkBatch:
-        """Each of at most `size` tokens, and of as many pages as the others; held: the first that is."""
+        """Each of at most `chunk_len` tokens, and of as many pages as the others; base_block: the first
+        that is.
+        """
         num_blocks, num_tokens = (
             len(chunks[0].block_ids),
             torch.tensor([chunk.num_tokens for chunk in chunks])[:, None],
@@ -86,7 +90,9 @@ class PrefillChunkBatch:
 
 @dataclass(frozen=True)
 class PrefillBatch:
-    """Prompts, or pieces of them, whose pages [n, depth] are held while what reads them attends in turn."""
+    """Prompts, or pieces of them, whose block_ids [n, depth] are held while what reads them attends in
+    turn.
+    """
 
     block_ids: Tensor
     chunk_batches: list[PrefillChunkBatch]
@@ -153,6 +159,8 @@ def _batch_chunks(
 
 
 def round_up_chunk(num_tokens: int) -> int:
-    """What a piece of `count` tokens is filled up to: sizes are a quarter apart, so that many are alike."""
+    """What a piece of `num_tokens` tokens is filled up to: sizes are a quarter apart, so that many are
+    alike.
+    """
     step = max(16, 1 << max(0, (num_tokens - 1).bit_length() - 3))
     return -(-num_tokens // step) * step

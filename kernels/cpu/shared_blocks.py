@@ -1,4 +1,4 @@
-"""Who reads which page where every row decodes: a page that several share is read once for one of them."""
+"""Which KV blocks are shared by several decoding sequences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 class BlockSharing:
     """Which page is read for which decoding row; a pair is one page read for one row.
 
-    used:    pages [0, used) are multiplied, each for its first reader.
-    stacked: pages [n] that more rows read, each multiplied for `most` of them.
-    pairs:   [depth, rows]: for each row its pages in order; a page below `used` for its first reader, and
+    num_blocks:    pages [0, used) are multiplied, each for its first reader.
+    shared_blocks: pages [n] that more rows read, each multiplied for `max_extra_readers` of them.
+    read_index:   [depth, rows]: for each row its pages in order; a page below `num_blocks` for its first
+    reader, and
              used + index · most + place among the others of a stacked page. 0 where a row has no more pages.
-    absent:  [depth, rows]: where it has none.
+    pad_mask:  [depth, rows]: where it has none.
     """
 
     num_blocks: int

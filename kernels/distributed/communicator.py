@@ -1,4 +1,4 @@
-"""The other processes that hold parts of the same model, and how tensors are exchanged with them."""
+"""Collectives between the processes that hold parts of one model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WorkerDiedError(RunError):
 
 
 class Communicator:
-    """This process is number `rank` of `size`; all of them make the same calls in the same order.
+    """This process is number `rank` of `world_size`; all of them make the same calls in the same order.
 
     group: gloo's for tensors on a CPU, NCCL's for those on a GPU. Every call may raise LostPeerError.
     """

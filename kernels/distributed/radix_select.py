@@ -1,4 +1,4 @@
-"""Thresholds without a sort: the largest t for which enough of a row lies at or above it.
+"""Thresholds without a sort: the largest t for which enough of a row is at or above it.
 
 Enough is a count or a mass. A float32 is looked for by its four bytes, the most significant first: each pass
 sums the weights of all values by their next byte, the sums of all parts of the vocabulary are added, and the
@@ -15,7 +15,7 @@ from .communicator import Communicator
 
 
 def weighted_kth(values: Tensor, weights: Tensor, target: Tensor, comm: Communicator) -> Tensor:
-    """The largest t [rows] at or above which the weights of all parts sum to `wanted` [rows] or more.
+    """The largest t [rows] at or above which the weights of all parts sum to `target` [rows] or more.
 
     values [rows, columns] float32; weights the same, int64.
     """

@@ -1,4 +1,4 @@
-"""The vocabulary as one process holds it, whole or a part: what a reduction along it is.
+"""Reductions along a vocabulary that one process holds, or several share.
 
 All that a steering step does along the vocabulary is elementwise or one of these reductions. Where the head's
 rows are shared out among processes, each reduces its own part and they exchange a few numbers a row; logits
@@ -21,7 +21,7 @@ MASS_SCALE = float(1 << 40)
 
 
 class UnshardedVocab:
-    """The vocabulary in one piece: torch's own reductions. `first` is the id of the first column."""
+    """The vocabulary in one piece: torch's own reductions. `vocab_start` is the id of the first column."""
 
     vocab_start = 0
 
@@ -46,12 +46,12 @@ class UnshardedVocab:
         return x.gather(1, token_ids[:, None])[:, 0]
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The `count` largest entries of each row and their ids, largest first; all where there are fewer."""
+        """The `k` largest entries of each row and their ids, largest first; all where there are fewer."""
         top = x.topk(min(k, x.shape[-1]))
         return top.values, top.indices
 
     def kth_largest(self, x: Tensor, ks: Tensor) -> Tensor:
-        """The entry of each row that `counts` [rows] int64 says, from the largest on, [rows, 1].
+        """The entry of each row that `ks` [rows] int64 says, from the largest on, [rows, 1].
 
         −inf where the count is 0 or no smaller than the row.
         """
@@ -63,7 +63,7 @@ class UnshardedVocab:
     def nucleus_threshold(self, x: Tensor, top_p: Tensor) -> Tensor:
         """t [rows, 1] such that {s ≥ t} is the smallest set of likeliest tokens with this mass of softmax(s).
 
-        masses [rows] in (0, 1]. The token that crosses its mass belongs to the set; for 1 t is −inf.
+        top_p [rows] in (0, 1]. The token that crosses its mass belongs to the set; for 1 t is −inf.
         """
         lse = x.logsumexp(-1, keepdim=True)
         window = min(TOP_P_WINDOW, x.shape[-1])
@@ -86,7 +86,7 @@ class UnshardedVocab:
 
 
 class VocabShard(UnshardedVocab):
-    """One of several parts: `width` columns from id `first` on, of `vocab` in all."""
+    """One of several parts: `shard_size` columns from id `vocab_start` on, of `vocab_size` in all."""
 
     def __init__(self, comm: Communicator, vocab_start: int, shard_size: int, vocab_size: int) -> None:
         self.comm, self.vocab_start, self.shard_size, self.vocab_size = (

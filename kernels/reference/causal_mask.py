@@ -1,4 +1,4 @@
-"""Which keys a token may not see: those after it, and with a window those before that."""
+"""Causal and sliding-window attention masks."""
 
 from __future__ import annotations
 

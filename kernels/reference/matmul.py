@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b, written plainly: what the kernel for it is measured by."""
+"""y = x Wᵀ + b in plain torch: the reference of the Triton kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over a paged cache, written plainly: what the kernels for it are measured by."""
+"""Paged attention in plain torch: the reference of the CPU and Triton kernels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .causal_mask import is_masked
 
 @dataclass(frozen=True)
 class QueryTiles:
-    """Runs of consecutive tokens of one branch, each of at most `size`.
+    """Runs of consecutive tokens of one branch, each of at most `tile_size`.
 
-    first, start, count [tiles] int32: a run's first row among the queries, the position of that token, and
-    how many tokens it has. table [tiles] int32: its row of the page tables. longest: the most keys that any
-    of them sees, known to the host.
+    first, start, num_tokens [tiles] int32: a run's first row among the queries, the position of that token,
+    and how many tokens it has. table_row [tiles] int32: its row of the page tables. max_seq_len: the most
+    keys that any of them sees, known to the host.
     """
 
     row_start: Tensor
@@ -33,7 +33,7 @@ class QueryTiles:
     def from_spans(
         cls, spans: Sequence[tuple[int, int, int, int]], tile_size: int, device: torch.device
     ) -> QueryTiles:
-        """runs: (first row, position, tokens, row of the tables), cut into tiles of `size`."""
+        """runs: (first row, position, tokens, row of the tables), cut into tiles of `tile_size`."""
         columns = split_tiles(spans, tile_size)
         # a tensor each: parts of one would not all be aligned
         row_start, pos_start, num_tokens, table_row = (
@@ -45,7 +45,7 @@ class QueryTiles:
 def split_tiles(
     spans: Sequence[tuple[int, int, int, int]], tile_size: int
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Runs, see `Tiles.of`, in tiles of `size`: their columns, [4, tiles]."""
+    """Runs, see `QueryTiles.from_spans`, in tiles of `tile_size`: their columns, [4, tiles]."""
     tiles = [
         (row_start + offset, pos_start + offset, min(tile_size, num_tokens - offset), table_row)
         for row_start, pos_start, num_tokens, table_row in spans
@@ -64,7 +64,7 @@ def paged_attention(
 ) -> Tensor:
     """softmax(q kᵀ) v over each branch's own keys up to the token itself; queries come scaled.
 
-    queries [tokens, heads, head_dim]; cache [2, pages, kv_heads, block_size, head_dim] of one layer; tables
+    q [tokens, heads, head_dim]; cache [2, pages, kv_heads, block_size, head_dim] of one layer; tables
     [branches, pages] int32 → [tokens, heads, head_dim] in the type of the queries. With a window a token sees
     itself and the window − 1 before it.
     """

@@ -1,4 +1,4 @@
-"""A paged KV cache that may lie on any device, and the layout of a step over it."""
+"""A paged KV cache on any device, in plain torch, and the layout of a step over it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PREFILL_TILE = 16
 class AttentionMetadata:
     """Where a step's tokens go and what they read.
 
-    pages, offsets [tokens] int64: each token's place. tables [branches, pages] int32: the pages of each, in
-    order. tiles: see `Tiles`; those that decode, and those of prompts.
+    pages, block_offsets [tokens] int64: each token's place. block_tables [branches, pages] int32: the pages
+    of each, in order. query_tiles: see `QueryTiles`; those that decode, and those of prompts.
     """
 
     block_ids: Tensor
@@ -65,9 +65,10 @@ class AttentionMetadata:
         block_tables: Tensor,
         max_seq_len: int,
     ) -> AttentionMetadata:
-        """That of a step in which every branch has one token: starts [branches] int32, each token's position.
+        """That of a step in which every branch has one token: pos_starts [branches] int32, each token's
+        position.
 
-        longest: the most tokens that a branch may have with it; no tensor is read for it.
+        max_seq_len: the most tokens that a branch may have with it; no tensor is read for it.
         """
         row = torch.arange(len(pos_starts), dtype=torch.int32, device=pos_starts.device)
         tiles = QueryTiles(row, pos_starts, torch.ones_like(row), row, tile_size=1, max_seq_len=max_seq_len)
@@ -75,10 +76,12 @@ class AttentionMetadata:
 
 
 class PagedKVCache:
-    """As `kernels.cpu.paged_kv_cache.PagedKV`: call `begin` once a step, then `attend` once a layer.
+    """As `kernels.cpu.paged_kv_cache.CPUPagedKVCache`: call `prepare` once a step, then `forward` once a
+    layer.
 
-    pages: [layers, 2, pages + 1, kv_heads, block_size, head_dim], keys then values; the last page, `spare`,
-    is nobody's: rows that only fill a batch up are written there. layout: of the step that has begun.
+    blocks: [layers, 2, pages + 1, kv_heads, block_size, head_dim], keys then values; the last page,
+    `padding_block`, is nobody's: rows that only fill a batch up are written there. metadata: of the step
+    that has begun.
     """
 
     def __init__(
@@ -115,7 +118,9 @@ class PagedKVCache:
         norm: QKNorm | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """See `kernels.cpu.paged_kv_cache.PagedKV.attend`; [rows, heads · head_dim] in the cache's type."""
+        """See `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`; [rows, heads · head_dim] in the
+        cache's type.
+        """
         metadata, kv_cache = self.metadata, self.blocks[layer]
         assert metadata is not None, "attend before begin"
         queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
@@ -129,7 +134,7 @@ class PagedKVCache:
         rotary: RotaryCosSin,
         norm: QKNorm | None,
     ) -> Tensor:
-        """Writes keys and values to a layer's pages; see `kernels.reference.rotary.rope_write`."""
+        """Writes keys and values to a layer's pages; see `kernels.reference.rotary.rope_and_write_kv`."""
         return rope_and_write_kv(qkv, rotary, norm, kv_cache, metadata.block_ids, metadata.block_offsets)
 
     def run_attention(
@@ -150,7 +155,7 @@ class PagedKVCache:
 
 
 def _spans_by_tile_size(chunks: Sequence[SequenceChunk]) -> dict[int, list[tuple[int, int, int, int]]]:
-    """Tokens that decode, and prompts, by the size of their tiles; see `Tiles.of`."""
+    """Tokens that decode, and prompts, by the size of their tiles; see `QueryTiles.from_spans`."""
     spans: dict[int, list[tuple[int, int, int, int]]] = {1: [], PREFILL_TILE: []}
     row = 0
     for index, chunk in enumerate(chunks):

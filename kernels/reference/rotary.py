@@ -23,8 +23,8 @@ class QKNorm:
 class RotaryCosSin:
     """How the heads of a step are turned, in every layer alike.
 
-    cos, sin [rows, head_dim] float32, sin with the sign of its half, see `rotate`. queries, kv_heads: how
-    many heads of each there are. scale: what queries are multiplied by.
+    cos, sin [rows, head_dim] float32, sin with the sign of its half, see `rotate`. num_heads, num_kv_heads:
+    how many heads of each there are. q_scale: what queries are multiplied by.
     """
 
     cos: Tensor
@@ -68,8 +68,8 @@ def rope_and_write_kv(
     """Norm and rotation of queries and keys; keys and values go into the cache.
 
     qkv [rows, queries + 2 · kv_heads, head_dim]; cache [2, pages, kv_heads, block_size, head_dim], keys then
-    values; page, offset [tokens ≤ rows] int64: the place of each row's token in it, rows beyond them having
-    none → the turned and scaled queries [rows, queries, head_dim] in the cache's type.
+    values; page, block_offsets [tokens ≤ rows] int64: the place of each row's token in it, rows beyond them
+    having none → the turned and scaled queries [rows, queries, head_dim] in the cache's type.
     """
     num_tokens, num_kv_heads = len(block_ids), rotary.num_kv_heads
     qkv_acc = qkv.to(rotary.cos.dtype)

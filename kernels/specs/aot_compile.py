@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, without a GPU: what a launch compiles, and what its machine code takes.
+"""Ahead-of-time compilation of kernels, without a GPU: registers, shared memory and spills.
 
 Launches are recorded instead of made, so that what is compiled here is what a device compiles, with the same
 types, constants and alignments. Needs triton, not interpreting (TRITON_INTERPRET is decided as it is
@@ -54,7 +54,7 @@ class KernelVariant:
     """A jitted function as one launch has it compiled.
 
     types: the run-time parameters, as triton spells types. constants: constexprs, and integers that are 1.
-    aligned: parameters that 16 divides. fusion: whether a product and a sum may be rounded as one.
+    aligned: parameters that 16 divides. fp_fusion: whether a product and a sum may be rounded as one.
     """
 
     function: Any
@@ -151,7 +151,7 @@ def bind_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def variant_from_launch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KernelVariant:
-    """What a launch with these arguments compiles; `more` are those by name, and how it is launched."""
+    """What a launch with these arguments compiles; `kwargs` are those by name, and how it is launched."""
     values = bind_arguments(function, args, kwargs)
     types, constants, aligned = dict[str, str](), dict[str, Any](), set[str]()
     for param in function.params:

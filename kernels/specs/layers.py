@@ -128,7 +128,7 @@ def _rope_case(model: ModelShape, num_rows: int, has_norm: bool) -> KernelCase:
 def _attention_case(
     model: ModelShape, num_seqs: int, context_len: int, num_new: int, window: int | None = None
 ) -> KernelCase:
-    """Each branch has `new` tokens at the end of its context."""
+    """Each branch has `num_new` tokens at the end of its context."""
     tile_size = 1 if num_new == 1 else 16
     num_blocks = -(-context_len // model.block_size)
 

@@ -24,7 +24,7 @@ class OpCost:
 def matmul(
     rows: float, in_features: float, out_features: float, itemsize: int, *, accumulate: bool = False
 ) -> OpCost:
-    """[rows, inner] by a weight [outer, inner], which is read once; added: to what is there already."""
+    """[rows, inner] by a weight [outer, inner], which is read once; accumulate: to what is there already."""
     num_bytes = (
         in_features * out_features + rows * (in_features + (2 if accumulate else 1) * out_features)
     ) * itemsize
@@ -63,7 +63,7 @@ def attention(
     itemsize: int,
     window: int | None = None,
 ) -> OpCost:
-    """Each branch has `new` tokens at the end of its context, which are `context` with them.
+    """Each branch has `num_new` tokens at the end of its context, which are `seq_len` with them.
 
     Every key and value that is seen is read once a branch; a token sees itself and all before it, of a window
     so many. Two products: scores, and the mix of the values.

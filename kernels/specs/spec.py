@@ -21,8 +21,8 @@ MAX_INIT_NUMEL = 1 << 22
 class KernelCase:
     """One shape of a real model.
 
-    make: fresh arguments, the same for the reference and the launcher, from a device and a generator of the
-    CPU's. work: what it moves and computes at least.
+    make_args: fresh arguments, the same for the reference and the launcher, from a device and a generator
+    of the CPU's. cost: what it moves and computes at least.
     """
 
     name: str

@@ -13,18 +13,19 @@ import math
 from dataclasses import dataclass
 
 SUM, MEAN, EMA = 0, 1, 2
-"""How rewards accumulate over the prefix: the values of `Program.accumulate`."""
+"""How rewards accumulate over the prefix: the values of `SteeringCoefficients.accumulate`."""
 
 
 @dataclass(frozen=True)
 class SteeringCoefficients:
     """One request's coefficients. Neutral by default: plain decoding of branch 0.
 
-    base, scale:      coefficients of the base branch and of the weighted objective branches.
-    delay:            OPAD's g: the previous step's contrast is added, and the first step takes the
+    base_coef, objective_coef:      coefficients of the base branch and of the weighted objective branches.
+    prev_contrast_coef:            OPAD's g: the previous step's contrast is added, and the first step takes
+    the
                       objective branches alone. 0 is off.
     mask_top_p:       only tokens in this nucleus of softmax(z_1 / mask_temperature) are allowed. 1 is off.
-    reward:           β/τ of MATO's weights w_k ∝ w⁰_k exp(−(β/τ) R_k), R_k from l_k − l_0. 0 is off.
+    reward_rate:           β/τ of MATO's weights w_k ∝ w⁰_k exp(−(β/τ) R_k), R_k from l_k − l_0. 0 is off.
     beta:             β alone, for the rewards that are reported.
     accumulate:       SUM, MEAN or EMA of the rewards so far; `decay` is the EMA's memory.
     kl_budget:        ε of the trust region, nats a token: KL(π_a ‖ π_m) ≤ ε. infinity is off.

@@ -1,4 +1,4 @@
-"""What the requests of a step ask for, as the host knows it without asking the device."""
+"""Which steering and sampling features a step uses, as known on the host."""
 
 from __future__ import annotations
 

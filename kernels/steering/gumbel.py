@@ -53,7 +53,9 @@ def token_bits(keys: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, vocab_start: int = 0) -> Tensor:
-    """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]; ids from `first`."""
+    """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]; ids from
+    `vocab_start`.
+    """
     token_ids = torch.arange(vocab_start, vocab_start + vocab_size, dtype=torch.int32, device=seeds.device)
     u = (token_bits(rng_keys(seeds, positions), token_ids) & 0x7FFFFFFF).float().add_(0.5).mul_(U_STEP)
     return u.clamp_(max=U_MAX).neg_().log1p_().neg_().log_().neg_()

@@ -1,4 +1,4 @@
-"""What the steering steps need to know: of each running request, and of one step's layout."""
+"""What the steering step keeps of each running request, and the layout of one step."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class RowSampling:
 class SteeringState:
     """One row for each running request, in columns; has twice as many when they are not enough.
 
-    columns:   the fields of `Program` and `Draw` by name, [rows] float64 or int64.
-    asked:     w⁰ [rows, K], 0 beyond a request's own objectives.
+    params:   the fields of `SteeringCoefficients` and `RowSampling` by name, [rows] float64 or int64.
+    prior_weights:     w⁰ [rows, K], 0 beyond a request's own objectives.
     rewards:   R_k [rows, K], before β.
     steps:     tokens chosen so far [rows].
-    slot:      which row of `contrast` a request of OPAD's has, −1 for others.
-    contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step 0.
-    admitted:  what each row was admitted with, known to the host.
-    vocab:     columns at or beyond it are never chosen (rows of the embedding that no token uses).
+    contrast_slot:      which row of `prev_contrast` a request of OPAD's has, −1 for others.
+    prev_contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step
+    0. host_params:  what each row was admitted with, known to the host.
+    vocab_size:     columns at or beyond it are never chosen (rows of the embedding that no token uses).
     shard:     which part of the vocabulary the columns are.
     """
 
@@ -87,7 +87,7 @@ class SteeringState:
         )
 
     def reserve_contrast(self, num_logits: int) -> Tensor:
-        """`contrast`, with a row of this width for every request admitted with a delay so far."""
+        """`prev_contrast`, with a row of this width for every request admitted with a delay so far."""
         new_rows, new_columns = (
             len(self._contrast_slots) - len(self.prev_contrast),
             num_logits - self.prev_contrast.shape[1],
@@ -130,10 +130,11 @@ class StateView(dict[str, Tensor]):
 class RequestLayout:
     """Which rows of the logits belong to which request.
 
-    table [groups]: the request's row of the SteerTable. first, count [groups]: its rows of the logits.
-    branch, owner [rows]: which branch each row is, 0 for the base, and of which group. width: the most rows
-    of a group. rows: `table` as the host knows it, empty where it does not. Rows stand in the order of
-    branches; a branch that cannot matter may be left out, the base only where `Program.needs_base` is false.
+    state_rows [groups]: the request's row of the SteerTable. row_start, num_rows [groups]: its rows of the
+    logits. branch_of_row, request_of_row [host_state_rows]: which branch each row is, 0 for the base, and
+    of which group. max_rows: the most rows of a group. host_state_rows: `state_rows` as the host knows it,
+    empty where it does not. Rows stand in the order of branches; a branch that cannot matter may be left
+    out, the base only where `SteeringCoefficients.needs_base` is false.
     """
 
     state_rows: Tensor
@@ -189,8 +190,9 @@ class RequestLayout:
 class LogitEdits:
     """Changes to single scores of a step, before temperature.
 
-    bias_at, repetition_at: (groups, tokens) that index the scores. bias is added, −inf bans (logit_bias,
-    presence and frequency penalties); repetition divides positive scores and multiplies negative ones.
+    bias_index, repetition_index: (groups, tokens) that index the scores. bias is added, −inf bans
+    (logit_bias, presence and frequency penalties); repetition divides positive scores and multiplies
+    negative ones.
     """
 
     bias_index: tuple[Tensor, Tensor]

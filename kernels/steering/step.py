@@ -1,6 +1,7 @@
 """The steering step: from the logits of a request's branches to its next token.
 
-For each request of a batch, over branch logits z_b, with coefficients from its `Program` and weights w:
+For each request of a batch, over branch logits z_b, with coefficients from its `SteeringCoefficients` and
+weights w:
 
     w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; without rewards they stay w⁰
     s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the step before]          the steered scores
@@ -41,7 +42,8 @@ class SamplerOutput:
     strength:         a, or a* in a trust region.
     kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
     branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
-    top:              (log-probabilities, ids) of the likeliest tokens, [groups, 20] each, where asked for.
+    top_logprobs:              (log-probabilities, ids) of the likeliest tokens, [groups, 20] each, where
+    asked for.
     """
 
     tokens: Tensor
@@ -188,7 +190,7 @@ def _apply_trust_region(
 ) -> Tensor:
     """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
 
-    With `measure` the divergence is also computed for methods without a region that lie on the same ray.
+    With `measure_kl` the divergence is also computed for methods without a region that lie on the same ray.
     """
     kl = torch.full_like(strength, torch.nan)
     has_base = layout.branch_of_row[layout.row_start] == 0

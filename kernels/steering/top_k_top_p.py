@@ -1,4 +1,4 @@
-"""Which tokens may be drawn: top-k, top-p and min-p as one threshold a row, ties kept.
+"""Top-k, top-p and min-p as one threshold a row; ties are kept.
 
 A row's support is {v : s(v) ≥ t}. It depends on values only, never on ids or sort order; it equals that of
 sorting but for tokens that tie at the threshold, which are all kept.

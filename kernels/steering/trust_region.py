@@ -65,7 +65,7 @@ def solve_kl_budget(
 ) -> tuple[Tensor, Tensor]:
     """(a*, KL(π_a* ‖ π_m) in nats), each [rows] float64.
 
-    base, direction: b and m − b [rows, vocab] float32; limit: a_T ≥ 1 [rows]; budget: ε > 0 [rows].
+    base, direction: b and m − b [rows, vocab] float32; max_strength: a_T ≥ 1 [rows]; kl_budget: ε > 0 [rows].
     A row that is not finite gets a* = 1 and KL = NaN.
     """
     one = torch.ones_like(max_strength)

@@ -1,4 +1,4 @@
-"""Attention over a paged cache: a tile of a branch's tokens against its keys, all heads of a group at once.
+"""Paged attention: tiles of queries against blocks of keys and values, all heads of a GQA group at once.
 
     attend (tile, kv_head, split)   scores, shares and their sums over one split of the keys, online
     merge  (tile, kv_head)          the splits of a decoding token, in order
@@ -211,7 +211,7 @@ def paged_attention(
 ) -> Tensor:
     """See `kernels.reference.paged_attention.paged_attention`; tiles of one token are decoded in splits.
 
-    Only the tiles' tokens are written to `out`, which is as the queries are. tuned: how it is launched,
+    Only the tiles' tokens are written to `out`, which is as the queries are. config: how it is launched,
     None for what the device is launched with.
     """
     config = config or tuning.get_launch_configs(queries.device).attention

@@ -38,7 +38,7 @@ def sample_fused(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """See `kernels.lm_head.choose`; the product and the steering in one where that is quicker."""
+    """See `kernels.lm_head.sample_from_hidden`; the product and the steering in one where that is quicker."""
     head_inputs = hidden[: len(layout.branch_of_row)]
     return lm_head_steer(head_inputs, head.weight, layout, state, edits, trace=trace, top=top)
 

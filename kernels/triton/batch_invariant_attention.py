@@ -1,4 +1,4 @@
-"""Attention by which a token's bits are its own: decoded or in a prompt, however cut, beside any others.
+"""Batch-invariant paged attention: the bits of a token do not depend on its neighbours.
 
     attend_splits (tile, kv_head and some of the tile's rows, part)   the state of some splits of the keys
     merge         (tile, kv_head)   the parts' states in order, where they are several: see `attention`
@@ -53,8 +53,8 @@ def invariant_attention_kernel(
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """width: pages of a table's row. blocks: programs that share a tile's rows. parts 1: the result is final;
-    else each part's state is stored.
+    """width: pages of a table's row. row_blocks: programs that share a tile's rows. parts 1: the result is
+    final; else each part's state is stored.
     """
     tile_idx, kv_head, part_idx = tl.program_id(0), tl.program_id(1) // row_blocks, tl.program_id(2)
     start_m = tl.program_id(1) % row_blocks * BLOCK_M

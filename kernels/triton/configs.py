@@ -25,7 +25,7 @@ class LMHeadTile:
 
 @dataclass(frozen=True)
 class LMHeadConfig:
-    """tiles: by their rows. most_rows: with more places for rows than this, one product after the other."""
+    """tiles: by their rows. max_rows: with more places for rows than this, one product after the other."""
 
     tiles: Mapping[int, LMHeadTile]
     max_rows: int

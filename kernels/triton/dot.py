@@ -1,4 +1,4 @@
-"""What `tl.dot` needs of its operands."""
+"""Shapes and types that `tl.dot` requires of its operands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Triton compiles for an engine: before its first request on purpose, after that while everybody waits.
+"""Count what Triton compiles for an engine, and warn about compiles after the warm-up.
 
 Triton calls one function of the process for each kernel that a first launch made ready, compiled or read from
 its cache on disk. Several engines share that function, each in a link of its own; a compile is the engine's

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TritonPagedKVCache(PagedKVCache):
-    """As `DeviceKV`, by Triton's kernels; the host waits for nothing."""
+    """As `PagedKVCache`, by Triton's kernels; the host waits for nothing."""
 
     attention_fn = staticmethod(paged_attention)
 
@@ -45,6 +45,8 @@ class TritonPagedKVCache(PagedKVCache):
 
 
 class BatchInvariantPagedKVCache(TritonPagedKVCache):
-    """As `TritonKV`, with bits that depend neither on a step's other tokens nor on how a prompt was cut."""
+    """As `TritonPagedKVCache`, with bits that depend neither on a step's other tokens nor on how a prompt
+    was cut.
+    """
 
     attention_fn = staticmethod(invariant_attention)

@@ -23,7 +23,7 @@ def rms_norm_kernel(x_ptr, weight_ptr, eps_ptr, out_ptr, hidden_size, BLOCK_N: t
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """See `kernels.reference.rms_norm.rms_norm`, of whole rows [rows, hidden]. Raises ValueError for too
+    """See `kernels.reference.rms_norm.rms_norm`, of whole num_rows [rows, hidden]. Raises ValueError for too
     long ones.
     """
     num_rows, hidden_size = x.shape

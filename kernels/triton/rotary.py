@@ -63,7 +63,7 @@ def rope_and_write_kv(
     block_offsets: Tensor,
 ) -> Tensor:
     """Turned queries; keys and values go into the cache. All contiguous. See
-    `kernels.reference.rotary.rope_write`.
+    `kernels.reference.rotary.rope_and_write_kv`.
     """
     num_rows, num_qkv_heads, head_dim = qkv.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv_cache.shape

@@ -1,4 +1,4 @@
-"""Which characters of a rendered prompt come from outside the template, so that nobody can forge a turn.
+"""Keep what users write from becoming special tokens of the chat template.
 
 Texts from outside are rendered a second time in letters that stand nowhere else. Templates trim, cut and
 search such texts, so the letters can be searched for what they stand for. When the second rendering says the
@@ -33,10 +33,10 @@ def render_with_untrusted(
 ) -> tuple[str, Container[int]]:
     """The conversation as one text, and the places in it of characters that are not to be trusted.
 
-    These are the visible characters of all that messages say, and of a role or a text in `extra` only when it
-    holds what may be read as an added token, for there are templates that write "<|" + role + "|>". Where a
-    template so changes a text that it cannot be followed, say to capitals, other messages are trusted too
-    unless they hold such a thing.
+    These are the visible characters of all that messages say, and of a role or a text in `template_kwargs`
+    only when it holds what may be read as an added token, for there are templates that write "<|" + role +
+    "|>". Where a template so changes a text that it cannot be followed, say to capitals, other messages are
+    trusted too unless they hold such a thing.
 
     Raises InputError when the template cannot render the conversation, or so changes a text that does.
     """

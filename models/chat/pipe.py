@@ -1,4 +1,4 @@
-"""Lines to a process and back, by the clock where the system can wait for a pipe, as Windows cannot."""
+"""Lines to a process and back, with timeouts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ProcessPipe:
     def exchange(self, line: bytes, timeout: float, max_bytes: int) -> tuple[bytes, bool]:
         """Says a line and hears one, and whether it took too long.
 
-        It is less than a line when it did, when the process ends, or says more than `most` bytes.
+        It is less than a line when it did, when the process ends, or says more than `max_bytes` bytes.
         """
         deadline, remaining = time.monotonic() + timeout, memoryview(line)
         try:

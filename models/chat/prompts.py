@@ -86,7 +86,8 @@ def render_prompt(
     messages: Sequence[Message],
     template_kwargs: Mapping[str, Any],
 ) -> BranchPrompt:
-    """One conversation as it stands, with `extra` variables for the template; BOS and texts as above.
+    """One conversation as it stands, with `template_kwargs` variables for the template; BOS and texts as
+    above.
 
     Raises InputError when the template cannot render it.
     """

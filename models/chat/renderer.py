@@ -35,7 +35,7 @@ class SandboxRenderer:
     ) -> tuple[str, str | None]:
         """The same, and once more with each text after "~" disguised: to the template it is in other letters.
 
-        `disguise` has the letters, and these others. None where the template fails on those. Raises as
+        `substitution` has the letters, and these others. None where the template fails on those. Raises as
         `render` does.
         """
         plain, *shadow = self._request(variables, [("", ""), substitution])

@@ -46,7 +46,8 @@ SEARCH_METHODS = (
 
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:
-    """Answers line by line: each within `cpu` seconds of a processor, all within `memory` bytes.
+    """Answers line by line: each within `cpu_seconds` seconds of a processor, all within `memory_bytes`
+    bytes.
 
     A line with a conversation has an answer for each of its disguises, up to the first that is an error.
     """

@@ -1,4 +1,4 @@
-"""A process with limits that renders a chat template: a stranger's code, which may loop, swell or crash."""
+"""The child process with limits that renders chat templates, which are foreign code."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PASSED_ENV_VARS = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 class SandboxLimits:
     """What a template may take for a conversation.
 
-    cpu: seconds of a processor. wall: seconds by the clock. memory: bytes of address space, Python's own
-    included. text: bytes of its answer, UTF-8. Where the system keeps no limits, as on Windows, there is
-    only text.
+    cpu_seconds: seconds of a processor. wall_seconds: seconds by the clock. memory_bytes: bytes of address
+    space, Python's own included. output_bytes: bytes of its answer, UTF-8. Where the system keeps no
+    limits, as on Windows, there is only text.
     """
 
     cpu_seconds: float = 2.0
@@ -50,7 +50,7 @@ class LimitError(InputError):
 
 
 class SandboxProcess:
-    """One child process, from its start to its end, with a template. owner: its parent process."""
+    """One child process, from its start to its end, with a template. owner_pid: its parent process."""
 
     def __init__(self, source: str, limits: SandboxLimits) -> None:
         self._limits, self._process, self.owner_pid = limits, _start_process(limits), os.getpid()

@@ -22,7 +22,8 @@ TextSelector = Callable[[str, str], bool]
 
 
 class ChatTemplate:
-    """A Jinja chat template in the dialect of transformers. Checkpoints are not trusted: see `Renderer`.
+    """A Jinja chat template in the dialect of transformers. Checkpoints are not trusted: see
+    `SandboxRenderer`.
 
     Raises InputError when the source is no valid template.
     """
@@ -61,9 +62,9 @@ class ChatTemplate:
         is_untrusted: TextSelector,
         substitution: tuple[str, str],
     ) -> tuple[str, str | None]:
-        """The same, and once more with the chosen texts of `messages` and `extra` in other letters.
+        """The same, and once more with the chosen texts of `messages` and `template_kwargs` in other letters.
 
-        `disguise` is the letters, and those that stand for them. None where the template fails on those.
+        `substitution` is the letters, and those that stand for them. None where the template fails on those.
         """
         return self._renderer.render_shadowed(
             self._build_variables(messages, template_kwargs, is_untrusted), substitution
@@ -141,7 +142,7 @@ def _read_text(path: Path) -> str:
 
 
 def _to_plain_json(value: Any, path: str, is_untrusted: TextSelector) -> Any:
-    """A copy in plain JSON types, with texts as `Renderer` takes them."""
+    """A copy in plain JSON types, with texts as `SandboxRenderer` takes them."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A folder that appears under its name whole, or not at all."""
+"""Create a folder atomically: it appears under its name complete, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of a config.json, each read by its key and checked: foreign data that sizes are made of."""
+"""Read values of a config.json, each checked: a foreign file that sizes are taken from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ConfigReader:
     def get_int(
         self, key: str, default: int | None = None, *, min_value: int = 1, max_value: int = MAX_SIZE
     ) -> int:
-        """A whole number from `least` to `most`; an error without one, where there is no default."""
+        """A whole number from `min_value` to `max_value`; an error without one, where there is no default."""
         value = self._get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not min_value <= value <= max_value:
             raise config_error(key, value, f"it must be a whole number from {min_value} to {max_value}")
         return value
 
     def get_float(self, key: str, default: float | None, min_value: float, max_value: float) -> float:
-        """A number from `least` to `most`; an error without one, where there is no default."""
+        """A number from `min_value` to `max_value`; an error without one, where there is no default."""
         value = self._get(key, default)
         if (
             not isinstance(value, int | float)
@@ -66,5 +66,5 @@ class ConfigReader:
 
 
 def config_error(key: str, value: Any, requirement: str) -> InputError:
-    """The error for a value that a config.json must not have. `right` says what would be."""
+    """The error for a value that a config.json must not have. `requirement` says what would be."""
     return InputError(f"config.json has {key} {short_repr(value)}; {requirement}")

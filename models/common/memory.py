@@ -26,7 +26,7 @@ CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "mem
 
 
 def require_free(num_bytes: int, subject: str, device: torch.device) -> None:
-    """Raises RunError when `needed` bytes are not free on the device. `what` begins the sentence."""
+    """Raises RunError when `num_bytes` bytes are not free on the device. `subject` begins the sentence."""
     free_bytes = free_memory(device)
     if num_bytes > free_bytes:
         owner = "this machine" if device.type == "cpu" else str(device)

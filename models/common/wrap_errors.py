@@ -1,4 +1,4 @@
-"""Libraries in other languages fail as they like; here that becomes one sentence."""
+"""Convert exceptions of other libraries to InputError."""
 
 from __future__ import annotations
 

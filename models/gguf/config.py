@@ -42,9 +42,9 @@ LAYER_MODULES = {  # of a layer
 class GGUFArchitecture:
     """A value of general.architecture. `config` is what its config.json says beside the sizes.
 
-    `switch`: the key of those tensors in `llama.SWITCHED` that a layer has besides. `interleaved`: rotary
-    embedding turns the rows 2i and 2i + 1 of a head of queries or keys, not i and i + head_dim / 2 as in
-    Hugging Face's folders.
+    `optional_key`: the key of those tensors in `llama.OPTIONAL_SHAPES` that a layer has besides.
+    `interleaved`: rotary embedding turns the rows 2i and 2i + 1 of a head of queries or keys, not i and i +
+    head_dim / 2 as in Hugging Face's folders.
     """
 
     config: Mapping[str, Any]
@@ -69,7 +69,7 @@ GGUF_ARCHITECTURES = {
 class TensorMapping:
     """A tensor to write: which of the file's it is made of, and its shape.
 
-    `width`: heads of so many rows are in interleaved order; 0 for rows that stay as they are.
+    `permuted_head_dim`: heads of so many rows are in interleaved order; 0 for rows that stay as they are.
     """
 
     gguf_name: str

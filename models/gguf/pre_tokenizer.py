@@ -27,8 +27,8 @@ TEKKEN_SPLIT = (
 class PreTokenizerSpec:
     """Text is cut by each pattern in turn, then merged within the cuts.
 
-    `whole_words`: a cut that is itself a token needs no merges. `bos`: a text begins with the BOS token,
-    unless the file says otherwise. `nfc`: text is brought to Unicode's composed form first.
+    `ignore_merges`: a cut that is itself a token needs no merges. `add_bos`: a text begins with the BOS
+    token, unless the file says otherwise. `nfc`: text is brought to Unicode's composed form first.
     """
 
     split_patterns: tuple[str, ...]

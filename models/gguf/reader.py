@@ -53,7 +53,9 @@ def import_gguf() -> ModuleType:
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor as the file holds it. `kind` is a GGMLQuantizationType, `data` its bytes, [rows, bytes]."""
+    """A tensor as the file holds it. `ggml_type` is a GGMLQuantizationType, `data` its bytes, [rows,
+    bytes].
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -24,7 +24,7 @@ from ..common.config_reader import MAX_SIZE
 class Rope:
     """Rotary embedding as in its paper (Su et al., 2021): nothing is scaled.
 
-    magnitude: what cos and sin are multiplied by.
+    attention_factor: what cos and sin are multiplied by.
     """
 
     rope_type: ClassVar[str] = "default"
@@ -47,7 +47,9 @@ class Rope:
         return max_position
 
     def rope_length(self, max_prompt_len: int) -> int:
-        """What a request turns by whose longest prompt has `longest` tokens; 0 where all turn alike."""
+        """What a request turns by whose longest prompt has `max_prompt_len` tokens; 0 where all turn
+        alike.
+        """
         return 0
 
 
@@ -66,7 +68,9 @@ class LinearRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rope(Rope):
-    """Llama 3.1: s goes from 0 to 1 between `low` and `high` turns within the `original` context."""
+    """Llama 3.1: s goes from 0 to 1 between `low_freq_factor` and `high_freq_factor` turns within the
+    `original_max_position` context.
+    """
 
     rope_type = "llama3"
     low_freq_factor: float
@@ -82,8 +86,9 @@ class Llama3Rope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class YarnRope(Rope):
-    """YaRN (Peng et al., 2023): s falls from 1 to 0 along the pairs i, from the one that makes `fast` turns
-    within the `original` context to the one that makes `slow`; `truncate` rounds both outward."""
+    """YaRN (Peng et al., 2023): s falls from 1 to 0 along the pairs i, from the one that makes `beta_fast`
+    turns within the `original_max_position` context to the one that makes `beta_slow`; `truncate` rounds both
+    outward."""
 
     rope_type = "yarn"
     original_max_position: int
@@ -117,7 +122,8 @@ class YarnRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicRope(Rope):
-    """Dynamic NTK: θ grows with the length L of the text, once that exceeds the `original` context n:
+    """Dynamic NTK: θ grows with the length L of the text, once that exceeds the `original_max_position`
+    context n:
 
         θ ← θ (factor · L/n − (factor − 1))^(d / (d − 2))
 
@@ -133,7 +139,7 @@ class DynamicRope(Rope):
         return max(max_prompt_len, self.original_max_position)
 
     def dynamic_inv_freq(self, head_dim: int, rope_lengths: Tensor) -> Tensor:
-        """ω [tokens, head_dim / 2] where each token's request turns by `lengths` [tokens]."""
+        """ω [tokens, head_dim / 2] where each token's request turns by `rope_lengths` [tokens]."""
         stretch = self.factor * rope_lengths.clamp(
             min=self.original_max_position
         ).float() / self.original_max_position - (self.factor - 1)
@@ -166,8 +172,8 @@ class RotaryEmbedding:
     def cos_sin(self, positions: Tensor, rope_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [tokens, head_dim].
 
-        sin carries the sign of its half: x · cos + swap(x) · sin. `lengths` [tokens] are what each token's
-        request turns by, and are needed where the rope is dynamic.
+        sin carries the sign of its half: x · cos + swap(x) · sin. `rope_lengths` [tokens] are what each
+        token's request turns by, and are needed where the rope is dynamic.
         """
         inv_freq = self._inv_freq
         if isinstance(self._rope, DynamicRope):

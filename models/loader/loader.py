@@ -1,4 +1,4 @@
-"""From what the user names to a model: found and read first, its weights loaded when all else is well."""
+"""Resolve the name of a model, and load its config, tokenizer, template and weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ModelBundle:
         ops: Ops = TORCH_OPS,
         sharding: TPSharding | None = None,
     ) -> LlamaForCausalLM:
-        """The model with its weights, made of these operations; with `shards` the part that is held here.
+        """The model with its weights, made of these operations; with `sharding` the part that is held here.
 
         Raises InputError when the weights do not fit the config, RunError when the device lacks the memory.
         """

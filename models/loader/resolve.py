@@ -1,4 +1,4 @@
-"""Where a model comes from: what the user names becomes a folder on this machine."""
+"""Resolve what a user names to a model folder on this machine."""
 
 from __future__ import annotations
 

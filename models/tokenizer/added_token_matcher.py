@@ -1,4 +1,4 @@
-"""Where added tokens stand in a text."""
+"""Find added tokens in a text."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ class TextPosition(Enum):
 class AddedTokenMatch(NamedTuple):
     """An added token that is read in a text: from where to where, its id, and the place of what follows.
 
-    before: ids of a space put before the text where the token took what stood there, and nothing is between.
+    prefix_ids: ids of a space put before the text where the token took what stood there, and nothing is
+    between.
     """
 
     start: int
@@ -42,11 +43,11 @@ class TokenizerBackend(Protocol):
     """Text to token ids and back, as tokenizer.json or tokenizer.model has it.
 
     kind:     how it cuts text, such as "BPE".
-    size:     its largest id + 1.
-    added:    the tokens that stand apart from all cutting, such as "<s>": ids by what is written for them.
-    unknown:  ids that mean "no token for this".
-    ends:     the ids it would put before and after a text.
-    named:    what the file itself says of "bos_token" and "eos_token".
+    vocab_size:     its largest id + 1.
+    added_tokens:    the tokens that stand apart from all cutting, such as "<s>": ids by what is written for
+    them. unk_ids:  ids that mean "no token for this".
+    bos_eos_ids:     the ids it would put before and after a text.
+    special_tokens:    what the file itself says of "bos_token" and "eos_token".
     """
 
     kind: str

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Detokenizer(Protocol):
     """The text of an answer while its tokens arrive.
 
-    What `push` and `finish` return, joined, is `decode` of all ids, exactly. What was returned never changes,
+    What `step` and `flush` return, joined, is `decode` of all ids, exactly. What was returned never changes,
     so text is held back while a token to come could still alter it.
     """
 
@@ -24,7 +24,7 @@ class Detokenizer(Protocol):
 
     @property
     def pending(self) -> str:
-        """What `finish` would return; "" while that would not be whole characters."""
+        """What `flush` would return; "" while that would not be whole characters."""
 
 
 class ByteLevelDetokenizer:

@@ -26,7 +26,7 @@ ENCODE_ERROR, DECODE_ERROR = (
 
 
 class HFTokenizerBackend:
-    """A `Vocabulary` over `tokenizers.Tokenizer`."""
+    """A `TokenizerBackend` over `tokenizers.Tokenizer`."""
 
     def __init__(self, hf_tokenizer: Backend) -> None:
         hf_tokenizer.no_truncation()  # a tokenizer saved after training would cut long prompts without a word
@@ -146,7 +146,7 @@ class HFTokenizerBackend:
         ]
 
     def decode_tokens(self, tokens: list[str]) -> str:
-        """The text of vocabulary entries: `decode` is this of `tokens`."""
+        """The text of vocabulary entries: `decode` is this of `ids_to_tokens`."""
         with wrap_errors(DECODE_ERROR):
             return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(tokens))
 

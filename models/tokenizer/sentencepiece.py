@@ -23,7 +23,7 @@ ENCODE_ERROR = "tokenizer.model fails to cut a text"
 
 
 class SentencePieceBackend:
-    """A `Vocabulary` over a SentencePiece model.
+    """A `TokenizerBackend` over a SentencePiece model.
 
     A text without added tokens is cut as `sentencepiece` cuts it. Added tokens are the model's control and
     user-defined symbols, and what other files add. All but the user-defined symbols cut the text, and what
@@ -80,7 +80,7 @@ class SentencePieceBackend:
         add_prefix: bool | None = None,
         legacy: bool = True,
     ) -> SentencePieceBackend:
-        """The vocabulary of a file. `prefix` overrules the model on whether a space is put before a text.
+        """The vocabulary of a file. `add_prefix` overrules the model on whether a space is put before a text.
 
         Raises InputError when the file is broken.
         """

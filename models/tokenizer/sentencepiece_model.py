@@ -23,8 +23,8 @@ class SentencePieceModel:
     prefix:        whether a space is put before a text; None leaves it to the model.
     kind:          "unigram" or "BPE".
     pieces:        texts by id, "▁" for a space.
-    control:       symbols that no text is cut into.
-    user_defined:  symbols that every text is cut at.
+    control_symbols:       symbols that no text is cut into.
+    user_defined_symbols:  symbols that every text is cut at.
 
     Raises whatever the package raises when the bytes are no model.
     """

@@ -75,7 +75,7 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a text. Added tokens written out in it are read as such.
 
-        `foreign` holds the places of characters that are not to be trusted: what one of them is part of is
+        `untrusted` holds the places of characters that are not to be trusted: what one of them is part of is
         encoded as the text it is, and never becomes an added token, unless that is white space alone.
         Raises InputError when the text is not valid Unicode.
         """

@@ -53,7 +53,9 @@ class DummyWeights:
 
 
 class DummyTokenizer:
-    """A `Vocabulary` without words: the text of [12, 407] is "12 407". No id is special or ends an answer."""
+    """A `TokenizerBackend` without words: the text of [12, 407] is "12 407". No id is special or ends an
+    answer.
+    """
 
     kind = "ids"
 

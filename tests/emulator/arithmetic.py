@@ -65,7 +65,7 @@ ROUNDINGS: Mapping[str, Function] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np
 
 @dataclass(frozen=True)
 class Operation:
-    """sources: the types of what it takes. result: the type of what it gives. See `TYPES`."""
+    """sources: the types of what it takes. result_type: the type of what it gives. See `TYPES`."""
 
     function: Function
     source_types: tuple[str, ...]

@@ -42,7 +42,7 @@ MAX_THREADS = 1 << 13
 class Emulator:
     """Kernels of one architecture, each compiled and read once.
 
-    issued: by kernel, instructions that warps carried out. launches: by kernel, how many.
+    instructions: by kernel, instructions that warps carried out. launches: by kernel, how many.
     """
 
     def __init__(self, arch: str) -> None:

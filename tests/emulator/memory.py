@@ -26,7 +26,7 @@ class MemoryFaultError(Exception):
 class GlobalMemory:
     """Memory by the addresses of this process, of which only given tensors may be touched.
 
-    After a launch `settle` looks at what several programs did to the same bytes.
+    After a launch `check_races` looks at what several programs did to the same bytes.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

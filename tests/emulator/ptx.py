@@ -27,7 +27,7 @@ Operand = str | int | Address | tuple["Operand", ...]
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One line. guard: the predicate that must hold for a thread to do it, or with `unless` must not.
+    """One line. guard: the predicate that must hold for a thread to do it, or with `guard_negated` must not.
 
     operation: what each thread does by itself; None where it is more than arithmetic.
     """
@@ -42,11 +42,12 @@ class Instruction:
 
 @dataclass(slots=True)
 class Kernel:
-    """params: how each parameter is spelled, in order. threads: of a program. local: bytes of a thread's own.
+    """params: how each parameter is spelled, in order. threads: of a program. local_bytes: bytes of a
+    thread's own.
 
     blocks: instructions between places that a thread may jump to or from, in the order of `meeting_order`.
-    labels: the block that one names. following: where a thread goes on that does not jump. issued: how many
-    instructions of a block take time: not those that move registers or read parameters.
+    labels: the block that one names. fallthrough: where a thread goes on that does not jump. issue_counts:
+    how many instructions of a block take time: not those that move registers or read parameters.
     """
 
     params: list[str] = field(default_factory=list)

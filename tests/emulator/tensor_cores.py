@@ -151,7 +151,8 @@ def _load_descriptor(
     transposed: bool,
     kind: str,
 ) -> Array:
-    """A matrix [groups, size, 16] where a descriptor says. across: rows, not the 16, are next to each other.
+    """A matrix [groups, size, 16] where a descriptor says. transposed: rows, not the 16, are next to each
+    other.
 
     The lots of 16 in a line of 128, 64 or 32 bytes change places by the line's number, so that those of a
     column lie in several banks.

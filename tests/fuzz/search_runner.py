@@ -28,7 +28,7 @@ MEMORY_SLACK, MEMORY_PER_BYTE = 16 << 20, 40
 
 @dataclass
 class FormatSearch:
-    """What became of the inputs of one format, of which seeds from `next` on are left."""
+    """What became of the inputs of one format, of which seeds from `next_seed` on are left."""
 
     format: str
     next_seed: int
@@ -66,7 +66,7 @@ class FormatSearch:
             self.next_seed += 1
 
     def add_fault(self, description: str) -> None:
-        """The input of the seed `next` is neither taken nor refused."""
+        """The input of the seed `next_seed` is neither taken nor refused."""
         self.outcomes["fault"] += 1
         self.faults.append(f"{self.format} seed {self.next_seed}: {description}")
         self.next_seed += 1

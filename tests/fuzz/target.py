@@ -9,7 +9,7 @@ from random import Random
 
 @dataclass(frozen=True)
 class FuzzTarget:
-    """`take` gets which seed an input was made of, and raises InputError or RunError when it refuses it."""
+    """`run` gets which seed an input was made of, and raises InputError or RunError when it refuses it."""
 
     seeds: list[bytes]
     damage: Callable[[bytes, Random], bytes]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def disk_limit(max_bytes: int) -> Iterator[None]:
-    """Within, no file of this process or its children grows beyond `size` bytes."""
+    """Within, no file of this process or its children grows beyond `max_bytes` bytes."""
     previous = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, previous[1]))
     try:

@@ -77,7 +77,9 @@ class StepwiseLogprobs:
 
 
 class TeacherForcedLogprobs:
-    """As `Branches`, for an answer that is known: one forward a branch over its prompt and the answer."""
+    """As `StepwiseLogprobs`, for an answer that is known: one forward a branch over its prompt and the
+    answer.
+    """
 
     @torch.inference_mode()
     def __init__(self, model: LlamaForCausalLM, output: Output, vocab: int) -> None:
@@ -214,7 +216,7 @@ def check_greedy(
     """Walks along a greedy answer, choosing each token anew by the literal method.
 
     Where the two differ the answer's token is followed, so that one tie does not end the comparison. With
-    `known` the logits come from one forward over the whole answer instead of one a token.
+    `teacher_forced` the logits come from one forward over the whole answer instead of one a token.
     """
     prompts = [branch.prompt_token_ids for branch in output.branches]
     source = (

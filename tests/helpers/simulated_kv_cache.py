@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class SimulatedKVCache:
-    """Pages of tokens, None where nothing was written since they were cleared; `computed` counts tokens."""
+    """Pages of tokens, None where nothing was written since they were cleared; `num_computed` counts
+    tokens.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler, block_manager = scheduler, scheduler.block_manager

@@ -137,7 +137,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], num_shards: int = 1) -> None:
-    """model.safetensors, or `shards` files and their index."""
+    """model.safetensors, or `num_shards` files and their index."""
     if num_shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return

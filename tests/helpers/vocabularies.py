@@ -120,7 +120,9 @@ def make_byte_fallback(scheme: str = "first") -> Tokenizer:
 
 
 def make_unigram(*extra_pieces: str) -> Tokenizer:
-    """As of XLM-R, but with bytes to fall back to: NFKC, then the likeliest pieces. `own` are among them."""
+    """As of XLM-R, but with bytes to fall back to: NFKC, then the likeliest pieces. `extra_pieces` are
+    among them.
+    """
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(

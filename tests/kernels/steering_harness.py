@@ -131,7 +131,7 @@ def token_ids(results: list[StepResult]) -> list[int]:
 def random_logits(
     seed: int, num_steps: int, num_branches: int, vocab: int, spread: float = 3, branch_spread: float = 1
 ) -> Tensor:
-    """Logits of branches that agree but for `apart`, [steps, branches, vocab] float32."""
+    """Logits of branches that agree but for `branch_spread`, [steps, branches, vocab] float32."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(num_steps, 1, vocab, generator=generator)
     per_branch = torch.randn(num_steps, num_branches, vocab, generator=generator)

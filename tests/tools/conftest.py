@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeEngine:
-    """Answers every request with `pieces`, one token each. `fails` becomes the output's error."""
+    """Answers every request with `deltas`, one token each. `error` becomes the output's error."""
 
     deltas: list[str] = field(default_factory=lambda: ["Rain", " is", " water."])
     error: str | None = None

@@ -51,7 +51,7 @@ class WorkloadConfig:
         return num_requests + _num_objectives(method) * sum(map(self.is_steered, range(num_requests)))
 
     def request_batches(self, num_requests: int, vocab_size: int, method: Method) -> Iterator[list[Request]]:
-        """Again and again that many requests, whose prompts are random ids below `vocab`.
+        """Again and again that many requests, whose prompts are random ids below `vocab_size`.
 
         No two branches have anything in common, so that none finds its prompt computed: the dearest case.
         """

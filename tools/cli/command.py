@@ -22,9 +22,9 @@ class Command(Protocol):
 
 
 def run(module: str, prog: str, description: str, argv: Sequence[str]) -> int:
-    """Has the module do what is asked of `command`, such as "trimtab info", and gives the exit status.
+    """Has the module do what is asked of `prog`, such as "trimtab info", and gives the exit status.
 
-    text: what it does, which begins its help. Raises InputError for what its parser refuses.
+    description: what it does, which begins its help. Raises InputError for what its parser refuses.
     """
     command = cast("Command", importlib.import_module(module))
     parser = Parser(prog, f"{description[0].upper()}{description[1:]}.")
@@ -37,7 +37,7 @@ def run(module: str, prog: str, description: str, argv: Sequence[str]) -> int:
 
 
 def add_subcommand(parser: Parser, kind: str, subcommands: Mapping[str, str]) -> None:
-    """KIND, one of `known` with what it does, and whatever follows: each has flags of its own."""
+    """KIND, one of `subcommands` with what it does, and whatever follows: each has flags of its own."""
     help_text = "; ".join(f"{name}: {text}" for name, text in subcommands.items())
     parser.add_argument("kind", metavar=kind.upper(), nargs="?", help=help_text)
     rest_help = f"see {parser.prog} {kind.upper()} --help"

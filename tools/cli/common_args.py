@@ -38,8 +38,8 @@ def add_system(parser: Parser) -> None:
 
 
 def add_model(parser: Parser, skip_fields_of: type = SamplingParams) -> None:
-    """A flag for each field of EngineConfig, but for those that `beside` has a flag for: one flag sets both,
-    so that `--seed 1` repeats whatever is drawn."""
+    """A flag for each field of EngineConfig, but for those that `skip_fields_of` has a flag for: one flag
+    sets both, so that `--seed 1` repeats whatever is drawn."""
     flags.add_fields(parser, "model", EngineConfig, skip=[field.name for field in fields(skip_fields_of)])
 
 

@@ -1,4 +1,4 @@
-"""The command `trimtab`: finds the verb, and turns every failure into one sentence and an exit status."""
+"""The program `trimtab`: finds the command, and turns every failure into one sentence and an exit status."""
 
 from __future__ import annotations
 

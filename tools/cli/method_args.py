@@ -1,4 +1,4 @@
-"""From what is typed to a method: wishes as TEXT=WEIGHT, fields as flags or as field=value."""
+"""From the command line to a method: objectives as TEXT=WEIGHT, settings as flags or as field=value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing without a terminal's tricks: text made safe to print, sentences on stderr."""
+"""Terminal output: text made safe to print, messages on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What devices can do at most: the vendors' data sheets, and this machine's CPU as measured."""
+"""Peaks of devices from the vendors' data sheets, and of this machine's CPU as measured."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ GPUS_PER_NODE = 8
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device. memory: bytes. bandwidth: bytes a second of its memory. products: flops a second of large
-    products in bfloat16, without sparsity. link: bytes a second that it sends to others of its machine while
-    it receives as many; 0 where there are none.
+    """One device. memory: bytes. bandwidth: bytes a second of its memory. flops: flops a second of large
+    products in bfloat16, without sparsity. link_bandwidth: bytes a second that it sends to others of its
+    machine while it receives as many; 0 where there are none.
     """
 
     name: str

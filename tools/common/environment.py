@@ -1,4 +1,4 @@
-"""Where numbers come from: the machine, the commit, the versions of packages."""
+"""Where figures come from: the machine, the commit, the versions of packages."""
 
 from __future__ import annotations
 

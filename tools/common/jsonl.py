@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JSONLFile:
-    """Such a file. `beginning` is that of every line; `unlike` says what a line is that does not belong."""
+    """Such a file. `line_prefix` is that of every line; `mismatch_text` says what a line is that does not
+    belong.
+    """
 
     path: Path
     line_prefix: bytes

@@ -27,7 +27,9 @@ DECODE_CASE, PREFILL_CASE = ATTENTION.cases[:2]
 
 
 class DeviceClock:
-    """See `tools.commands.tune.Clock`: medians of captured calls, each from memory that no cache holds."""
+    """See `tools.commands.tune.TuningClock`: medians of captured calls, each from memory that no cache
+    holds.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._clock = device, Clock(device)

@@ -1,4 +1,4 @@
-"""The two roofs of a machine, measured: how fast it reads memory, and how fast it multiplies.
+"""Two peaks of a machine, measured: how fast it reads memory, and how fast it multiplies.
 
 A step that reads so many bytes cannot be faster than the memory delivers them: bytes / bandwidth is its least
 time. With many rows the products become the lower roof. Both are measured where the step runs and with its
@@ -19,7 +19,7 @@ from .timing import Clock
 
 @dataclass(frozen=True)
 class MachinePeaks:
-    """bandwidth: bytes a second, read or written. products: multiplications and additions a second."""
+    """bandwidth: bytes a second, read or written. flops: multiplications and additions a second."""
 
     bandwidth: float
     flops: float
@@ -27,7 +27,9 @@ class MachinePeaks:
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """read: bytes that are summed. side: rows and columns of a matrix. tries: calls that are timed."""
+    """read: bytes that are summed. matrix_size: rows and columns of a matrix. num_trials: calls that are
+    timed.
+    """
 
     num_bytes: int
     matrix_size: int

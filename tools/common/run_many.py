@@ -23,7 +23,7 @@ def generate_many(
 ) -> Iterator[tuple[Item, Output | InputError]]:
     """What becomes of each as it is known: its output, or why it cannot be decoded.
 
-    `request` makes what is decoded, when its turn comes. Twice what fits the engine is under way. Raises
+    `make_request` makes what is decoded, when its turn comes. Twice what fits the engine is under way. Raises
     BusyError where a request has no room though nothing runs.
     """
     in_flight: dict[Future[Output], Item] = {}

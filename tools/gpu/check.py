@@ -80,7 +80,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run_section(section: str, device: str, deadline: float, results: dict[str, Any]) -> None:
-    """Runs a section to its end, in as many processes as that takes; adds to `found` what they found."""
+    """Runs a section to its end, in as many processes as that takes; adds to `results` what they found."""
     num_seen, status = 0, 1
     while status:
         if time.monotonic() >= deadline:

@@ -24,7 +24,7 @@ def compare_outputs(
 ) -> dict[str, Any]:
     """How many answers are the same, how far log-probabilities are off, and what is "wrong", if anything.
 
-    near: nats that a log-probability of a branch may be off, and in the mean a `MEAN`th of it. Answers
+    tolerance: nats that a log-probability of a branch may be off, and in the mean a `MEAN`th of it. Answers
     need a trace, and `MOST` log-probabilities.
     """
     num_same, errors, wrong = 0, [0.0], ""
@@ -47,8 +47,8 @@ def compare_outputs(
 def compare_untraced(
     outputs: Sequence[Output], references: Sequence[Output], tolerance: float
 ) -> dict[str, Any]:
-    """How many greedy answers without a trace and log-probabilities are those that `told` has with them, and
-    what is "wrong", if anything: where two part, both tokens must have been nearly as likely."""
+    """How many greedy answers without a trace and log-probabilities are those that `references` has with
+    them, and what is "wrong", if anything: where two part, both tokens must have been nearly as likely."""
     num_same, wrong = 0, ""
     for index, (actual, expected) in enumerate(zip(outputs, references, strict=True)):
         if actual.error or expected.error:

@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 class CheckReport:
     """Rows, failures, and what was left out once the time was up.
 
-    deadline: a time of `time.monotonic`, after which nothing begins. passed: parts that another process has
-    seen to. into: a file that holds all this after every row. more: what belongs to all rows. seen: parts
-    that were asked about. broken: the GPU does nothing more for this process.
+    deadline: a time of `time.monotonic`, after which nothing begins. num_done: parts that another process has
+    seen to. path: a file that holds all this after every row. metadata: what belongs to all rows. num_seen:
+    parts that were asked about. gpu_lost: the GPU does nothing more for this process.
     """
 
     deadline: float
@@ -43,7 +43,7 @@ class CheckReport:
     def record(self, section: str, name: str) -> Iterator[dict[str, Any]]:
         """A row to be filled in. What is raised within is a failure of this row alone.
 
-        A row whose "wrong" is not empty failed by what it found. Ask `leaves_out` first.
+        A row whose "wrong" is not empty failed by what it found. Ask `should_skip` first.
         """
         row: dict[str, Any] = {"section": section, "name": name}
         start = time.monotonic()

@@ -53,7 +53,9 @@ class StepLoad:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which model is decoded, with what, and which loads; `again` of them with batch_invariant, too."""
+    """Which model is decoded, with what, and which loads; `invariant_loads` of them with batch_invariant,
+    too.
+    """
 
     model: str
     engine_options: dict[str, Any]

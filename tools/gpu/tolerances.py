@@ -53,8 +53,8 @@ def iter_tensors(value: Any) -> Iterator[Tensor]:
 def compare_tensors(results: Any, references: Any, expected: Any, atol: float = 1e-5) -> tuple[float, str]:
     """(the largest error over what is allowed, what is wrong or ""), for tensors one by one.
 
-    exact: the reference in float64. rough: the reference as it is, of which twice the error is allowed, and
-    `least` and some roundings more.
+    expected: the reference in float64. references: the reference as it is, of which twice the error is
+    allowed, and `atol` and some roundings more.
     """
     worst, wrong = 0.0, ""
     for index, (result, reference, truth) in enumerate(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Demand:
     """What is asked for: requests a second, branches of each, tokens of a branch's prompt and of an answer.
 
-    shared: tokens at the prompts' beginning that all branches have, in whole pages.
+    shared_len: tokens at the prompts' beginning that all branches have, in whole pages.
     """
 
     rps: float
@@ -56,8 +56,9 @@ class Demand:
 @dataclass(frozen=True)
 class Assumptions:
     """What the model rests on beside sizes and peaks. efficiency: share of the peaks that a step reaches.
-    message: seconds of a message among devices, however short. memory: share of a device's that is used.
-    load: of a replica's highest rate. tokens: most of one step. tpot: most seconds between tokens, or None.
+    message_latency: seconds of a message among devices, however short. memory_utilization: share of a
+    device's that is used. load: of a replica's highest rate. max_batched_tokens: most of one step. tpot:
+    most seconds between tokens, or None.
     """
 
     efficiency: float
@@ -70,7 +71,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Replica:
-    """One copy of the model on `shares` devices, and what it does with requests of this kind."""
+    """One copy of the model on `tp_size` devices, and what it does with requests of this kind."""
 
     config: ModelConfig
     itemsize: int

@@ -39,7 +39,7 @@ class Estimate:
 
 
 def estimate(replica: Replica, tp_size: int | None = None) -> Estimate:
-    """The fewest devices that carry the demand, of these the quickest; `shares` is how the model is cut.
+    """The fewest devices that carry the demand, of these the quickest; `tp_size` is how the model is cut.
 
     Raises InputError where no machine has room for weights and a request, or time for a token.
     """

@@ -130,7 +130,7 @@ class _TimedProxy:
 
 @contextmanager
 def instrument(engine: Engine, timer: StageTimer) -> Iterator[None]:
-    """Within, the engine's steps are timed by `stages`. Steps that were captured are not looked into."""
+    """Within, the engine's steps are timed by `timer`. Steps that were captured are not looked into."""
     core = engine._core
     model, cache, runner, scheduler = core.runner.model, core.runner.cache, core.runner, core.scheduler
     timed_ops = {

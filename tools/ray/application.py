@@ -48,7 +48,7 @@ class Service:
         return max(1, self.engine.max_num_seqs // 3)
 
     def build_app(self, engine_factory: Callable[[], AsyncEngine] | None = None) -> Application:
-        """Gateways before replicas. `opening` makes the engine where each replica is."""
+        """Gateways before replicas. `engine_factory` makes the engine where each replica is."""
         from ray import serve  # noqa: PLC0415
 
         from .gateway import Gateway  # noqa: PLC0415

@@ -73,7 +73,7 @@ def run(
 ) -> int:
     """Answers every line that has no answer yet. 1 when a line of this run failed.
 
-    `opening` makes the engine where each actor is. Raises as `batch.run` does.
+    `engine_factory` makes the engine where each actor is. Raises as `batch.run` does.
     """
     require_ray()
     method_args.method_from_args(args, method_args.parse_objectives(args))

@@ -39,7 +39,7 @@ class FileShard:
 
 def find_shards(input_pattern: str, output_dir: str) -> list[FileShard]:
     """The shards of a folder, a glob or one file, by name. Answers to `a.jsonl` go to `a.jsonl` of the folder
-    `target`, those to `a.parquet` to `a.parquet.jsonl`.
+    `output_dir`, those to `a.parquet` to `a.parquet.jsonl`.
 
     Raises InputError when there are no files, or the target is no folder, or the one that they are in.
     """

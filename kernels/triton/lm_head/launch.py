@@ -1,4 +1,4 @@
-"""The vocabulary's product and the steering step in one: `kernels.lm_head`, without [rows, vocab] in memory.
+"""The LM head fused with the steering step: no [rows, vocab] logits in memory.
 
     weigh    (request)                              as in `steer`
     blend    (request, part of the width)           where branches are not needed apart: Σ c h
@@ -61,7 +61,7 @@ def lm_head_steer(
     """Chooses one token for each request and moves the table on by it; see `kernels.lm_head.lm_head_steer`.
 
     hidden [rows, width] after the final norm, weight [vocab, width], contiguous, of one type: float32,
-    bfloat16 or float16; sums are float32. tuning: how it is launched, None for what the device is launched
+    bfloat16 or float16; sums are float32. config: how it is launched, None for what the device is launched
     with. Raises ValueError for other types, shapes or layouts.
     """
     _check_args(hidden, weight, layout)
@@ -100,7 +100,7 @@ def _check_args(hidden: Tensor, weight: Tensor, layout: RequestLayout) -> None:
 
 
 class _TileResults(NamedTuple):
-    """What the parts of a vocabulary left of each request; raw: see `settle_kernel`."""
+    """What the parts of a vocabulary left of each request; token_score: see `settle_kernel`."""
 
     best_score: Tensor
     best_token: Tensor
@@ -160,7 +160,7 @@ class _FusedEnds(SteeringLaunch):
         return self.finalize_step(results)
 
     def project_rows(self, rows_out: Tensor, coefs_out: Tensor) -> None:
-        """Weights and product, where rows are kept: kept [groups · plan.kept, vocab]."""
+        """Weights and product, where rows are kept: rows_out [groups · plan.kept, vocab]."""
         self._reweight()
         dummy = self.dummy
         self._lm_head(
@@ -170,7 +170,9 @@ class _FusedEnds(SteeringLaunch):
     def finalize_step(
         self, results: _TileResults, top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     ) -> SamplerOutput:
-        """The token and all that is told of it; `likeliest` tokens from the logarithm of a row's sum."""
+        """The token and all that is told of it; `top_logprobs_fn` tokens from the logarithm of a row's
+        sum.
+        """
         if top_logprobs_fn is not None:
             self.top_logprobs_fn = top_logprobs_fn
         tokens = self._reduce_tiles(results)
@@ -259,7 +261,7 @@ class _StoredRows(SteeringLaunch):
 
 
 def _stored_layout(layout: RequestLayout, rows_stored: int) -> RequestLayout:
-    """Requests of at most `kept` rows, each beginning with its own first branch."""
+    """Requests of at most `rows_stored` rows, each beginning with its own first branch."""
     req_ids = torch.arange(len(layout.state_rows), device=layout.state_rows.device)
     return RequestLayout(
         state_rows=layout.state_rows,

@@ -1,4 +1,4 @@
-"""How one step's product is made and what it leaves, from what the host knows of the step's requests."""
+"""How the fused LM head of one step is launched and what it stores, decided on the host."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ waits for memory; a second tile of rows would read them again, through a cache t
 
 @dataclass(frozen=True)
 class FusedPlan:
-    """blended: hidden states are mixed before the product, to one row a request. stored: rows are kept for
-    the launches of `steer`, `kept` a request; else the product's launch finds each tile's best token.
-    normalised: (max, Σ exp) of every row are wanted. slots: places for a request's rows in a tile of `rows`.
+    """blended: hidden states are mixed before the product, to one row a request. materialize: rows are kept
+    for the launches of `steer`, `rows_stored` a request; else the product's launch finds each tile's best
+    token. branch_logprobs: (max, Σ exp) of every row are wanted. branch_slots: places for a request's rows
+    in a tile of `tile_rows`.
     """
 
     mix_before_head: bool

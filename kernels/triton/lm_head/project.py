@@ -1,4 +1,4 @@
-"""The vocabulary's product and the mix of its rows in one pass: logits live in registers only.
+"""LM head and mix in one pass: logits stay in registers.
 
     blend    (request, part of the width)   Σ c h, where nothing needs the branches apart: one row a request
     project  (tile of requests, tile of the vocabulary)   z = W h, and what is needed of it
@@ -92,7 +92,9 @@ def logits_matmul(
 
 @triton.jit
 def select_branch(branch_logits, branch_idx, BRANCH_SLOTS: tl.constexpr):
-    """The logits of every request's branch `index`, [tokens, requests]; apart [tokens, requests, slots]."""
+    """The logits of every request's branch `branch_idx`, [tokens, requests]; branch_logits [tokens,
+    requests, slots].
+    """
     offs_slot = tl.arange(0, BRANCH_SLOTS)[None, None, :]
     return tl.sum(tl.where(offs_slot == branch_idx, branch_logits, 0.0), axis=2)
 
@@ -173,8 +175,8 @@ def lm_head_kernel(
 ):  # fmt: skip
     """hidden [rows, width], of one row a group where they are BLENDED; weight [vocab, width].
 
-    STORED: kept [KEPT · groups, vocab] and their coefficients are written; else raw (the score of the best
-    token), broken (how many scores are not finite), best and index [groups, tiles].
+    MATERIALIZE: kept [KEPT · groups, vocab] and their coefficients are written; else raw (the score of the
+    best token), broken (how many scores are not finite), best and index [groups, tiles].
     """
     REQS_PER_TILE: tl.constexpr = BLOCK_M // BRANCH_SLOTS
     tile_idx = tl.program_id(1)

@@ -1,4 +1,4 @@
-"""What a step without logits must still know of them: the chosen token's, and each row's normaliser.
+"""Reduce the results of the vocabulary tiles to the chosen token and the log-normalisers.
 
 One program a branch, or a request where no branch is asked after. It finds the token from the best of every
 part of the vocabulary, as `finish` does, multiplies that token's row of W with the branch's hidden state, and

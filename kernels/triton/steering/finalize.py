@@ -1,4 +1,4 @@
-"""The end of a steering step, one program a request: its token, what is reported of it, and its next state.
+"""The last launch of a steering step, one program a request: token, trace and next state.
 
 R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
 """
@@ -38,7 +38,7 @@ def merge_logsumexp(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
 def load_branch_logprobs(
     logits_ptr, row_max_ptr, row_sum_ptr, rows, mask_r, token, vocab_size, num_splits, BLOCK_S: tl.constexpr
 ):
-    """Log-probability of the token in each row `place` of the logits."""
+    """Log-probability of the token in each row `rows` of the logits."""
     offs_s = tl.arange(0, BLOCK_S)[None, :]
     offs, mask = rows[:, None] * num_splits + offs_s, mask_r[:, None] & (offs_s < num_splits)
     split_maxes = tl.load(row_max_ptr + offs, mask=mask, other=float("-inf"))

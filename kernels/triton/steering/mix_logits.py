@@ -1,4 +1,4 @@
-"""The mix: one pass over the logits of a request's branches, in splits of the vocabulary of one length.
+"""Mix the logits of a request's branches in one pass, in splits of the vocabulary.
 
 Rows are looped over with the split held in registers, so that neither their number nor the numbers of other
 requests change what is computed. Each split leaves per row (max, Σ exp), the mixed logits, OPAD's contrast

@@ -1,4 +1,4 @@
-"""Scores: from the mixed logits to what may be chosen, in splits of the vocabulary.
+"""From mixed logits to what may be sampled, in splits of the vocabulary.
 
     s = (1 − a) b + a m on a ray, a from the trust region where there is one; else s is the mix itself
     then ids without a token, support mask, bias and bans, repetition
@@ -52,8 +52,8 @@ def score_kernel(
     MAX_POINTS: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """added, penalty: what Edits add to and divide by, [groups, vocab]. kept: steered scores are stored where
-    they are REPORTED; it is asked as the kernel runs, which has variants enough.
+    """added, penalty: what Edits add to and divide by, [groups, vocab]. store_scores: steered scores are
+    stored where they are REPORTED; it is asked as the kernel runs, which has variants enough.
     """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)

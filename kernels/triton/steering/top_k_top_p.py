@@ -203,7 +203,7 @@ def count_ge_kernel(
     p or k of each kind, 0 is off. sums [groups, 16, splits].
 
     With OUTER mass is counted among the tokens at or above thresholds that were found before [groups].
-    FINER: the second survey, after the first; bounds [groups, 16]: what is tried, as ordered integers.
+    IS_FINE: the second survey, after the first; bound_keys [groups, 16]: what is tried, as ordered integers.
     """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(truncation_ptr + req_idx * 3 + KIND)
@@ -259,7 +259,9 @@ def compact_kernel(
     fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, vocab_size, valid_vocab, num_splits,
     KIND: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """held [groups, splits, SPLIT]: the ordered integers in the bracket; found [groups, splits]: how many."""
+    """held [groups, splits, SPLIT]: the ordered integers in the bracket; num_candidates [groups,
+    num_splits]: how many.
+    """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(truncation_ptr + req_idx * 3 + KIND)
     if limit > 0:
@@ -367,9 +369,9 @@ def find_thresholds(
 ) -> Tensor:
     """The thresholds of one kind, float32 [groups].
 
-    rows, tops: see `survey_kernel`. limits [groups, 3] float64. temperature: the column of the table. named:
-    ids at or beyond it are in no nucleus. split: the length that the vocabulary is split in, a power of two.
-    outer: thresholds below which nothing counts.
+    values, split_max: see `survey_kernel`. truncation_params [groups, 3] float64. temperature: the column
+    of the table. valid_vocab: ids at or beyond it are in no nucleus. block_v: the length that the
+    vocabulary is split in, a power of two. prior: thresholds below which nothing counts.
     """
     num_reqs, (vocab_size, num_splits) = len(layout.state_rows), (values.shape[1], split_max.shape[1])
     coarse, fine = (

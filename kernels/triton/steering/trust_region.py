@@ -63,7 +63,7 @@ def load_moments(
 
 @triton.jit
 def select(values, indices, target_idx):
-    """The entry of `values` at `wanted`."""
+    """The entry of `values` at `target_idx`."""
     return tl.sum(tl.where(indices == target_idx, values, 0.0), axis=0)
 
 

@@ -1,4 +1,4 @@
-"""MATO's weights and the coefficients of the mix: the first launch of a steering step, one program a request.
+"""MATO's weights and the coefficients of the mix: the first launch, one program a request.
 
     w_k ∝ w⁰_k exp(−(β/τ) (R_k − min R))        in log space and float64, as `kernels.steering.step.reweight`
 
@@ -22,7 +22,7 @@ GREEDY_THRESHOLD = tl.constexpr(GREEDY_BELOW)
 
 @triton.jit
 def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_reward):
-    """log w⁰ − rate · (R − least) of the table's entries `at`, and w⁰; −∞ where w⁰ is 0."""
+    """log w⁰ − rate · (R − least) of the table's entries `offs`, and w⁰; −∞ where w⁰ is 0."""
     prior = tl.load(prior_weights_ptr + offs, mask=mask, other=0.0)
     rewards = tl.load(rewards_ptr + offs, mask=mask, other=0.0)
     is_active = prior > 0

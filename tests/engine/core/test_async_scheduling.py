@@ -132,7 +132,7 @@ def test_tokens_computed_after_the_end_of_an_answer_are_dropped(engine: Engine, 
 
 
 def run_with_arrivals(engine: Engine, requests: list[Request], arrivals: dict[int, Request]) -> list[Output]:
-    """Answers, in the order in which requests came; `arriving` are added before the step of their number."""
+    """Answers, in the order in which requests came; `arrivals` are added before the step of their number."""
     core, groups = get_core(engine), list[SequenceGroup]()
 
     def add(request: Request) -> None:

@@ -357,7 +357,9 @@ def test_a_preset_fills_unset_fields_and_the_defaults_stay_as_published(cls: typ
 
 
 def test_a_method_written_for_the_previous_release_works_and_warns(tiny: Engine) -> None:
-    """Its class defines `wishes` and `program`, which returns a `Program` of the old field names."""
+    """Its class defines `wishes` and `program`, which returns a `SteeringCoefficients` of the old field
+    names.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
 

@@ -109,7 +109,7 @@ def check_schedule(engine: Engine, folder: Path, seed: int) -> None:
 
 
 def tight_engine(folder: Path, spare_blocks: int, **fields: Any) -> Engine:
-    """An engine whose cache holds the largest request and `spare` pages more."""
+    """An engine whose cache holds the largest request and `spare_blocks` pages more."""
     roomy_core = get_core(Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16))
     max_blocks = max(
         roomy_core.scheduler.block_manager.max_blocks(group)

@@ -65,7 +65,9 @@ class CacheHarness:
         num_shared: int = 0,
         is_nan: bool = False,
     ) -> Branch:
-        """A branch of up to `tokens` tokens; the first `shared`, whole pages, are those of `like`."""
+        """A branch of up to `num_tokens` tokens; the first `num_shared`, whole pages, are those of
+        `prefix_of`.
+        """
         branch = Branch(seed, num_shared=num_shared, num_computed=num_shared, is_nan=is_nan)
         generator = torch.Generator().manual_seed(seed)
         for layer in range(LAYERS):

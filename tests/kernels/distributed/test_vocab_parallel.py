@@ -34,7 +34,7 @@ TIMEOUT = timedelta(seconds=20)
 
 
 def on_each_shard(size: int, vocab: int, function: Callable[[VocabShard], T]) -> list[T]:
-    """What `call` gives for each of `size` parts of the vocabulary, all at the same time."""
+    """What `function` gives for each of `size` parts of the vocabulary, all at the same time."""
     store = c10d.HashStore()
 
     def run_rank(rank: int) -> T:
@@ -56,7 +56,7 @@ def slice_of_shard(rows: Tensor, shard: VocabShard) -> Tensor:
 def decode_on_shard(
     shard: VocabShard, requests: list[SteeringCase], vocab_size: int
 ) -> list[list[StepResult]]:
-    """All requests on this part; ids from `named` on have no token."""
+    """All requests on this part; ids from `vocab_size` on have no token."""
     table = SteeringState(min(max(vocab_size - shard.vocab_start, 0), shard.shard_size), shard=shard)
     return decode(
         *(replace(each, logits=slice_of_shard(each.logits, shard)) for each in requests), state=table

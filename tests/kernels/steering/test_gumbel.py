@@ -211,7 +211,7 @@ def draw_tokens(scores: Tensor, count: int, over: str, settings: RowSampling) ->
 
 
 def expected_probabilities(scores: Tensor, settings: RowSampling) -> Tensor:
-    """The exact probabilities of what `how` says, by sorting in float64."""
+    """The exact probabilities of what `settings` says, by sorting in float64."""
     chances = (scores.double() / settings.temperature).softmax(-1)
     if settings.top_k:
         chances[chances < chances.sort(descending=True).values[settings.top_k - 1]] = 0

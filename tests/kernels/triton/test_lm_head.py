@@ -79,7 +79,7 @@ def random_hidden(
     dtype: torch.dtype = torch.bfloat16,
     branch_spread: float = 1,
 ) -> Tensor:
-    """Hidden states of branches that agree but for `apart`, [rows, width]."""
+    """Hidden states of branches that agree but for `branch_spread`, [rows, width]."""
     generator = torch.Generator().manual_seed(seed)
     shared = 3 * torch.randn(len(groups.state_rows), hidden_size, generator=generator)
     per_branch = branch_spread * torch.randn(len(groups.branch_of_row), hidden_size, generator=generator)
@@ -108,7 +108,7 @@ def run_reference(
     num_tokens: int = NUM_TOKENS,
     **options: bool,
 ) -> list[SamplerOutput]:
-    """`steer` of torch, of logits that `multiply` makes."""
+    """`steer` of torch, of logits that `logits_matmul` makes."""
     state, groups = make_state(requests, num_tokens), make_layout(requests)
     return [reference(logits_matmul(h, weight), groups, state, edits, **options) for h in hidden]
 

@@ -93,7 +93,7 @@ def make_state(requests: Sequence[SteeringCase], vocab: int) -> SteeringState:
 def random_logits(
     layout: RequestLayout, vocab: int, seed: int, spread: float = 3, branch_spread: float = 1
 ) -> Tensor:
-    """Logits of branches that agree but for `apart` and a constant, [rows, vocab] float32."""
+    """Logits of branches that agree but for `branch_spread` and a constant, [rows, vocab] float32."""
     generator = torch.Generator().manual_seed(seed)
     shared = spread * torch.randn(len(layout.state_rows), vocab, generator=generator)
     per_branch = branch_spread * torch.randn(len(layout.branch_of_row), vocab, generator=generator)
@@ -166,7 +166,7 @@ def assert_reported_close(
 ) -> None:
     """What is told of a choice is as near to that of float64 as torch in float32 is.
 
-    free [groups]: without a trust region, whose strength is only near.
+    no_trust_region [groups]: without a trust region, whose strength is only near.
     """
     assert not ours.failed.any()
     for name in ("weights", "rewards", "branch_logprobs"):

@@ -18,7 +18,7 @@ from ...harness import get_core
 
 
 def open_slow_engine(model: str, seconds: float, pid_folder: str, fields: dict[str, Any]) -> AsyncEngine:
-    """The engine; the file `pids` gets a file with the number of its process for a name."""
+    """The engine; the file `pid_folder` gets a file with the number of its process for a name."""
     (Path(pid_folder) / str(os.getpid())).touch()
     engine = AsyncEngine.from_pretrained(model, **fields)
     step = get_core(engine).step

@@ -21,7 +21,7 @@ async def run_swarm(
     """How each client's stream ended, and after how many seconds.
 
     It ends "done", "left", with an "error" of the server's, "broken" off, or with the status of a refusal.
-    leaving: the seed of who leaves and when, a third of them; without it nobody does.
+    leave_seed: the seed of who leaves and when, a third of them; without it nobody does.
     """
     rng = random.Random(leave_seed)
     leave_after = [

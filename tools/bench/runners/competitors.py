@@ -18,7 +18,9 @@ Prompts = list[list[list[int]]]
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to decode. peer: whose worker does it; asks: what that calls it; single: a prompt at a time."""
+    """One way to decode. runner: whose worker does it; variant: what that calls it; one_prompt_only: a
+    prompt at a time.
+    """
 
     name: str
     runner: str
@@ -28,7 +30,7 @@ class Competitor:
 
 @dataclass(frozen=True)
 class SpeedRatio:
-    """Ours / theirs, as tokens a second; equal: both are to choose the same tokens.
+    """Ours / theirs, as tokens a second; expect_equal: both are to choose the same tokens.
 
     Between two of ours the time after the first token is compared, else whole calls, prompt included.
     """
@@ -78,7 +80,7 @@ class CompetitorResult:
     def run_round(
         self, worker: RunnerProcess, prompts: Prompts, num_tokens: int, batch_size: int, record: bool
     ) -> None:
-        """Decodes all prompts, `batch` at a time. A round that does not count warms up."""
+        """Decodes all prompts, `batch_size` at a time. A round that does not count warms up."""
         answers: list[dict[str, Any]] = [
             worker.request(
                 "run",

@@ -33,10 +33,10 @@ class MissingPackageError(RunError):
 
 
 class RunnerProcess:
-    """`python main_loop.py KIND`; `ask` has it do one thing. Raises InputError for no such python."""
+    """`python main_loop.py KIND`; `request` has it do one thing. Raises InputError for no such python."""
 
     def __init__(self, name: str, python: str = sys.executable, module_path: Path | None = None) -> None:
-        """`path` is searched for modules before all others."""
+        """`module_path` is searched for modules before all others."""
         search_paths = [str(module_path)] * (module_path is not None) + [os.environ.get("PYTHONPATH", "")]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_paths))}
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115

@@ -27,7 +27,8 @@ MEDIAN_MEASURES = ("perplexity",)
 class Analysis:
     """Makes the results of a table.
 
-    marked: whether all aims are marked from 1 to 5. judged: what a judge said of pairs, if one was asked.
+    has_ratings: whether all aims are marked from 1 to 5. judgments: what a judge said of pairs, if one was
+    asked.
     """
 
     table: ScoreTable

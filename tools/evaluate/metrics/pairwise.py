@@ -47,7 +47,7 @@ def _win_scores(
     judge: PairwiseJudge,
     cache: ScoreCache,
 ) -> Array:
-    """`others` has the reference's row at each weight."""
+    """`reference_rows` has the reference's row at each weight."""
     pairs: list[tuple[Answer, Answer]] = []
     for weight_index in range(len(study.weights)):
         row_answers = _answers_at(study, answers, row, weight_index)

@@ -33,7 +33,7 @@ ValuesByKey = dict[str, list[float]]
 class Scores:
     """What was measured. Arrays are [weights, questions, n]; one for each row by its label.
 
-    aims:   for each aim the scores by its scorer, higher is better: the sign is applied.
+    targets:   for each aim the scores by its scorer, higher is better: the sign is applied.
     extras: by name of a further scorer.
     facts:  by name: words, tokens, truncated (0 or 1), logprob, kl, strength.
     """

@@ -83,7 +83,7 @@ def estimate(draws: Array) -> Estimate:
 
 
 def map_draws(draws: Array, fn: Callable[[Array], float]) -> Array:
-    """`function` of every draw: [draws, ...] → [draws]."""
+    """`fn` of every draw: [draws, ...] → [draws]."""
     return np.array([fn(row) for row in draws])
 
 

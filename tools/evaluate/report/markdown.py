@@ -44,7 +44,7 @@ PERCENT_MEASURES = ("truncated", "unscored")
 
 
 def render_report(study: Study, result: Result, metadata: dict[str, Any]) -> str:
-    """The whole report. `facts` are those of report.json: command, questions, provenance."""
+    """The whole report. `metadata` are those of report.json: command, questions, provenance."""
     sections = ["# trimtab evaluate", _study_summary(study, result, metadata)]
     if result.notes:
         sections.append("\n".join(f"- **{note}**" for note in result.notes))

@@ -127,7 +127,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def _retry_delay(error: HTTPError, default: float) -> float:
-    """The seconds that the server asks to wait, else `pause`."""
+    """The seconds that the server asks to wait, else `default`."""
     retry_after = error.headers.get("Retry-After", "")
     return (
         min(float(retry_after), MAX_RETRY_DELAY)

@@ -60,7 +60,7 @@ MARK_PATTERN = re.compile(r"(?<![\d.,])[1-5](?!\d|[.,]\d)")
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A question to a judge. `form` is the line that it must end with."""
+    """A question to a judge. `verdict_form` is the line that it must end with."""
 
     system: str
     user: str

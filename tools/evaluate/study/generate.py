@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def generate_missing(study: Study, answers: Answers, path: Path) -> Answers:
-    """All answers of the study: those that the file has, given as `done`, and those decoded now and added."""
+    """All answers of the study: those that the file has, given as `answers`, and those decoded now and
+    added.
+    """
     cells = study.cells
     remaining = [cell for key, cell in cells.items() if key not in answers]
     if not remaining:
