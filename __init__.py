@@ -1,4 +1,4 @@
-"""trimtab decodes one frozen language model toward several weighted wishes at once."""
+"""trimtab decodes one frozen language model toward several weighted objectives at once."""
 
 from __future__ import annotations
 

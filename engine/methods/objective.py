@@ -11,7 +11,7 @@ from ..utils.fields import invalid_value, validate_types
 
 @dataclass(frozen=True)
 class Objective:
-    """One wish. Weights of a request need not sum to 1; they are normalised together."""
+    """One objective. Weights of a request need not sum to 1; they are normalised together."""
 
     text: str
     weight: float = 1.0

@@ -25,7 +25,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def default_method(objectives: Sequence[Objective]) -> str:
-    """What decodes when no method is named: mato toward wishes, base without."""
+    """What decodes when no method is named: mato toward objectives, base without."""
     return "mato" if objectives else "base"
 
 

@@ -67,7 +67,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
 
     @app.post("/v1/completions", openapi_extra=COMPLETION_OPENAPI)
     async def completions(http: Request) -> Response:
-        """A continuation of a text. A wish is put before the text, with an empty line between."""
+        """A continuation of a text. An objective is put before the text, with an empty line between."""
         return await handler.serve(http, parser.parse_completion)
 
     @app.post("/v1/steer/preview", openapi_extra=PREVIEW_OPENAPI)

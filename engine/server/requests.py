@@ -62,7 +62,7 @@ class RequestParser:
         return ParsedCall([request], True, body.stream, body.include_usage)
 
     def parse_completion(self, values: Mapping[str, Any]) -> ParsedCall:
-        """Of /v1/completions. A wish stands before the prompt, with an empty line between."""
+        """Of /v1/completions. An objective stands before the prompt, with an empty line between."""
         body, sampling = self._parse_body(CompletionRequest, values)
         steering = self._profiles.resolve(body.steering)
         prompts, requests = body.prompts, []
@@ -128,7 +128,7 @@ class RequestParser:
         if isinstance(prompt, list):
             if objective is not None:
                 raise bad_request(
-                    "prompt is token ids, which no wish can be put before; give a text", "prompt"
+                    "prompt is token ids, which no objective can be put before; give a text", "prompt"
                 )
             return prompt
         text = prompt if objective is None else f"{objective}\n\n{prompt}"

@@ -34,7 +34,7 @@ def fused_case(
     *,
     trace: bool = False,
 ) -> KernelCase:
-    """Requests of one method and as many wishes, in bfloat16."""
+    """Requests of one method and as many objectives, in bfloat16."""
     vocab_size, hidden_size = head_shape
     num_rows = num_requests * (num_objectives + 1)
 

@@ -31,7 +31,7 @@ def _steer_case(
     sampling: RowSampling,
     dtype: torch.dtype,
 ) -> KernelCase:
-    """Requests of one method and as many wishes, decoded together."""
+    """Requests of one method and as many objectives, decoded together."""
     num_rows = num_requests * (num_objectives + 1)
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class BranchPrompt:
-    """One branch as the model sees it. `name` is "base" or the wish."""
+    """One branch as the model sees it. `name` is "base" or the objective."""
 
     name: str
     prompt: str
@@ -40,16 +40,16 @@ def render_branches(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     check: Callable[[BranchPrompt], None] = lambda prompt: None,
 ) -> list[BranchPrompt]:
-    """The prompts of a request's K+1 branches: the base, then one a wish.
+    """The prompts of a request's K+1 branches: the base, then one an objective.
 
-    All share one system text: the conversation's first system message, else DEFAULT_SYSTEM. A wish follows it
-    after a space (placement "system"), or follows the last user turn ("user"). Where a template refuses a
-    system message, or drops it without a word, the system text opens the first user turn. A BOS token is
-    added only where the tokenizer asks for one and the template has not written it.
+    All share one system text: the conversation's first system message, else DEFAULT_SYSTEM. An objective
+    follows it after a space (placement "system"), or follows the last user turn ("user"). Where a template
+    refuses a system message, or drops it without a word, the system text opens the first user turn. A BOS
+    token is added only where the tokenizer asks for one and the template has not written it.
 
     All text is encoded together, so that words join as in training. But added tokens are the template's to
-    write: one in a message, a wish or an argument of the template is encoded as the text it is spelled with.
-    `check` is shown each prompt before the next is made, the base first, and may raise.
+    write: one in a message, an objective or an argument of the template is encoded as the text it is
+    spelled with. `check` is shown each prompt before the next is made, the base first, and may raise.
 
     Raises InputError when there is no template, or it cannot render these messages.
     """

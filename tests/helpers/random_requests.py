@@ -29,7 +29,7 @@ SYSTEM = "You are a helpful assistant. Your answer should be short, kind and tru
 
 
 def all_methods() -> list[Method]:
-    """Every method, with 0 to 8 wishes."""
+    """Every method, with 0 to 8 objectives."""
     return [
         *(Mato(OBJECTIVES[:count]) for count in (1, 2, 3, 5, 8)),
         Base(),

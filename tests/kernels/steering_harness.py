@@ -32,7 +32,7 @@ VOCAB = 1031  # more than the nucleus looks at first, so that a flat row is sort
 
 
 def make_objectives(*weights: float) -> tuple[Objective, ...]:
-    return tuple(Objective(f"wish {index}", weight) for index, weight in enumerate(weights))
+    return tuple(Objective(f"objective {index}", weight) for index, weight in enumerate(weights))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`trimtab bench overhead`: what serving adds to the engine, and what it does under too many clients.
 
-Cost: 16 streams of a MATO request with two wishes, from an AsyncEngine in a process of its own and from a
+Cost: 16 streams of a MATO request with two objectives, from an AsyncEngine in a process of its own and from a
 server, in turn; CPU seconds of the whole process, and of the thread that is not the engine's. Storm: 200
 clients at once, a third of which leave at a random token, three times. Overload: 200 clients against a server
 with room for 16 requests and a queue of 16, beside as many clients as just fit. Client and server share the

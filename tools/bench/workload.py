@@ -77,7 +77,7 @@ class WorkloadConfig:
 
 
 def workload_from_args(args: argparse.Namespace) -> tuple[WorkloadConfig, method_args.MethodSpec, Method]:
-    """The traffic, how it is steered, and the method that does it; without wishes all of it is plain.
+    """The traffic, how it is steered, and the method that does it; without objectives all of it is plain.
 
     Raises InputError for a value out of range, and for a share of steered requests without a method.
     """
@@ -88,7 +88,7 @@ def workload_from_args(args: argparse.Namespace) -> tuple[WorkloadConfig, method
     if not method.objectives:
         if vars(args).get("steered_share") and load.steered_share > 0:
             raise InputError(
-                f"steered_share is {load.steered_share:g}, but there is no wish to steer to; "
+                f"steered_share is {load.steered_share:g}, but there is no objective to steer to; "
                 'give one with --prefer "TEXT=WEIGHT"'
             )
         load = replace(load, steered_share=0.0)

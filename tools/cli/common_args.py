@@ -33,7 +33,7 @@ def add_system(parser: Parser) -> None:
     parser.add_argument(
         "--system",
         metavar="TEXT",
-        help="the system text, which the wishes follow (default: You are a helpful assistant.)",
+        help="the system text, which the objectives follow (default: You are a helpful assistant.)",
     )
 
 

@@ -50,7 +50,7 @@ def progress(label: str) -> Iterator[ProgressCallback | None]:
 
 
 class LiveView:
-    """An answer as it comes, and under it a bar for each wish with its weight at this moment.
+    """An answer as it comes, and under it a bar for each objective with its weight at this moment.
 
     Finished lines are printed for good and scroll away; only the last line and the bars are redrawn,
     so an answer may be longer than the screen.
@@ -104,7 +104,7 @@ def wrap_lines(text: str, console: Console) -> list[str]:
 
 
 def weight_bars(objectives: Sequence[str], weights: Sequence[float]) -> Table:
-    """One line a wish: its text, a bar, its weight."""
+    """One line an objective: its text, a bar, its weight."""
     table = Table.grid(padding=(0, 1))
     table.add_column(max_width=MAX_LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column(width=BAR_WIDTH)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 COMMANDS = {
-    "generate": "decode one prompt toward weighted wishes",
-    "chat": "talk with a model; wishes may change between turns",
+    "generate": "decode one prompt toward weighted objectives",
+    "chat": "talk with a model; objectives may change between turns",
     "compare": "one prompt, several methods side by side",
     "serve": "an OpenAI-compatible server, and a page to try it on",
     "pull": "download the demo model",
@@ -32,7 +32,7 @@ COMMANDS = {
     "profile": "what the kernels take on each GPU; where a decoding step's time goes",
     "plan": "how many GPUs a load takes, how fast it is then and what it costs",
     "tune": "measures how this machine's GPU is best launched, and writes it down",
-    "evaluate": "how far each method turns toward wishes, and what it costs",
+    "evaluate": "how far each method turns toward objectives, and what it costs",
 }
 PACKAGES = ("bench", "evaluate", "plan", "profile")
 """Commands that are folders of their own; each other one is a file of `tools/commands`."""
@@ -95,7 +95,7 @@ def _usage_text() -> str:
     commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     return (
         "usage: trimtab VERB ...\n\n"
-        "Decode one frozen language model toward several weighted wishes at once.\n\n"
+        "Decode one frozen language model toward several weighted objectives at once.\n\n"
         f"verbs:\n{commands}\n\n"
         "options:\n  -h, --help  this text; trimtab VERB --help says more\n  --version   the version\n\n"
         'example:\n  trimtab generate "What is rain?" --prefer "Be poetic.=0.7" --prefer "Be brief.=0.3"'

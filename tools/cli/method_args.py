@@ -31,11 +31,11 @@ class MethodSpec:
     label: str
 
     def build(self, objectives: Sequence[Objective]) -> Method:
-        """The method toward these wishes. Raises InputError when a value is out of range."""
+        """The method toward these objectives. Raises InputError when a value is out of range."""
         return self.method(tuple(objectives), **self.settings)
 
     def build_compatible(self, objectives: Sequence[Objective]) -> Method:
-        """As `build`, but a method that takes no wishes is not given any."""
+        """As `build`, but a method that takes no objectives is not given any."""
         return self.build(() if self.method.objective_arity == "none" else objectives)
 
 
@@ -47,14 +47,18 @@ def parse_objective(text: str) -> Objective:
 
 
 def add_method_flags(parser: Parser) -> None:
-    """The group of wishes, method and all methods' fields; a field that several methods have is one flag."""
+    """The group of objectives, method and all methods' fields; a field that several methods have is one
+    flag.
+    """
     group = parser.add_argument_group(
         "method",
-        "How the wishes steer. In brackets: which methods take a setting, and its published default.",
+        "How the objectives steer. In brackets: which methods take a setting, and its published default.",
     )
     add_prefer(group)
     names = ", ".join(cls.name for cls in METHODS)
-    group.add_argument("--method", metavar="NAME", help=f"{names} (default: mato with wishes, base without)")
+    group.add_argument(
+        "--method", metavar="NAME", help=f"{names} (default: mato with objectives, base without)"
+    )
     presets = ", ".join(f"{name} ({cls.name})" for cls in METHODS for name in cls.presets)
     group.add_argument(
         "--preset", metavar="NAME", help=f"settings by name, under those that are given: {presets}"
@@ -73,13 +77,13 @@ def add_prefer(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="TEXT=WEIGHT",
-        help="a wish and its weight, split at the last '='; without a number there the weight is 1 "
+        help="an objective and its weight, split at the last '='; without a number there the weight is 1 "
         "(may be given several times)",
     )
 
 
 def parse_objectives(namespace: argparse.Namespace) -> list[Objective]:
-    """The wishes that were given by --prefer."""
+    """The objectives that were given by --prefer."""
     return [parse_objective(text) for text in namespace.prefer]
 
 

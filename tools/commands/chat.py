@@ -1,4 +1,4 @@
-"""`trimtab chat`: a conversation whose wishes may change between turns."""
+"""`trimtab chat`: a conversation whose objectives may change between turns."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 HELP_TEXT = """\
-/prefer TEXT=WEIGHT               add a wish, or change its weight
-/prefer                           list the wishes
-/drop TEXT or /drop NUMBER        drop a wish
-/method NAME [field=value ...]    how wishes steer from now on; without wishes answers are plain
+/prefer TEXT=WEIGHT               add an objective, or change its weight
+/prefer                           list the objectives
+/drop TEXT or /drop NUMBER        drop an objective
+/method NAME [field=value ...]    how objectives steer from now on; without objectives answers are plain
 /system TEXT                      change the system text; without TEXT 'You are a helpful assistant.'
-/reset                            forget the conversation; wishes stay
+/reset                            forget the conversation; objectives stay
 /help                             this text
 /quit                             leave; so does Ctrl-D
 Ctrl-C stops an answer and keeps what was said."""
-PLACEHOLDER = Objective("a wish to try settings with, before there is any")
+PLACEHOLDER = Objective("an objective to try settings with, before there is any")
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags of wishes, method, sampling, model and output."""
+    """The flags of objectives, method, sampling, model and output."""
     parser.epilog = "In the chat, /help lists what may be changed between turns."
     common_args.add_system(parser)
     steering.add_method_flags(parser)
@@ -129,7 +129,7 @@ class Chat:
         return True
 
     def current_method(self) -> Method:
-        """The method of the next answer. Without wishes it is base, whichever was chosen."""
+        """The method of the next answer. Without objectives it is base, whichever was chosen."""
         return self.method_spec.build_compatible(self.objectives) if self.objectives else Base()
 
     def _reply(self, text: str) -> None:
@@ -165,16 +165,16 @@ class Chat:
         for number, entry in enumerate(self.objectives, 1):
             print(f"{number}. {terminal.escape(entry.text)} = {entry.weight:g}")
         if not self.objectives:
-            print("no wishes; /prefer TEXT=WEIGHT adds one")
+            print("no objectives; /prefer TEXT=WEIGHT adds one")
 
     def _drop(self, arg: str) -> None:
         matches = [o for i, o in enumerate(self.objectives, 1) if arg in (o.text, str(i))]
         if not matches:
-            raise InputError(f"there is no wish {short_repr(arg)} to drop; /prefer lists them")
+            raise InputError(f"there is no objective {short_repr(arg)} to drop; /prefer lists them")
         self._set_objectives([w for w in self.objectives if w is not matches[0]])
 
     def _set_objectives(self, objectives: list[Objective]) -> None:
-        """Takes these wishes, unless the method refuses them."""
+        """Takes these objectives, unless the method refuses them."""
         previous, self.objectives = self.objectives, objectives
         try:
             self.current_method()

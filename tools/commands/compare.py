@@ -55,7 +55,7 @@ class PlainAnswersView:
 
 
 def add_arguments(parser: Parser) -> None:
-    """PROMPT, the wishes, --methods, and the flags of sampling, model and output."""
+    """PROMPT, the objectives, --methods, and the flags of sampling, model and output."""
     parser.epilog = (
         "Methods run one after another, so that each one's tokens per second are its own. "
         "Where tokens are drawn, all methods draw with the same seed."

@@ -1,4 +1,4 @@
-"""`trimtab generate`: decode one prompt toward weighted wishes."""
+"""`trimtab generate`: decode one prompt toward weighted objectives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """PROMPT and the flags of wishes, method, sampling, model and output."""
+    """PROMPT and the flags of objectives, method, sampling, model and output."""
     parser.epilog = (
         "A prompt that starts with a dash stands after --, last; a value of a flag may start with one."
     )

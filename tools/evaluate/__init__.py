@@ -1,4 +1,4 @@
-"""`trimtab evaluate`: how far each method turns toward wishes, and what it costs."""
+"""`trimtab evaluate`: how far each method turns toward objectives, and what it costs."""
 
 from __future__ import annotations
 

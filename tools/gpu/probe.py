@@ -68,11 +68,11 @@ ADDED = ("o", "down")
 TEXTS = "1x512 5x512 5x2048 80x512 80x1100 320x512 32x2048 8x8192 1x65536"
 LONGEST = (640, 1024, 4096, 16_384, 32_768)
 BATCHES = ((1, 0), (1, 4), (16, 4), (64, 4))
-"""Requests decoded together, and the wishes of each."""
+"""Requests decoded together, and the objectives of each."""
 
 
-def _load(requests: int, wishes: int, context: int) -> StepLoad:
-    return StepLoad(requests, Mato(OBJECTIVES[:wishes]) if wishes else Base(), context)
+def _load(requests: int, num_objectives: int, context: int) -> StepLoad:
+    return StepLoad(requests, Mato(OBJECTIVES[:num_objectives]) if num_objectives else Base(), context)
 
 
 MODEL = "llama-3.1-8b"
@@ -278,23 +278,23 @@ def measure_head(probe: Probe) -> None:
     vocab, width = (512, 64) if probe.small else (128_256, 4096)
     copies = 1 if probe.small else 2
     weights = [probe.random(vocab, width, scale=width**-0.5) for _ in range(copies)]
-    for requests, wishes in BATCHES:
-        _measure_head(probe, weights, requests, wishes)
+    for requests, num_objectives in BATCHES:
+        _measure_head(probe, weights, requests, num_objectives)
 
 
-def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: int) -> None:
+def _measure_head(probe: Probe, weights: list[Tensor], requests: int, num_objectives: int) -> None:
     from trimtab.kernels.triton.lm_head.launch import lm_head_steer  # noqa: PLC0415 - it imports triton
     from trimtab.kernels.triton.steering.step import steer  # noqa: PLC0415
 
     vocab, width = weights[0].shape
-    groups, table = _steered(probe, vocab, requests, wishes)
-    rows = requests * (wishes + 1)
+    groups, table = _steered(probe, vocab, requests, num_objectives)
+    rows = requests * (num_objectives + 1)
     hidden = probe.random(rows, width)
     logits = 3 * torch.randn(rows, vocab, device=probe.device)
     both = [partial(lm_head_steer, hidden, weight, groups, table, trace=False) for weight in weights]
     products = [partial(logits_matmul, hidden, weight) for weight in weights]
     steering = partial(steer, logits, groups, table, trace=False)
-    name, moved = f"{requests} x {wishes + 1}", weights[0].nbytes
+    name, moved = f"{requests} x {num_objectives + 1}", weights[0].nbytes
     add = partial(probe.report.add, "head")
     add(f"{name}, as the engine goes", **probe.traffic(moved, probe.microseconds(both)))
     add(f"{name}, product alone", **probe.traffic(moved, probe.microseconds(products)))
@@ -302,17 +302,22 @@ def _measure_head(probe: Probe, weights: list[Tensor], requests: int, wishes: in
     probe.print_kernels(both[0], name)
 
 
-def _steered(probe: Probe, vocab: int, requests: int, wishes: int) -> tuple[RequestLayout, SteeringState]:
-    """Requests that are decoded together: by MATO, or plainly where they have no wishes."""
+def _steered(
+    probe: Probe, vocab: int, requests: int, num_objectives: int
+) -> tuple[RequestLayout, SteeringState]:
+    """Requests that are decoded together: by MATO, or plainly where they have no objectives."""
     from trimtab.kernels.specs.steering import GREEDY, MATO  # noqa: PLC0415 - it imports triton
 
     table = SteeringState(vocab, probe.device)
     for row in range(requests):
         table.add_request(
-            row, MATO if wishes else SteeringCoefficients(), [1 / wishes] * wishes if wishes else [], GREEDY
+            row,
+            MATO if num_objectives else SteeringCoefficients(),
+            [1 / num_objectives] * num_objectives if num_objectives else [],
+            GREEDY,
         )
     return RequestLayout.from_branches(
-        [(row, range(wishes + 1)) for row in range(requests)], probe.device
+        [(row, range(num_objectives + 1)) for row in range(requests)], probe.device
     ), table
 
 

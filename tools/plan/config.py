@@ -20,7 +20,7 @@ class PlanConfig:
     )
     tensor_parallel_size: int | None = config_field(None, "GPUs that hold one model; none takes the cheapest")
     rps: float = config_field(1.0, "requests a second")
-    branches: int = config_field(3, "branches of a request: one more than its wishes")
+    branches: int = config_field(3, "branches of a request: one more than its objectives")
     prompt: int = config_field(128, "tokens of a branch's prompt")
     output: int = config_field(64, "tokens of an answer")
     shared: int = config_field(

@@ -44,7 +44,7 @@ class Service:
 
     @property
     def target_concurrency(self) -> int:
-        """Calls that keep an engine's batch full when each has a branch for one or two wishes."""
+        """Calls that keep an engine's batch full when each has a branch for one or two objectives."""
         return max(1, self.engine.max_num_seqs // 3)
 
     def build_app(self, engine_factory: Callable[[], AsyncEngine] | None = None) -> Application:

@@ -42,8 +42,8 @@ class HTTPCall:
 
 
 def prefix_key(body: bytes) -> bytes:
-    """A digest of how a body's branch prompts begin: of the system text and the wishes, or where there are
-    none of how the conversation begins. Nothing for what is no such body."""
+    """A digest of how a body's branch prompts begin: of the system text and the objectives, or where there
+    are none of how the conversation begins. Nothing for what is no such body."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):

@@ -356,8 +356,8 @@ ANSWER_PROGRAM = """
 import sys
 from trimtab import Engine, Mato, Objective, Request, SamplingParams
 engine = Engine.from_pretrained(sys.argv[1], tensor_parallel_size=2, kv_cache_memory="8MiB")
-wishes = [Objective("Be kind."), Objective("Be brief.")]
-print(engine.generate(Request("Why?", Mato(wishes), SamplingParams(max_tokens=9))).token_ids)
+objectives = [Objective("Be kind."), Objective("Be brief.")]
+print(engine.generate(Request("Why?", Mato(objectives), SamplingParams(max_tokens=9))).token_ids)
 """
 
 

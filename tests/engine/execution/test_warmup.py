@@ -80,7 +80,9 @@ def variant_keys(builds: list[KernelVariant]) -> set[tuple[Any, ...]]:
 
 
 def random_method(rng: Random) -> Method:
-    objectives = [Objective(f"wish {n}", 1.0 + n) for n in range(rng.choice([1, 2, 3, 5, 8, 15, 31, 40]))]
+    objectives = [
+        Objective(f"objective {n}", 1.0 + n) for n in range(rng.choice([1, 2, 3, 5, 8, 15, 31, 40]))
+    ]
     one, budget = objectives[:1], rng.choice([None, 0.2])
     return rng.choice(
         [

@@ -96,7 +96,7 @@ ODD_REQUESTS = {
     "all but no mass": make_request(temperature=1.0, top_p=1 - 1e-16, min_p=5e-324),
     "every token with a bias": make_request(temperature=1.0, logit_bias=dict.fromkeys(range(300), -1e30)),
     "biases apart": make_request(repetition_penalty=1000.0, logit_bias={5: 1e30, 6: -1e30, 7: 1e30}),
-    "fifteen wishes": make_request(Mato(make_objectives(*range(1, 16)))),
+    "fifteen objectives": make_request(Mato(make_objectives(*range(1, 16)))),
     "fifteen at odds": make_request(
         Mato(make_objectives(*[10.0**n for n in range(-300, 300, 40)]), tau=1e-9)
     ),

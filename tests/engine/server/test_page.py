@@ -109,7 +109,7 @@ def test_objectives_can_be_added_and_removed_and_errors_are_shown_in_place(page:
         page.locator(".objective .remove").first.click()
     page.fill("#max-tokens", "3")
     page.click("#run")
-    expect(page.locator("#steered-error")).to_contain_text("needs a wish")
+    expect(page.locator("#steered-error")).to_contain_text("needs an objective")
     expect(page.locator("#plain-status")).to_contain_text("finish", timeout=30 * SECONDS)
 
 
@@ -126,7 +126,7 @@ def test_it_is_readable_on_a_phone_in_light_and_dark(page: Page) -> None:
 
 
 def test_generated_text_is_never_rendered_as_markup(tiny_folder: Path) -> None:
-    """Not a model's name, an answer's, a wish's or an error's; each is shown as it is written."""
+    """Not a model's name, an answer's, an objective's or an error's; each is shown as it is written."""
 
     def with_markup(route: Route) -> None:
         """The server's answer, each of its tokens replaced."""

@@ -141,11 +141,11 @@ def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
 
 def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:
     """Each branch is a prompt to make: too many are refused before any, a long one before the second."""
-    objectives = [{"text": f"wish {index}", "weight": 0} for index in range(20_000)]
+    objectives = [{"text": f"objective {index}", "weight": 0} for index in range(20_000)]
     start = time.perf_counter()
     refused = parse_error(client.chat(steering={"objectives": [*objectives, "a"]}), 400)
     assert "20002 branches" in refused["message"]
-    many = [f"wish {index}" for index in range(11)]
+    many = [f"objective {index}" for index in range(11)]
     long = [{"role": "user", "content": "ab " * 20_000}]
     refused = parse_error(client.chat(messages=long, steering={"objectives": many}), 400)
     assert refused["code"] == "context_length_exceeded"

@@ -73,7 +73,7 @@ def test_greedy_plain_decoding_takes_the_largest_logit() -> None:
 
 
 def all_methods(*weights: float, kl_budget: float | None = None) -> list[Method]:
-    """One of each method; those for one preference take the first wish."""
+    """One of each method; those for one preference take the first objective."""
     one, many = make_objectives(1.0), make_objectives(*weights)
     budget: dict[str, Any] = {"kl_budget": kl_budget}
     return [

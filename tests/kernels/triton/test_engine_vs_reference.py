@@ -123,7 +123,7 @@ def test_every_path_from_hidden_states_to_tokens_is_taken_and_gives_the_same_ans
         ways.append(path_name(plan))
         return plan
 
-    monkeypatch.setattr(launching, "FusedPlan", SimpleNamespace(of=record_plan))
+    monkeypatch.setattr(launching, "FusedPlan", SimpleNamespace(from_features=record_plan))
     assert_engines_agree(engines, SAMPLING_PATHS[way])
     assert ways == [way] * 3
 

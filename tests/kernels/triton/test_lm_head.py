@@ -225,7 +225,7 @@ def test_two_splits_of_the_vocabulary_match_the_reference_in_every_dtype(dtype: 
         (False, [ALL_CASES[9], ALL_CASES[1]]),
     ):
         hidden = [random_hidden(make_layout(requests), seed, dtype=dtype) for seed in range(2)]
-        assert_agrees(requests, hidden, weight, named=vocab, trace=trace)
+        assert_agrees(requests, hidden, weight, num_tokens=vocab, trace=trace)
 
 
 @pytest.mark.parametrize("trace", [True, False])

@@ -1,4 +1,4 @@
-"""No text of a user, a wish or an argument becomes a token that only the template may write."""
+"""No text of a user, an objective or an argument becomes a token that only the template may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Chat templates beside transformers' own rendering, and the branches that wishes make of a conversation."""
+"""Chat templates beside transformers' own rendering, and the branches that objectives make of a
+conversation.
+"""
 
 from __future__ import annotations
 

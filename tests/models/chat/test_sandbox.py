@@ -198,7 +198,7 @@ IN_A_PROCESS = """
 import os, sys, threading
 from trimtab.models.chat.template import ChatTemplate
 template = ChatTemplate("{{ messages[0].content }}")
-child = lambda: template._renderer._held.child._process.pid
+child = lambda: template._renderer._locked.process._process.pid
 """
 
 
@@ -219,7 +219,7 @@ def test_the_sandbox_ends_with_its_parent_however_that_ends() -> None:
 def test_a_forked_process_renders_in_its_own_sandbox() -> None:
     done = run_program("""
 said = lambda text: template.render([{"content": text}])
-held, lock = child(), template._renderer._held.lock
+held, lock = child(), template._renderer._locked.lock
 lock.acquire()  # as if another thread were rendering
 if (pid := os.fork()) == 0:
     assert said("fork") == "fork" and child() != held

@@ -96,7 +96,10 @@ def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path
         ((), f"there is no BENCH; say what to measure: {', '.join(BENCHES)}"),
         (("weather",), f"there is no bench 'weather'; benches are {', '.join(BENCHES)}"),
         (("latency", "--num-iters", "0"), "num_iters is 0; it must be a whole number from 1 to 10000"),
-        (("latency", "--steered-share", "0.5"), "steered_share is 0.5, but there is no wish to steer to"),
+        (
+            ("latency", "--steered-share", "0.5"),
+            "steered_share is 0.5, but there is no objective to steer to",
+        ),
         (
             ("latency", "--batch-size", "20", "--prefer", "x", "--prefer", "y"),
             "batch_size is 20, which makes 60 branches; max_num_seqs allows 48 at once",

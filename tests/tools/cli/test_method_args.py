@@ -1,4 +1,4 @@
-"""Wishes and methods as they are typed."""
+"""Objectives and methods as they are typed."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_an_objective_is_dropped_by_its_text_too(run_chat: Say, engine: FakeEngi
 
 def test_prefer_alone_lists_the_objectives(run_chat: Say) -> None:
     assert run_chat("/prefer", "/prefer Be kind.=0.5", "/prefer").stdout == (
-        "no wishes; /prefer TEXT=WEIGHT adds one\n1. Be kind. = 0.5\n1. Be kind. = 0.5\n"
+        "no objectives; /prefer TEXT=WEIGHT adds one\n1. Be kind. = 0.5\n1. Be kind. = 0.5\n"
     )
 
 
@@ -98,9 +98,9 @@ def test_the_system_text_may_change_between_turns(run_chat: Say, engine: FakeEng
     [
         ("/prefer x=-1", "the weight of objective 'x' is -1.0; it must be a finite number ≥ 0"),
         ("/prefer Be brief.=0", "the weights of all objectives are 0; at least one must be above 0"),
-        ("/drop 2", "there is no wish '2' to drop; /prefer lists them"),
-        ("/drop", "there is no wish '' to drop; /prefer lists them"),
-        ("/drop " + "9" * 5000, "there is no wish '9999"),
+        ("/drop 2", "there is no objective '2' to drop; /prefer lists them"),
+        ("/drop", "there is no objective '' to drop; /prefer lists them"),
+        ("/drop " + "9" * 5000, "there is no objective '9999"),
         ("/method mato tau=1 tau=2", "tau of mato is set twice; once is enough"),
         ("/method mto", "there is no method 'mto'; methods are "),
         ("/method amulet tau=1", "'tau' belongs to mato, not to amulet"),

@@ -264,7 +264,7 @@ def test_a_questions_own_preferences_become_targets(
     [
         ((), "no --output"),
         (("--output", "OUT"), "no --aim"),
-        (("--output", "OUT", "--aim", "Be kind."), "WISH=SCORER"),
+        (("--output", "OUT", "--aim", "Be kind."), "OBJECTIVE=SCORER"),
         (("--output", "OUT", "--aim", "Be kind.=length:miles"), "no unit 'miles'"),
         (("--output", "OUT", "--aim", "Be kind.=length", "--methods", "mat"), "no method 'mat'"),
         (("--output", "OUT", "--aim", "Be kind.=length", "--questions", "nowhere.json"), "nowhere.json"),
@@ -343,7 +343,7 @@ def test_judge_ratings_and_comparisons_are_cached(
     assert mato["judged"] == base["judged"] == {"base": {"value": 0.5, "low": 0.5, "high": 0.5}}
     assert "| judged vs base | AMR | APS | Worst |" in (out / "report.md").read_text()
     num_requests = judge.asked  # type: ignore[attr-defined]
-    # two questions, four different answers to each (one of base, three of mato), two wishes
+    # two questions, four different answers to each (one of base, three of mato), two objectives
     assert num_requests >= 2 * 4 * 2
     assert run("evaluate", "--output", str(out)).status == 0
     assert judge.asked == num_requests  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ def test_a_target_is_split_where_a_scorer_follows(text: str, expected: Target) -
 
 @pytest.mark.parametrize("text", ["Be kind.", "Be kind.=vadr", "Be kind.=", "vader"])
 def test_a_target_without_a_scorer_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="WISH=SCORER"):
+    with pytest.raises(InputError, match="OBJECTIVE=SCORER"):
         target.parse_target(text)
 
 

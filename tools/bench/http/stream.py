@@ -22,7 +22,7 @@ CHAT_ENDPOINT = "/v1/chat/completions"
 class StreamResult:
     """An answer by the clock, in seconds. Without text there is no first piece.
 
-    gaps: between its pieces; a piece may be several tokens. steered: whether it was asked with wishes.
+    gaps: between its pieces; a piece may be several tokens. steered: whether it was asked with objectives.
     prompt_tokens, tokens: as the server counts them; without a count, a token a piece. error: why it failed.
     """
 

@@ -70,7 +70,7 @@ class Peer:
 
 
 def follow_the_leader(base: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-    """log π_T of Amulet from log-probabilities [vocab] without and with the wish, T vector steps.
+    """log π_T of Amulet from log-probabilities [vocab] without and with the objective, T vector steps.
 
     U_t = α (log π_{t−1} − b), log π_t ≃ [λ p + (1/t) Σ U_s + log π_{t−1} / (η t)] / [λ + 1 / (η t)].
     """

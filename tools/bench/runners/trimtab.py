@@ -38,7 +38,7 @@ class Peer:
         }
 
     def render(self, prompts: list[str]) -> list[list[list[int]]]:
-        """The ids of each prompt's branches: without a wish, and with each."""
+        """The ids of each prompt's branches: without an objective, and with each."""
         method = self._methods["mato"][0]
         branch_lists = (self._engine.render(Request(prompt, method)) for prompt in prompts)
         return [[branch.prompt_token_ids for branch in branches] for branches in branch_lists]

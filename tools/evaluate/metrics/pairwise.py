@@ -28,7 +28,7 @@ Judgments = dict[str, dict[str, "Array"]]
 
 
 def judge_rows(table: ScoreTable, answers: Answers, judge: PairwiseJudge, cache: ScoreCache) -> Judgments:
-    """Every row against every reference, at each weight by the wishes with their weights."""
+    """Every row against every reference, at each weight by the objectives with their weights."""
     study = table.study
     return {
         row.label: {

@@ -87,7 +87,7 @@ def compute_scores(study: Study, answers: Answers, score_fn: ScoreFn) -> Scores:
 
 
 ScoreContext = tuple[str, tuple[str, ...], "Weights"]
-"""A question's text, the wishes to score by, and the weight of each."""
+"""A question's text, the objectives to score by, and the weight of each."""
 
 
 def _target_context(target: Target, question: Question) -> ScoreContext:

@@ -30,8 +30,8 @@ COLUMN_HELP = {
     "the reference's for the same question and weight; equal counts half. The prompt's is at each weight "
     "that wording which is best there on the whole, so it is favoured.",
     "perplexity": "median over answers of exp of the mean negative log-probability of a token, under the "
-    "model without wishes: lower is more fluent to it. An answer that repeats itself has a low one, too.",
-    "log-prob": "mean log-probability of a token under the model without wishes.",
+    "model without objectives: lower is more fluent to it. An answer that repeats itself has a low one, too.",
+    "log-prob": "mean log-probability of a token under the model without objectives.",
     "repetition": "share of word triples that stood in the answer before.",
     "truncated": "share of answers that were cut off at max_tokens.",
     "unscored": "share of answers that some aim's scorer could not score, most for being empty.",

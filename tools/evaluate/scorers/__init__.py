@@ -22,7 +22,7 @@ SCORERS = {
     ),
     "lexical": ("lexical", "Lexical", "the share of words that a regular expression matches"),
     "repetition": ("repetition", "Repetition", "the share of word triples that were there before"),
-    "perplexity": ("perplexity", "Perplexity", "how unlikely the text is for the model without wishes"),
+    "perplexity": ("perplexity", "Perplexity", "how unlikely the text is for the model without objectives"),
     "reward": ("reward", "Reward", "a reward model from a folder"),
     "judge": ("judge", "Judge", "marks from 1 to 5 by a model behind an OpenAI-compatible URL"),
 }

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 class Answer:
     """One answer to be scored.
 
-    preferences:   the texts of the wishes to score it by: the aim's own for an aim's scorer, all for others.
-    weights:       how much each of them counts; they sum to 1.
+    preferences:   the texts of the objectives to score it by: the aim's own for an aim's scorer, all for
+    others. weights:       how much each of them counts; they sum to 1.
     tokens:        length in tokens, a stop token included.
-    base_logprob:  mean log-probability of its tokens under the model without wishes; None without tokens.
+    base_logprob:  mean log-probability of its tokens under the model without objectives; None without tokens.
     finish_reason: "stop", "length" (cut off) or "error".
     """
 

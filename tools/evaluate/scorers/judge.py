@@ -73,9 +73,9 @@ class Judge:
     def compare(self, pairs: Sequence[tuple[Answer, Answer]]) -> list[Outcome | None]:
         """Whether the first answer of each pair is the better by its preferences and their weights.
 
-        Both answer the same question and wishes. Each pair is judged in both orders: where these disagree it
-        is a tie. None where an order has no verdict, or no preference has a weight. Raises RunError when the
-        judge cannot be asked, ValueError for answers that cannot be compared.
+        Both answer the same question and objectives. Each pair is judged in both orders: where these
+        disagree it is a tie. None where an order has no verdict, or no preference has a weight. Raises
+        RunError when the judge cannot be asked, ValueError for answers that cannot be compared.
         """
         prompts = [prompt for pair in pairs for prompt in _comparison_prompts(*pair)]
         random.Random(self._seed).shuffle(prompts)
@@ -125,7 +125,7 @@ def _comparison_prompts(mine: Answer, other: Answer) -> list[JudgePrompt]:
     """Both orders; none where the outcome is known, or cannot be."""
     preferences = _weighted_preferences(mine)
     if mine.question != other.question or preferences != _weighted_preferences(other):
-        raise ValueError("answers to different questions or wishes cannot be compared")
+        raise ValueError("answers to different questions or objectives cannot be compared")
     if not preferences or mine.text == other.text:
         return []
     orders = (mine.text, other.text), (other.text, mine.text)

@@ -17,7 +17,7 @@ MAX_EXPONENT = 700.0
 
 
 class Perplexity:
-    """exp of the mean negative log-probability of the answer's tokens under the model without wishes."""
+    """exp of the mean negative log-probability of the answer's tokens under the model without objectives."""
 
     name = "perplexity"
     scale: ClassVar[tuple[float, float] | None] = None

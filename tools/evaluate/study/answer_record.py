@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class AnswerRecord:
     """An answer of a cell, the `sample`-th of its n.
 
-    base_logprob: mean log-probability of its tokens, the stop token included, in the branch without wishes.
-    kl, strength: means over its tokens; None where the method has none.
+    base_logprob: mean log-probability of its tokens, the stop token included, in the branch without
+    objectives. kl, strength: means over its tokens; None where the method has none.
     seed: of its draws; None for a greedy answer.
     """
 

@@ -12,11 +12,11 @@ Weights = tuple[float, ...]
 
 
 def simplex_grid(num_objectives: int, num_points: int) -> list[Weights]:
-    """All weights of `num_objectives` wishes that are multiples of 1/(points - 1) and sum to 1; ends
+    """All weights of `num_objectives` objectives that are multiples of 1/(points - 1) and sum to 1; ends
     included.
 
-    For two wishes these are `num_points` weights, the first wish's falling from 1 to 0. One point is the
-    centre, all weights equal.
+    For two objectives these are `num_points` weights, the first objective's falling from 1 to 0. One point
+    is the centre, all weights equal.
     """
     if num_points == 1 or num_objectives == 1:
         return [(1 / num_objectives,) * num_objectives]

@@ -1,6 +1,7 @@
-"""Ways to say in words how much each wish counts: the dial that a prompt has.
+"""Ways to say in words how much each objective counts: the dial that a prompt has.
 
-Each takes wishes and weights above 0 that sum to 1, and gives one text. A wish alone is said as it is.
+Each takes objectives and weights above 0 that sum to 1, and gives one text. An objective alone is said as
+it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def list_with_percentages(objectives: Sequence[str], weights: Sequence[float]) -
     listed = " ".join(
         f"{objective} (importance: {share})" for objective, share in zip(objectives, shares, strict=True)
     )
-    return f"Follow each wish as much as its importance says. {listed}"
+    return f"Follow each objective as much as its importance says. {listed}"
 
 
 def list_with_grades(objectives: Sequence[str], weights: Sequence[float]) -> str:
@@ -48,7 +49,7 @@ def list_in_order(objectives: Sequence[str], weights: Sequence[float]) -> str:
     if max(weights) - min(weights) < 1e-9:
         return join_objectives(objectives, weights)
     ranked = " ".join(objective for objective, _ in _sort_by_weight(objectives, weights))
-    return f"These wishes stand in the order of their importance, the most important one first. {ranked}"
+    return f"These objectives stand in the order of their importance, the most important one first. {ranked}"
 
 
 def _sort_by_weight(objectives: Sequence[str], weights: Sequence[float]) -> list[tuple[str, float]]:

@@ -28,22 +28,22 @@ class Row:
     wording: str = "joined"
 
     def make_method(self, objectives: Sequence[str], weights: Weights) -> Method:
-        """The method toward these wishes; a wish of weight 0 changes nothing and is left out.
+        """The method toward these objectives; an objective of weight 0 changes nothing and is left out.
 
         A method for one preference gets one text, so that what asks for the same is the same request.
         """
         arity = self.method_spec.method.objective_arity
         weighted_objectives = [
-            (wish, weight) for wish, weight in zip(objectives, weights, strict=True) if weight > 0
+            (text, weight) for text, weight in zip(objectives, weights, strict=True) if weight > 0
         ]
         if arity == "none":
             return self.method_spec.build(())
         if arity == "many":
-            return self.method_spec.build([Objective(wish, weight) for wish, weight in weighted_objectives])
+            return self.method_spec.build([Objective(text, weight) for text, weight in weighted_objectives])
         if len(weighted_objectives) == 1:
             return self.method_spec.build([Objective(weighted_objectives[0][0])])
         text = WORDINGS[self.wording](
-            [wish for wish, _ in weighted_objectives], [weight for _, weight in weighted_objectives]
+            [text for text, _ in weighted_objectives], [weight for _, weight in weighted_objectives]
         )
         return self.method_spec.build([Objective(text)])
 

@@ -39,12 +39,13 @@ class StudySettings:
 
     aim: tuple[str, ...] = config_field(
         (),
-        'a wish and what measures it, as "WISH=SCORER", with "-SCORER" where less is better (once for each '
-        'wish); "=SCORER" stands for the preferences that each question has of its own',
+        'an objective and what measures it, as "OBJECTIVE=SCORER", with "-SCORER" where less is better (once '
+        "for each "
+        'objective); "=SCORER" stands for the preferences that each question has of its own',
     )
     methods: str = config_field(DEFAULT_METHODS, "rows as NAME[:field=value...], separated by commas")
     weights: int = config_field(
-        7, "points of weight along each edge between two wishes; 1 is equal weights only"
+        7, "points of weight along each edge between two objectives; 1 is equal weights only"
     )
     questions: str | None = config_field(
         None, "a file of questions, JSON or JSON lines; none is the project's own"
@@ -66,7 +67,7 @@ class StudySettings:
         "win rates they lose. none leaves none out",
     )
     system: str | None = config_field(
-        None, "the system text, which the wishes follow; none is: You are a helpful assistant."
+        None, "the system text, which the objectives follow; none is: You are a helpful assistant."
     )
     sampling: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""An aim: a wish, and the scorer that says how far an answer fulfils it."""
+"""An aim: an objective, and the scorer that says how far an answer fulfils it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A wish and its scorer. `text` None: the wish is the question's own, its `place`-th preference."""
+    """An objective and its scorer. `text` None: the objective is the question's own, its `place`-th
+    preference.
+    """
 
     text: str | None
     scorer: str
@@ -30,14 +32,15 @@ class Target:
         return ("-" if self.sign < 0 else "") + self.scorer + preference_number
 
     def objective_text(self, question: Question) -> str:
-        """The wish's text for this question."""
+        """The objective's text for this question."""
         return question.preferences[self.place] if self.text is None else self.text
 
 
 def parse_target(text: str) -> Target:
-    """`"Be brief.=-length"` → wish, scorer, and that less is better: split where a scorer's name follows.
+    """`"Be brief.=-length"` → objective, scorer, and that less is better: split where a scorer's name
+    follows.
 
-    Without a wish (`"=judge:URL"`) it stands for each of a question's own preferences.
+    Without an objective (`"=judge:URL"`) it stands for each of a question's own preferences.
     Raises InputError when no scorer is named.
     """
     # The last "=" that a scorer follows: an argument such as a URL's query may hold another.
@@ -47,7 +50,7 @@ def parse_target(text: str) -> Target:
         if name.partition(":")[0] in SCORERS:
             return Target(text[:end].strip() or None, name, -1 if scorer.startswith("-") else 1)
     raise InputError(
-        f'--aim is {text!r}; it must be "WISH=SCORER", such as "Be brief.=-length"; scorers are '
+        f'--aim is {text!r}; it must be "OBJECTIVE=SCORER", such as "Be brief.=-length"; scorers are '
         + ", ".join(SCORERS)
     )
 
@@ -62,12 +65,14 @@ def parse_targets(texts: Sequence[str], questions: Sequence[Question]) -> tuple[
     if all(target.text is not None for target in targets):
         return tuple(targets)
     if len(targets) > 1:
-        raise InputError("an --aim without a wish stands for all preferences of a question; give it alone")
+        raise InputError(
+            "an --aim without an objective stands for all preferences of a question; give it alone"
+        )
     num_preferences = len(questions[0].preferences)
     for question in questions:
         if not question.preferences or len(question.preferences) != num_preferences:
             raise InputError(
                 f"question {question.index} has {len(question.preferences)} preferences; for an --aim "
-                "without a wish all questions must have equally many, and at least one"
+                "without an objective all questions must have equally many, and at least one"
             )
     return tuple(Target(None, targets[0].scorer, targets[0].sign, index) for index in range(num_preferences))
