@@ -1,6 +1,6 @@
 // The playground: one question answered twice at once, plainly and steered, and what steered each token.
 
-const COLOURS = [0, 1, 2, 3, 4, 5]; // the classes wish-0 to wish-5 of page.css
+const COLOURS = [0, 1, 2, 3, 4, 5]; // the classes objective-0 to objective-5 of page.css
 const BASE = { text: "base", colour: "base" };
 const HINT = "Point at a token of the steered answer, or go to the answer and use the arrow keys.";
 
@@ -62,7 +62,7 @@ async function load() {
     const [models, known] = await Promise.all(paths.map(async (path) => (await call(path)).json()));
     model = models.data[0].id;
     $("model").textContent = `The model is ${model}.`;
-    known.methods.filter((each) => each.wishes !== "none").forEach((each) => methods.set(each.name, each));
+    known.methods.filter((each) => each.objective_arity !== "none").forEach((each) => methods.set(each.name, each));
     $("method").replaceChildren(...[...methods.keys()].map((name) => new Option(name)));
     $("method").value = "mato";
     showPresets();
@@ -77,9 +77,9 @@ async function load() {
 function addWish(text, weight) {
   const row = $("objective").content.firstElementChild.cloneNode(true);
   const [name, slider, box] = row.querySelectorAll("input");
-  const free = COLOURS.find((colour) => !document.querySelector(`.objective.wish-${colour}`));
+  const free = COLOURS.find((colour) => !document.querySelector(`.objective.objective-${colour}`));
   row.dataset.colour = free ?? $("objectives").children.length % COLOURS.length;
-  row.classList.add(`wish-${row.dataset.colour}`);
+  row.classList.add(`objective-${row.dataset.colour}`);
   name.value = text;
   slider.value = box.value = weight;
   slider.addEventListener("input", () => { box.value = slider.value; });
@@ -89,18 +89,18 @@ function addWish(text, weight) {
   return name;
 }
 
-function wishes() {
+function readObjectives() {
   const read = (row) => {
     const [name, slider, box] = row.querySelectorAll("input");
     return { text: name.value.trim(), weight: Number(box.value || slider.value), colour: row.dataset.colour };
   };
-  return [...$("objectives").children].map(read).filter((wish) => wish.text);
+  return [...$("objectives").children].map(read).filter((objective) => objective.text);
 }
 
-/** What decodes beside base: a branch for each wish, or one for all. */
+/** What decodes beside base: a branch for each objective, or one for all. */
 function branches() {
-  const joined = methods.get($("method").value)?.wishes === "one";
-  return joined ? [{ text: "all wishes", colour: 0 }] : wishes();
+  const joined = methods.get($("method").value)?.objective_arity === "one";
+  return joined ? [{ text: "all objectives", colour: 0 }] : readObjectives();
 }
 
 function showPresets() {
@@ -128,7 +128,7 @@ function question() {
 }
 
 function steering() {
-  const objectives = wishes().map(({ text, weight }) => ({ text, weight }));
+  const objectives = readObjectives().map(({ text, weight }) => ({ text, weight }));
   const kl_budget = $("budget").hidden ? undefined : number("kl-budget");
   const preset = $("presets").hidden || $("preset").value === "published" ? undefined : $("preset").value;
   return { method: $("method").value || "mato", preset, objectives, kl_budget };
@@ -217,8 +217,8 @@ async function run() {
   steered = new Answer("steered", branches());
   showSteered();
   const request = { ...question(), steering: { ...steering(), trace: true } };
-  if (wishes().length) await stream(steered, request, signal);
-  else steered.report("not run", "Steering needs a wish; add one.");
+  if (readObjectives().length) await stream(steered, request, signal);
+  else steered.report("not run", "Steering needs an objective; add one.");
   await plain;
   if (signal === running.signal) $("stop").disabled = true;
 }
@@ -231,7 +231,7 @@ function showSteered() {
 }
 
 function swatch({ text, colour }) {
-  return make("span", { className: "branch" }, make("span", { className: `swatch wish-${colour}` }), text);
+  return make("span", { className: "branch" }, make("span", { className: `swatch objective-${colour}` }), text);
 }
 
 function drawChart() {
@@ -247,7 +247,7 @@ function drawChart() {
   const curve = ({ colour }, k) => {
     const points = weights.map((each, i) => `${x(i)},${y(each[k])}`);
     const d = points.length ? `M${points.join("L")}h0` : ""; // h0 makes a dot of a single point
-    return draw("path", { class: `weight wish-${colour}`, "data-points": points.length, d });
+    return draw("path", { class: `weight objective-${colour}`, "data-points": points.length, d });
   };
   const mark = selected < 0 ? [] : draw("path", { class: "mark", d: `M${x(selected)},10V160` });
   const title = write(right / 2 + 16, 196, "token number", below);
@@ -273,7 +273,7 @@ function showDetail() {
 
 function detailRow(branch, logprob, weight) {
   const percent = logprob === null ? 0 : 100 * Math.exp(logprob);
-  const bar = make("span", { className: `bar wish-${branch.colour}` }, make("span"));
+  const bar = make("span", { className: `bar objective-${branch.colour}` }, make("span"));
   bar.firstChild.style.width = `${percent}%`;
   const name = make("th", { scope: "row" }, swatch(branch));
   const probability = make("td", {}, `${percent.toFixed(1)}%`, bar);
@@ -302,7 +302,7 @@ function moveFocus(event) {
 const here = (path) => new URL(path, location).href;
 
 function callBody() {
-  const body = wishes().length ? { ...question(), steering: steering() } : question();
+  const body = readObjectives().length ? { ...question(), steering: steering() } : question();
   return JSON.parse(JSON.stringify(body)); // without what is undefined
 }
 
