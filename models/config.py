@@ -100,7 +100,7 @@ class ModelConfig:
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
-            raise InputError(f"{str(path)!r} holds no JSON object; a model's config.json is one")
+            raise InputError(f"{str(path)!r} is not a JSON object; a model's config.json is one")
         return cls.from_dict(data)
 
     @classmethod

@@ -21,7 +21,7 @@ def method_class(name: str) -> type[Method]:
         if cls.name == name:
             return cls
     known = ", ".join(cls.name for cls in METHODS)
-    raise InputError(f"there is no method {short_repr(name)}; methods are {known}", "method")
+    raise InputError(f"unknown method {short_repr(name)}; methods are {known}", "method")
 
 
 def default_method(objectives: Sequence[Objective]) -> str:
@@ -52,7 +52,7 @@ def require_setting(cls: type[Method], name: str, label: str) -> None:
         raise InputError(
             f"{label} belongs to {_join_names([owner.name for owner in owners])}, not to {cls.name}"
         )
-    raise InputError(f"{label} is no setting of {cls.name}; it takes {_join_names(setting_names(cls))}")
+    raise InputError(f"{label} is not a setting of {cls.name}; it takes {_join_names(setting_names(cls))}")
 
 
 def _join_names(names: Sequence[str]) -> str:

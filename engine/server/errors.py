@@ -61,7 +61,7 @@ def bad_request(message: str, param: str | None, code: str | None = None) -> Api
 
 def unknown_model(name: str, served_name: str) -> ApiError:
     """A model that is not here."""
-    message = f"there is no model {short_repr(name)}; the one here is {short_repr(served_name)}"
+    message = f"unknown model {short_repr(name)}; the one here is {short_repr(served_name)}"
     return ApiError(404, message, INVALID_REQUEST, "model", "model_not_found")
 
 

@@ -168,8 +168,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it is none that can be read"
-        raise bad_request(f"the body is no JSON: {reason}", None) from error
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be parsed"
+        raise bad_request(f"the body is invalid JSON: {reason}", None) from error
     if not isinstance(body, dict):
         raise bad_request(f"the body is {short_repr(body)}; it must be a JSON object", None)
     return {key: value for key, value in body.items() if value is not None}
@@ -230,9 +230,7 @@ def _check_field_names(allowed: set[str], values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in allowed:
             raise bad_request(
-                "; ".join(
-                    filter(None, (f"there is no field {short_repr(name)}", did_you_mean(name, allowed)))
-                ),
+                "; ".join(filter(None, (f"unknown field {short_repr(name)}", did_you_mean(name, allowed)))),
                 name,
             )
 

@@ -74,7 +74,7 @@ class Profiles:
     def _lookup(self, name: str) -> Steering:
         if name not in self._steerings:
             names = ", ".join(self._steerings) or "none"
-            raise InputError(f"there is no profile {short_repr(name)}; profiles are {names}")
+            raise InputError(f"unknown profile {short_repr(name)}; profiles are {names}")
         return self._steerings[name]
 
 

@@ -65,7 +65,7 @@ class SandboxProcess:
             location = (
                 f"line {answer['line']} of the chat template" if answer.get("line") else "the chat template"
             )
-            raise InputError(f"{location} is no valid Jinja: {answer['error']}")
+            raise InputError(f"{location} is not valid Jinja: {answer['error']}")
 
     @property
     def has_ended(self) -> bool:

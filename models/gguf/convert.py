@@ -130,6 +130,8 @@ def _round_to_dtype(values: torch.Tensor, dtype: torch.dtype, name: str) -> torc
     if not is_finite(rounded):
         if (rounded.isfinite() != values.isfinite()).any():
             dtype_name = str(dtype).removeprefix("torch.")
-            raise InputError(f"tensor {name!r} has values that are no finite {dtype_name}; try dtype float32")
+            raise InputError(
+                f"tensor {name!r} has values that are not finite in {dtype_name}; try dtype float32"
+            )
         warn_non_finite(name)
     return rounded

@@ -92,7 +92,7 @@ class GGUFFile:
             self._parse(_Cursor(mapped, len(MAGIC)), package)
         except (ValueError, OverflowError) as error:
             raise InputError(
-                f"{str(path)!r} is no whole GGUF file, it is cut short or damaged: {error_text(error)}"
+                f"{str(path)!r} is a corrupt GGUF file, cut short or damaged: {error_text(error)}"
             ) from error
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -163,7 +163,7 @@ class GGUFFile:
 def _open_mmap(path: Path) -> mmap.mmap:
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         with path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

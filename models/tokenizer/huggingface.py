@@ -54,7 +54,7 @@ class HFTokenizerBackend:
 
         Raises InputError when the file is broken, or numbers a token otherwise than those files do.
         """
-        with wrap_errors(f"{str(path)!r} is no tokenizer that can be read; fetch the model folder again"):
+        with wrap_errors(f"{str(path)!r} is a corrupt tokenizer file; fetch the model folder again"):
             return cls(cls._add_tokens(Backend.from_file(str(path)), path, added))
 
     @staticmethod

@@ -84,7 +84,7 @@ class SentencePieceBackend:
 
         Raises InputError when the file is broken.
         """
-        with wrap_errors(f"{str(path)!r} is no SentencePiece model that can be read; fetch the folder again"):
+        with wrap_errors(f"{str(path)!r} is a corrupt SentencePiece model; fetch the folder again"):
             return cls(SentencePieceModel(path.read_bytes(), add_prefix), added, legacy)
 
     def encode(self, text: str) -> list[int]:

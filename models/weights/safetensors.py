@@ -136,7 +136,7 @@ def _find_shard_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{str(index)!r} is no index of shards: {type(error).__name__} {error_text(error)}"
+            f"{str(index)!r} is not a shard index: {type(error).__name__} {error_text(error)}"
         ) from None
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:

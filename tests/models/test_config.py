@@ -421,7 +421,7 @@ def test_a_config_that_is_no_utf8_is_refused(content: bytes, tmp_path: Path) -> 
 @pytest.mark.parametrize("value", [[], None, 5, "llama"])
 def test_a_config_that_is_no_object_is_refused(value: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(value), encoding="utf-8")
-    with pytest.raises(InputError, match="holds no JSON object"):
+    with pytest.raises(InputError, match="is not a JSON object"):
         ModelConfig.from_folder(tmp_path)
 
 

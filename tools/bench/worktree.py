@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def resolve_commit(root: Path, name: str) -> str:
     """The commit that a name means. Raises InputError where `root` is no checkout or has no such commit."""
     if run_git(root, "rev-parse", "--show-toplevel") != str(root):
-        raise InputError(f"{str(root)!r} is no git checkout; there is no commit to compare with")
+        raise InputError(f"{str(root)!r} is not a git checkout, so it has no commit to compare with")
     commit = run_git(root, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
     if commit is None:
         raise InputError(f"BASE is {name!r}; it must be a commit of {str(root)!r}")

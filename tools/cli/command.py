@@ -51,5 +51,5 @@ def run_subcommand(
     if args.kind is None:
         raise InputError(f"there is no {kind.upper()}; say what to measure: {', '.join(subcommands)}")
     if args.kind not in subcommands:
-        raise InputError(f"there is no {kind} {args.kind!r}; {plural} are {', '.join(subcommands)}")
+        raise InputError(f"unknown {kind} {args.kind!r}; {plural} are {', '.join(subcommands)}")
     return run(f"{package}.{args.kind}", f"{prog} {args.kind}", subcommands[args.kind], args.rest)

@@ -98,7 +98,7 @@ def _report_decode_errors() -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise InputError(f"standard input is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise InputError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def build_messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def _dispatch(args: list[str]) -> int:
         return 0
     name, *rest = args
     if name not in COMMANDS:
-        raise InputError(f"there is no verb {name!r}; verbs are {', '.join(COMMANDS)}; see trimtab --help")
+        raise InputError(f"unknown verb {name!r}; verbs are {', '.join(COMMANDS)}; see trimtab --help")
     folder = "tools" if name in PACKAGES else "tools.commands"
     return command.run(f"trimtab.{folder}.{name}", f"trimtab {name}", COMMANDS[name], rest)
 
@@ -88,7 +88,7 @@ def _require_utf8(arg: str) -> None:
     try:
         arg.encode()
     except UnicodeEncodeError:
-        raise InputError(f"the argument {arg!r} is no UTF-8 text") from None
+        raise InputError(f"the argument {arg!r} is not UTF-8 text") from None
 
 
 def _usage_text() -> str:

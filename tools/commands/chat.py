@@ -121,7 +121,7 @@ class Chat:
             if command in self._commands:
                 self._commands[command](arg.strip())
             elif command.startswith("/"):
-                raise InputError(f"there is no command {short_repr(command)}; /help lists them")
+                raise InputError(f"unknown command {short_repr(command)}; /help lists them")
             elif line:
                 self._reply(line)
         except (InputError, RunError) as error:

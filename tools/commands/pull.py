@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the folder of the model."""
     if args.name != "demo":
-        raise InputError(f"there is no model {args.name!r} to pull; only 'demo' is known")
+        raise InputError(f"unknown model {args.name!r} to pull; only 'demo' is known")
     with progress("trimtab: pulling demo …") as on_progress:
         from ...models.loader.download import pull_demo  # noqa: PLC0415 - it brings torch, which --help does not need
 

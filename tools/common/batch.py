@@ -120,7 +120,7 @@ def _parse_line(line: PromptLine) -> dict[str, Any]:
         dumps(parsed)  # an id is written again
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"the line is no JSON ({error}); it must be a text in quotes or an object"
+            f"the line is invalid JSON ({error}); it must be a text in quotes or an object"
         ) from error
     values = {"prompt": parsed} if isinstance(parsed, str) else parsed
     if not isinstance(values, dict):
@@ -157,7 +157,7 @@ def read_prompt_lines(input_path: Path) -> list[PromptLine]:
         texts = input_path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{str(input_path)!r} is no UTF-8 text ({error.reason} at byte {error.start})"
+            f"{str(input_path)!r} is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from None
     return [PromptLine(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
 

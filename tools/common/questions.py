@@ -59,7 +59,7 @@ def _read_rows(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{str(file)!r} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise InputError(f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
         data = json.loads(text)
         return data if isinstance(data, list) else [data]

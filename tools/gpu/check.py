@@ -75,7 +75,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for section in args.sections:
         if section not in SECTIONS:
-            parser.error(f"there is no section {section!r}; known are {choices}")
+            parser.error(f"unknown section {section!r}; known are {choices}")
     return args
 
 

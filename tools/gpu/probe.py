@@ -481,7 +481,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for part in args.parts:
         if part not in PARTS:
-            parser.error(f"there is no part {part!r}; known are {known}")
+            parser.error(f"unknown part {part!r}; known are {known}")
     return args
 
 

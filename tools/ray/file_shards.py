@@ -82,4 +82,4 @@ def _parquet_lines(input_path: Path) -> Iterator[PromptLine]:
                 values = {name: value for name, value in row.items() if value is not None}
                 yield PromptLine(number, json.dumps(values, default=str))
     except (pyarrow.ArrowException, UnicodeError) as error:
-        raise InputError(f"{str(input_path)!r} is no Parquet file ({error})") from error
+        raise InputError(f"{str(input_path)!r} is not a Parquet file ({error})") from error

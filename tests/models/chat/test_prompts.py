@@ -185,10 +185,10 @@ def test_a_template_that_fails_says_why_in_one_sentence(source: str, reason: str
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("a\n{% if %}", r"line 2 of the chat template is no valid Jinja: Expected an expression"),
+        ("a\n{% if %}", r"line 2 of the chat template is not valid Jinja: Expected an expression"),
         (
             "{% for m in messages %}",
-            "line 1 of the chat template is no valid Jinja: Unexpected end of template",
+            "line 1 of the chat template is not valid Jinja: Unexpected end of template",
         ),
         ("\n\n{{ x | nofilter }}", "line 3 .*No filter named 'nofilter'"),
         ("{% break %}", "no valid Jinja: SyntaxError"),

@@ -26,7 +26,7 @@ from .test_prompts import PLAIN_TOKENIZER, USER_TURN, user_message
 SHORT = SandboxLimits(cpu_seconds=0.3, wall_seconds=30, memory_bytes=128 << 20, output_bytes=1 << 20)
 CONSTANT_BOMBS = {
     "a great number": ("{{ 7 ** (10 ** 9) }}", "takes more than 0.3 s of a processor"),
-    "brackets": ("{{ " + "(" * 9999 + ")" * 9999 + " }}", "is no valid Jinja: RecursionError"),
+    "brackets": ("{{ " + "(" * 9999 + ")" * 9999 + " }}", "is not valid Jinja: RecursionError"),
 }
 """What the compiler would work out before any conversation is there."""
 BOMBS = {

@@ -178,7 +178,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, case: str) -> N
     with pytest.raises(InputError) as refusal:
         GGUFFile(tmp_path / "bad.gguf")
     sentence = str(refusal.value)
-    assert "bad.gguf' is no whole GGUF file, it is cut short or damaged: " in sentence
+    assert "bad.gguf' is a corrupt GGUF file, cut short or damaged: " in sentence
     assert message in sentence
     assert "\n" not in sentence
 

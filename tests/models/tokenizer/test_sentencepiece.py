@@ -322,9 +322,7 @@ def test_the_tokenizer_kind_is_that_of_the_model(name: str, kind: str) -> None:
     "content", [b"", b"\0", b"{}", b"aGVsbG8= 1\nd29ybGQ= 2\n", sentencepiece_model(**LLAMA_OPTIONS)[:-99]]
 )
 def test_a_broken_model_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(
-        InputError, match=r"tokenizer\.model' is no SentencePiece model that can be read"
-    ) as caught:
+    with pytest.raises(InputError, match=r"tokenizer\.model' is a corrupt SentencePiece model") as caught:
         Tokenizer.from_folder(write_folder(tmp_path, content))
     assert "\n" not in str(caught.value)
 

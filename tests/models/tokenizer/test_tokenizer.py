@@ -120,7 +120,7 @@ def test_a_folder_without_tokenizer_json_is_refused_by_name(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": "1.0"}', ""])
 def test_a_broken_tokenizer_json_is_refused_in_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(InputError, match=r"tokenizer\.json' is no tokenizer that can be read") as caught:
+    with pytest.raises(InputError, match=r"tokenizer\.json' is a corrupt tokenizer file") as caught:
         Tokenizer.from_folder(tmp_path)
     assert "\n" not in str(caught.value)
 

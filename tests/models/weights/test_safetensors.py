@@ -399,7 +399,7 @@ def test_an_index_with_an_absolute_path_is_refused(tmp_path: Path) -> None:
 def test_an_invalid_index_is_refused(index: str, tmp_path: Path) -> None:
     folder = write_sharded(tmp_path)
     (folder / INDEX).write_text(index, encoding="utf-8")
-    assert_refused(folder, f"{INDEX}' is no index of shards")
+    assert_refused(folder, f"{INDEX}' is not a shard index")
 
 
 def test_an_index_with_non_string_file_names_is_refused(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_refusal_is_reported_with_its_status() -> None:
     "pieces", [(), (CHUNKED, b"4\r\na"), (CHUNKED,), (HEAD + b"content-length: 9\r\n\r\nab",), (b"what\r\n",)]
 )
 def test_an_answer_that_breaks_off_is_a_failed_run(pieces: tuple[bytes, ...]) -> None:
-    with pytest.raises(RunError, match="gave no whole answer"):
+    with pytest.raises(RunError, match="sent an incomplete answer"):
         read_lines(*pieces)
 
 

@@ -64,7 +64,7 @@ def test_a_commit_that_is_not_there_is_refused_by_name(repository: Path, tmp_pat
     for name in ("nobody", "--help", ""):
         with pytest.raises(InputError, match=f"BASE is {name!r}"):
             resolve_commit(repository, name)
-    with pytest.raises(InputError, match="is no git checkout"):
+    with pytest.raises(InputError, match="is not a git checkout"):
         resolve_commit(tmp_path, "HEAD")
 
 

@@ -94,7 +94,7 @@ def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path
     ("words", "sentence"),
     [
         ((), f"there is no BENCH; say what to measure: {', '.join(BENCHES)}"),
-        (("weather",), f"there is no bench 'weather'; benches are {', '.join(BENCHES)}"),
+        (("weather",), f"unknown bench 'weather'; benches are {', '.join(BENCHES)}"),
         (("latency", "--num-iters", "0"), "num_iters is 0; it must be a whole number from 1 to 10000"),
         (
             ("latency", "--steered-share", "0.5"),

@@ -75,7 +75,7 @@ def test_at_most_the_limit_of_completions_run_at_a_time(run_serve_bench: Callabl
 def test_a_server_that_is_not_there_or_refuses_is_a_failed_run(run: Run, server: ServerProcess) -> None:
     ran = run("bench", "serve", "--base-url", "http://127.0.0.1:9", "--num-prompts", "1")
     assert (ran.status, ran.stdout) == (1, "")
-    assert "http://127.0.0.1:9 gave no whole answer" in ran.stderr
+    assert "http://127.0.0.1:9 sent an incomplete answer" in ran.stderr
     ran = run("bench", "serve", "--base-url", server.url, "--api-key", "wrong")
     assert (ran.status, "the server answered 401" in ran.stderr) == (1, True)
     few = ("--num-prompts", "2", "--model", "gpt", "--api-key", "hush")

@@ -35,7 +35,7 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        (["gen"], "there is no verb 'gen'; verbs are "),
+        (["gen"], "unknown verb 'gen'; verbs are "),
         (["generate"], "there is no PROMPT; say what to ask, or give --input and --output"),
         (["generate", "hi", "--temp", "1"], "unrecognized arguments: --temp 1; see trimtab generate --help"),
         (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0"),
@@ -46,7 +46,7 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
             "--tau belongs to mato, not to amulet",
         ),
         (["generate", "hi", "--alpha", "1"], "--alpha belongs to amulet and mato, not to base"),
-        (["generate", "hi", "--method", "mto"], "there is no method 'mto'; methods are base, prompt, "),
+        (["generate", "hi", "--method", "mto"], "unknown method 'mto'; methods are base, prompt, "),
         (["generate", "hi", "--method", "mato"], "mato needs at least one objective and was given none"),
         (
             ["generate", "hi", "--method", "base", "--prefer", "x"],
@@ -56,12 +56,12 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
         (["generate", "hi", "--dtype", "int3"], "dtype is 'int3'; it must be one of auto, "),
         (["generate", "hi", "--kv-cache-memory", "-5"], "kv_cache_memory is '-5'; it must be a size of"),
         (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be a whole number from 1 to 128"),
-        (["generate", "\udcff"], "the argument '\\udcff' is no UTF-8 text"),
+        (["generate", "\udcff"], "the argument '\\udcff' is not UTF-8 text"),
         (["chat", "hi"], "unrecognized arguments: hi; see trimtab chat --help"),
         (["chat", "--n", "2"], "unrecognized arguments: --n 2; see trimtab chat --help"),
         (["compare", "hi"], 'compare needs at least one --prefer "TEXT=WEIGHT"'),
-        (["compare", "hi", "--prefer", "x", "--methods", "mto"], "there is no method 'mto'"),
-        (["pull", "gpt"], "there is no model 'gpt' to pull; only 'demo' is known"),
+        (["compare", "hi", "--prefer", "x", "--methods", "mto"], "unknown method 'mto'"),
+        (["pull", "gpt"], "unknown model 'gpt' to pull; only 'demo' is known"),
         (["info"], "the following arguments are required: MODEL; see trimtab info --help"),
     ],
 )
@@ -184,7 +184,7 @@ def test_stdin_that_is_no_text_is_a_sentence_in_any_locale(verb: str, locale: st
     done = subprocess.run(
         command, input=b"ab\xff\n", capture_output=True, env={**os.environ, "LC_ALL": locale}, check=False
     )
-    message = b"trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
+    message = b"trimtab: standard input is not UTF-8 text (invalid start byte at byte 2)\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", message)
 
 

@@ -84,10 +84,10 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
     [
         ("mato:preset=bold", "mato has no preset 'bold'; presets are balanced"),
         ("amulet:preset=balanced", "amulet has no preset 'balanced'; it has none"),
-        ("mto", f"there is no method 'mto'; methods are {', '.join(cls.name for cls in METHODS)}"),
+        ("mto", f"unknown method 'mto'; methods are {', '.join(cls.name for cls in METHODS)}"),
         ("amulet:tau=1", "'tau' belongs to mato, not to amulet"),
         ("base:alpha=1", "'alpha' belongs to amulet and mato, not to base"),
-        ("opad:foo=1", "'foo' is no setting of opad; it takes placement and gain"),
+        ("opad:foo=1", "'foo' is not a setting of opad; it takes placement and gain"),
         ("mato:tau=1:tau=2", "tau of mato is set twice; once is enough"),
         ("mato:tau", "'tau' sets nothing; say it like tau=VALUE"),
         ("mato:tau=x", "tau is 'x'; it must be a number"),

@@ -102,10 +102,10 @@ def test_the_system_text_may_change_between_turns(run_chat: Say, engine: FakeEng
         ("/drop", "there is no objective '' to drop; /prefer lists them"),
         ("/drop " + "9" * 5000, "there is no objective '9999"),
         ("/method mato tau=1 tau=2", "tau of mato is set twice; once is enough"),
-        ("/method mto", "there is no method 'mto'; methods are "),
+        ("/method mto", "unknown method 'mto'; methods are "),
         ("/method amulet tau=1", "'tau' belongs to mato, not to amulet"),
         ("/method mato tau=-1", "tau of mato is -1.0; it must be a finite number above 0"),
-        ("/nonsense", "there is no command '/nonsense'; /help lists them"),
+        ("/nonsense", "unknown command '/nonsense'; /help lists them"),
     ],
 )
 def test_a_mistake_is_a_sentence_changes_nothing_and_the_chat_goes_on(

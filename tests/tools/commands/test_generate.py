@@ -80,7 +80,7 @@ def test_stdin_that_is_no_text_is_refused(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
     ran = run("generate", "-")
     assert ran == CommandResult(
-        2, "", "trimtab: standard input is no UTF-8 text (invalid start byte at byte 2)\n"
+        2, "", "trimtab: standard input is not UTF-8 text (invalid start byte at byte 2)\n"
     )
 
 

@@ -95,7 +95,7 @@ def test_an_invalid_config_file_is_refused_by_its_name(wrong: Callable[[dict[str
     path = tuning.config_path(GPU)
     path.parent.mkdir()
     path.write_text(wrong(tuning.to_json(DEFAULT_CONFIGS)))
-    with pytest.raises(InputError, match=r"nvidia-h200-a-test-s.json' holds no launches .*trimtab tune"):
+    with pytest.raises(InputError, match=r"nvidia-h200-a-test-s.json' is not a tuning file .*trimtab tune"):
         tuning.load_for_gpu(GPU)
 
 

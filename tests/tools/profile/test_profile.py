@@ -54,7 +54,7 @@ def test_what_cannot_be_profiled_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["profile", "weather"]) == 2
-    assert "there is no subject 'weather'; subjects are kernels, decode" in capsys.readouterr().err
+    assert "unknown subject 'weather'; subjects are kernels, decode" in capsys.readouterr().err
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert main(["profile", "kernels"]) == 2
     assert "TRITON_INTERPRET is 1" in capsys.readouterr().err

@@ -61,5 +61,5 @@ def test_a_parquet_row_becomes_its_json_line(tmp_path: Path) -> None:
     assert shard.output_path == tmp_path / "out" / "a.parquet.jsonl"
     assert [json.loads(line.text) for line in shard.read_lines()] == [{"prompt": "x", "id": 1}, rows[1]]
     (tmp_path / "a.parquet").write_text("mine")
-    with pytest.raises(InputError, match="is no Parquet file"):
+    with pytest.raises(InputError, match="is not a Parquet file"):
         shard.read_lines()

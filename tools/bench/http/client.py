@@ -72,7 +72,7 @@ class HTTPClient:
                 yield line
         except (OSError, EOFError, ValueError) as error:
             raise RunError(
-                f"{self.base_url} gave no whole answer: {error or type(error).__name__}"
+                f"{self.base_url} sent an incomplete answer: {error or type(error).__name__}"
             ) from error
         finally:
             if writer is not None:

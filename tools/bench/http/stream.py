@@ -66,7 +66,7 @@ async def stream_request(
     except RunError as error:
         result.error = str(error)
     except (ValueError, LookupError, TypeError) as error:
-        result.error = f"the server sent what is no event of a stream ({type(error).__name__}: {error})"
+        result.error = f"the server sent an invalid stream event ({type(error).__name__}: {error})"
     result.end = time.perf_counter()
     return result
 

@@ -49,7 +49,7 @@ def main(name: str) -> None:
 def _load_module(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"peer_{name}", SCRIPT_DIR / f"{name}.py")
     if spec is None or spec.loader is None:
-        raise ValueError(f"there is no contestant {name!r}")
+        raise ValueError(f"unknown contestant {name!r}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -47,7 +47,7 @@ def make_scorer(text: str) -> Scorer:
     """
     name, _, argument = text.partition(":")
     if name not in SCORERS:
-        raise InputError(f"there is no scorer {name!r}; scorers are {', '.join(SCORERS)}")
+        raise InputError(f"unknown scorer {name!r}; scorers are {', '.join(SCORERS)}")
     module, class_name, _ = SCORERS[name]
     try:
         imported = importlib.import_module(f".{module}", __package__)

@@ -149,9 +149,7 @@ def settings_from_file(path: Path) -> StudySettings:
         data = json.loads(path.read_text(encoding="utf-8"))["settings"]
         return settings_from_dict(data)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{str(path)!r} holds no settings of a study ({error}); name its report.json"
-        ) from None
+        raise InputError(f"{str(path)!r} has no study settings ({error}); name its report.json") from None
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:
