@@ -1,4 +1,4 @@
-"""The README's programs run as they stand."""
+"""The programs of README.md and CONTRIBUTING.md run as they stand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ import pytest
 from .engine.server.server_process import run_server
 
 README = Path(__file__).parent.parent / "README.md"
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+CONTRIBUTING = README.with_name("CONTRIBUTING.md")
+PROGRAMS = [
+    program
+    for page in (README, CONTRIBUTING)
+    for program in re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+]
 SERVICE = "# service.py"
 CLIENT = "from openai"
 
