@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 
 class EngineCore:
-    """What `Engine` and `AsyncEngine` drive. One thread at a time may step; `create_groups` any thread may
-    call.
+    """What `Engine` and `AsyncEngine` drive. One thread at a time may step; any may call `create_groups`.
 
-    async_scheduling: whether a step may be launched before the choice of the one before it is known.
+    async_scheduling: whether a step may be launched before the tokens of the step before it are known.
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
 
@@ -78,11 +77,11 @@ class EngineCore:
 
     @property
     def dead_reason(self) -> str | None:
-        """Why no step can be taken any more; None while they can."""
+        """Why the engine can take no more steps; None while it can."""
         return self.tp_group.dead_reason if self.tp_group else self._device_error
 
     def on_death(self, callback: Callable[[str], None]) -> None:
-        """Calls tell(cause), from another thread, should a process die that holds a part of the model."""
+        """Calls callback(cause), from another thread, if a process that holds a part of the model dies."""
         if self.tp_group:
             self.tp_group.on_death(callback)
 
@@ -93,7 +92,7 @@ class EngineCore:
 
     @property
     def stats(self) -> Stats:
-        """What it is doing, in numbers; any thread may ask."""
+        """Counters of the engine; any thread may read them."""
         scheduler, block_manager, runner = self.scheduler, self.scheduler.block_manager, self.runner
         return Stats(
             running=len(scheduler.running),
@@ -118,15 +117,16 @@ class EngineCore:
         return self.runner.score(ids)
 
     def check_not_forked(self) -> None:
-        """Raises RunError in a process forked since, which has none of the threads that it would wait for."""
+        """Raises RunError in a forked process, which has none of the threads that the engine waits for."""
         if os.getpid() != self._pid:
             raise RunError("the engine was made before this process was forked; make one in each process")
 
     def step(self) -> None:
-        """One step of everything that runs: plan, forward, steer, append. What ends leaves.
+        """One step of all running groups: schedule, forward, steer, append. Finished groups leave.
 
-        On a GPU the step after it is launched before this one's choice is read, where it does not depend on
-        it but for the tokens, which stay on the device. What it computes for an answer that ends is dropped.
+        With async scheduling the next step is launched before this one's tokens are read, where it needs
+        nothing of them but their ids, which stay on the device. What it computes for a group that finishes is
+        dropped.
         """
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is None or in_flight.abandoned:
@@ -156,9 +156,9 @@ class EngineCore:
             self._in_flight = None  # it would keep them for as long as nobody asks for anything
 
     def fail_step(self, error: BaseException) -> list[SequenceGroup]:
-        """A step failed or was interrupted: ends what ran in it, or would have been the first to run.
+        """After a step that failed or was interrupted: ends the groups that ran in it, with the reason.
 
-        What else waits stays, and may be decoded by the next step.
+        If none ran, the first that waits ends. Other waiting groups stay.
         """
         reason, now = f"a step of the engine failed: {format_error(error)}", time.perf_counter()
         self._in_flight, self._device_error = None, self._device_error or _probe_device(self.runner.device)
@@ -170,7 +170,7 @@ class EngineCore:
 
 
 def _probe_device(device: torch.device) -> str | None:
-    """Why a GPU does nothing more for this process, which it tells at every call; None while it does."""
+    """Why a GPU no longer works for this process (it reports that at every call); None while it works."""
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

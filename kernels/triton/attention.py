@@ -1,12 +1,12 @@
 """Paged attention: tiles of queries against blocks of keys and values, all heads of a GQA group at once.
 
-    attend (tile, kv_head, split)   scores, shares and their sums over one split of the keys, online
-    merge  (tile, kv_head)          the splits of a decoding token, in order
+    attention_kernel       (tile, kv_head, split)   online softmax over one split of the keys
+    combine_splits_kernel  (tile, kv_head)          the splits of a decoding token, in order
 
-Tokens that decode are tiles of one token, whose keys are cut into splits of one length, so that a long text
-fills the device and a result does not depend on the neighbours. Prompts have tiles of many tokens and one
-split. Only tiles of keys that some token does not see are masked. Heads of a group share their keys, so they
-are rows of one product. Offsets into the cache are of 64 bits.
+A decoding token is a tile of one token. Its keys are cut into splits of a fixed length, so that a long
+context fills the device, and a result does not depend on the other rows (FlashDecoding). A prompt has tiles
+of many tokens and one split. Only tiles of keys that some token may not see are masked. The heads of a GQA
+group share their keys, so they are rows of one product. Offsets into the cache have 64 bits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_q_tile(
     NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Of some rows of a tile: queries, positions, whether there is one, and its place among all queries."""
+    """BLOCK_M rows of a tile: queries, positions, row mask, and offsets in the query tensor."""
     offs_d, offs_m = tl.arange(0, BLOCK_D), start_m + tl.arange(0, BLOCK_M)
     mask_m = offs_m < num_tokens * GQA_GROUP
     q_offs = ((row_start + offs_m // GQA_GROUP) * NUM_KV_HEADS + kv_head) * GQA_GROUP + offs_m % GQA_GROUP
@@ -53,7 +53,7 @@ def attention_inner(
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, APPLY_MASK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Takes KEYS more keys into the running maximum, the sum and the mixed values of every row."""
+    """Adds BLOCK_N keys to the running maximum m_i, sum l_i and accumulator acc of every row."""
     offs_d = tl.arange(0, BLOCK_D)
     offs_n = start_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < hi
@@ -89,7 +89,7 @@ def attention_kernel(
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """width: pages of a table's row. SPLIT 0: one split has all keys, and the result is final."""
+    """stride_bt: blocks a row of the block table. KV_SPLIT 0: one split has all keys and writes out."""
     tile_idx, kv_head, split_idx = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row_start, pos_start = tl.load(row_start_ptr + tile_idx).to(tl.int64), tl.load(pos_start_ptr + tile_idx)
     num_tokens = tl.load(num_tokens_ptr + tile_idx)
@@ -124,7 +124,7 @@ def attention_kernel(
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     unmasked_hi = lo
-    if not HAS_WINDOW:  # whole tiles of keys that every token sees
+    if not HAS_WINDOW:  # tiles of keys that every token may see
         unmasked_hi = lo + tl.maximum(tl.minimum(hi, pos_start + 1) - lo, 0) // BLOCK_N * BLOCK_N
         for start_n in range(lo, unmasked_hi, BLOCK_N):
             m_i, l_i, acc = attention_inner(

@@ -71,7 +71,7 @@ def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
         ({"steering": {"method": "x"}}, "steering.method", "methods are base"),
         ({"steering": {"method": "mato"}}, "steering", "at least one objective"),
         ({"steering": {**STEERING, "tau": 0}}, "steering.tau", "above 0"),
-        ({"steering": {**STEERING, "tua": 1}}, "steering.tua", "no setting"),
+        ({"steering": {**STEERING, "tua": 1}}, "steering.tua", "not a setting"),
         ({"steering": {**STEERING, "trace": 1}}, "steering.trace", "true or false"),
         ({"steering": {"objectives": [{"text": "a", "weight": -3}]}}, "steering.objectives[0]", "-3"),
         ({"steering": {"objectives": ["a", {"txt": "b"}]}}, "steering.objectives[1]", "a text"),

@@ -191,7 +191,7 @@ def test_a_template_that_fails_says_why_in_one_sentence(source: str, reason: str
             "line 1 of the chat template is not valid Jinja: Unexpected end of template",
         ),
         ("\n\n{{ x | nofilter }}", "line 3 .*No filter named 'nofilter'"),
-        ("{% break %}", "no valid Jinja: SyntaxError"),
+        ("{% break %}", "not valid Jinja: SyntaxError"),
     ],
 )
 def test_a_malformed_template_is_refused_with_line_and_reason(source: str, reason: str) -> None:

@@ -113,8 +113,8 @@ def test_without_usage_every_chunk_counts_as_a_token() -> None:
     [
         (b'data: {"choices": []}\n', "the server broke off an answer"),
         (b'data: {"error": {"message": "no room"}}\n', "no room"),
-        (b"data: {\n", "what is no event of a stream"),
-        (b'data: {"usage": {"tokens": 1}}\n', "what is no event of a stream"),
+        (b"data: {\n", "invalid stream event"),
+        (b'data: {"usage": {"tokens": 1}}\n', "invalid stream event"),
     ],
 )
 def test_a_stream_that_fails_says_why(line: bytes, sentence: str) -> None:

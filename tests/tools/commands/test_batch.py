@@ -59,7 +59,7 @@ def test_each_line_is_answered_and_bad_ones_do_not_stop_the_rest(run_batch: Answ
     assert (found[3]["seed"], len(found[3]["outputs"])) == (3, 2)
     for number, says in zip(
         range(5, 11),
-        ("no JSON", "is 5", "'promt'", "empty", "top_p is 7", "prefer is 'y'"),
+        ("invalid JSON", "is 5", "'promt'", "empty", "top_p is 7", "prefer is 'y'"),
         strict=True,
     ):
         assert says in found[number]["error"]

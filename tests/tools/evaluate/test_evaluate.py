@@ -266,7 +266,7 @@ def test_a_questions_own_preferences_become_targets(
         (("--output", "OUT"), "no --aim"),
         (("--output", "OUT", "--aim", "Be kind."), "OBJECTIVE=SCORER"),
         (("--output", "OUT", "--aim", "Be kind.=length:miles"), "no unit 'miles'"),
-        (("--output", "OUT", "--aim", "Be kind.=length", "--methods", "mat"), "no method 'mat'"),
+        (("--output", "OUT", "--aim", "Be kind.=length", "--methods", "mat"), "unknown method 'mat'"),
         (("--output", "OUT", "--aim", "Be kind.=length", "--questions", "nowhere.json"), "nowhere.json"),
         (("--output", "OUT", "--from", "OUT/none.json"), "none.json"),
     ],

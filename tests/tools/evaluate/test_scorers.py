@@ -92,7 +92,7 @@ def test_every_readability_index_there_is_gives_a_number() -> None:
 @pytest.mark.parametrize(
     ("scorer", "says"),
     [
-        ("vadr", "no scorer 'vadr'; scorers are vader, length"),
+        ("vadr", "unknown scorer 'vadr'; scorers are vader, length"),
         ("vader:x", "vader has no 'x'"),
         ("length:miles", "no unit 'miles'"),
         ("textstat:x", "no index 'x'"),
