@@ -59,7 +59,7 @@ class Linear:
 
     Both are of type `dtype`, which is what the machine is best at unless it is given: float32 keeps results
     unrounded. On a CPU a row's result does not depend, to the last bit, on what stands beside it, as long
-    as there are `steady_rows` of them. matmul: what multiplies; None for what is fastest.
+    as there are `invariant_rows` of them. matmul: what multiplies; None for what is fastest.
     """
 
     def __init__(
