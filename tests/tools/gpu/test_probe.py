@@ -139,3 +139,11 @@ def test_the_documented_files_exist() -> None:
         assert importlib.util.find_spec(module), module
     for shape in re.findall(r"for shape in ([^;]+);", text)[0].split():
         assert re.fullmatch(r"\d+x\d+", shape)
+
+
+def test_the_profiler_is_told_the_names_of_the_decode_attention_kernels() -> None:
+    source = (ROOT / "kernels" / "triton" / "attention.py").read_text(encoding="utf-8")
+    kernels = re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)
+    (pattern,) = re.findall(r"-k regex:'([^']+)'", "\n".join(LINES))
+    assert len(kernels) == 2
+    assert all(re.search(pattern, kernel) for kernel in kernels)
