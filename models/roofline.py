@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..kernels.specs import roofline as work
+from ..kernels.specs import roofline
 from ..kernels.specs.roofline import OpCost
 from .llama import EMBEDDING, param_shapes
 
@@ -82,19 +82,23 @@ def step_ops(
     num_tokens, num_layer_runs = sum(sequence.num_tokens for sequence in sequences), num_layers * num_forwards
     tokens_per_forward = num_tokens / num_forwards
     return [
-        StepOp("embed", num_forwards, work.embedding(tokens_per_forward, hidden_size, itemsize)),
+        StepOp("embed", num_forwards, roofline.embedding(tokens_per_forward, hidden_size, itemsize)),
         StepOp(
-            "norm", 2 * num_layer_runs + num_forwards, work.norm(tokens_per_forward, hidden_size, itemsize)
+            "norm",
+            2 * num_layer_runs + num_forwards,
+            roofline.norm(tokens_per_forward, hidden_size, itemsize),
         ),
         StepOp(
             "qkv",
             num_layer_runs,
-            work.matmul(tokens_per_forward, hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, itemsize),
+            roofline.matmul(
+                tokens_per_forward, hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, itemsize
+            ),
         ),
         StepOp(
             "rope",
             num_layer_runs,
-            work.rope_and_write_kv(tokens_per_forward, num_heads, num_kv_heads, head_dim, itemsize),
+            roofline.rope_and_write_kv(tokens_per_forward, num_heads, num_kv_heads, head_dim, itemsize),
         ),
         *(
             StepOp(
@@ -108,21 +112,21 @@ def step_ops(
         StepOp(
             "output",
             num_layer_runs,
-            work.matmul(tokens_per_forward, num_heads * head_dim, hidden_size, itemsize, accumulate=True),
+            roofline.matmul(tokens_per_forward, num_heads * head_dim, hidden_size, itemsize, accumulate=True),
         ),
         StepOp(
             "mlp",
             num_layer_runs,
-            work.matmul(tokens_per_forward, hidden_size, 2 * intermediate_size, itemsize),
+            roofline.matmul(tokens_per_forward, hidden_size, 2 * intermediate_size, itemsize),
         ),
-        StepOp("mlp", num_layer_runs, work.swiglu(tokens_per_forward, intermediate_size, itemsize)),
+        StepOp("mlp", num_layer_runs, roofline.swiglu(tokens_per_forward, intermediate_size, itemsize)),
         StepOp(
             "mlp",
             num_layer_runs,
-            work.matmul(tokens_per_forward, intermediate_size, hidden_size, itemsize, accumulate=True),
+            roofline.matmul(tokens_per_forward, intermediate_size, hidden_size, itemsize, accumulate=True),
         ),
-        StepOp("head", 1, work.matmul(num_rows, hidden_size, vocab_size, itemsize)),
-        StepOp("steer", 1, work.steer(num_rows, config.vocab_size, LOGIT_BYTES)),
+        StepOp("head", 1, roofline.matmul(num_rows, hidden_size, vocab_size, itemsize)),
+        StepOp("steer", 1, roofline.steer(num_rows, config.vocab_size, LOGIT_BYTES)),
     ]
 
 
@@ -170,7 +174,7 @@ def _attention_cost(
     itemsize: int,
     window: int | None,
 ) -> OpCost:
-    return work.attention(
+    return roofline.attention(
         sequence.num_branches,
         sequence.context_len,
         sequence.num_new,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import SMOKE
+
 ROOT = Path(__file__).parent.parent
 FLOORS = ("kernels", "models", "engine", "tools")
 """From the bottom up: each may import itself and what stands before it."""
@@ -131,3 +133,7 @@ def test_every_package_is_installed() -> None:
         "trimtab",
         *(f"trimtab.{'.'.join(folder.relative_to(ROOT).parts)}" for folder in FOLDERS),
     }
+
+
+def test_the_smoke_tests_are_files_that_exist() -> None:
+    assert [path for path in sorted(SMOKE) if not (ROOT / "tests" / path).is_file()] == []

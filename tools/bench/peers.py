@@ -18,6 +18,7 @@ from ...engine.config import DTYPES
 from ...engine.utils.fields import config_field, validate_rules, validate_types
 from ...engine.utils.json import dumps
 from ...kernels.common.errors import InputError
+from ...models.loader.resolve import resolve_folder
 from ..cli import flags, method_args
 from ..cli.terminal import log_line
 from ..common import environment, statistics
@@ -169,7 +170,7 @@ def _open_runners(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, RunnerProcess], Prompts]:
     """What is said of each peer, the workers of those that there are, and the prompts' branches.
 
-    trimtab comes first in any case: it renders the prompts, and says where the model's folder is.
+    trimtab comes first in any case: it fetches or converts the model, and renders the prompts.
     """
     num_rows = config.batch_size * (1 + len(objectives))
     engine_options: dict[str, Any] = {
@@ -179,8 +180,9 @@ def _open_runners(
         "rows": num_rows,
     }
     trimtab_process = stack.enter_context(RunnerProcess("trimtab", pythons.get("trimtab", sys.executable)))
+    about = trimtab_process.request("open", **engine_options)["about"]
     runner_info: dict[str, dict[str, Any]] = {
-        "trimtab": trimtab_process.request("open", **engine_options)["about"]
+        "trimtab": {**about, "folder": str(resolve_folder(config.model).resolve())}
     }
     questions = [QUESTION_TEMPLATE.format(10 + index) for index in range(config.num_prompts)]
     prompts: Prompts = trimtab_process.request("render", prompts=questions)["prompts"]

@@ -11,8 +11,7 @@ from ...engine.utils.fields import config_field, invalid_value, validate_rules, 
 from ...engine.utils.json import dumps
 from ..cli import flags, open_engine
 from ..cli.common_args import add_model, engine_config
-from ..common import questions as question
-from ..common import statistics
+from ..common import questions, statistics
 from . import common, workload
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class ThroughputConfig:
         if self.dataset_path is None:
             return requests
         path = None if self.dataset_path == BUILTIN_DATASET else self.dataset_path
-        dataset = question.read_questions(path)
+        dataset = questions.read_questions(path)
         return (
             [_replace_prompt(*pair) for pair in zip(request_batch, cycle(dataset), strict=False)]
             for request_batch in requests
@@ -130,7 +129,7 @@ def _measure(
     return samples
 
 
-def _replace_prompt(request: Request, dataset_item: question.Question) -> Request:
+def _replace_prompt(request: Request, dataset_item: questions.Question) -> Request:
     return replace(request, prompt=dataset_item.text, branch_token_ids=None)
 
 

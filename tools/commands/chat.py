@@ -9,8 +9,7 @@ from ...engine.methods.builtin import Base
 from ...engine.methods.objective import Objective
 from ...engine.request import Request
 from ...kernels.common.errors import InputError, RunError, short_repr
-from ..cli import common_args, formatting, live_answer, open_engine, terminal
-from ..cli import method_args as steering
+from ..cli import common_args, formatting, live_answer, method_args, open_engine, terminal
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
     """The flags of objectives, method, sampling, model and output."""
     parser.epilog = "In the chat, /help lists what may be changed between turns."
     common_args.add_system(parser)
-    steering.add_method_flags(parser)
+    method_args.add_method_flags(parser)
     common_args.add_sampling(parser, skip=("n",))
     common_args.add_model(parser)
     common_args.add_output(parser, json=None)
@@ -47,8 +46,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads turns until the input ends. A mistake in a turn is a sentence, and the chat goes on."""
-    objectives = steering.parse_objectives(args)
-    method_spec = steering.method_from_args(args, objectives or [PLACEHOLDER])
+    objectives = method_args.parse_objectives(args)
+    method_spec = method_args.method_from_args(args, objectives or [PLACEHOLDER])
     method_spec.build_compatible(objectives or [PLACEHOLDER])
     sampling, config = common_args.sampling_params(args), common_args.engine_config(args)
     stdin = common_args.get_stdin()
@@ -90,7 +89,7 @@ class Chat:
         self,
         engine: Engine,
         objectives: list[Objective],
-        method_spec: steering.MethodSpec,
+        method_spec: method_args.MethodSpec,
         sampling: SamplingParams,
         *,
         system: str | None = None,
@@ -159,7 +158,7 @@ class Chat:
 
     def _prefer(self, arg: str) -> None:
         if arg:
-            objective = steering.parse_objective(arg)
+            objective = method_args.parse_objective(arg)
             objectives = [objective if o.text == objective.text else o for o in self.objectives]
             self._set_objectives(objectives if objective in objectives else [*objectives, objective])
         for number, entry in enumerate(self.objectives, 1):
@@ -185,7 +184,7 @@ class Chat:
     def _set_method(self, arg: str) -> None:
         name, *settings = arg.split() or [""]
         if name:
-            method_spec = steering.parse_method(name, settings)
+            method_spec = method_args.parse_method(name, settings)
             method_spec.build_compatible(self.objectives or [PLACEHOLDER])
             self.method_spec = method_spec
         print(f"method: {self.method_spec.label}")

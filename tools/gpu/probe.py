@@ -44,8 +44,8 @@ from trimtab.kernels.lm_head import logits_matmul
 from trimtab.kernels.reference.paged_attention import QueryTiles
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
 from trimtab.kernels.steering.state import RequestLayout, SteeringState
-from trimtab.tools.common import roofline as floor
-from trimtab.tools.gpu import tiny_models as shapes
+from trimtab.tools.common import roofline
+from trimtab.tools.gpu import tiny_models
 from trimtab.tools.gpu.open_engine import open_engine
 from trimtab.tools.gpu.step_benchmark import OBJECTIVES, StepLoad, StepPlan, time_steps, with_model
 
@@ -325,7 +325,9 @@ def measure_steps(probe: Probe) -> None:
     """Decoding, and how far it is from what it is wanted to be."""
     if probe.small:
         with TemporaryDirectory() as scratch:
-            model = shapes.write_model(Path(scratch) / "model", "llama", shapes.TINY_MODEL, torch.float32)
+            model = tiny_models.write_model(
+                Path(scratch) / "model", "llama", tiny_models.TINY_MODEL, torch.float32
+            )
             _measure_plan(probe, with_model(LITTLE, str(model)))
     else:
         for plan in PLANS:
@@ -352,7 +354,7 @@ def _measure_load(probe: Probe, engine: Engine, load: StepLoad, steps: int) -> N
     _, seconds = time_steps(engine, load, steps)
     us, branches = 1e6 * statistics.median(seconds), 1 + len(load.method.branch_objectives())
     tokens = load.context_len + 35  # about half-way through the steps
-    moved = floor.weight_bytes(engine) + floor.kv_bytes(engine, load.num_requests * branches, tokens)
+    moved = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, load.num_requests * branches, tokens)
     least = 1e6 * moved / probe.copy_speed
     probe.report.add(
         "steps",

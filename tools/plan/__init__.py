@@ -19,7 +19,7 @@ from ..cli.display import progress
 from ..cli.terminal import is_tty
 from ..commands.info import dtype_bits
 from ..common import datasheets
-from . import report as telling
+from . import report
 from .config import PlanConfig
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Everything that was typed is checked before a model is looked for."""
     plan = PlanConfig(**flags.fields_from_args(PlanConfig, args))
-    plans = {name: telling.estimate_to_dict(estimate, plan) for name, estimate in plan_load(plan).items()}
+    plans = {name: report.estimate_to_dict(estimate, plan) for name, estimate in plan_load(plan).items()}
     if args.json:
         print(dumps({"assumed": asdict(plan), "plans": plans}))
     else:
-        Console(width=None if is_tty() else 100).print(telling.make_table(plans, plan))
+        Console(width=None if is_tty() else 100).print(report.make_table(plans, plan))
     return 0
 
 

@@ -339,7 +339,8 @@ class Forgetful(Method):
 
 
 def test_a_method_without_coefficients_is_refused() -> None:
-    with pytest.raises(InputError, match=r"coefficients\(\) of forgetful is None; it must be of type Steer"):
+    message = r"coefficients\(\) of forgetful is None; it must be of type SteeringCoefficients"
+    with pytest.raises(InputError, match=message):
         Forgetful([KIND], fractions=[1j])
 
 

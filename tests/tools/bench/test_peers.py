@@ -53,8 +53,7 @@ def worker_pair(tiny_folder: Path) -> Iterator[WorkerPair]:
     with RunnerProcess("trimtab") as ours, RunnerProcess("transformers") as theirs:
         options = {"dtype": "float32", "wishes": OBJECTIVES, "rows": 6}
         about = ours.request("open", model=str(tiny_folder), **options)["about"]
-        assert about["folder"] == str(tiny_folder)
-        theirs.request("open", **options, **about)
+        theirs.request("open", **options, **about, folder=str(tiny_folder))
         yield WorkerPair(
             ours, theirs, ours.request("render", prompts=["Why?", "Is it so, and why?"])["prompts"]
         )
@@ -154,6 +153,7 @@ def test_peers_skips_by_name_what_is_not_there(run: Callable[..., CommandResult]
     assert ran.status == 0, ran.stderr
     found: Any = json.loads(ran.stdout.splitlines()[-1])
     assert "llama_cpp" in found["peers"]
+    assert found["peers"]["trimtab"]["folder"] == str(tiny_folder)
     assert found["peers"]["llama_cpp"]["skipped"].startswith("it needs the model as a file")
     assert [len(score["whole"]) for score in found["raw"].values()] == [2] * 6
     assert set(found["ratios"]) == {

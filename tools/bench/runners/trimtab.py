@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import trimtab
 from trimtab import Amulet, Base, Engine, Guidance, Mato, Objective, Request, SamplingParams
-from trimtab.models.loader.resolve import resolve_folder
 
 SAMPLED_PARAMS = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
 
@@ -33,7 +32,6 @@ class Peer:
             "version": trimtab.__version__,
             "threads": torch.get_num_threads(),
             "package": str(Path(trimtab.__file__).resolve().parent),
-            "folder": str(resolve_folder(model).resolve()),
             "guidance_scale": Guidance(objectives[:1]).guidance_scale,
         }
 
@@ -46,8 +44,7 @@ class Peer:
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
         """Decodes all prompts at once. "decoding" is the slowest answer's time after its first token."""
         method, sampling = self._methods[contestant]
-        list_branches = getattr(method, "branch_objectives", None) or method.branches  # as of 0.1
-        num_branches = 1 + len(list_branches())
+        num_branches = 1 + len(method.weights())
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, **sampling)
         # without a trace, which none of the others keeps
         request_args = ((prompt[:num_branches], False) for prompt in prompts)

@@ -12,7 +12,7 @@ from ....engine.methods.builtin import Base
 from ....engine.request import Request
 from ....kernels.common.errors import InputError
 from ...cli import common_args, method_args
-from ...common import questions as question
+from ...common.questions import read_questions
 from . import grid
 from .row import Row, make_rows
 from .target import Target, parse_targets
@@ -97,7 +97,7 @@ def make_study(settings: StudySettings) -> Study:
         c.method is not Base for c in method_args.parse_methods(settings.methods)
     ):
         raise InputError("--fluent compares with base, and --methods has none; add base")
-    questions = question.read_questions(settings.questions, settings.half)[: settings.limit]
+    questions = read_questions(settings.questions, settings.half)[: settings.limit]
     targets = parse_targets(settings.aim, questions)
     return Study(
         settings,
