@@ -176,11 +176,11 @@ def test_labels_are_named_by_the_config() -> None:
 
 
 def test_generative_models_and_classifiers_are_not_interchangeable(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds a LlamaForCausalLM, which writes texts"):
+    with pytest.raises(InputError, match="has a LlamaForCausalLM, which generates text"):
         load_classifier_bundle(tiny_folder)
     write_classifier(tmp_path)
     for load_format in ("auto", "dummy"):
-        with pytest.raises(InputError, match="a LlamaForSequenceClassification, which scores texts"):
+        with pytest.raises(InputError, match="a LlamaForSequenceClassification, which cannot generate text"):
             Engine.from_pretrained(str(tmp_path), load_format=load_format)
 
 

@@ -250,7 +250,7 @@ SLIDES = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sl
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"architectures": ["GPT2LMHeadModel"]},
-        "architecture 'GPT2LMHeadModel' is not supported; known are LlamaForCausalLM, Mist",
+        "architecture 'GPT2LMHeadModel' is not supported; expected one of LlamaForCausalLM, Mist",
     ),
     ({"architectures": None, "model_type": "bert"}, "architecture 'bert' is not supported"),
     ({"architectures": [], "model_type": None}, "architecture None is not supported"),
@@ -264,8 +264,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 0}, "num_key_value_heads 0"),
     ({"num_key_value_heads": 4}, "num_attention_heads 6; num_key_value_heads 4 must divide it"),
     ({"num_key_value_heads": 12}, "num_attention_heads 6; num_key_value_heads 12 must divide it"),
-    ({"head_dim": 7}, "head_dim 7; rotary embedding needs an even one"),
-    ({"head_dim": None, "hidden_size": 42}, "head_dim 7; rotary embedding needs an even one"),
+    ({"head_dim": 7}, "head_dim 7; it must be even for rotary embedding"),
+    ({"head_dim": None, "hidden_size": 42}, "head_dim 7; it must be even for rotary embedding"),
     ({"head_dim": None, "hidden_size": 5}, "head_dim 0"),
     ({"vocab_size": HUGE}, f"vocab_size {HUGE}"),
     ({"hidden_size": HUGE}, f"hidden_size {HUGE}"),
@@ -298,22 +298,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {**YARN, "beta_fast": 1, "beta_slow": 2}}, "beta_fast 1.0; it must be at least"),
     ({"rope_parameters": {**YARN, "truncate": 1}}, "truncate 1; it must be true or false"),
     ({"rope_parameters": {**YARN, "attention_factor": 0}}, "attention_factor 0"),
-    ({"rope_parameters": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim 2; a dynamic rope"),
-    ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'; known are default, linear"),
-    ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type ['yarn']; known are"),
-    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention' must be no object"),
+    ({"rope_parameters": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim 2; it must be at least 4"),
+    ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'; expected one of default, linear"),
+    ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type ['yarn']; expected one of"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention' must not be an object"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5; only 1 is supported"),
     ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25; only 1 is supported"),
     (
         {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_type": "yarn"}},
-        "rope_scaling {'rope_type': 'default'} and rope_parameters {'rope_type': 'yarn'}; it must have one",
+        "rope_scaling {'rope_type': 'default'} and rope_parameters {'rope_type': 'yarn'}; it must have only",
     ),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'; only 'silu' is supported"),
     ({"attention_bias": 1}, "attention_bias 1; it must be true or false"),
     ({"mlp_bias": "no"}, "mlp_bias 'no'; it must be true or false"),
     ({"tie_word_embeddings": "true"}, "tie_word_embeddings 'true'"),
-    ({"dtype": {"text": "bfloat16"}}, "dtype {'text': 'bfloat16'}; it must be a type's name"),
-    ({"dtype": None, "torch_dtype": 16}, "torch_dtype 16; it must be a type's name"),
+    ({"dtype": {"text": "bfloat16"}}, "dtype {'text': 'bfloat16'}; it must be the name of a dtype"),
+    ({"dtype": None, "torch_dtype": 16}, "torch_dtype 16; it must be the name of a dtype"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quant_method 'fp8', which is not supported"),
     ({"quantization_config": "awq"}, "quantization_config 'awq'; it must be an object"),
     ({**SLIDES, "sliding_window": 0}, "sliding_window 0; it must be a whole number from 1"),
@@ -400,7 +400,7 @@ def test_a_size_that_is_missing_is_named(key: str) -> None:
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no config\.json; a model is a folder with one"):
+    with pytest.raises(InputError, match=r"has no config\.json; expected a model folder"):
         ModelConfig.from_folder(tmp_path)
 
 

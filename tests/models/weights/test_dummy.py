@@ -111,5 +111,5 @@ def test_the_text_of_ids_is_the_ids() -> None:
 
 @pytest.mark.parametrize("word", ["1000", "-1", "rain", "1.5", "٣", "²", "9" * 5000])
 def test_a_word_that_is_no_id_is_refused(word: str) -> None:
-    with pytest.raises(InputError, match="this model has no tokenizer, and reads only ids from 0 to 999"):
+    with pytest.raises(InputError, match="this model has no tokenizer and accepts only ids from 0 to 999"):
         Tokenizer(DummyTokenizer(1000)).encode(f"1 {word} 2")

@@ -77,7 +77,7 @@ def test_no_folder_no_reward_model_and_no_argument_are_refused(tmp_path: Path, t
     for text, message in (
         ("reward", "needs a folder with a reward model: reward:PATH"),
         (f"reward:{tmp_path}", "has no config.json"),
-        (f"reward:{tiny_folder}", "holds a LlamaForCausalLM, which writes texts"),
+        (f"reward:{tiny_folder}", "has a LlamaForCausalLM, which generates text"),
     ):
         with pytest.raises(InputError, match=message):
             make_scorer(text)
