@@ -111,7 +111,7 @@ class YarnRope(Rope):
         return 1 - ramp.clamp(0, 1)
 
     def _correction_dim(self, num_rotations: float, num_pairs: int) -> float:
-        """The fractional pair index i that makes this many rotations: n θ^(−i/num_pairs) = 2π num_rotations."""
+        """The fractional pair i that makes this many rotations: n θ^(−i/num_pairs) = 2π num_rotations."""
         return (
             num_pairs
             * math.log(self.original_max_position / (2 * math.pi * num_rotations))
@@ -174,7 +174,7 @@ class RotaryEmbedding:
         """(cos, sin), each [tokens, head_dim].
 
         sin is negated in the first half, so the rotation is x · cos + swap(x) · sin, where swap exchanges the
-        halves. `rope_lengths` [tokens]: the `Rope.rope_length` of each token's request, required by dynamic RoPE.
+        halves. `rope_lengths` [tokens]: the `Rope.rope_length` of each token's request, for dynamic RoPE.
         """
         inv_freq = self._inv_freq
         if isinstance(self._rope, DynamicRope):

@@ -48,9 +48,7 @@ def test_every_row_of_a_dummy_embedding_may_be_sampled(config_folder: Path) -> N
 def test_a_chat_with_a_model_without_tokenizer_is_refused(config_folder: Path) -> None:
     with pytest.raises(InputError, match="branch_token_ids for the prompt"):
         dummy_engine(config_folder).generate(Request("hello"))
-    with pytest.raises(
-        InputError, match=r"chat_template needs a tokenizer, and .* has none"
-    ):
+    with pytest.raises(InputError, match=r"chat_template needs a tokenizer, and .* has none"):
         dummy_engine(config_folder, chat_template="{{ messages }}")
 
 

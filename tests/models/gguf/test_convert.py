@@ -351,25 +351,28 @@ def without_tensor(name: str) -> dict[str, tuple[np.ndarray, Kind]]:
 
 SQUARE = np.zeros((256, 256), np.float32)
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "another architecture": ({"architecture": "gemma3"}, ["'gemma3'", "known are llama, qwen2, qwen3"]),
+    "another architecture": ({"architecture": "gemma3"}, ["'gemma3'", "expected one of llama, qwen2, qwen3"]),
     "an unknown pre-tokenizer": (
         {"metadata": {"tokenizer.ggml.pre": "mystery"}},
         ["'mystery'", "smollm", "llama-bpe", "qwen2"],
     ),
-    "an unknown tokenizer": ({"metadata": {"tokenizer.ggml.model": "bert"}}, ["'bert'", "gpt2, llama"]),
+    "an unknown tokenizer": ({"metadata": {"tokenizer.ggml.model": "bert"}}, ["'bert'", "gpt2 or llama"]),
     "no vocabulary": ({"metadata": {"tokenizer.ggml.tokens": None}}, ["tokenizer.ggml.tokens"]),
     "no merges": ({"metadata": {"tokenizer.ggml.merges": None}}, ["has no tokenizer.ggml.merges"]),
     "a merge of three": (
         {"metadata": {"tokenizer.ggml.merges": ["Ġ t", "h e l"]}},
-        ["has 'h e l'", "two tokens and a space"],
+        ["has 'h e l'", "two tokens separated by a space"],
     ),
-    "a chat template that is none": (
+    "a chat template that is not a string": (
         {"metadata": {"tokenizer.chat_template": 5}},
-        ["tokenizer.chat_template is 5", "must be a text"],
+        ["tokenizer.chat_template is 5", "must be a string"],
     ),
-    "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["do not fit together"]),
-    "one token twice": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
-    "more tokens than rows": ({"contents": random_tensors(vocab=9)}, [f"{len(TOKENS)} tokens", "embeds 9"]),
+    "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["are inconsistent"]),
+    "a duplicate token": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
+    "more tokens than rows": (
+        {"contents": random_tensors(vocab=9)},
+        [f"{len(TOKENS)} tokens", "9 embedding rows"],
+    ),
     "an id beyond the vocabulary": (
         {"metadata": {"tokenizer.ggml.eos_token_id": 9999}},
         ["eos_token_id is 9999", f"0 to {len(TOKENS) - 1}"],
@@ -380,10 +383,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no sizes": (
         {"metadata": {"llama.block_count": None}},
-        ["llama.block_count is None", "whole number from 1 to"],
+        ["llama.block_count is None", "an integer from 1 to"],
     ),
     "no heads": ({"metadata": {"llama.attention.head_count": 0}}, ["llama.attention.head_count is 0"]),
-    "another width in each layer": (
+    "a different head count in each layer": (
         {"metadata": {"llama.attention.head_count_kv": [2, 2]}},
         ["llama.attention.head_count_kv is [2, 2]"],
     ),
@@ -396,21 +399,21 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"metadata": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}},
         ["'longrope'", "none, linear, yarn"],
     ),
-    "experts": ({"metadata": {"llama.expert_count": 8}}, ["mixes 8 experts"]),
+    "experts": ({"metadata": {"llama.expert_count": 8}}, ["has 8 experts"]),
     "a window in some layers": (
         {"metadata": {"llama.attention.sliding_window_pattern": [True, False]}},
-        ["llama.attention.sliding_window_pattern", "every layer or in none"],
+        ["llama.attention.sliding_window_pattern", "all layers must use the window, or none"],
     ),
-    "heads of an odd width": ({"metadata": dict.fromkeys(LENGTHS, 15)}, ["15 wide", "an even width"]),
+    "an odd head size": ({"metadata": dict.fromkeys(LENGTHS, 15)}, ["head size is 15", "must be even"]),
     "more layers than tensors": (
         {"metadata": {"llama.block_count": 2**20}},
         ["missing: blk.2.attn_norm.weight"],
     ),
     "more layers than any model": (
         {"metadata": {"llama.block_count": 2**31}},
-        ["llama.block_count is 2147483648", "whole number from 1 to"],
+        ["llama.block_count is 2147483648", "an integer from 1 to"],
     ),
-    "a part of a file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
+    "one part of a split file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
     "a missing tensor": (
         {"contents": without_tensor("blk.1.ffn_up.weight")},
         ["missing: blk.1.ffn_up.weight"],
@@ -448,9 +451,7 @@ def test_a_broken_weight_is_kept_and_warned_of_by_name(tmp_path: Path, dtype: st
     broken = np.ones(HIDDEN, np.float32)
     broken[[3, 5]] = np.nan, -np.inf
     path = write_gguf(tmp_path / "m.gguf", contents=with_tensor("output_norm.weight", broken))
-    with pytest.warns(
-        UserWarning, match=r"tensor 'output_norm\.weight' has infinite or NaN values"
-    ):
+    with pytest.warns(UserWarning, match=r"tensor 'output_norm\.weight' has infinite or NaN values"):
         folder = convert(path, tmp_path / "out", dtype)
     found = load_file(folder / FILE)["model.norm.weight"].float()
     torch.testing.assert_close(found, torch.from_numpy(broken), equal_nan=True)

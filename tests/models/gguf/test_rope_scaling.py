@@ -133,24 +133,24 @@ def test_frequencies_match_the_original_model(
     assert not torch.equal(right, LlamaRotaryEmbedding(plain).inv_freq)
 
 
-def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
+def test_divisors_of_one_mean_unscaled_rope(tmp_path: Path) -> None:
     assert convert_scaling(with_divisors(tmp_path / "m.gguf", np.ones(32, np.float32), 64)) is None
 
 
 BENT_DIVISORS = llama3_divisors(64, *PUBLISHED["3.1"])
 BENT_DIVISORS[15] *= 1.0001
 REFUSED: dict[str, tuple[np.ndarray, str]] = {
-    "a bent curve": (BENT_DIVISORS, "is not Llama 3.1's scaling"),
-    "a curve of its own": (np.linspace(1, 8, 32, dtype=np.float32), "is not Llama 3.1's scaling"),
-    "too few": (np.ones(31, np.float32), "it must be 32 numbers of at least 1"),
-    "zero": (np.zeros(32, np.float32), "it must be 32 numbers of at least 1"),
-    "no number": (np.full(32, np.nan, np.float32), "it must be 32 numbers of at least 1"),
-    "infinite": (np.full(32, np.inf, np.float32), "it must be 32 numbers of at least 1"),
+    "one changed divisor": (BENT_DIVISORS, "does not match Llama 3.1's scaling"),
+    "linear divisors": (np.linspace(1, 8, 32, dtype=np.float32), "does not match Llama 3.1's scaling"),
+    "too few": (np.ones(31, np.float32), r"has shape \[31\]; expected \[32\]"),
+    "zero": (np.zeros(32, np.float32), "all values must be finite and at least 1"),
+    "NaN": (np.full(32, np.nan, np.float32), "all values must be finite and at least 1"),
+    "infinite": (np.full(32, np.inf, np.float32), "all values must be finite and at least 1"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str) -> None:
+def test_divisors_that_config_json_cannot_express_are_refused(tmp_path: Path, case: str) -> None:
     values, message = REFUSED[case]
     with pytest.raises(InputError, match=message) as refusal:
         convert(with_divisors(tmp_path / "m.gguf", values, 64), tmp_path / "out")
@@ -162,9 +162,9 @@ def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str
     [
         (
             {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0},
-            "'longrope'; known are none, linear, yarn",
+            "'longrope'; expected one of none, linear, yarn",
         ),
-        ({"rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5, which is not supported"),
+        ({"rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5; only 1.0 is supported"),
         (
             {"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.type": "yarn"},
             "yarn_log_multiplier is 0.1",
@@ -172,7 +172,7 @@ def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str
         ({"rope.scaling.factor": -1.0}, "factor is -1.0; it must be a number above 0"),
     ],
 )
-def test_scaling_that_no_config_expresses_is_refused(
+def test_unsupported_scaling_metadata_is_refused(
     tmp_path: Path, metadata: dict[str, Any], message: str
 ) -> None:
     path = write_gguf(tmp_path / "m.gguf", {f"llama.{key}": value for key, value in metadata.items()})
@@ -185,5 +185,5 @@ def test_scaling_in_both_metadata_and_tensor_is_refused(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "m.gguf", {"llama.rope.scaling.factor": 2.0, "llama.rope.freq_base": THETA}, contents
     )
-    with pytest.raises(InputError, match=r"scales rotary embedding twice, by rope_freqs\.weight"):
+    with pytest.raises(InputError, match=r"has RoPE scaling in both rope_freqs\.weight and its metadata"):
         convert(path, tmp_path / "out")

@@ -305,9 +305,7 @@ def test_a_broken_weight_is_warned_of_by_name_and_loads(
     folder, tensors = tiny.write(tmp_path / "model"), tiny.tensors()
     tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
     write_tensors(folder, tensors)
-    message = (
-        r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has infinite or NaN values$"
-    )
+    message = r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has infinite or NaN values$"
     with pytest.warns(UserWarning, match=message) as warned:
         load_model(folder)
     assert len(warned) == 1
@@ -348,7 +346,9 @@ OTHER_TYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 def test_a_weight_of_another_type_is_refused_by_name(name: str, tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
     write_tensors(folder, {**TinyModel().tensors(), NORM: torch.ones(36).to(OTHER_TYPES[name])})
-    assert_refused(folder, f"the checkpoint stores weights as {name} ({NORM}); expected one of F32, F16, BF16")
+    assert_refused(
+        folder, f"the checkpoint stores weights as {name} ({NORM}); expected one of F32, F16, BF16"
+    )
 
 
 def test_a_checkpoint_in_fp8_is_refused_by_its_type_and_not_by_its_scales(tmp_path: Path) -> None:
