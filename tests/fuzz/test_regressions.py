@@ -187,7 +187,7 @@ def test_stored_frequencies_of_a_wrong_shape_are_refused_unread(
 
 def test_a_head_of_absurd_width_is_refused_before_anything_is_made_of_it(tmp_path: Path) -> None:
     path = gguf_files.write_gguf(tmp_path / "a.gguf", {"llama.attention.key_length": 2**31})
-    with pytest.raises(InputError, match=r"key_length is 2147483648; it must be a whole number from 1 to"):
+    with pytest.raises(InputError, match=r"key_length is 2147483648; it must be an integer from 1 to"):
         convert(path, tmp_path / "out")
 
 

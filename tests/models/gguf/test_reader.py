@@ -1,4 +1,4 @@
-"""The GGUF container: what is read is what was written, and no file makes the reader go astray."""
+"""GGUFFile reads what the gguf package writes, and refuses corrupt files with a one-line error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", extra)
 
 
-def test_metadata_and_tensors_are_those_that_the_package_reads(source: Path) -> None:
+def test_metadata_and_tensors_match_the_gguf_packages_reader(source: Path) -> None:
     ours, theirs = GGUFFile(source), gguf.GGUFReader(source)
     ignored = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count")
     right = {key: field.contents() for key, field in theirs.fields.items() if key not in ignored}
@@ -38,7 +38,7 @@ def test_metadata_and_tensors_are_those_that_the_package_reads(source: Path) -> 
         assert stored.data.tobytes() == tensor.data.tobytes()
 
 
-def test_every_type_of_number_is_read(tmp_path: Path) -> None:
+def test_every_value_type_is_read(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     values: dict[str, Any] = {
         "uint8": 200,

@@ -1,4 +1,4 @@
-"""The rotary scaling of a GGUF file is that of the model it was made from."""
+"""RoPE scaling converted from GGUF files matches the original model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def convert_scaling(path: Path) -> Any:
     ],
 )
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_scaling_in_the_metadata_is_carried_over(
+def test_scaling_in_the_metadata_is_converted(
     tmp_path: Path, architecture: str, scaling: dict[str, Any], right: object
 ) -> None:
     metadata = {f"{architecture}.{key}": value for key, value in scaling.items()}
@@ -74,18 +74,18 @@ def test_scaling_in_the_metadata_is_carried_over(
 
 
 def llama3_divisors(width: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
-    """What llama.cpp's converter writes as rope_freqs.weight, in float32 as there."""
-    found = []
+    """rope_freqs.weight as llama.cpp's converter computes it, in float32."""
+    divisors = []
     for frequency in 1.0 / (THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width)):
         wavelength = float(2 * math.pi / frequency)
         smooth = (original / wavelength - low) / (high - low)
         if wavelength < original / high:
-            found.append(1.0)
+            divisors.append(1.0)
         elif wavelength > original / low:
-            found.append(factor)
+            divisors.append(factor)
         else:
-            found.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(found, np.float32)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, np.float32)
 
 
 def with_divisors(path: Path, values: np.ndarray, width: int) -> Path:
@@ -100,7 +100,7 @@ PUBLISHED = {"3.1": (8.0, 1.0, 4.0, 8192), "3.2": (32.0, 1.0, 4.0, 8192)}
 
 @pytest.mark.parametrize("width", [16, 64, 128])
 @pytest.mark.parametrize("version", PUBLISHED)
-def test_llama_3s_scaling_is_found_in_its_tensor(tmp_path: Path, version: str, width: int) -> None:
+def test_llama_3_scaling_is_recovered_from_its_tensor(tmp_path: Path, version: str, width: int) -> None:
     values = llama3_divisors(width, *PUBLISHED[version])
     factor, low, high, original = PUBLISHED[version]
     assert convert_scaling(with_divisors(tmp_path / "m.gguf", values, width)) == {
@@ -128,8 +128,8 @@ def test_frequencies_match_the_original_model(
     )
     values = (LlamaRotaryEmbedding(plain).inv_freq / right).numpy()
     folder = convert(with_divisors(tmp_path / "m.gguf", values, 128), tmp_path / "out")
-    found = LlamaRotaryEmbedding(AutoConfig.from_pretrained(folder)).inv_freq
-    torch.testing.assert_close(found, right, rtol=TOLERANCE * parameters[0], atol=0)
+    converted = LlamaRotaryEmbedding(AutoConfig.from_pretrained(folder)).inv_freq
+    torch.testing.assert_close(converted, right, rtol=TOLERANCE * parameters[0], atol=0)
     assert not torch.equal(right, LlamaRotaryEmbedding(plain).inv_freq)
 
 
