@@ -90,7 +90,7 @@ def test_the_answer_to_a_one_token_prompt_matches_transformers(tiny_folder: Path
 
 
 def test_half_precision_scores_stay_near_float32(tiny_folder: Path) -> None:
-    """Rounding weights to 8 bits changes log-probabilities only a little; a layout error changes them a lot."""
+    """Rounding weights to 8 bits changes log-probabilities slightly; a layout error changes them strongly."""
     ids = random_ids(60)
     expected = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB").score(ids)
     for dtype, share in (("float16", 0.02), ("bfloat16", 0.15)):

