@@ -1,7 +1,7 @@
 """`trimtab tune`: find the fastest Triton launch configs for this machine's GPU and save them.
 
-Coordinate search from the shipped configs, in two rounds: one parameter is changed at a time and kept if it is
-faster. Last, the LM head fused with the steering step is compared with the two run separately, by rows.
+Coordinate search from the shipped configs, in two rounds: one parameter is changed at a time and kept if it
+is faster. Last, the LM head fused with the steering step is compared with the two run separately, by rows.
 """
 
 from __future__ import annotations
