@@ -34,8 +34,8 @@ def send_call(client: httpx.Client, kind: str, tokens: int) -> str:
     try:
         if kind in ("/health", "/metrics"):
             return str(client.get(kind).status_code)
-        if kind in ("whole", "wrong"):
-            response = client.post(CHAT, json=body if kind == "whole" else {**body, "temperature": -1})
+        if kind in ("full", "wrong"):
+            response = client.post(CHAT, json=body if kind == "full" else {**body, "temperature": -1})
             return "done" if response.status_code == 200 else str(response.status_code)
         with client.stream("POST", CHAT, json=body) as answer:
             lines = [line for line in answer.iter_lines() if line] if kind == "streamed" else []
@@ -50,7 +50,7 @@ def send_call(client: httpx.Client, kind: str, tokens: int) -> str:
 def send_mixed_calls(server: ServerProcess, seed: int, total: int) -> Counter[tuple[str, str]]:
     """Send calls of all kinds from sixteen threads and count their outcomes."""
     rng = random.Random(seed)
-    kinds = ("whole", "whole", "streamed", "streamed", "left", "wrong", "/health", "/metrics")
+    kinds = ("full", "full", "streamed", "streamed", "left", "wrong", "/health", "/metrics")
     plans = [(rng.choice(kinds), rng.randint(1, 20)) for _ in range(total)]
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(16) as pool:
         ends = list(pool.map(lambda plan: send_call(client, *plan), plans, timeout=240))
@@ -79,7 +79,7 @@ def test_concurrent_calls_of_all_kinds_are_served_and_counted_once(tiny_folder: 
             status: count for status, count in lines.items() if status != 200
         }
         assert lines[400] == ends["wrong", "400"]
-        assert lines[200] >= ends["whole", "done"] + ends["streamed", "done"]
+        assert lines[200] >= ends["full", "done"] + ends["streamed", "done"]
 
 
 @pytest.mark.parametrize(

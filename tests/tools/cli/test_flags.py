@@ -130,7 +130,7 @@ def test_a_method_round_trips_through_flags(cls: type[Method]) -> None:
     if cls.name == "linear-alignment":
         values["mask_top_p"] = None  # a mask excludes a trust region
     if cls.name == "mato":
-        values.pop("optimise_online")  # without the loop its strength is 1, as a trust region requires
+        values.pop("optimise_online")  # without the loop its strength is 1, which a trust region allows
     if cls.name == "context-steering":
         values["strength"] = 3.0
     if cls.name == "guidance":
@@ -170,7 +170,7 @@ def test_none_is_refused_for_a_field_that_is_not_optional() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--max-tokens", "1.5"], "--max-tokens is '1.5'; it must be a whole number"),
         (["--temperature", "warm"], "--temperature is 'warm'; it must be a number"),
@@ -187,10 +187,10 @@ def test_none_is_refused_for_a_field_that_is_not_optional() -> None:
         (["--temperature", "-inf"], "temperature is -inf; it must be a finite number ≥ 0 and at most 1000"),
     ],
 )
-def test_an_invalid_value_is_refused_with_its_flag(words: list[str], sentence: str) -> None:
+def test_an_invalid_value_is_refused_with_its_flag(words: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
         common_args.sampling_params(make_parser(common_args.add_sampling).parse_argv(words))
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

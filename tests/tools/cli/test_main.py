@@ -33,7 +33,7 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
 
 
 @pytest.mark.parametrize(
-    ("command", "sentence"),
+    ("command", "message"),
     [
         (["gen"], "unknown command 'gen'; commands are "),
         (["generate"], "expected a prompt, or --input FILE and --output FILE"),
@@ -66,11 +66,11 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
     ],
 )
 def test_invalid_input_is_one_error_line_and_status_2(
-    run: Run, engine: FakeEngine, command: list[str], sentence: str
+    run: Run, engine: FakeEngine, command: list[str], message: str
 ) -> None:
     ran = run(*command)
     assert (ran.status, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.startswith(f"trimtab: {message}")
     assert ran.stderr.count("\n") == 1
     assert engine.configs == []
 
@@ -109,7 +109,7 @@ def test_help_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "sentence"),
+    ("error", "status", "message"),
     [
         (InputError("the model is odd"), 2, "the model is odd"),
         (RunError("no network"), 1, "no network"),
@@ -126,12 +126,12 @@ def test_help_needs_no_torch() -> None:
     ],
 )
 def test_a_failure_to_open_the_model_is_one_error_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, message: str
 ) -> None:
     monkeypatch.setattr(open_engine, "open_engine", _raise_on_open(error))
     ran = run("generate", "hi")
     assert (ran.status, ran.stdout) == (status, "")
-    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.startswith(f"trimtab: {message}")
     assert ran.stderr.count("\n") == 1
 
 

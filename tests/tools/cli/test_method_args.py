@@ -80,7 +80,7 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("mato:preset=bold", "mato has no preset 'bold'; presets are balanced"),
         ("amulet:preset=balanced", "amulet has no preset 'balanced'; it has none"),
@@ -97,7 +97,7 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
         ("base,", "--methods is 'base,'; it must be methods separated by commas, such as base,mato:tau=5"),
     ],
 )
-def test_an_invalid_column_is_refused(text: str, sentence: str | None) -> None:
+def test_an_invalid_column_is_refused(text: str, message: str | None) -> None:
     with pytest.raises(InputError) as caught:
         method_args.parse_methods(text)
-    assert sentence is None or str(caught.value) == sentence
+    assert message is None or str(caught.value) == message

@@ -92,7 +92,7 @@ def test_the_system_prompt_may_change_between_turns(run_chat: Say, engine: FakeE
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
         ("/prefer x=-1", "the weight of objective 'x' is -1.0; it must be a finite number ≥ 0"),
         ("/prefer Be brief.=0", "the weights of all objectives are 0; at least one must be above 0"),
@@ -107,10 +107,10 @@ def test_the_system_prompt_may_change_between_turns(run_chat: Say, engine: FakeE
     ],
 )
 def test_an_invalid_command_prints_one_error_line_and_changes_nothing(
-    run_chat: Say, engine: FakeEngine, line: str, sentence: str
+    run_chat: Say, engine: FakeEngine, line: str, message: str
 ) -> None:
     ran = run_chat(line, "hi", flags=("--prefer", "Be brief."))
-    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.startswith(f"trimtab: {message}")
     assert (ran.status, ran.stderr.count("\n"), ran.stdout) == (0, 1, "Rain is water.\n")
     assert engine.requests[0].steering == Mato((BRIEF,))
 

@@ -30,7 +30,7 @@ def test_a_full_disk_during_a_batch_is_one_error_line_and_the_run_resumes(
     def answer(target: Path) -> CommandResult:
         return run("generate", "--input", str(source), "--output", str(target), *flags)
 
-    complete, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    complete, target = tmp_path / "complete.jsonl", tmp_path / "out.jsonl"
     assert answer(complete).status == 0
     for share in (0, 0.4, 0.7):
         with disk_limit(int(share * complete.stat().st_size)):
@@ -47,7 +47,7 @@ def test_a_full_disk_during_a_study_is_one_error_line_and_the_run_resumes(
     flags = ["--aim", "Be kind.=lexical:[aeiou]", "--aim", "Be brief.=-length:characters", "--weights", "3"]
     flags += ["--methods", "base,mato", "--limit", "2", "--max-tokens", "4", "--scorers", "length"]
     flags += ["--model", str(tiny_folder), "--kv-cache-memory", "2MiB"]
-    out, complete = tmp_path / "out", tmp_path / "whole"
+    out, complete = tmp_path / "out", tmp_path / "complete"
     assert run("evaluate", *flags, "--output", str(complete)).status == 0
     written = (complete / "answers.jsonl").stat().st_size
     for limit, file in ((100, "study.json"), (int(0.6 * written), "answers.jsonl"), (4 * written, "report")):

