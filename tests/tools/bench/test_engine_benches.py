@@ -93,7 +93,7 @@ def test_a_request_that_is_not_decoded_fails_the_run(run: Run, tiny_folder: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), f"there is no BENCH; say what to measure: {', '.join(BENCHES)}"),
+        ((), f"BENCH is missing; it must be one of {', '.join(BENCHES)}"),
         (("weather",), f"unknown bench 'weather'; benches are {', '.join(BENCHES)}"),
         (("latency", "--num-iters", "0"), "num_iters is 0; it must be a whole number from 1 to 10000"),
         (

@@ -150,7 +150,7 @@ def test_a_gpus_work_belongs_to_the_innermost_stage_and_its_gaps_are_told() -> N
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "there is no SUBJECT; say what to measure: kernels, decode"),
+        ((), "SUBJECT is missing; it must be one of kernels, decode"),
         (("decode", "--trace", "/nowhere/x"), "--trace is '/nowhere/x'; it must be a file in a folder that"),
         (
             ("decode", "--trace", "x", "--output-len", "4"),

@@ -125,7 +125,7 @@ def test_the_gateway_has_the_api_of_a_single_server(
     config = ServerConfig()
     for path in ("/", "/health", "/version", "/v1/models", "/v1/steer/methods", "/openapi.json"):
         assert gateway_request(config, "GET", path).status_code == 200
-    assert gateway_request(config, "GET", "/nope").json()["error"]["message"] == "there is no GET /nope"
+    assert gateway_request(config, "GET", "/nope").json()["error"]["message"] == "GET /nope does not exist"
     text = chat().json()["choices"][0]["message"]["content"]
     pieces = events(chat(stream=True))
     assert "".join(each["choices"][0]["delta"].get("content", "") for each in pieces) == text
