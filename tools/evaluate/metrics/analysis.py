@@ -39,7 +39,7 @@ class Analysis:
     judgments: Judgments
 
     def compute(self) -> Result:
-        """All results, in the order of the study's rows. A family of several rows adds one for all its points."""
+        """All results, in the order of the study's rows. A family of several rows adds one for its points."""
         row_results: list[RowResult] = []
         for members in self._group_by_family():
             row_results += [self._row_result(row) for row in members]
@@ -77,7 +77,7 @@ class Analysis:
         )
 
     def _family_result(self, rows: Sequence[Row]) -> RowResult:
-        """The result for all points of a family. At each weight its best row by mean utility represents it."""
+        """The result for all points of a family, whose best row by mean utility is used at each weight."""
         num_points = len({key for row in rows for key in self._answer_keys(row)})
         return RowResult(
             label=f"{rows[0].family}, all wordings",
@@ -98,7 +98,7 @@ class Analysis:
 
     def _point_results(self, rows: Sequence[Row]) -> Iterator[PointResult]:
         table = self.table
-        coords = np.concatenate([table.point_coords(row)[0] for row in rows])  # [points of the family, objectives]
+        coords = np.concatenate([table.point_coords(row)[0] for row in rows])  # [points, objectives]
         on_front = iter(pareto.is_pareto_optimal(coords))
         for row in rows:
             mean_scores = table.mean_scores(row)

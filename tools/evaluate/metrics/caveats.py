@@ -39,7 +39,7 @@ def _iter_caveats(table: ScoreTable, points: Sequence[PointResult]) -> Iterator[
         yield f"With {len(study.questions)} questions, fewer than {MIN_QUESTIONS}, intervals are too narrow."
     if len(study.targets) > 2:
         yield (
-            f"Intervals of fronts are from {MULTI_TARGET_DRAWS} draws only, because there are more than two aims."
+            f"Intervals of fronts are from {MULTI_TARGET_DRAWS} draws only, as there are more than two aims."
         )
     for target, (low, high) in zip(study.targets, table.ranges.T, strict=True):
         if not high > low:
