@@ -38,7 +38,7 @@ class _ServerApp:
         return create_app(self._engine, ServerConfig(request_timeout=8, **settings))
 
     def call(self, app: Any, method: str, path: str, data: bytes = b"") -> None:
-        """Send a request. Raises InputError for a 4xx in OpenAI's format, AssertionError for a bad response."""
+        """Send a request. Raises InputError for a 4xx in OpenAI's format, AssertionError if malformed."""
         response = self._loop.run_until_complete(self._request(app, method, path, data))
         status, text = response.status_code, response.text
         if status == 200:

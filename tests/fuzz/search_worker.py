@@ -1,7 +1,7 @@
 """Fuzz search worker: try inputs one after the other and print the results as JSON lines.
 
-`python -m trimtab.tests.fuzz.search_worker FOLDER FORMAT:FIRST:END …`. Each seed is printed before its input is
-tried, so that the reader knows which input crashed or hangs.
+`python -m trimtab.tests.fuzz.search_worker FOLDER FORMAT:FIRST:END …`. Each seed is printed before its
+input is tried, so that the reader knows which input crashed or hangs.
 """
 
 from __future__ import annotations

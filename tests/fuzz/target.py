@@ -9,8 +9,8 @@ from random import Random
 
 @dataclass(frozen=True)
 class FuzzTarget:
-    """seeds: valid inputs. damage: mutates one. run: takes the seed's index and an input; raises InputError or
-    RunError to refuse it.
+    """seeds: valid inputs. damage: mutates one. run: takes the seed's index and an input; raises
+    InputError or RunError to refuse it.
     """
 
     seeds: list[bytes]

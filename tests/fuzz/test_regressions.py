@@ -177,9 +177,7 @@ def test_a_million_letter_text_is_split_only_at_piece_boundaries(tmp_path: Path)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (1, 8), (9,)], ids=str)
-def test_rope_frequencies_of_a_wrong_shape_are_refused(
-    tmp_path: Path, shape: tuple[int, ...]
-) -> None:
+def test_rope_frequencies_of_a_wrong_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     contents = {**gguf_files.random_tensors(), "rope_freqs.weight": (np.ones(shape, np.float32), Kind.F32)}
     with pytest.raises(InputError, match=r"rope_freqs\.weight is of the shape"):
         convert(gguf_files.write_gguf(tmp_path / "a.gguf", {}, contents), tmp_path / "out")

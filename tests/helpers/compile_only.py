@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def compile_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make Triton compile for an H100 until the end of the test, without launching. The device object is new, so
-    that no kernel is cached for it.
+    """Make Triton compile for an H100 until the end of the test, without launching.
+
+    The device object is new, so that no kernel is cached for it.
     """
     current_device = object()
     fake_driver = SimpleNamespace(

@@ -107,7 +107,7 @@ def random_encoded(shape: tuple[int, ...], ggml_type: Kind, generator: np.random
 def random_tensors(
     type_name: str = "F16", architecture: str = "llama", **sizes: Any
 ) -> dict[str, tuple[np.ndarray, Kind]]:
-    """Random tensors of one type; as in llama.cpp, F32 for vectors and rows that are not a multiple of a block."""
+    """Random tensors of one type; as in llama.cpp, F32 for vectors and rows that blocks do not divide."""
     generator, block = np.random.default_rng(0), gguf.GGML_QUANT_SIZES[Kind[type_name]][0]
     tensors = {}
     for name, shape in tensor_shapes(architecture, **sizes).items():

@@ -16,5 +16,6 @@ def is_batch_invariant() -> bool:
 
 
 batch_invariant_cpu = pytest.mark.skipif(
-    not is_batch_invariant(), reason="with MKL's AVX2 kernels, the rounding of a row depends on the other rows"
+    not is_batch_invariant(),
+    reason="with MKL's AVX2 kernels, the rounding of a row depends on the other rows",
 )

@@ -196,7 +196,7 @@ def mato(method: Mato, prior_weights: Tensor, scale: float) -> NaiveDecoder:
 
 @dataclass
 class Agreement:
-    """Comparison of an answer with the literal method: tokens compared, relative margins where they differ."""
+    """Comparison of an answer with the literal method: tokens compared, margins where they differ."""
 
     tokens: int = 0
     ties: list[float] = field(default_factory=list)
