@@ -43,7 +43,7 @@ class FormatSearch:
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self.outcomes.items()))
         return (
             f"{self.format}: {counts}; worst {self.max_seconds:.2f} s, {self.max_bytes / 2**20:.1f} MiB "
-            f"(sound: {self.baseline_bytes / 2**20:.1f} MiB)"
+            f"(valid: {self.baseline_bytes / 2**20:.1f} MiB)"
         )
 
     def record(self, report: dict[str, Any], size: int) -> None:

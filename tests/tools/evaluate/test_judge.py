@@ -136,7 +136,7 @@ def test_each_answer_gets_the_judges_rating() -> None:
             1.0,
         ]
     assert (judge.name, judge.scale) == (f"judge:{served.url}", (1.0, 5.0))
-    assert len(served.bodies) == 3, "the same question is asked once"
+    assert len(served.bodies) == 3, "equal prompts are sent once"
     assert {(body["model"], body["temperature"]) for body in served.bodies} == {("the-judge", 0)}
     assert Counter(served.paths) == {"/v1/models": 1, "/v1/chat/completions": 3}
 

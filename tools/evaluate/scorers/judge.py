@@ -120,13 +120,13 @@ def _mean_mark(marks: Sequence[int | None]) -> float | None:
 
 def _comparison_prompts(mine: Answer, other: Answer) -> list[JudgePrompt]:
     """Prompts for both orders; none for equal texts or without weighted objectives."""
-    preferences = _weighted_preferences(mine)
-    if mine.question != other.question or preferences != _weighted_preferences(other):
+    objectives = _weighted_objectives(mine)
+    if mine.question != other.question or objectives != _weighted_objectives(other):
         raise ValueError("answers to different questions or objectives cannot be compared")
-    if not preferences or mine.text == other.text:
+    if not objectives or mine.text == other.text:
         return []
     orders = (mine.text, other.text), (other.text, mine.text)
-    return [comparison_prompt(mine.question, preferences, first, second) for first, second in orders]
+    return [comparison_prompt(mine.question, objectives, first, second) for first, second in orders]
 
 
 def _resolve_outcome(
@@ -134,7 +134,7 @@ def _resolve_outcome(
 ) -> Outcome | None:
     prompts = _comparison_prompts(mine, other)
     if not prompts:
-        return "tie" if _weighted_preferences(mine) else None
+        return "tie" if _weighted_objectives(mine) else None
     straight, swapped = (verdicts[prompt] for prompt in prompts)
     if straight is None or swapped is None:
         return None
@@ -145,7 +145,7 @@ def _resolve_outcome(
     )
 
 
-def _weighted_preferences(answer: Answer) -> list[tuple[str, float]]:
+def _weighted_objectives(answer: Answer) -> list[tuple[str, float]]:
     """The objectives with a weight above 0, and their weights."""
     pairs = zip(answer.preferences, answer.weights, strict=True)
     return [(text, weight) for text, weight in pairs if weight > 0]
