@@ -209,7 +209,7 @@ def test_a_gguf_file_whose_model_would_be_refused_is_not_converted(
 def test_questions_that_are_nested_too_deep_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "questions.json"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match="is neither a JSON list of questions nor one a line"):
+    with pytest.raises(InputError, match="is neither a JSON list of questions nor JSON lines"):
         questions.read_questions(str(file))
 
 

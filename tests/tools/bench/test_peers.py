@@ -65,7 +65,8 @@ def process_state(process: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "prompts"), [("base", "plain", 2), ("guidance", "guidance", 1), ("amulet", "amulet", 1)]
+    ("ours", "theirs", "prompts"),
+    [("base", "plain", 2), ("guidance", "guidance", 1), ("amulet", "amulet", 1)],
 )
 def test_equivalent_competitors_generate_the_same_tokens(
     worker_pair: WorkerPair, ours: str, theirs: str, prompts: int
