@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JSONLFile:
-    """A JSON-lines file. `line_prefix`: prefix of every line. `mismatch_text`: names other lines in errors."""
+    """A JSON-lines file. `line_prefix`: prefix of every line. `mismatch_text`: error text for others."""
 
     path: Path
     line_prefix: bytes
