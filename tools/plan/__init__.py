@@ -1,7 +1,7 @@
 """`trimtab plan`: estimate the devices that a load of steered requests needs, and its latency.
 
-Sizes come from the model's config, peaks from data sheets or a measurement of this machine's CPU. The fraction
-of the peaks that a step reaches is an assumption, `--efficiency`. Nothing is loaded and nothing is decoded.
+Sizes come from the model's config, peaks from data sheets or a measurement of this machine's CPU. The
+fraction of the peaks that a step reaches is an assumption, `--efficiency`. Nothing is loaded or decoded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`trimtab plan`: costs against the kernel specs, queueing against a simulation, rooflines against real steps."""
+"""`trimtab plan`: costs against kernel specs, TPOT against a simulation, rooflines against real steps."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_requests_in_flight_follow_littles_law(run: Run) -> None:
 
 
 def test_tpot_matches_a_simulated_replica() -> None:
-    """Requests arrive at regular times; a step of n takes S(n), a prefill takes P before the request decodes."""
+    """Requests arrive at regular times; a step of n takes S(n), a prefill takes P."""
     replica = make_config(gpu="h100")
     rate, now, done, spans = 0.6 * replica.request_rate(replica.max_requests), 0.0, 0, []
     running: list[list[float]] = []  # time of the first token, and remaining tokens
