@@ -217,7 +217,7 @@ def test_questions_that_are_nested_too_deep_are_refused(tmp_path: Path, text: st
 def test_preferences_that_are_no_list_of_texts_are_refused(tmp_path: Path, preferences: Any) -> None:
     file = tmp_path / "questions.json"
     write_json(file, [{"question": "Why?", "preferences": preferences}])
-    with pytest.raises(InputError, match="they must be texts"):
+    with pytest.raises(InputError, match="they must be strings"):
         questions.read_questions(str(file))
 
 

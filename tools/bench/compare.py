@@ -103,7 +103,7 @@ class Comparison:
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("base", metavar="BASE", help="the other commit, such as HEAD~1 or main")
-    flags.add_fields(parser, "terms", CompareConfig)
+    flags.add_fields(parser, "comparison", CompareConfig)
 
 
 def run(args: argparse.Namespace) -> int:

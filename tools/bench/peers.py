@@ -71,7 +71,7 @@ class PeersConfig:
 
 
 def add_arguments(parser: Parser) -> None:
-    group = flags.add_fields(parser, "match", PeersConfig)
+    group = flags.add_fields(parser, "peers", PeersConfig)
     method_args.add_prefer(group)
     group.add_argument(
         "--peer",
