@@ -21,7 +21,7 @@ class Peer:
         self.about = {
             "version": llama_cpp.__version__,
             "threads": threads,
-            "weights": f"{os.path.basename(gguf)} as it is, {size / 1e6:.0f} MB, {self._file_type()}",
+            "weights": f"{os.path.basename(gguf)}, {size / 1e6:.0f} MB, {self._file_type()}",
         }
 
     def _file_type(self) -> str:
