@@ -207,7 +207,7 @@ def test_a_gguf_file_whose_model_would_be_refused_is_not_converted(
 def test_questions_nested_too_deeply_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "questions.json"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match="is neither a JSON list of questions nor one a line"):
+    with pytest.raises(InputError, match="is neither a JSON list of questions nor JSON lines"):
         questions.read_questions(str(file))
 
 
@@ -215,7 +215,7 @@ def test_questions_nested_too_deeply_are_refused(tmp_path: Path, text: str) -> N
 def test_preferences_that_are_not_a_list_of_texts_are_refused(tmp_path: Path, preferences: Any) -> None:
     file = tmp_path / "questions.json"
     write_json(file, [{"question": "Why?", "preferences": preferences}])
-    with pytest.raises(InputError, match="they must be texts"):
+    with pytest.raises(InputError, match="they must be strings"):
         questions.read_questions(str(file))
 
 

@@ -100,10 +100,10 @@ def test_the_output_of_another_run_is_not_touched(run_batch: Answer, files: File
     before = files[1].read_bytes()
     refused = run_batch()
     assert refused.status == 2
-    assert "answers another line" in refused.stderr
+    assert "differs from the one in" in refused.stderr
     files[1].write_text("my notes\n")
     refused = run_batch()
-    assert "is no answer of an earlier run" in refused.stderr
+    assert "is not an answer of an earlier run" in refused.stderr
     assert files[1].read_text() == "my notes\n" != before
 
 
@@ -111,14 +111,14 @@ def test_the_output_of_another_run_is_not_touched(run_batch: Answer, files: File
 def test_a_file_that_is_not_an_output_is_not_touched(run_batch: Answer, files: Files, text: str) -> None:
     files[1].write_text(text)
     refused = run_batch()
-    assert (refused.status, "is no answer of an earlier run" in refused.stderr) == (2, True)
+    assert (refused.status, "is not an answer of an earlier run" in refused.stderr) == (2, True)
     assert files[1].read_text() == text
 
 
 def test_the_output_may_not_be_the_input(run_batch: Answer, files: Files) -> None:
     files[1].symlink_to(files[0])
     before = files[0].read_text()
-    assert "is --input, too" in run_batch().stderr
+    assert "is the same file as --input" in run_batch().stderr
     assert files[0].read_text() == before
 
 
