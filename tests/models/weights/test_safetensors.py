@@ -239,7 +239,7 @@ used = int(next(line for line in open("/proc/self/status") if line.startswith("V
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        Checkpoint(folder).require({})
+        Checkpoint(folder).validate({})
     except InputError:
         print(folder.name)
 """

@@ -112,7 +112,7 @@ def test_profiling_restores_the_engine(tiny: Engine) -> None:
     assert len(timer.steps) == 5
     for owner, attributes in zip(owners, before, strict=True):
         assert vars(owner).keys() == attributes.keys()
-        same = [name for name in ("ops", "_layers", "head", "sample", "cache") if name in attributes]
+        same = [name for name in ("ops", "_layers", "lm_head", "sample", "cache") if name in attributes]
         assert all(vars(owner)[name] is attributes[name] for name in same)
 
 
