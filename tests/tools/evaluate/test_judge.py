@@ -6,9 +6,10 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -389,6 +390,90 @@ def test_an_unreachable_judge_ends_the_run_with_a_sentence() -> None:
             Judge(address).score([ANSWER])
 
 
+@contextmanager
+def server_sending(*pieces: bytes, endless: bool = False) -> Iterator[str]:
+    """The URL of a server that answers each request with these bytes; `endless` repeats the last piece."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(1 << 16)
+                for piece in pieces:
+                    self.wfile.write(piece)
+                while endless:
+                    self.wfile.write(pieces[-1])
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1?model=x"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (b"", "cannot be reached: Server disconnected"),
+        (b"what\r\n\r\n", "cannot be reached: illegal status line"),
+        (b"HTTP/1.1 200 OK\r\n: x\r\n\r\n", "cannot be reached: illegal header line"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a" * (1 << 20), "cannot be reached: .*"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "cannot be reached: peer closed connection"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "cannot be reached: illegal chunk"),
+        (b"HTTP/1.1 400 No\r\nContent-Length: 99\r\n\r\ntoo long", "answers 400 No: too long"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nzip", "as an OpenAI-compatible server does: zip"),
+    ],
+)
+def test_an_incomplete_or_garbled_response_ends_the_run_with_a_sentence(
+    response: bytes, message: str
+) -> None:
+    with server_sending(response) as url, pytest.raises(RunError, match=message) as failed:
+        Judge(url).score([ANSWER])
+    assert "\n" not in str(failed.value)
+
+
+def test_an_endless_response_is_read_to_the_limit_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "MAX_RESPONSE_BYTES", 1 << 16)
+    head = b"HTTP/1.1 200 OK\r\n\r\n"
+    with (
+        server_sending(head, b"x" * 4096, endless=True) as url,
+        pytest.raises(RunError, match=r"does not answer as an OpenAI-compatible server does: x{199}…$"),
+    ):
+        Judge(url).score([ANSWER])
+
+
+def test_a_silent_judge_times_out_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "TIMEOUT", 0.05)
+    released = threading.Event()
+
+    def silent(messages: list[dict[str, str]]) -> str:
+        released.wait(10)
+        return "Verdict: 1"
+
+    with judge_replying(silent) as served:
+        with pytest.raises(RunError, match="cannot be reached: timed out"):
+            Judge(f"{served.url}?model=x").score([ANSWER])
+        released.set()
+    assert len(served.bodies) == 4
+
+
+@pytest.mark.parametrize("key", ["two words", "line\n", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="OPENAI_API_KEY must be printable ASCII") as refused:
+        Judge("http://localhost:8000/v1")
+    assert key not in str(refused.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", "gopher://localhost:1")
+    with pytest.raises(InputError, match=r"the proxy of the environment, cannot be used: .*gopher"):
+        Judge("http://localhost:8000/v1")
+
+
 def test_the_model_is_the_one_in_the_address() -> None:
     with judge_replying(rate_by_words) as served:
         assert Judge(f"{served.url}/?model=org/name%3Aq4").score(make_answers("one")) == [1.0]
@@ -413,6 +498,12 @@ def test_the_model_is_the_one_in_the_address() -> None:
 )
 def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="it must be like http://localhost:8000/v1"):
+        make_scorer(f"judge:{address}")
+
+
+@pytest.mark.parametrize("address", ["http://localhost:99999/v1", "http://[:::::]/v1"])
+def test_an_address_that_no_connection_can_have_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="cannot be used"):
         make_scorer(f"judge:{address}")
 
 

@@ -6,11 +6,10 @@ import json
 import re
 import time
 from functools import cached_property
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
 from urllib.parse import unquote
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import httpx2 as httpx
 
 from ....kernels.common.errors import InputError, RunError, truncate
 
@@ -22,6 +21,7 @@ ADDRESS_PATTERN = re.compile(
     r"(?P<url>https?://(?:[\w.-]+|\[[\da-f:]+\])(?::\d{1,5})?(?:/[\w.~%/-]*)?)(?:\?model=(?P<model>[^&#\s]+))?",
     re.ASCII,
 )
+HEADER_VALUE_PATTERN = re.compile("[!-~]*")
 TIMEOUT = 300.0
 RETRY_DELAYS = (1.0, 2.0, 4.0)
 MAX_RETRY_DELAY = 60.0
@@ -45,9 +45,22 @@ class ChatEndpoint:
                 f"the judge's address is {address!r}; it must be like http://localhost:8000/v1, and may end "
                 f"with ?model=NAME; a key is taken from {API_KEY_ENV}"
             )
-        self.url, self._api_key = match["url"].rstrip("/"), api_key
+        if not HEADER_VALUE_PATTERN.fullmatch(api_key):
+            raise InputError(f"{API_KEY_ENV} must be printable ASCII without spaces")
+        self.url = match["url"].rstrip("/")
         self._requested_model = unquote(match["model"] or "")
-        self._opener = build_opener(_NoRedirect)
+        headers = {"Accept-Encoding": "identity", "User-Agent": "trimtab"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        try:
+            if (httpx.URL(self.url).port or 0) >= 1 << 16:
+                raise httpx.InvalidURL("a port is at most 65535")
+            # no redirects: the API key is for the named server only, and a redirected POST loses its body
+            self._client = httpx.Client(headers=headers, timeout=TIMEOUT, follow_redirects=False)
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
+            raise InputError(
+                f"the judge's address {address!r}, or the proxy of the environment, cannot be used: {error}"
+            ) from None
 
     @cached_property
     def model(self) -> str:
@@ -73,62 +86,56 @@ class ChatEndpoint:
             raise self._format_error(json.dumps(response)) from None
 
     def _request_json(self, path: str, body: dict[str, Any] | None) -> Any:
-        text = self._request_with_retries(path, body)
+        content = self._request_with_retries(path, body)
         try:
-            return json.loads(text)
+            return json.loads(content)
         except (ValueError, RecursionError):
-            raise self._format_error(text.decode(errors="replace")) from None
+            raise self._format_error(content.decode(errors="replace")) from None
 
     def _request_with_retries(self, path: str, body: dict[str, Any] | None) -> bytes:
         """The response body; retries transient errors after each of RETRY_DELAYS."""
-        for delay in RETRY_DELAYS:
+        for delay in (*RETRY_DELAYS, None):
             try:
-                return self._send(path, body)
-            except HTTPError as error:
-                if error.code not in RETRY_STATUSES:
-                    raise self._status_error(error) from None
-                time.sleep(_retry_delay(error, delay))
-            except (OSError, HTTPException):
+                response, content = self._send(path, body)
+            except httpx.TransportError as error:
+                if delay is None:
+                    reason = _shorten(str(error) or type(error).__name__)
+                    raise RunError(f"the judge at {self.url} cannot be reached: {reason}") from None
                 time.sleep(delay)
-        try:
-            return self._send(path, body)
-        except HTTPError as error:
-            raise self._status_error(error) from None
-        except (OSError, HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise RunError(f"the judge at {self.url} cannot be reached: {reason}") from None
+                continue
+            if response.is_success:
+                return content
+            if delay is None or response.status_code not in RETRY_STATUSES:
+                raise self._status_error(response, content)
+            time.sleep(_retry_delay(response, delay))
+        raise AssertionError("the last try returns or raises")
 
-    def _send(self, path: str, body: dict[str, Any] | None) -> bytes:
-        headers = {"Content-Type": "application/json", "User-Agent": "trimtab"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        payload = None if body is None else json.dumps(body).encode()
-        with self._opener.open(Request(self.url + path, payload, headers), timeout=TIMEOUT) as response:
-            content: bytes = response.read(MAX_RESPONSE_BYTES)
-        return content
+    def _send(self, path: str, body: dict[str, Any] | None) -> tuple[httpx.Response, bytes]:
+        """The response and the first MAX_RESPONSE_BYTES of its body."""
+        method, content = "GET" if body is None else "POST", bytearray()
+        with self._client.stream(method, self.url + path, json=body) as response:
+            try:
+                for chunk in response.iter_raw():
+                    content += chunk
+                    if len(content) >= MAX_RESPONSE_BYTES:
+                        break
+            except httpx.TransportError:
+                if response.is_success:
+                    raise
+        return response, bytes(content[:MAX_RESPONSE_BYTES])
 
-    def _status_error(self, error: HTTPError) -> RunError:
-        try:
-            detail = _shorten(error.read(MAX_RESPONSE_BYTES).decode(errors="replace"))
-        except (OSError, HTTPException):
-            detail = ""
-        hint = f"; is {API_KEY_ENV} right?" if error.code in (401, 403) else ""
-        return RunError(f"the judge at {self.url} answers {error.code} {error.reason}{hint}: {detail}")
+    def _status_error(self, response: httpx.Response, content: bytes) -> RunError:
+        status, detail = response.status_code, _shorten(content.decode(errors="replace"))
+        hint = f"; is {API_KEY_ENV} right?" if status in (401, 403) else ""
+        return RunError(f"the judge at {self.url} answers {status} {response.reason_phrase}{hint}: {detail}")
 
     def _format_error(self, text: str) -> RunError:
         return RunError(f"{self.url} does not answer as an OpenAI-compatible server does: {_shorten(text)}")
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """Refuses redirects: the API key is for the named server only, and a redirected POST loses its body."""
-
-    def redirect_request(self, *args: Any) -> None:
-        """Return None, so that the redirect is an HTTPError."""
-
-
-def _retry_delay(error: HTTPError, default: float) -> float:
+def _retry_delay(response: httpx.Response, default: float) -> float:
     """Seconds to wait by the Retry-After header, else `default`."""
-    retry_after = error.headers.get("Retry-After", "")
+    retry_after = response.headers.get("Retry-After", "")
     return (
         min(float(retry_after), MAX_RETRY_DELAY)
         if retry_after.isdecimal() and retry_after.isascii()
