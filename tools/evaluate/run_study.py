@@ -11,7 +11,7 @@ from .metrics.analysis import Analysis
 from .metrics.ratings import RATING_SCALE
 from .metrics.score_cache import PairwiseJudge, ScoreCache
 from .metrics.table import ScoreTable
-from .report import plots, report
+from .report import report
 from .study import answers_file
 from .study.generate import generate_missing
 
@@ -38,7 +38,7 @@ def run_study(study: Study, folder: Path) -> int:
     Raises InputError, before the model is loaded, for an unknown scorer or a folder of another study.
     """
     scorers_by_name = {name: scorers.make_scorer(name) for name in study.scorers}
-    plots.require_matplotlib()
+    scorers.require_packages("the report", "matplotlib", "scipy")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ANSWERS_FILE
     previous = answers_file.read_answers(path, study.cells, study.settings.sampling_params.n)

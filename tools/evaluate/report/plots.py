@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import combinations, cycle
 from typing import TYPE_CHECKING, Any
 
-from ..scorers import missing_package_error
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -21,14 +19,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 MAX_PANELS = 6
 DPI = 110
-
-
-def require_matplotlib() -> None:
-    """Raises InputError when matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise missing_package_error("the report's plots", error.name) from None
 
 
 def draw_plots(study: Study, result: Result, pareto_path: Path, dial_path: Path) -> None:

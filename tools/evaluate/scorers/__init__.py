@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ....kernels.common.errors import InputError
@@ -61,3 +62,10 @@ def make_scorer(text: str) -> Scorer:
 def missing_package_error(feature: str, package: str | None) -> InputError:
     """The error for an optional package that is not installed."""
     return InputError(f"{feature} needs the package {package}; pip install 'trimtab[evaluate]' brings it")
+
+
+def require_packages(feature: str, *names: str) -> None:
+    """Raises InputError unless these optional packages are installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise missing_package_error(feature, name)
