@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .common.profiling import in_stage
 from .cpu.linear import Linear
 from .reference.matmul import matmul
 from .steering.state import LogitEdits, RequestLayout, SteeringState
@@ -29,6 +30,7 @@ class LMHead:
     def __init__(self, weight: Tensor, matmul_fn: Callable[[Tensor, Tensor], Tensor] = logits_matmul) -> None:
         self.weight, self.dtype, self._matmul = weight, weight.dtype, matmul_fn
 
+    @in_stage("head")
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._matmul(hidden, self.weight)
 
@@ -41,6 +43,7 @@ class PackedLMHead:
     def __init__(self, weight: Tensor) -> None:
         self._linear = Linear(weight, dtype=self.dtype)
 
+    @in_stage("head")
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._linear(hidden)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.common.profiling import stage
 from ..kernels.cpu.linear import GatedLinear, Linear, get_compute_dtype
 from ..kernels.ops import TORCH_OPS, Ops
 from ..kernels.reference.rotary import QKNorm, RotaryCosSin
@@ -165,22 +166,25 @@ class LlamaForCausalLM:
         rotary = RotaryCosSin(
             *self._rotary_emb.cos_sin(positions, rope_lengths), num_heads, num_kv_heads, config.head_dim**-0.5
         )
-        hidden_states = self._embed_tokens[token_ids].to(self.dtype).to(self._compute_dtype)
+        with stage("embed"):
+            hidden_states = self._embed_tokens[token_ids].to(self.dtype).to(self._compute_dtype)
         for index, layer in enumerate(self._layers):
-            normed = ops.rms_norm(hidden_states, layer.input_layernorm, self._eps)
-            qkv = layer.qkv_proj(normed).view(
-                len(hidden_states), num_heads + 2 * num_kv_heads, config.head_dim
-            )
+            with stage("norm"):
+                normed = ops.rms_norm(hidden_states, layer.input_layernorm, self._eps)
+            with stage("qkv"):
+                qkv = layer.qkv_proj(normed)
+            qkv = qkv.view(len(hidden_states), num_heads + 2 * num_kv_heads, config.head_dim)
             attn_output = cache.forward(index, qkv, rotary, layer.qk_norm, config.sliding_windows[index])
-            hidden_states = layer.o_proj.add_residual(
-                hidden_states,
-                attn_output
-                if attn_output.dtype == hidden_states.dtype
-                else attn_output.to(hidden_states.dtype),
-            )
-            normed = ops.rms_norm(hidden_states, layer.post_attention_layernorm, self._eps)
-            hidden_states = layer.down_proj.add_residual(hidden_states, layer.gate_up_proj(normed))
-        return ops.rms_norm(hidden_states.to(self.lm_head.dtype), self._norm, self._eps)
+            if attn_output.dtype != hidden_states.dtype:
+                attn_output = attn_output.to(hidden_states.dtype)
+            with stage("output"):
+                hidden_states = layer.o_proj.add_residual(hidden_states, attn_output)
+            with stage("norm"):
+                normed = ops.rms_norm(hidden_states, layer.post_attention_layernorm, self._eps)
+            with stage("mlp"):
+                hidden_states = layer.down_proj.add_residual(hidden_states, layer.gate_up_proj(normed))
+        with stage("norm"):
+            return ops.rms_norm(hidden_states.to(self.lm_head.dtype), self._norm, self._eps)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """[rows, hidden] → float32 [rows, vocab]; classifiers: [rows, labels]; shards: their columns."""

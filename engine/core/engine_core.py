@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...kernels.common.errors import RunError, format_error
+from ...kernels.common.profiling import in_stage
 from ..config import EngineConfig
 from ..execution.device import limit_threads_after_fork
 from ..execution.model_runner import split_output
@@ -121,6 +122,7 @@ class EngineCore:
         if os.getpid() != self._pid:
             raise RunError("the engine was made before this process was forked; make one in each process")
 
+    @in_stage("step")
     def step(self) -> None:
         """One step of all running groups: schedule, forward, steer, append. Finished groups leave.
 

@@ -13,6 +13,7 @@ import torch
 
 from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.errors import RunError
+from ...kernels.common.profiling import in_stage
 from ...kernels.common.transfer import to_device, to_host_async
 from ...kernels.cpu.linear import pad_rows
 from ...kernels.reference.paged_kv_cache import PagedKVCache
@@ -72,7 +73,7 @@ class ModelRunner:
             broadcast,
         )
         self.num_blocks, self.cache, self.device = num_blocks, make_cache(num_blocks), model.device
-        self.sample = backend.sample
+        self.sample = in_stage("steer")(backend.sample)
         self.jit_monitor = backend.jit_monitor() if backend.jit_monitor else None
         self.cuda_graphs: CUDAGraphRunner | None = None
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0

@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...kernels.common.profiling import in_stage
+
 if TYPE_CHECKING:
     from ..sequence.sequence import Branch, SequenceGroup
     from .block_manager import BlockManager
@@ -85,6 +87,7 @@ class Scheduler:
         self.block_manager.reset([*failed, *self.waiting])
         return failed
 
+    @in_stage("plan")
     def schedule(self) -> SchedulerOutput:
         """Admits what fits, and shares the step's tokens out: first to groups that decode, then in order."""
         scheduler_output = SchedulerOutput(blocks_to_swap=self.block_manager.defragment(self.running))
@@ -128,6 +131,7 @@ class Scheduler:
         )
         return scheduler_output
 
+    @in_stage("plan")
     def schedule_ahead(self, scheduler_output: SchedulerOutput) -> SchedulerOutput | None:
         """The step after this one, which is committed, planned before anybody knows what it chooses.
 
@@ -156,6 +160,7 @@ class Scheduler:
             scheduled=scheduled, to_sample=continuing, blocks_to_zero=blocks_to_zero, prev_index=prev_index
         )
 
+    @in_stage("plan")
     def mark_computed(self, scheduler_output: SchedulerOutput) -> None:
         """The plan's tokens have been computed, or will have been before anything that is planned after."""
         for group, branch, count in scheduler_output.scheduled:

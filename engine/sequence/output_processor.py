@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...kernels.common.profiling import in_stage
 from ..outputs import TokenLogprobs, Trace
 from .stop_strings import StopStringMatcher
 
@@ -29,6 +30,7 @@ class OutputState:
         self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens)
         self._stop_matcher = StopStringMatcher(sampling.stop, sampling.include_stop_str_in_output)
 
+    @in_stage("text")
     def append(self, sampled: SampledToken, max_new_tokens: int) -> str:
         """Takes a token and returns the text that is final by it; sets `finish_reason` at the last."""
         self._num_tokens += 1

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...kernels.common.profiling import in_stage
 from ..outputs import Delta, Output, Timings
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class SequenceGroup:
         """Whether the answer has its last token."""
         return self.output_state.finish_reason is not None
 
+    @in_stage("append")
     def append(self, sampled: SampledToken, now: float) -> None:
         """Takes the token that a step chose: to every branch, to the answer, and to whoever reads it."""
         self.first_token_time = self.first_token_time or now

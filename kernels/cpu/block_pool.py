@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..attention_metadata import swap_blocks
+from ..common.profiling import in_stage
 
 ROW_MULTIPLE, NARROW_WIDTH, MIN_SINGLE_ROWS, MIN_GEMM_MULS, COLUMN_MULTIPLE, BLOCK_SIZE_MULTIPLE = (
     4,
@@ -71,6 +72,7 @@ class KVBlockPool:
         self._token_rows = [layer.view(-1, self.padded_head_dim) for layer in self.blocks]
         self._word_rows = [rows.view(torch.int64) for rows in self._token_rows]
 
+    @in_stage("cache")
     def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
         """Writes keys and values: kv [rows, …, width] to `slots` of a layer, seen as [rows, width]."""
         data = kv.to(self.blocks.dtype).reshape(-1, self.padded_head_dim)

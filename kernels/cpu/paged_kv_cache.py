@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..attention_metadata import RaggedBatch, SequenceChunk
+from ..common.profiling import in_stage
 from ..reference.rms_norm import rms_norm
 from ..reference.rotary import QKNorm, RotaryCosSin, apply_rotary
 from .block_pool import MIN_SINGLE_ROWS, KVBlockPool, pad_head_dim
@@ -82,6 +83,7 @@ class CPUPagedKVCache(KVBlockPool):
         """What one page takes."""
         return num_layers * 2 * num_kv_heads * block_size * pad_head_dim(head_dim) * dtype.itemsize
 
+    @in_stage("layout")
     def prepare(self, batch: RaggedBatch) -> None:
         """Prepares a step."""
         num_tokens, num_rows, row = len(batch.block_ids), len(batch.positions), 0
@@ -98,6 +100,7 @@ class CPUPagedKVCache(KVBlockPool):
             row += chunk.num_new
         self._metadata = metadata
 
+    @in_stage("attention")
     def forward(
         self,
         layer: int,
@@ -119,6 +122,7 @@ class CPUPagedKVCache(KVBlockPool):
             return self._forward(layer, qkv, window).flatten(1)
         return self._forward(layer, pad(qkv, (0, padding)), window)[..., :-padding].flatten(1)
 
+    @in_stage("rope")
     def apply_rope(self, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None) -> Tensor:
         """All heads ready for attention, float32: an operation less is worth more than values left out."""
         if norm is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention_metadata import swap_blocks
+from ..common.profiling import in_stage
 from ..common.transfer import to_device
 from .paged_attention import QueryTiles, max_seq_len, paged_attention, split_tiles
 from .rotary import rope_and_write_kv
@@ -106,10 +107,12 @@ class PagedKVCache:
         """What one page takes."""
         return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
 
+    @in_stage("layout")
     def prepare(self, batch: RaggedBatch) -> None:
         """Prepares a step."""
         self.metadata = AttentionMetadata.from_batch(batch, self.blocks.device)
 
+    @in_stage("attention")
     def forward(
         self,
         layer: int,
@@ -126,6 +129,7 @@ class PagedKVCache:
         queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
         return self.run_attention(metadata, kv_cache, queries, window).flatten(1)
 
+    @in_stage("rope")
     def apply_rope(
         self,
         metadata: AttentionMetadata,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.profiling import in_stage
 from ..reference.paged_kv_cache import AttentionMetadata, PagedKVCache
 from .attention import paged_attention
 from .batch_invariant_attention import invariant_attention
@@ -22,6 +23,7 @@ class TritonPagedKVCache(PagedKVCache):
 
     attention_fn = staticmethod(paged_attention)
 
+    @in_stage("rope")
     def apply_rope(
         self,
         metadata: AttentionMetadata,

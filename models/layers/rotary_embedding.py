@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.common.profiling import in_stage
 from ..common.config_reader import MAX_SIZE
 
 
@@ -170,6 +171,7 @@ class RotaryEmbedding:
         self._rope, self._head_dim = rope, head_dim
         self._inv_freq = _concat_signed(rope.inv_freq(head_dim).to(device))
 
+    @in_stage("rope")
     def cos_sin(self, positions: Tensor, rope_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [tokens, head_dim].
 

@@ -1,9 +1,10 @@
 """`trimtab profile decode`: time of a decoding step by stage.
 
-Stages are timed on the host, which on a CPU is where they run, without CUDA graphs and async scheduling. On a
-GPU, a pass with torch's profiler follows: GPU time by stage without CUDA graphs, and the launches and idle
-time of a step with and without them. Each stage is listed with its roofline time: the minimum for its bytes
-and FLOPs at the measured peaks of this machine.
+Stages are timed by torch's profiler on the host, which on a CPU is where they run, without CUDA graphs and
+async scheduling; the profiler adds a few microseconds to each range and operation. On a GPU, another pass
+follows: GPU time by stage without CUDA graphs, and the launches and idle time of a step with and without
+them. Each stage is listed with its roofline time: the minimum for its bytes and FLOPs at the measured peaks
+of this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..cli.common_args import add_model
 from ..cli.terminal import is_tty
 from ..common import statistics
 from . import gpu_activity
-from .stages import OTHER, STAGES, StageTimer, instrument
+from .stages import OTHER, STAGES, STEP_RANGE, run_steps, stage_times
 
 if TYPE_CHECKING:
     import argparse
@@ -54,12 +55,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. All arguments are checked before the model is loaded."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is imported: its profiler logs to stderr
     bench_config, load, method, config = latency.configs_from_args(args)
     num_rows = load.num_rows(bench_config.batch_size, method)
     trace_path = _check_trace_path(args.trace, load.output_len)
     engine = open_engine.open_engine(config)
     requests = load.request_batches(bench_config.batch_size, common.usable_vocab_size(engine), method)
-    steps = _time_stages(engine, requests, bench_config, num_rows)
+    steps = _time_stages(engine, requests, bench_config)
     floor_times = _stage_floors(engine, num_rows, load.mean_context_len)
     result: dict[str, Any] = {
         "rows": num_rows,
@@ -68,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     }
     on_gpu = engine.device.type == "cuda"
     if trace_path or on_gpu:
-        events = _trace_steps(engine, next(requests), num_rows, trace_path, graphs=False)
-        result |= {"gpu": _profile_gpu(engine, requests, num_rows, events)} if on_gpu else {}
+        events = _trace_steps(engine, next(requests), trace_path, graphs=False)
+        result |= {"gpu": _profile_gpu(engine, requests, events)} if on_gpu else {}
     if args.json:
         print(dumps({**common.build_metadata("decode", method, bench_config, config, load), **result}))
     else:
@@ -90,16 +92,28 @@ def _check_trace_path(name: str | None, output_len: int) -> Path | None:
 
 
 def _time_stages(
-    engine: Engine, requests: Iterator[list[Request]], bench_config: LatencyConfig, num_rows: int
+    engine: Engine, requests: Iterator[list[Request]], bench_config: LatencyConfig
 ) -> list[dict[str, float]]:
     """Seconds by stage of each decoding step, warm-up iterations excluded."""
-    timer = StageTimer(num_rows)
-    with instrument(engine, timer), _launch_eagerly(engine):
+    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - torch, which --help does not need
+
+    steps: list[dict[str, float]] = []
+    with _launch_eagerly(engine):
         for index in range(bench_config.num_iters_warmup + bench_config.num_iters):
-            if index == bench_config.num_iters_warmup:
-                timer.steps.clear()
-            _generate(engine, next(requests))
-    return timer.steps
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                decoded = list(run_steps(engine, next(requests)))
+            if index >= bench_config.num_iters_warmup:
+                timed = zip(stage_times(_host_ranges(profiler)), decoded, strict=True)
+                steps += [times for times, is_decode in timed if is_decode]
+    return steps
+
+
+def _host_ranges(profiler: Any) -> Iterator[tuple[float, float, str]]:
+    """(start, end, name) of the engine's ranges, in seconds; `profiler.events()` would take minutes."""
+    prefix = gpu_activity.RANGE_PREFIX
+    for event in profiler.profiler.kineto_results.events():
+        if event.name().startswith(prefix) and event.device_type().name == "CPU":
+            yield 1e-9 * event.start_ns(), 1e-9 * event.end_ns(), event.name()[len(prefix) :]
 
 
 @contextmanager
@@ -112,10 +126,6 @@ def _launch_eagerly(engine: Engine) -> Iterator[None]:
         yield
     finally:
         runner.cuda_graphs, core.async_scheduling = saved
-
-
-def _generate(engine: Engine, requests: list[Request]) -> None:
-    common.check_output_lengths(engine.generate(requests), requests[0].sampling.max_tokens)
 
 
 def _stage_floors(engine: Engine, num_rows: int, context_len: float) -> dict[str, float]:
@@ -147,17 +157,15 @@ def _stage_row(stage: str, seconds: list[float], total: float, floor_time: float
     return {"stage": stage, **spread, "share": sum(seconds) / total, "floor_us": 1e6 * floor_time}
 
 
-def _profile_gpu(
-    engine: Engine, requests: Iterator[list[Request]], num_rows: int, events: list[Any]
-) -> dict[str, Any]:
+def _profile_gpu(engine: Engine, requests: Iterator[list[Request]], events: list[Any]) -> dict[str, Any]:
     """GPU time by stage without CUDA graphs; launches, busy and idle time without and with them."""
     stage_times = gpu_activity.time_by_stage(events, TRACED_STEPS)
-    stage_times[OTHER] = stage_times.get(OTHER, 0.0) + stage_times.pop(gpu_activity.STEP_RANGE, 0.0)
+    stage_times[OTHER] = stage_times.get(OTHER, 0.0) + stage_times.pop(STEP_RANGE, 0.0)
     steps = {
         "launched one by one": gpu_activity.measure_activity(gpu_activity.gpu_spans(events), TRACED_STEPS)
     }
     if engine.stats.captured:
-        captured_events = _trace_steps(engine, next(requests), num_rows, None, graphs=True)
+        captured_events = _trace_steps(engine, next(requests), None, graphs=True)
         steps["captured"] = gpu_activity.measure_activity(
             gpu_activity.gpu_spans(captured_events), TRACED_STEPS
         )
@@ -165,19 +173,19 @@ def _profile_gpu(
 
 
 def _trace_steps(
-    engine: Engine, requests: list[Request], num_rows: int, trace_path: Path | None, *, graphs: bool
+    engine: Engine, requests: list[Request], trace_path: Path | None, *, graphs: bool
 ) -> list[Any]:
     """The profiler's events of TRACED_STEPS steps, also written to `trace_path` as a Chrome trace."""
-    from torch.autograd.profiler import record_function  # noqa: PLC0415
     from torch.profiler import profile, schedule  # noqa: PLC0415
 
     step_schedule = schedule(wait=WARMUP_STEPS - 1, warmup=1, active=TRACED_STEPS, repeat=1)
-    with profile(schedule=step_schedule) as profiler:
-        timer = StageTimer(
-            num_rows, lambda stage: record_function(gpu_activity.RANGE_PREFIX + stage), profiler.step
-        )
-        with instrument(engine, timer), nullcontext() if graphs else _launch_eagerly(engine):
-            _generate(engine, requests)
+    with (
+        profile(schedule=step_schedule) as profiler,
+        nullcontext() if graphs else _launch_eagerly(engine),
+    ):
+        for is_decode in run_steps(engine, requests):
+            if is_decode:
+                profiler.step()
     if trace_path is not None:
         tmp_path = trace_path.with_name(f".{trace_path.name}.part")
         profiler.export_chrome_trace(str(tmp_path))

@@ -6,13 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .stages import STEP_RANGE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 RANGE_PREFIX = "trimtab "
-"""Prefix of the names of the ranges that mark stages."""
-STEP_RANGE = "step"
-"""The range around all stages."""
+"""As in `kernels.common.profiling`, which imports torch."""
 
 
 @dataclass(frozen=True)

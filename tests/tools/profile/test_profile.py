@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.engine.scheduling.scheduler import SchedulerOutput
+from trimtab.kernels.common.errors import RunError
+from trimtab.kernels.common.profiling import RANGE_PREFIX, stage
 from trimtab.tools.cli.main import main
 from trimtab.tools.profile import gpu_activity
-from trimtab.tools.profile.stages import STAGES, StageTimer, instrument
+from trimtab.tools.profile.stages import OTHER, STAGES, STEP_RANGE, run_steps, stage_times
 
 from ...harness import get_core
 from ...helpers.tiny_model import TinyModel, write_json
@@ -99,33 +101,64 @@ def test_a_trace_has_each_stage_of_four_steps(run: Run, tiny_folder: Path, tmp_p
     assert names.count("trimtab steer") == 4
 
 
-def test_profiling_restores_the_engine(tiny: Engine) -> None:
+def test_profiled_steps_give_the_same_tokens_and_leave_the_engine_as_it_was(tiny: Engine) -> None:
     core = get_core(tiny)
     owners = (core, core.scheduler, core.runner, core.runner.cache, core.runner.model)
     before = [dict(vars(owner)) for owner in owners]
     request = Request(branch_token_ids=[[5, 6, 7]], sampling=SamplingParams(max_tokens=6, ignore_eos=True))
     plain = tiny.generate(request)
-    timer = StageTimer(num_rows=1)
-    with instrument(tiny, timer):
-        profiled = tiny.generate(request)
-    assert profiled.token_ids == plain.token_ids
-    assert len(timer.steps) == 5
+    groups = []
+    add = core.scheduler.add
+    with pytest.MonkeyPatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as profiler:
+        patch.setattr(core.scheduler, "add", lambda group: (groups.append(group), add(group)))
+        assert list(run_steps(tiny, [request])) == [False, *[True] * 5]
+    assert groups[0].output_ids == plain.token_ids
+    names = Counter(event.name for event in profiler.events() or [] if event.name.startswith(RANGE_PREFIX))
+    assert names[f"{RANGE_PREFIX}step"] == names[f"{RANGE_PREFIX}steer"] == 6
+    assert names.keys() == {f"{RANGE_PREFIX}{name}" for name in (STEP_RANGE, *STAGES) if name != OTHER}
+    assert not tiny.stats.running
     for owner, attributes in zip(owners, before, strict=True):
         assert vars(owner).keys() == attributes.keys()
         same = [name for name in ("ops", "_layers", "lm_head", "sample", "cache") if name in attributes]
         assert all(vars(owner)[name] is attributes[name] for name in same)
 
 
+def test_a_request_that_ends_early_is_a_run_error(tiny: Engine) -> None:
+    requests = [
+        Request(branch_token_ids=[[5, 6, 7]], sampling=SamplingParams(max_tokens=n, ignore_eos=True))
+        for n in (6, 3)
+    ]
+    with pytest.raises(RunError, match="a request ended after 3 of 6 tokens"):
+        list(run_steps(tiny, requests))
+    assert not tiny.stats.running
+
+
+def test_without_a_profiler_a_stage_is_no_range() -> None:
+    assert stage("attention") is stage("mlp")
+    with profile(activities=[ProfilerActivity.CPU]):
+        assert stage("attention") is not stage("attention")
+
+
 def test_the_time_of_a_nested_stage_is_not_counted_twice() -> None:
-    stages = StageTimer(num_rows=0)
-    inner = stages.wrap("cache", lambda: time.sleep(0.02))
-    outer = stages.wrap("attention", lambda: (time.sleep(0.01), inner()))
-    plan = stages.wrap_schedule(SchedulerOutput)
-    stages.wrap_step(lambda: (plan(), outer()))()
-    (step,) = stages.steps
-    assert step["cache"] >= 0.02
-    assert step["attention"] >= 0.01
-    assert sum(step.values()) < step["cache"] + step["attention"] + 0.01
+    ranges = [
+        (0.0, 1.0, "attention"),  # outside all steps
+        (3.0, 13.0, "step"),
+        (3.0, 5.0, "plan"),
+        (6.0, 12.0, "attention"),
+        (7.0, 9.0, "cache"),
+        (9.0, 10.0, "cache"),
+        (20.0, 21.0, "step"),
+    ]
+    first, second = stage_times(ranges[::-1])
+    assert {name: seconds for name, seconds in first.items() if seconds} == {
+        "plan": 2.0, "attention": 3.0, "cache": 3.0, OTHER: 2.0,
+    }  # fmt: skip
+    assert sum(first.values()) == 10
+    assert (second[OTHER], sum(second.values())) == (1, 1)
+
+
+def test_the_profilers_ranges_have_one_prefix() -> None:
+    assert gpu_activity.RANGE_PREFIX == RANGE_PREFIX
 
 
 def test_gpu_time_counts_for_the_innermost_stage_and_idle_time_is_reported() -> None:
