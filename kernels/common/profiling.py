@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from torch.autograd import _profiler_enabled
+from torch._C._autograd import _profiler_enabled
 from torch.autograd.profiler import record_function
 
 if TYPE_CHECKING:

@@ -113,7 +113,8 @@ def _host_ranges(profiler: Any) -> Iterator[tuple[float, float, str]]:
     prefix = gpu_activity.RANGE_PREFIX
     for event in profiler.profiler.kineto_results.events():
         if event.name().startswith(prefix) and event.device_type().name == "CPU":
-            yield 1e-9 * event.start_ns(), 1e-9 * event.end_ns(), event.name()[len(prefix) :]
+            start = event.start_ns()
+            yield 1e-9 * start, 1e-9 * (start + event.duration_ns()), event.name()[len(prefix) :]
 
 
 @contextmanager
