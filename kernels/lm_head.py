@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .cpu.linear import Linear
 from .reference.matmul import matmul
-from .steering.state import LogitEdits, RequestLayout, SteeringState
+from .steering.layout import LogitEdits, RequestLayout
+from .steering.state import SteeringState
 from .steering.step import SamplerOutput, steer
 
 

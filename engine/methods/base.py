@@ -62,11 +62,7 @@ class Method:
             )
         if self.objective_arity != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
-        # computed here, so that a hyperparameter out of range is refused now and not at the first token
-        if not isinstance(self.cached_coefficients, SteeringCoefficients):
-            raise invalid_value(
-                f"coefficients() of {self.name}", self.cached_coefficients, "of type SteeringCoefficients"
-            )
+        _ = self.cached_coefficients  # a setting out of range is refused now and not at the first token
         for message in self.iter_warnings():
             warnings.warn(message, SteeringWarning, stacklevel=3)
 
@@ -109,8 +105,16 @@ class Method:
 
     @cached_property
     def cached_coefficients(self) -> SteeringCoefficients:
-        """What `coefficients` returns, computed once."""
-        return self.coefficients()
+        """What `coefficients` returns, computed once.
+
+        Raises InputError when a setting is out of range.
+        """
+        coefficients = self.coefficients()
+        if not isinstance(coefficients, SteeringCoefficients):
+            raise invalid_value(
+                f"coefficients() of {self.name}", coefficients, "of type SteeringCoefficients"
+            )
+        return coefficients
 
     def iter_warnings(self) -> Iterator[str]:
         """Sentences about settings that may be a mistake; each is a warning when the method is made."""

@@ -101,7 +101,8 @@ class VocabShard(UnshardedVocab):
         return self.comm.all_gather(flags.to(torch.uint8)).amax(0) > 0
 
     def amax(self, x: Tensor) -> Tensor:
-        return self.comm.all_gather(x.amax(-1)).amax(0)
+        local_max = x.amax(-1) if x.shape[-1] else x.new_full((len(x),), -torch.inf)
+        return self.comm.all_gather(local_max).amax(0)
 
     def argmax(self, x: Tensor) -> Tensor:
         value, column = x.max(-1)

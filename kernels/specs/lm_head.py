@@ -9,8 +9,9 @@ import torch
 
 from ..lm_head import lm_head_steer as reference
 from ..steering.coefficients import SteeringCoefficients
-from ..steering.features import StepFeatures
-from ..steering.state import RequestLayout, RowSampling, SteeringState
+from ..steering.layout import RequestLayout
+from ..steering.sampling import RowSampling
+from ..steering.state import SteeringState
 from ..triton.lm_head.launch import lm_head_steer
 from ..triton.lm_head.plan import FusedPlan
 from .roofline import OpCost
@@ -55,7 +56,7 @@ def fused_case(
 
     layout, state = make_state(torch.device("cpu"))
     plan = FusedPlan.from_features(
-        StepFeatures.from_layout(layout, state), layout, state, trace=trace, top=False, has_edits=False
+        state.features(layout), layout, state, trace=trace, top=False, has_edits=False
     )
     assert plan is not None, "a case is of what is fused"
     kind = {GREEDY: "greedy", SAMPLED: "drawn", TRUNCATED: "filtered"}[sampling]

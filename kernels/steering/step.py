@@ -22,12 +22,16 @@ import torch
 from torch import Tensor
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
-from .coefficients import EMA, MEAN
-from .features import StepFeatures
+from .feature import MaskInput
 from .gumbel import gumbel
-from .state import GREEDY_BELOW, LogitEdits, RequestLayout, StateView, SteeringState
+from .layout import LogitEdits, RequestLayout
+from .masks import MASKS
+from .prev_contrast import PREV_CONTRAST, add_prev_contrast
+from .rewards import REWARDS, accumulate_rewards, reweight
+from .sampling import GREEDY_BELOW
+from .state import StateView, SteeringState
 from .top_k_top_p import truncation_threshold
-from .trust_region import kl_divergence, solve_kl_budget
+from .trust_region import KL_BUDGET, apply_trust_region
 
 TOP_LOGPROBS = 20
 
@@ -72,32 +76,36 @@ def steer(
     """
     shard = state.shard
     # between two steps' products an operation costs its dispatch: what nobody asks for is left out
-    features, params = StepFeatures.from_layout(layout, state), StateView(state, layout.state_rows)
+    features, params = state.features(layout), StateView(state, layout.state_rows)
     steps = state.steps[layout.state_rows]
     rewards, weights = state.rewards[layout.state_rows], state.prior_weights[layout.state_rows]
-    if features.has_rewards:
+    if REWARDS in features:
         weights = reweight(weights, rewards, params["reward_rate"])
     row_weight = torch.where(
         layout.branch_of_row > 0, weights[layout.request_of_row, (layout.branch_of_row - 1).clamp(min=0)], 0.0
     )
 
-    scores, strength = _mix_logits(
-        logits, layout, params, steps, row_weight, uses_prev_contrast=features.uses_prev_contrast
+    scores, coefs, strength = _mix_logits(
+        logits, layout, params, steps, row_weight, uses_prev_contrast=PREV_CONTRAST in features
     )
-    kl = (
-        _apply_trust_region(logits, layout, params, row_weight, scores, strength, shard, measure_kl=trace)
-        if features.has_kl_budget or trace
-        else torch.full_like(strength, torch.nan)
-    )
-    if features.uses_prev_contrast:
-        _add_prev_contrast(logits, layout, params, state, steps, scores)
+    mask_input = MaskInput(logits, coefs, layout, params, state.vocab_size, shard)
+    forbidden = {mask: mask.find_forbidden(mask_input) for mask in MASKS if mask in features}
+    kl = torch.full_like(strength, torch.nan)
+    if KL_BUDGET in features or trace:
+        outside = _union([forbidden[mask] for mask in forbidden if mask.in_trust_region], scores)
+        kl = apply_trust_region(
+            logits, layout, params, row_weight, scores, strength, outside, shard, measure_kl=trace
+        )
+    if PREV_CONTRAST in features:
+        prev_contrast, slots = state.reserve_contrast(logits.shape[1]), state.contrast_slot[layout.state_rows]
+        add_prev_contrast(logits, layout, params, prev_contrast, slots, steps, scores)
     failed = shard.any(~(scores.sum(-1).isfinite() & _logits_finite(logits, layout)))
 
     logprobs = shard.log_softmax(scores) if trace or top else None
     if bool(failed.any()):
         scores.masked_fill_(failed[:, None], 0.0)
-    if features.has_nucleus_mask:
-        _apply_nucleus_mask(scores, logits, layout, params, state)
+    for requests, tokens in forbidden.values():
+        scores[requests] = scores[requests].masked_fill(tokens, -torch.inf)
     scores[:, state.vocab_size :] = -torch.inf
     if edits is not None:
         edits.apply(scores)
@@ -105,9 +113,9 @@ def steer(
     tokens = sample(scores, params, steps, shard).masked_fill(failed, 0)
 
     branch_logprobs = _nan_rows(logits)
-    if trace or features.has_rewards:
+    if trace or REWARDS in features:
         branch_logprobs = shard.gather_token(shard.log_softmax(logits), tokens[layout.request_of_row])
-        _accumulate_rewards(layout, params, state, branch_logprobs)
+        state.rewards[layout.state_rows] = accumulate_rewards(rewards, layout, params, steps, branch_logprobs)
     state.steps[layout.state_rows] = steps + 1
     return SamplerOutput(
         tokens=tokens,
@@ -120,23 +128,6 @@ def steer(
         branch_logprobs=branch_logprobs,
         top_logprobs=shard.topk(logprobs, TOP_LOGPROBS) if top and logprobs is not None else None,
     )
-
-
-def reweight(prior: Tensor, rewards: Tensor, reward_rate: Tensor) -> Tensor:
-    """w ∝ w⁰ exp(−reward · R): asked, rewards [groups, K]; reward = β/τ [groups] → [groups, K].
-
-    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space, and from the least reward on: it
-    holds for any finite rewards and β/τ, and a weight that was asked to be 0 stays 0. A request without
-    objectives has a row of zeros.
-    """
-    positive = prior > 0
-    min_reward = rewards.masked_fill(~positive, torch.inf).amin(-1, keepdim=True)
-    log_weights = prior.log() - reward_rate[:, None] * torch.where(positive, rewards - min_reward, 0.0)
-    log_weights = log_weights - log_weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
-    unnormalised = log_weights.exp()
-    # one after the other: `sum` would group a row by the columns that other requests need
-    total = unnormalised.cumsum(-1)[:, -1:].clamp(min=1e-300)
-    return torch.where((reward_rate == 0)[:, None], prior, unnormalised / total)
 
 
 def sample(scores: Tensor, params: StateView, steps: Tensor, shard: UnshardedVocab = UNSHARDED) -> Tensor:
@@ -160,8 +151,11 @@ def _mix_logits(
     row_weight: Tensor,
     *,
     uses_prev_contrast: bool,
-) -> tuple[Tensor, Tensor]:
-    """The steered scores [groups, vocab] and strength [groups]; a delayed method starts at z_1."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The steered scores [groups, vocab], the rows' coefficients [rows] and the strength [groups].
+
+    A method with the contrast of the step before starts at z_1.
+    """
     base_coef, objective_coef = params["base_coef"], params["objective_coef"]
     if uses_prev_contrast:
         first_step = (params["prev_contrast_coef"] != 0) & (steps == 0)
@@ -174,110 +168,23 @@ def _mix_logits(
         objective_coef[layout.request_of_row] * row_weight,
         base_coef[layout.request_of_row],
     )
-    return layout.combine(logits, row_coefs), objective_coef
+    return layout.combine(logits, row_coefs), row_coefs, objective_coef
 
 
-def _apply_trust_region(
-    logits: Tensor,
-    layout: RequestLayout,
-    params: StateView,
-    row_weight: Tensor,
-    scores: Tensor,
-    strength: Tensor,
-    shard: UnshardedVocab,
-    *,
-    measure_kl: bool,
-) -> Tensor:
-    """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
-
-    With `measure_kl` the divergence is also computed for methods without a region that lie on the same ray.
-    """
-    kl = torch.full_like(strength, torch.nan)
-    has_base = layout.branch_of_row[layout.row_start] == 0
-    has_budget = params["kl_budget"] < torch.inf
-    on_ray = (
-        has_base
-        & (layout.num_rows > 1)
-        & (params["base_coef"] == 1 - strength)
-        & (params["prev_contrast_coef"] == 0)
-    )
-    rays = has_budget | (on_ray if measure_kl else has_budget)
-    if not bool(rays.any()):
-        return kl
-    base = logits[layout.row_start[rays]]
-    direction = layout.combine(logits, row_weight)[rays] - base
-    bounded = has_budget[rays]
-    if not bool(bounded.all()):
-        unbounded = rays & ~has_budget
-        kl[unbounded] = kl_divergence(base[~bounded], direction[~bounded], strength[unbounded], shard)
-    if bool(bounded.any()):
-        a, kl[has_budget] = solve_kl_budget(
-            base[bounded], direction[bounded], strength[has_budget], params["kl_budget"][has_budget], shard
-        )
-        strength[has_budget] = a
-        scores[has_budget] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
-    return kl
-
-
-def _add_prev_contrast(
-    logits: Tensor,
-    layout: RequestLayout,
-    params: StateView,
-    state: SteeringState,
-    steps: Tensor,
-    scores: Tensor,
-) -> None:
-    """OPAD: adds g times the previous step's z_1 − z_0 to the scores, and keeps this step's."""
-    prev_contrast = state.reserve_contrast(logits.shape[1])
-    for request in (params["prev_contrast_coef"] != 0).nonzero()[:, 0].tolist():
-        slot, base_row = int(state.contrast_slot[layout.state_rows[request]]), int(layout.row_start[request])
-        if steps[request] > 0:
-            scores[request] += params["prev_contrast_coef"][request].to(scores.dtype) * prev_contrast[slot]
-        prev_contrast[slot] = logits[base_row + 1] - logits[base_row]
+def _union(masks: list[tuple[Tensor, Tensor]], scores: Tensor) -> Tensor | None:
+    """Tokens [groups, vocab] that some of these masks forbid; None without masks."""
+    if not masks:
+        return None
+    union = torch.zeros_like(scores, dtype=torch.bool)
+    for requests, tokens in masks:
+        union[requests] |= tokens
+    return union
 
 
 def _logits_finite(logits: Tensor, layout: RequestLayout) -> Tensor:
     """Whether all of a group's rows are finite, [groups]."""
     num_nonfinite = torch.zeros(len(layout.state_rows), dtype=torch.int64, device=logits.device)
     return num_nonfinite.index_add_(0, layout.request_of_row, (~logits.sum(-1).isfinite()).long()) == 0
-
-
-def _apply_nucleus_mask(
-    scores: Tensor, logits: Tensor, layout: RequestLayout, params: StateView, state: SteeringState
-) -> None:
-    """Support masks; scores [groups, vocab] in place."""
-    masked = (params["mask_top_p"] < 1).nonzero()[:, 0]
-    if not len(masked):
-        return  # others of the table have one
-    objective_row = (
-        layout.row_start[masked] + layout.num_rows[masked] - 1
-    )  # one objective: the row after the base
-    objective_logits = logits[objective_row] / params["mask_temperature"][masked, None].to(logits.dtype)
-    objective_logits[:, state.vocab_size :] = -torch.inf
-    outside = objective_logits < state.shard.nucleus_threshold(objective_logits, params["mask_top_p"][masked])
-    scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
-
-
-def _accumulate_rewards(
-    layout: RequestLayout, params: StateView, state: SteeringState, branch_logprobs: Tensor
-) -> None:
-    """Adds the chosen token's rewards l_k − l_0 to the table."""
-    rewards = state.rewards[layout.state_rows]
-    is_objective = layout.branch_of_row > 0
-    gains = torch.zeros_like(rewards)
-    row_rewards = (branch_logprobs - branch_logprobs[layout.row_start[layout.request_of_row]]).double()
-    gains[layout.request_of_row[is_objective], layout.branch_of_row[is_objective] - 1] = row_rewards[
-        is_objective
-    ]
-    num_steps = (state.steps[layout.state_rows] + 1)[:, None]
-    decay, mode = params["decay"][:, None], params["accumulate"][:, None]
-    new_rewards = torch.where(
-        mode == MEAN,
-        rewards + (gains - rewards) / num_steps,
-        torch.where(mode == EMA, decay * rewards + (1 - decay) * gains, rewards + gains),
-    )
-    valid = (layout.branch_of_row[layout.row_start] == 0)[:, None] & new_rewards.isfinite()
-    state.rewards[layout.state_rows] = torch.where(valid, new_rewards, rewards)
 
 
 def _nan_rows(rows: Tensor) -> Tensor:

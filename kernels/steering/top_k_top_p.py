@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
+from .feature import Feature, HeadOutput
+from .sampling import is_random
 
 
 def truncation_threshold(
@@ -29,3 +31,21 @@ def truncation_threshold(
         floor = shard.amax(scores)[:, None] + min_p[:, None].to(scores.dtype).log()
         threshold = torch.maximum(threshold, floor)
     return threshold
+
+
+TOP_K = Feature(
+    is_used=lambda columns: is_random(columns) and columns["top_k"] > 0,
+    warmup={"temperature": 1.0, "top_k": 2},
+    head_output=HeadOutput.SCORES,
+)
+TOP_P = Feature(
+    is_used=lambda columns: is_random(columns) and columns["top_p"] < 1,
+    warmup={"temperature": 1.0, "top_p": 0.9},
+    head_output=HeadOutput.SCORES,
+)
+MIN_P = Feature(
+    is_used=lambda columns: is_random(columns) and columns["min_p"] > 0,
+    warmup={"temperature": 1.0, "min_p": 0.1},
+    head_output=HeadOutput.SCORES,
+)
+TRUNCATION = TOP_K, TOP_P, MIN_P

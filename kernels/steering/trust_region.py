@@ -15,17 +15,36 @@ or has not halved it in `PATIENCE` sweeps. The strength returned has itself been
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
+from .feature import Feature, HeadOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .layout import RequestLayout
 
 TOLERANCE = 1e-3
 """The search stops when KL is within this relative distance below ε."""
 PATIENCE = 3
 MAX_ITERS = 60
 SUM_CHUNK = 512
+FORBIDDEN_LOGIT = -1e30
+"""Of a masked token: finite, so that a shard of the vocabulary may hold masked tokens alone."""
+
+
+@dataclass(frozen=True)
+class TrustRegionColumns:
+    """kl_budget: ε, nats a token: KL(π_a ‖ π_m) ≤ ε. infinity is off."""
+
+    kl_budget: float = math.inf
 
 
 def moments(
@@ -110,3 +129,59 @@ def solve_kl_budget(
         use_newton = (newton > low) & (newton < high) & (stalled < PATIENCE)
         trial, stalled = torch.where(use_newton, newton, midpoint), torch.where(use_newton, stalled, 0.0)
     return low, best_kl
+
+
+def apply_trust_region(
+    logits: Tensor,
+    layout: RequestLayout,
+    params: Mapping[str, Tensor],
+    row_weight: Tensor,
+    scores: Tensor,
+    strength: Tensor,
+    forbidden: Tensor | None,
+    shard: UnshardedVocab,
+    *,
+    measure_kl: bool,
+) -> Tensor:
+    """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
+
+    With `measure_kl` the divergence is also computed for methods without a region that lie on the same ray.
+    forbidden [groups, vocab]: tokens that have no part in the divergence.
+    """
+    kl = torch.full_like(strength, torch.nan)
+    has_base = layout.branch_of_row[layout.row_start] == 0
+    has_budget = params["kl_budget"] < torch.inf
+    on_ray = (
+        has_base
+        & (layout.num_rows > 1)
+        & (params["base_coef"] == 1 - strength)
+        & (params["prev_contrast_coef"] == 0)
+    )
+    rays = has_budget | (on_ray if measure_kl else has_budget)
+    if not bool(rays.any()):
+        return kl
+    base = logits[layout.row_start[rays]]
+    direction = layout.combine(logits, row_weight)[rays] - base
+    allowed_base = base if forbidden is None else base.masked_fill(forbidden[rays], FORBIDDEN_LOGIT)
+    bounded = has_budget[rays]
+    if not bool(bounded.all()):
+        unbounded = rays & ~has_budget
+        kl[unbounded] = kl_divergence(allowed_base[~bounded], direction[~bounded], strength[unbounded], shard)
+    if bool(bounded.any()):
+        a, kl[has_budget] = solve_kl_budget(
+            allowed_base[bounded],
+            direction[bounded],
+            strength[has_budget],
+            params["kl_budget"][has_budget],
+            shard,
+        )
+        strength[has_budget] = a
+        scores[has_budget] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
+    return kl
+
+
+KL_BUDGET = Feature(
+    is_used=lambda columns: columns["kl_budget"] < math.inf,
+    warmup={"kl_budget": 0.1},
+    head_output=HeadOutput.BASE_AND_MIX,
+)

@@ -24,7 +24,8 @@ from .tuning import get_launch_configs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..steering.state import LogitEdits, RequestLayout, SteeringState
+    from ..steering.layout import LogitEdits, RequestLayout
+    from ..steering.state import SteeringState
     from ..steering.step import SamplerOutput
 
 

@@ -20,7 +20,9 @@ from trimtab.engine.methods.builtin import (
     Prompt,
 )
 from trimtab.engine.methods.objective import Objective
-from trimtab.kernels.steering.state import LogitEdits, RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import LogitEdits, RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import steer
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def decode(
             if step == start_steps[i]:
                 method = requests[i].method
                 state.add_request(
-                    len(requests) - 1 - i, method.coefficients(), method.weights(), requests[i].sampling
+                    len(requests) - 1 - i, method.cached_coefficients, method.weights(), requests[i].sampling
                 )
         layout = RequestLayout.from_branches(
             [(len(requests) - 1 - i, requests[i].branch_indices) for i in active]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...kernels.specs.spec import KernelCase, KernelSpec
-from ...kernels.steering.state import RequestLayout
+from ...kernels.steering.layout import RequestLayout
 from ...kernels.steering.step import SamplerOutput
 from ..common.machine_peaks import MachinePeaks
 from ..common.timing import Clock, TimeSpread

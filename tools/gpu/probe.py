@@ -43,7 +43,8 @@ from trimtab.engine.utils.json import dumps
 from trimtab.kernels.lm_head import logits_matmul
 from trimtab.kernels.reference.paged_attention import QueryTiles
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.tools.common import roofline
 from trimtab.tools.gpu import tiny_models
 from trimtab.tools.gpu.open_engine import open_engine

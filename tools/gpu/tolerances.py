@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.steering.state import RequestLayout
+from ...kernels.steering.layout import RequestLayout
 from ...kernels.steering.step import SamplerOutput
 
 ULP = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

@@ -24,8 +24,8 @@ import triton
 from torch import Tensor
 
 from ...lm_head import logits_matmul
-from ...steering.features import StepFeatures
-from ...steering.state import RequestLayout
+from ...steering.feature import StepFeatures
+from ...steering.layout import RequestLayout
 from ..configs import LMHeadConfig
 from ..dot import UPCAST
 from ..steering.step import SteeringLaunch, steer
@@ -35,7 +35,8 @@ from .project import lm_head_kernel, mix_hidden_kernel
 from .reduce import reduce_tiles_kernel
 
 if TYPE_CHECKING:
-    from ...steering.state import LogitEdits, SteeringState
+    from ...steering.layout import LogitEdits
+    from ...steering.state import SteeringState
     from ...steering.step import SamplerOutput
 
 BLOCK_K = 1024
@@ -66,7 +67,7 @@ def lm_head_steer(
     """
     _check_args(hidden, weight, layout)
     config = config or get_launch_configs(hidden.device).head
-    features = StepFeatures.from_layout(layout, state)
+    features = state.features(layout)
     plan = FusedPlan.from_features(
         features, layout, state, trace=trace, top=top, has_edits=edits is not None, config=config
     )
@@ -201,7 +202,7 @@ class _FusedEnds(SteeringLaunch):
         lm_head_kernel[(plan.num_row_tiles, self.num_tiles)](
             hidden, low, self.weight, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, self.on_ray,
-            state.steps, *self._params("temperature", "seed"),
+            state.steps, state.params, state.seeds,
             rows_out, coefs_out, self.tile_max, self.tile_sum,
             results.score_max, results.score_sum, results.token_score, results.nonfinite,
             results.best_score, results.best_token,
@@ -224,13 +225,13 @@ class _FusedEnds(SteeringLaunch):
         grid_rows = layout.max_rows if plan.branch_logprobs or self._return_logprobs else 1
         reduce_tiles_kernel[(self.num_reqs, grid_rows)](
             self.hidden, self.weight, layout.state_rows, layout.row_start, layout.num_rows, self.on_ray,
-            *self._params("kl_budget"), self.tile_max, self.tile_sum, *results,
+            self.state.params, self.tile_max, self.tile_sum, *results,
             self.logits, self.row_max, self.row_sum, self.best_score, self.best_token, self.nonfinite,
             self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength, tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,
             MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
             RETURN_LOGPROBS=self._return_logprobs,
-            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
+            HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
             HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
             BLOCK_P=triton.next_power_of_2(num_parts), BLOCK_T=triton.next_power_of_2(self.num_tiles),
             **LAUNCH_OPTIONS,

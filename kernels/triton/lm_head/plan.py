@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import triton
 
+from ...steering.feature import HeadOutput
 from ..configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
 
 if TYPE_CHECKING:
-    from ...steering.features import StepFeatures
-    from ...steering.state import RequestLayout, SteeringState
+    from ...steering.feature import StepFeatures
+    from ...steering.layout import RequestLayout
+    from ...steering.state import SteeringState
 
 """By counted bytes and compiled code, not timed: within 64 rows the weights are read once and the product
 waits for memory; a second tile of rows would read them again, through a cache that is hardly fast enough."""
@@ -80,25 +82,22 @@ class FusedPlan:
 
         The divergence is measured, and edits, filters and the likeliest tokens are made of stored rows.
         """
-        needs_rows = features.has_kl_budget or features.has_nucleus_mask or features.uses_prev_contrast
-        mix_before_head = not (trace or top or features.has_rewards or needs_rows)
+        head_output, branch_logprobs = features.head_output, trace or features.branch_logprobs
+        mix_before_head = not (top or branch_logprobs or head_output > HeadOutput.SCORES)
         branch_slots = 1 if mix_before_head else triton.next_power_of_2(layout.max_rows)
         num_reqs = len(layout.state_rows)
         if num_reqs * branch_slots > config.max_rows or branch_slots > max(config.tiles):
             return None
-        if (
-            features.has_nucleus_mask or features.uses_prev_contrast
-        ) and layout.max_rows > 2:  # they look at more than two rows keep
+        if head_output == HeadOutput.BRANCHES and layout.max_rows > 2:  # two rows are stored
             return None
         tile_rows = config.tile_rows(num_reqs * branch_slots, branch_slots)
         return cls(
             mix_before_head=mix_before_head,
-            materialize=needs_rows
-            or features.has_truncation
+            materialize=head_output > HeadOutput.TOKEN
             or top
             or has_edits
             or (trace and _any_on_ray(layout, state)),
-            branch_logprobs=trace or features.has_rewards,
+            branch_logprobs=branch_logprobs,
             branch_slots=branch_slots,
             tile_rows=tile_rows,
             num_reqs=num_reqs,

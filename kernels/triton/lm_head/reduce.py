@@ -10,9 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..steering.columns import load_param
 from ..steering.finalize import merge_stats
 from ..steering.score import NO_TOKEN
-from ..steering.trust_region import load_moments
+from ..steering.trust_region import KL_BUDGET, load_moments
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE: tl.constexpr,
 
 @triton.jit(do_not_specialize=["num_parts", "num_tiles", "num_reqs"])
 def reduce_tiles_kernel(
-    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, kl_budget_ptr,
+    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, params_ptr,
     tile_max_ptr, tile_sum_ptr,
     best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr,
     kl_sums_ptr, strength_ptr,
@@ -81,7 +82,8 @@ def reduce_tiles_kernel(
                 token_score = tl.sum(tl.where(tokens == token, token_scores, 0.0), axis=0)
             tl.store(out_token_score_ptr + req_idx, token_score)
         if HAS_KL_BUDGET | MEASURE_KL:
-            has_kl_budget = tl.load(kl_budget_ptr + tl.load(state_rows_ptr + req_idx)) < float("inf")
+            state_row = tl.load(state_rows_ptr + req_idx)
+            has_kl_budget = load_param(params_ptr, state_row, KL_BUDGET) < float("inf")
             if (tl.load(on_ray_ptr + req_idx) != 0) & (MEASURE_KL | has_kl_budget):
                 maxes, sum_exps, means, variances = load_moments(
                     kl_sums_ptr + req_idx * 8 * num_parts, num_parts, 2, 2, BLOCK_P

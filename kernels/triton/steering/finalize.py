@@ -8,11 +8,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...steering.coefficients import EMA as EMA_OF_PROGRAM
-from ...steering.coefficients import MEAN as MEAN_OF_PROGRAM
+from ...steering.rewards import EMA as EMA_OF_PROGRAM
+from ...steering.rewards import MEAN as MEAN_OF_PROGRAM
+from .columns import column, load_param
 from .score import NO_TOKEN
-from .trust_region import kl_divergence, load_moments, select
+from .trust_region import KL_BUDGET, kl_divergence, load_moments, select
 
+ACCUMULATE, DECAY = column("accumulate"), column("decay")
 BLOCK_R = 16
 MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
 
@@ -50,9 +52,8 @@ def load_branch_logprobs(
 
 @triton.jit(do_not_specialize=["num_splits", "num_reqs", "max_objectives"])
 def finalize_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, accumulate_ptr,
-    decay_ptr,
-    kl_budget_ptr, rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, params_ptr,
+    rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
     score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr,
     logprob_ptr,
     kl_ptr, branch_logprob_ptr, lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
@@ -96,7 +97,7 @@ def finalize_kernel(
 
     kl = tl.zeros([], tl.float32) + float("nan")
     if MEASURE_KL | HAS_KL_BUDGET:
-        has_kl_budget = tl.load(kl_budget_ptr + state_row) < float("inf")
+        has_kl_budget = load_param(params_ptr, state_row, KL_BUDGET) < float("inf")
         if on_ray & (MEASURE_KL | has_kl_budget):
             maxes, sum_exps, means, _ = load_moments(
                 kl_sums_ptr + req_idx * 8 * num_splits, num_splits, 2, 2, BLOCK_S
@@ -115,7 +116,8 @@ def finalize_kernel(
 
     num_tokens = tl.load(steps_ptr + state_row) + 1
     tl.store(steps_ptr + state_row, num_tokens)
-    accumulate, decay = tl.load(accumulate_ptr + state_row), tl.load(decay_ptr + state_row)
+    accumulate = load_param(params_ptr, state_row, ACCUMULATE)
+    decay = load_param(params_ptr, state_row, DECAY)
     has_base = tl.load(branch_ptr + row_start) == 0
     offs_r = tl.arange(0, BLOCK_R)
     for start_o in range(0, max_objectives, BLOCK_O):

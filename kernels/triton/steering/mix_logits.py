@@ -10,7 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .trust_region import coarse_strength, store_moments
+from .columns import column, load_param
+from .trust_region import KL_BUDGET, coarse_strength, store_moments
+
+PREV_CONTRAST_COEF = column("prev_contrast_coef")
 
 
 @triton.jit
@@ -23,11 +26,10 @@ def has_nonfinite(values, mask):
 @triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
 def mix_logits_kernel(
     logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
-    prev_contrast_coef_ptr,
-    contrast_slot_ptr, prev_contrast_ptr, kl_budget_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
+    params_ptr, contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
-    HAS_PREV_CONTRAST: tl.constexpr, HAS_KL_BUDGET: tl.constexpr, NUM_COARSE: tl.constexpr,
+    HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr, NUM_COARSE: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """named: ids at or beyond it are never chosen; row_allowed is each row's max below it."""
@@ -54,7 +56,7 @@ def mix_logits_kernel(
     # what is no number in a row is none in the mix, whatever its share
     tl.store(nonfinite_ptr + req_idx * num_splits + split_idx, has_nonfinite(mixed, mask_v))
     if HAS_PREV_CONTRAST:
-        prev_contrast_coef = tl.load(prev_contrast_coef_ptr + state_row)
+        prev_contrast_coef = load_param(params_ptr, state_row, PREV_CONTRAST_COEF)
         if prev_contrast_coef != 0:
             z0 = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
             z1 = tl.load(logits_ptr + (row_start + 1) * vocab_size + offs_v, mask=mask_v, other=0.0).to(
@@ -72,8 +74,8 @@ def mix_logits_kernel(
     tl.store(mixed_logits_ptr + req_idx * vocab_size + offs_v, mixed, mask=mask_v)
     centre -= tl.load(logits_ptr + row_start * vocab_size).to(tl.float32)
     tl.store(centre_ptr + req_idx, centre, mask=split_idx == 0)
-    if HAS_KL_BUDGET:
-        if tl.load(kl_budget_ptr + state_row) < float("inf"):
+    if STORE_COARSE_SUMS:
+        if load_param(params_ptr, state_row, KL_BUDGET) < float("inf"):
             max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
             base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
                 tl.float32

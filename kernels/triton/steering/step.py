@@ -18,30 +18,36 @@ the stored scores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ...steering.features import StepFeatures
-from ...steering.state import LogitEdits
+from ...steering.feature import StepFeatures
+from ...steering.features import FEATURES
+from ...steering.layout import LogitEdits
+from ...steering.masks import MASKS, NUCLEUS_MASK
+from ...steering.prev_contrast import PREV_CONTRAST
 from ...steering.step import TOP_LOGPROBS, SamplerOutput
+from ...steering.top_k_top_p import TOP_K, TOP_P, TRUNCATION
+from ...steering.trust_region import KL_BUDGET
 from .finalize import BLOCK_R, finalize_kernel
 from .mix_logits import mix_logits_kernel
 from .score import sample_truncated_kernel, score_kernel
 from .top_k_top_p import ThresholdKind, find_thresholds
-from .trust_region import MAX_POINTS, NUM_COARSE, NUM_INNER, kl_bracket_kernel
+from .trust_region import MAX_POINTS, NUM_COARSE, NUM_INNER, kl_bracket_kernel, masked_coarse_sums_kernel
 from .weights import BLOCK_O, reweight_kernel
 
 if TYPE_CHECKING:
-    from ...steering.state import RequestLayout, SteeringState
+    from ...steering.layout import RequestLayout
+    from ...steering.state import SteeringState
 
 LARGE_VOCAB = 65_536
 
 
-ALL_FEATURES = StepFeatures(**dict.fromkeys((field.name for field in fields(StepFeatures)), True))
+ALL_FEATURES = StepFeatures(FEATURES)
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,7 @@ def steer(
     logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another type or layout.
     """
     _check_args(logits, layout)
-    return SteeringLaunch(
-        logits, layout, state, StepFeatures.from_layout(layout, state), trace=trace, top=top
-    ).run(edits)
+    return SteeringLaunch(logits, layout, state, state.features(layout), trace=trace, top=top).run(edits)
 
 
 def invariant_steer(
@@ -151,17 +155,19 @@ class SteeringLaunch:
             2, self.num_reqs, num_splits, dtype=torch.int32
         )  # as found by mix, by score
         self.centre = self._new(self.num_reqs)
+        self.has_masks = not features.isdisjoint(MASKS)
+        self.has_region_masks = any(mask.in_trust_region for mask in MASKS if mask in features)
+        self.has_truncation = not features.isdisjoint(TRUNCATION)
+        self.has_kl_budget = KL_BUDGET in features
         self.coarse_sums, self.inner_sums, self.bracket = (
-            self._new(self.num_reqs, *shape) if features.has_kl_budget else self.dummy
+            self._new(self.num_reqs, *shape) if self.has_kl_budget else self.dummy
             for shape in ((4, NUM_COARSE, num_splits), (4, NUM_INNER, num_splits), (6,))
         )
         self.kl_sums = (
-            self._new(self.num_reqs, 4, 2, num_splits) if trace or features.has_kl_budget else self.dummy
+            self._new(self.num_reqs, 4, 2, num_splits) if trace or self.has_kl_budget else self.dummy
         )
         self.steered_scores = self._new(self.num_reqs, self.vocab_size) if top else self.dummy
-        self.allowed_scores = (
-            self._new(self.num_reqs, self.vocab_size) if features.has_truncation else self.dummy
-        )
+        self.allowed_scores = self._new(self.num_reqs, self.vocab_size) if self.has_truncation else self.dummy
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.logits.device)
@@ -169,18 +175,15 @@ class SteeringLaunch:
     def run(self, edits: LogitEdits | None) -> SamplerOutput:
         self._reweight()
         self._mix_logits()
-        if self.features.has_kl_budget:
+        if self.has_kl_budget:
             self._bracket_kl()
         nucleus_threshold = (
-            self._find_thresholds(ThresholdKind.NUCLEUS) if self.features.has_nucleus_mask else None
+            self._find_thresholds(ThresholdKind.NUCLEUS) if NUCLEUS_MASK in self.features else None
         )
         self._score(edits, nucleus_threshold)
-        if self.features.has_truncation:
+        if self.has_truncation:
             self._sample_truncated()
         return self._finalize()
-
-    def _params(self, *names: str) -> list[Tensor]:
-        return [self.state.params[name] for name in names]
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -191,34 +194,42 @@ class SteeringLaunch:
         reweight_kernel[(self.num_reqs,)](
             layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
             state.prior_weights, state.rewards, state.steps,
-            *self._params("base_coef", "objective_coef", "prev_contrast_coef", "reward_rate", "beta",
-            "kl_budget"),
-            *self._params("temperature", "mask_top_p", "top_k", "top_p"),
-            self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray, self.truncation_params,
+            state.params, self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray,
+            self.truncation_params,
             self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
         )  # fmt: skip
 
     def _mix_logits(self) -> None:
         layout, state, features = self.layout, self.state, self.features
-        prev_contrast = state.reserve_contrast(self.vocab_size) if features.uses_prev_contrast else self.dummy
+        prev_contrast = state.reserve_contrast(self.vocab_size) if PREV_CONTRAST in features else self.dummy
         mix_logits_kernel[self._grid](
             self.logits, layout.state_rows, layout.row_start, layout.num_rows,
-            self.coefs, self.start_strength, state.steps, *self._params("prev_contrast_coef"),
-            state.contrast_slot, prev_contrast, *self._params("kl_budget"),
+            self.coefs, self.start_strength, state.steps, state.params,
+            state.contrast_slot, prev_contrast,
             self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre,
             self.coarse_sums,
             self.vocab_size, self.tiling.num_splits, state.vocab_size,
-            HAS_PREV_CONTRAST=features.uses_prev_contrast, HAS_KL_BUDGET=features.has_kl_budget,
+            HAS_PREV_CONTRAST=PREV_CONTRAST in features,
+            STORE_COARSE_SUMS=self.has_kl_budget and not self.has_region_masks,
             NUM_COARSE=NUM_COARSE, **self.launch_args,
         )  # fmt: skip
 
     def _bracket_kl(self) -> None:
+        layout = self.layout
+        inputs = (
+            self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
+            self.state.params, self.coefs, self.start_strength, self.row_valid_max, self.centre,
+            self.coarse_sums,
+        )  # fmt: skip
+        if self.has_region_masks:
+            masked_coarse_sums_kernel[self._grid](
+                *inputs, self.vocab_size, self.tiling.num_splits,
+                NUM_COARSE=NUM_COARSE, BLOCK_S=self.tiling.block_s, **self.launch_args,
+            )  # fmt: skip
         kl_bracket_kernel[self._grid](
-            self.logits, self.mixed_logits, self.layout.state_rows, self.layout.row_start,
-            *self._params("kl_budget"),
-            self.start_strength, self.centre, self.coarse_sums, self.bracket, self.inner_sums,
-            self.vocab_size, self.tiling.num_splits,
-            NUM_COARSE=NUM_COARSE, NUM_INNER=NUM_INNER, BLOCK_S=self.tiling.block_s, **self.launch_args,
+            *inputs, self.bracket, self.inner_sums, self.vocab_size, self.tiling.num_splits,
+            HAS_MASKS=self.has_region_masks, NUM_COARSE=NUM_COARSE, NUM_INNER=NUM_INNER,
+            BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
     def _find_thresholds(self, kind: ThresholdKind, prior: Tensor | None = None) -> Tensor:
@@ -226,7 +237,6 @@ class SteeringLaunch:
         values, split_max = (
             (self.logits, self.row_valid_max) if is_nucleus else (self.allowed_scores, self.allowed_max)
         )
-        temperature = self.state.params["mask_temperature" if is_nucleus else "temperature"]
         valid_vocab, block_v = self.state.vocab_size, self.tiling.block_v
         return find_thresholds(
             kind,
@@ -234,32 +244,31 @@ class SteeringLaunch:
             split_max,
             self.layout,
             self.truncation_params,
-            temperature,
+            self.state.params,
             valid_vocab,
             block_v,
             prior,
         )
 
     def _score(self, edits: LogitEdits | None, nucleus_threshold: Tensor | None) -> None:
-        layout, features = self.layout, self.features
+        layout = self.layout
         bias, repetition_penalty = (
             self._scatter_edits(edits) if edits is not None else (self.dummy, self.dummy)
         )
         score_kernel[self._grid](
             self.logits, self.mixed_logits, self.steered_scores, self.allowed_scores, bias,
             repetition_penalty,
-            layout.state_rows, layout.row_start, layout.num_rows, self.start_strength, self.on_ray,
-            self.state.steps,
-            *self._params("kl_budget", "temperature", "seed"),
+            layout.state_rows, layout.row_start, layout.num_rows, self.coefs, self.start_strength,
+            self.on_ray, self.state.steps, self.state.params, self.state.seeds, self.row_valid_max,
             self.centre, self.bracket, self.inner_sums,
             self.dummy if nucleus_threshold is None else nucleus_threshold,
             self.strength, self.score_max, self.score_sum, self.kl_sums, self.nonfinite, self.allowed_max,
             self.best_score, self.best_token, self.vocab_size, self.state.vocab_size,
             self.tiling.num_splits, self.num_reqs,
             int(self.top),
-            HAS_KL_BUDGET=features.has_kl_budget, HAS_NUCLEUS_MASK=nucleus_threshold is not None,
+            HAS_KL_BUDGET=self.has_kl_budget, HAS_MASKS=self.has_masks,
             HAS_EDITS=edits is not None,
-            HAS_TRUNCATION=features.has_truncation, MEASURE_KL=self.trace,
+            HAS_TRUNCATION=self.has_truncation, MEASURE_KL=self.trace,
             RETURN_LOGPROBS=self.trace or self.top,
             NUM_INNER=NUM_INNER, MAX_POINTS=MAX_POINTS, BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
@@ -273,13 +282,13 @@ class SteeringLaunch:
 
     def _sample_truncated(self) -> None:
         features = self.features
-        top_k_threshold = self._find_thresholds(ThresholdKind.TOP_K) if features.top_k else None
+        top_k_threshold = self._find_thresholds(ThresholdKind.TOP_K) if TOP_K in features else None
         top_p_threshold = (
-            self._find_thresholds(ThresholdKind.TOP_P, top_k_threshold) if features.top_p else None
+            self._find_thresholds(ThresholdKind.TOP_P, top_k_threshold) if TOP_P in features else None
         )
         sample_truncated_kernel[self._grid](
             self.allowed_scores, self.allowed_max, self.layout.state_rows, self.state.steps,
-            *self._params("temperature", "min_p", "seed"),
+            self.state.params, self.state.seeds,
             self.dummy if top_k_threshold is None else top_k_threshold,
             self.dummy if top_p_threshold is None else top_p_threshold,
             self.best_score, self.best_token, self.vocab_size, self.tiling.num_splits,
@@ -298,13 +307,13 @@ class SteeringLaunch:
         finalize_kernel[(self.num_reqs,)](
             self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
             layout.branch_of_row,
-            *self._params("accumulate", "decay", "kl_budget"), state.rewards, state.steps,
+            state.params, state.rewards, state.steps,
             self.strength, self.on_ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
             self.kl_sums, self.nonfinite, self.best_score, self.best_token,
             tokens, failed, logprob, kl, branch_logprobs, lse,
             self.vocab_size, self.tiling.num_splits, self.num_reqs, self.max_objectives,
-            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
-            BRANCH_LOGPROBS=self.trace or self.features.has_rewards,
+            HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
+            BRANCH_LOGPROBS=self.trace or self.features.branch_logprobs,
             BLOCK_O=BLOCK_O, BLOCK_R=BLOCK_R, BLOCK_S=self.tiling.block_s, num_warps=1,
         )  # fmt: skip
         return SamplerOutput(

@@ -23,9 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...distributed.vocab_parallel import MASS_SCALE as REFERENCE_MASS_SCALE
+from .columns import column, load_param
 
 if TYPE_CHECKING:
-    from ...steering.state import RequestLayout
+    from ...steering.layout import RequestLayout
 
 NUM_BOUNDS, BOUNDS_PER_PASS, BISECT_TILE = tl.constexpr(16), tl.constexpr(2), tl.constexpr(1024)
 MAX_DIRECT = tl.constexpr(2048)
@@ -44,6 +45,7 @@ class ThresholdKind(IntEnum):
     TOP_P = 2
 
 
+TEMPERATURE, MASK_TEMPERATURE = column("temperature"), column("mask_temperature")
 NUCLEUS, TOP_K, TOP_P = (tl.constexpr(int(kind)) for kind in ThresholdKind)
 
 
@@ -67,6 +69,16 @@ def get_row(row_start_ptr, num_rows_ptr, req_idx, KIND: tl.constexpr):
     if KIND == NUCLEUS:
         row = tl.load(row_start_ptr + req_idx) + tl.load(num_rows_ptr + req_idx) - 1
     return row
+
+
+@triton.jit
+def load_temperature(params_ptr, state_row, KIND: tl.constexpr):
+    """The temperature of the mass that is searched for."""
+    if KIND == NUCLEUS:
+        temperature = load_param(params_ptr, state_row, MASK_TEMPERATURE)
+    else:
+        temperature = load_param(params_ptr, state_row, TEMPERATURE)
+    return temperature.to(tl.float32)
 
 
 @triton.jit
@@ -193,7 +205,7 @@ def fine_bounds(lo, hi, bound_idx, row_max):
 
 @triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
 def count_ge_kernel(
-    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr,
+    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, params_ptr,
     prior_ptr,
     coarse_bounds_ptr, coarse_sums_ptr, bounds_ptr, sums_ptr, vocab_size, valid_vocab, num_splits,
     KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, IS_FINE: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -210,7 +222,7 @@ def count_ge_kernel(
     if limit > 0:
         row = get_row(row_start_ptr, num_rows_ptr, req_idx, KIND)
         row_max = load_row_max(split_max_ptr, row, num_splits, BLOCK_S)
-        temperature = tl.load(temperature_ptr + tl.load(state_rows_ptr + req_idx)).to(tl.float32)
+        temperature = load_temperature(params_ptr, tl.load(state_rows_ptr + req_idx), KIND)
         is_active = limit > 0
         if IS_FINE:
             target = load_target(coarse_sums_ptr, limit, req_idx, num_splits, KIND, BLOCK_S)
@@ -300,7 +312,7 @@ def load_candidates(key_ptrs, mask, prior, row_max, temperature, KIND: tl.conste
 
 @triton.jit
 def bisect_kernel(
-    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr, prior_ptr,
+    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, params_ptr, prior_ptr,
     coarse_bounds_ptr,
     coarse_sums_ptr, fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, threshold_ptr,
     num_splits,
@@ -314,7 +326,7 @@ def bisect_kernel(
     if limit > 0:
         row = get_row(row_start_ptr, num_rows_ptr, req_idx, KIND)
         row_max = load_row_max(split_max_ptr, row, num_splits, BLOCK_S)
-        temperature = tl.load(temperature_ptr + tl.load(state_rows_ptr + req_idx)).to(tl.float32)
+        temperature = load_temperature(params_ptr, tl.load(state_rows_ptr + req_idx), KIND)
         lo, hi, mass_hi, target = refine_bracket(
             coarse_bounds_ptr,
             coarse_sums_ptr,
@@ -362,15 +374,15 @@ def find_thresholds(
     split_max: Tensor,
     layout: RequestLayout,
     truncation_params: Tensor,
-    temperature: Tensor,
+    params: Tensor,
     valid_vocab: int,
     block_v: int,
     prior: Tensor | None = None,
 ) -> Tensor:
     """The thresholds of one kind, float32 [groups].
 
-    values, split_max: see `survey_kernel`. truncation_params [groups, 3] float64. temperature: the column
-    of the table. valid_vocab: ids at or beyond it are in no nucleus. block_v: the length that the
+    values, split_max: see `survey_kernel`. truncation_params [groups, 3] float64. params: of the
+    state. valid_vocab: ids at or beyond it are in no nucleus. block_v: the length that the
     vocabulary is split in, a power of two. prior: thresholds below which nothing counts.
     """
     num_reqs, (vocab_size, num_splits) = len(layout.state_rows), (values.shape[1], split_max.shape[1])
@@ -390,7 +402,7 @@ def find_thresholds(
     num_warps = max(block_v // 512, 1)
     for outputs in (coarse, fine):
         count_ge_kernel[(num_reqs, num_splits)](
-            values, split_max, *layout_args, temperature, prior_thresholds, *coarse, *outputs, vocab_size,
+            values, split_max, *layout_args, params, prior_thresholds, *coarse, *outputs, vocab_size,
             valid_vocab, num_splits,
             HAS_PRIOR=prior is not None, IS_FINE=outputs is fine, **constants, num_warps=num_warps,
         )  # fmt: skip
@@ -399,7 +411,7 @@ def find_thresholds(
         valid_vocab, num_splits, **constants, num_warps=num_warps,
     )  # fmt: skip
     bisect_kernel[(num_reqs,)](
-        split_max, *layout_args, temperature, prior_thresholds, *coarse, *fine, candidates, num_candidates,
+        split_max, *layout_args, params, prior_thresholds, *coarse, *fine, candidates, num_candidates,
         thresholds, num_splits,
         HAS_PRIOR=prior is not None, **constants, num_warps=4,
     )  # fmt: skip

@@ -18,10 +18,13 @@ import triton
 import triton.language as tl
 
 from ...steering.trust_region import TOLERANCE
+from .columns import column, load_param
+from .masks import FORBIDDEN_LOGIT, forbidden_in_trust_region
 
 NUM_COARSE, NUM_INNER, MAX_POINTS = 8, 12, 16
 """Strengths of the two passes, and the power of two that holds either."""
 COARSE_POINTS, INNER_POINTS = tl.constexpr(NUM_COARSE), tl.constexpr(NUM_INNER)
+KL_BUDGET = column("kl_budget")
 TARGET_FRACTION = tl.constexpr(1 - TOLERANCE / 2)
 
 
@@ -95,17 +98,47 @@ def inner_strength(point_idx, lo, hi):
 
 
 @triton.jit(do_not_specialize=["num_splits"])
+def masked_coarse_sums_kernel(
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, coef_ptr,
+    strength_ptr, row_valid_max_ptr, centre_ptr, coarse_sums_ptr, vocab_size, num_splits,
+    NUM_COARSE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """The coarse sums of a step with masks: these need the rows' maxima, which the mixing pass finds."""
+    req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    if load_param(params_ptr, state_row, KL_BUDGET) < float("inf"):
+        row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+        max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
+        offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+        mask_v = offs_v < vocab_size
+        base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf"))
+        base = base.to(tl.float32)
+        mixed = tl.load(mixed_logits_ptr + req_idx * vocab_size + offs_v, mask=mask_v, other=0.0)
+        direction = tl.where(mask_v, mixed - base - tl.load(centre_ptr + req_idx), 0.0)
+        forbidden = forbidden_in_trust_region(
+            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, state_row, row_start, num_rows, 1.0,
+            1.0 - max_strength, offs_v, mask_v, vocab_size, num_splits, BLOCK_S,
+        )  # fmt: skip
+        base = tl.where(forbidden, FORBIDDEN_LOGIT, base)
+        sums_ptr = coarse_sums_ptr + req_idx * 4 * NUM_COARSE * num_splits
+        for point_idx in range(NUM_COARSE):
+            a = coarse_strength(split_idx * 0 + point_idx, max_strength)
+            store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits, NUM_COARSE)
+
+
+@triton.jit(do_not_specialize=["num_splits"])
 def kl_bracket_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, kl_budget_ptr, strength_ptr, centre_ptr,
-    coarse_sums_ptr,
-    bracket_ptr, inner_sums_ptr, vocab_size, num_splits,
-    NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, coef_ptr,
+    strength_ptr, row_valid_max_ptr, centre_ptr, coarse_sums_ptr, bracket_ptr, inner_sums_ptr,
+    vocab_size, num_splits,
+    HAS_MASKS: tl.constexpr, NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Brackets the strength, and sums the inner nodes. bracket [groups, 6]: low, high, whether a_T is inside,
     the centre of d, and A(1) of d as centred, in two parts: max and Σ e."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
-    kl_budget = tl.load(kl_budget_ptr + state_row).to(tl.float32)
+    kl_budget = load_param(params_ptr, state_row, KL_BUDGET).to(tl.float32)
     if kl_budget < float("inf"):
         max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
         max_value, sum_exp, mean, _ = load_moments(
@@ -148,6 +181,13 @@ def kl_bracket_kernel(
             )
             mixed = tl.load(mixed_logits_ptr + req_idx * vocab_size + offs_v, mask=mask_v, other=0.0)
             direction = tl.where(mask_v, mixed - base - centre, 0.0)
+            if HAS_MASKS:
+                forbidden = forbidden_in_trust_region(
+                    logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, state_row, row_start,
+                    tl.load(num_rows_ptr + req_idx), 1.0, 1.0 - max_strength, offs_v, mask_v, vocab_size,
+                    num_splits, BLOCK_S,
+                )  # fmt: skip
+                base = tl.where(forbidden, FORBIDDEN_LOGIT, base)
             sums_ptr = inner_sums_ptr + req_idx * 4 * NUM_INNER * num_splits
             for inner_idx in range(NUM_INNER):
                 a_inner = inner_strength(split_idx * 0 + inner_idx, lo, hi)

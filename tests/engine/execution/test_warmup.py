@@ -199,7 +199,8 @@ def test_most_steps_of_the_warm_up_are_needed(core: EngineCore) -> None:
 def test_the_warm_up_leaves_no_state_behind(core: EngineCore) -> None:
     runner, table = core.runner, core.runner.steering_state
     columns = [
-        *table.params.values(),
+        table.params,
+        table.seeds,
         table.prior_weights,
         table.rewards,
         table.steps,
@@ -210,7 +211,8 @@ def test_the_warm_up_leaves_no_state_behind(core: EngineCore) -> None:
     with record_launches():
         warm_up(runner, SHAPES)
     after = [
-        *table.params.values(),
+        table.params,
+        table.seeds,
         table.prior_weights,
         table.rewards,
         table.steps,

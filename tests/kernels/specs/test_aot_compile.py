@@ -35,7 +35,8 @@ from trimtab.kernels.specs.lm_head import (
 )
 from trimtab.kernels.specs.registry import SPECS
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.triton.attention import paged_attention
 from trimtab.kernels.triton.backend import INVARIANT
 from trimtab.kernels.triton.configs import DEFAULT_CONFIGS

@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from trimtab.kernels.specs import spec as specs
 from trimtab.kernels.specs.registry import SPECS
 from trimtab.kernels.specs.spec import KernelCase, KernelSpec
-from trimtab.kernels.specs.steering import LLAMA, NUCLEUS_MASKED, SAMPLED, STEER, _steer_case
+from trimtab.kernels.specs.steering import LLAMA, MASKED, SAMPLED, STEER, _steer_case
 from trimtab.tools.gpu.kernels import compare_kernel
 
 from ...emulator.launch import emulate
@@ -67,7 +67,7 @@ def test_emulated_compiled_code_matches_the_reference(
 
 
 def test_steering_kernels_stay_within_their_instruction_budget() -> None:
-    case = _steer_case(1, 1, LLAMA, NUCLEUS_MASKED, SAMPLED, torch.bfloat16)
+    case = _steer_case(1, 1, LLAMA, MASKED, SAMPLED, torch.bfloat16)
     with emulate("sm_90") as emulator:
         compare_kernel(STEER, case, torch.device("cpu"))
     found = {kernel: emulator.instructions[kernel] / (LLAMA / 32) for kernel in MAX_CYCLES}

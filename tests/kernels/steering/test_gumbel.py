@@ -8,7 +8,8 @@ from torch import Tensor
 from trimtab.kernels.steering import gumbel as noise
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
 from trimtab.kernels.steering.gumbel import gumbel, rng_keys, token_bits
-from trimtab.kernels.steering.state import RowSampling, SteeringState
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import sample
 
 UNLIKELY = 1e-6
@@ -144,7 +145,7 @@ def test_a_seed_beyond_int64_is_taken_by_its_64_bits() -> None:
     table = SteeringState(7)
     for row, seed in enumerate((2**63 + 5, 5 - 2**63, 2**64 - 1, -1, 2**64 + 3, 3)):
         table.add_request(row, SteeringCoefficients(), (), RowSampling(temperature=1.0, seed=seed))
-    column = table.params["seed"][:6].tolist()  # there are rows in store
+    column = table.seeds[:6].tolist()  # there are rows in store
     assert column == [5 - 2**63, 5 - 2**63, -1, -1, 3, 3]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 from trimtab.engine.methods.builtin import Base, LinearAlignment
-from trimtab.kernels.steering.state import LogitEdits
+from trimtab.kernels.steering.layout import LogitEdits
 
 from ..steering_harness import (
     GREEDY,

@@ -21,8 +21,11 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
-from trimtab.kernels.steering.step import SamplerOutput, reweight, steer
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.rewards import reweight
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
+from trimtab.kernels.steering.step import SamplerOutput, steer
 
 from ..steering_harness import make_objectives
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from trimtab.engine.methods.builtin import Mato
-from trimtab.kernels.steering.step import reweight
+from trimtab.kernels.steering.rewards import reweight
 
 from ..steering_harness import SteeringCase, decode, float64_tensor, make_objectives, random_logits
 

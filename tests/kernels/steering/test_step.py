@@ -24,7 +24,9 @@ from trimtab.engine.methods.builtin import (
 )
 from trimtab.kernels.steering.closed_form import unrolled_loop
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import steer
 
 from ..steering_harness import (

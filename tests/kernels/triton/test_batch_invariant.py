@@ -14,7 +14,9 @@ from trimtab.kernels.reference import paged_attention as paged
 from trimtab.kernels.reference.paged_attention import QueryTiles
 from trimtab.kernels.reference.rotary import QKNorm, RotaryCosSin
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import SamplerOutput
 from trimtab.kernels.triton.attention import paged_attention
 from trimtab.kernels.triton.batch_invariant_attention import invariant_attention

@@ -15,7 +15,7 @@ from trimtab.kernels.specs.steering import (
     GREEDY,
     ITERATE,
     KL_BOUNDED,
-    NUCLEUS_MASKED,
+    MASKED,
     SAMPLED,
     STEER,
     _steer_case,
@@ -69,7 +69,7 @@ SMALL_SPECS = [
     with_small_cases(
         STEER,
         _steer_case(2, 2, 97, KL_BOUNDED, GREEDY, torch.float32),
-        _steer_case(3, 1, 97, NUCLEUS_MASKED, SAMPLED, BF16),
+        _steer_case(3, 1, 97, MASKED, SAMPLED, BF16),
     ),
     with_small_cases(
         ITERATE, _unrolled_loop_case(2, 97, torch.float32), _unrolled_loop_case(1, 97, torch.float64)

@@ -20,8 +20,8 @@ from trimtab.engine.methods.builtin import (
 )
 from trimtab.kernels.lm_head import lm_head_steer as torch_lm_head_steer
 from trimtab.kernels.lm_head import logits_matmul
-from trimtab.kernels.steering.features import StepFeatures
-from trimtab.kernels.steering.state import LogitEdits, RowSampling
+from trimtab.kernels.steering.layout import LogitEdits
+from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.step import steer as reference
 from trimtab.kernels.triton.configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
 from trimtab.kernels.triton.lm_head import launch as launching
@@ -51,7 +51,7 @@ from .test_steering import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trimtab.kernels.steering.state import RequestLayout
+    from trimtab.kernels.steering.layout import RequestLayout
     from trimtab.kernels.steering.step import SamplerOutput
 
 WARM_SAMPLING = RowSampling(temperature=0.7, seed=11)
@@ -388,7 +388,7 @@ def make_plan(
     requests: Sequence[SteeringCase], tuning: LMHeadConfig = DEFAULT_LM_HEAD_CONFIG, *, trace: bool = False
 ) -> FusedPlan:
     groups, state = make_layout(requests), make_state(requests, 9)
-    features = StepFeatures.from_layout(groups, state)
+    features = state.features(groups)
     plan = FusedPlan.from_features(
         features, groups, state, trace=trace, top=False, has_edits=False, config=tuning
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from trimtab.engine.methods.builtin import Amulet, ContextSteering, Mato
-from trimtab.kernels.steering.state import RowSampling
+from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.step import steer as reference
 from trimtab.kernels.triton.steering.step import steer
 

@@ -22,7 +22,9 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.state import LogitEdits, RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import LogitEdits, RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import steer as reference
 from trimtab.kernels.triton.steering import step as launching
 from trimtab.kernels.triton.steering import top_k_top_p as searching
@@ -85,7 +87,7 @@ def make_state(requests: Sequence[SteeringCase], vocab: int) -> SteeringState:
     for index, request in enumerate(requests):
         method = request.method
         state.add_request(
-            len(requests) - 1 - index, method.coefficients(), method.weights(), request.sampling
+            len(requests) - 1 - index, method.cached_coefficients, method.weights(), request.sampling
         )
     return state
 
@@ -354,7 +356,8 @@ class CountedKernel:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "launches"), [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18)]
+    ("chosen", "launches"),
+    [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18)],
 )
 def test_a_step_has_a_fixed_number_of_launches_and_reads_nothing_back(
     chosen: tuple[int, ...], launches: int, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from trimtab.kernels.distributed.vocab_parallel import MASS_SCALE
-from trimtab.kernels.steering.state import RequestLayout
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.state import COLUMN_INDEX
 from trimtab.kernels.triton.steering.step import VocabTiling
 from trimtab.kernels.triton.steering.top_k_top_p import ThresholdKind, find_thresholds
 
@@ -64,9 +65,11 @@ def call_find_thresholds(
     limits = torch.zeros(count, 3, dtype=torch.float64, device=DEVICE)
     limits[:, kind] = limit
     limits[-1] = 0
-    temperature = torch.full((count,), temperatures, dtype=torch.float64, device=DEVICE)
+    params = torch.zeros(count, len(COLUMN_INDEX), dtype=torch.float64, device=DEVICE)
+    for name in ("temperature", "mask_temperature"):
+        params[:, COLUMN_INDEX[name]] = temperatures
     return find_thresholds(
-        kind, stacked, tops.contiguous(), groups, limits, temperature, VOCAB, tiling.block_v, prior_thresholds
+        kind, stacked, tops.contiguous(), groups, limits, params, VOCAB, tiling.block_v, prior_thresholds
     )
 
 
