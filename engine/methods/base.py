@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +42,13 @@ class Method:
     objectives: tuple[Objective, ...] = ()
     placement: str = config_field(
         "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
+    )
+
+    relative_top: float | None = config_field(
+        None,
+        "allow only tokens at least this likely, relative to the likeliest, in some branch whose coefficient "
+        "is above 0; none allows all",
+        kw_only=True,
     )
 
     wishes = RenamedAttribute()
@@ -105,7 +112,7 @@ class Method:
 
     @cached_property
     def cached_coefficients(self) -> SteeringCoefficients:
-        """What `coefficients` returns, computed once.
+        """What `coefficients` returns, with the settings that all methods have; computed once.
 
         Raises InputError when a setting is out of range.
         """
@@ -114,7 +121,10 @@ class Method:
             raise invalid_value(
                 f"coefficients() of {self.name}", coefficients, "of type SteeringCoefficients"
             )
-        return coefficients
+        if self.relative_top is None:
+            return coefficients
+        self.require("relative_top", 0 < self.relative_top <= 1, "above 0 and at most 1, or none")
+        return replace(coefficients, relative_top=self.relative_top)
 
     def iter_warnings(self) -> Iterator[str]:
         """Sentences about settings that may be a mistake; each is a warning when the method is made."""

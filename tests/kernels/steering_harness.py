@@ -172,6 +172,10 @@ def all_method_cases() -> list[SteeringCase]:
         (Mato(make_objectives(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1), GREEDY),
         (Mato(make_objectives(0.1, 0.0, 0.3), accumulate="ema", utility="reward"), hot_sampling),
         (Mixture(make_objectives(0.5, 0.2, 0.3)), SAMPLED),
+        (Base(relative_top=0.2), hot_sampling),
+        (ContextSteering(make_objectives(0.3, 0.7), relative_top=0.05), GREEDY),
+        (Mato(make_objectives(1.0, 3.0), kl_budget=0.1, relative_top=0.3), hot_sampling),
+        (LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
     ]
     result = []
     for seed, (method, draw) in enumerate(cases):

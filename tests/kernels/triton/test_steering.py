@@ -71,6 +71,11 @@ ALL_CASES = [
     SteeringCase(Mato(make_objectives(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1)),
     SteeringCase(Mato(make_objectives(0.1, 0.0, 0.3), accumulate="ema", utility="reward")),
     SteeringCase(Mixture(make_objectives(0.5, 0.2, 0.3)), FLAT_SAMPLING),
+    SteeringCase(Base(relative_top=0.2), FLAT_SAMPLING),
+    SteeringCase(ContextSteering(make_objectives(0.3, 0.7), relative_top=0.05)),
+    SteeringCase(Mato(make_objectives(1.0, 3.0), kl_budget=0.1, relative_top=0.3), FLAT_SAMPLING),
+    SteeringCase(LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
+    SteeringCase(Amulet(make_objectives(1.0), kl_budget=0.2, relative_top=0.1)),
 ]
 
 
@@ -357,7 +362,7 @@ class CountedKernel:
 
 @pytest.mark.parametrize(
     ("chosen", "launches"),
-    [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18)],
+    [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18), ((15,), 4), ((18,), 6)],
 )
 def test_a_step_has_a_fixed_number_of_launches_and_reads_nothing_back(
     chosen: tuple[int, ...], launches: int, monkeypatch: pytest.MonkeyPatch
