@@ -25,13 +25,13 @@ ROW_MULTIPLE, NARROW_WIDTH, MIN_SINGLE_ROWS, MIN_GEMM_MULS, COLUMN_MULTIPLE, BLO
     8,
     16,
 )
-"""Shapes of matmuls with reproducible bits: rows are a multiple of ROW_MULTIPLE (and at least twice that where
-a row is wider than NARROW_WIDTH), at least MIN_SINGLE_ROWS where the matmul may be a batch of one, with at
-least MIN_GEMM_MULS multiplications; columns are a multiple of COLUMN_MULTIPLE, and the keys of a block of
+"""Shapes of matmuls with reproducible bits: rows are a multiple of ROW_MULTIPLE (and at least twice that
+where a row is wider than NARROW_WIDTH), at least MIN_SINGLE_ROWS where the matmul may be a batch of one, with
+at least MIN_GEMM_MULS multiplications; columns are a multiple of COLUMN_MULTIPLE, and the keys of a block of
 BLOCK_SIZE_MULTIPLE."""
 BUFFER_NUMEL = 1 << 21
-"""Elements converted to float32 at once: few enough to stay in the CPU's cache, and enough that the conversion
-is rarely split, since the threads synchronise for each part."""
+"""Elements converted to float32 at once: few enough to stay in the CPU's cache, and enough that the
+conversion is rarely split, since the threads synchronise for each part."""
 MIN_WORD_COPY_ROWS = 64
 """At least this many rows are written as int64 words: torch copies by element, and a view costs 1 µs."""
 
@@ -42,9 +42,9 @@ class KVBlockPool:
     """Keys and values in blocks of `block_size` tokens, stored in the model's dtype.
 
     blocks: [layers, 2, num_blocks, kv_heads, block_size, width], keys then values; width is head_dim padded
-    with zeros to a multiple of 8; block_size is a multiple of 16. Unused memory is never touched. A block must
-    be zeroed before its first use: a masked key has weight 0, and 0 times a NaN left by another branch is
-    NaN. blocks_per_gemm: capacity of the float32 buffer in blocks.
+    with zeros to a multiple of 8; block_size is a multiple of 16. Unused memory is never touched. A block
+    must be zeroed before its first use: a masked key has weight 0, and 0 times a NaN left by another branch
+    is NaN. blocks_per_gemm: capacity of the float32 buffer in blocks.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class KVBlockPool:
         any reader. Read a layer's keys before its values. exclusive: no other reader is used between them.
         """
         if isinstance(block_ids, Tensor):
-            blocks = self.blocks  # not self: it may own the reader, and a cycle would delay freeing the memory
+            blocks = self.blocks  # not self, which may own the reader: a cycle would delay freeing memory
             return lambda layer, side: blocks[layer, side].index_select(0, block_ids).float().flatten(0, 1)
         rows = slice(block_ids.start * self.num_kv_heads, block_ids.stop * self.num_kv_heads)
         views = [layer[:, rows] for layer in self._gemm_views]

@@ -26,8 +26,8 @@ from .shared_blocks import BlockSharing
 class _BlockMatmul:
     """One batched matmul: its KV blocks and the query rows multiplied with them, as views of the buffers.
 
-    queries, out [num_blocks · kv_heads, rows, width]; scores, probs [num_blocks · kv_heads, rows, block_size].
-    rows: its range of the buffers' rows. read_kv: see `KVBlockPool.block_view`.
+    queries, out [num_blocks · kv_heads, rows, width]; scores, probs: block_size instead of width. rows: its
+    range of the buffers' rows. read_kv: see `KVBlockPool.block_view`.
     """
 
     read_kv: ReadKV

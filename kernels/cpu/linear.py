@@ -5,8 +5,8 @@ instructions (AVX512-BF16, AMX). Elementwise operations after a matmul (residual
 into it: between two large matmuls a separate operation is dispatched from a cold cache.
 
 A CPU without bfloat16 arithmetic emulates a bfloat16 matmul, slowly. There, 16-bit weights are stored as
-float16 and multiplied by FBGEMM with float32 activations and sums. FBGEMM reads two bytes per weight and takes
-hardly longer for eight rows than for one, so K + 1 branches decode at about the price of one. A bfloat16
+float16 and multiplied by FBGEMM with float32 activations and sums. FBGEMM reads two bytes per weight and is
+hardly slower for eight rows than for one, so K + 1 branches decode at about the price of one. A bfloat16
 weight of magnitude 7.6e-6 to 65,504 is exact in float16; a smaller one changes by at most 3e-8, and a tensor
 with a larger one is stored in float32. Measurements: docs/findings/cpu-decoding.md.
 """

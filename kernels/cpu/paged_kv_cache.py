@@ -1,8 +1,8 @@
 """CPU paged KV cache, and attention over it.
 
 Keys and values are stored in blocks of `block_size` tokens; a branch's block table lists its blocks in order,
-and branches with a common prefix share blocks. A block is also the tile of attention: one matmul with its keys
-and one with its values, summed pairwise over the blocks. Decode reads all used blocks in place, see
+and branches with a common prefix share blocks. A block is also the tile of attention: one matmul with its
+keys and one with its values, summed pairwise over the blocks. Decode reads all used blocks in place, see
 `kernels.cpu.decode_attention`, so a cache without gaps in its used blocks is fast;
 `engine.scheduling.block_manager` allocates low block ids first. Prompts use the same matmuls and sums in
 chunks, so a result depends neither on other requests nor on how the prompt is split.
@@ -111,8 +111,8 @@ class CPUPagedKVCache(KVBlockPool):
 
         qkv [batch rows, heads + 2 · kv_heads, head_dim]: queries, keys, values; may be overwritten. norm: QK
         norm, applied before RoPE. RoPE also scales queries by 1/√head_dim: a scale in the matmul would be
-        rounded differently in different code paths. With a window, a token attends to itself and the window − 1
-        tokens before it.
+        rounded differently in different code paths. With a window, a token attends to itself and to the
+        window − 1 tokens before it.
         """
         qkv, padding = self.apply_rope(qkv, rotary, norm), self.padded_head_dim - self.head_dim
         if not padding:
@@ -172,7 +172,7 @@ class CPUPagedKVCache(KVBlockPool):
         return valid_out
 
     def _gather_kv(self, layer: int, block_ids: Tensor) -> Tensor:
-        """Gather block_ids [n, num_blocks] of a layer: float32 [2, n · kv_heads, num_blocks, block_size, width]."""
+        """block_ids [n, num_blocks] of a layer → float32 [2, n · kv_heads, num_blocks, block_size, width]."""
         kv = (
             self.blocks[layer]
             .index_select(1, block_ids.flatten())
@@ -232,8 +232,8 @@ class CPUPagedKVCache(KVBlockPool):
 def _sum_probs_v(probs: Tensor, values: Tensor, pad_blocks: int) -> Tensor:
     """Σ over blocks of probs · values, after `pad_blocks` blocks of zeros, [matrices, rows, width].
 
-    probs [matrices, num_blocks, rows, block_size]; values [matrices, num_blocks, block_size, width]. Loops over
-    the smaller of the first two dimensions, so that each batched matmul is large.
+    probs [matrices, num_blocks, rows, block_size]; values [matrices, num_blocks, block_size, width]. Loops
+    over the smaller of the first two dimensions, so that each batched matmul is large.
     """
     dim = 0 if probs.shape[1] < len(probs) else 1
     if dim == 0:

@@ -99,7 +99,7 @@ class PrefillBatch:
     def split_prompts(
         cls, prompts: list[tuple[int, SequenceChunk]], block_size: int, num_heads: int, window: int | None
     ) -> list[PrefillBatch]:
-        """prompts: (first batch row, chunk). Short prompts attend together, a long one's chunks one by one."""
+        """prompts: (first batch row, chunk). Short prompts attend together, a long one chunk by chunk."""
         batches, single_chunks = list[PrefillBatch](), dict[int, list[tuple[int, PrefillChunk]]]()
         for chunk_len, chunks in _batch_chunks(prompts, block_size, num_heads, window):
             if len(chunks) == 1:
@@ -131,10 +131,10 @@ class PrefillBatch:
 def _batch_chunks(
     prompts: list[tuple[int, SequenceChunk]], block_size: int, num_heads: int, window: int | None
 ) -> Iterator[tuple[int, list[PrefillChunk]]]:
-    """Yield (padded chunk length, chunks that read equally many blocks and have about equally many tokens).
+    """Yield (padded chunk length, chunks of about that length that read equally many blocks).
 
-    A chunk ends at a block boundary, so that few of its products are with later, masked keys, or earlier so
-    that the scores of a batch stay in the CPU's cache.
+    A chunk ends at the next block boundary, so that few of its scores are of later, masked keys, or earlier,
+    so that a batch's scores stay in the CPU's cache.
     """
     batches: dict[tuple[int, int, int], list[PrefillChunk]] = {}
     for prompt_index, (row, prompt) in enumerate(prompts):
@@ -157,6 +157,6 @@ def _batch_chunks(
 
 
 def round_up_chunk(num_tokens: int) -> int:
-    """The padded length of a chunk: lengths are a quarter apart, so that many chunks have the same."""
+    """Padded length of a chunk: lengths are a quarter apart, so that many chunks have the same."""
     step = max(16, 1 << max(0, (num_tokens - 1).bit_length() - 3))
     return -(-num_tokens // step) * step

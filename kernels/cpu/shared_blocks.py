@@ -29,7 +29,7 @@ class BlockSharing:
     @classmethod
     def from_block_tables(cls, block_tables: list[list[int]]) -> BlockSharing:
         """Plan the reads of rows with these block tables, each a list of block ids in order."""
-        num_blocks = max(2, 1 + max(map(max, block_tables)))  # at least two, so that no matmul is a batch of one
+        num_blocks = max(2, 1 + max(map(max, block_tables)))  # no matmul may be a batch of one
         assigned, extra_readers = set[int](), dict[int, list[tuple[int, int]]]()
         for row, block_table in enumerate(block_tables):
             for index, block in enumerate(block_table):
