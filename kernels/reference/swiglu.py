@@ -12,7 +12,7 @@ the last elements before a split, which do not fill a SIMD vector, get a differe
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]. Rows are independent to the bit."""
+    """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]. Rows are bitwise independent."""
     gate, up = gate_up.view(len(gate_up), 2, -1).unbind(1)
     if gate.numel() <= SERIAL_NUMEL or gate.device.type != "cpu":
         return functional.silu(gate).mul_(up)

@@ -21,8 +21,8 @@ MAX_INIT_NUMEL = 1 << 22
 class KernelCase:
     """Arguments of one launch at the shape of a real model.
 
-    make_args: (device, CPU generator) → fresh arguments for the reference or the launcher. cost: minimum bytes
-    moved and FLOPs.
+    make_args: (device, CPU generator) → fresh arguments of the reference or the launcher. cost: minimum
+    bytes moved and FLOPs.
     """
 
     name: str

@@ -50,7 +50,7 @@ def test_an_absent_device_and_an_unknown_section_are_refused(
     assert "gpu_check: device is 'cuda:99'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["everything"])
-    assert "known are kernels, bench, invariance, decode" in capsys.readouterr().err
+    assert "choose from kernels, bench, invariance, decode" in capsys.readouterr().err
 
 
 def test_a_failing_check_is_reported_and_stops_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,15 +92,15 @@ def test_another_process_goes_on_where_one_lost_its_gpu_or_died(monkeypatch: pyt
     check._run_section("kernels", "cuda", time.monotonic() + 9, found)
     assert calls == ["0", "2", "4"]
     assert [row["name"] for row in found["rows"]] == ["2", "4", "5"]
-    assert [failure["name"] for failure in found["failures"]] == ["part 2", "all of it"]
-    assert "ended with status -11 in its part 4" in found["failures"][1]["wrong"]
+    assert [failure["name"] for failure in found["failures"]] == ["part 2", "all parts"]
+    assert "ended with status -11 in part 4" in found["failures"][1]["wrong"]
     assert found.keys() == {"rows", "failures", "skipped", "gpu"}
     ends, calls = [(1, 0, False)], []
     check._run_section("kernels", "cuda", time.monotonic() + 9, found)
     assert calls == ["0"], "what ends at its beginning would end there again"
     check._run_section("bench", "cuda", time.monotonic(), found)
     assert calls == ["0"], "no process begins when the time is up"
-    assert found["skipped"] == ["bench: all of it"]
+    assert found["skipped"] == ["bench: all parts"]
 
 
 def test_the_time_is_divided_among_sections_and_results_are_written_after_each(
@@ -157,13 +157,13 @@ def test_answers_agree_up_to_a_near_tie_and_no_further() -> None:
     near = compare_outputs([make_output([1, 3, 3], likeliest=-1.002)], [exact], 1e-3)
     assert (near["same"], near["wrong"]) == ("0 of 1", "")
     far = compare_outputs([make_output([1, 3, 3], likeliest=-1.2)], [exact], 1e-3)
-    assert "parts at token 1" in far["wrong"]
+    assert "diverges at token 1" in far["wrong"]
     for rewards, wrong in ((0.0, True), (0.5, False)):  # which add up what was off in sixteen tokens before
         diverged = make_output([1] * 16 + [3], likeliest=-1.006, rewards=rewards)
         same = make_output([1] * 17, rewards=rewards)
         assert bool(compare_outputs([diverged], [same], 1e-3)["wrong"]) is wrong
-    assert "0.5 off" in compare_outputs([make_output([1, 2, 3], logprob=-1.5)], [exact], 1e-3)["wrong"]
-    assert "is inf off" in compare_outputs([make_output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
+    assert "off by 0.5" in compare_outputs([make_output([1, 2, 3], logprob=-1.5)], [exact], 1e-3)["wrong"]
+    assert "off by inf" in compare_outputs([make_output([1, 2, 3], logprob=math.nan)], [exact], 1e-3)["wrong"]
     failed = replace(exact, error="no finite score")
     assert "no finite score" in compare_outputs([failed], [exact], 1e-3)["wrong"]
 
@@ -177,7 +177,7 @@ def test_untraced_answers_agree_up_to_a_near_tie_and_no_further() -> None:
     assert compare_untraced(bare[:1], [traced], 1e-3) == {"same": "1 of 1", "wrong": ""}
     assert compare_untraced(bare[1:2], [traced], 0.1) == {"same": "0 of 1", "wrong": ""}
     for one, near in ((bare[1], 0.05), (bare[2], 10.0)):  # 3 is not among the likeliest
-        assert "parts at token 2" in compare_untraced([one], [traced], near)["wrong"]
+        assert "diverges at token 2" in compare_untraced([one], [traced], near)["wrong"]
     assert (
         "no finite" in compare_untraced([replace(bare[0], error="no finite score")], [traced], 1e-3)["wrong"]
     )

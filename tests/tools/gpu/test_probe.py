@@ -89,7 +89,7 @@ def test_a_failing_part_is_reported_and_stops_no_other(
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         probe.main(["everything"])
-    assert "known are roof, gemm" in capsys.readouterr().err
+    assert "choose from roof, gemm" in capsys.readouterr().err
 
 
 def test_figures_are_printed_beside_their_targets() -> None:
