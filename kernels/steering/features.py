@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepFeatures:
-    """What any request of a step has, from what the host admitted."""
+    """Features used by any request of a step, from the state's host copy of the parameters."""
 
     uses_prev_contrast: bool
     has_kl_budget: bool
@@ -38,10 +38,10 @@ class StepFeatures:
         ]
         return cls(
             uses_prev_contrast=any(coef.prev_contrast_coef for coef in coefs),
-            has_kl_budget=any(program.kl_budget < float("inf") for program in coefs),
-            has_nucleus_mask=any(program.mask_top_p < 1 for program in coefs),
-            has_rewards=any(program.reward_rate for program in coefs),
-            top_k=any(draw.top_k > 0 for draw in random),
-            top_p=any(draw.top_p < 1 for draw in random),
-            min_p=any(draw.min_p > 0 for draw in random),
+            has_kl_budget=any(coef.kl_budget < float("inf") for coef in coefs),
+            has_nucleus_mask=any(coef.mask_top_p < 1 for coef in coefs),
+            has_rewards=any(coef.reward_rate for coef in coefs),
+            top_k=any(sampling.top_k > 0 for sampling in random),
+            top_p=any(sampling.top_p < 1 for sampling in random),
+            min_p=any(sampling.min_p > 0 for sampling in random),
         )

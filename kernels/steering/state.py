@@ -1,4 +1,4 @@
-"""What the steering step keeps of each running request, and the layout of one step."""
+"""Steering state of running requests, and the request layout of one step."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 GREEDY_BELOW = 1e-5
-"""A temperature under this is greedy: scores divided by it would leave float32."""
+"""A lower temperature is greedy: scores divided by it would overflow float32."""
 
 
 @dataclass(frozen=True)
 class RowSampling:
-    """How one request draws its tokens: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
+    """Sampling parameters of one request: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -35,17 +35,17 @@ class RowSampling:
 
 
 class SteeringState:
-    """One row for each running request, in columns; has twice as many when they are not enough.
+    """Structure of arrays with one row per running request; the number of rows doubles when it is full.
 
-    params:   the fields of `SteeringCoefficients` and `RowSampling` by name, [rows] float64 or int64.
-    prior_weights:     w⁰ [rows, K], 0 beyond a request's own objectives.
-    rewards:   R_k [rows, K], before β.
-    steps:     tokens chosen so far [rows].
-    contrast_slot:      which row of `prev_contrast` a request of OPAD's has, −1 for others.
-    prev_contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step
-    0. host_params:  what each row was admitted with, known to the host.
-    vocab_size:     columns at or beyond it are never chosen (rows of the embedding that no token uses).
-    shard:     which part of the vocabulary the columns are.
+    params:        the fields of `SteeringCoefficients` and `RowSampling` by name, [rows] float64 or int64.
+    prior_weights: w⁰ [rows, K], 0 beyond the request's objectives.
+    rewards:       R_k [rows, K], without β.
+    steps:         tokens generated so far [rows].
+    contrast_slot: an OPAD request's row of `prev_contrast`, −1 for other methods.
+    prev_contrast: OPAD's z_1 − z_0 of the previous step, [slots, columns of the logits]; undefined at step 0.
+    host_params:   host copy of each row's coefficients and sampling parameters.
+    vocab_size:    columns at or beyond it are never chosen (padding rows of the embedding).
+    shard:         the part of the vocabulary that the columns hold.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class SteeringState:
     def add_request(
         self, row: int, coefficients: SteeringCoefficients, weights: Sequence[float], sampling: RowSampling
     ) -> None:
-        """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
+        """Add a request in `row`: its coefficients, w⁰ (one weight per objective branch) and sampling."""
         values = {**vars(coefficients), **vars(sampling), "seed": wrap_int64(sampling.seed)}
         self._reserve(row + 1, len(weights))
-        row_slice = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
+        row_slice = slice(row, row + 1)  # an integer index would block the host on a GPU
         for name, value in values.items():
             self.params[name][row_slice] = value
         self.prior_weights[row_slice] = 0
@@ -87,7 +87,7 @@ class SteeringState:
         )
 
     def reserve_contrast(self, num_logits: int) -> Tensor:
-        """`prev_contrast`, with a row of this width for every request admitted with a delay so far."""
+        """Grow `prev_contrast` to `num_logits` columns and a row per OPAD request so far, and return it."""
         new_rows, new_columns = (
             len(self._contrast_slots) - len(self.prev_contrast),
             num_logits - self.prev_contrast.shape[1],
@@ -115,7 +115,7 @@ class SteeringState:
 
 
 class StateView(dict[str, Tensor]):
-    """The table's columns for the rows of a step, [rows] each, gathered when they are first asked for."""
+    """The state's parameters for the requests of a step, [requests] each, gathered on first access."""
 
     def __init__(self, state: SteeringState, state_rows: Tensor) -> None:
         super().__init__()
@@ -130,11 +130,11 @@ class StateView(dict[str, Tensor]):
 class RequestLayout:
     """Which rows of the logits belong to which request.
 
-    state_rows [groups]: the request's row of the SteerTable. row_start, num_rows [groups]: its rows of the
-    logits. branch_of_row, request_of_row [host_state_rows]: which branch each row is, 0 for the base, and
-    of which group. max_rows: the most rows of a group. host_state_rows: `state_rows` as the host knows it,
-    empty where it does not. Rows stand in the order of branches; a branch that cannot matter may be left
-    out, the base only where `SteeringCoefficients.needs_base` is false.
+    state_rows [requests]: the request's row of the `SteeringState`. row_start, num_rows [requests]: its rows
+    of the logits. branch_of_row, request_of_row [rows]: each row's branch, 0 for the base, and its request.
+    max_rows: the most rows of a request. host_state_rows: host copy of `state_rows`, empty if unknown. Rows
+    are in branch order; a branch without influence may be left out, the base only where
+    `SteeringCoefficients.needs_base` is false.
     """
 
     state_rows: Tensor
@@ -149,7 +149,7 @@ class RequestLayout:
     def from_branches(
         cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu"
     ) -> RequestLayout:
-        """From (table row, branches run) of each request, in the order of the logits."""
+        """Build from (state row, branches run) of each request, in the order of the logits."""
         counts = [len(branches) for _, branches in requests]
         arrays = (
             [state_rows for state_rows, _ in requests],
@@ -172,9 +172,9 @@ class RequestLayout:
         )
 
     def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
-        """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].
+        """Σ coefficients · logits over each request's rows: [rows, vocab], [rows] → [requests, vocab].
 
-        In the order of the rows and elementwise, so that a group's sum does not depend on the others.
+        Sums elementwise in row order, so that a request's sum does not depend on other requests.
         """
         uniform = len(logits) == self.max_rows * len(self.state_rows)
         out = logits.new_zeros(len(self.state_rows), logits.shape[1])
@@ -188,9 +188,9 @@ class RequestLayout:
 
 @dataclass(frozen=True)
 class LogitEdits:
-    """Changes to single scores of a step, before temperature.
+    """Sparse edits of a step's scores, before temperature.
 
-    bias_index, repetition_index: (groups, tokens) that index the scores. bias is added, −inf bans
+    bias_index, repetition_index: (requests, tokens) that index the scores. bias is added, −inf bans
     (logit_bias, presence and frequency penalties); repetition divides positive scores and multiplies
     negative ones.
     """
@@ -202,12 +202,12 @@ class LogitEdits:
 
     @classmethod
     def empty(cls, device: torch.device) -> LogitEdits:
-        """Those that change nothing."""
+        """Edits that change nothing."""
         no_index, no_values = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
         return cls((no_index, no_index), no_values, (no_index, no_index), no_values)
 
     def apply(self, scores: Tensor) -> None:
-        """Changes scores [groups, vocab] in place."""
+        """Edit scores [requests, vocab] in place."""
         scores.index_put_(self.bias_index, self.bias.to(scores.dtype), accumulate=True)
         values = scores[self.repetition_index]
         scores[self.repetition_index] = torch.where(

@@ -1,17 +1,17 @@
 """The steering step: from the logits of a request's branches to its next token.
 
-For each request of a batch, over branch logits z_b, with coefficients from its `SteeringCoefficients` and
-weights w:
+For each request, over branch logits z_b, with its `SteeringCoefficients` and weights w (base, scale and g are
+base_coef, objective_coef and prev_contrast_coef):
 
-    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; without rewards they stay w⁰
-    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the step before]          the steered scores
-    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, in a trust region: KL(π_a* ‖ π_m) ≤ ε
-    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → arg max or draw
+    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; w⁰ without rewards
+    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the previous step]        the steered scores
+    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, with a KL budget: KL(π_a* ‖ π_m) ≤ ε
+    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → argmax or sample
     R_k ← R_k + l_k(y) − l_0(y)                               for the chosen token y, l = log-softmax of z
 
-One call serves any mixture of methods and numbers of branches. Requests meet only in elementwise operations
-and in reductions along the vocabulary, so that none depends on its neighbours, and a row that is not finite
-fails its own request alone.
+One call handles any mixture of methods and branch counts. Requests share only elementwise operations and
+reductions along the vocabulary, so none depends on the others, and a row that is not finite fails only its
+request.
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ TOP_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """What a step chose, [groups] each unless said otherwise.
+    """Results of a steering step; [requests] each unless noted.
 
-    failed:           logits were not finite or no token was allowed; the token is 0 and means nothing.
+    failed:           logits were not finite or no token was allowed; the token is 0 and has no meaning.
     logprob:          of the token under the steered scores, before support mask, edits and temperature.
-    weights, rewards: [groups, K], those that chose the token; rewards with β.
-    strength:         a, or a* in a trust region.
+    weights, rewards: [requests, K], as used for this token; rewards include β.
+    strength:         a, or a* with a KL budget.
     kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
     branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
-    top_logprobs:              (log-probabilities, ids) of the likeliest tokens, [groups, 20] each, where
-    asked for.
+    top_logprobs:     (log-probabilities, ids) of the likeliest tokens, [requests, 20] each, if requested.
     """
 
     tokens: Tensor
@@ -66,12 +65,12 @@ def steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """Chooses one token for each request and moves the table on by it.
+    """Choose one token for each request and update the state.
 
-    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN where nothing needs them.
+    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN unless needed otherwise.
     """
     shard = state.shard
-    # between two steps' products an operation costs its dispatch: what nobody asks for is left out
+    # skip what no request needs: between two steps' matmuls, dispatch dominates an operation's cost
     features, params = StepFeatures.from_layout(layout, state), StateView(state, layout.state_rows)
     steps = state.steps[layout.state_rows]
     rewards, weights = state.rewards[layout.state_rows], state.prior_weights[layout.state_rows]
@@ -123,10 +122,10 @@ def steer(
 
 
 def reweight(prior: Tensor, rewards: Tensor, reward_rate: Tensor) -> Tensor:
-    """w ∝ w⁰ exp(−reward · R): asked, rewards [groups, K]; reward = β/τ [groups] → [groups, K].
+    """w ∝ w⁰ exp(−reward_rate · R): prior, rewards [requests, K]; reward_rate β/τ [requests] → [requests, K].
 
-    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space, and from the least reward on: it
-    holds for any finite rewards and β/τ, and a weight that was asked to be 0 stays 0. A request without
+    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). Computed in log space relative to the smallest
+    reward, so it is stable for any finite rewards and β/τ, and a prior of 0 stays 0. A request without
     objectives has a row of zeros.
     """
     positive = prior > 0
@@ -134,13 +133,13 @@ def reweight(prior: Tensor, rewards: Tensor, reward_rate: Tensor) -> Tensor:
     log_weights = prior.log() - reward_rate[:, None] * torch.where(positive, rewards - min_reward, 0.0)
     log_weights = log_weights - log_weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
     unnormalised = log_weights.exp()
-    # one after the other: `sum` would group a row by the columns that other requests need
+    # sequential: the order of `sum` would depend on K, the maximum over all requests
     total = unnormalised.cumsum(-1)[:, -1:].clamp(min=1e-300)
     return torch.where((reward_rate == 0)[:, None], prior, unnormalised / total)
 
 
 def sample(scores: Tensor, params: StateView, steps: Tensor, shard: UnshardedVocab = UNSHARDED) -> Tensor:
-    """A token for each row of scores [groups, vocab]: the arg max, or where there is a temperature a draw."""
+    """Choose a token for each row of scores [requests, vocab]: the argmax, or a sample if temperature > 0."""
     tokens = shard.argmax(scores)
     sampled = (params["temperature"] >= GREEDY_BELOW).nonzero()[:, 0]
     if len(sampled):
@@ -161,7 +160,7 @@ def _mix_logits(
     *,
     uses_prev_contrast: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The steered scores [groups, vocab] and strength [groups]; a delayed method starts at z_1."""
+    """The steered scores [requests, vocab] and strength [requests]; OPAD's first step takes z_1 alone."""
     base_coef, objective_coef = params["base_coef"], params["objective_coef"]
     if uses_prev_contrast:
         first_step = (params["prev_contrast_coef"] != 0) & (steps == 0)
@@ -188,9 +187,9 @@ def _apply_trust_region(
     *,
     measure_kl: bool,
 ) -> Tensor:
-    """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
+    """Reduce strength and scores to the KL budget, where set; return KL(π_a ‖ π_m) [requests].
 
-    With `measure_kl` the divergence is also computed for methods without a region that lie on the same ray.
+    With `measure_kl`, also compute the KL of methods without a budget that are of the form b + a (m − b).
     """
     kl = torch.full_like(strength, torch.nan)
     has_base = layout.branch_of_row[layout.row_start] == 0
@@ -227,7 +226,7 @@ def _add_prev_contrast(
     steps: Tensor,
     scores: Tensor,
 ) -> None:
-    """OPAD: adds g times the previous step's z_1 − z_0 to the scores, and keeps this step's."""
+    """OPAD: add g times the previous step's z_1 − z_0 to the scores, and store this step's."""
     prev_contrast = state.reserve_contrast(logits.shape[1])
     for request in (params["prev_contrast_coef"] != 0).nonzero()[:, 0].tolist():
         slot, base_row = int(state.contrast_slot[layout.state_rows[request]]), int(layout.row_start[request])
@@ -237,7 +236,7 @@ def _add_prev_contrast(
 
 
 def _logits_finite(logits: Tensor, layout: RequestLayout) -> Tensor:
-    """Whether all of a group's rows are finite, [groups]."""
+    """Whether all rows of a request are finite, [requests]."""
     num_nonfinite = torch.zeros(len(layout.state_rows), dtype=torch.int64, device=logits.device)
     return num_nonfinite.index_add_(0, layout.request_of_row, (~logits.sum(-1).isfinite()).long()) == 0
 
@@ -245,10 +244,10 @@ def _logits_finite(logits: Tensor, layout: RequestLayout) -> Tensor:
 def _apply_nucleus_mask(
     scores: Tensor, logits: Tensor, layout: RequestLayout, params: StateView, state: SteeringState
 ) -> None:
-    """Support masks; scores [groups, vocab] in place."""
+    """Apply support masks to scores [requests, vocab] in place."""
     masked = (params["mask_top_p"] < 1).nonzero()[:, 0]
     if not len(masked):
-        return  # others of the table have one
+        return  # without layout.host_state_rows, features cover requests that are not in this step
     objective_row = (
         layout.row_start[masked] + layout.num_rows[masked] - 1
     )  # one objective: the row after the base
@@ -261,7 +260,7 @@ def _apply_nucleus_mask(
 def _accumulate_rewards(
     layout: RequestLayout, params: StateView, state: SteeringState, branch_logprobs: Tensor
 ) -> None:
-    """Adds the chosen token's rewards l_k − l_0 to the table."""
+    """Accumulate the chosen token's rewards l_k − l_0 in the state."""
     rewards = state.rewards[layout.state_rows]
     is_objective = layout.branch_of_row > 0
     gains = torch.zeros_like(rewards)
