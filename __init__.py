@@ -1,4 +1,4 @@
-"""trimtab decodes one frozen language model toward several weighted objectives at once."""
+"""trimtab: an LLM inference engine that steers decoding toward several weighted objectives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The engines are imported when first used: they bring torch; describing a request does not need it."""
+    """Import the engines on first use: they import torch, which building a request does not need."""
     if name in ("AsyncEngine", "Engine"):
         return getattr(_engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

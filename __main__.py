@@ -1,4 +1,4 @@
-"""`python -m trimtab` is the command `trimtab`."""
+"""Entry point of `python -m trimtab`, the same as the command `trimtab`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a model is: configuration, weights, decoder, tokenizer, chat template, GGUF import.
+"""Models: configuration, weights, decoder, tokenizer, chat template, GGUF import.
 
-`llama.py` is the decoder and `config.py` its shape; `loader/` goes from what a user names to a loaded model.
+`llama.py` is the decoder, `config.py` its configuration; `loader/` resolves a model name and loads the model.
 """

@@ -1,4 +1,4 @@
-"""A decoder that reads a conversation to its end and gives it numbers, as reward models do."""
+"""Sequence classification with a Llama-family decoder: reward models that score a conversation."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 64
 MAX_BATCHED_TOKENS = 2048
-"""Computed in one forward: a longer conversation goes through in pieces, shorter ones several at a time."""
+"""Tokens per forward pass: longer conversations are prefilled in chunks, shorter ones are batched."""
 
 
 def load_classifier_bundle(folder: Path) -> ModelBundle:
-    """A classifier of a model folder, but for its weights.
+    """Read a classifier's config, tokenizer and chat template from a model folder, without its weights.
 
-    Raises InputError when the folder holds no such model, or none with a chat template for conversations.
+    Raises InputError when the folder has no classifier, or no chat template that renders a conversation.
     """
     config = ModelConfig.from_folder(folder)
     if not config.labels:
         raise InputError(
-            f"{str(folder)!r} holds a {config.architecture}, which writes texts; what scores them is a model "
-            f"for {SEQUENCE_CLASSIFICATION.removeprefix('For')}"
+            f"{str(folder)!r} has a {config.architecture}, which generates text; expected a model for "
+            f"{SEQUENCE_CLASSIFICATION.removeprefix('For')}"
         )
     bundle = bundle_from_folder(config, folder)
     _encode_conversation(
@@ -50,9 +50,9 @@ def load_classifier_bundle(folder: Path) -> ModelBundle:
 
 
 def _encode_conversation(bundle: ModelBundle, messages: Sequence[Message]) -> list[int]:
-    """The ids of a whole conversation in the model's chat template: nobody is asked to go on."""
+    """Render a conversation with the chat template, without a generation prompt, and return its token ids."""
     if bundle.template is None:
-        raise InputError(f"{str(bundle.checkpoint)!r} has no chat template; conversations are scored by it")
+        raise InputError(f"{str(bundle.checkpoint)!r} has no chat template; scoring a conversation needs one")
     template_kwargs = {"add_generation_prompt": False}
     return render_prompt(
         "conversation", bundle.template, bundle.tokenizer, messages, template_kwargs
@@ -62,13 +62,13 @@ def _encode_conversation(bundle: ModelBundle, messages: Sequence[Message]) -> li
 class SequenceClassifier:
     """A `…ForSequenceClassification` of the Llama family, on the CPU.
 
-    labels: what its head gives a number for. context_length: the most tokens of a conversation.
+    labels: the name of each output of the head. context_length: the maximum tokens of a conversation.
     """
 
     def __init__(self, bundle: ModelBundle, dtype: torch.dtype, progress: Progress | None = None) -> None:
-        """Loads what `open_classifier` has opened. progress(done, total) counts the bytes of the weights.
+        """Load the weights of a `load_classifier_bundle` bundle. progress(done, total) counts their bytes.
 
-        Raises InputError when the weights do not fit the config, RunError when memory is short.
+        Raises InputError when the weights do not match the config, RunError when memory is short.
         """
         assert bundle.checkpoint is not None
         pad_token_id = read_json(bundle.checkpoint / "config.json").get("pad_token_id")
@@ -78,7 +78,7 @@ class SequenceClassifier:
         self._model = bundle.load_model(dtype, torch.device("cpu"), progress)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """A whole conversation, such as a question and its answer, in the model's chat template.
+        """Token ids of a conversation, such as a question and its answer, in the model's chat template.
 
         Raises InputError when the template cannot render it.
         """
@@ -86,11 +86,11 @@ class SequenceClassifier:
 
     @torch.inference_mode()
     def score(self, conversations: Sequence[Sequence[int]]) -> Tensor:
-        """The head's product with each conversation's last hidden state, [conversations, labels] float32.
+        """Apply the head to each conversation's last hidden state: [conversations, labels] float32.
 
-        The last token is the last that is not the config's pad_token_id, as in transformers. The scores of a
-        conversation do not depend on the others. Raises InputError for one without tokens, or with more than
-        `context_length`.
+        The last token is the last one that is not the config's pad_token_id, as in transformers. The scores
+        of a conversation do not depend on the others. Raises InputError for a conversation that is empty or
+        longer than `context_length`.
         """
         for ids in conversations:
             if not 0 < len(ids) <= self.context_length:
@@ -104,13 +104,16 @@ class SequenceClassifier:
         return scores
 
     def _strip_padding(self, ids: Sequence[int]) -> Sequence[int]:
-        """Without padding at the end, which no token before it sees."""
+        """Remove trailing padding, to which no earlier token attends."""
         return ids[
             : max((index for index, token in enumerate(ids) if token != self._pad_token_id), default=0) + 1
         ]
 
     def _score_group(self, group: list[Sequence[int]]) -> Tensor:
-        """Of conversations that fit one forward, or of one in pieces: all end in the last forward."""
+        """Score conversations that fit one forward pass, or one long conversation in chunks.
+
+        Either way every conversation ends in the last forward pass.
+        """
         config, num_blocks = self._config, [-(-len(ids) // BLOCK_SIZE) for ids in group]
         block_ends = list(accumulate(num_blocks))
         block_tables = [
@@ -141,7 +144,7 @@ class SequenceClassifier:
 
 
 def _batch_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Conversations that go together, by index: alike in length, MOST_TOKENS in all, or a longer one."""
+    """Yield batches of indices: similar lengths, MAX_BATCHED_TOKENS in total, or one longer conversation."""
     indices: list[int] = []
     num_tokens = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -1,4 +1,4 @@
-"""The shape of a decoder, read from a Hugging Face config.json and checked."""
+"""Decoder configuration, read from a Hugging Face config.json and validated."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MAX_LAYERS, MAX_LABELS = 1 << 12, 1 << 12
 DEFAULT_WINDOW = 4096
 SLIDING_ATTENTION, FULL_ATTENTION = "sliding_attention", "full_attention"
 CAUSAL_LM, SEQUENCE_CLASSIFICATION = "ForCausalLM", "ForSequenceClassification"
-"""Of an architecture's name: what its head is for."""
+"""Suffixes of architecture names, by the kind of head."""
 
 
 @dataclass(frozen=True)
 class ArchDefaults:
-    """What an architecture decides, and what transformers takes for a key that config.json leaves out.
+    """Properties fixed by an architecture, and transformers' defaults for keys that config.json omits.
 
-    num_kv_heads, head_dim: None where they follow from the other sizes. bias_flags: the switches of
-    config.json that count. sliding: whether attention has a window in all layers; None where config.json
-    chooses layers.
+    num_kv_heads, head_dim: None where they follow from the other sizes. bias_flags: the bias keys of
+    config.json that the architecture reads. sliding: whether all layers use sliding-window attention; None
+    where config.json selects the layers.
     """
 
     context_length: int
@@ -61,11 +61,11 @@ ARCHITECTURES = {
 class ModelConfig:
     """A Llama-family decoder's sizes and switches.
 
-    qkv_bias, output_bias: of the attention's products; mlp_bias: of the feed-forward's three.
-    qk_norm: queries and keys are normalised within each head, before they are turned.
-    sliding_windows: for each layer how many tokens a token sees, itself included; None is all before it.
-    dtype: that of the checkpoint, "float32" when it does not say.
-    labels: of a classifier, what its head gives a number for; () for a model that writes.
+    qkv_bias, output_bias: biases of the attention projections; mlp_bias: of the three MLP projections.
+    qk_norm: queries and keys are RMS-normalised per head, before rotary embedding.
+    sliding_windows: per layer, how many tokens a token attends to, itself included; None is all before it.
+    dtype: the checkpoint's dtype, "float32" when config.json omits it.
+    labels: a classifier's label names, one for each output of its head; () for a causal language model.
     """
 
     architecture: str
@@ -90,22 +90,22 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
-        """Reads `folder`/config.json. Raises InputError when it is missing, no JSON, or not such a model."""
+        """Read `folder`/config.json. Raises InputError when it is missing, invalid JSON, or not supported."""
         path = folder / "config.json"
         if not os.path.lexists(path):
-            raise InputError(f"{str(folder)!r} has no config.json; a model is a folder with one")
+            raise InputError(f"{str(folder)!r} has no config.json; expected a model folder")
         require_small_file(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{str(path)!r} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
-            raise InputError(f"{str(path)!r} is not a JSON object; a model's config.json is one")
+            raise InputError(f"{str(path)!r} is not a JSON object")
         return cls.from_dict(data)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Reads the keys of a config.json, in the spelling of transformers 4 or 5."""
+        """Parse the keys of a config.json, as written by transformers 4 or 5."""
         architecture = _read_architecture(data)
         defaults, reader = ARCHITECTURES[_causal_lm_name(architecture)], ConfigReader(data)
         _reject_unsupported(reader)
@@ -117,7 +117,7 @@ class ModelConfig:
                 "num_attention_heads", num_heads, f"num_key_value_heads {num_kv_heads} must divide it"
             )
         if head_dim % 2:
-            raise config_error("head_dim", head_dim, "rotary embedding needs an even one")
+            raise config_error("head_dim", head_dim, "it must be even for rotary embedding")
         num_layers = reader.get_int("num_hidden_layers", max_value=MAX_LAYERS)
         context_length = reader.get_int("max_position_embeddings", defaults.context_length)
         enabled_biases = {key for key in defaults.bias_flags if reader.get_bool(key)}
@@ -146,38 +146,37 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """The longest prompt and answer together: what the model was trained for, or is scaled to."""
+        """The maximum tokens of prompt and answer together, including RoPE scaling."""
         return self.rope.context_length(self.max_position_embeddings)
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Numbers that one token adds to the KV cache of one branch, over all layers."""
+        """KV cache elements per token of one branch, over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
 def _read_architecture(data: Mapping[str, Any]) -> str:
-    """By its name, or where config.json names none by its model_type, such as "llama"."""
+    """Return the architecture from `architectures`, or else from `model_type`, such as "llama"."""
     by_model_type = {name.removesuffix(CAUSAL_LM).lower(): name for name in ARCHITECTURES}
     model_type = data.get("model_type")
     value = data.get("architectures") or by_model_type.get(str(model_type), model_type)
     name = value[0] if isinstance(value, list) else value
     if not isinstance(name, str) or _causal_lm_name(name) not in ARCHITECTURES:
         raise InputError(
-            f"architecture {short_repr(name)} is not supported; known are {', '.join(ARCHITECTURES)}, and "
-            f"for reward "
-            f"models the same with {SEQUENCE_CLASSIFICATION}"
+            f"architecture {short_repr(name)} is not supported; expected one of {', '.join(ARCHITECTURES)}, "
+            f"or for reward models the same ending in {SEQUENCE_CLASSIFICATION}"
         )
     return name
 
 
 def _causal_lm_name(architecture: str) -> str:
-    """The one that writes with the same layers: LlamaForSequenceClassification → LlamaForCausalLM."""
+    """The causal LM with the same layers: LlamaForSequenceClassification → LlamaForCausalLM."""
     stem = architecture.removesuffix(SEQUENCE_CLASSIFICATION)
     return architecture if stem == architecture else stem + CAUSAL_LM
 
 
 def _read_labels(reader: ConfigReader) -> tuple[str, ...]:
-    """Named by id2label, where it does; without it transformers takes two."""
+    """Label names from id2label, or LABEL_0, LABEL_1, …; two labels by default, as in transformers."""
     id2label = reader.get_dict("id2label")
     num_labels = reader.get_int("num_labels", len(id2label) or 2, max_value=MAX_LABELS)
     return tuple(str(id2label.get(str(index), f"LABEL_{index}")) for index in range(num_labels))
@@ -187,7 +186,7 @@ def _read_dtype(reader: ConfigReader) -> str:
     key = "dtype" if reader.has("dtype") else "torch_dtype"
     value = reader.data.get(key) or "float32"
     if not isinstance(value, str):
-        raise config_error(key, value, "it must be a type's name, such as 'bfloat16'")
+        raise config_error(key, value, "it must be the name of a dtype, such as 'bfloat16'")
     return value
 
 
@@ -205,7 +204,7 @@ def _reject_unsupported(reader: ConfigReader) -> None:
 
 
 def _read_num_kv_heads(reader: ConfigReader, defaults: ArchDefaults, num_heads: int) -> int:
-    """A null means a key and value for every query; a key that is left out, what the family takes."""
+    """Null means multi-head attention; a missing key, the architecture's default."""
     absent = "num_key_value_heads" not in reader.data
     return reader.get_int(
         "num_key_value_heads", defaults.num_kv_heads if absent and defaults.num_kv_heads else num_heads
@@ -239,6 +238,6 @@ def _read_sliding_windows(
         raise config_error(
             "layer_types",
             layer_types,
-            "with layers that slide, use_sliding_window and a sliding_window are needed",
+            "sliding_attention layers need use_sliding_window and sliding_window",
         )
     return tuple(window if layer_type == SLIDING_ATTENTION else None for layer_type in layer_types)

@@ -27,10 +27,10 @@ def forward(
     cache: KVCache,
     prev_tokens: Tensor | None = None,
 ) -> Tensor:
-    """Hidden states of the tokens, and of rows that only fill the batch up: [rows, hidden].
+    """Hidden states of the tokens, followed by padding rows: [rows, hidden].
 
-    rope_lengths: for each token what its request turns by, which matters where the model's rope is dynamic.
-    prev_tokens [tokens] on the device: where given, token_ids are places among these.
+    rope_lengths: for each token its request's `Rope.rope_length`; used only with dynamic RoPE.
+    prev_tokens [tokens] on the device: if not None, token_ids are indices into it.
     """
     columns = [pad_rows(token_ids, model.device)]
     if model.config.rope.rope_type == "dynamic":

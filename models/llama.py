@@ -1,4 +1,4 @@
-"""The Llama decoder: token ids in, hidden states and logits out; the cache and the batch are arguments."""
+"""Llama-family decoder: token ids to hidden states and logits, with an external KV cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYER_SHAPES = {
     "mlp.up_proj.weight": ("inner", "hidden"),
     "mlp.down_proj.weight": ("hidden", "inner"),
 }
-"""A layer's tensors by their checkpoint names, and their shapes."""
+"""The checkpoint names of a layer's tensors, and their dimensions."""
 OPTIONAL_SHAPES = {
     "qkv_bias": {
         "self_attn.q_proj.bias": ("query",),
@@ -47,17 +47,15 @@ OPTIONAL_SHAPES = {
     },
     "qk_norm": {"self_attn.q_norm.weight": ("head",), "self_attn.k_norm.weight": ("head",)},
 }
-"""Those that a layer has besides, where the switch of that name is on in the config."""
+"""Further tensors of a layer, by the `ModelConfig` switch that enables them."""
 
 EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
 LM_HEAD, SCORE_HEAD = "lm_head.weight", "score.weight"
-"""Of a model that writes, and of a classifier."""
+"""The heads of a causal language model and of a classifier."""
 
 
 class KVCache(Protocol):
-    """The part of a KV cache that a decoder needs; see
-    `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`.
-    """
+    """The KV cache interface of a decoder; see `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`."""
 
     def forward(
         self, layer: int, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None, window: int | None
@@ -66,7 +64,7 @@ class KVCache(Protocol):
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One decoder layer; products that read the same input are one."""
+    """One decoder layer; projections that read the same input are merged."""
 
     input_layernorm: Tensor
     qkv_proj: Linear
@@ -78,7 +76,7 @@ class DecoderLayer:
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that a checkpoint of this model holds."""
+    """The names and shapes of this model's checkpoint tensors."""
     dim_sizes = {
         "vocab": config.vocab_size,
         "labels": len(config.labels),
@@ -92,7 +90,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def param_dims(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The names of the dimensions of each tensor."""
+    """The dimension names of each tensor."""
     layer_dims = dict(LAYER_SHAPES)
     for flag, tensors in OPTIONAL_SHAPES.items():
         layer_dims |= tensors if getattr(config, flag) else {}
@@ -106,24 +104,22 @@ def param_dims(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _head_name(config: ModelConfig) -> str:
-    """The tensor that the last product multiplies by."""
+    """The name of the head's weight."""
     if config.labels:
         return SCORE_HEAD
     return EMBEDDING if config.tie_word_embeddings else LM_HEAD
 
 
 def weight_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
-    """The memory that the weights take once they are loaded, in a type of `itemsize` bytes."""
+    """Memory of the loaded weights, in a dtype of `itemsize` bytes."""
     num_params = sum(math.prod(shape) for shape in param_shapes(config).values())
-    if config.tie_word_embeddings and device.type == "cpu":  # packed for its product, beside the embedding
+    if config.tie_word_embeddings and device.type == "cpu":  # the head is a packed copy of the embedding
         num_params += config.vocab_size * config.hidden_size
     return num_params * itemsize
 
 
 class LlamaForCausalLM:
-    """A decoder held on one device. `dtype` is the type of its weights' values, `lm_head` its last
-    product.
-    """
+    """A decoder on one device. `dtype` is the dtype of its weights, `lm_head` its head."""
 
     def __init__(
         self,
@@ -135,15 +131,15 @@ class LlamaForCausalLM:
         progress: Progress | None = None,
         sharding: TPSharding | None = None,
     ) -> None:
-        """Streams the weights in, tensor by tensor. progress(done, total) counts their bytes.
+        """Stream the weights in, tensor by tensor. progress(done, total) counts their bytes.
 
-        With `sharding` config and weights are those of a part, which computes with the others.
-        Raises InputError when the checkpoint does not have exactly the tensors of `shapes(config)`, RunError
-        when the device has too little memory for them.
+        With `sharding`, config and weights are those of this rank's shard.
+        Raises InputError when the checkpoint does not have exactly the tensors of `param_shapes(config)`,
+        RunError when the device has too little memory for them.
         """
         loader = _WeightLoader(config, weights, dtype, device, ops, progress, sharding)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
-        # the head first: packing the largest weight takes a multiple of its memory for a moment
+        # the head first: packing the largest weight temporarily takes a multiple of its memory
         embedding = loader.load_embedding()
         self._embed_tokens = (
             VocabParallelEmbedding(embedding, sharding.vocab_shard) if sharding else embedding
@@ -161,9 +157,8 @@ class LlamaForCausalLM:
     ) -> Tensor:
         """Hidden states after the final norm, [tokens, hidden], for token_ids and positions [tokens].
 
-        `cache` knows which branch each token belongs to: it has been told of this step's batch.
-        `rope_lengths` [tokens] are what each token's request turns by, and are needed where the config's
-        rope is dynamic.
+        `cache` must be prepared with this step's batch, which maps tokens to branches.
+        `rope_lengths` [tokens]: each token's request's `Rope.rope_length`, required with dynamic RoPE.
         """
         config, ops = self.config, self.ops
         num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
@@ -188,12 +183,12 @@ class LlamaForCausalLM:
         return ops.rms_norm(hidden_states.to(self.lm_head.dtype), self._norm, self._eps)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, vocab], of a classifier [rows, labels], of a part its columns; float32."""
+        """[rows, hidden] → float32 [rows, vocab]; classifiers: [rows, labels]; shards: their columns."""
         return self.lm_head(hidden_states)
 
 
 class _WeightLoader:
-    """Makes a decoder's parts of its tensors, each read once."""
+    """Builds a decoder's modules from its tensors, reading each tensor once."""
 
     def __init__(
         self,
@@ -216,7 +211,7 @@ class _WeightLoader:
         name = str(dtype).removeprefix("torch.")
         num_loading = (
             sharding.comm.world_size if sharding and device.type == "cpu" else 1
-        )  # they load at the same time
+        )  # all ranks load at the same time
         memory.require_free(
             weight_bytes(config, dtype.itemsize, device) * num_loading, f"the model in {name}", device
         )
@@ -224,7 +219,7 @@ class _WeightLoader:
         self._loaded_bytes = 0
 
     def load_embedding(self) -> Tensor:
-        """On a CPU as it is stored, in the mapped file: only the rows that are looked up take the dtype."""
+        """On a CPU, memory-mapped and in the stored dtype: only the rows that are looked up are converted."""
         if self._device.type != "cpu":
             return self.load_tensor(EMBEDDING)
         embedding = self._weights.get_tensor(EMBEDDING)
@@ -245,7 +240,7 @@ class _WeightLoader:
         return self.load_tensor(name).float()
 
     def load_layer(self, prefix: str) -> DecoderLayer:
-        memory.trim_malloc()  # what the parts before were packed from
+        memory.trim_malloc()  # return the source tensors of the previous layer
         attn, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         return DecoderLayer(
             input_layernorm=self.load_norm(f"{prefix}.input_layernorm.weight"),
@@ -267,7 +262,7 @@ class _WeightLoader:
         return Linear(weight, bias, matmul=self._ops.matmul)
 
     def _load_merged(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of these products in one."""
+        """Concatenated weights and biases of these projections."""
         weights = [self.load_tensor(f"{name}.weight") for name in names]
         biases = [self.load_tensor(f"{name}.bias") for name in names if f"{name}.bias" in self._param_shapes]
         return _concat(weights), _concat(biases) if biases else None
@@ -286,5 +281,5 @@ class _WeightLoader:
 
 
 def _concat(tensors: list[Tensor]) -> Tensor:
-    """The parts below one another; one alone is not copied."""
+    """Concatenate along the rows; a single tensor is not copied."""
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0]

@@ -1,4 +1,4 @@
-"""Least bytes and operations of a decoder's step, part by part, from its sizes alone."""
+"""Roofline model of a decoder step: the minimum bytes and FLOPs of each operation, from the sizes alone."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from .config import ModelConfig
 
 MATMUL_STAGES = ("qkv", "output", "mlp", "head")
-"""Stages with a product of activations by weights."""
+"""Stages that multiply activations with weights."""
 LOGIT_BYTES = 4
 """Bytes of a logit as the steering step reads it."""
 
 
 @dataclass(frozen=True)
 class StepOp:
-    """An operation of a step: how often it is done, and what one takes. stage: where it belongs."""
+    """An operation of a step: its stage, how often it runs, and the cost of one run."""
 
     stage: str
     count: float
@@ -38,13 +38,13 @@ class StepOp:
         return self.count * self.cost.flops
 
     def roofline_seconds(self, bandwidth: float, peak_flops: float) -> float:
-        """By the roofline of each operation."""
+        """The roofline time of all runs."""
         return self.count * self.cost.roofline_seconds(bandwidth, peak_flops)
 
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """Branches that are alike: each has `num_new` tokens in the step, the last of its `context_len`."""
+    """Branches of equal shape: each computes the last `num_new` of its `context_len` tokens in the step."""
 
     num_branches: float
     context_len: float
@@ -58,7 +58,7 @@ class SequenceShape:
 def decode_step_ops(
     config: ModelConfig, num_rows: float, context_len: float, itemsize: int, tp_size: int = 1
 ) -> list[StepOp]:
-    """A step in which `num_rows` branches decode a token each, with `context_len` tokens in the mean."""
+    """A step in which `num_rows` branches decode one token each, at a mean context of `context_len`."""
     return step_ops(config, [SequenceShape(num_rows, context_len)], num_rows, itemsize, tp_size)
 
 
@@ -70,11 +70,10 @@ def step_ops(
     tp_size: int = 1,
     num_forwards: int = 1,
 ) -> list[StepOp]:
-    """The operations of a step on one of `tp_size` devices, each of which has its share of heads, of the
-    feed-forward and of the vocabulary.
+    """The operations of a step on one of `tp_size` devices, which shard the heads, MLP and vocabulary.
 
-    num_rows: branches whose next token is chosen. num_forwards: in so many forwards the runs are cut, as
-    equal as can be; each reads all weights. What devices tell each other is not in it.
+    num_rows: branches that sample a token. num_forwards: the step's tokens are split evenly over this many
+    forward passes, each of which reads all weights. Communication between devices is not included.
     """
     hidden_size, head_dim, num_layers = config.hidden_size, config.head_dim, config.num_layers
     num_heads, num_kv_heads = config.num_heads / tp_size, config.num_kv_heads / tp_size
@@ -131,9 +130,9 @@ def step_ops(
 
 
 def weight_bytes(config: ModelConfig, itemsize: int) -> float:
-    """What a step must read of the weights: each once.
+    """Weight bytes that a step reads, each weight once.
 
-    Of an embedding that is not the head as well only some rows are read, which do not count.
+    An untied embedding is excluded: only the rows of the step's tokens are read.
     """
     sizes = {name: math.prod(shape) for name, shape in param_shapes(config).items()}
     num_params = sum(sizes.values()) - (0 if config.tie_word_embeddings else sizes[EMBEDDING])
@@ -141,9 +140,7 @@ def weight_bytes(config: ModelConfig, itemsize: int) -> float:
 
 
 def kv_bytes(config: ModelConfig, num_rows: float, context_len: float, itemsize: int) -> float:
-    """The keys and values that a step of `num_rows` branches reads, each with `context_len` tokens before
-    it.
-    """
+    """KV cache bytes that a step of `num_rows` branches reads, each with `context_len` tokens before it."""
     visible_tokens = sum(
         context_len if window is None else min(context_len, window) for window in config.sliding_windows
     )
@@ -153,11 +150,11 @@ def kv_bytes(config: ModelConfig, num_rows: float, context_len: float, itemsize:
 def workspace_bytes(
     config: ModelConfig, num_tokens: float, num_rows: float, itemsize: int, tp_size: int = 1
 ) -> float:
-    """About what the largest step keeps beside weights and cache: `num_tokens` in it, `num_rows` that choose.
+    """Approximate activation memory of the largest step: `num_tokens` tokens, `num_rows` rows that sample.
 
-    The larger of a layer's two moments (queries, keys and values, beside the queries turned and what they
-    find; the feed-forward's inner numbers), float32 turns, and each row's logits in the model's type, in
-    float32, mixed, steered and filtered.
+    The larger of a layer's two peaks (queries, keys and values, plus the rotated queries and the attention
+    output; or the MLP's intermediate activations), cos and sin in float32, and each row's logits in the
+    model's dtype, in float32, mixed, steered and filtered.
     """
     hidden_size, head_dim = config.hidden_size, config.head_dim
     attention_bytes = (3 * config.num_heads + 2 * config.num_kv_heads) * head_dim / tp_size * itemsize

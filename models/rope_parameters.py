@@ -1,4 +1,4 @@
-"""The rotary embedding that a config.json asks for."""
+"""Parse the RoPE settings of a config.json."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ MAX_THETA, MAX_FACTOR = 1e15, 1e6
 
 
 def parse_rope(reader: ConfigReader, max_position: int, head_dim: int) -> Rope:
-    """The rotary embedding of a config.json, in the spelling of transformers 4 or 5.
+    """The rotary embedding of a config.json, as written by transformers 4 or 5.
 
-    `max_position` is its max_position_embeddings. Raises InputError for a kind that is not in KINDS, by its
-    name.
+    `max_position` is its max_position_embeddings. Raises InputError for a type that is not in ROPE_TYPES.
     """
     section = _rope_section(reader)
     rope_type = section.get("rope_type", section.get("type", "default"))
     if rope_type not in ROPE_TYPES:
-        raise config_error("rope_type", rope_type, f"known are {', '.join(ROPE_TYPES)}")
+        raise config_error("rope_type", rope_type, f"expected one of {', '.join(ROPE_TYPES)}")
     rope_reader = ConfigReader({**reader.data, **section})
     if rope_reader.get_float("partial_rotary_factor", 1.0, 0, 1) != 1:
         raise config_error(
             "partial_rotary_factor", rope_reader.data["partial_rotary_factor"], "only 1 is supported"
         )
     theta = rope_reader.get_float("rope_theta", 10_000.0, 2, MAX_THETA)
-    # as transformers has it, the model's own key stands before that of the section
+    # as in transformers, the top-level key takes precedence over the section's
     original_max_position = reader.get_int(
         ORIGINAL_MAX_POSITION, ConfigReader(section).get_int(ORIGINAL_MAX_POSITION, max_position)
     )
@@ -47,7 +46,7 @@ def parse_rope(reader: ConfigReader, max_position: int, head_dim: int) -> Rope:
     if rope_type == "llama3":
         return _parse_llama3(rope_reader, theta, factor, original_max_position)
     if head_dim == 2:
-        raise config_error("head_dim", head_dim, "a dynamic rope needs more than one pair")
+        raise config_error("head_dim", head_dim, "it must be at least 4 for a dynamic rope")
     return DynamicRope(theta=theta, factor=factor, original_max_position=max_position)
 
 
@@ -55,14 +54,14 @@ def _rope_section(reader: ConfigReader) -> Mapping[str, Any]:
     old, new = reader.get_dict("rope_scaling"), reader.get_dict("rope_parameters")
     if old and new and old != new:
         raise InputError(
-            f"config.json has rope_scaling {short_repr(old)} and rope_parameters {short_repr(new)}; it "
-            f"must have one"
+            f"config.json has rope_scaling {short_repr(old)} and rope_parameters {short_repr(new)}; it must "
+            f"have only one of them"
         )
     section = old or new
     for key, value in section.items():
         if isinstance(value, dict):
             raise config_error(
-                "rope_parameters", section, f"{key!r} must be no object: all layers turn alike"
+                "rope_parameters", section, f"{key!r} must not be an object: per-layer RoPE is not supported"
             )
     return {key: value for key, value in section.items() if value is not None}
 
@@ -111,5 +110,5 @@ def _parse_yarn(
 
 
 def _yarn_mscale(factor: float, mscale: float) -> float:
-    """How much louder queries and keys become, so that attention over more tokens stays as sharp."""
+    """The scale of queries and keys that keeps attention as sharp over a longer context."""
     return 0.1 * mscale * math.log(factor) + 1.0

@@ -1,9 +1,10 @@
-"""Tensor parallelism: which heads, feed-forward columns and vocabulary rows each process holds.
+"""Tensor parallelism: sharding of heads, MLP columns and vocabulary rows over processes.
 
-A product whose rows are cut (queries, keys, values, gate, up, the head) gives each process its own outputs;
-one whose columns are cut (the attention's output, down) takes those in and gives a partial sum, and all
-partial sums are added: two exchanges a layer (Shoeybi et al., "Megatron-LM", 2019). A process sees a smaller
-model of the same kind: its config has its own numbers of heads, and its weights are slices.
+Column-parallel layers (queries, keys, values, gate, up, the head) shard the rows of the weight [out, in], so
+each process computes a part of the outputs. Row-parallel layers (the attention's output, down) shard its
+columns: they read those outputs and yield partial sums, which are all-reduced, twice per layer (Shoeybi et
+al., "Megatron-LM", 2019). Each process runs a smaller model: its config has the local numbers of heads, and
+its weights are slices.
 """
 
 from __future__ import annotations
@@ -26,30 +27,30 @@ if TYPE_CHECKING:
     from .weights.source import WeightSource
 
 SHARDED_DIMS = ("query", "kv", "inner", "vocab")
-"""The dimensions that are shared out."""
+"""The sharded dimensions."""
 RANK0_BIASES = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
-"""What is added to a partial sum, and so by one process alone."""
+"""Biases added to a partial sum, and so by rank 0 alone."""
 
 
 def is_divisible(tp_size: int, config: ModelConfig) -> bool:
-    """Whether the model can be shared out among `tp_size` processes."""
+    """Whether the model can be sharded over `tp_size` processes."""
     counts = (config.num_heads, config.num_kv_heads, config.intermediate_size)
     return not any(count % tp_size for count in counts) and tp_size <= config.vocab_size
 
 
 def validate_tp_size(config: ModelConfig, tp_size: int) -> None:
-    """Raises InputError when the model cannot be shared out among `tp_size` processes."""
+    """Raises InputError when the model cannot be sharded over `tp_size` processes."""
     if not is_divisible(tp_size, config):
         raise InputError(
             f"tensor_parallel_size is {tp_size}; it must divide the model's {config.num_heads} heads, "
-            f"{config.num_kv_heads} key and value heads and feed-forward of {config.intermediate_size}",
+            f"{config.num_kv_heads} KV heads and intermediate size {config.intermediate_size}",
             "tensor_parallel_size",
         )
 
 
 @dataclass(frozen=True)
 class TPSharding:
-    """A model among these processes. param_dims: of each tensor the names of its dimensions."""
+    """How this process shards a model. param_dims: the dimension names of each tensor."""
 
     config: ModelConfig
     comm: Communicator
@@ -57,14 +58,14 @@ class TPSharding:
 
     @property
     def vocab_shard(self) -> VocabShard:
-        """The part of the vocabulary that is held here."""
+        """The vocabulary shard of this process."""
         vocab_size = self.config.vocab_size
         id_range = VocabShard.shard_range(self.comm.rank, self.comm.world_size, vocab_size)
         return VocabShard(self.comm, id_range.start, len(id_range), vocab_size)
 
     @property
     def local_config(self) -> ModelConfig:
-        """The shape of what is held here."""
+        """The config of this process's shard."""
         config, tp_size = self.config, self.comm.world_size
         return replace(
             config,
@@ -75,7 +76,7 @@ class TPSharding:
         )
 
     def shard_slices(self, name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """Where in the tensor of this name and whole shape the part lies that is held here."""
+        """This process's slices of a tensor with the full shape `shape`."""
         rank, tp_size = self.comm.rank, self.comm.world_size
         ranges = (
             VocabShard.shard_range(rank, tp_size, length) if dim in SHARDED_DIMS else range(length)
@@ -85,7 +86,7 @@ class TPSharding:
 
 
 class ShardedWeights:
-    """Reads like the weights of the smaller model, and reads no more of the whole one's files."""
+    """A `WeightSource` of this process's shard, which reads only its slices from the full model's files."""
 
     def __init__(
         self, weights: WeightSource, sharding: TPSharding, full_shapes: Mapping[str, tuple[int, ...]]
@@ -94,17 +95,17 @@ class ShardedWeights:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of the whole tensors."""
+        """The full tensors' shapes."""
         return self._weights.shapes
 
     def validate(
         self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
     ) -> None:
-        """As of the whole model, whatever the parts are expected to be."""
+        """Validate the full model's tensors; `expected`, the shard's shapes, is ignored."""
         self._weights.validate(self._full_shapes, ignored)
 
     def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> Tensor:
-        """The part that is held here; zeros for a bias that another process adds."""
+        """This process's slice; zeros for a bias that rank 0 adds."""
         tensor = self._weights.get_tensor(
             name, self._sharding.shard_slices(name, self._full_shapes[name])
         ).contiguous()
@@ -114,25 +115,25 @@ class ShardedWeights:
 
 
 class RowParallelLinear(Linear):
-    """A product whose columns are shared out: each process has a partial sum of it."""
+    """A linear layer with sharded input columns: each process computes a partial sum."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, comm: Communicator) -> None:
         super().__init__(weight, bias)
         self._comm = comm
 
     def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + the sum of the products, rounded once."""
+        """residual + the all-reduced product, rounded once."""
         return (residual + self._comm.all_reduce(self(x))).to(residual.dtype)
 
 
 class VocabParallelEmbedding:
-    """Rows of the embedding, each held by one process."""
+    """An embedding with its rows sharded over the processes."""
 
     def __init__(self, weight: Tensor, vocab_shard: VocabShard) -> None:
         self._weight, self._vocab_shard = weight, vocab_shard
 
     def __getitem__(self, token_ids: Tensor) -> Tensor:
-        """The embeddings [tokens, hidden] of ids [tokens]: what others hold is added to zeros."""
+        """Embeddings [tokens, hidden] of ids [tokens]: rows of other ranks are zero before the all-reduce."""
         rows = token_ids - self._vocab_shard.vocab_start
         mask = (rows < 0) | (rows >= len(self._weight))
         embeddings = self._weight[rows.masked_fill(mask, 0)].masked_fill(mask[:, None], 0)

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and options shared by all tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMOKE = {
     "tools/cli/test_main.py",
     "tools/commands/test_generate.py",
 }
-"""Files whose tests make `pytest -m smoke`: one of each part, in less than a minute."""
+"""Files run by `pytest -m smoke`: some of each folder, in less than a minute."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,14 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """A job in the background is started with Ctrl-C ignored, and so would be all that the tests start."""
+    """Restore SIGINT: a shell's background job ignores it, and so would all processes that tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the smoke tests; without --long, tests marked long are deselected."""
+    """Mark the smoke tests. Without --long, deselect tests marked long."""
     for item in items:
         if item.path.relative_to(TESTS).as_posix() in SMOKE:
             item.add_marker(pytest.mark.smoke)
@@ -65,13 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
-    """The demo model's folder: fetched once a machine, then read from the cache."""
+    """The demo model's folder: downloaded once, then read from the cache."""
     return pull_demo()
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with tied embeddings, seven rows of which have no token."""
+    """A tiny random Llama with tied embeddings; seven rows of them have no token."""
     return TinyModel().write(tmp_path_factory.mktemp("tiny"))
 
 
@@ -82,9 +82,9 @@ def tiny_engine(tiny_folder: Path) -> Engine:
 
 @pytest.fixture
 def gc_disabled() -> Iterator[None]:
-    """No cycles are collected meanwhile, and those of earlier tests have been.
+    """Collect garbage, then disable its collection during the test.
 
-    A thread that collects them waits for what they end, and Python lets no interrupt out of that.
+    Collecting an earlier test's objects may block in finalisers, where Python drops an interrupt.
     """
     gc.collect()
     gc.disable()
@@ -94,7 +94,7 @@ def gc_disabled() -> Iterator[None]:
 
 @pytest.fixture
 def tiny(tiny_engine: Engine) -> Iterator[Engine]:
-    """An engine on the tiny model, at rest before the test and after it."""
+    """An engine on the tiny model, which must be idle before and after the test."""
     assert is_idle(tiny_engine)
     yield tiny_engine
-    assert is_idle(tiny_engine), "the test left requests or pages behind"
+    assert is_idle(tiny_engine), "the test left requests or blocks behind"

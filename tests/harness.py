@@ -1,4 +1,4 @@
-"""The one place where tests reach into an engine: its parts that are not public."""
+"""Access to private parts of an engine; tests use these functions only."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 
 def get_core(engine: BaseEngine) -> EngineCore:
-    """What schedules and executes the engine's steps."""
+    """The core, which schedules and executes steps."""
     return engine._core
 
 
 def get_runner(engine: BaseEngine) -> ModelRunner:
-    """What executes a step on the device."""
+    """The model runner, which executes a step on the device."""
     return engine._core.runner
 
 
 def get_scheduler(engine: BaseEngine) -> Scheduler:
-    """What chooses the tokens that a step computes."""
+    """The scheduler, which selects the tokens of a step."""
     return engine._core.scheduler
 
 
 def get_block_manager(engine: BaseEngine) -> BlockManager:
-    """Who holds which blocks of the KV cache."""
+    """The block manager of the KV cache."""
     return engine._core.scheduler.block_manager
 
 
 def get_thread(engine: AsyncEngine) -> EngineThread:
-    """The thread that steps an AsyncEngine."""
+    """The thread that runs the steps of an AsyncEngine."""
     return engine._thread
 
 
 def set_async_scheduling(engine: BaseEngine, on: bool = True) -> None:
-    """Has a step launched before the tokens of the step before it are known, as on a GPU; or not."""
+    """Set whether a step is launched before the previous step's tokens are known, as on a GPU."""
     engine._core.async_scheduling = on

@@ -1,4 +1,4 @@
-"""The page of promises names tests that are there."""
+"""docs/promises.md names only tests that exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = [line for line in PAGE.splitlines() if re.search(r"`(tests/|test_)", line
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_promise_names_existing_tests(row: str) -> None:
-    """A name that stands alone is in the file that was named before it."""
+    """A test name without a file belongs to the file named before it."""
     text = ""
     for file, name in re.findall(r"`(?:(tests/[\w/.]+\.py))?(?:::)?(test_\w+)?`", row):
         text = (ROOT / file).read_text(encoding="utf-8") if file else text
@@ -22,5 +22,5 @@ def test_every_promise_names_existing_tests(row: str) -> None:
     assert text
 
 
-def test_there_are_promises() -> None:
+def test_the_table_of_promises_is_found() -> None:
     assert len(ROWS) > 25

@@ -1,4 +1,4 @@
-"""The programs of README.md and CONTRIBUTING.md run as they stand."""
+"""The Python programs in README.md and CONTRIBUTING.md run unchanged."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ CLIENT = "from openai"
 
 
 def program_starting_with(start: str) -> str:
-    """The one that begins so."""
-    (found,) = [each for each in PROGRAMS if each.startswith(start)]
-    return found
+    """The only program that starts with `start`."""
+    (program,) = [each for each in PROGRAMS if each.startswith(start)]
+    return program
 
 
 @pytest.mark.parametrize("text", [each for each in PROGRAMS if not each.startswith((SERVICE, CLIENT))])
 def test_the_readme_program_prints_an_answer(text: str, tiny_folder: Path) -> None:
-    """With the tiny model in the demo's place, which is loaded sooner."""
+    """Uses the tiny model instead of the demo, because it loads faster."""
     text = text.replace('"demo"', repr(str(tiny_folder)))
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=120
     )
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout) > 20
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout) > 20
 
 
 @pytest.mark.long
 def test_the_readme_client_steers_with_one_extra_key(demo_folder: Path) -> None:
     with run_server("--dtype", "bfloat16") as server:
         text = program_starting_with(CLIENT).replace("http://127.0.0.1:8000", server.url)
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=60
         )
-    assert ended.returncode == 0, ended.stderr
-    assert re.search(r"\[0\.\d+, 0\.\d+\]$", ended.stdout)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"\[0\.\d+, 0\.\d+\]$", result.stdout)
 
 
 def test_the_readme_engine_runs_inside_a_custom_service(demo_folder: Path, tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_the_readme_engine_runs_inside_a_custom_service(demo_folder: Path, tmp_p
             for _ in range(300):
                 try:
                     body = {"text": "What is rain?", "kindness": 0.7}
-                    found = httpx.post(f"http://127.0.0.1:{port}/answer", json=body, timeout=60)
+                    response = httpx.post(f"http://127.0.0.1:{port}/answer", json=body, timeout=60)
                     break
                 except httpx.ConnectError:
                     time.sleep(0.1)
-            assert found.status_code == 200
-            assert found.json()["answer"]
-            assert len(found.json()["weights"]) == 2
+            assert response.status_code == 200
+            assert response.json()["answer"]
+            assert len(response.json()["weights"]) == 2
         finally:
             service.terminate()

@@ -1,4 +1,4 @@
-"""What our sources never do, so that nothing that is read can become code."""
+"""The sources use no pickle, eval, shell or similar, so that data cannot become code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORBIDDEN_ARGUMENTS = {"shell", "trust_remote_code", "allow_pickle", "weights_on
 
 
 def find_dangerous_calls(source: str) -> Iterator[str]:
-    """What of a source could make code, or a shell's command, of data."""
+    """Imports, calls and arguments in a source that could execute data as code or shell commands."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (
@@ -61,7 +61,7 @@ def find_dangerous_calls(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_source_makes_code_of_data(path: Path) -> None:
+def test_no_source_executes_data_as_code(path: Path) -> None:
     assert list(find_dangerous_calls(path.read_text(encoding="utf-8"))) == []
 
 
@@ -84,7 +84,7 @@ def test_no_source_makes_code_of_data(path: Path) -> None:
         "np.load('x', allow_pickle=True)",
     ],
 )
-def test_the_check_finds_each_dangerous_example(source: str) -> None:
+def test_the_check_detects_each_dangerous_example(source: str) -> None:
     assert list(find_dangerous_calls(source))
 
 

@@ -1,4 +1,4 @@
-"""The architecture as the imports have it: floors, folders, and no circles."""
+"""Architecture checks: imports go down the layers, without cycles; folder sizes and packaging."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .conftest import SMOKE
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("kernels", "models", "engine", "tools")
-"""From the bottom up: each may import itself and what stands before it."""
+"""The layers from the bottom up: each may import itself and those before it."""
 MAX_ENTRIES = 16
 LARGER_FOLDERS: dict[str, str] = {}
-"""Folders with more entries than that, and why."""
+"""Folders with more entries than MAX_ENTRIES, and the reason."""
 ANYWHERE = {"tools/bench/runners/trimtab.py"}
-"""Programs that run in another environment, where `trimtab` is whatever is installed there."""
+"""Programs for another environment, which import the `trimtab` installed there; not checked."""
 
 
 def module_name(path: Path) -> str:
@@ -38,7 +38,7 @@ FOLDERS = sorted({path.parent for path in SOURCES.values()} - {ROOT})
 
 
 def imported_modules(module: str) -> set[str]:
-    """The modules of this package that one imports, also for types alone and within functions."""
+    """The modules of this package that `module` imports, including type-only and local imports."""
     path, names = SOURCES[module], set[str]()
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -72,7 +72,7 @@ def test_all_imports_are_of_modules_that_exist() -> None:
 
 
 def test_imports_go_downward_only() -> None:
-    """A floor imports itself and those below it; none imports the package's front door."""
+    """A layer imports only itself and those below it; none imports the top-level package."""
     order = {floor: index for index, floor in enumerate(FLOORS)}
     upward = [
         (module, name)
@@ -84,12 +84,12 @@ def test_imports_go_downward_only() -> None:
     assert not upward
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_modules_have_no_import_cycle() -> None:
     assert len(list(TopologicalSorter(IMPORTS).static_order())) >= len(IMPORTS)
 
 
-def test_no_folders_import_each_other_in_a_circle() -> None:
-    """A folder is one node, but for those with folders of their own, whose files are nodes."""
+def test_folders_have_no_import_cycle() -> None:
+    """A folder is one node; in a folder with subfolders, each file is a node."""
     parents = {folder.parent for folder in FOLDERS} | {ROOT / floor for floor in FLOORS}
 
     def node(module: str) -> str:
@@ -105,28 +105,28 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
         pytest.fail(f"folders import each other: {' -> '.join(error.args[1])}")
 
 
-def test_a_circle_is_detected() -> None:
+def test_an_import_cycle_is_detected() -> None:
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
 def test_a_folder_has_at_most_sixteen_entries(folder: Path) -> None:
-    """Or its name and the reason stand in LARGER_FOLDERS."""
+    """Unless LARGER_FOLDERS lists it."""
     name = folder.relative_to(ROOT).as_posix()
     entries = [entry for entry in folder.iterdir() if entry.name != "__pycache__"]
     assert (len(entries) > MAX_ENTRIES) == (name in LARGER_FOLDERS), sorted(entry.name for entry in entries)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
-def test_a_folder_says_what_is_in_it(folder: Path) -> None:
+def test_a_folder_has_a_package_docstring(folder: Path) -> None:
     docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
     assert docstring
     assert len(docstring) > 20
 
 
 def test_every_package_is_installed() -> None:
-    """pyproject.toml lists each folder: no tool finds them where the repository's root is the package."""
+    """pyproject.toml lists each folder: discovery fails where the repository root is the package."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = set(ast.literal_eval(text[text.index("packages = [") + 11 :].split("]")[0] + "]"))
     assert listed == {
@@ -135,5 +135,5 @@ def test_every_package_is_installed() -> None:
     }
 
 
-def test_the_smoke_tests_are_files_that_exist() -> None:
+def test_the_smoke_test_files_exist() -> None:
     assert [path for path in sorted(SMOKE) if not (ROOT / "tests" / path).is_file()] == []

@@ -1,4 +1,4 @@
-"""The HTTP service: an OpenAI-compatible API over an `AsyncEngine`, and a page to try it on."""
+"""HTTP server: an OpenAI-compatible API over an `AsyncEngine`, and a playground page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ServerConfig", "create_app"]
 
 
 def __getattr__(name: str) -> Any:
-    """The application is imported when first used: it brings FastAPI, which is of the extra `serve`."""
+    """Import `create_app` on first use: it needs FastAPI, which belongs to the extra `serve`."""
     if name == "create_app":
         from .app import create_app  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The routes. What each does stands in the files beside this one."""
+"""FastAPI application: routes, API key check and error handlers of the HTTP server."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ PAGE_DIR = Path(__file__).parent / "page"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",  # a browser then has no way from text to HTML
+    "require-trusted-types-for 'script'; trusted-types 'none'",  # the browser never parses strings as HTML
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
 
 
 def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastAPI:
-    """The service over an engine; whoever made that closes it.
+    """Create the FastAPI application for an engine. The caller owns the engine and closes it.
 
-    Raises InputError when the profiles are wrong.
+    Raises InputError if the profiles file is invalid.
     """
     config = config or ServerConfig()
     model = engine.config.served_model_name or engine.config.model
@@ -62,27 +62,27 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
 
     @app.post("/v1/chat/completions", openapi_extra=CHAT_OPENAPI)
     async def chat_completions(http: Request) -> Response:
-        """An answer to a conversation, steered toward the objectives of `steering`."""
+        """Generate the answer to a conversation, steered toward the objectives of `steering`."""
         return await handler.serve(http, parser.parse_chat)
 
     @app.post("/v1/completions", openapi_extra=COMPLETION_OPENAPI)
     async def completions(http: Request) -> Response:
-        """A continuation of a text. An objective is put before the text, with an empty line between."""
+        """Continue a text. In a branch prompt the objective precedes the text, separated by an empty line."""
         return await handler.serve(http, parser.parse_completion)
 
     @app.post("/v1/steer/preview", openapi_extra=PREVIEW_OPENAPI)
     async def preview(http: Request) -> dict[str, Any]:
-        """The prompts that a chat would be decoded from, and their token counts, without an answer."""
+        """Return the branch prompts of a chat request and their token counts, without generating."""
         return await asyncio.to_thread(_preview_prompts, engine, parser, await read_json_body(http, config))
 
     @app.get("/v1/steer/methods")
     async def methods() -> dict[str, Any]:
-        """The methods there are, and their settings with the published defaults."""
+        """List the steering methods and their settings with the published defaults."""
         return {"methods": [_method_info(cls) for cls in METHODS]}
 
     @app.get("/v1/steer/profiles")
     async def named() -> dict[str, Any]:
-        """The named steerings of this server."""
+        """List the steering profiles of this server."""
         return {"profiles": profiles.definitions}
 
     model_card = {
@@ -95,31 +95,31 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The one model there is."""
+        """List the served model."""
         return {"object": "list", "data": [model_card]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
-        """That model."""
+        """Describe the served model."""
         if name != model:
             raise unknown_model(name, model)
         return model_card
 
     @app.get("/health")
     async def health() -> Response:
-        """200 when requests are served, 503 with the reason when they are not."""
+        """Return 200 when the engine serves requests, otherwise 503 with the reason."""
         if reason := await engine.health_error():
             raise ApiError(503, reason, SERVER_ERROR)
         return JSONResponse({"status": "ok"})
 
     @app.get("/version")
     async def version() -> dict[str, str]:
-        """Of trimtab."""
+        """Return the version of trimtab."""
         return {"version": VERSION}
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
-        """For Prometheus."""
+        """Return the metrics in the Prometheus text format."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, file in (("/", "index.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
@@ -167,14 +167,14 @@ def _page_route(file: str) -> Callable[[], Awaitable[Response]]:
 
 
 class APIKeyMiddleware:
-    """ASGI middleware that asks every call under /v1 for the key, in the same time right or wrong."""
+    """ASGI middleware that requires the API key under /v1; the key is compared in constant time."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app, self._key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        app_path = path.removeprefix(scope.get("root_path", ""))  # where it is mounted in another application
+        app_path = path.removeprefix(scope.get("root_path", ""))  # when mounted in another application
         if scope["type"] == "http" and (path.startswith("/v1") or app_path.startswith("/v1")):
             scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._key):
@@ -185,7 +185,7 @@ class APIKeyMiddleware:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error is told as OpenAI tells it, and none with a stack trace."""
+    """Return every error in the OpenAI format, without a stack trace."""
 
     @app.exception_handler(ApiError)
     async def handle_api_error(request: Request, error: ApiError) -> Response:
@@ -194,14 +194,14 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def handle_http_error(request: Request, error: HTTPException) -> Response:
         route = f"{request.method} {request.url.path}"
-        message = f"there is no {route}" if error.status_code in (404, 405) else str(error.detail)
+        message = f"{route} does not exist" if error.status_code in (404, 405) else str(error.detail)
         response = ApiError(error.status_code, message).response
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(RequestValidationError)
     async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
-        return ApiError(400, "the request is not what this call takes; /docs describes it").response
+        return ApiError(400, "the request is invalid for this route; see /docs").response
 
     @app.exception_handler(Exception)
     async def handle_unexpected_error(request: Request, error: Exception) -> Response:

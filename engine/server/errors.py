@@ -1,4 +1,4 @@
-"""What goes wrong, in the words and numbers of the OpenAI API."""
+"""API errors: status codes and JSON bodies as in the OpenAI API."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..utils.json import dumps
 
 INVALID_REQUEST, SERVER_ERROR = "invalid_request_error", "server_error"
 RETRY_AFTER = "1"
-"""Seconds after which a client that was refused for too much waiting may try again."""
+"""Seconds after which a client rejected with 429 may retry."""
 
 
 class ApiError(Exception):
-    """An answer other than 200. `param` is the field of the body that it is about."""
+    """An error response. `param` is the request field that caused it."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As OpenAI writes it."""
+        """The JSON body in the OpenAI format."""
         return {
             "error": {
                 "message": self.message,
@@ -55,28 +55,28 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, param: str | None, code: str | None = None) -> ApiError:
-    """A body that cannot be served."""
+    """A 400 error for an invalid request."""
     return ApiError(400, message, INVALID_REQUEST, param, code)
 
 
 def unknown_model(name: str, served_name: str) -> ApiError:
-    """A model that is not here."""
-    message = f"unknown model {short_repr(name)}; the one here is {short_repr(served_name)}"
+    """A 404 error for a model other than the served one."""
+    message = f"the model {short_repr(name)} does not exist; this server serves {short_repr(served_name)}"
     return ApiError(404, message, INVALID_REQUEST, "model", "model_not_found")
 
 
 def client_disconnected() -> ApiError:
-    """Nobody waits for the answer any more; the number is nginx's."""
-    return ApiError(499, "the client left")
+    """The client closed the connection; 499 is nginx's status code for that."""
+    return ApiError(499, "the client disconnected")
 
 
 def shutting_down() -> ApiError:
-    """The server stops, and has waited long enough."""
-    return ApiError(503, "the server is stopping", SERVER_ERROR)
+    """A 503 error: the server is shutting down and the drain timeout has passed."""
+    return ApiError(503, "the server is shutting down", SERVER_ERROR)
 
 
 def to_api_error(error: BaseException, param: str = "") -> ApiError:
-    """What a failure of the engine is to a client. `param` is where the fields that it names are."""
+    """Convert an exception to an ApiError. The field of an InputError is relative to the path `param`."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, BusyError):
@@ -87,4 +87,4 @@ def to_api_error(error: BaseException, param: str = "") -> ApiError:
         param_path = ".".join(filter(None, (param, error.field)))
         code = "context_length_exceeded" if isinstance(error, ContextError) else None
         return bad_request(str(error), param_path or None, code)
-    return ApiError(500, "the server failed; its log says why", SERVER_ERROR)
+    return ApiError(500, "internal server error; see the server log", SERVER_ERROR)

@@ -1,4 +1,4 @@
-"""Read a call's body, and notice that its client disconnects."""
+"""Read request bodies and detect client disconnects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def read_json_body(http: HttpRequest, config: ServerConfig) -> dict[str, Any]:
-    """The JSON object of a call's body. Raises ApiError when it is too large, too slow, or none."""
+    """Read the body as a JSON object. Raises ApiError if it is too large, too slow or not JSON."""
     content_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(415, f"Content-Type is {short_repr(content_type)}; it must be application/json")
@@ -27,18 +27,18 @@ async def read_json_body(http: HttpRequest, config: ServerConfig) -> dict[str, A
 
 
 async def read_body(http: HttpRequest, config: ServerConfig) -> bytes:
-    """The bytes of a call's body. Raises ApiError when they are too many or too slow."""
+    """Read the body as bytes. Raises ApiError if it is too large or too slow."""
     try:
         return await asyncio.wait_for(_read_limited(http, config), config.body_timeout)
     except (TimeoutError, asyncio.TimeoutError) as error:
-        message = f"the body did not come within {config.body_timeout:g} s"
+        message = f"the request body did not arrive within {config.body_timeout:g} s"
         raise ApiError(408, message, "timeout_error") from error
     except ClientDisconnect as error:
         raise client_disconnected() from error
 
 
 async def wait_disconnect(receive: Receive) -> None:
-    """Returns when the client has left."""
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -48,5 +48,5 @@ async def _read_limited(http: HttpRequest, config: ServerConfig) -> bytes:
     async for chunk in http.stream():
         data += chunk
         if len(data) > limit:
-            raise ApiError(413, f"the body has more than {limit} bytes, the most that this server takes")
+            raise ApiError(413, f"the request body is larger than the limit of {limit} bytes")
     return bytes(data)

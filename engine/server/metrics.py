@@ -1,4 +1,4 @@
-"""What a server tells Prometheus, under the field's names (vLLM) with the prefix `trimtab:`."""
+"""Prometheus metrics of the server, named as in vLLM with the prefix `trimtab:`."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ PREFIX = "trimtab:"
 
 
 class Metrics:
-    """Counters of what was served, and the engine's own numbers as they are when somebody asks."""
+    """Counters and histograms of the served requests; the engine's statistics are read at scrape time."""
 
     def __init__(self, engine: BaseEngine) -> None:
         self.registry = CollectorRegistry()
-        self.ttft = self._histogram("time_to_first_token_seconds", "until the first token", TTFT_BUCKETS)
+        self.ttft = self._histogram("time_to_first_token_seconds", "time to the first token", TTFT_BUCKETS)
         self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "between an answer's tokens", ITL_BUCKETS
+            "inter_token_latency_seconds", "time between two tokens of an answer", ITL_BUCKETS
         )
         self.e2e_latency = self._histogram(
-            "e2e_request_latency_seconds", "from a request to its end", E2E_BUCKETS
+            "e2e_request_latency_seconds", "time from the arrival of a request to its end", E2E_BUCKETS
         )
         self.queue_time = self._histogram(
-            "request_queue_time_seconds", "that an answer waited for room", E2E_BUCKETS
+            "request_queue_time_seconds", "time an answer waited in the queue", E2E_BUCKETS
         )
-        self.branches = self._histogram(
-            "request_branches", "prompts that an answer is decoded by", BRANCH_BUCKETS
-        )
-        self.prompt_tokens = self._counter("prompt_tokens", "tokens of base prompts")
-        self.branch_tokens = self._counter("branch_prompt_tokens", "tokens of all other branches' prompts")
+        self.branches = self._histogram("request_branches", "branches of an answer", BRANCH_BUCKETS)
+        self.prompt_tokens = self._counter("prompt_tokens", "tokens of base branch prompts")
+        self.branch_tokens = self._counter("branch_prompt_tokens", "prompt tokens of all other branches")
         self.generation_tokens = self._counter("generation_tokens", "tokens of answers")
-        self.successes = self._counter("request_success", "answers by how they ended", "finished_reason")
-        self.errors = self._counter("request_refused", "requests answered with an error", "status")
+        self.successes = self._counter(
+            "request_success", "finished answers by finish reason", "finished_reason"
+        )
+        self.errors = self._counter("request_refused", "requests that ended with an error", "status")
         self.registry.register(_EngineStatsCollector(engine))
 
     def render(self) -> bytes:
-        """In Prometheus' own format."""
+        """The metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
@@ -70,21 +70,25 @@ class _EngineStatsCollector:
         stats = self._engine.stats
         for name, help, value in (
             ("num_requests_running", "answers being decoded", stats.running),
-            ("num_requests_waiting", "answers waiting for room", stats.waiting),
+            ("num_requests_waiting", "answers waiting in the queue", stats.waiting),
             (
                 "kv_cache_usage_perc",
-                "share of the pages in use, 0 to 1",
+                "share of KV cache blocks in use, 0 to 1",
                 stats.pages_held / stats.pages,
             ),
         ):
             yield GaugeMetricFamily(PREFIX + name, help, value)
         for name, help, value in (
-            ("num_preemptions", "answers that gave their pages back and started again", stats.preemptions),
-            ("prefix_cache_queries", "prompt tokens of all branches that began", stats.prompt_tokens),
-            ("prefix_cache_hits", "tokens that the prefix cache had", stats.cached),
+            ("num_preemptions", "preempted answers, which are recomputed", stats.preemptions),
+            ("prefix_cache_queries", "prompt tokens of all started branches", stats.prompt_tokens),
+            ("prefix_cache_hits", "prompt tokens found in the prefix cache", stats.cached),
             ("engine_steps", "steps of the engine", stats.steps),
-            ("engine_step_seconds", "seconds in steps", stats.step_seconds),
-            ("steering_seconds", "seconds of these in choosing tokens", stats.steer_seconds),
-            ("late_compiles", "kernels made ready after the start, which stalls a step", stats.late_compiles),
+            ("engine_step_seconds", "seconds spent in engine steps", stats.step_seconds),
+            (
+                "steering_seconds",
+                "part of engine_step_seconds for LM head, steering and sampling",
+                stats.steer_seconds,
+            ),
+            ("late_compiles", "kernels compiled or loaded while requests waited", stats.late_compiles),
         ):
             yield CounterMetricFamily(PREFIX + name, help, value)

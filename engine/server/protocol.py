@@ -1,7 +1,7 @@
-"""The bodies of the two generating calls, parsed and checked.
+"""Request bodies of the two generating routes: parsing and validation.
 
-Sampling is `SamplingParams`, field by field, so nothing about it is written twice. What is neither supported
-nor neutral is refused by name: a client never gets another answer than it asked for without a word.
+The sampling fields are those of `SamplingParams`, so they are defined only once. A field that is neither
+supported nor set to a no-op value is rejected by name: nothing that a client asks for is silently ignored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..utils.fields import config_field, did_you_mean, invalid_value, validate_r
 from .errors import bad_request, to_api_error
 
 RENAMED = ("max_tokens", "logprobs")
-"""Fields of SamplingParams that the two calls spell in their own ways."""
+"""Fields of SamplingParams that the two routes define differently."""
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams) if field.name not in RENAMED)
 ROLES = ("system", "user", "assistant")
 IGNORED_FIELDS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-"""What says nothing about the answer."""
+"""Accepted fields that do not affect the answer."""
 NOOP_VALUES: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -38,26 +38,28 @@ NOOP_VALUES: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Fields of the OpenAI API that are not supported, and their values that ask for nothing."""
+"""Unsupported fields of the OpenAI API, and the values of them that have no effect."""
 MAX_ENTRIES = {"stop": 64, "stop_token_ids": 1000, "logit_bias": 1000}
-"""Entries of a field that each token costs time for, and so the neighbours of a request."""
+"""Maximum entries of the fields that cost time at each token, which would slow down other requests."""
 MAX_STOP_CHARS = 256
-"""Characters of a stop text, for the same reason."""
+"""Maximum characters of a stop string, for the same reason."""
 NO_TOKEN_LIMIT = 2**62
-"""Of max_tokens: as long as the context allows."""
+"""Value of max_tokens that lets the context length be the only limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestBody:
-    """What both calls take, next to the fields of SamplingParams."""
+    """Fields of both routes, besides those of SamplingParams."""
 
-    model: str | None = config_field(None, "a name of /v1/models; none takes the one there is")
-    stream: bool = config_field(False, "send the answer piece by piece, as server-sent events")
+    model: str | None = config_field(None, "a name of /v1/models; none uses the served model")
+    stream: bool = config_field(False, "stream the answer as server-sent events")
     stream_options: Mapping[str, Any] | None = config_field(
-        None, "{'include_usage': true} ends with the usage"
+        None, "{'include_usage': true} adds a last chunk with the usage"
     )
-    steering: Any = config_field(None, "a method toward objectives, or the name of a profile")
-    guidance_scale: float | None = config_field(None, "how far from negative_prompt; 1 is off")
+    steering: Any = config_field(None, "a method with objectives, or the name of a profile")
+    guidance_scale: float | None = config_field(
+        None, "strength of steering away from negative_prompt; 1 is off"
+    )
     negative_prompt: str | None = config_field(None, "an instruction to steer away from")
 
     def __post_init__(self) -> None:
@@ -67,62 +69,62 @@ class RequestBody:
             if not isinstance(value, bool):
                 raise invalid_value(f"{name} of stream_options", value, "true or false")
         if self.stream_options is not None and not self.stream:
-            raise invalid_value("stream_options", self.stream_options, "left out unless stream is true")
+            raise invalid_value("stream_options", self.stream_options, "omitted unless stream is true")
         if self.guidance_scale not in (None, 1) and self.negative_prompt is None:
             raise invalid_value("guidance_scale", self.guidance_scale, "given together with negative_prompt")
         if self.negative_prompt is not None and self.steering is not None:
-            raise invalid_value("negative_prompt", self.negative_prompt, "left out where steering is given")
+            raise invalid_value("negative_prompt", self.negative_prompt, "omitted when steering is given")
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Whether the stream ends with a usage chunk."""
         return bool((self.stream_options or {}).get("include_usage"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatCompletionRequest(RequestBody):
-    """POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions."""
 
     messages: Sequence[Mapping[str, Any]] = config_field((), "the conversation")
     max_tokens: int | None = config_field(
-        None, "longest answer, in tokens; none is as long as the context allows"
+        None, "maximum tokens of the answer; none is limited by the context only"
     )
     max_completion_tokens: int | None = config_field(None, "the newer name of max_tokens")
     logprobs: bool = config_field(False, "report each token's log-probability in the steered distribution")
-    top_logprobs: int | None = config_field(None, "and this many of the likeliest tokens")
+    top_logprobs: int | None = config_field(None, "also report this many of the most likely tokens")
     chat_template_kwargs: Mapping[str, Any] | None = config_field(None, "variables for the chat template")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.top_logprobs is not None and not self.logprobs:
-            raise invalid_value("top_logprobs", self.top_logprobs, "left out unless logprobs is true")
+            raise invalid_value("top_logprobs", self.top_logprobs, "omitted unless logprobs is true")
         new_max_tokens = self.max_completion_tokens
         if new_max_tokens is not None and self.max_tokens not in (None, new_max_tokens):
             raise invalid_value(
-                "max_tokens", self.max_tokens, f"max_completion_tokens ({new_max_tokens}), or left out"
+                "max_tokens", self.max_tokens, f"max_completion_tokens ({new_max_tokens}), or omitted"
             )
         for index, message in enumerate(self.messages):
             _check_message(index, message)
 
     @property
     def effective_max_tokens(self) -> int:
-        """The most tokens that are asked for."""
+        """The requested maximum of tokens."""
         limits = [n for n in (self.max_completion_tokens, self.max_tokens) if n is not None]
         return limits[0] if limits else NO_TOKEN_LIMIT
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many log-probabilities a token is to be reported with."""
+        """How many top log-probabilities to report for each token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionRequest(RequestBody):
-    """POST /v1/completions."""
+    """Body of POST /v1/completions."""
 
-    prompt: Any = config_field(None, "a text, token ids, or a list of either")
-    max_tokens: int | None = config_field(16, "longest answer, in tokens")
-    logprobs: int | None = config_field(None, "report this many of each place's likeliest tokens")
+    prompt: Any = config_field(None, "a string, token ids, or a list of either")
+    max_tokens: int | None = config_field(16, "maximum tokens of the answer")
+    logprobs: int | None = config_field(None, "report this many of the most likely tokens at each position")
     echo: bool = config_field(False, "repeating the prompt is not supported")
     suffix: str | None = config_field(None, "text after the answer is not supported")
     best_of: int | None = config_field(None, "choosing among more answers than n is not supported")
@@ -132,24 +134,24 @@ class CompletionRequest(RequestBody):
         validate_rules(
             self,
             ("echo", not self.echo, "false: repeating the prompt is not supported"),
-            ("suffix", not self.suffix, "left out: text after the answer is not supported"),
-            ("best_of", self.best_of in (None, 1), "left out, or 1"),
+            ("suffix", not self.suffix, "omitted: text after the answer is not supported"),
+            ("best_of", self.best_of in (None, 1), "omitted, or 1"),
         )
 
     @property
     def effective_max_tokens(self) -> int:
-        """The most tokens that are asked for."""
+        """The requested maximum of tokens."""
         return 16 if self.max_tokens is None else self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many log-probabilities a token is to be reported with."""
+        """How many top log-probabilities to report for each token; None for no log-probabilities."""
         return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, each a text or token ids."""
-        expected = "a text, a list of token ids, or a list of either that is not empty"
+        """The prompts, each a string or a list of token ids. Raises InputError or ApiError if invalid."""
+        expected = "a string, a list of token ids, or a non-empty list of either"
         value = self.prompt
         if isinstance(value, str) or _is_token_ids(value):
             value = [value]
@@ -159,39 +161,39 @@ class CompletionRequest(RequestBody):
             if not isinstance(item, str) and not _is_token_ids(item):
                 raise invalid_value("prompt", self.prompt, expected)
             if not item:
-                raise bad_request("the prompt is empty; ask something", "prompt")
+                raise bad_request("the prompt is empty; it must have at least one token", "prompt")
         return value
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises ApiError when there is none; null is as good as left out."""
+    """Parse a body as a JSON object, dropping keys whose value is null. Raises ApiError if invalid."""
     try:
         body = json.loads(raw, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be parsed"
-        raise bad_request(f"the body is invalid JSON: {reason}", None) from error
+        raise bad_request(f"invalid JSON in the request body: {reason}", None) from error
     if not isinstance(body, dict):
         raise bad_request(f"the body is {short_repr(body)}; it must be a JSON object", None)
     return {key: value for key, value in body.items() if value is not None}
 
 
 def parse_body(cls: type[RequestBody], values: Mapping[str, Any]) -> tuple[Any, SamplingParams]:
-    """The body, and the sampling that it asks for. Raises ApiError for what is wrong or not supported."""
+    """The parsed body and its sampling parameters. Raises ApiError for an invalid or unsupported field."""
     field_names = [field.name for field in fields(cls)]
     for name, value in values.items():
         if name in NOOP_VALUES and not any(
             value == noop and type(value) is type(noop) for noop in NOOP_VALUES[name]
         ):
-            raise bad_request(f"{name} is {short_repr(value)}, which is not supported; leave it out", name)
+            raise bad_request(f"{name} is {short_repr(value)}, which is not supported; omit it", name)
     _check_field_names({*field_names, *SAMPLING_FIELDS, *IGNORED_FIELDS, *NOOP_VALUES}, values)
     for name, max_entries in MAX_ENTRIES.items():
         if isinstance(entries := values.get(name), list | dict) and len(entries) > max_entries:
-            raise bad_request(f"{name} has {len(entries)} entries; this server takes {max_entries}", name)
+            raise bad_request(f"{name} has {len(entries)} entries; the maximum is {max_entries}", name)
     stops = values.get("stop", ())
     for text in [stops] if isinstance(stops, str) else stops if isinstance(stops, list) else ():
         if isinstance(text, str) and len(text) > MAX_STOP_CHARS:
             raise bad_request(
-                f"a stop has {len(text)} characters; this server takes {MAX_STOP_CHARS}", "stop"
+                f"a stop string has {len(text)} characters; the maximum is {MAX_STOP_CHARS}", "stop"
             )
     try:
         body: Any = cls(**{name: values[name] for name in field_names if name in values})
@@ -201,7 +203,7 @@ def parse_body(cls: type[RequestBody], values: Mapping[str, Any]) -> tuple[Any, 
         return body, sampling
     except InputError as error:
         if error.field == "logprobs" and values.get("logprobs") is True:
-            error.field = "top_logprobs"  # as a chat spells it
+            error.field = "top_logprobs"  # the chat route's name of it
         raise to_api_error(error) from error
 
 
@@ -213,16 +215,17 @@ def _sampling_args(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_message(index: int, message: Mapping[str, Any]) -> None:
-    """What a template would show otherwise, or not at all, is refused."""
+    """Reject what a chat template would render differently or ignore."""
     role = message.get("role")
     if role not in ROLES:
         raise bad_request(
-            f"the role of messages[{index}] is {short_repr(role)}; known are {', '.join(ROLES)}", "messages"
+            f"the role of messages[{index}] is {short_repr(role)}; it must be one of {', '.join(ROLES)}",
+            "messages",
         )
     for name, value in message.items():
         if name not in ("role", "content", "name") and value:
             raise bad_request(
-                f"messages[{index}] has {short_repr(name)}, which is not supported; leave it out", "messages"
+                f"messages[{index}] has {short_repr(name)}, which is not supported; omit it", "messages"
             )
 
 
@@ -238,7 +241,8 @@ def _check_field_names(allowed: set[str], values: Mapping[str, Any]) -> None:
 def _check_keys(parent: str, values: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for name in values:
         if name not in allowed:
-            raise bad_request(f"{parent} has {short_repr(name)}; it may have {' and '.join(allowed)}", parent)
+            message = f"unknown key {short_repr(name)} in {parent}; its keys are {' and '.join(allowed)}"
+            raise bad_request(message, parent)
 
 
 def _is_token_ids(value: Any) -> bool:
@@ -248,4 +252,4 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def _reject_constant(name: str) -> float:
-    raise bad_request(f"the body holds {name}; JSON has no such number", None)
+    raise bad_request(f"the request body contains {name}, which is not valid JSON", None)

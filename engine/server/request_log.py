@@ -1,4 +1,4 @@
-"""What is recorded of a request while it is served: metrics, and one line in the log."""
+"""Per-request record: updates the metrics and writes one log line at the end."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LOGGED_FIELDS = frozenset(
         *(f.name for f in (*fields(ChatCompletionRequest), *fields(CompletionRequest))),
     }
 )
-"""Of fields: what else stands in a body may be anybody's words, and is not logged."""
+"""Field names that may be logged: any other key of a body may be user text and is not logged."""
 
 
 class RequestLog:
-    """One request, from its arrival to `finish`, which is called once however it ends."""
+    """Record of one HTTP request, from its arrival to `finish`, which is called exactly once."""
 
     def __init__(self, id: str, path: str, client: str, metrics: Metrics, log_prompts: bool) -> None:
         self.id = id
@@ -48,7 +48,7 @@ class RequestLog:
         self._num_tokens = 0
 
     def on_parsed(self, parsed: ParsedCall, values: dict[str, Any]) -> None:
-        """What the client wants has been understood."""
+        """Record the parsed request; `values` is its JSON body."""
         request = parsed.requests[0]
         self._num_choices = request.sampling.n
         num_branches = 1 + len(request.steering.branch_objectives())
@@ -64,7 +64,7 @@ class RequestLog:
             self._metrics.branches.observe(num_branches)
 
     def on_delta(self, index: int, delta: Delta) -> None:
-        """A piece of answer `index` has come."""
+        """Record a delta of choice `index`."""
         now = time.perf_counter()
         if delta.token_ids:
             self._num_tokens += len(delta.token_ids)
@@ -81,7 +81,7 @@ class RequestLog:
 
     @property
     def prompts(self) -> list[Sequence[BranchPrompt]]:
-        """The branches of each request of which an answer has ended."""
+        """The branch prompts of each request that has a finished answer."""
         return [
             output.branches
             for index, output in sorted(self.outputs.items())
@@ -90,20 +90,20 @@ class RequestLog:
 
     @property
     def num_tokens(self) -> int:
-        """Of all answers, so far."""
+        """Tokens generated so far, over all choices."""
         return self._num_tokens
 
     def convert_error(self, error: BaseException) -> ApiError:
-        """What is told of an error; the log says where a defect is."""
+        """Convert an exception to an ApiError; log the traceback of an unexpected one."""
         failure = shutting_down() if isinstance(error, asyncio.CancelledError) else to_api_error(error)
         if failure.status == 500 and not isinstance(error, ApiError):
             LOG.error("request %s failed", self.id, exc_info=error)
         return failure
 
     def finish(self, failure: ApiError | None = None) -> None:
-        """The response has been sent, or is this failure, or nobody waits for it any more (499).
+        """Update the metrics and write the log line. `failure` is None for success; 499 for a disconnect.
 
-        A client's own mistake is logged by the field that it is in: the sentence may quote the prompt.
+        A client error is logged by its field only, because the message may quote the prompt.
         """
         status = 200 if failure is None else failure.status
         seconds = time.perf_counter() - self._start_time

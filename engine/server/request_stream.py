@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ActiveCall:
-    """One call under way: its streams, one for each prompt, and the record of it."""
+    """A running call: one output stream for each prompt, its log and its response builder."""
 
     def __init__(
         self, parsed: ParsedCall, streams: list[OutputStream], log: RequestLog, builder: ResponseBuilder
@@ -28,14 +28,14 @@ class ActiveCall:
         self._streams = streams
 
     async def iter_deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """The pieces of all answers as they come, each with its choice's index. Raises ApiError."""
+        """Yield (choice index, delta) of all answers as they arrive. Raises ApiError if one fails."""
         queue: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue()
 
         async def forward(first_index: int, stream: OutputStream) -> None:
             try:
                 async for delta in stream:
                     queue.put_nowait((first_index + delta.index, delta))
-            except Exception as error:  # told to whoever waits for the pieces
+            except Exception as error:  # re-raised by the consumer of the queue
                 queue.put_nowait((first_index, error))
 
         n = self.parsed.requests[0].sampling.n
@@ -57,19 +57,19 @@ class ActiveCall:
             self.close()
 
     def close(self) -> None:
-        """Aborts what is left."""
+        """Abort the answers that are not finished."""
         for stream in self._streams:
             stream.close()
 
 
 def _check_finished(output: Output, sampling: SamplingParams, stream: OutputStream) -> None:
-    """Raises ApiError for an answer that did not come to an end of its own."""
+    """Raise ApiError for an answer that was aborted or failed."""
     if output.error is None:
         return
     if output.finish_reason == "abort" and stream.expired:
         raise ApiError(504, output.error, "timeout_error")
     if output.finish_reason == "abort":
         raise ApiError(503, output.error, SERVER_ERROR)
-    if sampling.logit_bias or sampling.min_tokens:  # they may leave no token to choose
+    if sampling.logit_bias or sampling.min_tokens:  # they may leave no token to sample
         raise bad_request(output.error, None)
     raise ApiError(500, output.error, SERVER_ERROR)

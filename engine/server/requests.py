@@ -1,4 +1,4 @@
-"""From a body to engine requests: one for each prompt."""
+"""Convert request bodies to engine requests, one for each prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParsedCall:
-    """What a client wants: the requests, in the order of its prompts, and how to tell of the answers."""
+    """A parsed HTTP call: the requests in the order of its prompts, and the response options."""
 
     requests: list[Request]
     chat: bool
@@ -32,21 +32,21 @@ class ParsedCall:
 
     @property
     def num_choices(self) -> int:
-        """How many of them there will be."""
+        """Number of choices in the response."""
         return sum(request.sampling.n for request in self.requests)
 
 
 class RequestParser:
-    """Reads bodies for one engine. All methods raise ApiError for what is wrong."""
+    """Parses bodies for one engine. All methods raise ApiError for an invalid body."""
 
     def __init__(self, engine: BaseEngine, model: str, profiles: Profiles) -> None:
         self._engine, self._model, self._profiles = engine, model, profiles
 
     def parse_chat(self, values: Mapping[str, Any]) -> ParsedCall:
-        """Of /v1/chat/completions."""
+        """Parse a body of /v1/chat/completions."""
         body, sampling = self._parse_body(ChatCompletionRequest, values)
         if not body.messages:
-            raise bad_request("messages is empty; it must hold at least one message", "messages")
+            raise bad_request("messages is empty; it must have at least one message", "messages")
         request = self._make_request(
             "messages",
             prompt=list(body.messages),
@@ -62,7 +62,7 @@ class RequestParser:
         return ParsedCall([request], True, body.stream, body.include_usage)
 
     def parse_completion(self, values: Mapping[str, Any]) -> ParsedCall:
-        """Of /v1/completions. An objective stands before the prompt, with an empty line between."""
+        """Parse a body of /v1/completions. An objective precedes the prompt, separated by an empty line."""
         body, sampling = self._parse_body(CompletionRequest, values)
         steering = self._profiles.resolve(body.steering)
         prompts, requests = body.prompts, []
@@ -94,7 +94,7 @@ class RequestParser:
         return body, sampling
 
     def _check_queue_limit(self, num_choices: int, param: str) -> None:
-        """Before anything is made of them: a small body can ask for millions."""
+        """Check the number of choices before any is created: a small body can ask for millions."""
         max_waiting = self._engine.config.max_waiting
         if num_choices > max_waiting:
             raise bad_request(
@@ -111,7 +111,7 @@ class RequestParser:
     def _steer_away_from(
         self, negative_prompt: str, guidance_scale: float | None, request: Request
     ) -> Request:
-        """Guidance whose base has been given the negative prompt, and whose other branch has not."""
+        """A Guidance request whose base branch has the negative prompt and whose other branch does not."""
         try:
             guided = replace(request, steering=Guidance((Objective(negative_prompt),)))
             positive_branch, negative_branch = self._engine.render(guided)
@@ -128,7 +128,7 @@ class RequestParser:
         if isinstance(prompt, list):
             if objective is not None:
                 raise bad_request(
-                    "prompt is token ids, which no objective can be put before; give a text", "prompt"
+                    "an objective cannot precede a prompt of token ids; the prompt must be a string", "prompt"
                 )
             return prompt
         text = prompt if objective is None else f"{objective}\n\n{prompt}"
@@ -140,7 +140,7 @@ class RequestParser:
 
 def _make_guidance(guidance_scale: float | None) -> Guidance:
     try:
-        objective = Objective("the prompt without the negative one")
+        objective = Objective("the prompt without the negative prompt")
         return Guidance((objective,), guidance_scale=1.5 if guidance_scale is None else guidance_scale)
     except InputError as error:
         raise to_api_error(error) from error

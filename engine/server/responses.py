@@ -1,6 +1,6 @@
-"""Answers and chunks in the shapes of the OpenAI API.
+"""Response bodies in the OpenAI format: full responses and stream chunks.
 
-The trace of a steered answer stands at `choices[i].trace`, whole or of the chunk's tokens.
+The steering trace is at `choices[i].trace`: of the full answer, or of the chunk's tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class ResponseBuilder:
-    """The shapes of one response. `id` and `created` name it, `chat` says of which of the two calls it is."""
+    """Builds the bodies of one response. `id` and `created` identify it.
+
+    `chat` selects the format of chat completions, otherwise that of completions. `decode_token` returns the
+    text of a token.
+    """
 
     def __init__(
         self, id: str, created: int, model: str, chat: bool, decode_token: Callable[[int], str]
@@ -29,17 +33,17 @@ class ResponseBuilder:
     def full_response(
         self, outputs: Sequence[Output], prompts: Sequence[Sequence[BranchPrompt]]
     ) -> dict[str, Any]:
-        """A response that is not streamed. `prompts` are those of each request."""
+        """The body of a response that is not streamed. `prompts` has the branch prompts of each request."""
         choices = [self._choice(index, output) for index, output in enumerate(outputs)]
         usage = make_usage(prompts, sum(len(output.token_ids) for output in outputs))
         return {**self._envelope, "object": self._object, "choices": choices, "usage": usage}
 
     def first_chunk(self, index: int) -> dict[str, Any] | None:
-        """The first chunk of a choice: in a chat, whose turn it is."""
+        """The first chunk of a choice: the role in a chat, None for completions."""
         return self._chunk(index, {"role": "assistant", "content": ""}) if self._chat else None
 
     def delta_chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        """The chunk of a piece; None where it says nothing."""
+        """The chunk of a delta; None if it has no content."""
         extra: dict[str, Any] = {}
         if delta.trace is not None and delta.token_ids:
             extra["trace"] = self._trace(delta.trace, delta.token_ids)
@@ -50,7 +54,7 @@ class ResponseBuilder:
         return self._chunk(index, {"content": delta.text} if self._chat else delta.text, **extra)
 
     def final_chunk(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """The last chunk of a choice."""
+        """The last chunk of a choice, with the finish reason."""
         return self._chunk(index, {} if self._chat else "", finish_reason=finish_reason)
 
     def usage_chunk(
@@ -107,12 +111,12 @@ class ResponseBuilder:
 
     def _token_dict(self, token_id: int, logprob: float) -> dict[str, Any]:
         text = self._decode_token(token_id)
-        complete = "\ufffd" not in text  # a part of a character is no text
+        complete = "\ufffd" not in text  # U+FFFD: the token is an incomplete UTF-8 sequence
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if complete else None}
 
 
 def make_usage(prompts: Sequence[Sequence[BranchPrompt]], completion_tokens: int) -> dict[str, Any]:
-    """prompt_tokens are those of the base branches; what the others took stands in the details."""
+    """The usage dictionary: prompt_tokens counts the base branches, the details list the other branches."""
     base, *branches = count_branch_tokens(prompts)
     return {
         "prompt_tokens": base,
@@ -123,13 +127,13 @@ def make_usage(prompts: Sequence[Sequence[BranchPrompt]], completion_tokens: int
 
 
 def count_branch_tokens(prompts: Sequence[Sequence[BranchPrompt]]) -> list[int]:
-    """How many tokens each branch's prompts have, the base first."""
+    """Prompt tokens of each branch, summed over the requests, base branch first."""
     lengths = [[len(branch.prompt_token_ids) for branch in branches] for branches in prompts]
     return [sum(counts) for counts in zip(*lengths, strict=True)]
 
 
 def make_token_decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of a token as it stands within a text, with the space that it begins with."""
+    """A cached function from token id to the token's text in mid-sentence, with its leading space."""
 
     @lru_cache(maxsize=1 << 16)
     def decode_token(token_id: int) -> str:

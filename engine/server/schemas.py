@@ -1,4 +1,4 @@
-"""The bodies as OpenAPI describes them, made from the dataclasses that read them."""
+"""OpenAPI schemas of the request bodies, generated from their dataclasses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ PROMPT_SCHEMA = {
 
 
 def _field_schemas(cls: type, names: Any) -> dict[str, Any]:
-    """The properties of a dataclass's fields."""
+    """JSON schema properties of the named dataclass fields."""
     hints, fields_by_name = field_types(cls), {field.name: field for field in fields(cls)}
     return {
         name: {**TypeAdapter(hints[name]).json_schema(), "description": fields_by_name[name].metadata["help"]}
@@ -71,13 +71,16 @@ def _method_schema(cls: type[Method]) -> dict[str, Any]:
     properties = {
         "method": {"const": cls.name},
         "objectives": {"type": "array", "items": OBJECTIVE_SCHEMA},
-        "trace": {"type": "boolean", "description": "how each token was chosen, at choices[i].trace"},
+        "trace": {
+            "type": "boolean",
+            "description": "return the steering trace of each token, at choices[i].trace",
+        },
         **_field_schemas(cls, setting_names(cls)),
     }
     if cls.presets:
         properties["preset"] = {
             "enum": [*cls.presets, None],
-            "description": "settings by name, under those that are given",
+            "description": "named settings; explicit settings override them",
         }
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

@@ -1,6 +1,6 @@
-"""A generating call from its body to its last byte: whole, or as server-sent events.
+"""Handle a generating call, from its body to the full or streamed response.
 
-Whoever leaves before the end takes the request along: it is aborted within a step.
+When the client disconnects, its requests are aborted within one step.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from .requests import ParsedCall
 
 CLIENT_READ_TIMEOUT = 30.0
-"""Seconds after the end of an answer in which a client must have read it."""
+"""Seconds that a client has to read the rest of a stream after the request timeout."""
 
 
 class CallHandler:
-    """Serves the generating calls of one engine."""
+    """Handles the generating calls of one engine."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class CallHandler:
         self._metrics, self._decode_token = metrics, decode_token
 
     async def serve(self, http: HttpRequest, parse: Callable[[dict[str, Any]], ParsedCall]) -> Response:
-        """The response to a call; `parse` makes of its body what is asked."""
+        """The response to a call. `parse` converts its JSON body to a ParsedCall."""
         id_prefix = "chatcmpl" if "/chat/" in http.url.path else "cmpl"
         client = http.client.host if http.client else ""
         log = RequestLog(
@@ -99,7 +99,7 @@ async def _full_response(call: ActiveCall) -> Response:
 
 
 async def _cancel_on_disconnect(http: HttpRequest, coroutine: Any, log: RequestLog) -> Response:
-    """What the work gives; it is cancelled as soon as the client is gone."""
+    """Await `coroutine`, and cancel it as soon as the client disconnects."""
     work_task, disconnect_task = (
         asyncio.create_task(coroutine),
         asyncio.create_task(wait_disconnect(http.receive)),

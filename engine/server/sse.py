@@ -1,4 +1,4 @@
-"""An answer as server-sent events, while it is decoded."""
+"""Stream responses as server-sent events (SSE)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EventSourceResponse(Response):
-    """The pieces of a call as server-sent events."""
+    """Streams the deltas of a call as server-sent events."""
 
     media_type = "text/event-stream"
 
@@ -54,7 +54,7 @@ class EventSourceResponse(Response):
             self._call.close()
 
     async def _send_chunks(self, send: Send) -> ApiError | None:
-        """Sends all chunks. Returns the error that ended them before their time."""
+        """Send all chunks and [DONE]. Returns the error that ended the stream early, or None."""
         failure = None
         try:
             async for chunk in self._checked_chunks():
@@ -66,7 +66,7 @@ class EventSourceResponse(Response):
         return failure
 
     async def _checked_chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """Raises ApiError, whatever fails."""
+        """Yield the chunks; convert every exception to ApiError."""
         try:
             async for chunk in self._build_chunks():
                 yield chunk
@@ -91,6 +91,6 @@ class EventSourceResponse(Response):
 
 
 async def send_event(send: Send, data: dict[str, Any] | str, more_body: bool = True) -> None:
-    """Sends a server-sent event; after the last there is no more."""
+    """Send one server-sent event. `more_body` is False for the last one."""
     text = data if isinstance(data, str) else dumps(data, COMPACT)
     await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": more_body})

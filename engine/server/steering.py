@@ -1,4 +1,4 @@
-"""The key `steering` of a body: a method toward objectives, written out or by the name of a profile."""
+"""Parse the request key `steering`: a method with objectives, or the name of a profile."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 PARAM = "steering"
 OVERLONG_KEY = re.compile(r"""((?<![\w-])[\w-]+\s*\.\s*|"[^"\n]*"\s*\.\s*|'[^'\n]*'\s*\.\s*){16}""")
-"""A dotted key of more parts than any steering has: reading one takes time and memory with their square."""
+"""A TOML key with too many dotted parts: parsing one takes time and memory quadratic in their number."""
 
 
 @dataclass(frozen=True)
 class Steering:
-    """How a request is steered, and whether each token's trace is wanted."""
+    """The method of a request, and whether to return the trace of each token."""
 
     method: Method = field(default_factory=Base)
     trace: bool = False
 
 
 class Profiles:
-    """Steerings by name, as a TOML file has them: a table each, written as the key `resolve` is."""
+    """Named steerings of a TOML file: one table each, in the format of the request key `steering`."""
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self.definitions = dict(definitions)
@@ -47,14 +47,14 @@ class Profiles:
 
     @classmethod
     def from_file(cls, path: Path) -> Profiles:
-        """Raises InputError that names the profile when one is wrong."""
+        """Read a TOML file. Raises InputError that names the invalid profile."""
         try:
             text = path.read_text(encoding="utf-8")
             if OVERLONG_KEY.search(text):
                 raise ValueError("a key has too many parts")
             definitions = toml.loads(text)
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"the profiles {str(path)!r} cannot be read: {error_text(error)}") from error
+            raise InputError(f"cannot read the profiles file {str(path)!r}: {error_text(error)}") from error
         for name, value in definitions.items():
             try:
                 _parse_steering(value)
@@ -63,7 +63,7 @@ class Profiles:
         return cls(definitions)
 
     def resolve(self, value: Any) -> Steering:
-        """The steering that a body asks for. Raises ApiError."""
+        """The steering of a request value: None, a profile name or an object. Raises ApiError if invalid."""
         if value is None:
             return Steering()
         try:
@@ -74,12 +74,12 @@ class Profiles:
     def _lookup(self, name: str) -> Steering:
         if name not in self._steerings:
             names = ", ".join(self._steerings) or "none"
-            raise InputError(f"unknown profile {short_repr(name)}; profiles are {names}")
+            raise InputError(f"unknown profile {short_repr(name)}; the profiles are {names}")
         return self._steerings[name]
 
 
 def _parse_steering(value: Any) -> Steering:
-    """Raises InputError, whose field stands below `steering`."""
+    """Parse a steering object. Raises InputError whose field is relative to `steering`."""
     if not isinstance(value, Mapping):
         expected = "an object such as {'objectives': ['Be brief.']}, or a profile's name"
         raise invalid_value("the steering", value, expected)
@@ -115,7 +115,7 @@ def _parse_objectives(value: Any) -> list[Objective]:
         try:
             if not isinstance(spec, Mapping) or "text" not in spec or {*spec} - {"text", "weight"}:
                 raise invalid_value(
-                    f"objective {index}", item, "a text, or an object with a text and perhaps a weight"
+                    f"objective {index}", item, "a string, or an object with a text and optionally a weight"
                 )
             objectives.append(Objective(**spec))
         except InputError as error:

@@ -1,1 +1,1 @@
-"""Checked dataclass fields, strict JSON, and delayed interrupts."""
+"""Validated dataclass fields, strict JSON, and deferred interrupts."""

@@ -1,4 +1,4 @@
-"""Delay Ctrl-C during a critical section."""
+"""Defer Ctrl-C during a critical section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def defer_interrupt() -> Iterator[None]:
-    """Within, Ctrl-C waits for the end; a second one does not. Only the main thread is ever interrupted."""
+    """Defer Ctrl-C until the block ends; a second one interrupts. Without effect outside the main thread."""
     previous_handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous_handler):
         yield

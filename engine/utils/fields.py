@@ -1,4 +1,4 @@
-"""Dataclass fields with their help and checks: options are named, described and checked in one place."""
+"""Dataclass fields with help texts and validation, the single definition of every option."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from ...kernels.common.errors import InputError, short_repr
 
 
 def config_field(default: Any, help: str, choices: tuple[str, ...] = (), **field_kwargs: Any) -> Any:
-    """A dataclass field with a default, one line of help, and the values it may take; `field_kwargs` is for
-    `field`.
+    """A dataclass field with a default, one line of help, and its allowed values.
 
-    The command line makes its flags from these fields, so nothing about an option is written twice.
-    A mutable default (list, dict) is given as a callable that makes one.
+    The command line generates its flags from these fields. A mutable default (list, dict) is given as a
+    callable that returns one. `field_kwargs` are passed to `dataclasses.field`.
     """
     metadata = {"help": help, "choices": choices}
     if callable(default):
@@ -28,13 +27,13 @@ def config_field(default: Any, help: str, choices: tuple[str, ...] = (), **field
 
 
 def validate_types(instance: Any, name_suffix: str = "") -> None:
-    """Holds each field of a frozen dataclass to its annotated type and its choices, before any other check.
+    """Check each field of a frozen dataclass against its annotated type and choices, before any other check.
 
-    What fits is kept as exactly that type: an int becomes a float, a list a tuple, numpy's numbers Python's.
-    Metadata "wanted" says in words what a field takes, where its type says it badly. `name_suffix` follows a
-    field's name in the sentence, such as " of mato".
+    Values are converted to exactly that type: int to float, list to tuple, NumPy numbers to Python numbers.
+    The metadata key "expected" describes the valid values where the type does so poorly. `name_suffix`
+    follows the field's name in the message, such as " of mato".
 
-    Raises InputError that names the field, its value and what would be right.
+    Raises InputError with the field, its value and the expected value.
     """
     cls: type = type(instance)
     hints = field_types(cls)
@@ -53,9 +52,9 @@ def validate_types(instance: Any, name_suffix: str = "") -> None:
 
 
 def validate_rules(instance: Any, *rules: tuple[str, bool, str]) -> None:
-    """Refuses the first field that breaks its rule: (its name, whether its value fits, what would be right).
+    """Check rules (field name, whether its value is valid, the expected value) in order.
 
-    Raises InputError that names the field, its value and what would be right.
+    Raises InputError for the first broken rule, with the field, its value and the expected value.
     """
     for name, ok, expected in rules:
         if not ok:
@@ -63,7 +62,7 @@ def validate_rules(instance: Any, *rules: tuple[str, bool, str]) -> None:
 
 
 def reject_unknown_fields(cls: type, names: Iterable[str]) -> None:
-    """Raises InputError for a name that is no field of the dataclass, with the fields that look like it."""
+    """Raise InputError for a name that is not a field of the dataclass, suggesting similar fields."""
     field_names = [item.name for item in fields(cls)]
     for name in names:
         if name not in field_names:
@@ -78,10 +77,10 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def coerce(name: str, value: Any, annotation: Any, expected: str = "") -> Any:
-    """`value` as its type: int, float, bool, str, a class, X | Y, tuple[X, ...], Sequence[X], Mapping[X, Y].
+    """Convert `value` to int, float, bool, str, a class, X | Y, tuple[X, ...], Sequence[X] or Mapping[X, Y].
 
-    A sequence becomes a list and a mapping a dict, new ones; an annotation of another kind is not checked.
-    Raises InputError, in which `name` is what holds the value and `expected` what it must be.
+    A sequence becomes a new list and a mapping a new dict; other annotations are not checked.
+    Raises InputError, whose message says that `name` must be `expected`.
     """
     expected = expected or describe_type(annotation)
     origin, args = get_origin(annotation), get_args(annotation)
@@ -109,20 +108,22 @@ def coerce(name: str, value: Any, annotation: Any, expected: str = "") -> Any:
 
 
 def invalid_value(name: str, value: Any, expected: str, field: str = "") -> InputError:
-    """The error for a value that `name` must not have. `expected` says what would be; `field` is the field
-    that it is about, where that is not the name itself."""
+    """The error for an invalid value of `name`, which must be `expected`.
+
+    `field` is the field concerned, by default `name` if that is an identifier.
+    """
     field_name = name if name.isidentifier() else ""
     return InputError(f"{name} is {short_repr(value)}; it must be {expected}", field or field_name)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean x or y?` for a name that looks like these; "" where none does."""
+    """`did you mean x or y?` with the known names similar to `name`; "" if there are none."""
     matches = get_close_matches(name, known)
     return f"did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def describe_type(annotation: Any, *, plural: bool = False) -> str:
-    """What a value of this type is called in a sentence; `plural` for the plural."""
+    """The type in words for error messages, in the plural if `plural`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in TYPE_NAMES:
         return TYPE_NAMES[annotation][plural]
@@ -137,7 +138,7 @@ def describe_type(annotation: Any, *, plural: bool = False) -> str:
 
 
 def _pick_union_member(value: Any, members: tuple[Any, ...]) -> Any:
-    """Which type of a union to hold the value to: the one that it looks like, else the last but None."""
+    """The union member that the value is an instance of, else the last member other than None."""
     default = [member for member in members if member is not NoneType][-1]
     classes = {kind: get_origin(kind) or kind for kind in members}
     return next(
@@ -166,7 +167,7 @@ def _to_bool(value: Any) -> bool:
 
 
 def _to_str(value: Any) -> str:
-    return str.__str__(_require_type(value, isinstance(value, str)))  # of an enum's member the text itself
+    return str.__str__(_require_type(value, isinstance(value, str)))  # for a str enum member, its value
 
 
 def _require_type(value: Any, ok: bool) -> Any:
@@ -181,11 +182,11 @@ SCALAR_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     bool: _to_bool,
     str: _to_str,
 }
-"""The types of single values; each function raises an error for what is none."""
+"""Converters of scalar types; each raises TypeError, ValueError or OverflowError for an invalid value."""
 TYPE_NAMES: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     bool: ("true or false", "switches"),
-    str: ("a text", "texts"),
+    str: ("a string", "strings"),
     NoneType: ("none", "nones"),
 }

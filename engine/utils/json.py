@@ -1,4 +1,4 @@
-"""JSON as its standard has it: ASCII, on one line, without NaN and infinities."""
+"""Standard JSON output: ASCII, on one line, without NaN and infinities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMPACT = (",", ":")
 
 
 def dumps(value: Any, separators: tuple[str, str] | None = None) -> str:
-    """One line of ASCII JSON. Numbers that JSON does not have (NaN, infinities) become null."""
+    """One line of ASCII JSON. NaN and infinities, which JSON lacks, become null."""
     try:
         return json.dumps(value, allow_nan=False, separators=separators)
     except ValueError:

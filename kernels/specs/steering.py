@@ -1,4 +1,4 @@
-"""The kernels' specifications: real shapes, the vocabulary of Llama 3.1 and the demo's."""
+"""Specs of the steering kernels at the vocabulary sizes of Llama 3.1 and the demo model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _steer_case(
     sampling: RowSampling,
     dtype: torch.dtype,
 ) -> KernelCase:
-    """Requests of one method and as many objectives, decoded together."""
+    """A batch of requests with the same method and number of objectives."""
     num_rows = num_requests * (num_objectives + 1)
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""A decoding method as numbers: the row that the steering step reads.
+"""A decoding method as a row of coefficients, the input of the steering step.
 
 Every prompt-contrast decoder is, per token,
 
@@ -32,7 +32,7 @@ class SteeringCoefficients(TrustRegionColumns, RewardColumns, MaskColumns, PrevC
 
     @property
     def needs_base(self) -> bool:
-        """Whether branch 0 takes part in the scores or in what they depend on."""
+        """Whether the scores depend on branch 0, directly or through rewards or the KL budget."""
         return bool(
             self.base_coef or self.prev_contrast_coef or self.reward_rate or self.kl_budget < math.inf
         )

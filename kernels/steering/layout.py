@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class RequestLayout:
     """Which rows of the logits belong to which request.
 
-    state_rows [groups]: the request's row of the SteerTable. row_start, num_rows [groups]: its rows of the
-    logits. branch_of_row, request_of_row [host_state_rows]: which branch each row is, 0 for the base, and
-    of which group. max_rows: the most rows of a group. host_state_rows: `state_rows` as the host knows it,
-    empty where it does not. Rows stand in the order of branches; a branch that cannot matter may be left
-    out, the base only where `SteeringCoefficients.needs_base` is false.
+    state_rows [requests]: the request's row of the `SteeringState`. row_start, num_rows [requests]: its rows
+    of the logits. branch_of_row, request_of_row [rows]: each row's branch, 0 for the base, and its request.
+    max_rows: the most rows of a request. host_state_rows: host copy of `state_rows`, empty if unknown. Rows
+    are in branch order; a branch without influence may be left out, the base only where
+    `SteeringCoefficients.needs_base` is false.
     """
 
     state_rows: Tensor
@@ -38,7 +38,7 @@ class RequestLayout:
     def from_branches(
         cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu"
     ) -> RequestLayout:
-        """From (table row, branches run) of each request, in the order of the logits."""
+        """Build from (state row, branches run) of each request, in the order of the logits."""
         counts = [len(branches) for _, branches in requests]
         arrays = (
             [state_rows for state_rows, _ in requests],
@@ -61,9 +61,9 @@ class RequestLayout:
         )
 
     def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
-        """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].
+        """Σ coefficients · logits over each request's rows: [rows, vocab], [rows] → [requests, vocab].
 
-        In the order of the rows and elementwise, so that a group's sum does not depend on the others.
+        Sums elementwise in row order, so that a request's sum does not depend on other requests.
         """
         uniform = len(logits) == self.max_rows * len(self.state_rows)
         out = logits.new_zeros(len(self.state_rows), logits.shape[1])
@@ -77,9 +77,9 @@ class RequestLayout:
 
 @dataclass(frozen=True)
 class LogitEdits:
-    """Changes to single scores of a step, before temperature.
+    """Sparse edits of a step's scores, before temperature.
 
-    bias_index, repetition_index: (groups, tokens) that index the scores. bias is added, −inf bans
+    bias_index, repetition_index: (requests, tokens) that index the scores. bias is added, −inf bans
     (logit_bias, presence and frequency penalties); repetition divides positive scores and multiplies
     negative ones.
     """
@@ -91,12 +91,12 @@ class LogitEdits:
 
     @classmethod
     def empty(cls, device: torch.device) -> LogitEdits:
-        """Those that change nothing."""
+        """Edits that change nothing."""
         no_index, no_values = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
         return cls((no_index, no_index), no_values, (no_index, no_index), no_values)
 
     def apply(self, scores: Tensor) -> None:
-        """Changes scores [groups, vocab] in place."""
+        """Edit scores [requests, vocab] in place."""
         scores.index_put_(self.bias_index, self.bias.to(scores.dtype), accumulate=True)
         values = scores[self.repetition_index]
         scores[self.repetition_index] = torch.where(

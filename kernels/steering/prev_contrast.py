@@ -1,4 +1,4 @@
-"""OPAD's term: the contrast z_1 − z_0 of the step before."""
+"""OPAD's term: the contrast z_1 − z_0 of the previous step."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .layout import RequestLayout
 
 SUM, MEAN, EMA = 0, 1, 2
-"""How rewards accumulate over the prefix: the values of `RewardColumns.accumulate`."""
+"""How rewards accumulate over the generated tokens: values of `RewardColumns.accumulate`."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class RewardColumns:
     """The rewards' columns of the state.
 
     reward_rate:  β/τ of the weights w_k ∝ w⁰_k exp(−(β/τ) R_k), R_k from l_k − l_0. 0 is off.
-    beta:         β alone, for the rewards that are reported.
-    accumulate:   SUM, MEAN or EMA of the rewards so far; `decay` is the EMA's memory.
+    beta:         β alone, for the reported rewards.
+    accumulate:   SUM, MEAN or EMA of the rewards so far; `decay` is the EMA's decay.
     """
 
     reward_rate: float = 0.0
@@ -35,10 +35,10 @@ class RewardColumns:
 
 
 def reweight(prior: Tensor, rewards: Tensor, reward_rate: Tensor) -> Tensor:
-    """w ∝ w⁰ exp(−reward · R): asked, rewards [groups, K]; reward = β/τ [groups] → [groups, K].
+    """w ∝ w⁰ exp(−reward_rate · R): prior, rewards [requests, K]; reward_rate β/τ [requests] → [requests, K].
 
-    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space, and from the least reward on: it
-    holds for any finite rewards and β/τ, and a weight that was asked to be 0 stays 0. A request without
+    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). Computed in log space relative to the smallest
+    reward, so it is stable for any finite rewards and β/τ, and a prior of 0 stays 0. A request without
     objectives has a row of zeros.
     """
     positive = prior > 0

@@ -1,4 +1,4 @@
-"""How a request draws its tokens from the steered scores."""
+"""Sampling parameters of a request, as the step reads them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 GREEDY_BELOW = 1e-5
-"""A temperature under this is greedy: scores divided by it would leave float32."""
+"""A lower temperature is greedy: scores divided by it would overflow float32."""
 
 
 @dataclass(frozen=True)
 class RowSampling:
-    """How one request draws its tokens: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
+    """Sampling parameters of one request: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
 
     temperature: float = 0.0
     top_k: int = 0

@@ -1,4 +1,4 @@
-"""What the steering step keeps of each running request."""
+"""Steering state of running requests."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ INT_COLUMNS = {
     for name, value in (*vars(SteeringCoefficients()).items(), *vars(RowSampling()).items())
     if name != "seed"
 }
-"""The columns of `SteeringState.params`, and whether each is a whole number."""
+"""The columns of `SteeringState.params`, and whether each is an integer."""
 COLUMN_INDEX = {name: index for index, name in enumerate(INT_COLUMNS)}
 
 
 class SteeringState:
-    """One row for each running request, in columns; has twice as many when they are not enough.
+    """Structure of arrays with one row per running request; the number of rows doubles when it is full.
 
-    params:   the fields of `SteeringCoefficients` and `RowSampling`, [rows, columns] float64, in the order of
-    `COLUMN_INDEX`.
-    seeds:    of the draws, [rows] int64.
-    prior_weights:     w⁰ [rows, K], 0 beyond a request's own objectives.
-    rewards:   R_k [rows, K], before β.
-    steps:     tokens chosen so far [rows].
+    params:        the fields of `SteeringCoefficients` and `RowSampling` but the seed, in the order of
+                   `COLUMN_INDEX`, [rows, columns] float64.
+    seeds:         sampling seeds [rows] int64.
+    prior_weights: w⁰ [rows, K], 0 beyond the request's objectives.
+    rewards:       R_k [rows, K], without β.
+    steps:         tokens generated so far [rows].
+    contrast_slot: an OPAD request's row of `prev_contrast`, −1 for other methods.
+    prev_contrast: OPAD's z_1 − z_0 of the previous step, [slots, columns of the logits]; undefined at step 0.
+    host_params:   host copy of each row's coefficients and sampling parameters.
     host_features: the features that each row uses.
-    contrast_slot:      which row of `prev_contrast` a request of OPAD's has, −1 for others.
-    prev_contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step
-    0. host_params:  what each row was admitted with, known to the host.
-    vocab_size:     columns at or beyond it are never chosen (rows of the embedding that no token uses).
-    shard:     which part of the vocabulary the columns are.
+    vocab_size:    columns at or beyond it are never chosen (padding rows of the embedding).
+    shard:         the part of the vocabulary that the columns hold.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class SteeringState:
     def add_request(
         self, row: int, coefficients: SteeringCoefficients, weights: Sequence[float], sampling: RowSampling
     ) -> None:
-        """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
+        """Add a request in `row`: its coefficients, w⁰ (one weight per objective branch) and sampling."""
         columns = {**vars(coefficients), **vars(sampling)}
         self._reserve(row + 1, len(weights))
-        row_slice = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
+        row_slice = slice(row, row + 1)  # an integer index would block the host on a GPU
         values, prior = to_device(
             self.device,
             np.array([columns[name] for name in COLUMN_INDEX], np.float64),
@@ -89,7 +89,7 @@ class SteeringState:
         )
 
     def reserve_contrast(self, num_logits: int) -> Tensor:
-        """`prev_contrast`, with a row of this width for every request admitted with a delay so far."""
+        """Grow `prev_contrast` to `num_logits` columns and a row per OPAD request so far, and return it."""
         new_rows, new_columns = (
             len(self._contrast_slots) - len(self.prev_contrast),
             num_logits - self.prev_contrast.shape[1],
@@ -123,7 +123,7 @@ class SteeringState:
 
 
 class StateView(dict[str, Tensor]):
-    """The table's columns for the rows of a step, [rows] each, by name."""
+    """The state's columns for the requests of a step by name, [requests] each."""
 
     def __init__(self, state: SteeringState, state_rows: Tensor) -> None:
         super().__init__()

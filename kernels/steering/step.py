@@ -1,17 +1,17 @@
 """The steering step: from the logits of a request's branches to its next token.
 
-For each request of a batch, over branch logits z_b, with coefficients from its `SteeringCoefficients` and
-weights w:
+For each request, over branch logits z_b, with its `SteeringCoefficients` and weights w (base, scale and g are
+base_coef, objective_coef and prev_contrast_coef):
 
-    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; without rewards they stay w⁰
-    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the step before]          the steered scores
-    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, in a trust region: KL(π_a* ‖ π_m) ≤ ε
-    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → arg max or draw
+    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; w⁰ without rewards
+    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the previous step]        the steered scores
+    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, with a KL budget: KL(π_a* ‖ π_m) ≤ ε
+    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → argmax or sample
     R_k ← R_k + l_k(y) − l_0(y)                               for the chosen token y, l = log-softmax of z
 
-One call serves any mixture of methods and numbers of branches. Requests meet only in elementwise operations
-and in reductions along the vocabulary, so that none depends on its neighbours, and a row that is not finite
-fails its own request alone.
+One call handles any mixture of methods and branch counts. Requests share only elementwise operations and
+reductions along the vocabulary, so none depends on the others, and a row that is not finite fails only its
+request.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ TOP_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """What a step chose, [groups] each unless said otherwise.
+    """Results of a steering step; [requests] each unless noted.
 
-    failed:           logits were not finite or no token was allowed; the token is 0 and means nothing.
+    failed:           logits were not finite or no token was allowed; the token is 0 and has no meaning.
     logprob:          of the token under the steered scores, before support mask, edits and temperature.
-    weights, rewards: [groups, K], those that chose the token; rewards with β.
-    strength:         a, or a* in a trust region.
+    weights, rewards: [requests, K], as used for this token; rewards include β.
+    strength:         a, or a* with a KL budget.
     kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
     branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
-    top_logprobs:              (log-probabilities, ids) of the likeliest tokens, [groups, 20] each, where
-    asked for.
+    top_logprobs:     (log-probabilities, ids) of the likeliest tokens, [requests, 20] each, if requested.
     """
 
     tokens: Tensor
@@ -70,12 +69,12 @@ def steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """Chooses one token for each request and moves the table on by it.
+    """Choose one token for each request and update the state.
 
-    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN where nothing needs them.
+    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN unless needed otherwise.
     """
     shard = state.shard
-    # between two steps' products an operation costs its dispatch: what nobody asks for is left out
+    # skip what no request needs: between two steps' matmuls, dispatch dominates an operation's cost
     features, params = state.features(layout), StateView(state, layout.state_rows)
     steps = state.steps[layout.state_rows]
     rewards, weights = state.rewards[layout.state_rows], state.prior_weights[layout.state_rows]
@@ -131,7 +130,7 @@ def steer(
 
 
 def sample(scores: Tensor, params: StateView, steps: Tensor, shard: UnshardedVocab = UNSHARDED) -> Tensor:
-    """A token for each row of scores [groups, vocab]: the arg max, or where there is a temperature a draw."""
+    """Choose a token for each row of scores [requests, vocab]: the argmax, or a sample if temperature > 0."""
     tokens = shard.argmax(scores)
     sampled = (params["temperature"] >= GREEDY_BELOW).nonzero()[:, 0]
     if len(sampled):
@@ -152,9 +151,9 @@ def _mix_logits(
     *,
     uses_prev_contrast: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The steered scores [groups, vocab], the rows' coefficients [rows] and the strength [groups].
+    """The steered scores [requests, vocab], the rows' coefficients [rows] and the strength [requests].
 
-    A method with the contrast of the step before starts at z_1.
+    OPAD's first step takes z_1 alone.
     """
     base_coef, objective_coef = params["base_coef"], params["objective_coef"]
     if uses_prev_contrast:
@@ -172,7 +171,7 @@ def _mix_logits(
 
 
 def _union(masks: list[tuple[Tensor, Tensor]], scores: Tensor) -> Tensor | None:
-    """Tokens [groups, vocab] that some of these masks forbid; None without masks."""
+    """Tokens [requests, vocab] that some of these masks forbid; None without masks."""
     if not masks:
         return None
     union = torch.zeros_like(scores, dtype=torch.bool)
@@ -182,7 +181,7 @@ def _union(masks: list[tuple[Tensor, Tensor]], scores: Tensor) -> Tensor | None:
 
 
 def _logits_finite(logits: Tensor, layout: RequestLayout) -> Tensor:
-    """Whether all of a group's rows are finite, [groups]."""
+    """Whether all rows of a request are finite, [requests]."""
     num_nonfinite = torch.zeros(len(layout.state_rows), dtype=torch.int64, device=logits.device)
     return num_nonfinite.index_add_(0, layout.request_of_row, (~logits.sum(-1).isfinite()).long()) == 0
 

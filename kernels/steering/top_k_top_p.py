@@ -1,7 +1,7 @@
-"""Top-k, top-p and min-p as one threshold a row; ties are kept.
+"""Top-k, top-p and min-p as one threshold per row; ties are kept.
 
-A row's support is {v : s(v) ≥ t}. It depends on values only, never on ids or sort order; it equals that of
-sorting but for tokens that tie at the threshold, which are all kept.
+A row's support is {v : s(v) ≥ t}. It depends on values only, not on ids or sort order; it equals the support
+by sorting, except that all tokens that tie at the threshold are kept.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""The strongest steering that stays near the merged policy: KL(π_a ‖ π_m) ≤ ε.
+"""Trust region: the largest steering strength with KL(π_a ‖ π_m) ≤ ε, π_m the merged policy.
 
 Along the ray log π_a ≃ b + a d with d = m − b, let A(a) = logsumexp(b + a d). Then
 
     KL(a) = (a − 1) A′(a) − [A(a) − A(1)],    dKL/da = (a − 1) A″(a),
 
-where A′ and A″ are mean and variance of d under π_a. Constants in b and d cancel, so raw logits are enough.
+where A′ and A″ are the mean and variance of d under π_a. Constants in b and d cancel, so raw logits suffice.
 KL is 0 at a = 1 and increases, and the step takes
 
     a* = min( a_T, max{ a ≥ 1 : KL(a) ≤ ε } )
 
-by Newton on log KL over log(a − 1) from a − 1 = √(2ε/A″(1)), with a bisection where Newton leaves the bracket
-or has not halved it in `PATIENCE` sweeps. The strength returned has itself been evaluated to obey the budget.
+by Newton's method on log KL over log(a − 1), starting at a − 1 = √(2ε/A″(1)), with bisection where Newton
+leaves the bracket or has not halved it in `PATIENCE` iterations. The KL of the returned strength has been
+evaluated and is within the budget.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def moments(
 
 
 def row_sum(x: Tensor) -> Tensor:
-    """Sums [rows, vocab] → [rows] in float64, in pieces whose length and order do not depend on `rows`."""
+    """Sum [rows, vocab] → [rows] float64, in chunks whose size and order do not depend on the row count."""
     if x.shape[-1] % SUM_CHUNK:
         x = functional.pad(x, (0, -x.shape[-1] % SUM_CHUNK))
     chunks: Tensor = x.unflatten(-1, (-1, SUM_CHUNK))
@@ -98,7 +99,7 @@ def solve_kl_budget(
         kl = ((a - 1) * mean_a - (log_z - log_z1)).clamp(min=0)
         return kl, (a - 1) ** 2 * var_a / kl.clamp(min=1e-300)
 
-    low, high = one, max_strength.clone()  # KL(low) ≤ ε < KL(high), once high has been looked at
+    low, high = one, max_strength.clone()  # KL(low) ≤ ε < KL(high), once high is evaluated
     best_kl = torch.zeros_like(max_strength)  # KL(low)
     kl, slope = evaluate(high)
     within_budget = kl <= kl_budget
@@ -143,10 +144,9 @@ def apply_trust_region(
     *,
     measure_kl: bool,
 ) -> Tensor:
-    """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
+    """Reduce strength and scores to the KL budget, where set; return KL(π_a ‖ π_m) [requests].
 
-    With `measure_kl` the divergence is also computed for methods without a region that lie on the same ray.
-    forbidden [groups, vocab]: tokens that have no part in the divergence.
+    With `measure_kl`, also compute the KL of methods without a budget that are of the form b + a (m − b).
     """
     kl = torch.full_like(strength, torch.nan)
     has_base = layout.branch_of_row[layout.row_start] == 0

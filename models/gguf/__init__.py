@@ -1,3 +1,1 @@
-"""GGUF files of llama.cpp: read, and converted to an ordinary Hugging Face folder. `convert.py` is the
-entry.
-"""
+"""Convert GGUF files of llama.cpp to Hugging Face model folders. `convert.py` is the entry."""

@@ -1,4 +1,4 @@
-"""The decoder of a GGUF file: its config.json, and where each of its tensors goes."""
+"""Map a GGUF file's metadata and tensors to a config.json and Hugging Face tensor names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from .reader import GGUFFile
 
 MAX_LISTED_NAMES = 8
-"""How many names an error lists at most."""
+"""Maximum names in an error."""
 
 GLOBAL_TENSORS = {  # Hugging Face name: GGUF name, dimensions
     EMBEDDING: ("token_embd.weight", ("vocab", "hidden")),
     FINAL_NORM: ("output_norm.weight", ("hidden",)),
     LM_HEAD: ("output.weight", ("vocab", "hidden")),
 }
-LAYER_MODULES = {  # of a layer
+LAYER_MODULES = {  # Hugging Face module of a layer: GGUF module
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -40,11 +40,11 @@ LAYER_MODULES = {  # of a layer
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """A value of general.architecture. `config` is what its config.json says beside the sizes.
+    """A value of general.architecture. `config` has the keys of config.json other than the sizes.
 
-    `optional_key`: the key of those tensors in `llama.OPTIONAL_SHAPES` that a layer has besides.
-    `interleaved`: rotary embedding turns the rows 2i and 2i + 1 of a head of queries or keys, not i and i +
-    head_dim / 2 as in Hugging Face's folders.
+    `optional_key`: the key in `llama.OPTIONAL_SHAPES` of a layer's further tensors. `interleaved`: rotary
+    embedding pairs the rows 2i and 2i + 1 of a query or key head, not i and i + head_dim / 2 as in Hugging
+    Face checkpoints.
     """
 
     config: Mapping[str, Any]
@@ -67,9 +67,9 @@ GGUF_ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """A tensor to write: which of the file's it is made of, and its shape.
+    """The source and shape of an output tensor.
 
-    `permuted_head_dim`: heads of so many rows are in interleaved order; 0 for rows that stay as they are.
+    `permuted_head_dim`: head_dim if the rows of each head are in interleaved RoPE order, else 0.
     """
 
     gguf_name: str
@@ -78,14 +78,14 @@ class TensorMapping:
 
 
 class GGUFModel:
-    """What the metadata and tensors of a file make up. Raises InputError when that is no known decoder."""
+    """The decoder in a GGUF file. Raises InputError when its architecture is not supported."""
 
     def __init__(self, file: GGUFFile) -> None:
         arch_name = file.get("general.architecture")
         if not isinstance(arch_name, str) or arch_name not in GGUF_ARCHITECTURES:
             known = ", ".join(GGUF_ARCHITECTURES)
             raise InputError(
-                f"the GGUF file's general.architecture is {short_repr(arch_name)}; known are {known}"
+                f"the GGUF file's general.architecture is {short_repr(arch_name)}; expected one of {known}"
             )
         self._file, self._prefix, self._arch = file, f"{arch_name}.", GGUF_ARCHITECTURES[arch_name]
         self._reject_unsupported()
@@ -121,7 +121,7 @@ class GGUFModel:
         return config
 
     def build_tensor_map(self) -> dict[str, TensorMapping]:
-        """The tensors of the folder by name. Raises InputError unless the file has exactly what they need."""
+        """Output tensors by name. Raises InputError unless the file has exactly the tensors they need."""
         dim_sizes = {
             "vocab": self._vocab_size(),
             "hidden": self._get_size("embedding_length"),
@@ -135,7 +135,7 @@ class GGUFModel:
             del gguf_tensors[LM_HEAD]  # tied to the embedding
         layer_shapes = {**LAYER_SHAPES, **OPTIONAL_SHAPES.get(self._arch.optional_key, {})}
         num_layers = self._get_size("block_count")
-        for index in range(min(num_layers, len(self._file.tensors))):  # of more than these, some are missing
+        for index in range(min(num_layers, len(self._file.tensors))):  # with more layers, some are missing
             for name, dims in layer_shapes.items():
                 module, _, suffix = name.rpartition(".")
                 gguf_tensors[f"model.layers.{index}.{name}"] = (
@@ -157,22 +157,24 @@ class GGUFModel:
 
     @property
     def _head_dim(self) -> int:
-        """Of a head."""
+
         return self._get_size("attention.key_length", self._get_size("embedding_length") // self._num_heads)
 
     def _get_size(self, key: str, default: int | None = None) -> int:
         return self._file.get_size(self._prefix + key, default)
 
     def _vocab_size(self) -> int:
-        """Rows of the embedding: the last may have no token."""
+        """Rows of the embedding; the last rows may be padding without a token."""
         num_tokens, embedding = len(self._file.get_tokens()), self._file.tensors.get("token_embd.weight")
         num_rows = embedding.shape[0] if embedding else num_tokens
         if num_rows < num_tokens:
-            raise InputError(f"the GGUF file has {num_tokens} tokens but embeds {num_rows}; each needs a row")
+            raise InputError(
+                f"the GGUF file has {num_tokens} tokens but {num_rows} embedding rows; each token needs a row"
+            )
         return num_rows
 
     def _sliding_window_config(self) -> dict[str, Any]:
-        """The keys of sliding-window attention in every layer: only Mistral's and Qwen's classes have it."""
+        """Keys for sliding-window attention in every layer, which only Mistral and Qwen classes support."""
         key = f"{self._prefix}attention.sliding_window"
         if not self._file.get(key):
             return {}
@@ -188,23 +190,21 @@ class GGUFModel:
                 f"file first"
             )
         if num_experts := self._file.get(f"{self._prefix}expert_count", 0):
-            raise InputError(
-                f"the GGUF file mixes {short_repr(num_experts)} experts; it must be a model without"
-            )
+            raise InputError(f"the GGUF file has {short_repr(num_experts)} experts; it must be a dense model")
         if f"{self._prefix}attention.sliding_window_pattern" in self._file.metadata:
             raise InputError(
                 f"the GGUF file has {self._prefix}attention.sliding_window_pattern, which is not supported; "
-                "a window must hold in every layer or in none"
+                "all layers must use the window, or none"
             )
         if self._head_dim % 2:
             raise InputError(
-                f"the GGUF file's heads are {self._head_dim} wide; rotary embedding needs an even width"
+                f"the GGUF file's head size is {self._head_dim}; it must be even for rotary embedding"
             )
         for name in ("rope.dimension_count", "attention.value_length"):
             if (value := self._get_size(name, self._head_dim)) != self._head_dim:
                 raise InputError(
                     f"the GGUF file's {self._prefix}{name} is {value}; "
-                    f"it must be the width of a head, {self._head_dim}"
+                    f"it must be the head size, {self._head_dim}"
                 )
 
     def _validate_tensors(self, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -226,4 +226,4 @@ class GGUFModel:
         ]
         if problems:
             arch_name = self._arch.config["architectures"][0]
-            raise InputError(f"the GGUF file's tensors do not make a {arch_name}; {'; '.join(problems)}")
+            raise InputError(f"the GGUF file's tensors do not match {arch_name}; {'; '.join(problems)}")

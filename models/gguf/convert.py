@@ -1,4 +1,4 @@
-"""GGUF files: a model in llama.cpp's format becomes an ordinary Hugging Face folder."""
+"""Convert a GGUF file to a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from .config import TensorMapping
 
 Progress = Callable[[int, int], None]
-"""Told how far a long step is: bytes done, bytes in all."""
+"""Progress callback: bytes done, total bytes."""
 
 SAFETENSORS_DTYPES = {name: code for code, name in DTYPES.items()}
-"""safetensors' names of the types that a folder may be written in."""
+"""Output dtypes, with safetensors' names of them."""
 CHUNK_ELEMENTS = 1 << 20
-"""Numbers that are dequantised at a time: few enough for the caches of a CPU, 4 MiB in float32."""
+"""Values dequantised at a time: 4 MiB in float32, which fits a CPU's caches."""
 
 
 def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progress | None = None) -> Path:
-    """Writes the GGUF file `path` as a Hugging Face folder and returns that folder.
+    """Write the GGUF file `path` as a Hugging Face folder and return that folder.
 
     Weights are dequantised by the `gguf` package and rounded to nearest even in `dtype` ("float32",
-    "bfloat16" or "float16"), some rows of a tensor in memory at a time. `folder` appears whole or not at all.
-    Raises InputError for a file that is no such model, or a folder that is there and not empty; RunError
-    without the `gguf` package or when the folder cannot be written.
+    "bfloat16" or "float16"), a chunk of rows at a time. `folder` is written atomically.
+    Raises InputError for an unsupported file or a folder that is not empty; RunError without the `gguf`
+    package or when the folder cannot be written.
     """
     if dtype not in SAFETENSORS_DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(SAFETENSORS_DTYPES)}")
@@ -53,7 +53,7 @@ def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progres
     try:
         ModelConfig.from_dict(config)
     except InputError as error:
-        raise InputError(f"the GGUF file's metadata make no model: {error}") from None
+        raise InputError(f"the GGUF file's metadata do not describe a supported model: {error}") from None
     template = file.get_str("tokenizer.chat_template")
     with atomic_folder(folder) as staging:
         staging.mkdir()
@@ -80,7 +80,7 @@ def _write_weights(
     dtype: str,
     progress: Progress | None,
 ) -> None:
-    """Writes a safetensors file slab by slab."""
+    """Write a safetensors file chunk by chunk."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
@@ -93,7 +93,7 @@ def _write_weights(
         }
         total = end
     header_bytes = json.dumps(header, separators=(",", ":")).encode()
-    header_bytes += b" " * (-len(header_bytes) % 8)  # the data that follow are aligned
+    header_bytes += b" " * (-len(header_bytes) % 8)  # aligns the data that follow
     done = 0
     with path.open("wb") as output:
         output.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
@@ -107,7 +107,7 @@ def _write_weights(
 
 
 def _iter_chunks(reader: GGUFFile, mapping: TensorMapping) -> Iterator[torch.Tensor]:
-    """The rows of a tensor in float32 and in Hugging Face's order, whole heads at a time."""
+    """Yield the rows of a tensor in float32 and Hugging Face's order, in chunks that do not split heads."""
     tensor, chunk_rows = reader.tensors[mapping.gguf_name], max(1, CHUNK_ELEMENTS // mapping.shape[-1])
     if mapping.permuted_head_dim:
         chunk_rows = max(1, chunk_rows // mapping.permuted_head_dim) * mapping.permuted_head_dim
@@ -117,11 +117,11 @@ def _iter_chunks(reader: GGUFFile, mapping: TensorMapping) -> Iterator[torch.Ten
 
 
 def _unpermute_rope(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Undoes llama.cpp's order of query and key rows.
+    """Undo llama.cpp's permutation of query and key rows.
 
-    Rotary embedding turns pairs of a head's rows: 2i and 2i + 1 in llama.cpp, i and i + width / 2 here.
+    Rotary embedding pairs rows of a head: 2i and 2i + 1 in llama.cpp, i and i + head_dim / 2 here.
     """
-    pairs = rows.view(-1, head_dim // 2, 2, rows.shape[1])  # [heads, width / 2, 2, hidden]
+    pairs = rows.view(-1, head_dim // 2, 2, rows.shape[1])  # [heads, head_dim / 2, 2, hidden]
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 

@@ -1,4 +1,4 @@
-"""How a byte-level vocabulary of a GGUF file cuts text before it merges: what `tokenizer.ggml.pre` names."""
+"""Pre-tokenizers of byte-level BPE vocabularies, by the value of `tokenizer.ggml.pre`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TEKKEN_SPLIT = (
 
 @dataclass(frozen=True)
 class PreTokenizerSpec:
-    """Text is cut by each pattern in turn, then merged within the cuts.
+    """Text is split by each pattern in turn; BPE merges apply within the pieces.
 
-    `ignore_merges`: a cut that is itself a token needs no merges. `add_bos`: a text begins with the BOS
-    token, unless the file says otherwise. `nfc`: text is brought to Unicode's composed form first.
+    `ignore_merges`: a piece that is itself a token is not built by merges. `add_bos`: prepend the BOS token,
+    unless the file overrides it. `nfc`: apply Unicode NFC normalisation first.
     """
 
     split_patterns: tuple[str, ...]
@@ -53,9 +53,10 @@ PRE_TOKENIZERS = {
 
 
 def get_pre_tokenizer(name: object) -> PreTokenizerSpec:
-    """The entry of that name. Raises InputError when there is none."""
+    """The entry of PRE_TOKENIZERS. Raises InputError for an unknown name."""
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.pre is {short_repr(name)}; known are {', '.join(PRE_TOKENIZERS)}"
+            f"the GGUF file's tokenizer.ggml.pre is {short_repr(name)}; "
+            f"expected one of {', '.join(PRE_TOKENIZERS)}"
         )
     return PRE_TOKENIZERS[name]

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, as llama.cpp and transformers understand it."""
+"""Convert a GGUF file's tokenizer to tokenizer.json, tokenizer_config.json and generation_config.json."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 TURN_END_TOKENS = {"eot": ("<|eot_id|>", "<|im_end|>"), "eom": ("<|eom_id|>",)}
-"""The tokens that end a turn or a message by their looks, where the file does not say which do."""
+"""End-of-turn and end-of-message tokens, by text, for files that do not name them."""
 
 
 def build_tokenizer(file: GGUFFile) -> Tokenizer:
-    """The tokenizer.json. Raises InputError for an unknown kind, or entries that do not fit together."""
+    """Build the tokenizer.json. Raises InputError for an unsupported model or inconsistent entries."""
     tokens, model_type = file.get_tokens(), file.get("tokenizer.ggml.model")
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         duplicate = next(token for index, token in enumerate(tokens) if vocab[token] != index)
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.tokens has {short_repr(duplicate)} twice; each token must differ"
+            f"the GGUF file's tokenizer.ggml.tokens has {short_repr(duplicate)} twice; tokens must be unique"
         )
     if model_type not in ("gpt2", "llama"):
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.model is {short_repr(model_type)}; known are gpt2, llama"
+            f"the GGUF file's tokenizer.ggml.model is {short_repr(model_type)}; expected gpt2 or llama"
         )
     token_types = (
         _read_token_list(file, "token_type")
         if "tokenizer.ggml.token_type" in file.metadata
         else [NORMAL] * len(vocab)
     )
-    with wrap_errors("the GGUF file's tokenizer.ggml entries do not fit together"):
+    with wrap_errors("the GGUF file's tokenizer.ggml entries are inconsistent"):
         hf_tokenizer = (
             _build_byte_level(file, vocab)
             if model_type == "gpt2"
@@ -55,7 +55,7 @@ def build_tokenizer(file: GGUFFile) -> Tokenizer:
 
 
 def build_tokenizer_config(file: GGUFFile, context_length: int) -> dict[str, Any]:
-    """The file beside tokenizer.json that names the special tokens."""
+    """The tokenizer_config.json, which names the special tokens."""
     tokens, (add_bos, add_eos) = file.get_tokens(), _read_add_bos_eos(file)
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     ids = {key: file.get_token_id(name) for name, key in names.items()}
@@ -70,7 +70,7 @@ def build_tokenizer_config(file: GGUFFile, context_length: int) -> dict[str, Any
 
 
 def build_generation_config(file: GGUFFile) -> dict[str, Any]:
-    """End of sequence, of turn and of message all end an answer."""
+    """The generation_config.json: end of sequence, of turn and of message are all stop tokens."""
     end_ids = [file.get_token_id("eos"), *(_turn_end_id(file, name) for name in TURN_END_TOKENS)]
     ids = list(dict.fromkeys(end_id for end_id in end_ids if end_id is not None))
     config = {
@@ -88,12 +88,13 @@ def _turn_end_id(file: GGUFFile, name: str) -> int | None:
 
 
 def _read_token_list(file: GGUFFile, name: str) -> Sequence[Any]:
-    """A list with an entry for each token."""
+    """A metadata list with one entry per token."""
     values, count = file.get(f"tokenizer.ggml.{name}"), len(file.get_tokens())
     if not isinstance(values, list) or len(values) != count:
         actual = f"{len(values)} entries" if isinstance(values, list) else short_repr(values)
         raise InputError(
-            f"the GGUF file's tokenizer.ggml.{name} is {actual}; it must have one for each of {count} tokens"
+            f"the GGUF file's tokenizer.ggml.{name} is {actual}; it must be a list with one entry for "
+            f"each of {count} tokens"
         )
     return values
 
@@ -119,7 +120,7 @@ def _read_merges(file: GGUFFile) -> list[tuple[str, str]]:
         if str(merge).count(" ") != 1:
             raise InputError(
                 f"the GGUF file's tokenizer.ggml.merges has {short_repr(merge)}; "
-                "it must be two tokens and a space"
+                "it must be two tokens separated by a space"
             )
     return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
 
@@ -150,8 +151,8 @@ def _build_sentencepiece(file: GGUFFile, vocab: dict[str, int], token_types: Seq
 
 
 def _derive_merges(pieces: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """SentencePiece joins the two neighbours whose joint piece scores best; the pairs, best first."""
-    lengths = sorted(set(map(len, pieces)))  # few: of a long piece not every cut is tried
+    """Merges, best score first: SentencePiece joins the two neighbours whose joint piece scores best."""
+    lengths = sorted(set(map(len, pieces)))  # few, so not every split of a long piece is tried
     pairs = [
         (scores[index], split, -index, piece[:split], piece[split:])
         for piece, index in pieces.items()
@@ -172,7 +173,7 @@ def _select_added_tokens(
 
 
 def _read_add_bos_eos(file: GGUFFile) -> tuple[bool, bool]:
-    """Whether a text gets a BOS token before it, an EOS token after it."""
+    """Whether to prepend a BOS token, and whether to append an EOS token."""
     default_bos = file.get("tokenizer.ggml.model") == "llama"
     default_bos = default_bos or get_pre_tokenizer(file.get("tokenizer.ggml.pre", "default")).add_bos
     add_bos, add_eos = (
@@ -187,7 +188,9 @@ def _set_post_processor(hf_tokenizer: Tokenizer, file: GGUFFile) -> None:
     for name, enabled in zip(("bos", "eos"), _read_add_bos_eos(file), strict=True):
         token_id = file.get_token_id(name) if enabled else None
         if enabled and token_id is None:
-            raise InputError(f"the GGUF file adds a {name} token but has no tokenizer.ggml.{name}_token_id")
+            raise InputError(
+                f"the GGUF file's tokenizer adds a {name} token but has no tokenizer.ggml.{name}_token_id"
+            )
         end_ids.append([] if token_id is None else [token_id])
     tokens = file.get_tokens()
     prefix, suffix = ([tokens[index] for index in side] for side in end_ids)

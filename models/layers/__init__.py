@@ -1,1 +1,1 @@
-"""Parts that decoders are made of: rotary position embedding and its scalings."""
+"""Decoder layers: rotary position embedding (RoPE) and its scalings."""

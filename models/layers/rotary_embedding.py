@@ -1,11 +1,12 @@
-"""Rotary position embedding: how fast a model's heads turn.
+"""Rotary position embedding (RoPE) and its context-extension scalings.
 
-A head of d numbers is d/2 pairs. At position p pair i is turned by the angle p ω_i, unscaled ω_i = θ^(−2i/d).
-To reach beyond the context n of its training a model is given slower turns, most of them by a share s_i:
+A head of size d consists of d/2 pairs. At position p, pair i is rotated by the angle p ω_i, unscaled
+ω_i = θ^(−2i/d). To extend the context beyond that of training, most scalings lower the frequencies:
 
     ω_i ← ω_i (s_i + (1 − s_i) / factor)
 
-so that a pair with s_i = 1 turns as before and one with s_i = 0 as if positions lay closer together.
+A pair with s_i = 1 keeps its frequency (extrapolation); one with s_i = 0 rotates `factor` times slower
+(interpolation).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from ..common.config_reader import MAX_SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary embedding as in its paper (Su et al., 2021): nothing is scaled.
+    """Unscaled RoPE (Su et al., 2021), and the base class of the scalings.
 
-    attention_factor: what cos and sin are multiplied by.
+    attention_factor: multiplies cos and sin.
     """
 
     rope_type: ClassVar[str] = "default"
@@ -33,29 +34,29 @@ class Rope:
     attention_factor: float = 1.0
 
     def extrapolation_factor(self, inv_freq: Tensor) -> Tensor:
-        """s [head_dim / 2] for the unscaled ω [head_dim / 2]."""
+        """s [head_dim / 2] for the unscaled frequencies ω [head_dim / 2]."""
         return torch.ones_like(inv_freq)
 
     def inv_freq(self, head_dim: int) -> Tensor:
-        """ω [head_dim / 2] in radians a position, float32."""
+        """Scaled frequencies ω [head_dim / 2] in radians per position, float32."""
         base_inv_freq = 1.0 / self.theta ** _exponents(head_dim)
         extrapolation = self.extrapolation_factor(base_inv_freq)
         return base_inv_freq * (extrapolation + (1 - extrapolation) / self.factor)
 
     def context_length(self, max_position: int) -> int:
-        """The longest context, for the max_position_embeddings that config.json has."""
+        """The maximum context, for config.json's max_position_embeddings."""
         return max_position
 
     def rope_length(self, max_prompt_len: int) -> int:
-        """What a request turns by whose longest prompt has `max_prompt_len` tokens; 0 where all turn
-        alike.
+        """The length that dynamic RoPE scales by, for a request whose longest prompt has `max_prompt_len`
+        tokens; 0 for other types, which do not depend on it.
         """
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRope(Rope):
-    """Position interpolation (Chen et al., 2023): every pair turns `factor` times slower."""
+    """Position interpolation (Chen et al., 2023): every pair rotates `factor` times slower."""
 
     rope_type = "linear"
 
@@ -68,8 +69,8 @@ class LinearRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rope(Rope):
-    """Llama 3.1: s goes from 0 to 1 between `low_freq_factor` and `high_freq_factor` turns within the
-    `original_max_position` context.
+    """Llama 3.1: s rises linearly from 0 to 1 between `low_freq_factor` and `high_freq_factor` rotations
+    within the `original_max_position` context.
     """
 
     rope_type = "llama3"
@@ -86,9 +87,10 @@ class Llama3Rope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class YarnRope(Rope):
-    """YaRN (Peng et al., 2023): s falls from 1 to 0 along the pairs i, from the one that makes `beta_fast`
-    turns within the `original_max_position` context to the one that makes `beta_slow`; `truncate` rounds both
-    outward."""
+    """YaRN (Peng et al., 2023): s falls linearly in i from 1, at the pair that makes `beta_fast` rotations
+    within the `original_max_position` context, to 0, at the pair that makes `beta_slow`; `truncate` rounds
+    both indices outward.
+    """
 
     rope_type = "yarn"
     original_max_position: int
@@ -109,7 +111,7 @@ class YarnRope(Rope):
         return 1 - ramp.clamp(0, 1)
 
     def _correction_dim(self, num_rotations: float, num_pairs: int) -> float:
-        """Where along the pairs this many turns are made: n θ^(−i/pairs) = 2π turns, solved for i."""
+        """The fractional pair i that makes this many rotations: n θ^(−i/num_pairs) = 2π num_rotations."""
         return (
             num_pairs
             * math.log(self.original_max_position / (2 * math.pi * num_rotations))
@@ -122,14 +124,13 @@ class YarnRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicRope(Rope):
-    """Dynamic NTK: θ grows with the length L of the text, once that exceeds the `original_max_position`
-    context n:
+    """Dynamic NTK: θ grows with the length L once it exceeds the `original_max_position` context n:
 
         θ ← θ (factor · L/n − (factor − 1))^(d / (d − 2))
 
-    L is the length of a request's longest prompt and stays that while the answer grows. transformers takes L
-    anew at every step from the longest sequence of the batch, and leaves keys that are in the cache as they
-    were turned before: there an answer depends on how it was batched and cached.
+    L is the length of a request's longest prompt and stays constant during decoding. transformers instead
+    recomputes L at every step from the longest sequence of the batch, without rotating the cached keys again:
+    there an answer depends on how it was batched and cached.
     """
 
     rope_type = "dynamic"
@@ -139,7 +140,7 @@ class DynamicRope(Rope):
         return max(max_prompt_len, self.original_max_position)
 
     def dynamic_inv_freq(self, head_dim: int, rope_lengths: Tensor) -> Tensor:
-        """ω [tokens, head_dim / 2] where each token's request turns by `rope_lengths` [tokens]."""
+        """ω [tokens, head_dim / 2] for the L of each token's request, `rope_lengths` [tokens]."""
         stretch = self.factor * rope_lengths.clamp(
             min=self.original_max_position
         ).float() / self.original_max_position - (self.factor - 1)
@@ -151,7 +152,7 @@ class DynamicRope(Rope):
 
 
 def _scale_context(length: int, factor: float) -> int:
-    """A context `factor` times as long, at most what float32 still counts one by one."""
+    """`length` · `factor`, at most MAX_SIZE = 2²⁴, up to which float32 represents every position."""
     return int(min(length * factor, MAX_SIZE))
 
 
@@ -160,9 +161,9 @@ def _exponents(head_dim: int, device: torch.device | None = None) -> Tensor:
 
 
 class RotaryEmbedding:
-    """cos and sin of the positions of a step, float32, ready for the half-split rotation.
+    """cos and sin of a step's positions in float32, for the half-split (NeoX-style) rotation.
 
-    They are computed as they are needed, so that a long context costs nothing before it is used.
+    They are computed per step rather than tabulated, so an unused long context costs no memory.
     """
 
     def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
@@ -172,12 +173,12 @@ class RotaryEmbedding:
     def cos_sin(self, positions: Tensor, rope_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [tokens, head_dim].
 
-        sin carries the sign of its half: x · cos + swap(x) · sin. `rope_lengths` [tokens] are what each
-        token's request turns by, and are needed where the rope is dynamic.
+        sin is negated in the first half, so the rotation is x · cos + swap(x) · sin, where swap exchanges the
+        halves. `rope_lengths` [tokens]: the `Rope.rope_length` of each token's request, for dynamic RoPE.
         """
         inv_freq = self._inv_freq
         if isinstance(self._rope, DynamicRope):
-            assert rope_lengths is not None, "a dynamic rope turns by the length of the prompt"
+            assert rope_lengths is not None, "dynamic RoPE needs rope_lengths"
             inv_freq = _concat_signed(self._rope.dynamic_inv_freq(self._head_dim, rope_lengths))
         angles = positions[:, None] * inv_freq
         cos, sin = angles.cos(), angles.sin()
@@ -187,5 +188,5 @@ class RotaryEmbedding:
 
 
 def _concat_signed(inv_freq: Tensor) -> Tensor:
-    """[…, d/2] → […, d]: the first half turns backwards, which changes the sign of sin and not of cos."""
+    """[…, d/2] → […, d]: negating the first half negates its sin and leaves its cos unchanged."""
     return torch.cat((-inv_freq, inv_freq), -1)

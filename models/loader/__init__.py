@@ -1,1 +1,1 @@
-"""From the name of a model to its config, tokenizer, template and weights. `loader.py` is the entry."""
+"""Model loading: from a name to config, tokenizer, template and weights. `loader.py` is the entry."""

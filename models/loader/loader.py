@@ -30,7 +30,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A model but for its weights. `checkpoint` is the folder that has them, None for random ones."""
+    """A model without its weights. `checkpoint` is the folder of the weights, None for random ones."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -45,9 +45,9 @@ class ModelBundle:
         ops: Ops = TORCH_OPS,
         sharding: TPSharding | None = None,
     ) -> LlamaForCausalLM:
-        """The model with its weights, made of these operations; with `sharding` the part that is held here.
+        """Load the model with kernels `ops`; with `sharding`, this rank's shard.
 
-        Raises InputError when the weights do not fit the config, RunError when the device lacks the memory.
+        Raises InputError when the weights do not match the config, RunError when the device lacks the memory.
         """
         full_shapes = param_shapes(self.config)
         weights: WeightSource = (
@@ -68,32 +68,32 @@ def load_bundle(
     progress: Progress | None = None,
     dtype: str = "auto",
 ) -> ModelBundle:
-    """The model of a name, a folder or a file. With load_format "dummy" it needs no weights and no tokenizer.
+    """Resolve a model name, folder or .gguf file. load_format "dummy" needs neither weights nor tokenizer.
 
-    `chat_template` is used instead of its own; a .gguf file is converted to `dtype`. Raises InputError when
-    there is no such model, or it lacks a row for an id of its tokenizer.
+    `chat_template` replaces the model's template; a .gguf file is converted to `dtype`. Raises InputError
+    when the model does not exist, or its embedding has fewer rows than the tokenizer has ids.
     """
     config, folder = resolve_config(model, progress, dtype)
     if config.labels:
         raise InputError(
-            f"model is {model!r}, a {config.architecture}, which scores texts and writes none; give a causal "
+            f"model is {model!r}, a {config.architecture}, which cannot generate text; expected a causal "
             "language model"
         )
     dummy = load_format == "dummy"
     if folder is None and not dummy:
         raise InputError(
-            f"model is {model!r}, a shape without weights; give a checkpoint's folder, or load_format 'dummy'"
+            f"model is {model!r}, a config without weights; use a checkpoint's folder or load_format 'dummy'"
         )
     if folder is None or (dummy and not any((folder / name).is_file() for name in TOKENIZER_FILES)):
         if chat_template is not None:
-            raise InputError(f"chat_template is given, but {model!r} has no tokenizer to read a chat with")
+            raise InputError(f"chat_template needs a tokenizer, and {model!r} has none")
         return ModelBundle(config, Tokenizer(DummyTokenizer(config.vocab_size)), None, None)
     bundle = bundle_from_folder(config, folder, chat_template)
     return replace(bundle, checkpoint=None) if dummy else bundle
 
 
 def bundle_from_folder(config: ModelConfig, folder: Path, chat_template: str | None = None) -> ModelBundle:
-    """The model of a folder whose config is known. Raises InputError as `open_model` does."""
+    """Load tokenizer and chat template of a folder with this config. Raises InputError as `load_bundle`."""
     tokenizer = Tokenizer.from_folder(folder)
     tokenizer.check_vocab_size(config.vocab_size)
     return ModelBundle(config, tokenizer, ChatTemplate.from_folder(folder, tokenizer, chat_template), folder)

@@ -1,4 +1,4 @@
-"""The shapes of common models, by name: what their makers publish as config.json."""
+"""Configs of common models by name, from their published config.json."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 def resolve_config(
     model: str, progress: Callable[[int, int], None] | None = None, dtype: str = "auto"
 ) -> tuple[ModelConfig, Path | None]:
-    """The shape of what the user names, and its folder; a name of PRESETS is a shape without one.
+    """Return a model's config and folder; the folder is None for a name in PRESETS.
 
-    A folder of that name comes first; a .gguf file is converted to `dtype`. Raises as `resolve` does when
-    there is no such model.
+    An existing folder takes precedence over a preset; a .gguf file is converted to `dtype`. Raises as
+    `resolve_folder` when the model does not exist.
     """
     if model in PRESETS and not Path(model).is_dir():
         return ModelConfig.from_dict(PRESETS[model]), None

@@ -1,4 +1,4 @@
-"""Resolve what a user names to a model folder on this machine."""
+"""Resolve a model name to a local folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ..gguf.convert import Progress
 
 AUTO_DTYPE = "bfloat16"
-"""What a .gguf file is converted to unless a type is asked for: what most models were published in."""
+"""Default dtype of converted .gguf files: the one most models are published in."""
 
 
 def resolve_folder(model: str, progress: Progress | None = None, dtype: str = "auto") -> Path:
-    """The folder of `model`: 'demo' (fetched once), a folder, or a .gguf file (converted once, and kept).
+    """The folder of `model`: 'demo' (downloaded once), a folder, or a .gguf file.
 
-    A file is converted to `dtype`, once for each that is asked for. Raises InputError for anything else,
-    RunError when fetching or converting fails.
+    A .gguf file is converted to `dtype` and cached per dtype. Raises InputError for any other `model`,
+    RunError when the download or conversion fails.
     """
     if model == "demo":
         return pull_demo(progress)
@@ -41,7 +41,7 @@ def resolve_folder(model: str, progress: Progress | None = None, dtype: str = "a
 
 
 def _conversion_folder(path: Path, dtype: str) -> Path:
-    """Where the conversion of this very file is kept: a file that changes is converted anew."""
+    """The cache folder of a conversion, keyed by path, size and mtime: a changed file is converted again."""
     stat = path.stat()
     identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     name = f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""Where a decoder's tensors come from: safetensors files, or random numbers in their shapes.
+"""Weight sources of a decoder: safetensors files or random tensors.
 
-`source.py` is the protocol that both follow.
+`source.py` has the protocol that both implement.
 """

@@ -1,4 +1,4 @@
-"""A model without a checkpoint: random weights in its shape, and texts made of ids."""
+"""Dummy weights and tokenizer, for running a model without a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ..tokenizer.detokenizer import Detokenizer
 
 INIT_STD = 0.02
-"""The standard deviation of a weight, as models of this family are initialised."""
+"""Standard deviation of the weights, as in the initialisation of Llama models."""
 
 
 class DummyWeights:
-    """Reads like a `Checkpoint` of these shapes: norms are 1, all else is normal noise around 0.
+    """A `WeightSource` of random tensors: norm weights are 1, all others are normal with mean 0.
 
-    Each tensor is made when it is asked for, on `device` and in `dtype`, and depends on seed and name alone.
+    `get_tensor` generates a tensor on `device` in `dtype`; it depends only on seed and name.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class DummyWeights:
     def validate(
         self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
     ) -> None:
-        """Nothing can be missing: the shapes are those of the config."""
+        """Do nothing: the shapes come from the config."""
 
     def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> Tensor:
-        """The tensor of this name, or a part of it: the same numbers as in the whole."""
+        """The named tensor, or slices of it with the same values as in the full tensor."""
         tensor = self._create_tensor(name)
         return tensor if slices is None else tensor[slices].clone()
 
@@ -53,9 +53,7 @@ class DummyWeights:
 
 
 class DummyTokenizer:
-    """A `TokenizerBackend` without words: the text of [12, 407] is "12 407". No id is special or ends an
-    answer.
-    """
+    """A `TokenizerBackend` that spells ids as numbers: [12, 407] is "12 407". No token is special or EOS."""
 
     kind = "ids"
 
@@ -67,14 +65,14 @@ class DummyTokenizer:
         self.bos_eos_ids: tuple[list[int], list[int]] = ([], [])
 
     def encode(self, text: str) -> list[int]:
-        """Raises InputError for a word that is no id."""
+        """Raises InputError for a word that is not an id."""
         words = text.split()
         ids = [self.token_to_id(word) for word in words]
         known = [token_id for token_id in ids if token_id is not None]
         if len(known) < len(ids):
             raise InputError(
-                f"the text holds {words[ids.index(None)]!r}; this model has no tokenizer, and reads only ids "
-                f"from 0 to {self.vocab_size - 1}"
+                f"the text contains {words[ids.index(None)]!r}; this model has no tokenizer and accepts only "
+                f"ids from 0 to {self.vocab_size - 1}"
             )
         return known
 

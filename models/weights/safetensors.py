@@ -1,4 +1,4 @@
-"""Safetensors files as one set of named tensors, read one at a time from mapped files."""
+"""Memory-mapped safetensors checkpoints, single-file or sharded."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MAX_LISTED_NAMES = 8
-"""How many names an error lists before it counts the rest."""
+"""Maximum names in an error; further ones are only counted."""
 
 
 class Checkpoint:
-    """The tensors of a model folder: `model.safetensors`, or the shards that its index names.
+    """The tensors of a model folder: `model.safetensors`, or the shards listed in its index.
 
     Opening reads only headers. `shapes` and `dtypes` (safetensors' names: F32, BF16, …) are by tensor name.
-    A file of the folder may be a link, as in a cache, but the index may name nothing outside it.
-    Raises InputError when a file is missing, truncated or no safetensors, or a shard lies elsewhere.
+    A file may be a symbolic link, as in a cache, but the index must not name files outside the folder.
+    Raises InputError when a file is missing, truncated, not in safetensors format, or outside the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class Checkpoint:
         self._files: dict[str, Any] = {}
         for path in _find_shard_files(folder):
             file = _open_safetensors(path)
-            for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
+            for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
                 if name in self._files:
                     raise InputError(
                         f"tensor {short_repr(name)} is in {path.name!r} and in another file of the checkpoint"
@@ -53,7 +53,7 @@ class Checkpoint:
     def validate(
         self, expected: Mapping[str, tuple[int, ...]], ignored: frozenset[str] = frozenset()
     ) -> None:
-        """Raises InputError unless the checkpoint has exactly these tensors, naming what does not fit."""
+        """Raises InputError, listing the differences, unless the checkpoint has exactly these tensors."""
         self._reject_dtypes(expected)
         mismatched = [
             f"{name} is {list(self.shapes[name])}, expected {list(shape)}"
@@ -73,12 +73,12 @@ class Checkpoint:
             if names
         ]
         if problems:
-            raise InputError(f"the checkpoint does not fit its config.json; {'; '.join(problems)}")
+            raise InputError(f"the checkpoint does not match its config.json; {'; '.join(problems)}")
 
     def get_tensor(self, name: str, slices: tuple[slice, ...] | None = None) -> torch.Tensor:
-        """The tensor as stored, or a part of it, on the CPU; its pages come from the mapped file.
+        """The tensor as stored, or slices of it, memory-mapped on the CPU.
 
-        Warns, with the name, of a number that is infinite or none.
+        Warns, with the name, when a value is infinite or NaN.
         """
         file = self._files[name]
         tensor: torch.Tensor = file.get_tensor(name) if slices is None else file.get_slice(name)[slices]
@@ -87,35 +87,37 @@ class Checkpoint:
         return tensor
 
     def _reject_dtypes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Quantised checkpoints differ in many ways; their types say it best."""
+        """Checked before names and shapes, since the dtypes best explain why a quantised checkpoint fails."""
         unsupported: dict[str, list[str]] = {}
         for name, dtype in self.dtypes.items():
             if name in expected and dtype not in DTYPES:
                 unsupported.setdefault(dtype, []).append(name)
         if unsupported:
             listing = "; ".join(f"{dtype} ({_format_names(names)})" for dtype, names in unsupported.items())
-            raise InputError(f"the checkpoint stores weights as {listing}; known are {', '.join(DTYPES)}")
+            raise InputError(
+                f"the checkpoint stores weights as {listing}; expected one of {', '.join(DTYPES)}"
+            )
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The type of that name; InputError for one that no weights are held in."""
+    """The torch.dtype of that name. Raises InputError for one that weights cannot be loaded in."""
     supported = DTYPES.values()
     if name not in supported:
         raise InputError(
-            f"the checkpoint's dtype is {name!r}; known are {', '.join(supported)}, or give dtype"
+            f"the checkpoint's dtype is {name!r}; expected one of {', '.join(supported)}, or set dtype"
         )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every number is; in one pass, at the speed of memory, without a copy."""
+    """Whether all values are finite, in one memory-bound pass without a copy."""
     return not tensor.numel() or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
 
 def warn_non_finite(name: str) -> None:
-    """Broken weights still load, as in other programs: they may be in a row that is never used."""
-    warnings.warn(f"tensor {short_repr(name)} has numbers that are infinite or none (NaN)", stacklevel=3)
+    """Warn only: the weights still load, as in other programs, since the affected row may never be used."""
+    warnings.warn(f"tensor {short_repr(name)} has infinite or NaN values", stacklevel=3)
 
 
 def _format_names(names: list[str]) -> str:
@@ -157,20 +159,22 @@ def _open_safetensors(path: Path) -> Any:
         handle = safe_open(path, framework="pt", device="cpu")
         _reject_duplicate_names(path)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} is truncated or no safetensors file: {error_text(error)}") from None
+        raise InputError(
+            f"{str(path)!r} is truncated or not a safetensors file: {error_text(error)}"
+        ) from None
     return handle
 
 
 def _reject_duplicate_names(path: Path) -> None:
-    """Raises ValueError for a name that is twice in the header, of which readers take one or the other.
+    """Raises ValueError for a duplicate name in the header, of which readers may use either entry.
 
-    The library has checked all else: that the header is within the file and its JSON sound, and that the
-    tensors fill the file without overlap or hole.
+    The library checks the rest: that the header is within the file and valid JSON, and that the tensors fill
+    the file without overlaps or gaps.
     """
 
     def check_unique(pairs: list[tuple[str, Any]]) -> None:
         if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError("a name is in its header twice")
+            raise ValueError("its header has a duplicate name")
 
     with path.open("rb") as file:
         json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=check_unique)

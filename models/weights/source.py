@@ -1,4 +1,4 @@
-"""What a decoder asks of whatever holds its tensors."""
+"""The protocol through which a decoder reads its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class WeightSource(Protocol):
-    """Where a decoder's tensors come from: a `Checkpoint`, or `DummyWeights`."""
+    """A source of weight tensors, such as a `Checkpoint` or `DummyWeights`."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...

@@ -29,7 +29,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["hi"]}, "item 0 of prompt is 'hi'; it must be a dictionary"),
     (
         {"prompt": "Hi", "chat_template_kwargs": {1: 2}},
-        "a key of chat_template_kwargs is 1; it must be a text",
+        "a key of chat_template_kwargs is 1; it must be a string",
     ),
     ({"prompt": "Hi", "steering": Mato}, "it must be of type Method"),
     ({"prompt": "Hi", "sampling": {"n": 2}}, "sampling is {'n': 2}; it must be of type SamplingParams"),

@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -(2**63) - 1}, f"seed is {-(2**63) - 1}"),
     ({"stop": ("ok", "")}, "stop is ('ok', '')"),
     ({"stop": ""}, "stop is ('',)"),
-    ({"stop": (5,)}, "item 0 of stop is 5; it must be a text"),
+    ({"stop": (5,)}, "item 0 of stop is 5; it must be a string"),
     ({"logprobs": -1}, "logprobs is -1"),
     ({"logprobs": 21}, "logprobs is 21; it must be 0 to 20"),
     ({"logit_bias": {5: INF}}, "logit_bias is {5: inf}"),

@@ -1,4 +1,4 @@
-"""GGUF, safetensors and protobuf as their fields, so that damage leaves what is around it readable."""
+"""Mutators for GGUF, safetensors and protobuf that change single fields and leave the rest parsable."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from random import Random
 
 WIRE_LENGTH, WIRE_BYTES = 2, 2
-"""Kind of a protobuf field that holds bytes."""
+"""Protobuf wire type LEN: length-delimited bytes."""
 
 
 def damage_gguf(data: bytes, rng: Random) -> bytes:
-    """Metadata, tensors and offsets with other values; now and then any byte."""
+    """Change metadata, tensor infos or offsets; sometimes arbitrary bytes."""
     return damage_bytes(data, rng) if rng.random() < 0.15 else damage_fields(gguf_fields(data), rng)
 
 
 def gguf_fields(data: bytes) -> list[BinaryField]:
-    """The fields of a GGUF file; its tensors' data are one."""
+    """The fields of a GGUF file; all tensor data is one field."""
     reader = _FieldReader(data, 4)
     reader.number("<I")
     tensors, keys = reader.number("<Q"), reader.number("<Q")
@@ -39,7 +39,7 @@ def gguf_fields(data: bytes) -> list[BinaryField]:
 
 
 def damage_safetensors(data: bytes, rng: Random) -> bytes:
-    """A header that says something else; its length is mostly right."""
+    """Change the JSON header; its length is mostly correct."""
     size = int.from_bytes(data[:8], "little")
     if rng.random() < 0.25:
         return damage_fields(
@@ -56,7 +56,7 @@ def damage_safetensors(data: bytes, rng: Random) -> bytes:
 
 
 def damage_protobuf(data: bytes, rng: Random) -> bytes:
-    """A message with pieces gone, twice, or with other contents; lengths are mostly right."""
+    """Delete, duplicate or change fields of a message; lengths are mostly correct."""
     if rng.random() < 0.2:
         return damage_bytes(data, rng)
     fields = _split_fields(data)
@@ -96,7 +96,7 @@ def _encode_field(head: bytes, body: bytes) -> bytes:
 
 
 def _split_fields(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Key and value of every field; of bytes without their length. Raises ValueError for no message."""
+    """Key and value of every field; bytes without the length prefix. Raises ValueError if not a message."""
     fields, offset = [], 0
     while offset < len(data):
         start = offset
@@ -152,7 +152,7 @@ def _skip_value(reader: _FieldReader, kind: int) -> None:
 
 
 class _FieldReader:
-    """Reads a sound file, and keeps what it has read as fields."""
+    """Reads a valid file and records what it reads as fields."""
 
     def __init__(self, data: bytes, offset: int) -> None:
         self._data, self.offset = data, offset

@@ -1,4 +1,4 @@
-"""A .gguf file: damaged, converted, and the folder that comes of it used as any other."""
+"""Fuzz target for GGUF files: convert a damaged file and run the resulting model folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def gguf_target(folder: Path) -> FuzzTarget:
 
 
 def _sentencepiece_metadata() -> dict[str, Any]:
-    """The metadata of a SentencePiece vocabulary."""
+    """GGUF tokenizer metadata of a SentencePiece vocabulary."""
     model = SentencePieceProcessor(model_proto=vocabularies.sentencepiece_model(**vocabularies.LLAMA_OPTIONS))
     ids = range(len(model))
     kinds = [

@@ -1,4 +1,4 @@
-"""The files of a model folder: one is damaged, the rest is sound; then the model is opened and asked."""
+"""Fuzz targets for the files of a model folder: damage one file, then load the model and generate."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 INDEX_FILE = "model.safetensors.index.json"
 PROMPT = "What is <|im_end|> rain, 東京 e\u0301?"
 MAX_DUMMY_BYTES = 64 << 20
-"""Bytes of weights that a damaged config.json is given at random."""
+"""Maximum bytes of random weights for a damaged config.json."""
 
 
 def use_model(model: Path) -> None:
-    """The model is described, opened, and says a few words."""
+    """Run `info` on the model, load it and generate a few tokens."""
     errors: list[InputError | RunError] = []
     for step in (_describe, _generate):
         try:
@@ -55,7 +55,7 @@ def _generate(model: Path, **settings: Any) -> None:
 
 
 def model_file_target(name: str, damage: Callable[[bytes, Random], bytes], *models: Path) -> FuzzTarget:
-    """A file of a model folder; what is beside it is sound. A seed is its content in one of the models."""
+    """A target for one file of a model folder. The seeds are the file's contents in each of the models."""
     damaged_folder = models[0].parent / "damaged"
 
     def run(seed: int, data: bytes) -> None:
@@ -76,7 +76,7 @@ def index(folder: Path) -> FuzzTarget:
 
 
 def config(folder: Path) -> FuzzTarget:
-    """A config.json with its checkpoint, and where the sizes allow it with random weights in its shape."""
+    """config.json with its checkpoint, and, if small enough, with dummy weights of its shapes."""
     models = []
     for index, changes in enumerate(CONFIG_CHANGES):
         model = TinyModel().write(folder / f"of{index}")
@@ -153,11 +153,11 @@ SPECIAL_TOKENS_MAP: dict[str, Any] = {
     "additional_special_tokens": ["<|im_start|>", {"content": "<|im_end|>", "special": True}],
 }
 EMBEDDING_ROWS = 640
-"""Of embeddings, for the largest of the vocabularies."""
+"""Rows of the embedding, enough for the largest vocabulary."""
 
 
 def _write_chat_model(folder: Path, **files: Any) -> Path:
-    """A model whose chats are ChatML; `files` are written beside it."""
+    """A ChatML model with `files`; `__` in a name stands for a dot."""
     model = TinyModel(vocab_size=EMBEDDING_ROWS).write(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()
@@ -189,7 +189,7 @@ def tokenizer_model(folder: Path) -> FuzzTarget:
 
 
 def tokenizer_file_target(name: str) -> Callable[[Path], FuzzTarget]:
-    """Of a JSON file beside either kind of tokenizer."""
+    """A target for a JSON file next to a tokenizer.json and next to a tokenizer.model."""
 
     def make_target(folder: Path) -> FuzzTarget:
         backend = vocabularies.make_byte_level()

@@ -1,4 +1,4 @@
-"""Seeded damage to bytes, to JSON, and to files whose fields are known."""
+"""Seeded mutators for bytes, JSON and binary fields."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ DEPTHS = [1, 40, 130, 900, 960, 985, 995, 20_000, 100_000]
 
 
 MAX_BYTES = 1 << 20
-"""Bytes of a damaged text: what doubles often enough is cut."""
+"""Maximum bytes of a damaged text; repeated doubling would exceed it."""
 
 
 class RawJSON(str):
-    """A piece of JSON, or of what looks like it, as it is to stand."""
+    """Text to write verbatim into a JSON document, valid JSON or not."""
 
 
 class JSONPairs(list[list[Any]]):
-    """A JSON object as keys and values, so that a key may stand there twice."""
+    """A JSON object as [key, value] pairs, which allows duplicate keys."""
 
 
 def damage_bytes(data: bytes, rng: Random) -> bytes:
-    """Bytes flipped, cut, put in, repeated, or overwritten with a large number."""
+    """Flip, delete, insert or repeat bytes, or overwrite some with a large number."""
     result = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         rng.choice((_flip, _flip, _cut, _insert, _repeat, _overwrite_number))(result, rng)
@@ -51,7 +51,7 @@ def damage_bytes(data: bytes, rng: Random) -> bytes:
 
 
 def damage_json(data: bytes, rng: Random) -> bytes:
-    """A JSON text with values of another kind or size, keys twice, gone or misnamed, things too deep."""
+    """Change types or sizes of values; duplicate, delete or rename keys; nest too deeply."""
     tree: list[Any] = [json.loads(data, object_pairs_hook=lambda pairs: JSONPairs(map(list, pairs)))]
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         _mutate_tree(tree, rng)
@@ -64,7 +64,7 @@ def damage_json(data: bytes, rng: Random) -> bytes:
 
 
 def to_json(tree: Any) -> str:
-    """The JSON of a tree."""
+    """Serialise a tree to JSON."""
     if isinstance(tree, RawJSON):
         return tree
     if isinstance(tree, JSONPairs):
@@ -75,20 +75,20 @@ def to_json(tree: Any) -> str:
 
 
 def odd_value(rng: Random) -> Any:
-    """A value that is seldom meant."""
+    """A random edge-case value."""
     return rng.choice((_odd_number, _odd_number, _odd_text, _odd_container, _deep_nesting))(rng)
 
 
 @dataclass(frozen=True)
 class BinaryField:
-    """A stretch of a file: a number of so many bytes ("<I", "<Q", …), or "" for bytes."""
+    """A part of a file. `format`: a struct format for a number ("<I", "<Q", …), "" for bytes."""
 
     format: str
     data: bytes
 
 
 def damage_fields(fields: Sequence[BinaryField], rng: Random) -> bytes:
-    """A file put together again of its fields, of which some have other values, are gone or there twice."""
+    """Change, delete or duplicate some of the fields and join them to a file."""
     changed = list(fields)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         index = rng.randrange(len(changed))
@@ -135,7 +135,7 @@ def _overwrite_number(data: bytearray, rng: Random) -> None:
 
 
 def _mutate_tree(tree: list[Any], rng: Random) -> None:
-    """One change at a place that a walk from the root comes to."""
+    """Make one change at a random node."""
     if not tree:
         return
     slots, index = _pick_slot(tree, rng)
@@ -145,7 +145,7 @@ def _mutate_tree(tree: list[Any], rng: Random) -> None:
 
 
 def _pick_slot(tree: list[Any], rng: Random) -> tuple[list[Any], int]:
-    """A container and an index; of an object's pair the container is the pair, and the index 1."""
+    """A container and an index, by a random walk from the root. Inside an object: a pair and index 1."""
     slots, index = tree, 0
     while True:
         child = slots[index]
@@ -172,7 +172,7 @@ def _set_value(slots: list[Any], index: int, value: Any) -> None:
 
 
 def _tweak(slots: list[Any], index: int, rng: Random) -> None:
-    """Nearly the same value."""
+    """Replace the value by a similar one."""
     value = slots[index][1] if isinstance(slots, JSONPairs) else slots[index]
     if isinstance(value, bool):
         _set_value(slots, index, not value)
@@ -227,7 +227,7 @@ def _nest(slots: list[Any], index: int, rng: Random) -> None:
 
 def _copy_elsewhere(tree: list[Any]) -> Callable[[list[Any], int, Random], None]:
     def copy(slots: list[Any], index: int, rng: Random) -> None:
-        """The value is also put elsewhere, as it stands now."""
+        """Also write the value, as it is now, to another node."""
         value = RawJSON(to_json(slots[index][1] if isinstance(slots, JSONPairs) else slots[index]))
         target_slots, target_index = _pick_slot(tree, rng)
         _set_value(target_slots, target_index, value)

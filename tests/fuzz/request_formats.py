@@ -1,4 +1,4 @@
-"""What is asked: bodies of the server and its profiles, files of prompts and of questions."""
+"""Fuzz targets for requests: server bodies and profiles, prompt files and question files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _ServerApp:
-    """The application over the tiny model, called in this process."""
+    """The server application on the tiny model, called in this process."""
 
     def __init__(self, folder: Path) -> None:
         self._engine = AsyncEngine.from_pretrained(
@@ -34,11 +34,11 @@ class _ServerApp:
         self._loop = asyncio.new_event_loop()
 
     def app(self, **settings: Any) -> Any:
-        """The application with these settings. Raises InputError when they are wrong."""
+        """Create the application. Raises InputError for invalid settings."""
         return create_app(self._engine, ServerConfig(request_timeout=8, **settings))
 
     def call(self, app: Any, method: str, path: str, data: bytes = b"") -> None:
-        """Raises InputError for a 4xx in OpenAI's shape, and AssertionError for what is no proper answer."""
+        """Send a request. Raises InputError for a 4xx in OpenAI's format, AssertionError if malformed."""
         response = self._loop.run_until_complete(self._request(app, method, path, data))
         status, text = response.status_code, response.text
         if status == 200:
@@ -139,7 +139,7 @@ def profiles_target(folder: Path) -> FuzzTarget:
 
 
 def damage_toml(data: bytes, rng: Random) -> bytes:
-    """Lines with other values or keys, twice or gone; now and then any byte."""
+    """Change, duplicate or delete lines; sometimes arbitrary bytes."""
     if rng.random() < 0.3:
         return damage_bytes(data, rng)
     lines = data.decode().split("\n")
@@ -182,7 +182,7 @@ PROMPT_LINES = (
 
 
 def batch_target(folder: Path) -> FuzzTarget:
-    """`trimtab generate --input`: a wrong line has its error, and the rest their answers."""
+    """`trimtab generate --input`: an invalid line gets an error, the others their answers."""
     model, source, target = TinyModel().write(folder / "tiny"), folder / "in.jsonl", folder / "out.jsonl"
     flags = ["--input", str(source), "--output", str(target), "--model", str(model), "--max-tokens", "3"]
     flags += ["--kv-cache-memory", "1MiB", "--max-model-len", "128"]
@@ -207,7 +207,7 @@ def batch_target(folder: Path) -> FuzzTarget:
 
 
 def damage_lines(data: bytes, rng: Random) -> bytes:
-    """One of the lines as JSON damages it, or all as bytes."""
+    """Damage one line as JSON, or the entire file as bytes."""
     if rng.random() < 0.1:
         return damage_bytes(data, rng)
     lines = data.split(b"\n")

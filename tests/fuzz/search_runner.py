@@ -1,4 +1,4 @@
-"""Searches in processes of their own, and what comes of them: a crash or a hang ends one process only."""
+"""Run fuzz searches in worker processes and collect their results; a crash or hang ends one worker."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import IO, Any
 
 WORKER_MODULE = "trimtab.tests.fuzz.search_worker"
 MAX_CPU_SECONDS = 10.0
-"""The most of a processor's time that an input may take."""
+"""Maximum CPU time for an input."""
 HANG_TIMEOUT = 90.0
-"""Seconds without a word in which a process counts as hung; other programs may have slowed it."""
+"""Seconds without output after which a worker counts as hung; allows for a busy machine."""
 START_TIMEOUT = 300.0
-"""The same while it loads what it needs."""
+"""The same for a worker that is starting."""
 MEMORY_SLACK, MEMORY_PER_BYTE = 16 << 20, 40
-"""Memory beyond twice the sound input's: what an allocator may round up to, and for each byte of an input."""
+"""Bytes allowed beyond twice a valid input's peak: allocator rounding, and for each input byte."""
 
 
 @dataclass
 class FormatSearch:
-    """What became of the inputs of one format, of which seeds from `next_seed` on are left."""
+    """Results of one format; the seeds from `next_seed` to `end_seed` remain."""
 
     format: str
     next_seed: int
@@ -43,11 +43,11 @@ class FormatSearch:
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self.outcomes.items()))
         return (
             f"{self.format}: {counts}; worst {self.max_seconds:.2f} s, {self.max_bytes / 2**20:.1f} MiB "
-            f"(sound: {self.baseline_bytes / 2**20:.1f} MiB)"
+            f"(valid: {self.baseline_bytes / 2**20:.1f} MiB)"
         )
 
     def record(self, report: dict[str, Any], size: int) -> None:
-        """What became of an input of so many bytes."""
+        """Record the worker's report on an input of `size` bytes."""
         self.max_seconds, self.max_bytes = (
             max(self.max_seconds, report["seconds"]),
             max(self.max_bytes, report["bytes"]),
@@ -66,14 +66,14 @@ class FormatSearch:
             self.next_seed += 1
 
     def add_fault(self, description: str) -> None:
-        """The input of the seed `next_seed` is neither taken nor refused."""
+        """Record that the input of `next_seed` was neither accepted nor refused."""
         self.outcomes["fault"] += 1
         self.faults.append(f"{self.format} seed {self.next_seed}: {description}")
         self.next_seed += 1
 
 
 def run_searches(formats: Iterable[str], first: int, count: int) -> list[FormatSearch]:
-    """Tries `count` inputs of each format, from seed `first` on."""
+    """Try `count` inputs of each format, starting at seed `first`."""
     searches = [FormatSearch(name, first, first + count) for name in formats]
     while unfinished := [each for each in searches if each.next_seed < each.end_seed]:
         _run_worker(unfinished)
@@ -81,7 +81,7 @@ def run_searches(formats: Iterable[str], first: int, count: int) -> list[FormatS
 
 
 def _run_worker(unfinished: list[FormatSearch]) -> None:
-    """One process, to its end. Raises AssertionError when it ends before it has tried anything."""
+    """Run one worker to its end. Raises AssertionError if it ends before its first input."""
     by_format, current, size, is_ready = {each.format: each for each in unfinished}, unfinished[0], 0, False
     with _worker(unfinished) as (process, lines, errors):
         while True:
@@ -110,7 +110,7 @@ def _run_worker(unfinished: list[FormatSearch]) -> None:
 
 @contextmanager
 def _worker(unfinished: list[FormatSearch]) -> Iterator[tuple[subprocess.Popen[str], Queue[str], IO[bytes]]]:
-    """A process, the lines that it writes, "" at their end, and its stderr."""
+    """Start a worker. Yields the process, its stdout lines followed by "", and its stderr."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
         tasks = [f"{each.format}:{each.next_seed}:{each.end_seed}" for each in unfinished]
         command = [sys.executable, "-m", WORKER_MODULE, str(Path(folder)), *tasks]

@@ -1,7 +1,7 @@
-"""A search in a process of its own: inputs one after the other, and what became of each, a line of JSON each.
+"""Fuzz search worker: try inputs one after the other and print the results as JSON lines.
 
-`python -m …trial FOLDER FORMAT:FIRST:END …`. A seed is told before its input is tried, so that whoever reads
-along knows which one a process died of, or is still at.
+`python -m trimtab.tests.fuzz.search_worker FOLDER FORMAT:FIRST:END …`. Each seed is printed before its
+input is tried, so that the reader knows which input crashed or hangs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from .target import FuzzTarget
 
 EXTRA_ADDRESS_SPACE = 4 << 30
-"""Address space beyond what the process has at rest: of a wild allocation the process must not die alone."""
+"""Bytes of address space beyond the initial ones, so that a wild allocation fails with an error."""
 WARMUP_ROUNDS = 3
-"""Rounds over the sound inputs before anything counts: at first much is loaded."""
+"""Rounds over the valid inputs before measuring, to load everything that is loaded lazily."""
 HANG_SECONDS = 60
-"""Seconds after which it is written down where an input is still at."""
+"""Seconds after which the traceback of a running input is dumped."""
 MAX_MESSAGE = 2000
-"""Characters of a sentence for people."""
+"""Maximum characters of a refusal."""
 
 
 def main(folder: Path, tasks: Sequence[str]) -> None:
@@ -51,9 +51,9 @@ def _search_format(name: str, seeds: range, target: FuzzTarget) -> None:
     for index, data in seed_inputs * WARMUP_ROUNDS:
         result = _try_input(target, index, data)
         if result["outcome"] != "works":
-            raise AssertionError(f"{name} does not work as it is: {result}")
+            raise AssertionError(f"{name}: an undamaged input does not work: {result}")
     gc.collect()
-    gc.freeze()  # what is there now stays: it is not looked through again for every input
+    gc.freeze()  # skip the present objects in the collection after every input
     _print_json({"format": name, "baseline": max(_try_input(target, *each)["bytes"] for each in seed_inputs)})
     for seed in seeds:
         rng = Random(f"{name} {seed}")
@@ -67,9 +67,9 @@ def _search_format(name: str, seeds: range, target: FuzzTarget) -> None:
 
 
 def _try_input(target: FuzzTarget, seed: int, data: bytes) -> dict[str, Any]:
-    """What becomes of an input: it works, is refused in a sentence, or there is a fault."""
+    """Try an input. Its outcome is "works", "refused" (in one sentence) or "fault"."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     before, start = _proc_status("VmRSS"), time.process_time()
     try:
         target.run(seed, data)
@@ -78,7 +78,7 @@ def _try_input(target: FuzzTarget, seed: int, data: bytes) -> dict[str, Any]:
         outcome, message = "refused", str(error)
         if "\n" in message or not message or len(message) > MAX_MESSAGE or "Traceback" in message:
             outcome = "fault"
-    except BaseException as error:  # whatever foreign code raises, panics of Rust too
+    except BaseException as error:  # includes Rust panics
         outcome, message = "fault", _describe_error(error)
     seconds, peak = time.process_time() - start, _proc_status("VmHWM")
     return {"outcome": outcome, "seconds": seconds, "bytes": max(0, peak - before), "message": message[:3000]}
@@ -93,7 +93,7 @@ def _describe_error(error: BaseException) -> str:
 
 
 def _proc_status(name: str) -> int:
-    """A figure of /proc/self/status in bytes."""
+    """A value from /proc/self/status in bytes."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.partition(f"{name}:")[2].split()[0]) << 10
 

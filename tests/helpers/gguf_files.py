@@ -1,4 +1,4 @@
-"""Small random GGUF files, as llama.cpp's converter writes them, and what their tensors are in a folder."""
+"""Small random GGUF files as llama.cpp's converter writes them, and the expected converted tensors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def tensor_shapes(
 
 
 def random_encoded(shape: tuple[int, ...], ggml_type: Kind, generator: np.random.Generator) -> np.ndarray:
-    """A random tensor as a GGUF file holds it."""
+    """A random tensor in GGUF encoding."""
     if ggml_type.name in QUANTIZABLE:
         return np.asarray(gguf.quants.quantize(generator.standard_normal(shape, np.float32), ggml_type))
     block, size = gguf.GGML_QUANT_SIZES[ggml_type]
@@ -107,7 +107,7 @@ def random_encoded(shape: tuple[int, ...], ggml_type: Kind, generator: np.random
 def random_tensors(
     type_name: str = "F16", architecture: str = "llama", **sizes: Any
 ) -> dict[str, tuple[np.ndarray, Kind]]:
-    """Random tensors of one kind; F32, as llama.cpp has it, for vectors and rows of broken blocks."""
+    """Random tensors of one type; as in llama.cpp, F32 for vectors and rows that blocks do not divide."""
     generator, block = np.random.default_rng(0), gguf.GGML_QUANT_SIZES[Kind[type_name]][0]
     tensors = {}
     for name, shape in tensor_shapes(architecture, **sizes).items():
@@ -122,7 +122,7 @@ def write_gguf(
     contents: TensorContents | None = None,
     architecture: str = "llama",
 ) -> Path:
-    """A GGUF file holding `contents`; `metadata` changes what it says, and None drops a key."""
+    """Write a GGUF file with `contents`. `metadata` overrides keys; None removes a key."""
     writer = gguf.GGUFWriter(path, architecture)
     adders: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
@@ -152,7 +152,7 @@ def dequantize(contents: TensorContents, name: str) -> torch.Tensor:
 
 
 def unpermute_rope(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Row by row: the 2i-th row of a head goes to its first half, the one after it to its second half."""
+    """Undo llama.cpp's RoPE permutation: in each head, row 2i moves to row i, 2i + 1 to head_dim / 2 + i."""
     rows, head_dim = torch.empty_like(weight), weight.shape[0] // heads
     for head in range(heads):
         for row in range(head_dim):
@@ -161,7 +161,7 @@ def unpermute_rope(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def expected_tensors(contents: TensorContents, architecture: str = "llama") -> dict[str, torch.Tensor]:
-    """The tensors of the folder, by the package's dequantisation."""
+    """The tensors expected after conversion, dequantised by the gguf package."""
     tensors = {}
     for name in contents:
         *layer, part, suffix = name.split(".")

@@ -1,4 +1,4 @@
-"""How much memory of its own a piece of code takes: anonymous pages, not those of mapped files."""
+"""Peak anonymous memory of a piece of code, without mapped files."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Watch(threading.Thread):
 
 
 def peak_memory(setup: str, code: str, *arguments: object) -> int:
-    """Bytes that `code` adds at its peak, in an interpreter of its own that has run `setup`.
+    """Peak bytes that `code` adds, in a new interpreter after `setup`.
 
-    `arguments` are in `sys.argv[1:]`; pages are watched each millisecond.
+    `arguments` are in `sys.argv[1:]`. Memory is sampled every millisecond.
     """
     indented = "\n".join(f"    {line}" for line in code.strip().splitlines())
     result = subprocess.run(

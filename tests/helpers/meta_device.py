@@ -1,4 +1,4 @@
-"""An engine as on a GPU, without one: its tensors have no numbers, its launches can be noted and not made."""
+"""An engine on the meta device, to run the GPU code path without a GPU and record its kernel launches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ META = torch.device("meta")
 
 
 def make_core(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> EngineCore:
-    """The core of an engine, whose results stay where they are."""
+    """The core of an engine on the meta device; results are not copied to the host."""
     monkeypatch.setattr(builder, "resolve_device", lambda *_: META)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(DummyWeights, "get_tensor", _empty_tensor)
@@ -42,7 +42,7 @@ def make_core(monkeypatch: pytest.MonkeyPatch, model: str, **fields: Any) -> Eng
 
 
 def run_steps(core: EngineCore, requests: Sequence[Request], num_steps: int) -> None:
-    """So many steps of all that runs and of these requests, each of which is told some token."""
+    """Add the requests and run `num_steps` steps; every sampled token is replaced by token 9."""
     for request in requests:
         for group in core.create_groups(request):
             core.scheduler.add(group)
@@ -63,7 +63,7 @@ def _empty_tensor(weights: DummyWeights, name: str) -> torch.Tensor:
 def _checked_variant(
     kernel: Any, args: tuple[Any, ...], kwargs: Any, *, variant_of: Callable[..., KernelVariant]
 ) -> KernelVariant:
-    """What is launched takes tensors of the device alone; Triton would not look."""
+    """Assert that all tensor arguments are on the meta device, which Triton does not check."""
     tensors = [value for value in args if isinstance(value, torch.Tensor)]
     assert {tensor.device for tensor in tensors} == {META}, kernel
     return variant_of(kernel, args, kwargs)

@@ -1,7 +1,7 @@
-"""Published decoding methods as their papers write them: whole vectors and loops, one token at a time.
+"""Literal implementations of the published decoding methods: full vectors and loops, one token at a time.
 
-Nothing here is shared with the engine. The logits come from transformers; arithmetic after them is float64.
-`follow` walks along an answer of the engine and asks at every token what the literal method would choose.
+No code is shared with the engine. The logits come from transformers; the arithmetic after them is float64.
+`check_greedy` compares each token of an engine's answer with the literal method's choice.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from trimtab.engine.outputs import Output
 
 TIE_TOLERANCE = 1e-4
-"""Scores nearer than this, relative to the method's scale, are a tie in float32."""
+"""Scores closer than this, relative to the method's scale, are a tie in float32."""
 
 
 def load_reference(folder: Path) -> LlamaForCausalLM:
-    """The model as transformers computes it, in float32."""
+    """Load the model with transformers in float32."""
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def load_float64(folder: Path) -> LlamaForCausalLM:
-    """The model in float64, its rotations too, which transformers always computes in float32."""
+    """Load the model in float64, with RoPE in float64, which transformers always computes in float32."""
     model = load_reference(folder).double()
     config: Any = model.config
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
@@ -56,7 +56,7 @@ def load_float64(folder: Path) -> LlamaForCausalLM:
 
 
 class StepwiseLogprobs:
-    """Log-probabilities of a request's branches from transformers, each branch with its own cache."""
+    """Log-probabilities of a request's branches from transformers, with one KV cache for each branch."""
 
     def __init__(self, model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], vocab: int) -> None:
         self._model, self._vocab = model, vocab
@@ -77,9 +77,7 @@ class StepwiseLogprobs:
 
 
 class TeacherForcedLogprobs:
-    """As `StepwiseLogprobs`, for an answer that is known: one forward a branch over its prompt and the
-    answer.
-    """
+    """Like `StepwiseLogprobs` for a known answer: one forward pass over prompt and answer for each branch."""
 
     @torch.inference_mode()
     def __init__(self, model: LlamaForCausalLM, output: Output, vocab: int) -> None:
@@ -101,9 +99,9 @@ class TeacherForcedLogprobs:
 
 @dataclass
 class NaiveDecoder:
-    """A method at work. `scores` maps log-probabilities [branches, vocab] to steered scores [vocab].
+    """The state of a method. `scores` maps log-probabilities [branches, vocab] to steered scores [vocab].
 
-    scale: Σ |c_b|, by which an error of the logits is amplified. weights: MATO's, one entry a token.
+    scale: Σ |c_b|, by which an error of the logits is amplified. weights: MATO's, one entry for each token.
     """
 
     scores: Callable[[Tensor], Tensor]
@@ -113,7 +111,7 @@ class NaiveDecoder:
 
 
 def ftrl_loop(base: Tensor, target: Tensor, alpha: float, lam: float, eta: float, steps: int) -> Tensor:
-    """Follow-the-Regularised-Leader over the token distribution: every step a vector, normalised."""
+    """Follow-the-Regularised-Leader on token log-probabilities, normalised in every step."""
     policy, utilities = target, torch.zeros_like(target)
     for t in range(1, steps + 1):
         utilities += alpha * (policy - base)
@@ -123,7 +121,7 @@ def ftrl_loop(base: Tensor, target: Tensor, alpha: float, lam: float, eta: float
 
 
 def naive_decoder(method: Method) -> NaiveDecoder:
-    """The method as its paper writes it; z are the branches' log-probabilities, base first."""
+    """The literal implementation of the method; z: the branches' log-probabilities, base first."""
     strength = method.coefficients().objective_coef
     scale = abs(1 - strength) + abs(strength)
     weights = normalize([objective.weight for objective in method.objectives])
@@ -198,7 +196,7 @@ def mato(method: Mato, prior_weights: Tensor, scale: float) -> NaiveDecoder:
 
 @dataclass
 class Agreement:
-    """An answer beside the literal method: tokens compared, and the relative margins where they differ."""
+    """Comparison of an answer with the literal method: tokens compared, margins where they differ."""
 
     tokens: int = 0
     ties: list[float] = field(default_factory=list)
@@ -213,10 +211,10 @@ class Agreement:
 def check_greedy(
     output: Output, method: Method, model: LlamaForCausalLM, vocab: int, teacher_forced: bool = False
 ) -> Agreement:
-    """Walks along a greedy answer, choosing each token anew by the literal method.
+    """Compare each token of a greedy answer with the literal method's choice.
 
-    Where the two differ the answer's token is followed, so that one tie does not end the comparison. With
-    `teacher_forced` the logits come from one forward over the whole answer instead of one a token.
+    Where they differ, continue with the answer's token, so that one tie does not end the comparison. With
+    `teacher_forced` the logits come from one forward pass over the answer instead of one for each token.
     """
     prompts = [branch.prompt_token_ids for branch in output.branches]
     source = (

@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does."""
+"""Wait for another thread or process."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 30) -> None:
-    """Waits until it holds. Fails when it does not within so many seconds."""
+    """Wait until the condition holds; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"it does not hold after {timeout:g} s"
+        assert time.monotonic() < deadline, f"the condition does not hold after {timeout:g} s"
         time.sleep(0.01)

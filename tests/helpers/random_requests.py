@@ -1,4 +1,4 @@
-"""What is asked of an engine in tests of many requests: every method, short and long, with common heads."""
+"""Random requests: all methods, short and long answers, prompts with shared prefixes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PROMPTS: list[Any] = [
 
 
 def random_request(rng: random.Random) -> Request:
-    """A request of any kind whose answer depends on nothing but itself."""
+    """A random seeded request, whose answer does not depend on other requests."""
     prompt = rng.choice(PROMPTS)
     if isinstance(prompt, str):
         prompt = f"{prompt}{rng.randrange(50)}"
@@ -63,7 +63,7 @@ def random_request(rng: random.Random) -> Request:
 
 
 def random_sampling(rng: random.Random) -> SamplingParams:
-    """Short and long, greedy and sampled, with every way to end, to ban and to report."""
+    """Random parameters: length, greedy or sampled, stop conditions, biases, penalties and logprobs."""
     max_tokens = rng.choice((1, 2, 4, 4, 8, 8, 30))
     sampled_fields = {
         "temperature": rng.choice((0.3, 1.0, 2.0)),

@@ -1,4 +1,4 @@
-"""What the tests of an engine ask of it: every method, greedy and sampled."""
+"""Sample methods and sampling parameters for engine tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A KV cache that holds the tokens themselves: it carries out plans, and knows whether they may be done."""
+"""Simulated KV cache that stores token ids, to check the scheduler's steps without a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 class SimulatedKVCache:
-    """Pages of tokens, None where nothing was written since they were cleared; `num_computed` counts
-    tokens.
-    """
+    """Blocks of token ids, None where zeroed and not yet rewritten. `num_computed`: tokens computed."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler, block_manager = scheduler, scheduler.block_manager
@@ -26,12 +24,12 @@ class SimulatedKVCache:
         self.num_computed = 0
 
     def step(self) -> SchedulerOutput:
-        """Plans and does it, checking everything that must hold before and after."""
+        """Schedule a step and execute it, checking the invariants before and after."""
         scheduler = self.scheduler
         scheduler_output = scheduler.schedule()
         check_blocks(scheduler.block_manager, scheduler.running)
-        for scheduled_group, dst in scheduler_output.blocks_to_swap:
-            self.blocks[scheduled_group], self.blocks[dst] = self.blocks[dst], self.blocks[scheduled_group]
+        for src, dst in scheduler_output.blocks_to_swap:
+            self.blocks[src], self.blocks[dst] = self.blocks[dst], self.blocks[src]
         for block in scheduler_output.blocks_to_zero:
             self.blocks[block] = [None] * scheduler.block_manager.block_size
         assert sum(count for _, _, count in scheduler_output.scheduled) <= scheduler.max_num_batched_tokens
@@ -45,7 +43,7 @@ class SimulatedKVCache:
             assert any(group is running for running in scheduler.running)
             for position in range(branch.num_computed_tokens, branch.num_computed_tokens + count):
                 self._write(group, branch, position, writes)
-        assert not writes or max(writes.values()) == 1, "two branches write the same place"
+        assert not writes or max(writes.values()) == 1, "two branches write the same slot"
         for group, branch, count in scheduler_output.scheduled:
             self._check_visible(group, branch, branch.num_computed_tokens + count)
             self.num_computed += count
@@ -55,7 +53,9 @@ class SimulatedKVCache:
             assert caught_up == any(group is ready for ready in scheduler_output.to_sample)
             if any(group is ready for ready in scheduler_output.to_sample):
                 scheduled = {id(branch) for one, branch, _ in scheduler_output.scheduled if one is group}
-                assert scheduled == {id(branch) for branch in group.branches}, "all choose from the same step"
+                assert scheduled == {id(branch) for branch in group.branches}, (
+                    "all branches of a group sample in the same step"
+                )
         check_blocks(scheduler.block_manager, scheduler.running)
         return scheduler_output
 
@@ -63,33 +63,33 @@ class SimulatedKVCache:
         self, group: SequenceGroup, branch: Branch, position: int, writes: Counter[tuple[int, int]]
     ) -> None:
         block, offset = branch.block_table[position // len(self.blocks[0])], position % len(self.blocks[0])
-        assert self.scheduler.block_manager._ref_counts[block] == 1, "a shared page is written"
-        assert self.blocks[block][offset] is None, "a token is written where another stands"
+        assert self.scheduler.block_manager._ref_counts[block] == 1, "a shared block is written"
+        assert self.blocks[block][offset] is None, "a token is overwritten"
         self.blocks[block][offset] = group.get_token_ids(branch, position, 1)[0]
         writes[block, offset] += 1
 
     def _check_visible(self, group: SequenceGroup, branch: Branch, end: int) -> None:
         visible = [token for block in branch.block_table for token in self.blocks[block]]
         assert visible[:end] == group.get_token_ids(branch, 0, end), (
-            "the branch sees tokens that are not its own"
+            "the branch sees tokens of another branch"
         )
         last_blocks = branch.block_table[(end - 1) // len(self.blocks[0]) :]
         uncomputed = visible[end : end + len(last_blocks) * len(self.blocks[0])]
-        assert all(token is None for token in uncomputed), "what is not computed yet is not clear"
+        assert all(token is None for token in uncomputed), "uncomputed slots are not zeroed"
 
 
 def check_blocks(block_manager: BlockManager, running: list[SequenceGroup]) -> None:
-    """Every page is held, kept or empty, counts are those of the page tables, hashes know their pages."""
+    """Check that every block is in use, cached or free, and ref counts and hashes are consistent."""
     block_tables = [branch.block_table for group in running for branch in group.branches]
     ref_counts = Counter(block for block_table in block_tables for block in block_table)
-    assert [ref_counts[page] for page in range(block_manager.num_blocks)] == block_manager._ref_counts
+    assert [ref_counts[block] for block in range(block_manager.num_blocks)] == block_manager._ref_counts
     assert sorted([*block_manager._free_heap, *block_manager._lru, *ref_counts]) == list(
         range(block_manager.num_blocks)
     )
     assert block_manager.num_free_blocks == block_manager.num_blocks - len(ref_counts)
-    assert {page: key for key, page in block_manager._block_of_hash.items()} == block_manager._hash_of_block
-    assert all(page in block_manager._hash_of_block for page in block_manager._lru)
-    assert not any(page in block_manager._hash_of_block for page in block_manager._free_heap)
+    assert {block: key for key, block in block_manager._block_of_hash.items()} == block_manager._hash_of_block
+    assert all(block in block_manager._hash_of_block for block in block_manager._lru)
+    assert not any(block in block_manager._hash_of_block for block in block_manager._free_heap)
     for table in block_tables:
         assert len(set(table)) == len(table)
     for group in running:

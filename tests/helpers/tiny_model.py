@@ -1,4 +1,4 @@
-"""Small random Llama folders, as their makers would write them: odd sizes, real files, nothing fetched."""
+"""Tiny random Llama model folders in the Hugging Face format, with odd sizes; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOCAB_SIZE = 300
 EMBEDDING_ROWS = 307
 """Rows of the embedding: the last seven have no token."""
 WEIGHT_GAINS = {"q_proj": 2.0, "o_proj": 3.0, "down_proj": 3.0}
-"""Attention that is not flat and layers that outweigh the embedding; without, the model repeats itself."""
+"""Gains that sharpen attention and outweigh the embedding; without them the model repeats itself."""
 CORPUS = [
     "You are a helpful assistant. Your answer should be short, kind and true.",
     "What happens if an earthworm is cut in half? It does not become two worms.",
@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyModel:
-    """The sizes of a tiny model, and how its folder is written. `head_dim` None leaves it to the reader."""
+    """Sizes and file format of a tiny model. `head_dim` None omits it from config.json."""
 
     hidden: int = 36
     heads: int = 6
@@ -61,7 +61,7 @@ class TinyModel:
     seed: int = 0
 
     def config(self) -> dict[str, Any]:
-        """config.json in the spelling of transformers 4 or 5."""
+        """config.json in the format of transformers 4 or 5."""
         dtype = str(self.dtype).removeprefix("torch.")
         config = {
             "architectures": ["LlamaForCausalLM"],
@@ -87,7 +87,7 @@ class TinyModel:
         return {**config, "rope_parameters": rope, "dtype": dtype}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Random weights of a size that makes every part of the model matter."""
+        """Random weights, scaled so that every part of the model affects the output."""
         generator = torch.Generator().manual_seed(self.seed)
         tensors = {}
         for name, shape in param_shapes(ModelConfig.from_dict(self.config())).items():
@@ -103,7 +103,7 @@ class TinyModel:
         return tensors
 
     def write(self, folder: Path) -> Path:
-        """Writes the whole model folder and returns it."""
+        """Write the model folder and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", self.config())
         write_tensors(folder, self.tensors(), self.shards)
@@ -118,7 +118,7 @@ class TinyModel:
 
 
 def train_tokenizer() -> Backend:
-    """A byte-level BPE of TOKENS entries whose first three are ChatML's special tokens."""
+    """A byte-level BPE of VOCAB_SIZE tokens; the first three are ChatML's special tokens."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -137,7 +137,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], num_shards: int = 1) -> None:
-    """model.safetensors, or `num_shards` files and their index."""
+    """Write model.safetensors, or `num_shards` files and their index."""
     if num_shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return
@@ -151,7 +151,7 @@ def write_tensors(folder: Path, tensors: dict[str, torch.Tensor], num_shards: in
 
 
 def is_idle(engine: Engine) -> bool:
-    """Whether nothing waits or runs, and every page of the KV cache is free."""
+    """Whether no request waits or runs, and every block of the KV cache is free."""
     block_manager = get_block_manager(engine)
     return (
         get_scheduler(engine).idle
@@ -161,7 +161,7 @@ def is_idle(engine: Engine) -> bool:
 
 
 def make_group(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> SequenceGroup:
-    """A group as blocks and scheduler see it: branches and the longest answer, and no model behind it."""
+    """A group for tests of the block manager and scheduler, without a model."""
     return SequenceGroup(
         request=Request(branch_token_ids=[[1]]),
         prompts=[],

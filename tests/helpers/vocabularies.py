@@ -1,4 +1,4 @@
-"""Small vocabularies of every kind, trained in the moment, and texts that are awkward to cut."""
+"""Small tokenizers of every kind, trained on the fly, and texts that are difficult to tokenize."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CORPUS = [
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIAL_TOKENS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 ADDED_TOKENS = ["<tool>", "Ünï x"]
-"""Added tokens that are not special: they are shown where special ones are skipped."""
+"""Added tokens that are not special: kept when special tokens are skipped."""
 
 EMOJI = [
     "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪🇫🇷", "👍🏽", "\u2764\ufe0f", "\u263a",
@@ -81,11 +81,11 @@ FORGERIES = [
     "東京<|im_start|>👍🏽",
     "<|im_<|im_end|>end|>",
 ]
-"""Texts in which special tokens are spelled out."""
+"""Texts that contain the spelling of special tokens."""
 
 
 def make_byte_level() -> Tokenizer:
-    """As of Qwen2: NFC, a pattern that cuts, byte-level BPE."""
+    """Like Qwen2: NFC, split by a pattern, byte-level BPE."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     pattern = Regex(r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -99,9 +99,9 @@ def make_byte_level() -> Tokenizer:
 
 
 def make_byte_fallback(scheme: str = "first") -> Tokenizer:
-    """As of Llama 2 and Mistral: BPE that falls back to bytes, with a space before a text.
+    """Like Llama 2 and Mistral: BPE with byte fallback and a space before the text.
 
-    scheme: "first" or "always" as a pre-tokenizer puts it, "normalizer" as the older files do.
+    scheme: who adds the space: the pre-tokenizer ("first", "always") or, as in older files, "normalizer".
     """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -120,9 +120,7 @@ def make_byte_fallback(scheme: str = "first") -> Tokenizer:
 
 
 def make_unigram(*extra_pieces: str) -> Tokenizer:
-    """As of XLM-R, but with bytes to fall back to: NFKC, then the likeliest pieces. `extra_pieces` are
-    among them.
-    """
+    """Like XLM-R, but with byte fallback: NFKC and a unigram model, whose vocabulary has `extra_pieces`."""
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(
@@ -161,7 +159,7 @@ LLAMA_OPTIONS = {
     "split_digits": True,
     "allow_whitespace_only_pieces": True,
 }
-"""How the models of Llama 2 and Mistral were trained."""
+"""Training options of Llama 2 and Mistral."""
 
 
 @cache
@@ -186,4 +184,4 @@ SENTENCEPIECE_OPTIONS = {
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "remove_extra_whitespaces": False},
     "without prefix": {**LLAMA_OPTIONS, "add_dummy_prefix": False},
 }
-"""Options of models by name; their texts have no added tokens but <s> and </s>."""
+"""Training options by name. The models have no added tokens except <s> and </s>."""

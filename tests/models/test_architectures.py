@@ -1,7 +1,8 @@
-"""Every architecture and switch beside transformers in float32, on small random models that it writes itself.
+"""Every architecture and config switch matches transformers in float32, on small random models.
 
-Its models are initialised as it does it, but for weights large enough that attention is not flat and every
-switch shows: each case also says what takes its switch away, and that must move log-probabilities.
+transformers writes the models. Their weights are larger than its initialisation, so that attention is not
+flat and every switch has an effect: each case also has the fields that disable its switch, which must change
+the log-probabilities.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 LENGTHS = (9, 150)
-"""Of the prompts: one within every window and context here, one beyond."""
+"""Prompt lengths: within every window and original context here, and beyond."""
 STEPS = 64
 CONTEXT, ORIGINAL = 512, 64
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -35,7 +36,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class ArchitectureCase:
-    """A model: what differs from `BASE` in its config.json, and what in that takes the switch away again."""
+    """A model: its changes to `BASE`, and the further changes that disable the tested switch."""
 
     kind: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +114,7 @@ CASES = {
     "llama-dynamic": ArchitectureCase("llama", {**SHORT_CONTEXT, **rope("dynamic", 8.0)}, PLAIN),
     "mistral": ArchitectureCase("mistral", {"sliding_window": None}),
     "mistral-window": ArchitectureCase("mistral", {"sliding_window": 37}, NO_WINDOW),
-    "mistral-window-of-a-page": ArchitectureCase(
+    "mistral-window-of-a-block": ArchitectureCase(
         "mistral", {"sliding_window": 16, **SEVEN_HEADS}, NO_WINDOW, transformers_4=True
     ),
     "mistral-window-of-one": ArchitectureCase("mistral", {"sliding_window": 1}, NO_WINDOW),
@@ -143,13 +144,13 @@ CASES = {
 
 
 def build_reference(case: ArchitectureCase, changes: dict[str, Any]) -> Any:
-    """transformers' model of a case, not initialised yet."""
+    """transformers' model of a case, before `randomize`."""
     config = AutoConfig.for_model(case.kind, **{**BASE, **case.fields, **changes})
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 def randomize(model: Any) -> Any:
-    """Every weight random, of the sizes that transformers gives them (0.02 to 0.1), biases and norms too."""
+    """Randomize every weight, including biases and norms, with a standard deviation of 0.1 to 0.3."""
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         spread = 0.3 if "embed_tokens" in name or "lm_head" in name else 0.1 if weight.dim() == 1 else 0.2
@@ -160,7 +161,7 @@ def randomize(model: Any) -> Any:
 
 
 def write_model(case: ArchitectureCase, folder: Path) -> Any:
-    """Writes the folder of a case, as transformers does; returns its model."""
+    """Save a case's model with transformers, and return the model."""
     model = randomize(build_reference(case, {}))
     size = sum(weight.nbytes for weight in model.parameters())
     model.save_pretrained(folder, max_shard_size=size // case.shards + 20_000 if case.shards > 1 else size)
@@ -174,7 +175,7 @@ def write_model(case: ArchitectureCase, folder: Path) -> Any:
 
 
 def to_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json in the spelling of transformers 4."""
+    """Rewrite a config.json to the keys of transformers 4."""
     section = config.pop("rope_parameters")
     config["rope_theta"] = section.pop("rope_theta")
     config["torch_dtype"] = config.pop("dtype")
@@ -191,9 +192,9 @@ def prompts() -> list[list[int]]:
 
 @torch.inference_mode()
 def logprobs(model: Any, ids: Sequence[int]) -> Tensor:
-    """Of the next token after each position, [tokens, ROWS]."""
-    found: Tensor = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return found
+    """Log-probabilities of the next token after each position, [tokens, EMBEDDING_ROWS]."""
+    log_probabilities: Tensor = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return log_probabilities
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -203,7 +204,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model_and_engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine]:
-    """transformers' model of the case, and an engine on its folder."""
+    """transformers' model of the case, and an engine that loads its folder."""
     return load_case(CASES[name], tmp_path_factory.mktemp(name))
 
 
@@ -218,14 +219,14 @@ def test_log_probabilities_of_a_prompt_are_those_of_transformers(
     model, engine = model_and_engine
     for ids in prompts():
         ours, theirs = engine.score(ids), logprobs(model, ids)
-        assert float(ours.std()) > 1, "a model that hardly prefers any token shows no mistake"
+        assert float(ours.std()) > 1, "near-uniform log-probabilities would hide errors"
         assert float((ours - theirs).abs().max()) <= TOLERANCE
 
 
 def test_decoded_tokens_and_their_log_probabilities_are_those_of_transformers(
     name: str, model_and_engine: tuple[Any, Engine]
 ) -> None:
-    """Both prompts in one batch. A dynamic rope is held to transformers' plain one with its frequencies."""
+    """Both prompts in one batch. Dynamic RoPE is compared with static RoPE at the prompt's frequencies."""
     model, engine = model_and_engine
     outputs = engine.generate([greedy([ids]) for ids in prompts()])
     for prompt, output in zip(prompts(), outputs, strict=True):
@@ -248,7 +249,7 @@ def test_disabling_the_feature_of_a_case_changes_the_log_probabilities(
 def test_under_a_dynamic_rope_requests_with_a_common_prefix_rotate_by_their_own_lengths(
     tmp_path: Path,
 ) -> None:
-    """Together and one after the other: what one has computed must not serve the other."""
+    """Batched and sequentially: the requests must not share cached keys."""
     case = CASES["llama-dynamic"]
     model, engine = load_case(case, tmp_path)
     long = prompts()[1]
@@ -267,11 +268,11 @@ def test_under_a_dynamic_rope_branches_rotate_by_the_requests_longest_prompt(tmp
     output = engine.generate(greedy([long[:100], long, short], Mato([Objective("a"), Objective("b")])))
     plain = with_static_rope(case, model, len(long))
     assert output.trace is not None
-    found = torch.tensor(output.trace.branch_logprobs)
+    branch_logprobs = torch.tensor(output.trace.branch_logprobs)
     for branch, prompt in enumerate(output.branches):
         theirs = answer_logprobs(plain, prompt.prompt_token_ids, output.token_ids)
         chosen = theirs[torch.arange(STEPS), output.token_ids]
-        assert float((found[:, branch] - chosen).abs().max()) <= TOLERANCE
+        assert float((branch_logprobs[:, branch] - chosen).abs().max()) <= TOLERANCE
 
 
 def greedy(branches: list[list[int]], steering: Method | None = None) -> Request:
@@ -280,22 +281,22 @@ def greedy(branches: list[list[int]], steering: Method | None = None) -> Request
 
 
 def assert_same(output: Output, model: Any) -> None:
-    """The tokens of an unsteered answer and the likeliest at each place are transformers'."""
+    """The tokens and top log-probabilities of an unsteered answer match transformers."""
     theirs = answer_logprobs(model, output.branches[0].prompt_token_ids, output.token_ids)
     assert output.token_ids == theirs[:, :VOCAB_SIZE].argmax(-1).tolist()
     assert output.logprobs is not None
-    for found, row in zip(output.logprobs, theirs, strict=True):
-        assert len(found.top) == 20
-        assert all(abs(value - float(row[token])) <= TOLERANCE for token, value in found.top.items())
+    for ours, row in zip(output.logprobs, theirs, strict=True):
+        assert len(ours.top) == 20
+        assert all(abs(value - float(row[token])) <= TOLERANCE for token, value in ours.top.items())
 
 
 def answer_logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
-    """transformers' log-probabilities at each token of an answer, [tokens, ROWS]."""
+    """transformers' log-probabilities at each token of an answer, [tokens, EMBEDDING_ROWS]."""
     return logprobs(model, prompt + answer[:-1])[len(prompt) - 1 :]
 
 
 def with_static_rope(case: ArchitectureCase, model: Any, length: int) -> Any:
-    """The model of a dynamic rope with the frequencies of a prompt of this length, as a plain rope."""
+    """A copy of a dynamic-RoPE model with default RoPE at the frequencies of this prompt length."""
     section, width = (
         model.config.rope_parameters,
         model.config.hidden_size // model.config.num_attention_heads,

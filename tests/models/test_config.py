@@ -1,4 +1,4 @@
-"""A config.json is read as transformers reads it, or refused by key and value."""
+"""ModelConfig reads a config.json as transformers does, or refuses it by key and value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_config(**changes: Any) -> ModelConfig:
     return ModelConfig.from_dict({**TINY.config(), **changes})
 
 
-def test_both_spellings_of_transformers_read_the_same() -> None:
+def test_configs_of_transformers_4_and_5_read_the_same() -> None:
     old, new = TinyModel(head_dim=10, transformers_version=4).config(), TINY.config()
     assert old.keys() != new.keys()
     assert ModelConfig.from_dict(old) == ModelConfig.from_dict(new)
@@ -67,9 +67,7 @@ def test_both_spellings_of_transformers_read_the_same() -> None:
 
 
 @pytest.mark.parametrize("architecture", TRANSFORMERS_CONFIGS)
-def test_a_config_that_transformers_writes_reads_as_transformers_means_it(
-    architecture: str, tmp_path: Path
-) -> None:
+def test_a_config_that_transformers_saves_reads_the_same(architecture: str, tmp_path: Path) -> None:
     theirs = TRANSFORMERS_CONFIGS[architecture](
         vocab_size=99,
         hidden_size=24,
@@ -89,7 +87,7 @@ def test_a_config_that_transformers_writes_reads_as_transformers_means_it(
 
 
 @pytest.mark.parametrize("architecture", TRANSFORMERS_CONFIGS)
-def test_what_a_config_leaves_out_has_transformers_defaults(architecture: str) -> None:
+def test_missing_keys_have_the_defaults_of_transformers(architecture: str) -> None:
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     short = {key: TINY.config()[key] for key in keys} | {"hidden_size": 64, "num_attention_heads": 32}
     theirs = TRANSFORMERS_CONFIGS[architecture](**short)
@@ -105,21 +103,21 @@ def test_what_a_config_leaves_out_has_transformers_defaults(architecture: str) -
     assert ours.dtype == "float32"
 
 
-def test_a_model_that_names_no_architecture_is_what_its_type_says() -> None:
+def test_a_missing_architecture_is_derived_from_the_model_type() -> None:
     for architecture, theirs in TRANSFORMERS_CONFIGS.items():
-        found = read_config(architectures=None, model_type=theirs.model_type)
-        assert found == read_config(architectures=[architecture])
+        config = read_config(architectures=None, model_type=theirs.model_type)
+        assert config == read_config(architectures=[architecture])
 
 
-def test_null_counts_as_absent_where_transformers_writes_it() -> None:
-    found = read_config(head_dim=None, num_key_value_heads=None, rope_scaling=None, attention_bias=None)
-    assert (found.head_dim, found.num_kv_heads, found.qkv_bias) == (6, 6, False)
+def test_null_counts_as_absent() -> None:
+    config = read_config(head_dim=None, num_key_value_heads=None, rope_scaling=None, attention_bias=None)
+    assert (config.head_dim, config.num_kv_heads, config.qkv_bias) == (6, 6, False)
 
 
 def test_biases_and_norms_come_from_the_architecture_or_the_config() -> None:
     def switches(architecture: str, **changes: Any) -> tuple[bool, ...]:
-        found = read_config(architectures=[architecture], **changes)
-        return found.qkv_bias, found.output_bias, found.mlp_bias, found.qk_norm
+        config = read_config(architectures=[architecture], **changes)
+        return config.qkv_bias, config.output_bias, config.mlp_bias, config.qk_norm
 
     assert switches("LlamaForCausalLM") == (False, False, False, False)
     assert switches("LlamaForCausalLM", attention_bias=True) == (True, True, False, False)
@@ -149,7 +147,7 @@ WINDOWS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("architecture", "changes"), WINDOWS, ids=[str(window) for window in WINDOWS])
-def test_the_windows_of_layers_are_those_of_transformers(architecture: str, changes: dict[str, Any]) -> None:
+def test_sliding_windows_of_the_layers_match_transformers(architecture: str, changes: dict[str, Any]) -> None:
     theirs = TRANSFORMERS_CONFIGS[architecture](num_hidden_layers=3, **changes)
     window = getattr(theirs, "sliding_window", None) if architecture != "LlamaForCausalLM" else None
     types = getattr(theirs, "layer_types", None) or [SLIDING] * 3
@@ -200,7 +198,9 @@ ROPES: list[tuple[dict[str, Any], Rope, int]] = [
 
 
 @pytest.mark.parametrize(("section", "rope", "context"), ROPES, ids=[str(rope[0]) for rope in ROPES])
-def test_a_rope_reads_the_same_in_every_spelling(section: dict[str, Any], rope: Rope, context: int) -> None:
+def test_rope_settings_read_the_same_in_every_spelling(
+    section: dict[str, Any], rope: Rope, context: int
+) -> None:
     spellings: list[dict[str, Any]] = [
         {"rope_scaling": section, "rope_theta": 1e6},
         {"rope_scaling": {**section, "rope_theta": 1e6}, "rope_theta": 3.0},
@@ -208,34 +208,36 @@ def test_a_rope_reads_the_same_in_every_spelling(section: dict[str, Any], rope: 
         {"rope_scaling": section, "rope_parameters": section, "rope_theta": 1e6},
     ]
     for spelling in spellings:
-        found = read_config(**{"rope_parameters": None, **spelling})
-        assert found.rope == rope
-        assert (found.context_length, found.max_position_embeddings) == (context, 512)
+        config = read_config(**{"rope_parameters": None, **spelling})
+        assert config.rope == rope
+        assert (config.context_length, config.max_position_embeddings) == (context, 512)
 
 
-def test_the_original_context_may_stand_beside_the_section_as_transformers_has_it() -> None:
-    found = read_config(
+def test_a_top_level_original_context_takes_precedence_as_in_transformers() -> None:
+    rope = read_config(
         rope_parameters={**LLAMA3, "rope_theta": 1e6}, original_max_position_embeddings=64
     ).rope
-    assert isinstance(found, Llama3Rope)
-    assert found.original_max_position == 64
+    assert isinstance(rope, Llama3Rope)
+    assert rope.original_max_position == 64
     theirs = LlamaConfig(rope_parameters={**LLAMA3, "rope_theta": 1e6}, original_max_position_embeddings=64)
-    theirs.standardize_rope_params()  # as every model does that is made of it
+    theirs.standardize_rope_params()  # as every transformers model does with its config
     assert theirs.rope_parameters["original_max_position_embeddings"] == 64
 
 
 def test_the_context_is_limited_to_what_float32_positions_can_count() -> None:
-    found = read_config(max_position_embeddings=10_000_000, rope_parameters={"type": "linear", "factor": 1e6})
-    assert found.context_length == 2**24
+    config = read_config(
+        max_position_embeddings=10_000_000, rope_parameters={"type": "linear", "factor": 1e6}
+    )
+    assert config.context_length == 2**24
 
 
-def test_cache_bytes_count_keys_and_values_of_every_layer_and_head() -> None:
+def test_kv_elements_per_token_count_keys_and_values_of_every_layer_and_head() -> None:
     assert ModelConfig.from_dict(TINY.config()).kv_elements_per_token == 2 * 2 * 2 * 10
 
 
 HUGE = 2**60
 BIG = 10**400
-"""Beyond float64, and beyond what a sentence should hold."""
+"""Beyond float64, and too long for an error text."""
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -250,7 +252,7 @@ SLIDES = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sl
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"architectures": ["GPT2LMHeadModel"]},
-        "architecture 'GPT2LMHeadModel' is not supported; known are LlamaForCausalLM, Mist",
+        "architecture 'GPT2LMHeadModel' is not supported; expected one of LlamaForCausalLM, Mist",
     ),
     ({"architectures": None, "model_type": "bert"}, "architecture 'bert' is not supported"),
     ({"architectures": [], "model_type": None}, "architecture None is not supported"),
@@ -264,8 +266,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 0}, "num_key_value_heads 0"),
     ({"num_key_value_heads": 4}, "num_attention_heads 6; num_key_value_heads 4 must divide it"),
     ({"num_key_value_heads": 12}, "num_attention_heads 6; num_key_value_heads 12 must divide it"),
-    ({"head_dim": 7}, "head_dim 7; rotary embedding needs an even one"),
-    ({"head_dim": None, "hidden_size": 42}, "head_dim 7; rotary embedding needs an even one"),
+    ({"head_dim": 7}, "head_dim 7; it must be even for rotary embedding"),
+    ({"head_dim": None, "hidden_size": 42}, "head_dim 7; it must be even for rotary embedding"),
     ({"head_dim": None, "hidden_size": 5}, "head_dim 0"),
     ({"vocab_size": HUGE}, f"vocab_size {HUGE}"),
     ({"hidden_size": HUGE}, f"hidden_size {HUGE}"),
@@ -298,22 +300,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {**YARN, "beta_fast": 1, "beta_slow": 2}}, "beta_fast 1.0; it must be at least"),
     ({"rope_parameters": {**YARN, "truncate": 1}}, "truncate 1; it must be true or false"),
     ({"rope_parameters": {**YARN, "attention_factor": 0}}, "attention_factor 0"),
-    ({"rope_parameters": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim 2; a dynamic rope"),
-    ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'; known are default, linear"),
-    ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type ['yarn']; known are"),
-    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention' must be no object"),
+    ({"head_dim": 2, "rope_parameters": {"type": "dynamic", "factor": 2.0}}, "head_dim 2; it must be at"),
+    ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'; expected one of default, linear"),
+    ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type ['yarn']; expected one of"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention' must not be"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5; only 1 is supported"),
     ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25; only 1 is supported"),
     (
         {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_type": "yarn"}},
-        "rope_scaling {'rope_type': 'default'} and rope_parameters {'rope_type': 'yarn'}; it must have one",
+        "rope_scaling {'rope_type': 'default'} and rope_parameters {'rope_type': 'yarn'}; it must have only",
     ),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'; only 'silu' is supported"),
     ({"attention_bias": 1}, "attention_bias 1; it must be true or false"),
     ({"mlp_bias": "no"}, "mlp_bias 'no'; it must be true or false"),
     ({"tie_word_embeddings": "true"}, "tie_word_embeddings 'true'"),
-    ({"dtype": {"text": "bfloat16"}}, "dtype {'text': 'bfloat16'}; it must be a type's name"),
-    ({"dtype": None, "torch_dtype": 16}, "torch_dtype 16; it must be a type's name"),
+    ({"dtype": {"text": "bfloat16"}}, "dtype {'text': 'bfloat16'}; it must be the name of a dtype"),
+    ({"dtype": None, "torch_dtype": 16}, "torch_dtype 16; it must be the name of a dtype"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quant_method 'fp8', which is not supported"),
     ({"quantization_config": "awq"}, "quantization_config 'awq'; it must be an object"),
     ({**SLIDES, "sliding_window": 0}, "sliding_window 0; it must be a whole number from 1"),
@@ -367,7 +369,7 @@ KEYS += ["rope_scaling", "torch_dtype", "quantization_config", "partial_rotary_f
 
 
 @pytest.mark.parametrize("architecture", TRANSFORMERS_CONFIGS)
-def test_any_value_of_any_key_is_read_or_refused_in_a_short_sentence(architecture: str) -> None:
+def test_any_value_of_any_key_is_read_or_refused_with_a_short_error(architecture: str) -> None:
     slides = {**SLIDES, "architectures": [architecture]}
     changes: list[dict[str, Any]] = [{**slides, key: value} for key in KEYS for value in ODD]
     for kind in ("default", "linear", "llama3", "yarn", "dynamic"):
@@ -377,22 +379,22 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_short_sentence(architectur
         ]
     refused = [message for message in map(refusal_message, changes) if message is not None]
     assert 0.3 < len(refused) / len(changes) < 0.9
-    assert all(len(said) < 300 and "\n" not in said for said in refused)
+    assert all(len(message) < 300 and "\n" not in message for message in refused)
 
 
 def refusal_message(changes: dict[str, Any]) -> str | None:
-    """What is said against a config; None for one that is read, and then has finite frequencies."""
+    """The error of a config; None for one that is read, whose frequencies must be finite."""
     try:
-        found = read_config(**changes)
+        config = read_config(**changes)
     except InputError as refused:
         return str(refused)
-    assert 1 <= found.context_length <= 2**24
-    assert bool(found.rope.inv_freq(found.head_dim).isfinite().all())
+    assert 1 <= config.context_length <= 2**24
+    assert bool(config.rope.inv_freq(config.head_dim).isfinite().all())
     return None
 
 
 @pytest.mark.parametrize("key", SIZES[:5])
-def test_a_size_that_is_missing_is_named(key: str) -> None:
+def test_a_missing_size_is_named(key: str) -> None:
     config = TINY.config()
     del config[key]
     with pytest.raises(InputError, match=f"config.json has no {key}"):
@@ -400,26 +402,26 @@ def test_a_size_that_is_missing_is_named(key: str) -> None:
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no config\.json; a model is a folder with one"):
+    with pytest.raises(InputError, match=r"has no config\.json; expected a model folder"):
         ModelConfig.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "{'a': 1}", '{"hidden_size": }', "\ufeff{}"])
-def test_a_config_that_is_no_json_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
+def test_a_config_with_invalid_json_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json' cannot be read as JSON"):
         ModelConfig.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00{", b"[" * 100_000], ids=["not-utf8", "too-deep"])
-def test_a_config_that_is_no_utf8_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_config_with_invalid_utf8_or_deep_nesting_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json' cannot be read as JSON"):
         ModelConfig.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[], None, 5, "llama"])
-def test_a_config_that_is_no_object_is_refused(value: object, tmp_path: Path) -> None:
+def test_a_config_that_is_not_a_json_object_is_refused(value: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(InputError, match="is not a JSON object"):
         ModelConfig.from_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""Log-probabilities and greedy tokens of the model beside transformers, and the memory that loading takes."""
+"""Log-probabilities and greedy tokens match transformers; loading hardly exceeds the weights' memory."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 MODELS = {
     "grouped-tied": TinyModel(),
     "grouped-untied-sharded": TinyModel(tied=False, shards=3, seed=1),
-    "every-head-its-own": TinyModel(hidden=40, heads=5, kv_heads=5, intermediate=31, seed=2),
-    "one-head-for-all-wider-than-hidden": TinyModel(
+    "multi-head": TinyModel(hidden=40, heads=5, kv_heads=5, intermediate=31, seed=2),
+    "multi-query-wider-than-hidden": TinyModel(
         hidden=28, heads=4, kv_heads=1, head_dim=10, layers=3, tied=False, transformers_version=4, seed=3
     ),
-    "heads-of-two-numbers": TinyModel(hidden=33, heads=3, kv_heads=3, head_dim=2, layers=3, shards=2, seed=4),
-    "long-waves": TinyModel(hidden=48, heads=6, kv_heads=3, theta=1e6, transformers_version=4, seed=5),
+    "head-dim-2": TinyModel(hidden=33, heads=3, kv_heads=3, head_dim=2, layers=3, shards=2, seed=4),
+    "large-theta": TinyModel(hidden=48, heads=6, kv_heads=3, theta=1e6, transformers_version=4, seed=5),
 }
 LENGTH = 301
-"""Tokens of a prompt: over two tiles of the attention and no round number of pages."""
+"""Prompt tokens: more than two attention tiles, and not a multiple of the block size."""
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -50,7 +50,7 @@ def test_log_probabilities_are_those_of_transformers(folder: Path) -> None:
             model(torch.tensor([ids])).logits[0].log_softmax(-1)
             for model in (load_reference(folder), load_float64(folder))
         )
-    # as near to the truth in float64 as another float32 computation is
+    # the error to float64 is about that of transformers in float32
     ours_off, theirs_off = (ours - truth).abs(), (theirs - truth).abs()
     assert float(ours_off.square().mean().sqrt()) <= 1.5 * float(theirs_off.square().mean().sqrt()) + 1e-6
     assert float(ours_off.max()) <= 2 * float(theirs_off.max()) + 1e-5
@@ -81,7 +81,7 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path) -> None:
         assert output.token_ids == expected
 
 
-def test_an_answer_of_one_token_prompt_is_that_of_transformers(tiny_folder: Path, tiny: Engine) -> None:
+def test_the_answer_to_a_one_token_prompt_matches_transformers(tiny_folder: Path, tiny: Engine) -> None:
     output = tiny.generate(Request(branch_token_ids=[[77]], sampling=SamplingParams(max_tokens=5)))
     branches = StepwiseLogprobs(load_reference(tiny_folder), [[77]], tiny.tokenizer.vocab_size)
     for token in output.token_ids:
@@ -90,7 +90,7 @@ def test_an_answer_of_one_token_prompt_is_that_of_transformers(tiny_folder: Path
 
 
 def test_half_precision_scores_stay_near_float32(tiny_folder: Path) -> None:
-    """Rounding weights to 8 bits moves log-probabilities, but not far: an error of layout would."""
+    """Rounding weights to 8 bits changes log-probabilities slightly; a layout error changes them strongly."""
     ids = random_ids(60)
     expected = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB").score(ids)
     for dtype, share in (("float16", 0.02), ("bfloat16", 0.15)):
@@ -114,8 +114,8 @@ def test_rotary_embedding_keeps_norms_and_rotates_by_position() -> None:
 
 
 def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path: Path) -> None:
-    """Stored in two bytes and asked for in four: the embedding stays in the mapped file, where the head is
-    made of it, and what a layer was packed from is given back before the next."""
+    """bfloat16 weights loaded as float32: the embedding stays memory-mapped, also as the source of the tied
+    head, and a layer's source tensors are freed before the next layer is loaded."""
     tiny = TinyModel(hidden=256, vocab_size=40_000, intermediate=4096, layers=5, dtype=torch.bfloat16)
     weights = 4 * sum(tensor.numel() for tensor in tiny.tensors().values())
     setup = """

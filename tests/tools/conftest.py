@@ -1,5 +1,4 @@
-"""What tests of the commands share: an engine without a model, which says what it is told to say and
-remembers what it was asked; the command line; a roof that is quick to measure."""
+"""Fixtures for command tests: a fake engine with scripted answers, the command line, fast machine peaks."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeEngine:
-    """Answers every request with `deltas`, one token each. `error` becomes the output's error."""
+    """Answers every request with `deltas`, one token each, and records it. `error`: the output's error."""
 
     deltas: list[str] = field(default_factory=lambda: ["Rain", " is", " water."])
     error: str | None = None
@@ -74,7 +73,7 @@ class FakeEngine:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    """The engine that every verb opens in this test."""
+    """The fake engine that every command opens in this test."""
     fake = FakeEngine()
 
     def fake_open(config: EngineConfig) -> Any:
@@ -87,7 +86,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command did."""
+    """Exit status and output of a command."""
 
     status: int
     stdout: str
@@ -96,7 +95,7 @@ class CommandResult:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
-    """Runs the command line in this process."""
+    """Run the command line in this process."""
 
     def run_command(*argv: str) -> CommandResult:
         status = main(argv)
@@ -108,12 +107,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
 
 @pytest.fixture
 def fast_machine_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's roof is measured on a mebibyte and few rows: quickly, and wrong."""
+    """Measure the machine's peaks on 1 MiB and few rows: fast and inaccurate."""
     monkeypatch.setitem(machine_peaks.BENCH_SIZES, "cpu", machine_peaks.BenchSizes(1 << 20, 64, 5))
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The answers in a file in the order of their lines, without what took how long."""
+    """The answers in a file, sorted by line, without timings."""
 
     def drop_timings(record: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in record.items() if key != "timings"}

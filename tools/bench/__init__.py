@@ -1,4 +1,4 @@
-"""`trimtab bench`: how fast it is, beside the machine, beside peers and beside another commit."""
+"""`trimtab bench`: speed against the machine's peaks, other engines and other commits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 BENCHES = {
-    "latency": "one batch: first token, a step, and how near it comes to the memory's speed",
-    "throughput": "many requests at once, and one after another",
+    "latency": "one batch: time to first token, step time and share of the memory bandwidth",
+    "throughput": "many requests at once, and optionally one after another",
     "serve": "a running OpenAI-compatible server, over HTTP",
-    "overhead": "what serving adds to the engine, and what a crowd does to it; it starts the servers",
-    "peers": "the same prompts on transformers, vLLM, llama.cpp and a literal Amulet",
-    "compare": "this commit beside another; fails when it is slower",
+    "overhead": "CPU cost of the server over the engine, and behaviour under overload; it starts the servers",
+    "peers": "the same prompts on transformers, vLLM, llama.cpp and a literal Amulet loop",
+    "compare": "this commit against another; fails when it is slower",
 }
 
 
 def add_arguments(parser: Parser) -> None:
-    """BENCH, and whatever follows."""
+    """Add BENCH and the arguments after it."""
     command.add_subcommand(parser, "bench", BENCHES)
     parser.epilog = "The last line that a bench prints is JSON: settings, machine, commit and every value."
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs one bench. Raises InputError for one that there is not."""
+    """Run one bench. Raises InputError for an unknown name."""
     return command.run_subcommand(__package__ or "", "trimtab bench", "bench", "benches", BENCHES, args)

@@ -1,4 +1,4 @@
-"""What benches share: their flags, what they ask of an engine, and what their JSON says of both."""
+"""Flags, checks and JSON metadata shared by the benches."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 def add_workload_args(parser: Parser) -> None:
-    """A flag for each field of Traffic, and those of the methods."""
+    """Add a flag for each field of WorkloadConfig, and the method flags."""
     flags.add_fields(parser, "traffic", WorkloadConfig)
     method_args.add_method_flags(parser)
 
 
 def build_metadata(bench: str, method: Method, *configs: Any) -> dict[str, Any]:
-    """The head of a bench's JSON: settings (the later of one name), method, machine and commit."""
+    """The first fields of a bench's JSON: settings (of one name the last), method, machine and commit."""
     settings = {name: value for config in configs for name, value in asdict(config).items()}
     method_fields = {"name": method.name, **asdict(method)}
     return {"bench": bench, "config": settings, "method": method_fields, **environment.run_metadata()}
 
 
 def usable_vocab_size(engine: Engine) -> int:
-    """Ids below this have both a token and a row of the model."""
+    """Number of ids that have both a token in the tokenizer and a row in the model."""
     return min(engine.tokenizer.vocab_size, engine.model_config.vocab_size)
 
 
 def check_output_lengths(outputs: list[Output], num_tokens: int) -> None:
-    """Raises RunError where one is not as long as it was to be, and says why."""
+    """Raises RunError, with the reason, for an output that does not have `num_tokens` tokens."""
     for output in outputs:
         if len(output.token_ids) != num_tokens:
             raise RunError(

@@ -1,10 +1,10 @@
-"""`trimtab bench compare BASE`: is what lies here slower than another commit?
+"""`trimtab bench compare BASE`: check whether the working tree is slower than another commit.
 
-First the tests: a speed that is had by being wrong is worth nothing, so red tests end it. Then BASE is
-checked out beside this tree, and both decode the same prompts in processes of their own, in turn: plain and
-steered with three branches alone, and some steered requests at once. A measure is slower when the median of
-the ratios within a round and the milliseconds a token are both beyond their thresholds; then the exit status
-is 1.
+The tests run first and must pass: the speed of incorrect code means nothing. Then BASE is checked out in a
+worktree, and both versions decode the same prompts in separate processes, in turn: one plain request, one
+steered request with three branches, and a batch of steered requests. A case is slower when the median of the
+per-round ratios and the difference in milliseconds per token both exceed their thresholds; then the exit
+status is 1.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from .runners.competitors import Prompts
 
 EXIT_SLOWER = 1
-"""The exit status when it is."""
+"""The exit status when a case is slower."""
 STDERR_FD = 2
 
 
 @dataclass(frozen=True)
 class BenchCase:
-    """What both commits do: a way to decode, as the worker of trimtab calls it, and how many at once."""
+    """One measured case: a variant, as the trimtab runner names it, and the number of requests at once."""
 
     name: str
     variant: str
@@ -48,16 +48,16 @@ class BenchCase:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """How it is measured, and what counts as slower."""
+    """Settings of the measurement, and the thresholds."""
 
     model: str = config_field("demo", "'demo', a folder or a .gguf file")
     dtype: str = config_field("bfloat16", "type of the weights", DTYPES[1:])
-    output_len: int = config_field(32, "tokens of every answer, at least 2")
-    batch_size: int = config_field(8, "requests of the measure that decodes some at once, up to 90")
-    rounds: int = config_field(7, "rounds that count, after one that warms up")
-    relative: float = config_field(0.05, "how much slower is too slow, as a share")
-    absolute_ms: float = config_field(0.5, "and by how many milliseconds a token at least")
-    tests: str = config_field("./tools/test", "the command that must succeed first, run where the code lies")
+    output_len: int = config_field(32, "tokens of each answer, at least 2")
+    batch_size: int = config_field(8, "requests in the batched case, up to 90")
+    rounds: int = config_field(7, "measured rounds, after one warm-up round")
+    relative: float = config_field(0.05, "allowed slowdown, as a fraction")
+    absolute_ms: float = config_field(0.5, "allowed slowdown in ms per token; slower exceeds both")
+    tests: str = config_field("./tools/test", "command that must succeed first, run in the repository root")
 
     def __post_init__(self) -> None:
         validate_types(self)
@@ -68,12 +68,12 @@ class CompareConfig:
             ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
             ("relative", self.relative >= 0, "a number ≥ 0"),
             ("absolute_ms", self.absolute_ms >= 0, "a number ≥ 0"),
-            ("tests", bool(self.tests.strip()), "a command; it compares no speeds of untested code"),
+            ("tests", bool(self.tests.strip()), "a command; untested code is not compared"),
         )
 
     @property
     def cases(self) -> tuple[BenchCase, ...]:
-        """A plain request alone, a steered one alone, and steered ones at once."""
+        """One plain request, one steered request, and a batch of steered requests."""
         return (
             BenchCase("base", "base", 1),
             BenchCase("mato", "mato", 1),
@@ -83,7 +83,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Milliseconds a token of each, the ratios this / base by round, and whether that is too slow."""
+    """Milliseconds per token of both commits, the per-round ratios this / base, and the verdict."""
 
     candidate: list[float]
     baseline: list[float]
@@ -96,23 +96,23 @@ class Comparison:
 
     @property
     def is_slower(self) -> bool:
-        """Beyond both thresholds."""
+        """Whether both thresholds are exceeded."""
         slowdown_ms = statistics.median(self.candidate) - statistics.median(self.baseline)
         return statistics.median(self.ratios) > 1 + self.rel_threshold and slowdown_ms > self.abs_threshold_ms
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("base", metavar="BASE", help="the other commit, such as HEAD~1 or main")
-    flags.add_fields(parser, "terms", CompareConfig)
+    flags.add_fields(parser, "comparison", CompareConfig)
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when nothing is slower, 1 when something is. Raises RunError when the tests are red."""
+    """Return 1 if any case is slower, else 0. Raises RunError when the tests fail."""
     config, root = CompareConfig(**flags.fields_from_args(CompareConfig, args)), environment.ROOT
     base_commit = resolve_commit(root, args.base)
     this_commit = str(environment.get_commit(root))
     if this_commit.endswith("-dirty"):
-        log_line("the tree differs from its commit; it is measured as it is")
+        log_line("the working tree has uncommitted changes; they are measured, too")
     _run_tests(config.tests, root)
     with link_side_by_side(root, base_commit) as (candidate_path, baseline_path):
         comparisons = _measure(config, root, candidate_path, baseline_path)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         base_text = f"{statistics.format_number(statistics.median(comparison.baseline))} at {base_commit[:9]}"
         print(
             statistics.format_row(
-                f"{name}, ms a token", f"{statistics.format_spread(comparison.candidate)}, {base_text}"
+                f"{name}, ms/token", f"{statistics.format_spread(comparison.candidate)}, {base_text}"
             )
         )
         suffix = ": slower" if comparison.is_slower else ""
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_tests(command: str, root: Path) -> None:
-    """Runs the tests; what they say goes to stderr, for stdout ends with JSON."""
+    """Run the tests. Their output goes to stderr, because stdout must end with JSON."""
     log_line(f"running the tests: {command}")
     try:
         argv = shlex.split(command)
@@ -150,7 +150,9 @@ def _run_tests(command: str, root: Path) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"tests is {command!r}, which cannot be run: {error}") from None
     if result.returncode:
-        raise RunError(f"the tests are red ({command!r} gave {result.returncode}); no speed is compared")
+        raise RunError(
+            f"the tests failed ({command!r}: exit status {result.returncode}); nothing is compared"
+        )
 
 
 def _measure(
@@ -182,7 +184,7 @@ def _measure(
 
 
 def _time_run(worker: RunnerProcess, bench_case: BenchCase, prompts: Prompts, num_tokens: int) -> float:
-    """Milliseconds a token of each request, prompts included."""
+    """Milliseconds per output token of each request, prefill included."""
     batch = prompts[: bench_case.num_requests]
     reply = worker.request("run", contestant=bench_case.variant, prompts=batch, tokens=num_tokens)
     return 1e3 * float(reply["seconds"]) / num_tokens

@@ -1,8 +1,9 @@
-"""What `trimtab bench overhead` holds a server against: the same streams from an AsyncEngine in this process.
+"""Baseline process for `trimtab bench overhead`: the server's streams, from an AsyncEngine without a server.
 
     python -m trimtab.tools.bench.engine_baseline MODEL STREAMS TOKENS
 
-It answers each line of standard input with an empty one, once all streams have ended, and begins with one.
+It prints an empty line when the engine is ready. For each line on standard input it runs all streams, then
+prints an empty line.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .http.load_swarm import OBJECTIVES, QUESTION_TEMPLATE
 
 
 async def main(model: str, num_streams: int, num_tokens: int) -> None:
-    """Until standard input ends."""
+    """Run the streams once per input line, until standard input ends."""
     objectives = tuple(Objective(*objective) for objective in OBJECTIVES.items())
     params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
 

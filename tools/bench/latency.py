@@ -1,8 +1,8 @@
-"""`trimtab bench latency`: one batch from its prompts to its last token, and what a decoding step takes.
+"""`trimtab bench latency`: latency of one batch, time to first token, and time of a decoding step.
 
-The time of a step is that from the first token to the last of the request whose prompt was computed last, by
-the tokens between. It stands beside two roofs: the bytes that a step must read by the measured bandwidth, and
-the step's matrix products alone.
+The step time is the decode time (first to last token) of the request that was prefilled last, divided by the
+number of tokens after the first. It is compared with two floors: the bytes that a step must read divided by
+the measured bandwidth, and the step's matrix multiplications alone.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ COUNT_RULE = "a whole number from 1 to 10000"
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """How much is decoded at once, and how often."""
+    """Batch size and number of iterations."""
 
-    batch_size: int = config_field(1, "requests that are decoded together")
-    num_iters: int = config_field(10, "how often it is measured")
-    num_iters_warmup: int = config_field(2, "how often it runs before that")
+    batch_size: int = config_field(1, "requests decoded together")
+    num_iters: int = config_field(10, "measured iterations")
+    num_iters_warmup: int = config_field(2, "warm-up iterations")
 
     def __post_init__(self) -> None:
         validate_types(self)
@@ -52,8 +52,11 @@ class LatencyConfig:
 
 @dataclass
 class LatencySamples:
-    """Seconds, an entry an iteration: the whole batch, its median first token, a decoding step, and the
-    matrix products of one, measured right after it."""
+    """Seconds, one entry per iteration.
+
+    latency: the whole batch. ttft: median time to first token. step: a decoding step. products: the matrix
+    multiplications of a step, measured right after the batch.
+    """
 
     latency: list[float] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)
@@ -62,7 +65,7 @@ class LatencySamples:
 
     @property
     def ratios(self) -> list[float]:
-        """Step / products, within each iteration."""
+        """step / products of each iteration."""
         return [a / b for a, b in zip(self.step, self.products, strict=True)]
 
 
@@ -73,7 +76,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints; everything typed is checked before the model is loaded."""
+    """Measure and print. All arguments are checked before the model is loaded."""
     bench_config, load, method, config = configs_from_args(args)
     num_rows = load.num_rows(bench_config.batch_size, method)
     engine = open_engine.open_engine(config)
@@ -89,10 +92,9 @@ def run(args: argparse.Namespace) -> int:
 def configs_from_args(
     args: argparse.Namespace,
 ) -> tuple[LatencyConfig, workload.WorkloadConfig, Method, EngineConfig]:
-    """What is decoded, how it is steered, and by which engine.
+    """The settings of the bench, workload, method and engine.
 
-    Raises InputError for a value out of range, and where the batch's branches are more than are decoded at
-    once.
+    Raises InputError for a value out of range, or if the batch has more branches than max_num_seqs.
     """
     bench_config = LatencyConfig(**flags.fields_from_args(LatencyConfig, args))
     load, _, method = workload.workload_from_args(args)
@@ -113,7 +115,7 @@ def _measure(
     bench_config: LatencyConfig,
     num_rows: int,
 ) -> LatencySamples:
-    from .matmul_floor import MatmulFloor  # noqa: PLC0415 - it brings torch, which --help does not need
+    from .matmul_floor import MatmulFloor  # noqa: PLC0415 - imports torch, which --help does not need
 
     samples, matmuls = LatencySamples(), MatmulFloor(engine, num_rows)
     for index in range(bench_config.num_iters_warmup + bench_config.num_iters):
@@ -133,7 +135,7 @@ def _measure(
 def _compute_metrics(
     engine: Engine, num_rows: int, load: workload.WorkloadConfig, samples: LatencySamples, batch_size: int
 ) -> dict[str, Any]:
-    from ..common import machine_peaks, roofline  # noqa: PLC0415 - they bring torch, too
+    from ..common import machine_peaks, roofline  # noqa: PLC0415 - imports torch
 
     peaks = machine_peaks.measure_peaks(engine.dtype, engine.device)
     read_bytes = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, num_rows, load.mean_context_len)
@@ -157,25 +159,23 @@ def _compute_metrics(
 
 
 def _format_lines(num_rows: int, metrics: dict[str, Any], samples: LatencySamples) -> list[str]:
-    """The figures for people."""
-    share_text = (
-        f"{metrics['bandwidth_share']:.0%} of the {metrics['measured_bandwidth']:.1f} that memory gives"
-    )
+    """The results as lines of text."""
+    share_text = f"{metrics['bandwidth_share']:.0%} of the measured {metrics['measured_bandwidth']:.1f}"
     return [
         statistics.format_row("latency, ms", statistics.format_spread([1e3 * s for s in samples.latency])),
         statistics.format_row("first token, ms", statistics.format_spread([1e3 * s for s in samples.ttft])),
         statistics.format_row(
-            f"a step of {num_rows} rows, ms", statistics.format_spread([1e3 * s for s in samples.step])
+            f"step of {num_rows} rows, ms", statistics.format_spread([1e3 * s for s in samples.step])
         ),
         statistics.format_row(
-            "  tok/s", f"{metrics['decode_throughput']:.1f}, rows {metrics['row_throughput']:.1f}"
+            "  tok/s", f"{metrics['decode_throughput']:.1f}; all branches {metrics['row_throughput']:.1f}"
         ),
         statistics.format_row("  GB/s", f"{metrics['gigabytes_per_second']:.1f}, {share_text}"),
         statistics.format_row(
-            "  GFLOP/s", f"{metrics['gigaflops']:.0f}, of {metrics['measured_gigaflops']:.0f}"
+            "  GFLOP/s", f"{metrics['gigaflops']:.0f} of the measured {metrics['measured_gigaflops']:.0f}"
         ),
         statistics.format_row(
-            "its matrix products alone, ms", statistics.format_spread([1e3 * s for s in samples.products])
+            "matrix multiplications alone, ms", statistics.format_spread([1e3 * s for s in samples.products])
         ),
-        statistics.format_row("  a step / its products", statistics.format_spread(samples.ratios)),
+        statistics.format_row("  step / matrix multiplications", statistics.format_spread(samples.ratios)),
     ]

@@ -1,4 +1,4 @@
-"""A step's matrix products alone: what is left of a decoding step when everything else is taken away."""
+"""Floor of the step time: the matrix multiplications of a decoding step alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_TRIALS = 5
 
 
 class MatmulFloor:
-    """All products with the weights for `rows` branches, the head's among them, on random activations."""
+    """All multiplications with weights, LM head included, on random activations of `num_rows` rows."""
 
     def __init__(self, engine: Engine, num_rows: int) -> None:
         self._model, config = engine._core.runner.model, engine.model_config
@@ -29,7 +29,7 @@ class MatmulFloor:
             self._attn_output = torch.randn(num_rows, config.num_heads * config.head_dim, **tensor_kwargs)
 
     def measure(self) -> float:
-        """The median time of some tries."""
+        """Median seconds of NUM_TRIALS runs."""
         return median([self._time_once() for _ in range(NUM_TRIALS)])
 
     @inference_context()

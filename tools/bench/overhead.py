@@ -1,11 +1,11 @@
-"""`trimtab bench overhead`: what serving adds to the engine, and what it does under too many clients.
+"""`trimtab bench overhead`: CPU cost of the server over the engine, and behaviour with too many clients.
 
-Cost: 16 streams of a MATO request with two objectives, from an AsyncEngine in a process of its own and from a
-server, in turn; CPU seconds of the whole process, and of the thread that is not the engine's. Storm: 200
-clients at once, a third of which leave at a random token, three times. Overload: 200 clients against a server
-with room for 16 requests and a queue of 16, beside as many clients as just fit. Client and server share the
-machine. `trimtab bench serve` asks any server and sees it from outside: this one starts the servers and
-weighs their processes, by Linux's /proc.
+Cost: 16 streams of a MATO request with two objectives, in turn from an AsyncEngine in a separate process and
+from a server; CPU seconds of the whole process, and of its main thread, which runs the event loop and not the
+engine. Storm: three times 200 concurrent clients, a third of which disconnect at a random token. Overload:
+200 clients against a server that decodes 16 requests and queues 16, compared with as many clients as just
+fit. Client and server share the machine. `trimtab bench serve` measures any server from outside; this bench
+starts the servers and reads the CPU time and memory of their processes from Linux's /proc.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 
 NUM_STREAMS, NUM_CLIENTS, NUM_STORMS = 16, 200, 3
 ANSWER_TOKENS = 16
-"""Tokens of an answer, where its cost is not weighed."""
+"""Tokens of an answer in the storm and the overload, where CPU cost is not measured."""
 PROC_DIR = Path("/proc")
 
 
 @dataclass(frozen=True)
 class OverheadConfig:
-    """Which model is served, and how its cost is measured."""
+    """The model to serve, and settings of the cost measurement."""
 
     model: str = config_field("demo", "'demo', a folder, or a .gguf file")
-    tokens: int = config_field(64, "tokens of every answer whose cost is measured")
-    rounds: int = config_field(5, "rounds that count, after one that warms up")
+    tokens: int = config_field(64, "tokens of each answer in the cost measurement")
+    rounds: int = config_field(5, "measured rounds, after one warm-up round")
 
     def __post_init__(self) -> None:
         validate_types(self)
@@ -64,12 +64,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints. Raises InputError without such a model, RunError without /proc."""
-    from ...models.loader.resolve import resolve_folder  # noqa: PLC0415 - it brings torch, which --help does not need
+    """Measure and print. Raises InputError for an unknown model, RunError without /proc."""
+    from ...models.loader.resolve import resolve_folder  # noqa: PLC0415 - imports torch, which --help does not need
 
     config = OverheadConfig(**flags.fields_from_args(OverheadConfig, args))
     if not PROC_DIR.joinpath("self/stat").exists():
-        raise RunError("there is no /proc, by which the server's process is weighed; this bench needs Linux")
+        raise RunError("/proc is missing; this bench needs Linux, to read the CPU time of processes")
     resolve_folder(config.model)
     cost, storm, overload = _measure_cost(config), _run_storm(config), _run_overload(config)
     results = {"cost": cost, "storm": storm, "overload": overload}
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure_cost(config: OverheadConfig) -> dict[str, list[float]]:
-    """CPU seconds of a round: the engine's and the server's, and as shares of the engine's what the server
-    adds, in all and in the thread that is not its engine's."""
+    """CPU seconds per round of the engine and the server, and the server's additional CPU time, in total and
+    in its main thread, as fractions of the engine's."""
     samples: dict[str, list[float]] = {name: [] for name in ("engine", "server", "added", "loop")}
     with _engine_process(config) as (engine_pid, run_engine), _server_process(config) as (pid, port):
         for index in range(config.rounds + 1):
@@ -103,8 +103,8 @@ def _measure_cost(config: OverheadConfig) -> dict[str, list[float]]:
                     samples[name].append(value)
     print(format_row(f"{NUM_STREAMS} streams, CPU seconds of the engine", format_spread(samples["engine"])))
     print(format_row("  of the server", format_spread(samples["server"])))
-    print(format_row("  added by the server", format_spread(samples["added"])))
-    print(format_row("  in its own thread", format_spread(samples["loop"])))
+    print(format_row("  added by the server, fraction", format_spread(samples["added"])))
+    print(format_row("  of which in its main thread", format_spread(samples["loop"])))
     return samples
 
 
@@ -120,7 +120,11 @@ def _run_storm(config: OverheadConfig) -> dict[str, Any]:
             rss_mib.append(_rss_mib(pid))
         kv_usage = _read_metric(port, "kv_cache_usage_perc")
     print(format_row(f"{NUM_STORMS} x {NUM_CLIENTS} clients", _format_counts(outcomes)))
-    print(format_row("  share of pages held; MiB after each", f"{kv_usage}; {', '.join(map(str, rss_mib))}"))
+    print(
+        format_row(
+            "  KV cache usage after all; MiB after each", f"{kv_usage}; {', '.join(map(str, rss_mib))}"
+        )
+    )
     return {"ends": outcomes, "pages_held": kv_usage, "memory": rss_mib}
 
 
@@ -139,12 +143,12 @@ def _run_overload(config: OverheadConfig) -> dict[str, Any]:
     }
     print(
         format_row(
-            f"{NUM_CLIENTS} clients, room for {NUM_STREAMS} and a queue of {NUM_STREAMS}",
+            f"{NUM_CLIENTS} clients, {NUM_STREAMS} decoded, {NUM_STREAMS} queued",
             _format_counts(counts),
         )
     )
     latency_text = (
-        f"{results['overloaded']:.2f}; just full {full_latency:.2f}, without a queue {running_latency:.2f}"
+        f"{results['overloaded']:.2f}; queue just full {full_latency:.2f}, empty {running_latency:.2f}"
     )
     print(format_row("  slowest answer, s", latency_text))
     return results
@@ -155,18 +159,18 @@ def _format_counts(counts: Counter[str]) -> str:
 
 
 def _max_latency(outcomes: list[tuple[str, float]]) -> float:
-    """Seconds. Raises RunError where no answer was whole."""
+    """Seconds of the slowest complete answer. Raises RunError if none is complete."""
     seconds = [seconds for end, seconds in outcomes if end == "done"]
     if not seconds:
         raise RunError(
-            f"none of {len(outcomes)} clients was answered whole; the first's end was {outcomes[0][0]!r}"
+            f"none of {len(outcomes)} clients got a complete answer; the first outcome is {outcomes[0][0]!r}"
         )
     return max(seconds)
 
 
 @contextmanager
 def _engine_process(config: OverheadConfig) -> Iterator[tuple[int, Callable[[], None]]]:
-    """The engine's process, and what has it stream once."""
+    """The pid of a baseline engine process, and a function that makes it run all streams once."""
     command = [sys.executable, "-m", "trimtab.tools.bench.engine_baseline"]
     argv = [*command, config.model, str(NUM_STREAMS), str(config.tokens)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -187,7 +191,7 @@ def _engine_process(config: OverheadConfig) -> Iterator[tuple[int, Callable[[], 
 
 @contextmanager
 def _server_process(config: OverheadConfig, *extra_args: str) -> Iterator[tuple[int, int]]:
-    """A server of its own: its process and its port."""
+    """The pid and the port of a new server."""
     command = [sys.executable, "-m", "trimtab", "serve", "--port", "0", "--dtype", "bfloat16"]
     argv = [*command, "--model", config.model, *extra_args]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
@@ -204,12 +208,12 @@ def _server_process(config: OverheadConfig, *extra_args: str) -> Iterator[tuple[
 
 def _require_line(text: str, process_name: str) -> str:
     if not text:
-        raise RunError(f"{process_name}'s process ended before its work")
+        raise RunError(f"{process_name}'s process ended early")
     return text
 
 
 def _cpu_seconds_during(pid: int, call: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds that a process, and its first thread, spend while `call` runs."""
+    """CPU seconds that a process, and its main thread, spend while `call` runs."""
     start = _cpu_seconds(f"{pid}"), _cpu_seconds(f"{pid}/task/{pid}")
     call()
     return _cpu_seconds(f"{pid}") - start[0], _cpu_seconds(f"{pid}/task/{pid}") - start[1]
@@ -221,7 +225,7 @@ def _cpu_seconds(proc_path: str) -> float:
 
 
 def _rss_mib(pid: int) -> int:
-    """MiB of memory of its own."""
+    """MiB of anonymous resident memory."""
     status = PROC_DIR.joinpath(str(pid), "status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) >> 10
 

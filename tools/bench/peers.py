@@ -1,9 +1,10 @@
 """`trimtab bench peers`: the same prompts and the same weights on other engines, in turn.
 
-Each engine works in a process of its own, in the environment that --peer names, and all are stopped but the
-one whose turn it is. Every round runs all contestants once, so that a drift of the machine touches all of
-them; a ratio is taken within each round, and its median, lowest and highest are printed. Greedy, every answer
-of the same length; a peer that is not installed is skipped by name.
+Each engine runs in a separate process, in the Python environment that --peer names, and all but the measured
+one are stopped. Every round runs all contestants once, so that drift of the machine affects all of them.
+Ratios are computed within each round; their median, minimum and maximum are printed. Decoding is greedy
+unless the contestant says "sampled", with answers of equal length. Peers that are not installed are listed
+as skipped.
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ QUESTION_TEMPLATE = (
 )
 OBJECTIVES = (("Your answer should be uplifting.", 0.7), ("Your answer should be one short sentence.", 0.3))
 RUNNERS = {"trimtab": "trimtab", "transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_cpp"}
-"""By the names that --peer takes, the workers."""
+"""Runner modules by the names that --peer takes."""
 
 
 @dataclass(frozen=True)
 class PeersConfig:
-    """What all contestants are given."""
+    """Settings common to all contestants."""
 
-    model: str = config_field("demo", "'demo', a folder, or a .gguf file, which llama.cpp then reads itself")
+    model: str = config_field("demo", "'demo', a folder, or a .gguf file, which llama.cpp reads directly")
     gguf: str | None = config_field(None, "a GGUF file of the same model for llama.cpp")
     dtype: str = config_field("bfloat16", "type of the weights", DTYPES[1:])
-    output_len: int = config_field(64, "tokens of every answer, at least 2")
-    num_prompts: int = config_field(2, "prompts that each contestant decodes in a round, up to 90")
+    output_len: int = config_field(64, "tokens of each answer, at least 2")
+    num_prompts: int = config_field(2, "prompts per contestant and round, up to 90")
     batch_size: int = config_field(
-        1, "how many of them at once; contestants that take one sit out larger ones"
+        1, "prompts decoded at once; contestants that support only one are left out of larger batches"
     )
-    rounds: int = config_field(5, "rounds that count, after one that warms up")
+    rounds: int = config_field(5, "measured rounds, after one warm-up round")
 
     def __post_init__(self) -> None:
         validate_types(self)
         validate_rules(
             self,
-            ("output_len", self.output_len >= 2, "at least 2: a first token, and one that is decoded"),
+            ("output_len", self.output_len >= 2, "at least 2: the first token comes from prefill"),
             ("num_prompts", 1 <= self.num_prompts <= 90, "a whole number from 1 to 90"),
             (
                 "batch_size",
@@ -65,19 +66,19 @@ class PeersConfig:
                 f"from 1 to num_prompts ({self.num_prompts})",
             ),
             ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
-            ("gguf", self.gguf is None or Path(self.gguf).is_file(), "a file that is there"),
+            ("gguf", self.gguf is None or Path(self.gguf).is_file(), "an existing file"),
         )
 
 
 def add_arguments(parser: Parser) -> None:
-    group = flags.add_fields(parser, "match", PeersConfig)
+    group = flags.add_fields(parser, "peers", PeersConfig)
     method_args.add_prefer(group)
     group.add_argument(
         "--peer",
         action="append",
         default=[],
         metavar="NAME=PYTHON",
-        help=f"the Python that has a peer, of {', '.join(RUNNERS)}; without it this one "
+        help=f"the Python interpreter of a peer ({', '.join(RUNNERS)}); default: this one "
         "(may be given several times)",
     )
     group.add_argument(
@@ -85,12 +86,12 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="leave out contestants whose name begins so, such as amulet (may be given several times)",
+        help="leave out contestants whose name starts with NAME, such as amulet (may be given several times)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints. Raises RunError when a contestant that is installed fails."""
+    """Measure and print. Raises RunError when an installed contestant fails."""
     config = PeersConfig(**flags.fields_from_args(PeersConfig, args))
     objectives = [
         (objective.text, objective.weight) for objective in method_args.parse_objectives(args)
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_rounds(
     config: PeersConfig, workers: dict[str, RunnerProcess], prompts: Prompts, competitors: list[Competitor]
 ) -> dict[str, CompetitorResult]:
-    """What each contestant has done in all rounds, by its name."""
+    """The results of all rounds, by contestant name."""
     results = {competitor.name: CompetitorResult(competitor) for competitor in competitors}
     for index in range(config.rounds + 1):
         log_line(f"round {index} of {config.rounds}" if index else "warming up")
@@ -152,7 +153,7 @@ def _parse_peer(text: str) -> tuple[str, str]:
 
 
 def _select_competitors(skip_prefixes: list[str], batch_size: int) -> list[Competitor]:
-    """Raises InputError for a name that nobody has."""
+    """The contestants to run. Raises InputError for a --skip that matches no contestant."""
     for name in skip_prefixes:
         if not any(each.name.startswith(name) for each in COMPETITORS):
             known_names = ", ".join(each.name for each in COMPETITORS)
@@ -168,9 +169,9 @@ def _open_runners(
     pythons: dict[str, str],
     needed: set[str],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, RunnerProcess], Prompts]:
-    """What is said of each peer, the workers of those that there are, and the prompts' branches.
+    """Return each peer's description, the runners of the installed peers, and the prompts' branches.
 
-    trimtab comes first in any case: it fetches or converts the model, and renders the prompts.
+    trimtab always starts first: it downloads or converts the model, and renders the prompts.
     """
     num_rows = config.batch_size * (1 + len(objectives))
     engine_options: dict[str, Any] = {
@@ -194,14 +195,14 @@ def _open_runners(
         competitor.runner for competitor in COMPETITORS if competitor.runner in needed - {"trimtab"}
     ):
         if runner == "llama_cpp" and gguf is None:
-            runner_info[runner] = {"skipped": "it needs the model as a file; name one with --gguf"}
+            runner_info[runner] = {"skipped": "it needs a GGUF file; name one with --gguf"}
             continue
         process = stack.enter_context(RunnerProcess(runner, pythons.get(runner, sys.executable)))
         try:
             runner_info[runner] = process.request("open", **engine_options)["about"]
             workers[runner] = process
         except MissingPackageError as error:
-            runner_info[runner] = {"skipped": f"{error}; name one that has it with --peer"}
+            runner_info[runner] = {"skipped": f"{error}; name a Python that has it with --peer"}
     return runner_info, workers, prompts
 
 
@@ -211,7 +212,7 @@ def _format_lines(
     ratios: dict[str, dict[str, Any]],
     num_tokens: int,
 ) -> list[str]:
-    """The figures for people."""
+    """The results as lines of text."""
     lines = []
     for runner, info in runner_info.items():
         threads = f"{info['threads']} threads" if "threads" in info else ""

@@ -1,9 +1,9 @@
-"""`trimtab bench serve`: a running OpenAI-compatible server under load, with the field's figures.
+"""`trimtab bench serve`: load test of a running OpenAI-compatible server.
 
-Requests come as a Poisson process of --request-rate a second (with --burstiness other than 1 the gaps are
-gamma-distributed, of the same mean), all at once by default. TTFT is the time to the first piece of text,
-ITL that between pieces, TPOT that between tokens over a whole answer, E2EL that to the end of it. Prompts are
-random common words, for which no tokenizer is needed; the server's own count of their tokens is reported.
+Requests arrive as a Poisson process of --request-rate per second (with --burstiness other than 1 the gaps are
+gamma-distributed with the same mean), all at once by default. TTFT is the time to the first chunk of text,
+ITL the time between chunks, TPOT the mean time between the tokens of an answer, E2EL the time to its end.
+Prompts are random common words, which need no tokenizer; the server's token counts are reported.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ WORDS = (
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Whom to ask, how often, and for what; the names are those of vLLM's bench."""
+    """Server, arrival rate and sampling; field names as in vLLM's bench."""
 
-    base_url: str = config_field("http://127.0.0.1:8000", "where the server is")
-    endpoint: str = config_field(CHAT_ENDPOINT, "what of it is asked", ENDPOINTS)
-    model: str | None = config_field(None, "the model to ask for; none asks the server which it has")
+    base_url: str = config_field("http://127.0.0.1:8000", "the server's URL")
+    endpoint: str = config_field(CHAT_ENDPOINT, "the endpoint", ENDPOINTS)
+    model: str | None = config_field(None, "the model to request; none takes the server's first model")
     api_key: str | None = config_field(None, f"the server's key; none reads {API_KEY_ENV}")
-    num_prompts: int = config_field(32, "requests in all")
-    request_rate: float = config_field(math.inf, "requests a second, inf for all at once")
-    burstiness: float = config_field(1.0, "1 is a Poisson process, less comes in bursts, more is steadier")
-    max_concurrency: int | None = config_field(None, "most requests at a time; none is no limit")
+    num_prompts: int = config_field(32, "number of requests")
+    request_rate: float = config_field(math.inf, "requests per second, inf for all at once")
+    burstiness: float = config_field(1.0, "1 is a Poisson process, below 1 is burstier, above 1 is steadier")
+    max_concurrency: int | None = config_field(None, "maximum concurrent requests; none is no limit")
     temperature: float = config_field(0.0, "0 is greedy")
-    ignore_eos: bool = config_field(True, "ask for answers of the whole length; not every server can")
+    ignore_eos: bool = config_field(True, "ignore the end token, where the server supports it")
 
     def __post_init__(self) -> None:
         validate_types(self)
@@ -71,7 +71,7 @@ class ServeConfig:
         )
 
     def arrival_times(self, seed: int) -> Iterator[float]:
-        """When each request comes, in seconds after the first moment."""
+        """Arrival time of each request, in seconds after the first."""
         rng, arrival_time = random.Random(seed), 0.0
         for _ in range(self.num_prompts):
             yield arrival_time
@@ -80,13 +80,13 @@ class ServeConfig:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.epilog = "A prompt is made of --input-len common words; its tokens are what the server counts."
+    parser.epilog = "A prompt has --input-len common words; token counts are the server's."
     flags.add_fields(parser, "server and load", ServeConfig)
     common.add_workload_args(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Asks, waits for all answers, prints. Raises RunError when the server answers nothing."""
+    """Send the requests, wait for all answers and print. Raises RunError if all requests fail."""
     config = ServeConfig(**flags.fields_from_args(ServeConfig, args))
     load, method_spec, method = workload.workload_from_args(args)
     client = HTTPClient(config.base_url, config.api_key or os.environ.get(API_KEY_ENV))
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     answers, seconds = asyncio.run(_run_load(client, config, load, method_spec, method))
     succeeded = [answer for answer in answers if answer.error is None]
     if not succeeded:
-        raise RunError(f"none of {len(answers)} requests was answered; {answers[0].error}")
+        raise RunError(f"all {len(answers)} requests failed: {answers[0].error}")
     metrics = compute_metrics(succeeded, seconds)
     failed = [answer.error for answer in answers if answer.error is not None]
     print("\n".join(_format_lines(metrics, failed)))
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compute_metrics(answers: Sequence[StreamResult], seconds: float) -> dict[str, Any]:
-    """The figures of answers that came within so many seconds, by vLLM's names."""
+    """Metrics of the answers of a run of `seconds`, with vLLM's names."""
     output_tokens, input_tokens = sum(a.tokens for a in answers), sum(a.prompt_tokens for a in answers)
     return {
         "duration": seconds,
@@ -163,7 +163,7 @@ async def _get_model(client: HTTPClient) -> str:
     try:
         return str(models["data"][0]["id"])
     except (LookupError, TypeError):
-        raise RunError(f"{client.base_url}/v1/models names no model; name one with --model") from None
+        raise RunError(f"{client.base_url}/v1/models lists no model; name one with --model") from None
 
 
 def _build_bodies(
@@ -193,13 +193,13 @@ def _build_bodies(
 
 
 def _format_lines(metrics: dict[str, Any], failed: Sequence[str | None]) -> Iterator[str]:
-    """The figures for people."""
+    """The results as lines of text."""
     yield statistics.format_row(
-        "answered", f"{metrics['completed']} in {metrics['duration']:.2f} s, {len(failed)} failed"
+        "completed", f"{metrics['completed']} in {metrics['duration']:.2f} s, {len(failed)} failed"
     )
     for name in ("request_throughput", "output_throughput", "total_token_throughput"):
         yield statistics.format_row(
-            f"{name.replace('_', ' ')}, a second", statistics.format_number(metrics[name])
+            f"{name.replace('_', ' ')}, per second", statistics.format_number(metrics[name])
         )
     for name, title in (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2el", "E2EL")):
         statistic_names = ("mean", "median", "p90", "p99")

@@ -1,4 +1,4 @@
-"""`trimtab bench throughput`: many requests at once, and if asked as many one after another."""
+"""`trimtab bench throughput`: many requests at once, and optionally one after another."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 BUILTIN_DATASET = "questions"
-"""What trimtab's own are called among the datasets."""
+"""The name of the bundled dataset."""
 COUNT_RULE = "a whole number from 1 to 100000"
 
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """How many requests, how often, and beside what."""
+    """Number of requests and iterations, comparison and dataset."""
 
-    num_prompts: int = config_field(16, "requests that are given at once")
-    num_iters: int = config_field(3, "how often it is measured")
-    num_iters_warmup: int = config_field(1, "how often it runs before that")
-    one_by_one: bool = config_field(False, "run as many requests one after another, too, in every round")
+    num_prompts: int = config_field(16, "requests submitted at once")
+    num_iters: int = config_field(3, "measured iterations")
+    num_iters_warmup: int = config_field(1, "warm-up iterations")
+    one_by_one: bool = config_field(False, "in each iteration, also run as many requests one after another")
     dataset_path: str | None = config_field(
         None,
-        f"questions to ask instead of random tokens: a file as evaluate reads it, or {BUILTIN_DATASET!r}, "
-        f"our own",
+        f"questions instead of random tokens: a file in the format of evaluate, or {BUILTIN_DATASET!r}, "
+        f"the bundled ones",
     )
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class ThroughputConfig:
         )
 
     def with_dataset(self, requests: Iterator[list[Request]]) -> Iterator[list[Request]]:
-        """The requests; with a dataset its first questions instead of their tokens, every time the same."""
+        """The batches; with a dataset, the prompts of each are its first questions, repeated if too few."""
         if self.dataset_path is None:
             return requests
         path = None if self.dataset_path == BUILTIN_DATASET else self.dataset_path
@@ -65,9 +65,9 @@ class ThroughputConfig:
 
 @dataclass
 class ThroughputSamples:
-    """Seconds, an entry a round: all at once, and one after another; steps of the engine at once.
+    """One entry per iteration. at_once, one_by_one: seconds. steps: engine steps of the run at once.
 
-    prompts: tokens of all branches' prompts.
+    prompts: prompt tokens of all branches.
     """
 
     at_once: list[float] = field(default_factory=list)
@@ -77,7 +77,7 @@ class ThroughputSamples:
 
     @property
     def ratios(self) -> list[float]:
-        """One after another / at once, within each round; none where only one of them was measured."""
+        """one_by_one / at_once of each iteration; empty without one_by_one."""
         return [b / a for a, b in zip(self.at_once, self.one_by_one, strict=False)]
 
 
@@ -88,11 +88,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints; everything typed is checked before the model is loaded."""
+    """Measure and print. All arguments are checked before the model is loaded."""
     bench_config = ThroughputConfig(**flags.fields_from_args(ThroughputConfig, args))
     load, _, method = workload.workload_from_args(args)
     if bench_config.dataset_path is not None and vars(args).get("input_len"):
-        raise invalid_value("input_len", load.input_len, "left out where dataset_path has the prompts")
+        raise invalid_value("input_len", load.input_len, "left out with dataset_path")
     config = engine_config(args)
     engine = open_engine.open_engine(config)
     requests = bench_config.with_dataset(
@@ -144,7 +144,7 @@ def _compute_metrics(
     samples: ThroughputSamples,
     num_requests: int,
 ) -> dict[str, Any]:
-    from ..common import machine_peaks, roofline  # noqa: PLC0415 - they bring torch, which --help does not need
+    from ..common import machine_peaks, roofline  # noqa: PLC0415 - imports torch, which --help does not need
 
     seconds = statistics.median(samples.at_once)
     bandwidth = machine_peaks.measure_peaks(engine.dtype, engine.device).bandwidth
@@ -171,19 +171,17 @@ def _compute_metrics(
 
 
 def _format_lines(metrics: dict[str, Any], samples: ThroughputSamples) -> list[str]:
-    """The figures for people."""
-    share_text = (
-        f"{metrics['bandwidth_share']:.0%} of the {metrics['measured_bandwidth']:.1f} that memory gives"
-    )
+    """The results as lines of text."""
+    share_text = f"{metrics['bandwidth_share']:.0%} of the measured {metrics['measured_bandwidth']:.1f}"
     lines = [
         statistics.format_row(
             f"{metrics['completed']} requests at once, s", statistics.format_spread(samples.at_once)
         ),
         statistics.format_row("  requests/s", f"{metrics['request_throughput']:.2f}"),
         statistics.format_row("  output tok/s", f"{metrics['output_throughput']:.1f}"),
-        statistics.format_row("  output tok/s of all branches", f"{metrics['row_throughput']:.1f}"),
+        statistics.format_row("  output tok/s, all branches", f"{metrics['row_throughput']:.1f}"),
         statistics.format_row(
-            "  tok/s with the prompts of all branches", f"{metrics['total_token_throughput']:.1f}"
+            "  tok/s with all branches' prompts", f"{metrics['total_token_throughput']:.1f}"
         ),
         statistics.format_row("  GB/s", f"{metrics['gigabytes_per_second']:.1f}, {share_text}"),
     ]

@@ -1,4 +1,4 @@
-"""What is decoded: how long prompts and answers are, and which requests are steered."""
+"""The workload of a bench: lengths of prompts and answers, and which requests are steered."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkloadConfig:
-    """Fields as vLLM's benches have them, and how much of it is steered."""
+    """Lengths and seed, with the names of vLLM's benches, and the fraction of steered requests."""
 
-    input_len: int = config_field(128, "tokens of a prompt; every branch of a request has as many")
+    input_len: int = config_field(128, "tokens of the prompt of each branch")
     output_len: int = config_field(64, "tokens of an answer, at least 2")
-    steered_share: float = config_field(1.0, "share of the requests that --method and --prefer steer")
-    seed: int = config_field(0, "seed of what is drawn: prompts, and when requests come")
+    steered_share: float = config_field(1.0, "fraction of requests steered by --method and --prefer")
+    seed: int = config_field(0, "seed of the random prompts and arrival times")
 
     def __post_init__(self) -> None:
         validate_types(self)
         validate_rules(
             self,
             ("input_len", self.input_len >= 1, "a whole number ≥ 1"),
-            ("output_len", self.output_len >= 2, "at least 2: a first token, and one that is decoded"),
+            ("output_len", self.output_len >= 2, "at least 2: the first token comes from prefill"),
             ("steered_share", 0 <= self.steered_share <= 1, "from 0 to 1"),
         )
 
     @property
     def mean_context_len(self) -> float:
-        """Tokens that stand before a decoded one, on average."""
+        """Mean number of tokens before a decoded one."""
         return self.input_len + self.output_len / 2
 
     def is_steered(self, index: int) -> bool:
-        """Whether request `index` is: of the first n the share, rounded down, evenly among the others."""
+        """Whether request `index` is steered: floor(n · steered_share) of the first n are, evenly spaced."""
         return int((index + 1) * self.steered_share) > int(index * self.steered_share)
 
     def num_rows(self, num_requests: int, method: Method) -> int:
-        """The branches of that many requests."""
+        """Total branches of `num_requests` requests."""
         return num_requests + _num_objectives(method) * sum(map(self.is_steered, range(num_requests)))
 
     def request_batches(self, num_requests: int, vocab_size: int, method: Method) -> Iterator[list[Request]]:
-        """Again and again that many requests, whose prompts are random ids below `vocab_size`.
+        """Yield batches of `num_requests` requests forever, with random prompt ids below `vocab_size`.
 
-        No two branches have anything in common, so that none finds its prompt computed: the dearest case.
+        Branches share no prefix, so the prefix cache never hits: the most expensive case.
         """
         rng = random.Random(self.seed)
         while True:
@@ -77,9 +77,9 @@ class WorkloadConfig:
 
 
 def workload_from_args(args: argparse.Namespace) -> tuple[WorkloadConfig, method_args.MethodSpec, Method]:
-    """The traffic, how it is steered, and the method that does it; without objectives all of it is plain.
+    """The workload, the method's settings and the method. Without objectives no request is steered.
 
-    Raises InputError for a value out of range, and for a share of steered requests without a method.
+    Raises InputError for a value out of range, or a positive --steered-share without objectives.
     """
     objectives = method_args.parse_objectives(args)
     load = WorkloadConfig(**flags.fields_from_args(WorkloadConfig, args))
@@ -88,7 +88,7 @@ def workload_from_args(args: argparse.Namespace) -> tuple[WorkloadConfig, method
     if not method.objectives:
         if vars(args).get("steered_share") and load.steered_share > 0:
             raise InputError(
-                f"steered_share is {load.steered_share:g}, but there is no objective to steer to; "
+                f"steered_share is {load.steered_share:g}, which needs an objective; "
                 'give one with --prefer "TEXT=WEIGHT"'
             )
         load = replace(load, steered_share=0.0)

@@ -1,4 +1,4 @@
-"""Another commit of this package beside the one at work: a worktree, by the name that Python imports."""
+"""A git worktree of another commit, importable as `trimtab` next to the working tree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def resolve_commit(root: Path, name: str) -> str:
-    """The commit that a name means. Raises InputError where `root` is no checkout or has no such commit."""
+    """The commit hash of a name. Raises InputError if `root` is not a checkout or lacks that commit."""
     if run_git(root, "rev-parse", "--show-toplevel") != str(root):
         raise InputError(f"{str(root)!r} is not a git checkout, so it has no commit to compare with")
     commit = run_git(root, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
@@ -27,9 +27,9 @@ def resolve_commit(root: Path, name: str) -> str:
 
 @contextmanager
 def link_side_by_side(root: Path, commit: str) -> Iterator[tuple[Path, Path]]:
-    """Two folders for PYTHONPATH: in one `trimtab` is `root` as it lies there, in the other that commit.
+    """Two folders for PYTHONPATH: in the first `trimtab` is the working tree `root`, in the second `commit`.
 
-    Whatever happens the worktree is removed, and git forgets it. Raises RunError when git cannot make it.
+    The worktree is always removed and pruned. Raises RunError if git cannot create it.
     """
     with tempfile.TemporaryDirectory(prefix="trimtab-compare-") as scratch:
         worktree = Path(scratch).resolve() / "tree"
@@ -45,7 +45,7 @@ def link_side_by_side(root: Path, commit: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _link_package(folder: Path, package: Path) -> Path:
-    """The root of the repository is itself the package, whatever it is called: shows it by its name."""
+    """Link the repository root, which is the package, under the name `trimtab`."""
     folder.mkdir()
     (folder / "trimtab").symlink_to(package, target_is_directory=True)
     return folder

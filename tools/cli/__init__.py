@@ -1,5 +1,4 @@
-"""The program `trimtab` itself: it finds the command, reads its flags, and turns every failure into one
-sentence.
+"""The program `trimtab`: command dispatch, flag parsing, terminal output and error reporting.
 
-`main.py` is the entry.
+`main.py` is the entry point.
 """

@@ -1,4 +1,4 @@
-"""A command of the command line: a module that adds its flags and runs, found by its name."""
+"""Interface of the command modules; run a command or subcommand by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Command(Protocol):
-    """What each such module has."""
+    """The functions that a command module defines."""
 
     def add_arguments(self, parser: Parser) -> None: ...
 
@@ -22,9 +22,10 @@ class Command(Protocol):
 
 
 def run(module: str, prog: str, description: str, argv: Sequence[str]) -> int:
-    """Has the module do what is asked of `prog`, such as "trimtab info", and gives the exit status.
+    """Run the command module with the arguments `argv` and return the exit status.
 
-    description: what it does, which begins its help. Raises InputError for what its parser refuses.
+    prog: the command as typed, such as "trimtab info". description: what it does, shown first in its help.
+    Raises InputError for invalid arguments.
     """
     command = cast("Command", importlib.import_module(module))
     parser = Parser(prog, f"{description[0].upper()}{description[1:]}.")
@@ -37,7 +38,10 @@ def run(module: str, prog: str, description: str, argv: Sequence[str]) -> int:
 
 
 def add_subcommand(parser: Parser, kind: str, subcommands: Mapping[str, str]) -> None:
-    """KIND, one of `subcommands` with what it does, and whatever follows: each has flags of its own."""
+    """Add the argument KIND and the rest of the line. `subcommands` maps names to descriptions.
+
+    Each subcommand has flags of its own.
+    """
     help_text = "; ".join(f"{name}: {text}" for name, text in subcommands.items())
     parser.add_argument("kind", metavar=kind.upper(), nargs="?", help=help_text)
     rest_help = f"see {parser.prog} {kind.upper()} --help"
@@ -47,9 +51,9 @@ def add_subcommand(parser: Parser, kind: str, subcommands: Mapping[str, str]) ->
 def run_subcommand(
     package: str, prog: str, kind: str, plural: str, subcommands: Mapping[str, str], args: argparse.Namespace
 ) -> int:
-    """Runs what was named, a module of `package`. Raises InputError where it is none of those."""
+    """Run the named subcommand, a module of `package`. Raises InputError if it is missing or unknown."""
     if args.kind is None:
-        raise InputError(f"there is no {kind.upper()}; say what to measure: {', '.join(subcommands)}")
+        raise InputError(f"{kind.upper()} is missing; it must be one of {', '.join(subcommands)}")
     if args.kind not in subcommands:
         raise InputError(f"unknown {kind} {args.kind!r}; {plural} are {', '.join(subcommands)}")
     return run(f"{package}.{args.kind}", f"{prog} {args.kind}", subcommands[args.kind], args.rest)

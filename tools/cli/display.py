@@ -1,4 +1,4 @@
-"""The pieces that rich draws where a person watches: progress, an answer with live weights, columns."""
+"""Terminal output with rich: progress bar, live answer with weight bars, columns of answers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BAR_WIDTH = 30
 
 
 def make_console() -> Console:
-    """The terminal that stdout is."""
+    """A rich console on stdout."""
     return Console(highlight=False)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[ProgressCallback | None]:
-    """A bar on stderr for (done, total), gone when finished; None where nobody watches."""
+    """Yield a callback (done, total) for a progress bar on stderr; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -50,10 +50,10 @@ def progress(label: str) -> Iterator[ProgressCallback | None]:
 
 
 class LiveView:
-    """An answer as it comes, and under it a bar for each objective with its weight at this moment.
+    """An answer while it is decoded, with a bar below for each objective and its current weight.
 
-    Finished lines are printed for good and scroll away; only the last line and the bars are redrawn,
-    so an answer may be longer than the screen.
+    Complete lines are printed once and scroll away; only the last line and the bars are redrawn, so an answer
+    may be longer than the screen.
     """
 
     def __init__(self, console: Console, objectives: Sequence[str] = ()) -> None:
@@ -64,15 +64,15 @@ class LiveView:
         self._live = Live(console=console, refresh_per_second=12, vertical_overflow="crop")
 
     def start(self) -> None:
-        """Takes the lower end of the screen."""
+        """Start drawing at the bottom of the screen."""
         self._live.start()
 
     def stop(self) -> None:
-        """Leaves the screen as it is. Stopping twice does nothing more."""
+        """Stop drawing and leave the screen as it is. Idempotent."""
         self._live.stop()
 
     def add(self, delta: Delta) -> None:
-        """Shows a piece of the answer and the weights that chose it."""
+        """Show a delta of the answer and the weights of its last token."""
         if delta.trace and delta.trace.weights:
             self._weights = delta.trace.weights[-1]
         self._line += escape(delta.text).expandtabs(4)
@@ -82,7 +82,7 @@ class LiveView:
         self._live.update(self._render())
 
     def finish(self, caption: str) -> None:
-        """Ends with the weights as they are and a dim line."""
+        """Show the final weights and the caption, and stop drawing."""
         self._live.update(Group(self._render(), Text(caption, style="dim")), refresh=True)
         self._live.stop()
 
@@ -93,18 +93,18 @@ class LiveView:
 
 
 def wrap_lines(text: str, console: Console) -> list[str]:
-    """The lines of a text as the console would break them; the last one may still grow."""
+    """The lines of a text wrapped to the console width; the last one may still grow."""
     lines: list[str] = []
     *paragraphs, last = text.split("\n")
     for paragraph in paragraphs:
         lines += [line.plain for line in Text(paragraph).wrap(console, console.width)] or [""]
     *complete, tail = [line.plain for line in Text(last).wrap(console, console.width)] or [""]
-    # What was broken off may have lost spaces at its end; the tail must keep its own, for what follows it.
+    # Wrapping strips trailing spaces; the last line must keep them, because more text follows it.
     return [*lines, *complete, last[last.rindex(tail) :]]
 
 
 def weight_bars(objectives: Sequence[str], weights: Sequence[float]) -> Table:
-    """One line an objective: its text, a bar, its weight."""
+    """A table with one row for each objective: its text, a bar and its weight."""
     table = Table.grid(padding=(0, 1))
     table.add_column(max_width=MAX_LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column(width=BAR_WIDTH)
@@ -117,14 +117,14 @@ def weight_bars(objectives: Sequence[str], weights: Sequence[float]) -> Table:
 
 @dataclass
 class AnswerColumn:
-    """One method's answer: what it says so far, and how it went."""
+    """One method's answer: its text so far, and the caption."""
 
     text: str = ""
     caption: str = ""
 
 
 class LiveColumns:
-    """Answers side by side, redrawn as the current one grows."""
+    """Answers side by side, redrawn while the current one grows."""
 
     def __init__(self, live: Live, labels: Sequence[str]) -> None:
         self._live = live
@@ -132,21 +132,21 @@ class LiveColumns:
         self._current = labels[0]
 
     def begin(self, label: str) -> None:
-        """What follows belongs to this column."""
+        """Make this column the current one."""
         self._current = label
 
     def add(self, text: str) -> None:
-        """Shows a piece."""
+        """Append text to the current column."""
         self._columns[self._current].text += text
         self._live.update(self.render())
 
     def end(self, caption: str) -> None:
-        """Puts the caption under the column."""
+        """Set the caption of the current column."""
         self._columns[self._current].caption = caption
         self._live.update(self.render())
 
     def render(self) -> Table:
-        """The columns as they are: label, text, caption. Generated text is never read as markup."""
+        """The table of columns: label, text, caption. Generated text is never interpreted as markup."""
         table = Table(expand=True, show_footer=True)
         for label, column in self._columns.items():
             header, footer = Text(label, style="bold"), Text(escape(column.caption), style="dim")
@@ -157,7 +157,7 @@ class LiveColumns:
 
 @contextmanager
 def open_columns(console: Console, labels: Sequence[str]) -> Iterator[LiveColumns]:
-    """Columns that live on the screen, and at the end stay as a whole table, however tall or far they got."""
+    """Yield live columns; at the end print the full table, also when it is taller than the screen."""
     live = Live(console=console, refresh_per_second=8, transient=True, vertical_overflow="crop")
     columns = LiveColumns(live, labels)
     try:

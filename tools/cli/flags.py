@@ -1,7 +1,7 @@
-"""Command-line flags made from dataclass fields, and the fields made from the flags that were given.
+"""Command-line flags generated from dataclass fields, and field values parsed from the flags.
 
-A flag that is not given is absent from the namespace, so the dataclass's own default stands and no
-default is written twice. Values are read here and checked by the dataclass itself.
+A flag that is not given is absent from the namespace, so the dataclass default applies and is defined only
+once. Values are parsed here and validated by the dataclass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METAVARS = {int: "N", float: "X"}
 
 @dataclass(frozen=True)
 class FlagType:
-    """How a field is written: the type of one value, whether "none" is one, and how many it holds."""
+    """How a field is parsed: the type of one value, whether "none" is allowed, list or dict."""
 
     value_type: type
     optional: bool = False
@@ -43,9 +43,9 @@ class FlagType:
 
 
 def infer_flag_type(annotation: Any) -> FlagType:
-    """The kind of a field by its type: int, float, bool, str, tuple[X, ...], dict[int, float] or a union.
+    """The flag type of an annotation: int, float, bool, str, tuple[X, ...], dict[int, float] or a union.
 
-    A flag takes the first type of a union; the others are for Python.
+    A flag takes the first type of a union; the others are for Python callers. Raises TypeError for others.
     """
     origin, type_args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -57,11 +57,11 @@ def infer_flag_type(annotation: Any) -> FlagType:
         return FlagType(type_args[1], is_dict=True)
     if annotation in (int, float, bool, str):
         return FlagType(annotation)
-    raise TypeError(f"no flag can be made for a field of type {annotation!r}")
+    raise TypeError(f"cannot make a flag for a field of type {annotation!r}")
 
 
 def infer_flag_types(cls: type, skip: Collection[str] = ()) -> dict[str, FlagType]:
-    """The kind of each field of a dataclass, by name, but for those in `skip`."""
+    """The flag type of each field of a dataclass, by name, except those in `skip`."""
     hints = field_types(cls)
     return {f.name: infer_flag_type(hints[f.name]) for f in fields(cls) if f.name not in skip}
 
@@ -72,14 +72,14 @@ def flag_name(name: str) -> str:
 
 
 def format_default(value: Any) -> str:
-    """A default as a person would type it."""
+    """A default value as it would be typed."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value is None else str(value)
 
 
 def get_default(field: Field[Any]) -> Any:
-    """The default of a dataclass field; a field without one has none."""
+    """The default of a dataclass field; MISSING if it has none."""
     if field.default_factory is not MISSING:
         return field.default_factory()
     return field.default
@@ -88,7 +88,7 @@ def get_default(field: Field[Any]) -> Any:
 def add_flag(
     group: argparse._ArgumentGroup, name: str, flag_type: FlagType, help: str, choices: Collection[str] = ()
 ) -> None:
-    """Adds the flag of one field. Values stay text until `given` reads them; only bools are switches."""
+    """Add the flag of one field. Values stay text until `fields_from_args`; only bools are switches."""
     text = help.replace("%", "%%")
     if flag_type.value_type is bool:
         group.add_argument(
@@ -111,12 +111,12 @@ def add_flag(
 
 
 def format_choices(choices: Collection[str]) -> str:
-    """`{a,b}`, "" without choices. They are shown here and checked where they are used, for some are open."""
+    """`{a,b}`, or "" without choices. For the help only: values are checked where they are used."""
     return "{" + ",".join(choices) + "}" if choices else ""
 
 
 def add_fields(parser: Parser, title: str, cls: type, skip: Collection[str] = ()) -> argparse._ArgumentGroup:
-    """A group of flags, one for each field of the dataclass, but for those in `skip`."""
+    """Add a group of flags, one for each field of the dataclass except those in `skip`."""
     group = parser.add_argument_group(title)
     fields_by_name = {f.name: f for f in fields(cls)}
     for name, flag_type in infer_flag_types(cls, skip).items():
@@ -129,7 +129,7 @@ def add_fields(parser: Parser, title: str, cls: type, skip: Collection[str] = ()
 
 
 def fields_from_args(cls: type, namespace: argparse.Namespace, skip: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of `cls` whose flags were given, as their types. Raises InputError for what is none."""
+    """The parsed fields of `cls` whose flags were given. Raises InputError for an invalid value."""
     values = vars(namespace)
     return {
         name: _parse_field(name, flag_type, values[name])
@@ -154,7 +154,7 @@ def _to_unique_dict(name: str, pairs: list[tuple[int, Any]]) -> dict[int, Any]:
     values: dict[int, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise InputError(f"{name} has {key} twice; once is enough")
+            raise InputError(f"{name} has {key} twice; each id may occur once")
         values[key] = value
     return values
 
@@ -167,7 +167,7 @@ def _parse_pair(name: str, flag_type: FlagType, text: str) -> tuple[int, Any]:
 
 
 def parse_value(name: str, flag_type: FlagType, text: str) -> Any:
-    """One value from its text. `name` is what the sentence of an InputError calls it."""
+    """Parse one value. `name` is its name in the InputError for an invalid value."""
     if flag_type.optional and text.strip().lower() == "none":
         return None
     try:

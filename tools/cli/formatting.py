@@ -1,4 +1,4 @@
-"""An Output as the command line tells it: a dictionary for JSON, a caption for people."""
+"""Formatting of an Output: a dictionary for JSON, a caption for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def output_to_dict(output: Output, method: str) -> dict[str, Any]:
-    """All of an answer. What a trace would say is null without one; `outputs` is there for n > 1."""
+    """An output as a dictionary. Trace keys are None without a trace; `outputs` is present for n > 1."""
     result = _one_to_dict(output, method)
     if len(output.outputs) > 1:
         result["outputs"] = [_one_to_dict(each, method) for each in output.outputs]
@@ -39,12 +39,12 @@ def _one_to_dict(output: Output, method: str) -> dict[str, Any]:
 
 
 def all_outputs(output: Output) -> list[Output]:
-    """All n answers of a request."""
+    """All n outputs of a request."""
     return output.outputs or [output]
 
 
 def format_caption(output: Output, sampled: bool) -> str:
-    """`42 tokens · 18.3 tok/s · stop`, and the seed where tokens were drawn."""
+    """`42 tokens · 18.3 tok/s · stop`, and the seed if tokens were sampled."""
     speed = output.timings.tokens_per_second
     num_tokens = len(output.token_ids)
     parts = [
@@ -56,7 +56,7 @@ def format_caption(output: Output, sampled: bool) -> str:
 
 
 def format_strength(output: Output) -> str:
-    """The strength of a traced answer: `a = 5.65`, or its range where a trust region moves it."""
+    """The strength of a traced output: `a = 5.65`, or its range if a trust region changes it; "" without."""
     strengths = [a for a in output.trace.strength if math.isfinite(a)] if output.trace else []
     if not strengths:
         return ""

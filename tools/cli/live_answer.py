@@ -1,4 +1,4 @@
-"""One answer shown as it is decoded: to a person with live weights, to a pipe as plain text."""
+"""Show one answer while it is decoded: with live weights on a terminal, as plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class View(Protocol):
-    """Where an answer appears."""
+    """Displays one answer."""
 
     def add(self, delta: Delta) -> None:
-        """Shows a piece."""
+        """Show a delta."""
 
     def finish(self, caption: str) -> None:
-        """Ends the answer; `caption` is for people."""
+        """End the answer; `caption` is shown on terminals only."""
 
 
 class PlainView:
-    """The text alone, and a newline at its end."""
+    """Writes the text only, with a newline at its end."""
 
     def __init__(self) -> None:
         self._at_line_start = False
 
     def add(self, delta: Delta) -> None:
-        """Writes a piece at once."""
+        """Write a delta and flush."""
         sys.stdout.write(terminal.escape(delta.text))
         sys.stdout.flush()
         self._at_line_start = delta.text.endswith("\n") if delta.text else self._at_line_start
 
     def finish(self, caption: str) -> None:
-        """Ends the last line; the caption is not for a pipe."""
+        """End the last line; the caption is not written."""
         if not self._at_line_start:
             sys.stdout.write("\n")
         sys.stdout.flush()
@@ -50,11 +50,11 @@ class PlainView:
 
 @contextmanager
 def open_view(request: Request) -> Iterator[View]:
-    """Where this request's answer appears: live for a person, plain for a pipe."""
+    """Yield the view for a request's answer: live on a terminal, plain otherwise."""
     if not terminal.is_tty():
         yield PlainView()
         return
-    from . import display  # noqa: PLC0415 - rich is for a terminal
+    from . import display  # noqa: PLC0415 - rich is needed on a terminal only
 
     objectives = (
         request.steering.branch_objectives()
@@ -72,7 +72,7 @@ def open_view(request: Request) -> Iterator[View]:
 def iter_deltas(
     engine: Engine, request: Request, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Delta]:
-    """The deltas of a request until `stopped()`; the request is aborted when they are left early."""
+    """Yield the deltas of a request until `should_stop()`; ending early aborts the request."""
     stream: Iterable[Delta] = engine.stream(request)
     try:
         for delta in stream:
@@ -86,15 +86,18 @@ def iter_deltas(
 
 
 def error_message(output: Output) -> str | None:
-    """Why an answer failed, in a sentence; None when it did not."""
+    """The error message of a failed output; None if it did not fail."""
     if output.finish_reason != "error":
         return None
-    return output.error or "the answer failed and the engine did not say why"
+    return output.error or "the answer failed for an unknown reason"
 
 
 @contextmanager
 def catch_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C only makes the yielded function true, so a step is never cut in half."""
+    """Make the first Ctrl-C only set the yielded flag function to True; a second one interrupts.
+
+    A single Ctrl-C therefore never interrupts a step halfway.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

@@ -1,4 +1,4 @@
-"""The program `trimtab`: finds the command, and turns every failure into one sentence and an exit status."""
+"""Entry point of `trimtab`: command dispatch, error messages and exit status."""
 
 from __future__ import annotations
 
@@ -22,27 +22,30 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "generate": "decode one prompt toward weighted objectives",
-    "chat": "talk with a model; objectives may change between turns",
+    "chat": "chat with a model; objectives may change between turns",
     "compare": "one prompt, several methods side by side",
-    "serve": "an OpenAI-compatible server, and a page to try it on",
+    "serve": "run an OpenAI-compatible server with a playground page",
     "pull": "download the demo model",
     "convert": "turn a GGUF file into a model folder",
-    "info": "what a model is, and what it takes to hold",
-    "bench": "how fast it is: latency, throughput, serving, beside peers, beside another commit",
-    "profile": "what the kernels take on each GPU; where a decoding step's time goes",
-    "plan": "how many GPUs a load takes, how fast it is then and what it costs",
-    "tune": "measures how this machine's GPU is best launched, and writes it down",
-    "evaluate": "how far each method turns toward objectives, and what it costs",
+    "info": "show a model's architecture, size and memory needs",
+    "bench": "measure latency, throughput and serving; compare with other engines or another commit",
+    "profile": "show the resources of each kernel on a GPU, or the stages of a decoding step",
+    "plan": "estimate the GPUs, speed and cost of a load",
+    "tune": "find the fastest kernel launch settings of this machine's GPU and save them",
+    "evaluate": "evaluate how well each method follows objectives, and at what cost",
 }
 PACKAGES = ("bench", "evaluate", "plan", "profile")
-"""Commands that are folders of their own; each other one is a file of `tools/commands`."""
+"""Commands that are packages of `tools`; the others are modules of `tools/commands`."""
 PACKAGE_DIR = Path(__file__).parents[2]
 SUBPACKAGES = ("engine", "kernels", "models", "tools")
 INVALID_INPUT, FAILED, PIPE_CLOSED = 2, 1, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. 0: done, 1: failed, 2: wrong input, 130: interrupted, 141: nobody reads on."""
+    """Run the command line and return the exit status.
+
+    0: success, 1: failed, 2: invalid input, 130: interrupted, 141: the output pipe was closed.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     _configure_streams()
     with _show_warnings(), terminable():
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if sys.stdout is None:
-        raise RunError("standard output is closed; there is nowhere to write to")
+        raise RunError("standard output is closed")
     for arg in args:
         _require_utf8(arg)
     if not args or args[0] in ("-h", "--help"):
@@ -79,7 +82,7 @@ def _dispatch(args: list[str]) -> int:
         return 0
     name, *rest = args
     if name not in COMMANDS:
-        raise InputError(f"unknown verb {name!r}; verbs are {', '.join(COMMANDS)}; see trimtab --help")
+        raise InputError(f"unknown command {name!r}; commands are {', '.join(COMMANDS)}; see trimtab --help")
     folder = "tools" if name in PACKAGES else "tools.commands"
     return command.run(f"trimtab.{folder}.{name}", f"trimtab {name}", COMMANDS[name], rest)
 
@@ -88,23 +91,24 @@ def _require_utf8(arg: str) -> None:
     try:
         arg.encode()
     except UnicodeEncodeError:
-        raise InputError(f"the argument {arg!r} is not UTF-8 text") from None
+        raise InputError(f"the argument {arg!r} is not valid UTF-8") from None
 
 
 def _usage_text() -> str:
     commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     return (
-        "usage: trimtab VERB ...\n\n"
+        "usage: trimtab COMMAND ...\n\n"
         "Decode one frozen language model toward several weighted objectives at once.\n\n"
-        f"verbs:\n{commands}\n\n"
-        "options:\n  -h, --help  this text; trimtab VERB --help says more\n  --version   the version\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n  -h, --help  show this help; for a command, trimtab COMMAND --help\n"
+        "  --version   show the version\n\n"
         'example:\n  trimtab generate "What is rain?" --prefer "Be poetic.=0.7" --prefer "Be brief.=0.3"'
     )
 
 
 def _failure_message(error: Exception) -> str | None:
-    """The sentence of a failed run; None for what is a defect and deserves its traceback."""
-    # torch raises RuntimeErrors of its own when memory runs out, and is not imported for every verb.
+    """The error message of a failed run; None for an unexpected error, which is shown with its traceback."""
+    # torch raises its own RuntimeErrors when out of memory, and is not imported for every command.
     if (
         isinstance(error, MemoryError)
         or "out of memory" in str(error)
@@ -117,10 +121,10 @@ def _failure_message(error: Exception) -> str | None:
 
 
 def _configure_streams() -> None:
-    """Has stdin refuse what is no text, and the other two write whatever comes.
+    """Make stdin strict about invalid text, and make stdout and stderr write any text.
 
-    A terminal without UTF-8 gets written-out characters instead of an exception. What is said to a closed
-    stderr is lost.
+    A terminal without UTF-8 gets backslash escapes instead of an exception. Messages to a closed stderr are
+    dropped.
     """
     sys.stderr = sys.stderr or io.StringIO()
     _set_encoding_errors(sys.stdin, "strict")
@@ -131,19 +135,19 @@ def _configure_streams() -> None:
 def _set_encoding_errors(stream: TextIO, errors: str) -> None:
     reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        with suppress(io.UnsupportedOperation):  # it has been read from
+        with suppress(io.UnsupportedOperation):  # it has already been read from
             reconfigure(errors=errors)
 
 
 def _redirect_stdout_to_null() -> None:
-    """Points stdout at nothing, so that the interpreter's last flush does not complain."""
+    """Redirect stdout to the null device, so that the interpreter's last flush does not fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _show_warnings() -> Iterator[None]:
-    """Within, a UserWarning of trimtab is one line on stderr, and each is shown once."""
+    """Print each UserWarning of trimtab once, as one line on stderr, inside the block."""
     seen: set[str] = set()
     with warnings.catch_warnings():
         original = warnings.showwarning

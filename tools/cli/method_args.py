@@ -1,4 +1,4 @@
-"""From the command line to a method: objectives as TEXT=WEIGHT, settings as flags or as field=value."""
+"""Parse objectives (TEXT=WEIGHT) and methods (flags, or field=value) from the command line."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from .parser import Parser
 
 FIELDS_WITHOUT_FLAG = ("objectives",)
-"""Fields without a flag of their name: objectives are given by --prefer."""
+"""Method fields without a flag of their own: objectives are given with --prefer."""
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method and the fields of it that were set; what is not set keeps the published default."""
+    """A method class and the settings given for it; the others keep their published defaults."""
 
     method: type[Method]
     settings: Mapping[str, Any]
     label: str
 
     def build(self, objectives: Sequence[Objective]) -> Method:
-        """The method toward these objectives. Raises InputError when a value is out of range."""
+        """The method with these objectives. Raises InputError if a value is out of range."""
         return self.method(tuple(objectives), **self.settings)
 
     def build_compatible(self, objectives: Sequence[Objective]) -> Method:
-        """As `build`, but a method that takes no objectives is not given any."""
+        """Like `build`, but drops the objectives if the method takes none."""
         return self.build(() if self.method.objective_arity == "none" else objectives)
 
 
@@ -47,12 +47,10 @@ def parse_objective(text: str) -> Objective:
 
 
 def add_method_flags(parser: Parser) -> None:
-    """The group of objectives, method and all methods' fields; a field that several methods have is one
-    flag.
-    """
+    """Add --prefer, --method, --preset and the settings; a setting of several methods is one flag."""
     group = parser.add_argument_group(
         "method",
-        "How the objectives steer. In brackets: which methods take a setting, and its published default.",
+        "How the objectives steer. In brackets: the methods that have a setting, and its published default.",
     )
     add_prefer(group)
     names = ", ".join(cls.name for cls in METHODS)
@@ -61,7 +59,7 @@ def add_method_flags(parser: Parser) -> None:
     )
     presets = ", ".join(f"{name} ({cls.name})" for cls in METHODS for name in cls.presets)
     group.add_argument(
-        "--preset", metavar="NAME", help=f"settings by name, under those that are given: {presets}"
+        "--preset", metavar="NAME", help=f"named settings; explicit flags override them: {presets}"
     )
     for name, methods in methods_by_setting().items():
         choices = _get_field(methods[0], name).metadata.get("choices", ())
@@ -71,24 +69,24 @@ def add_method_flags(parser: Parser) -> None:
 
 
 def add_prefer(group: argparse._ArgumentGroup) -> None:
-    """The --prefer flag."""
+    """Add the flag --prefer."""
     group.add_argument(
         "--prefer",
         action="append",
         default=[],
         metavar="TEXT=WEIGHT",
-        help="an objective and its weight, split at the last '='; without a number there the weight is 1 "
-        "(may be given several times)",
+        help="an objective and its weight, split at the last '='; without a number the weight is 1 "
+        "(may be repeated)",
     )
 
 
 def parse_objectives(namespace: argparse.Namespace) -> list[Objective]:
-    """The objectives that were given by --prefer."""
+    """The objectives given with --prefer."""
     return [parse_objective(text) for text in namespace.prefer]
 
 
 def method_from_args(namespace: argparse.Namespace, objectives: Sequence[Objective]) -> MethodSpec:
-    """The method of --method and its flags. Raises InputError for a flag that another method has."""
+    """The method of --method and its flags. Raises InputError for a flag of another method."""
     cls = method_class(namespace.method or default_method(objectives))
     for name in methods_by_setting():
         if name in vars(namespace):
@@ -100,7 +98,10 @@ def method_from_args(namespace: argparse.Namespace, objectives: Sequence[Objecti
 
 
 def parse_method(name: str, settings: Iterable[str]) -> MethodSpec:
-    """A method by name with settings as `field=value`, as chat and compare take them."""
+    """Parse a method name and its settings `field=value`, the format of chat and compare.
+
+    Raises InputError for an unknown method or setting, or an invalid value.
+    """
     cls = method_class(name)
     values: dict[str, Any] = {}
     preset_values: Mapping[str, Any] = {}
@@ -114,16 +115,16 @@ def parse_method(name: str, settings: Iterable[str]) -> MethodSpec:
             continue
         require_setting(cls, field, repr(field))
         if not sep:
-            raise InputError(f"{setting!r} sets nothing; say it like {field}=VALUE")
+            raise InputError(f"{setting!r} has no value; it must be {field}=VALUE")
         if field in values:
-            raise InputError(f"{field} of {name} is set twice; once is enough")
+            raise InputError(f"{field} of {name} is set twice; it may be set once")
         values[field] = flags.parse_value(field, flags.infer_flag_types(cls)[field], text)
         label_parts.append(f"{field}={text}")
     return MethodSpec(cls, {**preset_values, **values}, ":".join(label_parts))
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """The methods of `"base,mato:kl_budget=0.2:tau=5"`: separated by commas, settings after colons."""
+    """Parse `"base,mato:kl_budget=0.2:tau=5"`: methods separated by commas, settings after colons."""
     specs = [spec.strip() for spec in text.split(",")]
     if not all(specs):
         raise InputError(
@@ -134,7 +135,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
     ]
     for index, method in enumerate(methods):
         if method.label in {other.label for other in methods[:index]}:
-            raise InputError(f"--methods has {method.label!r} twice; once is enough")
+            raise InputError(f"--methods has {method.label!r} twice; each method may occur once")
     return methods
 
 
@@ -150,7 +151,7 @@ def _get_field(cls: type[Method], name: str) -> Field[Any]:
 
 
 def _setting_help(name: str, methods: Sequence[type[Method]]) -> str:
-    """Each wording of the field's help, once, with the methods that use it and their defaults."""
+    """The help texts of a setting, each once, with the methods that use it and their defaults."""
     defaults_by_text: dict[str, dict[str, list[str]]] = {}
     for cls in methods:
         field = _get_field(cls, name)

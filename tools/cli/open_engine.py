@@ -1,4 +1,4 @@
-"""Opening an engine, with its progress shown to a person who waits."""
+"""Open an engine with a progress bar."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def open_engine(config: EngineConfig) -> Engine:
-    """The engine of a config. Raises InputError or RunError when there is no such model or no room for it."""
+    """Open the engine of a config. Raises InputError or RunError if the model is missing or does not fit."""
     with progress(f"trimtab: loading {config.model} …") as on_progress:
-        from ...engine.engine import Engine  # noqa: PLC0415 - it brings torch, which --help does not need
+        from ...engine.engine import Engine  # noqa: PLC0415 - imports torch, which --help does not need
 
         return Engine(config, progress=on_progress)
 
 
 def open_async_engine(config: EngineConfig) -> AsyncEngine:
-    """As `open_engine`, for a service."""
+    """Like `open_engine`, but opens an AsyncEngine."""
     with progress(f"trimtab: loading {config.model} …") as on_progress:
         from ...engine.async_engine import AsyncEngine  # noqa: PLC0415
 

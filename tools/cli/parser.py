@@ -1,4 +1,4 @@
-"""What reads a command line: mistakes are told in a sentence, and help stands in two columns."""
+"""Argument parser whose errors are InputErrors, and its help formatter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one sentence (InputError), and whose values may start with a dash."""
+    """An ArgumentParser that raises InputError and accepts flag values that start with a dash."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
@@ -22,24 +22,24 @@ class Parser(argparse.ArgumentParser):
         )
 
     def format_help(self) -> str:
-        """The help, with a usage line that does not repeat every flag."""
+        """The help, with a usage line that does not list every flag."""
         positionals = [str(action.metavar) for action in self._actions if not action.option_strings]
         self.usage = " ".join([self.prog, *positionals, "[options]"])
         return super().format_help()
 
     def print_help(self, file: Any = None) -> None:
-        """Unlike argparse's own, tells when nobody reads it."""
+        """Print the help; unlike argparse, raise BrokenPipeError if the pipe is closed."""
         print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
     def parse_argv(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The namespace of `argv`. Raises InputError for what argparse would refuse."""
+        """Parse `argv`. Raises InputError for invalid arguments."""
         return self.parse_args(self._join_flag_values(argv))
 
     def _join_flag_values(self, argv: Sequence[str]) -> list[str]:
-        """`--flag -value` as `--flag=-value`: argparse takes only plain negative numbers apart from flags."""
+        """Rewrite `--flag -value` as `--flag=-value`: argparse itself accepts only negative numbers there."""
         actions = {flag: action for action in self._actions for flag in action.option_strings}
         joined: list[str] = []
         remaining = list(argv)
@@ -53,14 +53,14 @@ class Parser(argparse.ArgumentParser):
                 arg = f"{name}={value}"
             if action is not None and not takes_value and sep:
                 self.error(f"{name} takes no value, but was given {short_repr(value)}")
-            if takes_value and value == "--":  # which argparse would read as no value at all
-                self.error(f"{name}: a value may start with two dashes, but not be them")
+            if takes_value and value == "--":  # argparse would read it as a missing value
+                self.error(f"{name}: the value must not be '--'")
             joined.append(arg)
         return joined + remaining
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Help whose flags stand in one column, and which never breaks a name at its dash."""
+    """Aligns all flags in one column and never breaks a name at a dash."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to the command."""
+"""SIGINT and SIGTERM handlers of the command line."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143
-"""128 and the signal's number, as shells count."""
+"""Exit status: 128 plus the signal's number, as in shells."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, both end the program as an exception does: what is half made is removed, a pip is ended.
+    """Make SIGINT and SIGTERM raise an exception inside the block, so that cleanup runs.
 
-    Amid an import they end it at once. Packages written in C drop exceptions that they did not expect there,
-    and the program would go on as if nobody had asked it to stop; or they abort. A SIGINT that is ignored, as
-    in a job in the background, stays so.
+    Incomplete files are removed, and a running pip is ended. During an import they end the program at once:
+    C extensions may drop an exception raised there, so that the program continues, or abort. A SIGINT that is
+    ignored, as in a background job, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread may set signal handlers
         return
     previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, _on_signal)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

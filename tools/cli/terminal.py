@@ -1,4 +1,4 @@
-"""Terminal output: text made safe to print, messages on stderr."""
+"""Terminal output: escaping of control characters, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 import sys
 
 UNSAFE_CHARS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and newline, overrides of writing direction, halves of surrogate pairs."""
+"""Control characters except tab and newline, bidirectional overrides, lone surrogates."""
 
 
 def escape(text: str) -> str:
-    r"""Text that cannot command a terminal: what could is written out, such as `\x1b`."""
+    r"""Escape what could control a terminal, such as ESC to `\x1b`."""
     return UNSAFE_CHARS.sub(_escape_char, text.replace("\r\n", "\n"))
 
 
@@ -21,10 +21,10 @@ def _escape_char(match: re.Match[str]) -> str:
 
 
 def is_tty() -> bool:
-    """True where a person watches: stdout is a terminal that can move its cursor."""
+    """Whether stdout is a terminal that can move its cursor."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def log_line(message: str) -> None:
-    """One line on stderr, signed."""
+    """Print a message as one line on stderr, prefixed with `trimtab: `."""
     print(f"trimtab: {escape(' '.join(message.split()))}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""The commands of the program `trimtab`, one file each, with `add_arguments` and `run`."""
+"""Commands of the program `trimtab`: one module each, with `add_arguments` and `run`."""

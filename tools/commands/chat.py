@@ -25,18 +25,18 @@ HELP_TEXT = """\
 /prefer TEXT=WEIGHT               add an objective, or change its weight
 /prefer                           list the objectives
 /drop TEXT or /drop NUMBER        drop an objective
-/method NAME [field=value ...]    how objectives steer from now on; without objectives answers are plain
-/system TEXT                      change the system text; without TEXT 'You are a helpful assistant.'
-/reset                            forget the conversation; objectives stay
-/help                             this text
-/quit                             leave; so does Ctrl-D
-Ctrl-C stops an answer and keeps what was said."""
-PLACEHOLDER = Objective("an objective to try settings with, before there is any")
+/method NAME [field=value ...]    change the method; without objectives answers are not steered
+/system TEXT                      change the system prompt (default: You are a helpful assistant.)
+/reset                            clear the conversation; keep the objectives
+/help                             show this help
+/quit                             quit; so does Ctrl-D
+Ctrl-C stops an answer and keeps its text."""
+PLACEHOLDER = Objective("a placeholder that validates settings while there are no objectives")
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags of objectives, method, sampling, model and output."""
-    parser.epilog = "In the chat, /help lists what may be changed between turns."
+    """Add the flags of objectives, method, sampling, model and output."""
+    parser.epilog = "In the chat, /help lists the commands that change settings between turns."
     common_args.add_system(parser)
     method_args.add_method_flags(parser)
     common_args.add_sampling(parser, skip=("n",))
@@ -45,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads turns until the input ends. A mistake in a turn is a sentence, and the chat goes on."""
+    """Read turns until the input ends. An error in a turn is printed, and the chat continues."""
     objectives = method_args.parse_objectives(args)
     method_spec = method_args.method_from_args(args, objectives or [PLACEHOLDER])
     method_spec.build_compatible(objectives or [PLACEHOLDER])
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     )
     interactive = stdin.isatty() and terminal.is_tty()
     if interactive:
-        print("/help says what can be changed between turns.")
+        print("/help lists the commands.")
     for line in common_args.read_lines(_read_terminal() if interactive else stdin):
         if not chat.handle_line(line.strip()):
             break
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_terminal() -> Iterator[str]:
-    """Lines as a person edits them; Ctrl-C drops a line, Ctrl-D ends."""
-    with suppress(ImportError):  # some Pythons are built without it
+    """Yield lines with line editing; Ctrl-C discards a line, Ctrl-D ends the input."""
+    with suppress(ImportError):  # optional in some Python builds
         import readline  # noqa: F401, PLC0415
     while True:
         try:
@@ -83,7 +83,7 @@ def _read_terminal() -> Iterator[str]:
 
 
 class Chat:
-    """A conversation: what was said, and how the next answer is to be steered."""
+    """A conversation: its messages, and the objectives, method and sampling of the next answer."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Chat:
         }
 
     def handle_line(self, line: str) -> bool:
-        """Obeys a command or answers a turn. False when it was /quit."""
+        """Run a command or answer a turn. Returns False for /quit."""
         command, _, arg = line.partition(" ")
         if command == "/quit":
             return False
@@ -128,7 +128,7 @@ class Chat:
         return True
 
     def current_method(self) -> Method:
-        """The method of the next answer. Without objectives it is base, whichever was chosen."""
+        """The method of the next answer; always base without objectives."""
         return self.method_spec.build_compatible(self.objectives) if self.objectives else Base()
 
     def _reply(self, text: str) -> None:
@@ -140,7 +140,7 @@ class Chat:
             self._history = [*history, {"role": "assistant", "content": reply}]
 
     def _stream(self, request: Request) -> str:
-        """Shows the answer and returns what was said. Raises RunError when the engine gives up on it."""
+        """Show the answer and return its text. Raises RunError if the answer failed."""
         text, output = "", None
         with live_answer.catch_interrupt() as should_stop, live_answer.open_view(request) as view:
             for delta in live_answer.iter_deltas(self._engine, request, should_stop):
@@ -169,11 +169,11 @@ class Chat:
     def _drop(self, arg: str) -> None:
         matches = [o for i, o in enumerate(self.objectives, 1) if arg in (o.text, str(i))]
         if not matches:
-            raise InputError(f"there is no objective {short_repr(arg)} to drop; /prefer lists them")
+            raise InputError(f"unknown objective {short_repr(arg)}; /prefer lists them")
         self._set_objectives([w for w in self.objectives if w is not matches[0]])
 
     def _set_objectives(self, objectives: list[Objective]) -> None:
-        """Takes these objectives, unless the method refuses them."""
+        """Set the objectives. Raises InputError and keeps the previous ones if the method rejects them."""
         previous, self.objectives = self.objectives, objectives
         try:
             self.current_method()

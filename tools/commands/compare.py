@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = "base,prompt,amulet,mato,mato:preset=balanced"
 MIN_TABLE_WIDTH = 100
-"""A terminal narrower than this gets the answers one below the other."""
+"""On a narrower terminal the answers are printed one below the other."""
 
 
 class AnswersView(Protocol):
-    """Where the answers appear, one after another."""
+    """Displays the answers, one after another."""
 
     def begin(self, label: str) -> None:
-        """The answers that follow are this method's."""
+        """Start the answer of a method."""
 
     def add(self, text: str) -> None:
-        """Shows a piece."""
+        """Append text to the answer."""
 
     def end(self, caption: str) -> None:
-        """The method's answer is complete."""
+        """End the answer with a caption."""
 
 
 class PlainAnswersView:
-    """Answers one below the other, as plain text."""
+    """Prints the answers one below the other as plain text."""
 
     def begin(self, label: str) -> None:
         print(f"--- {label} ---", flush=True)
@@ -55,10 +55,10 @@ class PlainAnswersView:
 
 
 def add_arguments(parser: Parser) -> None:
-    """PROMPT, the objectives, --methods, and the flags of sampling, model and output."""
+    """Add PROMPT, --prefer, --methods, and the flags of sampling, model and output."""
     parser.epilog = (
-        "Methods run one after another, so that each one's tokens per second are its own. "
-        "Where tokens are drawn, all methods draw with the same seed."
+        "Methods run one after another, so that their tokens per second are comparable. "
+        "If tokens are sampled, all methods use the same seed."
     )
     common_args.add_prompt(parser)
     group = parser.add_argument_group("method")
@@ -71,11 +71,11 @@ def add_arguments(parser: Parser) -> None:
     )
     common_args.add_sampling(parser, skip=("n",))
     common_args.add_model(parser)
-    common_args.add_output(parser, json="print one line of JSON with everything about the answers")
+    common_args.add_output(parser, json="print one line of JSON with the answers and their traces")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything typed is checked before the model is loaded."""
+    """Validate all arguments before the model is loaded, then run the methods in turn."""
     objectives = method_args.parse_objectives(args)
     if not objectives:
         raise InputError('compare needs at least one --prefer "TEXT=WEIGHT"')
@@ -102,7 +102,7 @@ def comparison_to_dict(
     requests: Mapping[str, Request],
     outputs: Mapping[str, Output],
 ) -> dict[str, Any]:
-    """The comparison, with each column as generate tells an answer."""
+    """The comparison as a dictionary; each column has the format of `generate --json`."""
     columns = [
         {"label": label, **formatting.output_to_dict(output, requests[label].steering.name)}
         for label, output in outputs.items()
@@ -117,7 +117,7 @@ def comparison_to_dict(
 def _run_each(
     requests: Mapping[str, Request], generate: Callable[[str, Request], Output]
 ) -> dict[str, Output]:
-    """Answers the requests in turn; the seed that the first one drew is every one's."""
+    """Run the requests in turn; all use the seed of the first output."""
     outputs: dict[str, Output] = {}
     seed: int | None = None
     for label, request in requests.items():
@@ -141,7 +141,7 @@ def _stream(engine: Engine, label: str, request: Request, view: AnswersView) -> 
 
 
 def format_caption(output: Output, request: Request) -> str:
-    """Strength, tokens, speed and end of an answer."""
+    """Strength, tokens, speed and finish reason of an answer."""
     strength = formatting.format_strength(output) if request.steering.objective_arity != "none" else ""
     stats = formatting.format_caption(output, request.sampling.temperature > 0)
     return f"{strength} · {stats}" if strength else stats
@@ -152,7 +152,7 @@ def _open_view(labels: list[str]) -> Iterator[AnswersView]:
     if not terminal.is_tty() or shutil.get_terminal_size().columns < MIN_TABLE_WIDTH:
         yield PlainAnswersView()
         return
-    from ..cli import display  # noqa: PLC0415 - rich is for a terminal
+    from ..cli import display  # noqa: PLC0415 - rich is needed on a terminal only
 
     with display.open_columns(display.make_console(), labels) as columns:
         yield columns

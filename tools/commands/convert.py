@@ -1,4 +1,4 @@
-"""`trimtab convert`: turn a GGUF file into an ordinary model folder."""
+"""`trimtab convert`: convert a GGUF file to a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 
 def add_arguments(parser: Parser) -> None:
-    """FILE.gguf, FOLDER and --dtype."""
+    """Add FILE.gguf, FOLDER and --dtype."""
     parser.add_argument(
         "file",
         metavar="FILE.gguf",
         type=Path,
         help="a Llama, Mistral, Qwen2 or Qwen3 model, quantised or not",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write: new, or empty")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output folder: new or empty")
     parser.add_argument(
         "--dtype",
         default=DTYPES[0],
         metavar=flags.format_choices(DTYPES),
-        help="type of the written weights; float32 keeps every bit (default: %(default)s)",
+        help="dtype of the written weights; float32 is lossless (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the folder of the model."""
+    """Convert the file and print the model folder."""
     with progress(f"trimtab: converting {args.file.name} …") as on_progress:
-        from ...models.gguf.convert import convert  # noqa: PLC0415 - it brings torch, which --help does not need
+        from ...models.gguf.convert import convert  # noqa: PLC0415 - imports torch, which --help does not need
 
         folder = convert(args.file, args.folder, dtype=args.dtype, progress=on_progress)
     print(folder)

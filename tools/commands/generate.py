@@ -20,33 +20,35 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """PROMPT and the flags of objectives, method, sampling, model and output."""
-    parser.epilog = (
-        "A prompt that starts with a dash stands after --, last; a value of a flag may start with one."
-    )
+    """Add PROMPT and the flags of objectives, method, sampling, model and output."""
+    parser.epilog = "Put a prompt that starts with a dash last, after --. Flag values may start with a dash."
     common_args.add_prompt(parser, optional=True)
-    group = parser.add_argument_group("many prompts", "A file of prompts instead of PROMPT; see the README.")
-    group.add_argument("--input", metavar="FILE", help="a prompt a line, as JSON; with --ray a folder, too")
+    group = parser.add_argument_group(
+        "many prompts", "Read prompts from a file instead of PROMPT; see the README."
+    )
     group.add_argument(
-        "--output", metavar="FILE", help="where an answer a line is added; with --ray a folder"
+        "--input", metavar="FILE", help="JSON Lines file with one prompt per line; with --ray also a folder"
+    )
+    group.add_argument(
+        "--output", metavar="FILE", help="file to append one answer per line to; with --ray a folder"
     )
     method_args.add_method_flags(parser)
     common_args.add_sampling(parser)
     common_args.add_model(parser)
     flags.add_fields(parser, "ray", RayConfig)
-    common_args.add_output(parser, json="print one line of JSON with everything about the answer")
+    common_args.add_output(parser, json="print one line of JSON with the answer and its trace")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything typed is checked before the model is loaded."""
+    """Validate all arguments before the model is loaded, then answer."""
     ray_config = RayConfig(**flags.fields_from_args(RayConfig, args))
     if args.input is not None or args.output is not None:
         _check_file_args(args)
         return _answer_files(args, ray_config)
     if ray_config.ray:
-        raise InputError("--ray answers files of prompts; give --input and --output")
+        raise InputError("--ray requires --input and --output")
     if args.prompt is None:
-        raise InputError("there is no PROMPT; say what to ask, or give --input and --output")
+        raise InputError("expected a prompt, or --input FILE and --output FILE")
     objectives = method_args.parse_objectives(args)
     request = Request(
         common_args.build_messages(common_args.read_prompt(args.prompt), args.system),
@@ -69,16 +71,16 @@ def run(args: argparse.Namespace) -> int:
 def _answer_files(args: argparse.Namespace, ray_config: RayConfig) -> int:
     if not ray_config.ray:
         return batch.run(args)
-    from ..ray import batch as on_ray  # noqa: PLC0415 - of the extra `ray`
+    from ..ray import batch as on_ray  # noqa: PLC0415 - needs the extra `ray`
 
     return on_ray.run(args, ray_config)
 
 
 def _check_file_args(args: argparse.Namespace) -> None:
     if args.input is None or args.output is None:
-        raise InputError("--input and --output belong together: prompts from one, answers to the other")
+        raise InputError("--input and --output must be given together")
     if args.prompt is not None:
-        raise InputError(f"the prompt {args.prompt!r} and --input {args.input!r} exclude each other")
+        raise InputError(f"expected a prompt or --input, got both: {args.prompt!r} and {args.input!r}")
 
 
 def _stream(engine: Engine, request: Request) -> Output:
@@ -93,7 +95,7 @@ def _stream(engine: Engine, request: Request) -> Output:
 
 
 def _print_outputs(output: Output, request: Request) -> None:
-    """n answers, a blank line between them; they would interleave if they were streamed."""
+    """Print n answers separated by blank lines; streamed, they would interleave."""
     for index, each in enumerate(formatting.all_outputs(output)):
         if index:
             print()

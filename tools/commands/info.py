@@ -1,4 +1,4 @@
-"""`trimtab info`: what a model is, what it takes to hold, and what of it this machine cannot."""
+"""`trimtab info`: a model's architecture and size, and whether it fits into this machine's memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def add_arguments(parser: Parser) -> None:
-    """MODEL and --json."""
+    """Add MODEL and --json."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads headers only: no weight is loaded."""
+    """Print the model's data. Only file headers are read; no weights are loaded."""
     with progress(f"trimtab: finding {args.model} …") as on_progress:
         info = model_info(args.model, on_progress)
     print(dumps(info) if args.json else format_table(info))
@@ -40,12 +40,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def model_info(model: str, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """The facts about a model, which needs neither weights nor tokenizer.
+    """The model's data as a dictionary; neither weights nor a tokenizer are required.
 
-    weight_bytes is what its files hold, or would; memory_bytes what the weights take once they are loaded.
-    The KV cache has the type of the weights. does_not_fit holds a sentence for each thing.
+    weight_bytes is the size of the weights on disk, computed from the config if there are no weight files;
+    memory_bytes their size once loaded. The KV cache is assumed to have the dtype of the weights.
+    does_not_fit has one message for each part that does not fit into memory.
     """
-    from ...models.loader.presets import resolve_config  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.presets import resolve_config  # noqa: PLC0415 - imports torch, which --help does not need
 
     config, folder = resolve_config(model, on_progress)
     parameters, weight_bytes = _count_weights(config, folder)
@@ -98,16 +99,16 @@ def format_table(info: dict[str, Any]) -> str:
         "rope": f"{rope['kind']}, theta {rope['theta']:g}{rope_factor}",
         "attention": f"a window of {window:,} tokens in {sliding} layers"
         if window
-        else "to all tokens before",
+        else "to all previous tokens",
         "dtype": info["dtype"],
         "weights": f"{format_bytes(info['weight_bytes'])}, {format_bytes(info['memory_bytes'])} in memory",
-        "KV cache": f"{token_bytes} a token and branch, {branch_bytes} a branch of the whole context",
+        "KV cache": f"{token_bytes} per token and branch, {branch_bytes} per branch of the full context",
         "vocabulary": f"{info['vocabulary']:,}",
         "tokenizer": info["tokenizer"] or "none",
         "chat template": info["chat_template"] or "none",
         "free memory": format_bytes(info["free_bytes"]),
     }
-    lines = [*rows.items(), *(("does not fit", sentence) for sentence in info["does_not_fit"])]
+    lines = [*rows.items(), *(("does not fit", message) for message in info["does_not_fit"])]
     return "\n".join(f"{name:<14} {terminal.escape(str(value))}" for name, value in lines)
 
 
@@ -118,13 +119,13 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def dtype_bits(dtype: str) -> int:
-    """The width of a number of this type, by safetensors' name or torch's: BF16 and bfloat16 → 16."""
+    """Bits per element of a dtype in safetensors' or torch's naming: BF16 and bfloat16 → 16."""
     match = re.search(r"\d+", dtype)
     return int(match.group()) if match else 8
 
 
 def _count_weights(config: ModelConfig, folder: Path | None) -> tuple[int, int]:
-    """Parameters and bytes, of the checkpoint, or where there is none as the config would have it."""
+    """Parameters and bytes of the checkpoint; without weight files, those that the config implies."""
     from ...models import llama  # noqa: PLC0415
     from ...models.weights import safetensors  # noqa: PLC0415
 
@@ -141,7 +142,7 @@ def _count_weights(config: ModelConfig, folder: Path | None) -> tuple[int, int]:
 
 
 def _text_files(folder: Path | None) -> tuple[str | None, str | None]:
-    """The kind of tokenizer, such as BPE, and the file that the chat template is in."""
+    """The tokenizer kind, such as BPE, and the name of the file with the chat template; None if missing."""
     from ...models.chat.template import ChatTemplate  # noqa: PLC0415
     from ...models.loader.loader import TOKENIZER_FILES  # noqa: PLC0415
     from ...models.tokenizer.tokenizer import Tokenizer  # noqa: PLC0415
@@ -156,7 +157,7 @@ def _text_files(folder: Path | None) -> tuple[str | None, str | None]:
 
 
 def _memory_fit(config: ModelConfig, info: dict[str, Any]) -> dict[str, Any]:
-    """What the model takes on this machine, what is free, and what is too much."""
+    """Memory that the model needs on this machine, free memory, and what does not fit."""
     from torch import device  # noqa: PLC0415
 
     from ...engine.config import EngineConfig, parse_bytes  # noqa: PLC0415
@@ -170,15 +171,15 @@ def _memory_fit(config: ModelConfig, info: dict[str, Any]) -> dict[str, Any]:
     both_bytes = model_bytes + branch_bytes
     max_tokens = cache_bytes // info["kv_bytes_per_token"]
     problems = {
-        f"the weights: they take {format_bytes(model_bytes)}": model_bytes > free_bytes,
-        f"the weights and a branch of the whole context: {format_bytes(both_bytes)}": (
+        f"the weights: {format_bytes(model_bytes)}": model_bytes > free_bytes,
+        f"the weights and a branch of the full context: {format_bytes(both_bytes)}": (
             model_bytes <= free_bytes < both_bytes
         ),
-        f"a branch of the whole context in the default kv_cache_memory of {format_bytes(cache_bytes)}: "
-        f"{max_tokens:,} tokens do": branch_bytes > cache_bytes,
+        f"a branch of the full context in the default kv_cache_memory of {format_bytes(cache_bytes)}: "
+        f"{max_tokens:,} tokens fit": branch_bytes > cache_bytes,
     }
     return {
         "memory_bytes": model_bytes,
         "free_bytes": free_bytes,
-        "does_not_fit": [sentence for sentence, applies in problems.items() if applies],
+        "does_not_fit": [message for message, applies in problems.items() if applies],
     }

@@ -1,4 +1,4 @@
-"""`trimtab pull`: download a model that trimtab knows by name."""
+"""`trimtab pull`: download a model by its name."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """NAME."""
+    """Add NAME."""
     parser.add_argument(
         "name", metavar="NAME", help="demo: SmolLM2-135M-Instruct, a small chat model (Apache-2.0)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the folder of the model."""
+    """Download the model and print its folder."""
     if args.name != "demo":
-        raise InputError(f"unknown model {args.name!r} to pull; only 'demo' is known")
+        raise InputError(f"unknown model {args.name!r} to pull; it must be 'demo'")
     with progress("trimtab: pulling demo …") as on_progress:
-        from ...models.loader.download import pull_demo  # noqa: PLC0415 - it brings torch, which --help does not need
+        from ...models.loader.download import pull_demo  # noqa: PLC0415 - imports torch, which --help does not need
 
         folder = pull_demo(progress=on_progress)
     print(folder)

@@ -1,4 +1,4 @@
-"""`trimtab serve`: the model behind an OpenAI-compatible API, and a page to try it on."""
+"""`trimtab serve`: an OpenAI-compatible HTTP server with a playground page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until it is told to stop. The address is taken before the model is loaded."""
+    """Serve until SIGINT or SIGTERM. The socket is bound before the model is loaded."""
     config = ServerConfig(**flags.fields_from_args(ServerConfig, args))
     if config.api_key is None and os.environ.get(API_KEY_ENV):
         config = replace(config, api_key=os.environ[API_KEY_ENV])
@@ -40,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
         RayConfig(**flags.fields_from_args(RayConfig, args)),
     )
     try:
-        import uvicorn  # noqa: PLC0415 - of the extra `serve`
+        import uvicorn  # noqa: PLC0415 - needs the extra `serve`
 
         from ...engine.server.app import create_app  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'trimtab[serve]'") from error
     if ray_config.ray:
-        from ..ray import application  # noqa: PLC0415 - of the extra `ray`
+        from ..ray import application  # noqa: PLC0415 - needs the extra `ray`
 
         return application.run(application.Service(engine_config, config, ray_config))
     with socket.create_server((config.host, config.port)) as listener:

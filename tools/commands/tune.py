@@ -1,7 +1,7 @@
-"""`trimtab tune`: measures how this machine's GPU is best launched, and writes it down for later runs.
+"""`trimtab tune`: find the fastest Triton launch configs for this machine's GPU and save them.
 
-One number at a time is changed, from the shipped ones on, and kept where it is quicker; twice around. At last
-the vocabulary's product fused with the steering step stands against one after the other, by rows.
+Coordinate search from the shipped configs, in two rounds: one parameter is changed at a time and kept if it
+is faster. Last, the LM head fused with the steering step is compared with the two run separately, by rows.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ ATTENTION_CHOICES = {
     "stages": (1, 2, 3),
 }
 TILE_CHOICES = {"tokens": (64, 128, 256), "depth": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
-"""What is tried."""
+"""Candidate values of each launch parameter."""
 NUM_ROUNDS = 2
 T = TypeVar("T")
 
 
 class TuningClock(Protocol):
-    """Seconds of each; infinite for what the device cannot launch."""
+    """Measures the seconds of a launch; infinite if the device cannot launch it."""
 
     def attention(self, tuned: AttentionConfig) -> float: ...
 
@@ -53,31 +53,31 @@ class TuningClock(Protocol):
 
 @dataclass(frozen=True)
 class TuningResult:
-    """launches: the quickest. microseconds: by what was measured, as shipped and as found."""
+    """launches: the fastest configs. microseconds: by measurement, times of the shipped and tuned config."""
 
     launches: LaunchConfigs
     microseconds: dict[str, tuple[float, float]]
 
 
 def add_arguments(parser: Parser) -> None:
-    """--device, --json."""
+    """Add --device and --json."""
     parser.add_argument("--device", default="cuda", metavar="DEVICE", help="cuda or cuda:N (default: cuda)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Takes minutes, mostly of compiling, and writes the table beside the models in the cache."""
+    """Tune and save the configs in the cache folder. Takes minutes, mostly for compiling."""
     import torch  # noqa: PLC0415 - --help does not need it
 
     from ...engine.execution.device import resolve_device, select_backend  # noqa: PLC0415
 
     if not torch.cuda.is_available():
-        raise InputError("there is no GPU to measure on; without a table the shipped launches are used")
+        raise InputError("no GPU found to tune for; untuned GPUs use the shipped launch configs")
     device = resolve_device(args.device)
     if device.type == "cpu":
         raise InputError(f"device is {args.device!r}; it must be a GPU, such as cuda:0")
     select_backend("triton", device)
-    torch.cuda.set_device(device)  # Triton launches on the current one
+    torch.cuda.set_device(device)  # Triton launches on the current device
     from ...kernels.triton.configs import DEFAULT_CONFIGS  # noqa: PLC0415
     from ...kernels.triton.tuning import config_path  # noqa: PLC0415
     from ..common.launch_timer import DeviceClock  # noqa: PLC0415
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tune_launches(defaults: LaunchConfigs, clock: TuningClock) -> TuningResult:
-    """The quickest launches that are found from the shipped on."""
+    """Search the fastest launch configs, starting from `defaults`."""
     times: dict[str, tuple[float, float]] = {}
     attention, times["attention"] = _coordinate_search(defaults.attention, ATTENTION_CHOICES, clock.attention)
     head = defaults.head
@@ -110,7 +110,7 @@ def tune_launches(defaults: LaunchConfigs, clock: TuningClock) -> TuningResult:
 
 
 def write_result(path: Path, result: TuningResult, gpu: str) -> None:
-    """The table that `kernels.triton.tuning` reads, with where it comes from."""
+    """Write the file that `kernels.triton.tuning` reads, with metadata of the run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = path.with_suffix(".part")
     tmp_path.write_text(
@@ -120,8 +120,8 @@ def write_result(path: Path, result: TuningResult, gpu: str) -> None:
 
 
 def result_to_dict(result: TuningResult) -> dict[str, Any]:
-    """As JSON takes it."""
-    from ...kernels.triton.tuning import to_json  # noqa: PLC0415 - it brings triton
+    """The result as a JSON-compatible dictionary."""
+    from ...kernels.triton.tuning import to_json  # noqa: PLC0415 - imports triton
 
     return {**to_json(result.launches), "microseconds": result.microseconds}
 
@@ -129,7 +129,7 @@ def result_to_dict(result: TuningResult) -> dict[str, Any]:
 def _coordinate_search(
     start: T, choices: Mapping[str, Sequence[int]], measure: Callable[[T], float]
 ) -> tuple[T, tuple[float, float]]:
-    """One number at a time; and seconds at the start and of the best."""
+    """Coordinate search. Returns the best config, and the seconds of the start and of the best config."""
     best, start_time = start, measure(start)
     best_time, times = start_time, {start: start_time}
     for _ in range(NUM_ROUNDS):
@@ -152,7 +152,7 @@ def _with_tile(head: LMHeadConfig, rows: int, tile: LMHeadTile) -> LMHeadConfig:
 
 
 def _max_fused_rows(head: LMHeadConfig, clock: TuningClock) -> int:
-    """The largest tile up to which the fused product is never slower; the smallest where it always is."""
+    """The largest row count up to which the fused LM head is never slower; at least the smallest tile's."""
     sizes = sorted(head.tiles)
     max_rows = sizes[0]
     for rows in sizes:
@@ -165,7 +165,7 @@ def _max_fused_rows(head: LMHeadConfig, clock: TuningClock) -> int:
 def _format_table(result: TuningResult, gpu: str, path: Path) -> Table:
     head = result.launches.head
     table = Table(title=f"{gpu}, microseconds", caption=f"{result.launches.attention}, {head}\n{path}")
-    for name in ("", "as shipped", "as found"):
+    for name in ("", "shipped", "tuned"):
         table.add_column(name, justify="right" if name else "left")
     for name, times in result.microseconds.items():
         table.add_row(name, *map(format_number, times))

@@ -1,3 +1,1 @@
-"""What several commands share: questions, JSON-lines files, statistics, timing, and what machines can do at
-most.
-"""
+"""Helpers of several commands: questions, JSON lines, statistics, timing and hardware peaks."""

@@ -1,9 +1,10 @@
-"""Prompts from a file: a line of JSON in, a line of JSON out. What an earlier run has answered stays so.
+"""Batch generation from a JSON-lines file of prompts to a JSON-lines file of answers, which can be resumed.
 
-A line is a prompt, as a JSON string, or an object: `prompt` or `messages`, and perhaps `id`, `prefer` (a list
-of "TEXT=WEIGHT") and any field of SamplingParams, each in place of the flag of its name. An answer's line has
-the number, the id and a digest of the line that it answers, and what `--json` prints; a wrong line's has the
-error. Answers are written as they end, so in any order.
+An input line is a JSON string, the prompt, or an object: `prompt` or `messages`, and optionally `id`,
+`prefer` (a list of "TEXT=WEIGHT") and any field of SamplingParams, each overriding the flag of its name. An
+output line has the number, id and digest of the input line, and what `--json` prints, or the error of an
+invalid line. Answers are written as they finish, in any order. Lines that an earlier run has answered are
+skipped.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ if TYPE_CHECKING:
 SAMPLING_FIELDS = {field.name for field in fields(SamplingParams)}
 LINE_FIELDS = ("prompt", "messages", "id", "prefer")
 ANSWER_PREFIX = b'{"line": '
-"""Of every line of the output."""
+"""The prefix of each output line."""
 
 
 @dataclass(frozen=True)
 class PromptLine:
-    """A line of the input: its number from 1, and its text."""
+    """An input line: its number, from 1, and its text."""
 
     number: int
     text: str
 
     @property
     def digest(self) -> str:
-        """What tells it from another line."""
+        """A digest of the text, to detect a changed input file."""
         return blake2b(self.text.encode(), digest_size=8).hexdigest()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers every line that has no answer yet. 1 when a line of this run failed."""
+    """Answer every line that has no answer yet. Return 1 if a line failed."""
     method_args.method_from_args(args, method_args.parse_objectives(args))
     sampling, config = common_args.sampling_params(args), common_args.engine_config(args)
     input_path, output_path = Path(args.input), Path(args.output)
     if output_path.exists() and input_path.exists() and output_path.samefile(input_path):
-        raise InputError(f"--output {args.output!r} is --input, too; name another --output")
+        raise InputError(f"--output {args.output!r} is the same file as --input; name another --output")
     lines = read_prompt_lines(input_path)
     answered_lines = read_answered(input_path, output_path, lines)
     pending = [line for line in lines if line.number not in answered_lines]
@@ -77,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report_all_answered(input_path: str, output_path: str, num_failed: int) -> int:
-    """Says that all is answered, of which so many lines with an error; the exit status."""
+    """Log that every line is answered, `num_failed` of them with an error. Return the exit status."""
     failures = f"; {num_failed} of them with an error" if num_failed else ""
     log_line(f"every line of {input_path!r} is answered in {output_path!r}{failures}")
     return 1 if num_failed else 0
 
 
 def report_answered(num_lines: int, num_failed: int) -> int:
-    """Says how many of the lines of this run were answered; the exit status."""
+    """Log how many of this run's lines were answered. Return the exit status."""
     log_line(
         f"answered {num_lines - num_failed} of {num_lines} lines"
         + (f"; {num_failed} failed" if num_failed else "")
@@ -95,7 +96,7 @@ def report_answered(num_lines: int, num_failed: int) -> int:
 def answer_lines(
     engine: AsyncEngine, lines: list[PromptLine], args: argparse.Namespace, sampling: SamplingParams
 ) -> Iterator[dict[str, Any]]:
-    """What is to be written of each line, as it becomes known."""
+    """Yield the output record of each line as it finishes."""
     headers: dict[PromptLine, dict[str, Any]] = {}
     methods: dict[PromptLine, str] = {}
 
@@ -117,18 +118,16 @@ def answer_lines(
 def _parse_line(line: PromptLine) -> dict[str, Any]:
     try:
         parsed = json.loads(line.text)
-        dumps(parsed)  # an id is written again
+        dumps(parsed)  # the id must be serializable in the answer
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"the line is invalid JSON ({error}); it must be a text in quotes or an object"
-        ) from error
+        raise InputError(f"the line is invalid JSON ({error}); it must be a JSON string or object") from error
     values = {"prompt": parsed} if isinstance(parsed, str) else parsed
     if not isinstance(values, dict):
-        raise InputError(f"the line is {short_repr(values)}; it must be a text or an object")
+        raise InputError(f"the line is {short_repr(values)}; it must be a string or an object")
     for name in values:
         if name not in LINE_FIELDS and name not in SAMPLING_FIELDS:
             raise InputError(
-                f"the line has {short_repr(name)}; it may have {', '.join(LINE_FIELDS)} and fields of "
+                f"unknown key {short_repr(name)}; keys are {', '.join(LINE_FIELDS)} and the fields of "
                 f"SamplingParams"
             )
     return values
@@ -138,7 +137,7 @@ def _build_request(values: Mapping[str, Any], args: argparse.Namespace, sampling
     prefer = coerce("prefer", values.get("prefer", args.prefer), Sequence[str])
     objectives = [method_args.parse_objective(text) for text in prefer]
     if "prompt" in values and "messages" in values:
-        raise InputError("the line has prompt and messages; it must have one of them")
+        raise InputError("the line has both prompt and messages; give only one")
     prompt = values.get("messages", values.get("prompt"))
     if args.system is not None and isinstance(prompt, str):
         prompt = common_args.build_messages(prompt, args.system)
@@ -152,7 +151,7 @@ def _build_request(values: Mapping[str, Any], args: argparse.Namespace, sampling
 
 
 def read_prompt_lines(input_path: Path) -> list[PromptLine]:
-    """The lines of a file that are not blank. Raises InputError for what is no text."""
+    """The lines of a file that are not blank. Raises InputError if it is not UTF-8 text."""
     try:
         texts = input_path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -163,10 +162,10 @@ def read_prompt_lines(input_path: Path) -> list[PromptLine]:
 
 
 def read_answered(input_path: Path, output_path: Path, lines: list[PromptLine]) -> dict[int, bool]:
-    """The lines that an earlier run has answered, and whether with an error. What it left half-written is
-    cut off.
+    """Map each line number that an earlier run has answered to whether it failed.
 
-    Raises InputError when the file holds anything else, or answers to another input.
+    Removes an incomplete last line of the output file. Raises InputError if the file contains anything
+    else, or answers of another input.
     """
     answers = answers_file(output_path)
     digests = {line.number: line.digest for line in lines}
@@ -175,9 +174,8 @@ def read_answered(input_path: Path, output_path: Path, lines: list[PromptLine]) 
         number, digest, failed = _parse_answer(text, answers.mismatch(index))
         if digests.get(number) != digest:
             raise InputError(
-                f"line {index} of {str(output_path)!r} answers another line {number} than "
-                f"{str(input_path)!r} has; "
-                "name another --output"
+                f"line {index} of {str(output_path)!r} answers a line {number} that differs from the one in "
+                f"{str(input_path)!r}; name another --output"
             )
         answered_lines[number] = failed
     answers.truncate_partial()
@@ -185,12 +183,12 @@ def read_answered(input_path: Path, output_path: Path, lines: list[PromptLine]) 
 
 
 def answers_file(output_path: Path) -> JSONLFile:
-    """The file of answers."""
-    return JSONLFile(output_path, ANSWER_PREFIX, "no answer of an earlier run")
+    """The output file."""
+    return JSONLFile(output_path, ANSWER_PREFIX, "not an answer of an earlier run")
 
 
 def _parse_answer(text: bytes, mismatch: InputError) -> tuple[int, str, bool]:
-    """The number and the digest of the line that a line of the output answers, and whether with an error."""
+    """Number and digest of the input line that an output line answers, and whether it failed."""
     try:
         answer = json.loads(text)
         return int(answer["line"]), str(answer["input"]), bool(answer.get("error"))

@@ -1,4 +1,4 @@
-"""Peaks of devices from the vendors' data sheets, and of this machine's CPU as measured."""
+"""Peak memory bandwidth and FLOP/s: GPUs from the vendors' data sheets, this machine's CPU as measured."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from ...models.config import ModelConfig
 
 GPUS_PER_NODE = 8
-"""GPUs that one model may be cut over: those of a machine, which have links among them."""
+"""Maximum tensor-parallel size: the GPUs of one machine, which are linked."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device. memory: bytes. bandwidth: bytes a second of its memory. flops: flops a second of large
-    products in bfloat16, without sparsity. link_bandwidth: bytes a second that it sends to others of its
-    machine while it receives as many; 0 where there are none.
+    """One device. memory: bytes. bandwidth: bytes per second of its memory. flops: FLOP/s of large bfloat16
+    matrix multiplications, without sparsity. link_bandwidth: bytes per second to the other GPUs of its
+    machine, in each direction at once; 0 without links.
     """
 
     name: str
@@ -36,14 +36,14 @@ DATA_SHEETS = {
         Gpu("MI300X", 192e9, 5300e9, 1307e12, 448e9),
     )
 }
-"""By the vendors' data sheets: A100 80GB SXM, H100 SXM, H200 SXM, HGX B200, Instinct MI300X. Those give links
-for both directions together; here is one."""
+"""From the vendors' data sheets: A100 80GB SXM, H100 SXM, H200 SXM, HGX B200, Instinct MI300X. These list the
+links' bandwidth of both directions together; here it is that of one."""
 CPU = "cpu"
 GPU_NAMES = (*DATA_SHEETS, CPU)
 
 
 def get_gpu(name: str, config: ModelConfig, dtype: str) -> Gpu:
-    """The device of that name; this machine's CPU is measured, for a model in that type."""
+    """The device `name`. For "cpu", this machine's CPU is measured with `dtype`."""
     if name != CPU:
         return DATA_SHEETS[name]
     import torch  # noqa: PLC0415 - --help does not need it

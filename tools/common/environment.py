@@ -1,4 +1,4 @@
-"""Where figures come from: the machine, the commit, the versions of packages."""
+"""Metadata of a measurement: machine, commit and package versions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The folder of the package, which in a checkout is the repository's."""
+"""The package's folder; in a checkout, the repository root."""
 
 
 def run_metadata() -> dict[str, Any]:
-    """What every bench says of itself: machine and commit."""
+    """Machine and commit, for the JSON of every bench."""
     return {"machine": machine_info(), "commit": get_commit(ROOT)}
 
 
 def machine_info() -> dict[str, Any]:
-    """CPU, cores, how busy they were in the last minute, Python and torch."""
+    """CPU, cores, load average of the last minute, threads, Python and torch."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -31,20 +31,20 @@ def machine_info() -> dict[str, Any]:
 
 
 def get_commit(root: Path) -> str | None:
-    """The commit checked out at `root`, "-dirty" after it where files differ; None for no checkout."""
+    """The commit checked out at `root`, with "-dirty" if files differ from it; None outside a checkout."""
     head, dirty = get_checkout(root)
     return head and f"{head}{'-dirty' if dirty else ''}"
 
 
 def get_checkout(root: Path) -> tuple[str | None, bool]:
-    """The commit checked out at `root`, None for no checkout, and whether files differ from it."""
+    """The commit checked out at `root`, None outside a checkout, and whether files differ from it."""
     if run_git(root, "rev-parse", "--show-toplevel") != str(root):
         return None, False
     return run_git(root, "rev-parse", "HEAD"), bool(run_git(root, "status", "--porcelain"))
 
 
 def run_git(root: Path, *args: str) -> str | None:
-    """What git says, None where it fails or is not there."""
+    """git's output; None if it fails or is not installed."""
     try:
         result = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def run_git(root: Path, *args: str) -> str | None:
 
 
 def package_version(package: str) -> str | None:
-    """The version that is installed, None for a package that is not."""
+    """The installed version, None if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Files that lines of JSON are added to, and that a run may leave with the last one half-written."""
+"""Append-only JSON-lines files, whose last line may be incomplete after an interrupted run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JSONLFile:
-    """Such a file. `line_prefix` is that of every line; `mismatch_text` says what a line is that does not
-    belong.
-    """
+    """A JSON-lines file. `line_prefix`: prefix of every line. `mismatch_text`: error text for others."""
 
     path: Path
     line_prefix: bytes
     mismatch_text: str
 
     def complete_lines(self) -> list[bytes]:
-        """The whole lines, none where there is no file, or a device.
+        """The complete lines; none if the path does not exist or is a device.
 
-        Raises InputError when what follows them is not the beginning of such a line.
+        Raises InputError if the incomplete rest does not match `line_prefix`.
         """
         if not self.path.is_file():
             return []
@@ -36,12 +34,12 @@ class JSONLFile:
         return lines
 
     def truncate_partial(self) -> None:
-        """Takes away a last line that is half-written."""
+        """Remove an incomplete last line."""
         if self.path.is_file():
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def append(self, lines: Iterable[str]) -> None:
-        """Writes lines at the end. Raises RunError when they cannot be."""
+        """Append lines. Raises RunError if they cannot be written."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
@@ -49,7 +47,7 @@ class JSONLFile:
             raise RunError(f"cannot write {str(self.path)!r}: {error.strerror or error}") from error
 
     def mismatch(self, number: int) -> InputError:
-        """The error for a line that such a file does not have."""
+        """The error for an unexpected line `number`."""
         return InputError(
             f"line {number} of {str(self.path)!r} is {self.mismatch_text}; name another --output"
         )

@@ -1,4 +1,4 @@
-"""How long kernels take by how they are launched, at the shapes of Llama 3.1 8B."""
+"""Time Triton kernels with a launch configuration, at the shapes of Llama 3.1 8B."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ DECODE_CASE, PREFILL_CASE = ATTENTION.cases[:2]
 
 
 class DeviceClock:
-    """See `tools.commands.tune.TuningClock`: medians of captured calls, each from memory that no cache
-    holds.
-    """
+    """A `tools.commands.tune.TuningClock`: median seconds of captured calls, each after a cache flush."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._clock = device, Clock(device)
@@ -37,18 +35,18 @@ class DeviceClock:
         self._head_args_by_rows: dict[int, tuple[Any, ...]] = {}
 
     def attention(self, config: AttentionConfig) -> float:
-        """Of branches that decode and of prompts, together."""
+        """Attention: decode and prefill together."""
         return sum(
             self._median_seconds(partial(_run_attention, args, config)) for args in self._attention_args
         )
 
     def fused(self, rows: int, config: LMHeadConfig) -> float:
-        """Of the vocabulary's product with the steering step, for so many requests of one row each."""
+        """The fused LM head and steering step, for `rows` requests of one row each."""
         *args, trace = self._head_args(rows)
         return self._median_seconds(lambda: lm_head_steer(*args, trace=trace, config=config))
 
     def apart(self, rows: int) -> float:
-        """Of one after the other."""
+        """LM head and steering step as separate kernels."""
         hidden, weight, groups, table, edits, trace = self._head_args(rows)
         return self._median_seconds(
             lambda: steer(logits_matmul(hidden, weight), groups, table, edits, trace=trace)
@@ -58,7 +56,7 @@ class DeviceClock:
         if rows not in self._head_args_by_rows:
             self._head_args_by_rows = {
                 rows: self._make_args(fused_case(LLAMA, rows, 1, AMULET, GREEDY))
-            }  # a GiB each
+            }  # a GiB each, so only one is cached
         return self._head_args_by_rows[rows]
 
     def _make_args(self, case: Any) -> tuple[Any, ...]:

@@ -1,10 +1,9 @@
-"""Two peaks of a machine, measured: how fast it reads memory, and how fast it multiplies.
+"""Measure a machine's peak memory bandwidth and matrix-multiplication FLOP/s.
 
-A step that reads so many bytes cannot be faster than the memory delivers them: bytes / bandwidth is its least
-time. With many rows the products become the lower roof. Both are measured where the step runs and with its
-threads, since data sheets promise what no program sees: the bandwidth by summing float32 numbers that no
-cache holds, or by copying them where that moves more; the products by multiplying square matrices by the
-vendor's library, in the type that activations have.
+A step cannot take less than bytes / bandwidth; with many rows, FLOPs become the limit. Both are measured on
+the device and with the threads of the step, because programs do not reach the peaks of data sheets: the
+bandwidth by summing float32 numbers that do not fit any cache, or by copying them where that moves more
+bytes; FLOP/s by multiplying square matrices with the vendor's library, in the type of the activations.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .timing import Clock
 
 @dataclass(frozen=True)
 class MachinePeaks:
-    """bandwidth: bytes a second, read or written. flops: multiplications and additions a second."""
+    """bandwidth: bytes per second, read or written. flops: multiplications and additions per second."""
 
     bandwidth: float
     flops: float
@@ -27,9 +26,7 @@ class MachinePeaks:
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """read: bytes that are summed. matrix_size: rows and columns of a matrix. num_trials: calls that are
-    timed.
-    """
+    """num_bytes: bytes to sum. matrix_size: rows and columns of a matrix. num_trials: timed calls."""
 
     num_bytes: int
     matrix_size: int
@@ -37,12 +34,14 @@ class BenchSizes:
 
 
 BENCH_SIZES = {"cpu": BenchSizes(512 << 20, 2048, 5), "cuda": BenchSizes(1 << 30, 8192, 40)}
-"""By the device's type: several times the largest cache, and large enough that a launch does not count."""
+"""By device type: several times the largest cache, and large enough that launch overhead is negligible."""
 
 
 def measure_peaks(dtype: torch.dtype, device: torch.device) -> MachinePeaks:
-    """The roofs for a model of that type on that device: the best of some tries. On a GPU they are timed by
-    its own events. Takes half a GiB for a moment, on a GPU one and a quarter."""
+    """The peaks for a model of `dtype` on `device`: the best of several trials, on a GPU by CUDA events.
+
+    Temporarily allocates half a GiB, on a GPU one and a quarter.
+    """
     sizes = BENCH_SIZES[device.type]
     clock = Clock(device, sizes.num_trials)
     bandwidth = _measure_bandwidth(clock, sizes.num_bytes)

@@ -1,4 +1,4 @@
-"""Questions to ask: the project's own, or those of a file in JSON or JSON lines."""
+"""Question datasets: the bundled one, or a file in JSON or JSON lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BUILTIN_FILE = Path(__file__).with_name("questions.json")
 TEXT_KEYS = ("question", "prompt", "instruction")
 PREFERENCE_LIST_KEYS = ("preferences", "preference_set", "rubric")
 PREFERENCE_KEYS = ("preference", "criteria", "description", "text")
-"""Names under which files in use have these, the first that is there counts."""
+"""Keys of common datasets; the first present key is used."""
 HALVES = ("both", "first", "second")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its number in its file, and what its asker prefers, where the file says so."""
+    """A question, its index in its file, and the user's preferences, if the file has any."""
 
     index: int
     text: str
@@ -31,17 +31,17 @@ class Question:
 
 
 def read_questions(path: str | None, half: str = "both") -> tuple[Question, ...]:
-    """The questions of a file, None for the project's own; a half is that of the even or the odd indices.
+    """The questions of a file; None reads the bundled ones.
 
-    A row is an object with a `question` (or `prompt`, `instruction`), and perhaps an `index` and
-    `preferences`: texts, or objects with a `preference`; or just a text.
-    Raises InputError when the file holds anything else.
+    half: "first" selects even indices, "second" odd ones. A row is a string or an object with a `question`
+    (or `prompt`, `instruction`), and optionally an `index` and `preferences`: strings, or objects with a
+    `preference`. Raises InputError for anything else.
     """
     file = BUILTIN_FILE if path is None else Path(path)
     questions = tuple(_parse_question(row, row_index, file) for row_index, row in enumerate(_read_rows(file)))
     indices = [question.index for question in questions]
     if len(set(indices)) < len(indices):
-        raise InputError(f"{str(file)!r} has two questions of the same index; each must have its own")
+        raise InputError(f"{str(file)!r} has two questions with the same index; each index must be unique")
     selected = [q for q in questions if half == "both" or q.index % 2 == (half == "second")]
     if not selected:
         raise InputError(
@@ -51,7 +51,7 @@ def read_questions(path: str | None, half: str = "both") -> tuple[Question, ...]
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
-    """What tells these questions from others."""
+    """A digest that identifies a set of questions."""
     return blake2b(json.dumps([asdict(q) for q in questions]).encode(), digest_size=16).hexdigest()
 
 
@@ -69,7 +69,7 @@ def _read_rows(file: Path) -> list[Any]:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{str(file)!r} is neither a JSON list of questions nor one a line ({error})"
+            f"{str(file)!r} is neither a JSON list of questions nor JSON lines ({error})"
         ) from None
 
 
@@ -78,7 +78,7 @@ def _parse_question(row: Any, row_index: int, file: Path) -> Question:
     text = _first_value(values, TEXT_KEYS) if isinstance(values, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise InputError(
-            f"row {row_index} of {str(file)!r} is {short_repr(row)}; it must have a question, as a text"
+            f"row {row_index} of {str(file)!r} is {short_repr(row)}; it must have a question, a string"
         )
     index = values.get("index", row_index)
     if isinstance(index, bool) or not isinstance(index, int):
@@ -91,7 +91,7 @@ def _parse_question(row: Any, row_index: int, file: Path) -> Question:
     if not all(isinstance(preference, str) and preference.strip() for preference in preferences):
         raise InputError(
             f"row {row_index} of {str(file)!r} has preferences {short_repr(raw_preferences)}; they must "
-            f"be texts"
+            f"be strings"
         )
     return Question(index, text, tuple(preferences))
 

@@ -1,4 +1,4 @@
-"""Many requests through one engine, as many at once as keep its batch full."""
+"""Run many requests through one engine, with enough in flight to keep its batch full."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Item = TypeVar("Item")
 def generate_many(
     engine: AsyncEngine, items: Iterable[Item], make_request: Callable[[Item], Request]
 ) -> Iterator[tuple[Item, Output | InputError]]:
-    """What becomes of each as it is known: its output, or why it cannot be decoded.
+    """Yield each item with its output, or the InputError of its request, as it finishes.
 
-    `make_request` makes what is decoded, when its turn comes. Twice what fits the engine is under way. Raises
-    BusyError where a request has no room though nothing runs.
+    `make_request` is called when an item is submitted. Up to 2 * max_num_seqs requests are in flight. Raises
+    BusyError if the engine rejects a request while none is in flight.
     """
     in_flight: dict[Future[Output], Item] = {}
     max_in_flight, queue = 2 * engine.config.max_num_seqs, deque(items)

@@ -1,4 +1,4 @@
-"""What is made of measured values: percentiles, and a median with its spread."""
+"""Percentiles and spread of measured values, and their format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of them lie, linear between neighbours; NaN of none."""
+    """The percentile, with linear interpolation; NaN for no values."""
     if not values:
         return float("nan")
     ranked = sorted(values)
@@ -21,12 +21,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """NaN of none."""
+    """The median; NaN for no values."""
     return percentile(values, 50)
 
 
 def summarize(values: Sequence[float], name: str) -> dict[str, float]:
-    """mean_NAME, median_NAME, p90_NAME and p99_NAME, as other benches call them."""
+    """mean_NAME, median_NAME, p90_NAME and p99_NAME, as in vLLM's benches."""
     return {
         f"mean_{name}": statistics.fmean(values) if values else float("nan"),
         f"median_{name}": median(values),
@@ -36,17 +36,17 @@ def summarize(values: Sequence[float], name: str) -> dict[str, float]:
 
 
 def format_spread(values: Sequence[float]) -> str:
-    """`12.3 (11.0 to 14.1)`: median, lowest, highest."""
+    """`12.3 (11 to 14.1)`: median, minimum, maximum."""
     if not values:
         return "none"
     return f"{format_number(median(values))} ({format_number(min(values))} to {format_number(max(values))})"
 
 
 def format_number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three significant digits, or an integer from 1000 on."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def format_row(name: str, value_text: str) -> str:
-    """One line for people."""
+    """One line of a text report."""
     return f"{name:<52} {value_text}"

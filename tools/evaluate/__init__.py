@@ -1,4 +1,4 @@
-"""`trimtab evaluate`: how far each method turns toward objectives, and what it costs."""
+"""`trimtab evaluate`: measure how well each method follows weighted objectives, and its cost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """--output, --from, and the flags of study, sampling and model."""
+    """Add --output, --from, and the study, sampling and model flags."""
     scorer_help = "; ".join(f"{name}: {meaning}" for name, (_, _, meaning) in scorers.SCORERS.items())
     parser.epilog = (
         f"Scorers, as NAME or NAME:ARGUMENT: {scorer_help}. "
-        "A run that was interrupted goes on where it stopped: give the same --output. With --output alone "
-        "the study in that folder is completed and reported again. Draws have seed 0 unless --seed is given."
+        "To resume an interrupted run, pass the same --output. With --output alone, the study in that folder "
+        "is completed and its report rewritten. Sampling uses seed 0 unless --seed is set."
     )
-    parser.add_argument("--output", metavar="FOLDER", help="where answers and report are kept")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the answers and the report")
     parser.add_argument(
         "--from", dest="source", metavar="FILE", help="repeat the study of this report.json, into --output"
     )
@@ -34,10 +34,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything typed is checked before the model is loaded. 1 when an answer failed."""
+    """Run the study; return 1 if an answer failed. All arguments are checked before the model is loaded."""
     if args.output is None:
-        raise InputError("there is no --output; name the folder for answers and report")
-    # What follows is not needed for --help.
+        raise InputError("--output is required: the folder for the answers and the report")
+    # Not needed for --help.
     from . import run_study  # noqa: PLC0415
     from .report import report  # noqa: PLC0415
     from .study import study  # noqa: PLC0415
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings_source(args: argparse.Namespace, folder: Path) -> Path | None:
-    """Where settings start from: the file of --from, else, without --aim, what the folder has."""
+    """The file with the initial settings: that of --from, or, without --aim, the folder's study file."""
     if args.source is not None:
         return Path(args.source)
     study_file = folder / settings.STUDY_FILE

@@ -1,4 +1,4 @@
-"""A study from its requests to its report."""
+"""Run a study: generate the missing answers, score all, write the report."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 ANSWERS_FILE = "answers.jsonl"
 SCORES_FILE = "scores.jsonl"
 CACHED_SCORERS = ("judge", "reward")
-"""Scorers whose scores are kept."""
+"""Scorers slow enough that their scores are cached on disk."""
 BOOTSTRAP_SEED = 0
 
 
 def run_study(study: Study, folder: Path) -> int:
-    """Answers what is not answered, scores all, writes the report. 1 when an answer failed.
+    """Generate missing answers, score all, write the report. Return 1 if an answer failed.
 
-    Raises InputError, before the model is loaded, for scorers there are not and a folder of another study.
+    Raises InputError, before the model is loaded, for an unknown scorer or a folder of another study.
     """
     scorers_by_name = {name: scorers.make_scorer(name) for name in study.scorers}
     plots.require_matplotlib()
@@ -51,7 +51,7 @@ def run_study(study: Study, folder: Path) -> int:
     print(folder / "report.md")
     num_failed = sum(record.error is not None for records in answers.values() for record in records)
     if num_failed:
-        log_line(f"{num_failed} answers failed; {str(path)!r} says why")
+        log_line(f"{num_failed} answers failed; the errors are in {str(path)!r}")
     return 1 if num_failed else 0
 
 

@@ -1,7 +1,7 @@
-"""`trimtab plan`: how many devices a load of steered requests takes, and how fast its tokens come.
+"""`trimtab plan`: estimate the devices that a load of steered requests needs, and its latency.
 
-Sizes come from the model's config, peaks from data sheets or from this machine's CPU, and how near a step
-comes to them is an assumption, `--efficiency`. Nothing is loaded and nothing is decoded.
+Sizes come from the model's config, peaks from data sheets or a measurement of this machine's CPU. The
+fraction of the peaks that a step reaches is an assumption, `--efficiency`. Nothing is loaded or decoded.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """A flag for each field of Asked, and --json."""
+    """Add a flag for each field of PlanConfig, and --json."""
     flags.add_fields(parser, "plan", PlanConfig)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything that was typed is checked before a model is looked for."""
+    """Print a plan. All arguments are checked before the model is located."""
     plan = PlanConfig(**flags.fields_from_args(PlanConfig, args))
     plans = {name: report.estimate_to_dict(estimate, plan) for name, estimate in plan_load(plan).items()}
     if args.json:
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_load(plan: PlanConfig) -> dict[str, Estimate]:
-    """What carries the load: steered; not steered at all; and as a request of its own for each branch, which
-    share no prompt and are not mixed.
+    """Estimates for the load in three scenarios: "steered"; "plain", without steering; "uncoupled", with each
+    branch as a separate request, without a shared prefix or mixing.
 
-    Raises InputError when there is no such model, or no room for it.
+    Raises InputError for an unknown model, or one that does not fit.
     """
-    from ...models.loader.presets import resolve_config  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...models.loader.presets import resolve_config  # noqa: PLC0415 - imports torch, which --help does not need
 
     with progress(f"trimtab: finding {plan.model} …") as on_progress:
         config, _ = resolve_config(plan.model, on_progress)
@@ -66,7 +66,7 @@ def plan_load(plan: PlanConfig) -> dict[str, Estimate]:
 
 
 def estimate_scenarios(config: ModelConfig, plan: PlanConfig) -> dict[str, Estimate]:
-    """As `planned`, of a model that was found."""
+    """As `plan_load`, for a model's config."""
     from torch import device  # noqa: PLC0415
 
     from ...models.llama import weight_bytes  # noqa: PLC0415

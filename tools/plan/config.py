@@ -1,4 +1,4 @@
-"""What a plan is for: the load, the device, and what is assumed of it."""
+"""Settings of a plan: the load, the device and the assumptions."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from ..common import datasheets
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Every field is a flag."""
+    """Settings of a plan. Every field is a flag."""
 
     model: str = config_field("demo", "'demo', a folder with config.json, or a shape such as llama-3.1-70b")
-    dtype: str = config_field("auto", "type of weights and cache; auto takes the checkpoint's", DTYPES)
+    dtype: str = config_field("auto", "type of weights and KV cache; auto takes the checkpoint's", DTYPES)
     gpu: str = config_field(
-        "h100", "a data sheet's peaks, or those of this machine's CPU, measured", datasheets.GPU_NAMES
+        "h100", "device: a GPU by its data sheet, or this machine's CPU, measured", datasheets.GPU_NAMES
     )
-    tensor_parallel_size: int | None = config_field(None, "GPUs that hold one model; none takes the cheapest")
-    rps: float = config_field(1.0, "requests a second")
+    tensor_parallel_size: int | None = config_field(None, "GPUs per replica; none takes the fewest in total")
+    rps: float = config_field(1.0, "requests per second")
     branches: int = config_field(3, "branches of a request: one more than its objectives")
     prompt: int = config_field(128, "tokens of a branch's prompt")
     output: int = config_field(64, "tokens of an answer")
     shared: int = config_field(
-        0, "tokens that a request's prompts begin with in common; whole pages are kept once"
+        0, "tokens of the prefix that a request's branches share; full blocks of it are cached once"
     )
-    tpot_ms: float | None = config_field(None, "most milliseconds between two tokens of a request")
-    load: float = config_field(0.8, "share of a replica's highest rate that it is to carry")
-    efficiency: float = config_field(0.7, "assumed share of the device's peaks that a step reaches")
-    all_reduce_us: float = config_field(10.0, "assumed microseconds of a message among GPUs, however short")
+    tpot_ms: float | None = config_field(None, "maximum milliseconds between two tokens of a request")
+    load: float = config_field(0.8, "fraction of a replica's maximum rate to use")
+    efficiency: float = config_field(0.7, "assumed fraction of the device's peaks that a step reaches")
+    all_reduce_us: float = config_field(10.0, "assumed latency of a message between GPUs, microseconds")
     gpu_memory_utilization: float = config_field(
-        EngineConfig.gpu_memory_utilization, "share of a device's memory that may be taken"
+        EngineConfig.gpu_memory_utilization, "fraction of a device's memory to use"
     )
     max_num_batched_tokens: int = config_field(
-        EngineConfig.max_num_batched_tokens, "most tokens computed in one step"
+        EngineConfig.max_num_batched_tokens, "maximum tokens computed in one step"
     )
-    price: float | None = config_field(
-        None, "what a GPU costs an hour; none tells GPU-hours instead of costs"
-    )
+    price: float | None = config_field(None, "price of a GPU-hour; none prints GPU-hours only")
 
     def __post_init__(self) -> None:
         validate_types(self)

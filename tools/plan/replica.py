@@ -1,17 +1,17 @@
-"""One copy of a model under a load, and how fast its tokens come: a roofline and Little's law.
+"""Performance model of one replica under a load: a roofline and Little's law.
 
-A replica decodes n requests of B branches in lockstep, which takes S(n) a step. Each request also takes P of
-prompts, and while it decodes its O tokens the replica does n/O prompts for every token of it, so
+A replica decodes n requests of B branches in lockstep, with S(n) seconds per step. Each request also takes P
+seconds of prefill. While a request decodes its O tokens, the replica prefills n/O requests per token, so
 
-    TPOT(n) = S(n) + n P / O            between two tokens of a request
-    rate(n) = n / (O TPOT(n))           requests a second that leave, and come (Little)
+    TPOT(n) = S(n) + n P / O            time between two tokens of a request
+    rate(n) = n / (O TPOT(n))           requests per second that finish, and arrive (Little's law)
 
-S grows slower than n, so that rate grows with n until the cache has no room for one more. S is the sum over a
-step's operations of the longer of reading and computing, by a share of the device's peaks, with what devices
-that hold a model together tell each other: two all-reduces a layer, and the logits.
+S grows slower than n, so the rate grows with n until the KV cache is full. S is the sum over a step's
+operations of the larger of memory time and compute time, at a fraction of the device's peaks, plus the
+communication of tensor parallelism: two all-reduces per layer, and the logits.
 
-The first token waits for prompts that came before (an M/D/1 queue), for half a step, and for its own prompts,
-between whose pieces the others decode.
+The first token waits for earlier prefills (an M/D/1 queue), for half a step, and for the request's prefill,
+with a decoding step between its chunks.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked for: requests a second, branches of each, tokens of a branch's prompt and of an answer.
+    """The load: requests per second, branches of each, tokens of a branch's prompt and of an answer.
 
-    shared_len: tokens at the prompts' beginning that all branches have, in whole pages.
+    shared_len: tokens of the prefix that all branches share, a multiple of the block size.
     """
 
     rps: float
@@ -44,21 +44,21 @@ class Demand:
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens of prompts that a request has computed."""
+        """Prompt tokens computed for a request."""
         return self.shared_len + self.branches * (self.prompt_len - self.shared_len)
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that a request holds at its end."""
+        """Tokens that a request has in the KV cache at its end."""
         return self.prefill_tokens + self.branches * self.output_len
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the model rests on beside sizes and peaks. efficiency: share of the peaks that a step reaches.
-    message_latency: seconds of a message among devices, however short. memory_utilization: share of a
-    device's that is used. load: of a replica's highest rate. max_batched_tokens: most of one step. tpot:
-    most seconds between tokens, or None.
+    """Assumptions besides sizes and peaks. efficiency: fraction of the peaks that a step reaches.
+    message_latency: minimum seconds of a message between devices. memory_utilization: used fraction of a
+    device's memory. load: used fraction of a replica's maximum rate. max_batched_tokens: maximum tokens of a
+    step. tpot: maximum seconds between tokens, or None.
     """
 
     efficiency: float
@@ -71,7 +71,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Replica:
-    """One copy of the model on `tp_size` devices, and what it does with requests of this kind."""
+    """One copy of the model on `tp_size` devices, under the load `demand`."""
 
     config: ModelConfig
     itemsize: int
@@ -83,24 +83,24 @@ class Replica:
 
     @property
     def weight_bytes_per_gpu(self) -> float:
-        """Bytes on each device."""
+        """Bytes of weights on each device."""
         return self.weight_bytes / self.tp_size
 
     @property
     def kv_bytes_per_request(self) -> float:
-        """Bytes of one request's keys and values at its end, on all devices."""
+        """Bytes of one request's KV cache at its end, on all devices together."""
         return self.demand.kv_tokens * self.config.kv_elements_per_token * self.itemsize
 
     @property
     def workspace_bytes(self) -> float:
-        """Bytes on each device of the largest step, but for its logits."""
+        """Bytes on each device of the activations of the largest step, without logits."""
         return roofline.workspace_bytes(
             self.config, self.assumptions.max_batched_tokens, 0, self.itemsize, self.tp_size
         )
 
     @property
     def kv_cache_bytes(self) -> float:
-        """Bytes on each device that requests may take."""
+        """Bytes on each device for the KV cache and logits of requests."""
         return (
             self.gpu.memory * self.assumptions.memory_utilization
             - self.weight_bytes_per_gpu
@@ -109,13 +109,13 @@ class Replica:
 
     @cached_property
     def max_requests(self) -> int:
-        """Requests that there is room for, and time where that is limited."""
+        """Maximum requests that fit in memory and meet the TPOT limit, if any."""
         logits = roofline.workspace_bytes(self.config, 0, self.demand.branches, self.itemsize)
         max_fit = max(0, floor(self.kv_cache_bytes / (self.kv_bytes_per_request / self.tp_size + logits)))
         max_tpot = self.assumptions.tpot
         if max_tpot is None or not max_fit or self.tpot(max_fit) <= max_tpot:
             return max_fit
-        low, high = 0, max_fit  # tpot grows
+        low, high = 0, max_fit  # tpot grows with the number of requests
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.tpot(middle) <= max_tpot else (low, middle)
@@ -138,12 +138,12 @@ class Replica:
 
     @cached_property
     def prefill_steps(self) -> int:
-        """Steps that a request's prompts are cut into."""
+        """Steps of a request's chunked prefill."""
         return ceil(self.demand.prefill_tokens / self.assumptions.max_batched_tokens)
 
     @cached_property
     def prefill_ops(self) -> list[roofline.StepOp]:
-        """The operations of one request's prompts."""
+        """The operations of one request's prefill."""
         demand = self.demand
         unshared = SequenceShape(demand.branches, demand.prompt_len, demand.prompt_len - demand.shared_len)
         shapes = (
@@ -157,24 +157,24 @@ class Replica:
 
     @cached_property
     def prefill_time(self) -> float:
-        """Seconds of one request's prompts, P."""
+        """Seconds of one request's prefill, P."""
         seconds = self._compute_time(self.prefill_ops) + self._comm_time(
             self.demand.prefill_tokens, self.demand.branches
         )
         return seconds / self.assumptions.efficiency + self.prefill_steps * self._message_time
 
     def tpot(self, num_requests: float) -> float:
-        """Seconds between two tokens of a request while so many are decoded; one alone decodes alone."""
+        """Seconds between two tokens with `num_requests` in flight. A step has at least one request."""
         return (
             self.step_time(max(num_requests, 1)) + num_requests * self.prefill_time / self.demand.output_len
         )
 
     def request_rate(self, num_requests: float) -> float:
-        """Requests a second."""
+        """Requests per second with `num_requests` in flight."""
         return num_requests / (self.demand.output_len * self.tpot(num_requests))
 
     def concurrency(self, rate: float) -> float:
-        """Requests that are decoded at once at that rate, which is at most `rate(most)`."""
+        """Requests in flight at `rate`, which is at most `request_rate(max_requests)`. Found by bisection."""
         low, high = 0.0, float(self.max_requests)
         while high - low > 1e-9 * high:
             middle = (low + high) / 2
@@ -182,7 +182,7 @@ class Replica:
         return high
 
     def ttft(self, rate: float) -> float:
-        """Seconds to the first token at that rate."""
+        """Seconds to the first token at `rate` requests per second."""
         utilization, step_time = rate * self.prefill_time, self.step_time(max(self.concurrency(rate), 1))
         return (
             utilization * self.prefill_time / (2 * (1 - utilization))
@@ -195,7 +195,7 @@ class Replica:
         return sum(op.roofline_seconds(self.gpu.bandwidth, self.gpu.flops) for op in ops)
 
     def _comm_time(self, num_tokens: float, num_rows: float) -> float:
-        """Two all-reduces of hidden states a layer, in a ring, and the logits' parts to everyone."""
+        """Seconds of two ring all-reduces of hidden states per layer, and of the all-gather of logits."""
         if self.tp_size == 1:
             return 0.0
         all_reduced = 2 * self.config.num_layers * num_tokens * self.config.hidden_size
@@ -204,7 +204,7 @@ class Replica:
 
     @property
     def _message_time(self) -> float:
-        """What a step's messages take however short they are."""
+        """Seconds of latency of a step's messages."""
         return (
             (2 * self.config.num_layers + 1) * self.assumptions.message_latency if self.tp_size > 1 else 0.0
         )

@@ -1,4 +1,4 @@
-"""An estimate as numbers for JSON, and as a table for people."""
+"""An estimate as JSON values and as a table."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ def _bytes(value: float) -> str:
 
 ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "gpus": ("devices", str),
-    "tensor_parallel_size": ("  that hold one model", str),
-    "load": ("  share of their highest rate", "{:.0%}".format),
-    "rows_in_flight": ("rows that a replica decodes at once", format_number),
-    "most_rows": ("  and at most", str),
-    "weight_bytes": ("weights, each device", _bytes),
-    "workspace_bytes": ("the largest step, each device", _bytes),
-    "kv_bytes_per_row": ("keys and values, a row", _bytes),
-    "kv_bytes": ("  all rows of a replica", _bytes),
+    "tensor_parallel_size": ("  per replica", str),
+    "load": ("  fraction of their maximum rate", "{:.0%}".format),
+    "rows_in_flight": ("rows of a replica's batch", format_number),
+    "most_rows": ("  maximum", str),
+    "weight_bytes": ("weights per device", _bytes),
+    "workspace_bytes": ("largest step, per device", _bytes),
+    "kv_bytes_per_row": ("KV cache per row", _bytes),
+    "kv_bytes": ("  of all rows of a replica", _bytes),
     "step_bytes": ("a step reads and writes", _bytes),
     "step_flops": ("  and computes", _tera),
     "step_floor_ms": ("  takes at the peaks", _ms),
     "step_ms": ("  is expected to take", _ms),
-    "prefill_flops": ("a request's prompts compute", _tera),
-    "prefill_ms": ("  are expected to take", _ms),
-    "ttft_ms": ("to the first token", _ms),
-    "tpot_ms": ("from token to token", _ms),
-    "tokens_per_second": ("tokens of answers a second", format_number),
-    "gpu_hours_per_million": ("device hours for a million of them", format_number),
-    "cost_per_million": ("cost of a million of them", format_number),
+    "prefill_flops": ("prefill of a request computes", _tera),
+    "prefill_ms": ("  is expected to take", _ms),
+    "ttft_ms": ("time to first token", _ms),
+    "tpot_ms": ("time per output token", _ms),
+    "tokens_per_second": ("output tokens per second", format_number),
+    "gpu_hours_per_million": ("device hours per million tokens", format_number),
+    "cost_per_million": ("cost per million tokens", format_number),
 }
 
 
 def estimate_to_dict(estimate: Estimate, plan: PlanConfig) -> dict[str, Any]:
-    """An estimate in numbers: of one replica, but for gpus, replicas and tokens_per_second; weight_bytes and
-    workspace_bytes are of one device.
+    """An estimate as numbers, of one replica, except gpus, replicas, tokens_per_second and the values per
+    million tokens, which are of all, and weight_bytes and workspace_bytes, which are per device.
     """
     replica, num_requests, rate = estimate.replica, estimate.num_requests, estimate.rate
-    num_running = max(num_requests, 1)  # in a step
+    num_running = max(num_requests, 1)  # a step has at least one request
     ops = replica.decode_ops(num_running)
-    tokens_per_second = plan.rps * plan.output  # a request's branches give one answer
+    tokens_per_second = plan.rps * plan.output  # a request has one answer, whatever its branches
     gpu_hours = estimate.num_gpus * 1e6 / tokens_per_second / 3600
     return {
         "gpus": estimate.num_gpus,
@@ -88,9 +88,9 @@ def estimate_to_dict(estimate: Estimate, plan: PlanConfig) -> dict[str, Any]:
 
 
 def make_table(plans: Mapping[str, Mapping[str, Any]], plan: PlanConfig) -> Table:
-    """A column for each plan."""
+    """A table with a column for each scenario."""
     title = (
-        f"{plan.model} on {plan.gpu}: {plan.rps:g} requests a second, {plan.branches} branches, "
+        f"{plan.model} on {plan.gpu}: {plan.rps:g} requests per second, {plan.branches} branches, "
         f"{plan.prompt} + {plan.output} tokens, at {plan.efficiency:.0%} of the peaks"
     )
     table = Table(title=title)

@@ -1,4 +1,4 @@
-"""How many devices carry a load, and how a model is cut over them."""
+"""Choose the number of replicas and the tensor-parallel size for a load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """So many replicas of one kind."""
+    """`num_replicas` copies of `replica`."""
 
     replica: Replica
     num_replicas: int
@@ -29,19 +29,19 @@ class Estimate:
 
     @property
     def rate(self) -> float:
-        """Requests a second of one replica."""
+        """Requests per second of one replica."""
         return self.replica.demand.rps / self.num_replicas
 
     @property
     def num_requests(self) -> float:
-        """In flight on one replica."""
+        """Requests in flight on one replica."""
         return self.replica.concurrency(self.rate)
 
 
 def estimate(replica: Replica, tp_size: int | None = None) -> Estimate:
-    """The fewest devices that carry the demand, of these the quickest; `tp_size` is how the model is cut.
+    """The estimate with the fewest devices, then the lowest TPOT; `tp_size` fixes the tensor-parallel size.
 
-    Raises InputError where no machine has room for weights and a request, or time for a token.
+    Raises InputError if weights and one request do not fit one machine, or no size meets the TPOT limit.
     """
     candidates = [
         replace(replica, tp_size=size) for size in valid_tp_sizes(replica.config, replica.gpu, tp_size)
@@ -55,16 +55,15 @@ def estimate(replica: Replica, tp_size: int | None = None) -> Estimate:
 
 
 def valid_tp_sizes(config: ModelConfig, gpu: Gpu, tp_size: int | None = None) -> list[int]:
-    """Numbers of devices that the heads can be shared among, fewest first. Raises InputError for another."""
+    """Tensor-parallel sizes that divide the heads, ascending. Raises InputError for another `tp_size`."""
     max_size = GPUS_PER_NODE if gpu.link_bandwidth else 1
     valid = [size for size in range(1, max_size + 1) if is_divisible(size, config)]
     if tp_size is None:
         return valid
     if tp_size not in valid:
         raise InputError(
-            f"tensor_parallel_size is {tp_size}; {config.num_heads} heads, {config.num_kv_heads} for keys "
-            f"and "
-            f"values, go on {', '.join(map(str, valid))} of {gpu.name}"
+            f"tensor_parallel_size is {tp_size}; with {config.num_heads} heads and {config.num_kv_heads} KV "
+            f"heads on {gpu.name} it must be one of {', '.join(map(str, valid))}"
         )
     return [tp_size]
 
@@ -85,13 +84,12 @@ def _infeasible_reason(largest: Replica) -> str:
         and replace(largest, assumptions=replace(largest.assumptions, tpot=None)).max_requests
     ):
         least_ms = 1e3 * largest.tpot(1)
-        return f"tpot_ms is {1e3 * max_tpot:g}; on {hardware} one request takes {least_ms:.3g} a token"
+        return f"tpot_ms is {1e3 * max_tpot:g}; on {hardware} one request takes {least_ms:.3g} ms per token"
     needed_bytes = (
         largest.weight_bytes + largest.tp_size * largest.workspace_bytes + largest.kv_bytes_per_request
     )
     usable_bytes = largest.tp_size * largest.gpu.memory * largest.assumptions.memory_utilization
     return (
         f"the model does not fit: weights, the largest step and one request take {needed_bytes / gib:.3g} "
-        f"GiB, and "
-        f"of {hardware}, the most that it can be shared among, {usable_bytes / gib:.3g} may be used"
+        f"GiB; the largest configuration, {hardware}, has {usable_bytes / gib:.3g} GiB"
     )

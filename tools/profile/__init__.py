@@ -1,4 +1,4 @@
-"""`trimtab profile`: what kernels take of a GPU, and where a decoding step's time goes."""
+"""`trimtab profile`: resources of the compiled kernels, and the time of a decoding step by stage."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 SUBJECTS = {
-    "kernels": "registers, shared memory, spills and floors of the Triton kernels, from their compiled code",
-    "decode": "where a decoding step's time goes, stage by stage",
+    "kernels": "registers, shared memory, spills and minimum times of the Triton kernels, from compiled code",
+    "decode": "time of a decoding step by stage",
 }
 
 
 def add_arguments(parser: Parser) -> None:
-    """SUBJECT, and whatever follows."""
+    """Add SUBJECT and the arguments after it."""
     command.add_subcommand(parser, "subject", SUBJECTS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Profiles one subject. Raises InputError for one that there is not."""
+    """Profile one subject. Raises InputError for an unknown name."""
     return command.run_subcommand(__package__ or "", "trimtab profile", "subject", "subjects", SUBJECTS, args)

@@ -1,9 +1,9 @@
-"""`trimtab profile decode`: where the time of a decoding step goes, stage by stage.
+"""`trimtab profile decode`: time of a decoding step by stage.
 
-The stages are timed on the host, which on a CPU is where they run, in steps that are launched one by one. On
-a GPU a profiler's pass follows: what the GPU did in each stage of such steps, and how many launches and how
-much waiting a step has, captured and not. Beside each stage stands the least time that its bytes and flops
-take at this machine's measured roofs.
+Stages are timed on the host, which on a CPU is where they run, without CUDA graphs and async scheduling. On a
+GPU, a pass with torch's profiler follows: GPU time by stage without CUDA graphs, and the launches and idle
+time of a step with and without them. Each stage is listed with its roofline time: the minimum for its bytes
+and FLOPs at the measured peaks of this machine.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 WARMUP_STEPS, TRACED_STEPS = 2, 4
-"""Of a traced answer, the decoding steps before those that are traced, and these."""
+"""Decoding steps before the traced ones, and traced steps."""
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags of bench latency, --trace and --json."""
+    """Add the flags of `bench latency`, --trace and --json."""
     flags.add_fields(parser, "decode", LatencyConfig)
     common.add_workload_args(parser)
     add_model(parser, WorkloadConfig)
@@ -53,7 +53,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints; everything typed is checked before the model is loaded."""
+    """Measure and print. All arguments are checked before the model is loaded."""
     bench_config, load, method, config = latency.configs_from_args(args)
     num_rows = load.num_rows(bench_config.batch_size, method)
     trace_path = _check_trace_path(args.trace, load.output_len)
@@ -78,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_trace_path(name: str | None, output_len: int) -> Path | None:
-    """Raises InputError where no trace can be written, or there are too few steps for it."""
+    """The path of --trace. Raises InputError if it cannot be written or `output_len` is too small."""
     if name is None:
         return None
     path, min_len = Path(name), WARMUP_STEPS + TRACED_STEPS + 1
     if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"--trace is {name!r}; it must be a file in a folder that is there")
+        raise InputError(f"--trace is {name!r}; it must be a file in an existing folder")
     if output_len < min_len:
         raise InputError(f"output_len is {output_len}; a trace needs answers of at least {min_len} tokens")
     return path
@@ -92,7 +92,7 @@ def _check_trace_path(name: str | None, output_len: int) -> Path | None:
 def _time_stages(
     engine: Engine, requests: Iterator[list[Request]], bench_config: LatencyConfig, num_rows: int
 ) -> list[dict[str, float]]:
-    """Seconds by stage of every decoding step of all iterations but those that warm up."""
+    """Seconds by stage of each decoding step, warm-up iterations excluded."""
     timer = StageTimer(num_rows)
     with instrument(engine, timer), _launch_eagerly(engine):
         for index in range(bench_config.num_iters_warmup + bench_config.num_iters):
@@ -104,7 +104,7 @@ def _time_stages(
 
 @contextmanager
 def _launch_eagerly(engine: Engine) -> Iterator[None]:
-    """Within, operations are launched one by one, of a step at a time: no captured step can be seen into."""
+    """Disable CUDA graphs and async scheduling: stages inside a captured step cannot be timed."""
     core, runner = engine._core, engine._core.runner
     saved = runner.cuda_graphs, core.async_scheduling
     runner.cuda_graphs, core.async_scheduling = None, False
@@ -119,8 +119,8 @@ def _generate(engine: Engine, requests: list[Request]) -> None:
 
 
 def _stage_floors(engine: Engine, num_rows: int, context_len: float) -> dict[str, float]:
-    """Seconds that each stage takes at the machine's roofs."""
-    from ...models import roofline  # noqa: PLC0415 - it brings torch, which --help does not need
+    """Roofline seconds of each stage at the machine's measured peaks."""
+    from ...models import roofline  # noqa: PLC0415 - imports torch, which --help does not need
     from ..common import machine_peaks  # noqa: PLC0415
 
     peaks = machine_peaks.measure_peaks(engine.dtype, engine.device)
@@ -131,7 +131,7 @@ def _stage_floors(engine: Engine, num_rows: int, context_len: float) -> dict[str
 
 
 def _stage_rows(steps: list[dict[str, float]], floor_times: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each stage that took any time, and one for the step; shares are of all time together."""
+    """A row for each stage that took time, and one for the step; shares are of the total time."""
     step_times = [sum(step.values()) for step in steps]
     columns = {stage: [step[stage] for step in steps] for stage in STAGES}
     rows = [
@@ -150,7 +150,7 @@ def _stage_row(stage: str, seconds: list[float], total: float, floor_time: float
 def _profile_gpu(
     engine: Engine, requests: Iterator[list[Request]], num_rows: int, events: list[Any]
 ) -> dict[str, Any]:
-    """The GPU's time by stage in steps launched one by one; launches and gaps of those and of captured."""
+    """GPU time by stage without CUDA graphs; launches, busy and idle time without and with them."""
     stage_times = gpu_activity.time_by_stage(events, TRACED_STEPS)
     stage_times[OTHER] = stage_times.get(OTHER, 0.0) + stage_times.pop(gpu_activity.STEP_RANGE, 0.0)
     steps = {
@@ -167,7 +167,7 @@ def _profile_gpu(
 def _trace_steps(
     engine: Engine, requests: list[Request], num_rows: int, trace_path: Path | None, *, graphs: bool
 ) -> list[Any]:
-    """The events of some decoding steps, which are written as a Chrome trace where one is asked for."""
+    """The profiler's events of TRACED_STEPS steps, also written to `trace_path` as a Chrome trace."""
     from torch.autograd.profiler import record_function  # noqa: PLC0415
     from torch.profiler import profile, schedule  # noqa: PLC0415
 
@@ -186,10 +186,10 @@ def _trace_steps(
 
 
 def _make_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['rows']} rows, {result['steps']} decoding steps, microseconds of the host")
+    table = Table(title=f"{result['rows']} rows, {result['steps']} decoding steps, host microseconds")
     table.add_column("stage")
     gpu = result.get("gpu", {"stages": {}, "steps": {}})
-    for name in ("p20", "p50", "p80", "share", "at the roofs", *(["the GPU"] * ("gpu" in result))):
+    for name in ("p20", "p50", "p80", "share", "roofline", *(["GPU"] * ("gpu" in result))):
         table.add_column(name, justify="right")
     for row in result["stages"]:
         spread = (statistics.format_number(row[f"p{percent}_us"]) for percent in (20, 50, 80))
@@ -197,8 +197,8 @@ def _make_table(result: dict[str, Any]) -> Table:
         floor_text = statistics.format_number(row["floor_us"]) if row["floor_us"] else ""
         table.add_row(row["stage"], *spread, f"{row['share']:.1%}", floor_text, *gpu_cell)
     table.caption = "\n".join(
-        f"{name}: {statistics.format_number(each['launches'])} launches a step, the GPU works "
-        f"{statistics.format_number(each['busy_us'])} and waits {statistics.format_number(each['gap_us'])}"
+        f"{name}: {statistics.format_number(each['launches'])} launches per step, GPU busy "
+        f"{statistics.format_number(each['busy_us'])} and idle {statistics.format_number(each['gap_us'])}"
         for name, each in gpu["steps"].items()
     )
     return table

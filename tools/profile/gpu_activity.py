@@ -1,4 +1,4 @@
-"""What a GPU did in some steps, from the events of torch's profiler: by stage, launches, gaps."""
+"""GPU time by stage, launches and idle time of steps, from the events of torch's profiler."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 RANGE_PREFIX = "trimtab "
-"""Begins the names of our ranges."""
+"""Prefix of the names of the ranges that mark stages."""
 STEP_RANGE = "step"
 """The range around all stages."""
 
 
 @dataclass(frozen=True)
 class GPUActivity:
-    """Of one step in the mean. launches: kernels and copies. busy_us: the GPU worked, gap_us: it waited
-    between the first and the last of them."""
+    """Means per step. launches: kernels and copies. busy_us: time in which at least one ran. gap_us: idle
+    time between the first and the last."""
 
     launches: float
     busy_us: float
@@ -26,10 +26,10 @@ class GPUActivity:
 
 
 def time_by_stage(events: Iterable[Any], steps: int) -> dict[str, float]:
-    """Microseconds of the GPU by the innermost of our ranges around them there, of one step in the mean.
+    """Mean GPU microseconds per step by stage: the innermost range on the GPU that contains a kernel's start.
 
-    The profiler has each range once for the host and once for the GPU, from the first to the last of what was
-    launched within. It links kernels to torch's operations only, and Triton's have none.
+    The profiler records each range on the host and on the GPU, there from the first to the last kernel
+    launched within it. Its correlation of kernels with torch operations does not cover Triton kernels.
     """
     times: defaultdict[str, float] = defaultdict(float)
     gpu_events = [event for event in events if event.device_type.name == "CUDA"]
@@ -43,7 +43,7 @@ def time_by_stage(events: Iterable[Any], steps: int) -> dict[str, float]:
 
 
 def measure_activity(spans: Sequence[tuple[float, float]], steps: int) -> GPUActivity:
-    """Of the (start, end) of everything that the GPU did, microseconds, in `steps` like steps."""
+    """Activity from the (start, end) of all GPU work, in microseconds, of `steps` equal steps."""
     ordered = sorted(spans)
     if not ordered:
         return GPUActivity(0, 0, 0)
@@ -57,7 +57,7 @@ def measure_activity(spans: Sequence[tuple[float, float]], steps: int) -> GPUAct
 
 
 def gpu_spans(events: Iterable[Any]) -> list[tuple[float, float]]:
-    """Of the events that are a GPU's and no ranges."""
+    """(start, end) of each GPU event that is not a range."""
     return [
         (event.time_range.start, event.time_range.end)
         for event in events

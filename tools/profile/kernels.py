@@ -1,4 +1,4 @@
-"""`trimtab profile kernels`: what the Triton kernels take on each GPU, from their compiled code."""
+"""`trimtab profile kernels`: resources of the Triton kernels on each GPU, from their compiled code."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """--json."""
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compiles every kernel for every target, some seconds each the first time, and prints what it takes."""
+    """Compile every kernel for every target, a few seconds each the first time, and print its resources."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise InputError("TRITON_INTERPRET is 1; kernels are interpreted then, not compiled: unset it")
+        raise InputError("TRITON_INTERPRET is 1, so kernels are interpreted, not compiled; unset it")
     kernels, cases = _kernel_rows(), _case_rows()
     if args.json:
         print(dumps({"kernels": kernels, "cases": cases}))
         return 0
     console = Console(width=None if is_tty() else 160)
     console.print(_make_table("Compiled code, per thread and program", kernels))
-    console.print(_make_table("Least time at a memory's full speed, microseconds", cases))
+    console.print(_make_table("Minimum time at the peak memory bandwidth, microseconds", cases))
     return 0
 
 
@@ -43,7 +43,7 @@ def _kernel_rows() -> list[dict[str, Any]]:
     """A row for each kernel, build and target."""
     try:
         from ...kernels.specs.aot_compile import TARGETS, compile_resources, variants_of  # noqa: PLC0415
-        from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - it brings triton, which some machines lack
+        from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - imports triton, which some machines lack
     except ModuleNotFoundError as error:
         raise InputError(f"profiling kernels needs the package {error.name}; install it first") from None
     return [
@@ -60,7 +60,7 @@ def _kernel_rows() -> list[dict[str, Any]]:
 
 
 def _case_rows() -> list[dict[str, Any]]:
-    """A row for each real shape: the bytes that must move, and how long that takes at least."""
+    """A row for each benchmark shape: the bytes that must move, and the minimum time for that."""
     from ...kernels.specs.registry import SPECS  # noqa: PLC0415
 
     return [

@@ -1,7 +1,7 @@
-"""The stages of a step, marked from outside: an engine runs unmarked until it is profiled.
+"""Stage timers, patched into an engine while it is profiled; otherwise it runs without instrumentation.
 
-What a stage calls of another counts for that other alone, so that the stages of a step add up to it. What is
-marked nowhere (the rows' ids, copies, the way from one stage to the next) is "rest".
+The time of a nested stage counts only for that stage, so that stages add up to the step. Time outside all
+stages (preparation of ids, copies, Python between stages) is "rest".
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ STAGES = (
     "plan", "layout", "embed", "norm", "qkv", "rope", "cache", "attention", "output", "mlp", "head", "steer",
     "append", "text", OTHER,
 )  # fmt: skip
-"""In a step's order: cache is the write to it where that is no part of rope, steer has the head's product
-where one kernel does both, text is the detokeniser and all that an answer keeps."""
+"""In execution order. cache: the KV cache write, if it is not fused with rope. steer: includes the LM head if
+one kernel does both. text: the detokenizer and the rest of the output state."""
 LAYER_STAGES = {"qkv_proj": "qkv", "o_proj": "output", "gate_up_proj": "mlp", "down_proj": "mlp"}
 OP_STAGES = {"rms_norm": "norm"}
 CACHE_STAGES = {"apply_rope": "rope", "write": "cache"}
-"""What a cache does besides attention, where it does it apart."""
+"""Methods of a KV cache other than attention; not every cache has them."""
 
 
 class StageTimer:
-    """The clock of the stages. steps: seconds by stage of each step in which every branch decoded.
+    """Timer of stages. steps: seconds by stage of each step in which every branch decoded.
 
-    rows: of such a step. range: given a stage, what stands around it besides, such as a profiler's range.
-    ended: called after each such step.
+    num_rows: rows of such a step. make_range: makes a context manager around each stage, such as a
+    profiler's range. on_step: called after each such step.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StageTimer:
         self._all_decode = False
 
     def wrap(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same call, timed."""
+        """`call`, timed as `stage`."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             self._push(stage)
@@ -69,7 +69,7 @@ class StageTimer:
     def wrap_schedule(
         self, call: Callable[..., SchedulerOutput | None]
     ) -> Callable[..., SchedulerOutput | None]:
-        """The scheduler's, which says whether every branch decodes."""
+        """The scheduler's `call`, timed as "plan". Its output tells whether every branch decodes."""
 
         def wrapper(*in_flight: SchedulerOutput) -> SchedulerOutput | None:
             scheduled = call(*in_flight)
@@ -80,7 +80,7 @@ class StageTimer:
         return self.wrap("plan", wrapper)
 
     def wrap_step(self, call: Callable[[], None]) -> Callable[[], None]:
-        """The engine's step."""
+        """The engine's `step`, which starts and ends the timing of a step."""
 
         def wrapper() -> None:
             self._elapsed.clear()
@@ -95,7 +95,7 @@ class StageTimer:
         return wrapper
 
     def _charge_elapsed(self) -> None:
-        """What has passed belongs to the stage that is open."""
+        """Add the time since the last call to the innermost open stage."""
         now = time.perf_counter()
         self._elapsed[self._stack[-1]] += now - self._last_time
         self._last_time = now
@@ -110,7 +110,7 @@ class StageTimer:
 
 
 class _TimedProxy:
-    """A value whose calls and look-ups are timed; all else is the value's own."""
+    """A proxy that times calls and indexing of a value, and forwards other attributes."""
 
     def __init__(self, timer: StageTimer, stage: str, value: Any) -> None:
         self._timer, self._stage, self._value = timer, stage, value
@@ -130,7 +130,7 @@ class _TimedProxy:
 
 @contextmanager
 def instrument(engine: Engine, timer: StageTimer) -> Iterator[None]:
-    """Within, the engine's steps are timed by `timer`. Steps that were captured are not looked into."""
+    """Context manager: time the engine's steps with `timer`. Stages inside captured steps are not timed."""
     core = engine._core
     model, cache, runner, scheduler = core.runner.model, core.runner.cache, core.runner, core.scheduler
     timed_ops = {
@@ -164,7 +164,7 @@ def instrument(engine: Engine, timer: StageTimer) -> Iterator[None]:
     finally:
         for owner, name, value in originals:
             if value is None:
-                delattr(owner, name)  # it was the class's own
+                delattr(owner, name)  # the attribute is the class's
             else:
                 setattr(owner, name, value)
 
@@ -177,7 +177,7 @@ def _instrument_layer(timer: StageTimer, layer: DecoderLayer) -> DecoderLayer:
 
 
 def _wrap_add(timer: StageTimer, call: Callable[[SequenceGroup], None]) -> Callable[[SequenceGroup], None]:
-    """As requests come, what takes their tokens is marked too: nobody keeps a group after its end."""
+    """Time the `append` of each new group and of its output state. The patch is dropped with the group."""
 
     def add(group: SequenceGroup) -> None:
         vars(group)["append"] = timer.wrap("append", group.append)

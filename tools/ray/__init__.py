@@ -1,1 +1,1 @@
-"""trimtab on Ray: several engines behind one address, or over one folder of prompts."""
+"""trimtab on Ray: several engines behind one address, or for one folder of prompts."""

@@ -1,4 +1,4 @@
-"""The application for Ray Serve, and `trimtab serve --ray`, which runs it until it is told to stop."""
+"""The Ray Serve application, and `trimtab serve --ray`, which runs it until a signal stops it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 APP_NAME = "trimtab"
 ROUTER = f"{__package__}.router.PrefixRouter"
 MAX_GATEWAY_CALLS = 10_000
-"""Calls under way that one gateway takes; it does little for each, so few are needed."""
+"""Maximum concurrent calls of one gateway. A call costs it little, so few gateways are needed."""
 REPLICAS_PER_GATEWAY = 4
 GATEWAY_GRACE = 10.0
-"""Seconds that a gateway outlives the replicas by, so that it can tell whom they have not answered."""
+"""Seconds that a gateway outlives the replicas, so that it can report failures of unfinished calls."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """All that an application is made of."""
+    """The settings of an application."""
 
     engine: EngineConfig
     server: ServerConfig
@@ -44,11 +44,11 @@ class Service:
 
     @property
     def target_concurrency(self) -> int:
-        """Calls that keep an engine's batch full when each has a branch for one or two objectives."""
+        """Concurrent calls that fill an engine's batch, with 2 or 3 branches each."""
         return max(1, self.engine.max_num_seqs // 3)
 
     def build_app(self, engine_factory: Callable[[], AsyncEngine] | None = None) -> Application:
-        """Gateways before replicas. `engine_factory` makes the engine where each replica is."""
+        """Build gateways in front of replicas. `engine_factory` creates the engine in a replica's process."""
         from ray import serve  # noqa: PLC0415
 
         from .gateway import Gateway  # noqa: PLC0415
@@ -71,7 +71,7 @@ class Service:
             num_replicas=-(-self.ray.max_replicas // REPLICAS_PER_GATEWAY),
             ray_actor_options={"num_cpus": 0},
             max_ongoing_requests=MAX_GATEWAY_CALLS,
-            max_surge_percent=100,  # a new one is there before the old one goes
+            max_surge_percent=100,  # a new gateway starts before the old one stops
             graceful_shutdown_timeout_s=drain_timeout + GATEWAY_GRACE,
         )
         factory = engine_factory or partial(open_engine.open_async_engine, self.engine)
@@ -91,10 +91,10 @@ class Service:
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """For `serve deploy` and `serve run trimtab.tools.ray.application:build`: `args` are the fields of
-    EngineConfig, ServerConfig (but host and port, which are Serve's) and RayConfig.
+    """Build the application for `serve deploy` and `serve run trimtab.tools.ray.application:build`.
 
-    Raises InputError for another field, or a value out of range.
+    `args` are fields of EngineConfig, ServerConfig (without host and port, which Ray Serve sets) and
+    RayConfig. Raises InputError for an unknown field, or a value out of range.
     """
     require_ray()
     config_classes = (EngineConfig, ServerConfig, RayConfig)
@@ -109,8 +109,8 @@ def build(args: Mapping[str, Any]) -> Application:
 
 
 def run(service: Service) -> int:
-    """Serves until it is told to stop; then takes no more, and lets answers end."""
-    from ...engine.server.steering import Profiles  # noqa: PLC0415 - of the extra `serve`
+    """Serve until a signal arrives; then reject new calls and finish the running ones."""
+    from ...engine.server.steering import Profiles  # noqa: PLC0415 - needs the extra `serve`
 
     require_ray()
     if service.server.profiles:
@@ -142,7 +142,7 @@ def _deploy(service: Service) -> None:
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises OSError where it is taken, which Ray would not say."""
+    """The port, or a free one for 0. Raises OSError if it is in use, which Ray would not report."""
     with socket.create_server((host, port)) as listener:
         free_port: int = listener.getsockname()[1]
         return free_port

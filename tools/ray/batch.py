@@ -1,7 +1,7 @@
-"""`trimtab generate --ray`: files of prompts, answered by several engines on a Ray cluster.
+"""`trimtab generate --ray`: batch generation from files, by several engines on a Ray cluster.
 
-Answers come back to this process, which alone writes: a line has one answer, whatever becomes of the engines,
-and the files are those of a run without Ray, so that either goes on where the other stopped.
+Only this process writes answers, so each line gets exactly one, even if an engine dies. The files have the
+format of a run without Ray, so that either kind of run can resume the other.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from .file_shards import FileShard
 
 CHUNK_LINES = 16
-"""Lines that an engine is given at once, and that are decoded again when it dies."""
+"""Lines per task; all are decoded again if the engine dies."""
 MAX_RETRIES = 3
-"""How often a chunk is given to another engine when one dies over it."""
+"""Retries of a chunk on another engine after one died."""
 MAX_WAITING = 1 << 20
-"""Answers that may wait in an engine: all who ask are ours."""
+"""max_waiting of the engines: practically unlimited, as only this command submits requests."""
 
 
 @dataclass
 class PendingLines:
-    """What is to be done: of each file of answers the lines that it lacks, as [target, number, text]."""
+    """Lines without an answer, (output path, line number, text), and counts of lines and earlier failures."""
 
     pending: list[tuple[str, int, str]] = field(default_factory=list)
     num_lines: int = 0
@@ -48,7 +48,7 @@ class PendingLines:
 
     @classmethod
     def from_shards(cls, shards: list[FileShard]) -> PendingLines:
-        """Reads all files. Raises InputError for one that is not what it should be."""
+        """Read all files. Raises InputError for an invalid file."""
         work = cls()
         for shard in shards:
             lines = shard.read_lines()
@@ -62,7 +62,7 @@ class PendingLines:
         return work
 
     def chunks(self) -> Iterator[dict[str, str]]:
-        """Some lines at a time, for Ray."""
+        """Yield rows of CHUNK_LINES lines for Ray Data."""
         lines = iter(self.pending)
         while chunk := list(islice(lines, CHUNK_LINES)):
             yield {"chunk": json.dumps(chunk)}
@@ -71,9 +71,9 @@ class PendingLines:
 def run(
     args: argparse.Namespace, config: RayConfig, engine_factory: Callable[[], AsyncEngine] | None = None
 ) -> int:
-    """Answers every line that has no answer yet. 1 when a line of this run failed.
+    """Answer every line that has no answer yet. Return 1 if a line failed.
 
-    `engine_factory` makes the engine where each actor is. Raises as `batch.run` does.
+    `engine_factory` creates the engine in each actor's process. Raises the errors of `batch.run`.
     """
     require_ray()
     method_args.method_from_args(args, method_args.parse_objectives(args))
@@ -100,7 +100,7 @@ def run(
 
 
 def _pool_options(config: RayConfig, max_num_seqs: int) -> dict[str, Any]:
-    """So many actors, and in each so many chunks as keep its engine's batch full while some end."""
+    """Options of the actor pool: each actor gets enough chunks at once to keep its engine's batch full."""
     from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
     num_chunks = -(-2 * max_num_seqs // CHUNK_LINES)
@@ -115,7 +115,7 @@ def _pool_options(config: RayConfig, max_num_seqs: int) -> dict[str, Any]:
 
 
 def _answer_rows(work: PendingLines, options: dict[str, Any]) -> Iterator[tuple[str, int, str, bool]]:
-    """Target, number, answer and whether it failed, of each line as it is answered."""
+    """Yield (output path, line number, answer, whether it failed) as lines finish."""
     import ray  # noqa: PLC0415
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -129,11 +129,11 @@ def _answer_rows(work: PendingLines, options: dict[str, Any]) -> Iterator[tuple[
         if isinstance(cause, InputError | RunError):
             raise cause from error
         reason = str(error).strip().splitlines()[-1]
-        raise RunError(f"Ray gave up ({reason}); the same command goes on where it stopped") from error
+        raise RunError(f"Ray failed ({reason}); run the same command again to resume") from error
 
 
 def _write_answers(work: PendingLines, rows: Iterator[tuple[str, int, str, bool]]) -> int:
-    """Adds each answer to its file, once. Returns how many of them are errors."""
+    """Append each answer to its file, once. Return the number of failed lines."""
     unanswered: dict[str, set[int]] = defaultdict(set)
     for output_path, number, _ in work.pending:
         unanswered[output_path].add(number)
@@ -150,5 +150,5 @@ def _write_answers(work: PendingLines, rows: Iterator[tuple[str, int, str, bool]
             if show_progress:
                 show_progress(num_answered, work.num_lines)
     if num_missing := sum(map(len, unanswered.values())):
-        raise RunError(f"{num_missing} lines have no answer; the same command goes on where it stopped")
+        raise RunError(f"{num_missing} lines have no answer; run the same command again to resume")
     return num_failed

@@ -1,4 +1,4 @@
-"""One engine of several that answer lines from files, some dozen at a time."""
+"""Ray Data actor with one engine, which answers chunks of prompt lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BatchActor:
-    """The actor of Ray Data. `opening` makes the engine where the actor is."""
+    """The actor. `engine_factory` creates the engine in the actor's process."""
 
     def __init__(
         self, engine_factory: Callable[[], AsyncEngine], args: argparse.Namespace, sampling: SamplingParams
@@ -25,10 +25,12 @@ class BatchActor:
         self._engine, self._args, self._sampling = engine_factory(), args, sampling
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A chunk of lines, [target, number, text] each, to [target, number, answer, failed] each. It is
-        answered whole or, when this actor dies, whole by another."""
+        """Answer a chunk of lines (output path, number, text) with (output path, number, answer, failed).
+
+        If this actor dies, another one repeats the whole chunk.
+        """
         chunk: list[tuple[str, int, str]] = [tuple(item) for item in json.loads(row["chunk"])]
-        # Numbers of two files may be the same, places in the chunk are not.
+        # Line numbers of two files may coincide, so lines are numbered by their index in the chunk.
         lines = [PromptLine(index, text) for index, (_, _, text) in enumerate(chunk)]
         results = []
         for answer in answer_lines(self._engine, lines, self._args, self._sampling):

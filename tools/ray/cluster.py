@@ -1,4 +1,4 @@
-"""The Ray cluster that a command runs on, and what can be found out before it is asked for anything."""
+"""Connect to a Ray cluster, check the model before anything starts, and choose resources of actors."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 MISSING_EXTRA = "--ray needs the ray extra: pip install 'trimtab[ray]'"
 ENV_DEFAULTS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # a library tells nobody who uses it
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Ray's 5 are too few where disks are slow
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Ray's 5 s are too short with slow disks
 }
-"""Of Ray, for a cluster that is started here; what the environment says goes before."""
+"""Environment variables for a cluster that is started here, unless they are already set."""
 
 
 def require_ray() -> None:
-    """Raises InputError where there is no Ray."""
+    """Raises InputError if Ray is not installed."""
     for name, value in ENV_DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
-        import ray.data  # noqa: PLC0415 - of the extra `ray`, as whatever this floor imports of it
+        import ray.data  # noqa: PLC0415 - needs the extra `ray`, like all imports of ray in this folder
         import ray.serve  # noqa: F401, PLC0415
     except ImportError as error:
         raise InputError(MISSING_EXTRA) from error
@@ -39,9 +39,9 @@ def require_ray() -> None:
 
 @contextmanager
 def connect_cluster() -> Iterator[None]:
-    """Within, there is a cluster: the one that this process is in, that of RAY_ADDRESS, or one of its own.
+    """Context manager: connect to the cluster of this process, that of RAY_ADDRESS, or a new local one.
 
-    Raises InputError where Ray is not installed.
+    Raises InputError if Ray is not installed.
     """
     require_ray()
     import ray  # noqa: PLC0415
@@ -54,7 +54,7 @@ def connect_cluster() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(
             signal.SIGTERM, sigterm_handler
-        )  # Ray's own ends the process before anything is drained
+        )  # Ray's handler ends the process before requests are drained
     try:
         yield
     finally:
@@ -62,16 +62,16 @@ def connect_cluster() -> Iterator[None]:
 
 
 def check_model(config: EngineConfig) -> None:
-    """Reads all of a model but its weights, so that what is wrong with it is said here and once, and what is
-    fetched is fetched once. Raises as opening it does."""
-    from ...models.loader.loader import load_bundle  # noqa: PLC0415 - it brings torch, which --help does not need
+    """Load a model without weights, to report errors here and once, and to download files only once. Raises
+    the errors of opening an engine."""
+    from ...models.loader.loader import load_bundle  # noqa: PLC0415 - imports torch, which --help does not need
 
-    with progress(f"trimtab: looking at {config.model} …") as on_progress:
+    with progress(f"trimtab: checking {config.model} …") as on_progress:
         load_bundle(config.model, config.load_format, config.chat_template, on_progress, config.dtype)
 
 
 def actor_options(config: RayConfig, engine: EngineConfig) -> dict[str, Any]:
-    """What Ray sets aside for an engine."""
+    """CPUs and GPUs that Ray reserves for an engine."""
     import ray  # noqa: PLC0415
 
     num_gpus = config.replica_gpus

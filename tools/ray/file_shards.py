@@ -1,4 +1,4 @@
-"""The files of a batch: which there are, where the answers to each go, and their lines."""
+"""Input files of a batch, the output file of each, and their lines."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ JSONL, PARQUET = ".jsonl", ".parquet"
 
 @dataclass(frozen=True)
 class FileShard:
-    """A file of prompts, and the file of their answers."""
+    """A file of prompts and the file of its answers."""
 
     input_path: Path
     output_path: Path
 
     def read_lines(self) -> list[PromptLine]:
-        """Its lines; of a Parquet file each row as the line of JSON that it would be, without what is null.
+        """The input lines. A row of a Parquet file becomes a JSON object without its null values.
 
-        Raises InputError for what is no such file.
+        Raises InputError for an invalid file.
         """
         return (
             list(_parquet_lines(self.input_path))
@@ -38,10 +38,10 @@ class FileShard:
 
 
 def find_shards(input_pattern: str, output_dir: str) -> list[FileShard]:
-    """The shards of a folder, a glob or one file, by name. Answers to `a.jsonl` go to `a.jsonl` of the folder
+    """The shards of a folder, a glob or one file, sorted by name. Answers to `a.jsonl` go to `a.jsonl` in
     `output_dir`, those to `a.parquet` to `a.parquet.jsonl`.
 
-    Raises InputError when there are no files, or the target is no folder, or the one that they are in.
+    Raises InputError if there are no files, or `output_dir` is not a folder or is the input folder.
     """
     folder, files = _find_files(input_pattern)
     if not files:
@@ -52,12 +52,12 @@ def find_shards(input_pattern: str, output_dir: str) -> list[FileShard]:
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise InputError(f"--output {output_dir!r} is a file; with --ray it must be a folder")
     if Path(output_dir).resolve() == folder.resolve():
-        raise InputError(f"--output {output_dir!r} is the folder of --input, too; name another --output")
+        raise InputError(f"--output {output_dir!r} is the folder of --input; name another --output")
     return [FileShard(file, Path(output_dir) / _answers_path(file.relative_to(folder))) for file in files]
 
 
 def _find_files(input_pattern: str) -> tuple[Path, list[Path]]:
-    """The files, and the folder that they are named from."""
+    """The folder that file names are relative to, and the files."""
     path = Path(input_pattern)
     if path.is_dir():
         suffixes = (JSONL, PARQUET)
@@ -72,7 +72,7 @@ def _answers_path(file: Path) -> Path:
 
 
 def _parquet_lines(input_path: Path) -> Iterator[PromptLine]:
-    import pyarrow  # noqa: PLC0415 - of the extra `ray`
+    import pyarrow  # noqa: PLC0415 - needs the extra `ray`
     from pyarrow.parquet import ParquetFile  # noqa: PLC0415
 
     try:

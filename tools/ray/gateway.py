@@ -1,4 +1,4 @@
-"""What clients talk to: it reads a call, has a replica answer it, and tells the client if that one dies."""
+"""Gateway deployment: forwards HTTP calls to replicas, and handles replicas that die."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from ...engine.server.config import ServerConfig
 
 MAX_ATTEMPTS = 3
-"""Replicas that a call is given to, should they die before they answer."""
+"""Replicas that are tried if they die before their answer starts."""
 SHORT_TIMEOUT = 15.0
-"""Seconds that a call may take which decodes nothing."""
+"""Timeout in seconds of a call that decodes nothing."""
 BUSY_MESSAGE = "too many requests are waiting for a replica; try again later"
-LOST_MESSAGE = "the replica that was answering is gone; ask again"
+LOST_MESSAGE = "the replica that was answering has died; try again"
 
 
 class Gateway:
-    """The deployment that clients reach. It holds no model."""
+    """The deployment that clients connect to. It has no model."""
 
     def __init__(self, replicas: DeploymentHandle, config: ServerConfig) -> None:
         self._app, self._key = ForwardingApp(replicas, config), config.api_key
@@ -47,7 +47,7 @@ class Gateway:
 
 
 class ForwardingApp:
-    """An ASGI application whose every answer is a replica's."""
+    """An ASGI application that forwards each call to a replica."""
 
     def __init__(self, replicas: DeploymentHandle, config: ServerConfig) -> None:
         self._replicas, self._config = replicas, config
@@ -66,8 +66,8 @@ class ForwardingApp:
         await response(scope, receive, send)
 
     async def _proxy(self, call: HTTPCall, send: Send) -> None:
-        """Sends what a replica answers. The head waits for the first piece of the body: until then another
-        replica may answer instead."""
+        """Send a replica's response. The head is delayed until the first chunk of the body: until then
+        another replica can answer instead."""
         for _ in range(MAX_ATTEMPTS):
             start_message: dict[str, Any] | None = None
             started = False
@@ -94,7 +94,10 @@ class ForwardingApp:
         raise ApiError(503, LOST_MESSAGE, SERVER_ERROR)
 
     async def _stream_replica(self, call: HTTPCall) -> AsyncGenerator[dict[str, Any], None]:
-        """The messages of one replica, which is told when nobody reads on. Raises ApiError if late."""
+        """Yield the messages of one replica; closing the generator cancels the call.
+
+        Raises ApiError on a timeout.
+        """
         generates = call.scope["method"] == "POST"
         timeout = self._config.request_timeout + CLIENT_READ_TIMEOUT if generates else SHORT_TIMEOUT
         messages = self._replicas.options(stream=True).answer.remote(call)
@@ -116,9 +119,9 @@ class ForwardingApp:
 
 
 async def _abort_stream(start_message: dict[str, Any] | None, send: Send) -> None:
-    """Ends an answer that nobody will finish: a stream of events with an event that says so."""
+    """End the response of a dead replica: an event stream with an error event, any other by raising."""
     content_type = dict(start_message["headers"]).get(b"content-type", b"") if start_message else b""
     if not content_type.startswith(b"text/event-stream"):
-        raise RuntimeError(LOST_MESSAGE)  # the connection is closed before the length that was promised
+        raise RuntimeError(LOST_MESSAGE)  # closes the connection before Content-Length is reached
     await send_event(send, ApiError(503, LOST_MESSAGE, SERVER_ERROR).body)
     await send_event(send, "[DONE]", more_body=False)

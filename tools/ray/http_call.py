@@ -1,4 +1,4 @@
-"""An HTTP call as plain data, so that it can go to whichever replica suits it."""
+"""An HTTP call as plain data, which can be sent to a replica, and its routing key."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 SCOPE_KEYS = ("type", "http_version", "method", "scheme", "path", "query_string", "headers", "client")
-"""What of an ASGI scope is plain data and about the call."""
+"""Keys of an ASGI scope that describe the call and are plain data."""
 PREFIX_CHARS = 512
-"""Characters of a text that say which prompts begin alike."""
+"""Characters of the first message that enter the key of a call without objectives."""
 
 
 @dataclass(frozen=True)
 class HTTPCall:
-    """A call: its ASGI scope, its body, and the key of the branch prompts that it leads to.
+    """A call: its ASGI scope, its body, and the routing key of its branch prompts.
 
-    Calls of one key have branches that begin alike, so that a replica which has answered one has computed
-    the beginning of the others.
+    Branch prompts of calls with the same key share a prefix, which a replica that has answered one of them
+    has in its prefix cache.
     """
 
     scope: dict[str, Any]
@@ -31,19 +31,19 @@ class HTTPCall:
 
     @classmethod
     def from_scope(cls, scope: Scope, body: bytes) -> HTTPCall:
-        """The call that a server was asked."""
+        """The call of an ASGI scope and its body."""
         return cls({name: scope[name] for name in SCOPE_KEYS if name in scope}, body, prefix_key(body))
 
     @classmethod
     def get(cls, path: str) -> HTTPCall:
-        """A call of ours."""
+        """An internal GET call."""
         scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path}
         return cls({**scope, "query_string": b"", "headers": []})
 
 
 def prefix_key(body: bytes) -> bytes:
-    """A digest of how a body's branch prompts begin: of the system text and the objectives, or where there
-    are none of how the conversation begins. Nothing for what is no such body."""
+    """A digest of the system texts and objectives of a body or, without these, of the start of the
+    conversation. Empty for an invalid body."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The metrics of all replicas as one text for Prometheus: theirs, each with the label `replica`."""
+"""Merge the Prometheus metrics of all replicas into one text, with the label `replica`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def merge_metrics(texts: Iterable[tuple[str, str]]) -> bytes:
-    """`texts` are the replicas' names and what each of them tells."""
+    """Merge `texts`, pairs of a replica's name and its metrics."""
     registry = CollectorRegistry()
     registry.register(_MergedCollector(texts))
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""Which replica a call should go to: one that knows how its prompts begin, unless others have less to do."""
+"""Rank replicas for a call: prefer those with its prefix in the cache, unless they are overloaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 
 def rank_replicas(key: bytes, loads: Mapping[str, int], slack: int) -> list[str]:
-    """The replicas in the order in which a call of `key` is offered to them; `loads` are their calls.
+    """The replicas in the order to try for a call with `key`; `loads` are their running calls.
 
-    Rendezvous hashing (Thaler and Ravishankar, 1998) with bounded load: each key has an order of its own, and
-    who has more than `slack` calls above the idlest comes last. So calls of one key meet at few replicas,
-    everybody finds the same order without asking, and a replica that comes or goes moves only its own keys.
+    Rendezvous hashing (Thaler and Ravishankar, 1998) with bounded load: each key has its own order of
+    replicas, and replicas with more than `slack` calls above the least loaded come last. So calls with one
+    key go to few replicas, all gateways compute the same order without communication, and adding or removing
+    a replica moves only its own keys.
     """
     max_load = min(loads.values(), default=0) + slack
     return sorted(loads, key=lambda replica: (loads[replica] > max_load, _hash_weight(key, replica)))

@@ -1,4 +1,4 @@
-"""One engine of several: it serves the whole API, to calls that come through Ray."""
+"""Replica deployment: one engine with the HTTP API, called through Ray."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Message = dict[str, Any]
 
 
 class Replica:
-    """An engine and the application over it. `opening` makes the engine where the replica is."""
+    """An engine and its ASGI application. `engine_factory` creates the engine in the replica's process."""
 
     def __init__(self, engine_factory: Callable[[], AsyncEngine], config: ServerConfig) -> None:
-        from ...engine.server.app import create_app  # noqa: PLC0415 - of the extra `serve`
+        from ...engine.server.app import create_app  # noqa: PLC0415 - needs the extra `serve`
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         self._engine = engine_factory()
         self._app = create_app(self._engine, config)
 
     async def answer(self, call: HTTPCall) -> AsyncIterator[Message]:
-        """The ASGI messages of the response. Who stops reading has left, as one who closes the connection."""
+        """Yield the ASGI messages of the response. Closing the generator counts as a client disconnect."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         disconnected = asyncio.Event()
         body_messages = [{"type": "http.request", "body": call.body, "more_body": False}]
@@ -58,21 +58,21 @@ class Replica:
             disconnected.set()
             await asyncio.wait({app_task})
             if not app_task.cancelled():
-                app_task.exception()  # the application has logged it and answered with 500
+                app_task.exception()  # marks it as retrieved; the application has logged it
 
     async def metrics(self) -> tuple[str, str]:
-        """The replica's name, and what it tells Prometheus."""
+        """The replica's name and its Prometheus metrics."""
         from ray import serve  # noqa: PLC0415
 
         chunks = [message.get("body", b"") async for message in self.answer(HTTPCall.get("/metrics"))]
         return serve.get_replica_context().replica_id.unique_id, b"".join(chunks).decode()
 
     def check_health(self) -> None:
-        """For Ray, which replaces a replica whose engine is broken. Raises RunError that says why."""
+        """Raises RunError, with the reason, if the engine is broken; Ray then replaces the replica."""
         if self._engine.refusal:
             raise RunError(self._engine.refusal)
 
     def __del__(self) -> None:
-        """Ray calls it when all answers have ended."""
+        """Ray calls this when all calls have finished."""
         if hasattr(self, "_engine"):
             self._engine.shutdown()

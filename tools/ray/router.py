@@ -1,4 +1,4 @@
-"""What Ray Serve asks where to send a call."""
+"""Request router of Ray Serve that routes calls by prompt prefix."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 class PrefixRouter(RequestRouter):
-    """Sends calls whose branches begin alike to the same replicas, see `ranked`; others to the idlest."""
+    """Routes calls with equal keys to the same replicas, see `rank_replicas`; others to the least loaded."""
 
     def initialize_state(self, slack: int = 0) -> None:
-        """What Ray passes on of `request_router_kwargs`."""
+        """Receives `request_router_kwargs` from Ray."""
         self._slack = slack
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replicas in the order in which they are tried."""
+        """The replicas in the order to try."""
         if pending_request is None or not pending_request.args:
             return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True  # or Ray tries again without a pause
+        pending_request.routing_context.should_backoff = True  # otherwise Ray retries without a pause
         key = getattr(pending_request.args[0], "key", b"")
         if not key:
-            return [candidate_replicas]  # all of one rank: the idlest takes it
+            return [candidate_replicas]  # equal rank: Ray chooses the least loaded
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         queue_lens = self.replica_queue_len_cache
         loads = {name: queue_lens.get(each.replica_id) or 0 for name, each in by_name.items()}

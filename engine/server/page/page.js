@@ -1,13 +1,13 @@
-// The playground: one question answered twice at once, plainly and steered, and what steered each token.
+// The playground: answers one question twice in parallel, plain and steered, and shows the trace of each token.
 
 const COLOURS = [0, 1, 2, 3, 4, 5]; // the classes objective-0 to objective-5 of page.css
 const BASE = { text: "base", colour: "base" };
-const HINT = "Point at a token of the steered answer, or go to the answer and use the arrow keys.";
+const HINT = "Point at a token of the steered answer, or focus the answer and use the arrow keys.";
 
 const methods = new Map();
 let model;
 let running = new AbortController();
-let steered; // the answer that the chart and the panel are about
+let steered; // the answer shown in the chart and the detail panel
 
 const $ = (id) => document.getElementById(id);
 const make = (tag, properties, ...children) => {
@@ -50,31 +50,31 @@ async function* chunks(request, signal) {
       yield chunk;
     }
   }
-  throw new Error("The connection closed before the answer ended.");
+  throw new Error("The connection closed before the answer was complete.");
 }
 
-// a TypeError is what fetch throws when the network fails
-const sentence = (error) => (error instanceof TypeError ? "The connection has failed." : error.message);
+// fetch throws a TypeError when the network fails
+const errorText = (error) => (error instanceof TypeError ? "The connection failed." : error.message);
 
 async function load() {
   try {
     const paths = ["v1/models", "v1/steer/methods"];
-    const [models, known] = await Promise.all(paths.map(async (path) => (await call(path)).json()));
+    const [models, steer] = await Promise.all(paths.map(async (path) => (await call(path)).json()));
     model = models.data[0].id;
     $("model").textContent = `The model is ${model}.`;
-    known.methods.filter((each) => each.objective_arity !== "none").forEach((each) => methods.set(each.name, each));
+    steer.methods.filter((each) => each.objective_arity !== "none").forEach((each) => methods.set(each.name, each));
     $("method").replaceChildren(...[...methods.keys()].map((name) => new Option(name)));
     $("method").value = "mato";
     showPresets();
     $("page-error").textContent = "";
   } catch (error) {
-    $("page-error").textContent = sentence(error);
+    $("page-error").textContent = errorText(error);
   }
 }
 
-// What is asked
+// The request
 
-function addWish(text, weight) {
+function addObjective(text, weight) {
   const row = $("objective").content.firstElementChild.cloneNode(true);
   const [name, slider, box] = row.querySelectorAll("input");
   const free = COLOURS.find((colour) => !document.querySelector(`.objective.objective-${colour}`));
@@ -97,7 +97,7 @@ function readObjectives() {
   return [...$("objectives").children].map(read).filter((objective) => objective.text);
 }
 
-/** What decodes beside base: a branch for each objective, or one for all. */
+/** The branches besides base: one for each objective, or one for all. */
 function branches() {
   const joined = methods.get($("method").value)?.objective_arity === "one";
   return joined ? [{ text: "all objectives", colour: 0 }] : readObjectives();
@@ -113,12 +113,12 @@ function showPresets() {
 
 function showBudget() {
   const { fields, presets } = methods.get($("method").value);
-  const masked = fields.mask_top_p?.default != null; // such a method refuses a budget
+  const masked = fields.mask_top_p?.default != null; // a method with a mask rejects a budget
   $("budget").hidden = masked || !("kl_budget" in fields);
   $("kl-budget").placeholder = presets[$("preset").value]?.kl_budget ?? "off";
 }
 
-/** The number in a box; undefined, and so left to the server, when it is empty. */
+/** The number in an input; undefined if it is empty, so that the server's default applies. */
 const number = (id) => ($(id).value ? Number($(id).value) : undefined);
 
 function question() {
@@ -151,7 +151,7 @@ class Answer {
     if (this === steered) drawChart();
   }
 
-  /** Shows what a chunk brings; without a trace a piece of text passes for a token. */
+  /** Shows the tokens of a chunk; without a trace, each piece of text counts as one token. */
   add(content, trace) {
     const brought = trace ?? { tokens: content && !this.trace.weights ? [content] : [] };
     for (const [name, list] of Object.entries(brought)) (this.trace[name] ??= []).push(...list);
@@ -172,13 +172,13 @@ class Answer {
     this.box.setAttribute("aria-busy", ["waiting", "writing"].includes(state));
   }
 
-  /** Gives the spans the answer's own text, once all of it is there. */
+  /** Sets the spans to the pieces of the final text once the answer is complete. */
   settle() {
     spread(this.text, this.trace.tokens).forEach((piece, i) => { this.box.children[i].textContent = piece; });
   }
 }
 
-/** Cuts a text at its tokens. A character of several goes to the last of them, an end mark gets "". */
+/** Splits a text at its tokens. A character of several tokens goes to the last one; an end token gets "". */
 function spread(text, tokens) {
   const pieces = tokens.map(() => "");
   let end = 0;
@@ -201,9 +201,9 @@ async function stream(answer, request, signal) {
     answer.settle();
     answer.report(`finish: ${answer.finish ?? "none"}`);
   } catch (error) {
-    if (signal !== running.signal) return; // the page shows the next run by now
+    if (signal !== running.signal) return; // the page already shows the next run
     if (signal.aborted) answer.report("stopped");
-    else answer.report("failed", sentence(error));
+    else answer.report("failed", errorText(error));
   }
 }
 
@@ -223,7 +223,7 @@ async function run() {
   if (signal === running.signal) $("stop").disabled = true;
 }
 
-// The chart and the panel
+// The chart and the detail panel
 
 function showSteered() {
   drawChart();
@@ -252,7 +252,7 @@ function drawChart() {
   const mark = selected < 0 ? [] : draw("path", { class: "mark", d: `M${x(selected)},10V160` });
   const title = write(right / 2 + 16, 196, "token number", below);
   const parts = [[0, 0.5, 1].map(rule), tokens.map(tick), title, mark, branches.map(curve)].flat(2);
-  const head = { width: "100%", height: 200, role: "img", "aria-label": "Weights over the tokens" };
+  const head = { width: "100%", height: 200, role: "img", "aria-label": "Weights by token" };
   $("chart").replaceChildren(draw("svg", head, ...parts));
   $("legend").replaceChildren(...branches.map((branch) => make("li", {}, swatch(branch))));
 }
@@ -297,13 +297,13 @@ function moveFocus(event) {
   token?.focus();
 }
 
-// The same call elsewhere
+// Copying the call as curl or Python
 
 const here = (path) => new URL(path, location).href;
 
 function callBody() {
   const body = readObjectives().length ? { ...question(), steering: steering() } : question();
-  return JSON.parse(JSON.stringify(body)); // without what is undefined
+  return JSON.parse(JSON.stringify(body)); // drops undefined values
 }
 
 function asCurl() {
@@ -328,7 +328,7 @@ ${lines.join("")})
 print(answer.choices[0].message.content)`;
 }
 
-/** Over plain http from another machine a page has no clipboard, so there the shown text is selected. */
+/** Selects the shown text if the page has no clipboard, as over plain http from another machine. */
 async function copy(text) {
   Object.assign($("copied"), { textContent: text, hidden: false });
   const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
@@ -336,12 +336,12 @@ async function copy(text) {
   $("copy-status").textContent = done || document.execCommand("copy") ? "Copied." : "Copy it from below.";
 }
 
-// What starts what
+// Event handlers
 
 const on = (id, type, action) => $(id).addEventListener(type, action);
 on("controls", "submit", (event) => { event.preventDefault(); run(); });
 on("stop", "click", () => { running.abort(); $("run").focus(); });
-on("add", "click", () => addWish("", 0.5).focus());
+on("add", "click", () => addObjective("", 0.5).focus());
 on("key", "change", load);
 on("method", "change", showPresets);
 on("preset", "change", showBudget);
@@ -352,12 +352,12 @@ on("copy-curl", "click", () => copy(asCurl()));
 on("copy-python", "click", () => copy(asPython()));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-  event.preventDefault(); // else it would also press the button that has the focus
+  event.preventDefault(); // otherwise it would also press the focused button
   run();
 });
 
-addWish("Your answer should be uplifting.", 0.7);
-addWish("Your answer should be one short sentence.", 0.3);
+addObjective("Your answer should be uplifting.", 0.7);
+addObjective("Your answer should be one short sentence.", 0.3);
 steered = new Answer("steered");
 new ResizeObserver(showSteered).observe($("chart"));
 load();

@@ -172,12 +172,12 @@ def test_a_request_on_two_ranks_gives_the_same_bits_alone_and_batched(two_rank_e
         (
             TinyModel(),
             4,
-            "tensor_parallel_size is 4; it must divide the model's 6 heads, 2 key and value heads",
+            "tensor_parallel_size is 4; it must divide the model's 6 heads, 2 KV heads",
         ),
         (
             TinyModel(intermediate=51),
             2,
-            "it must divide the model's 6 heads, 2 key and value heads and feed-forward of 51",
+            "it must divide the model's 6 heads, 2 KV heads and intermediate size 51",
         ),
     ],
 )

@@ -48,9 +48,7 @@ def test_every_row_of_a_dummy_embedding_may_be_sampled(config_folder: Path) -> N
 def test_a_chat_with_a_model_without_tokenizer_is_refused(config_folder: Path) -> None:
     with pytest.raises(InputError, match="branch_token_ids for the prompt"):
         dummy_engine(config_folder).generate(Request("hello"))
-    with pytest.raises(
-        InputError, match=r"chat_template is given, but .* has no tokenizer to read a chat with"
-    ):
+    with pytest.raises(InputError, match=r"chat_template needs a tokenizer, and .* has none"):
         dummy_engine(config_folder, chat_template="{{ messages }}")
 
 
@@ -74,7 +72,7 @@ def test_a_folder_without_weights_is_a_dummy_only_on_request(config_folder: Path
 
 def test_a_built_in_shape_has_no_weights_to_load() -> None:
     message = (
-        "model is 'llama-3.2-1b', a shape without weights; give a checkpoint's folder, or load_format 'dummy'"
+        "model is 'llama-3.2-1b', a config without weights; use a checkpoint's folder or load_format 'dummy'"
     )
     with pytest.raises(InputError, match=message):
         Engine.from_pretrained("llama-3.2-1b")

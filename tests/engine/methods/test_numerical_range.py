@@ -199,7 +199,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, int]:
     tensors = tiny.tensors()
     tensors["model.embed_tokens.weight"][token] = torch.nan
     write_tensors(folder, tensors)
-    with pytest.warns(UserWarning, match="infinite or none"):
+    with pytest.warns(UserWarning, match="infinite or NaN"):
         return Engine.from_pretrained(str(folder), kv_cache_memory="64KiB", max_num_seqs=6), token
 
 

@@ -21,7 +21,7 @@ STEERING = {"objectives": [{"text": "Be kind.", "weight": 2}, "Be brief."]}
 
 @pytest.fixture(scope="session")
 def demo_server(demo_folder: Path) -> Iterator[ServerProcess]:
-    """The demo model, served by a process of its own."""
+    """The demo model, served by a separate process."""
     with run_server("--dtype", "float32", "--max-num-seqs", "12") as server:
         yield server
 
@@ -37,7 +37,7 @@ def tiny_async_engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
 
 @dataclass
 class Client:
-    """Calls the application in this process, as a server with this root path does."""
+    """Calls the application in this process through ASGI, with this root path."""
 
     app: Any
     root_path: str = ""
@@ -65,7 +65,7 @@ ClientFactory = Callable[..., Client]
 
 @pytest.fixture
 def make_client(tiny_async_engine: AsyncEngine) -> Iterator[ClientFactory]:
-    """Makes a client of an application with the given settings; the engine is at rest afterwards."""
+    """A factory of clients with the given server settings; checks that the engine is idle afterwards."""
     yield lambda **settings: Client(create_app(tiny_async_engine, ServerConfig(**settings)))
     assert is_idle(tiny_async_engine)
 
@@ -76,7 +76,7 @@ def client(make_client: ClientFactory) -> Client:
 
 
 def parse_sse(response: httpx.Response) -> list[dict[str, Any]]:
-    """The chunks of a stream, which ends as it must."""
+    """The chunks of an event stream; checks that it ends with [DONE]."""
     assert response.headers["content-type"].startswith("text/event-stream")
     *lines, last, tail = response.text.split("\n\n")
     assert (last, tail) == ("data: [DONE]", "")
@@ -84,7 +84,7 @@ def parse_sse(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 def parse_error(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error of a response, which has OpenAI's shape."""
+    """The error of a response; checks its status and the OpenAI format."""
     assert response.status_code == status, response.text
     body = response.json()
     assert list(body) == ["error"]

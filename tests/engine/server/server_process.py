@@ -1,4 +1,4 @@
-"""`trimtab serve` in a process of its own, as people run it."""
+"""Run `trimtab serve` in a subprocess."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx2 as httpx
 
 @dataclass
 class ServerProcess:
-    """A running server: where it is, what it has logged, and its process."""
+    """A running server: its URL, process and log lines."""
 
     url: str
     process: subprocess.Popen[str]
@@ -36,14 +36,14 @@ class ServerProcess:
         return float(match.group(1))
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
 
 @contextmanager
 def run_server(*args: str, **env: str) -> Iterator[ServerProcess]:
-    """A server on a free port that has said that it serves."""
+    """Start a server on a free port and wait until it serves."""
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtab", "serve", "--port", "0", *args],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The key: what it guards, and wherever the application is mounted."""
+"""API key checks, also for a mounted application."""
 
 from __future__ import annotations
 

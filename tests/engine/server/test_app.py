@@ -1,4 +1,4 @@
-"""The application in this process, on the tiny model: manners, limits, shapes."""
+"""The HTTP application in this process on the tiny model: routes, limits, response formats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_information_endpoints_describe_the_server(client: Client) -> None:
     assert "/v1/chat/completions" in described["paths"]
 
 
-def test_an_answer_is_that_of_the_engine(client: Client, tiny_async_engine: AsyncEngine) -> None:
+def test_a_chat_answer_equals_the_engines_output(client: Client, tiny_async_engine: AsyncEngine) -> None:
     method = Mato([Objective("Be kind.", 2), Objective("Be brief.")], kl_budget=0.3)
     sampling = SamplingParams(max_tokens=20, temperature=0.8, seed=3, top_k=50, ignore_eos=True)
     expected = tiny_async_engine.submit(Request(QUESTION, method, sampling)).result()
@@ -46,14 +46,14 @@ def test_an_answer_is_that_of_the_engine(client: Client, tiny_async_engine: Asyn
         "ignore_eos": True,
         "steering": {**STEERING, "kl_budget": 0.3, "trace": True},
     }
-    found = client.chat(**body).json()
-    choice = found["choices"][0]
+    answer = client.chat(**body).json()
+    choice = answer["choices"][0]
     assert choice["message"]["content"] == expected.text
     assert expected.trace is not None
     for name in ("weights", "rewards", "strength", "kl", "branch_logprobs"):
         assert choice["trace"][name] == getattr(expected.trace, name)
     lengths = [len(branch.prompt_token_ids) for branch in expected.branches]
-    assert found["usage"] == {
+    assert answer["usage"] == {
         "prompt_tokens": lengths[0],
         "completion_tokens": 20,
         "total_tokens": lengths[0] + 20,
@@ -64,14 +64,14 @@ def test_an_answer_is_that_of_the_engine(client: Client, tiny_async_engine: Asyn
     assert not any("usage" in chunk for chunk in chunks)
 
 
-def test_presets_are_chosen_by_name_and_unknown_ones_refused(
+def test_presets_are_selected_by_name_and_unknown_ones_refused(
     client: Client, tiny_async_engine: AsyncEngine
 ) -> None:
     method = Mato.preset("balanced", [Objective("Be kind.", 2), Objective("Be brief.")], tau=3.0)
     expected = tiny_async_engine.submit(Request(QUESTION, method, SamplingParams(max_tokens=6))).result()
     body = {"max_tokens": 6, "temperature": 0}
-    found = client.chat(**body, steering={**STEERING, "preset": "balanced", "tau": 3}).json()
-    assert found["choices"][0]["message"]["content"] == expected.text
+    answer = client.chat(**body, steering={**STEERING, "preset": "balanced", "tau": 3}).json()
+    assert answer["choices"][0]["message"]["content"] == expected.text
     refused = client.chat(**body, steering={**STEERING, "preset": "bold"})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "mato has no preset 'bold'; presets are balanced"
@@ -80,7 +80,9 @@ def test_presets_are_chosen_by_name_and_unknown_ones_refused(
     assert mato["presets"] == Mato.presets
 
 
-def test_a_negative_prompt_is_guidance_away_from_it(client: Client, tiny_async_engine: AsyncEngine) -> None:
+def test_a_negative_prompt_steers_by_guidance_away_from_it(
+    client: Client, tiny_async_engine: AsyncEngine
+) -> None:
     plain, rude = tiny_async_engine.render(Request(QUESTION, Guidance([Objective("Be rude.")])))
     request = Request(
         branch_token_ids=[rude.prompt_token_ids, plain.prompt_token_ids],
@@ -88,8 +90,8 @@ def test_a_negative_prompt_is_guidance_away_from_it(client: Client, tiny_async_e
         sampling=SamplingParams(max_tokens=6),
     )
     expected = tiny_async_engine.submit(request).result()
-    found = client.chat(temperature=0, guidance_scale=1.8, negative_prompt="Be rude.").json()
-    assert found["choices"][0]["message"]["content"] == expected.text
+    answer = client.chat(temperature=0, guidance_scale=1.8, negative_prompt="Be rude.").json()
+    assert answer["choices"][0]["message"]["content"] == expected.text
     assert parse_error(client.chat(guidance_scale=1.8), 400)["param"] == "guidance_scale"
     assert client.chat(guidance_scale=1).status_code == 200
 
@@ -111,24 +113,24 @@ def test_a_completion_puts_the_objective_before_the_text(
 
 def test_the_preview_shows_the_branches(client: Client, tiny_async_engine: AsyncEngine) -> None:
     body = {"messages": QUESTION, "steering": STEERING}
-    found = client("POST", "/v1/steer/preview", json=body).json()
+    preview = client("POST", "/v1/steer/preview", json=body).json()
     prompts = tiny_async_engine.render(
         Request(QUESTION, Mato([Objective("Be kind.", 2), Objective("Be brief.")]))
     )
-    assert found["branches"] == [
+    assert preview["branches"] == [
         {"name": each.name, "prompt": each.prompt, "tokens": len(each.prompt_token_ids)} for each in prompts
     ]
-    assert (found["method"], found["weights"]) == ("mato", [2 / 3, 1 / 3])
+    assert (preview["method"], preview["weights"]) == ("mato", [2 / 3, 1 / 3])
     doubtful = {**body, "steering": {"method": "amulet", **STEERING}}
     assert "uneven weights" in client("POST", "/v1/steer/preview", json=doubtful).json()["notes"][0]
 
 
-def test_unknown_paths_and_methods_are_refused_alike(client: Client) -> None:
-    assert parse_error(client.get("/v2"), 404)["message"] == "there is no GET /v2"
+def test_unknown_paths_and_http_methods_are_refused(client: Client) -> None:
+    assert parse_error(client.get("/v2"), 404)["message"] == "GET /v2 does not exist"
     parse_error(client.get("/v1/chat/completions"), 405)
 
 
-def test_the_page_comes_with_a_policy_that_lets_in_nothing_but_its_own_files(client: Client) -> None:
+def test_the_page_has_a_content_security_policy_that_allows_only_its_own_files(client: Client) -> None:
     for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
         response = client.get(path)
         headers = response.headers
@@ -152,7 +154,9 @@ def test_the_page_comes_with_a_policy_that_lets_in_nothing_but_its_own_files(cli
     )
 
 
-def test_the_page_finds_its_files_when_mounted_in_another_service(tiny_async_engine: AsyncEngine) -> None:
+def test_the_page_has_relative_urls_when_mounted_in_another_application(
+    tiny_async_engine: AsyncEngine,
+) -> None:
     outer = FastAPI()
     outer.mount("/llm", create_app(tiny_async_engine))
     page = Client(outer).get("/llm/")
@@ -175,11 +179,11 @@ def test_profiles_select_steering_by_name(make_client: ClientFactory, tmp_path: 
     file.write_text('[kind]\nobjectives = ["a"]\ntau = -1\n')
     with pytest.raises(InputError, match=r"profile 'kind' .* tau of mato is -1"):
         Profiles.from_file(file)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         Profiles.from_file(tmp_path / "none.toml")
 
 
-def test_an_answer_that_takes_too_long_is_ended(make_client: ClientFactory) -> None:
+def test_an_answer_is_ended_after_the_request_timeout(make_client: ClientFactory) -> None:
     client = make_client(request_timeout=0.2)
     body = {"max_tokens": 400, "ignore_eos": True, "logit_bias": {"5": 50}, "n": 4}
     assert "timeout of 0.2 s" in parse_error(client.chat(**body), 504)["message"]
@@ -187,7 +191,7 @@ def test_an_answer_that_takes_too_long_is_ended(make_client: ClientFactory) -> N
     assert last["error"]["type"] == "timeout_error"
 
 
-def test_metrics_count_what_was_served(client: Client) -> None:
+def test_metrics_count_served_and_refused_requests(client: Client) -> None:
     client.chat(n=2, steering=STEERING)
     client.chat(temperature=-1)
     text = client.get("/metrics").text
@@ -203,7 +207,7 @@ def test_metrics_count_what_was_served(client: Client) -> None:
 def blocked_engine(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[AsyncEngine, threading.Event]]:
-    """An engine with room for one waiting answer, which takes no step before the event."""
+    """An engine with a queue of one that takes no step before the event is set."""
     engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_waiting=1)
     proceed, step = threading.Event(), get_core(engine).step
 
@@ -220,7 +224,7 @@ def blocked_engine(
 def test_a_full_queue_answers_429_with_retry_after(
     blocked_engine: tuple[AsyncEngine, threading.Event],
 ) -> None:
-    engine, go = blocked_engine
+    engine, proceed = blocked_engine
     client = Client(create_app(engine))
     first = engine.submit(Request("a", sampling=SamplingParams(max_tokens=2)))
     wait_until(lambda: engine.stats.waiting)
@@ -228,20 +232,20 @@ def test_a_full_queue_answers_429_with_retry_after(
     assert parse_error(refused, 429)["code"] == "rate_limit_exceeded"
     assert refused.headers["retry-after"] == "1"
     assert client.chat(stream=True).status_code == 429
-    go.set()
+    proceed.set()
     first.result()
     assert client.chat().status_code == 200
 
 
-def test_an_answer_cut_off_by_shutdown_is_no_timeout(
+def test_an_answer_aborted_by_shutdown_is_503_and_not_a_timeout(
     blocked_engine: tuple[AsyncEngine, threading.Event],
 ) -> None:
-    engine, go = blocked_engine
+    engine, proceed = blocked_engine
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(Client(create_app(engine)).chat)
         wait_until(lambda: engine.stats.waiting)
         get_thread(engine)._finalizer()
-        go.set()
+        proceed.set()
         assert parse_error(calling.result(60), 503)["message"] == "the engine was closed"
 
 

@@ -1,4 +1,4 @@
-"""The server under many kinds of callers at once, and under signals at any moment."""
+"""Concurrent calls of many kinds, and signals during them and during startup."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ BODY: dict[str, Any] = {
 
 
 def send_call(client: httpx.Client, kind: str, tokens: int) -> str:
-    """What becomes of a call: done, left, a status, or gone where nobody listens any more."""
+    """The outcome of a call: done, left, an HTTP status, or gone if the server has stopped."""
     body = {**BODY, "max_tokens": tokens, "stream": kind in ("streamed", "left")}
     try:
         if kind in ("/health", "/metrics"):
             return str(client.get(kind).status_code)
-        if kind in ("whole", "wrong"):
-            response = client.post(CHAT, json=body if kind == "whole" else {**body, "temperature": -1})
+        if kind in ("full", "wrong"):
+            response = client.post(CHAT, json=body if kind == "full" else {**body, "temperature": -1})
             return "done" if response.status_code == 200 else str(response.status_code)
         with client.stream("POST", CHAT, json=body) as answer:
             lines = [line for line in answer.iter_lines() if line] if kind == "streamed" else []
         if kind == "left" or answer.status_code != 200:
             return "left" if answer.status_code == 200 else str(answer.status_code)
         assert lines[-1] == "data: [DONE]"
-        return "503" if "server is stopping" in lines[-2] else "done"
+        return "503" if "server is shutting down" in lines[-2] else "done"
     except httpx.TransportError:
         return "gone"
 
 
 def send_mixed_calls(server: ServerProcess, seed: int, total: int) -> Counter[tuple[str, str]]:
-    """Calls of all kinds from sixteen threads, and how each ended."""
+    """Send calls of all kinds from sixteen threads and count their outcomes."""
     rng = random.Random(seed)
-    kinds = ("whole", "whole", "streamed", "streamed", "left", "wrong", "/health", "/metrics")
+    kinds = ("full", "full", "streamed", "streamed", "left", "wrong", "/health", "/metrics")
     plans = [(rng.choice(kinds), rng.randint(1, 20)) for _ in range(total)]
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(16) as pool:
         ends = list(pool.map(lambda plan: send_call(client, *plan), plans, timeout=240))
@@ -62,8 +62,8 @@ def test_concurrent_calls_of_all_kinds_are_served_and_counted_once(tiny_folder: 
         "--model", str(tiny_folder), "--kv-cache-memory", "512KiB", "--block-size", "16"
     ) as server:
         ends = send_mixed_calls(server, 1, 80)
-        right = {"wrong": "400", "/health": "200", "/metrics": "200", "left": "left"}
-        assert set(ends) == {(kind, right.get(kind, "done")) for kind, _ in ends}
+        expected = {"wrong": "400", "/health": "200", "/metrics": "200", "left": "left"}
+        assert set(ends) == {(kind, expected.get(kind, "done")) for kind, _ in ends}
         end = time.monotonic() + 30
         while server.metric("num_requests_running") or server.metric("kv_cache_usage_perc"):
             assert time.monotonic() < end
@@ -79,7 +79,7 @@ def test_concurrent_calls_of_all_kinds_are_served_and_counted_once(tiny_folder: 
             status: count for status, count in lines.items() if status != 200
         }
         assert lines[400] == ends["wrong", "400"]
-        assert lines[200] >= ends["whole", "done"] + ends["streamed", "done"]
+        assert lines[200] >= ends["full", "done"] + ends["streamed", "done"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Faults as clients see them: a sentence where it belongs, and the server goes on."""
+"""Failures as clients see them: the error is reported, and the server continues."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .conftest import QUESTION, Client, parse_sse
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
-def test_an_internal_error_in_mid_stream_is_sent_and_counted(
+def test_an_internal_error_during_a_stream_is_sent_and_counted(
     client: Client, tiny_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """The texts of a trace's tokens are made for the response, when the engine has done its part."""
+    """The token texts of a trace are decoded for the response, after the engine has finished."""
     tokenizer, decode = tiny_async_engine.tokenizer, tiny_async_engine.tokenizer.decode
     left = iter(range(5))
 
@@ -39,7 +39,7 @@ def test_an_internal_error_in_mid_stream_is_sent_and_counted(
         patch.setattr(tokenizer, "decode", fail)
         *pieces, last = parse_sse(client.chat(**body, stream=True))
     assert pieces
-    assert last["error"]["message"] == "the server failed; its log says why"
+    assert last["error"]["message"] == "internal server error; see the server log"
     assert 'trimtab:request_refused_total{status="500"} 1.0' in client.get("/metrics").text
     assert client.chat(**body).status_code == 200
 
@@ -63,7 +63,7 @@ def test_health_reports_why_requests_fail_until_they_succeed(
 
 @contextmanager
 def listen(app: Any) -> Iterator[tuple[str, int]]:
-    """The application behind a real socket, which holds little of what nobody reads."""
+    """Serve the application on a real socket with a small send buffer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
@@ -76,10 +76,10 @@ def listen(app: Any) -> Iterator[tuple[str, int]]:
             thread.join()
 
 
-def test_a_client_that_reads_nothing_blocks_nobody_and_is_dropped_after_a_timeout(
+def test_a_client_that_reads_nothing_blocks_no_others_and_is_dropped_after_a_timeout(
     tiny_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It asks for more than sockets hold, and neither reads nor leaves."""
+    """The client requests more than the socket buffers hold, and neither reads nor disconnects."""
     monkeypatch.setattr(serving, "CLIENT_READ_TIMEOUT", 1.0)
     app = create_app(tiny_async_engine, ServerConfig(request_timeout=2.0))
     request_body = {"messages": QUESTION, "ignore_eos": True, "temperature": 0}
@@ -104,4 +104,6 @@ def test_a_client_that_reads_nothing_blocks_nobody_and_is_dropped_after_a_timeou
         stuck.settimeout(60)
         rest = b"".join(iter(lambda: stuck.recv(1 << 16), b""))
         assert rest.startswith(b"HTTP/1.1 200")
-        assert not rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), "what was cut off does not look whole"
+        assert not rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), (
+            "a truncated stream must not look complete"
+        )

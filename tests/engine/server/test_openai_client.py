@@ -1,4 +1,4 @@
-"""The real `openai` client against a real server of the demo model."""
+"""The `openai` client against a server of the demo model."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def test_log_probabilities_have_openais_shape(openai: OpenAI) -> None:
     )
     assert all(bytes(token.bytes or []).decode() == token.token for token in tokens)
     text = openai.completions.create(model="demo", prompt="Rain is", max_tokens=5, temperature=0, logprobs=2)
-    found = text.choices[0].logprobs
-    assert found is not None
-    assert "".join(found.tokens or []) == text.choices[0].text
-    assert all(len(each) == 2 for each in found.top_logprobs or [])
-    assert found.text_offset == [text.choices[0].text.index(t) for t in found.tokens or []]
+    logprobs = text.choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == text.choices[0].text
+    assert all(len(each) == 2 for each in logprobs.top_logprobs or [])
+    assert logprobs.text_offset == [text.choices[0].text.index(t) for t in logprobs.tokens or []]
 
 
-def test_seeds_repeat_n_differs_and_stops_stop(openai: OpenAI) -> None:
+def test_seed_n_and_stop_are_honoured(openai: OpenAI) -> None:
     first, second = (
         openai.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=9, n=3, seed=7)
         for _ in range(2)
@@ -112,19 +112,19 @@ def test_seeds_repeat_n_differs_and_stops_stop(openai: OpenAI) -> None:
     assert " is" not in (stopped.choices[0].message.content or "")
 
 
-def test_completions_take_several_prompts_and_ids(openai: OpenAI) -> None:
-    found = openai.completions.create(
+def test_completions_accept_several_prompts(openai: OpenAI) -> None:
+    completion = openai.completions.create(
         model="demo", prompt=["Rain is", "Snow is"], max_tokens=6, n=2, seed=1, temperature=0
     )
-    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
-    assert found.choices[0].text == found.choices[1].text != found.choices[2].text
+    assert [choice.index for choice in completion.choices] == [0, 1, 2, 3]
+    assert completion.choices[0].text == completion.choices[1].text != completion.choices[2].text
     stream = openai.completions.create(
         model="demo", prompt=["Rain is", "Snow is"], max_tokens=6, temperature=0, stream=True
     )
     texts = {0: "", 1: ""}
     for chunk in stream:
         texts[chunk.choices[0].index] += chunk.choices[0].text
-    assert list(texts.values()) == [found.choices[0].text, found.choices[2].text]
+    assert list(texts.values()) == [completion.choices[0].text, completion.choices[2].text]
 
 
 def test_concurrent_async_clients_get_the_answers_of_a_single_one(
@@ -153,7 +153,7 @@ def test_concurrent_async_clients_get_the_answers_of_a_single_one(
 
 
 def test_errors_raise_the_openai_clients_exceptions(openai: OpenAI) -> None:
-    with pytest.raises(NotFoundError, match="the one here is 'demo'"):
+    with pytest.raises(NotFoundError, match="this server serves 'demo'"):
         openai.chat.completions.create(model="gpt", messages=MESSAGES)
     with pytest.raises(BadRequestError) as refused:
         openai.chat.completions.create(model="demo", messages=MESSAGES, temperature=-1)

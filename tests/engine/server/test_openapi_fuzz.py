@@ -1,4 +1,4 @@
-"""Whatever a client makes of the API's description, the server answers, and never fails itself."""
+"""Fuzz the API from its OpenAPI schema; no request may cause a server error."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def schema(tiny_folder: Path) -> Iterator[schemathesis.BaseSchema]:
 def test_neither_valid_nor_invalid_schema_inputs_break_the_server(
     schema: schemathesis.BaseSchema, mode: GenerationMode
 ) -> None:
-    found = [each.ok() for each in schema.get_all_operations()]
-    assert "POST /v1/chat/completions" in {operation.label for operation in found}
+    operations = [each.ok() for each in schema.get_all_operations()]
+    assert "POST /v1/chat/completions" in {operation.label for operation in operations}
     statuses: Counter[tuple[str, int]] = Counter()
-    for operation in found:
+    for operation in operations:
 
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(
@@ -46,7 +46,7 @@ def test_neither_valid_nor_invalid_schema_inputs_break_the_server(
         )
         def call(case: schemathesis.Case, kept_fields: set[int]) -> None:
             if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
-                # of more than a few optional fields one is nearly always out of range
+                # with more optional fields, one of them is nearly always out of range
                 named = [name for index, name in enumerate(sorted(case.body)) if index in kept_fields]
                 case.body = {n: case.body[n] for n in [*named, "messages", "prompt"] if n in case.body}
             response = case.call()
@@ -55,7 +55,7 @@ def test_neither_valid_nor_invalid_schema_inputs_break_the_server(
             if response.status_code != 200:
                 assert list(json.loads(response.content)) == ["error"]
 
-        with suppress(Unsatisfiable):  # a call without arguments cannot be wrong
+        with suppress(Unsatisfiable):  # a route without arguments has no invalid calls
             call()
     expected = 200 if mode == GenerationMode.POSITIVE else 400
     paths = ("chat/completions", "completions", "steer/preview")

@@ -1,4 +1,4 @@
-"""The page in a real browser, Debian's Chromium, against a real server of the demo model."""
+"""The playground page in Debian's Chromium, against a server of the demo model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from playwright.sync_api import Error, Page, Route, expect, sync_playwright
 from .server_process import ServerProcess, run_server
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium; apt-get install chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed; apt-get install chromium")
 SECONDS = 1000
 
 
@@ -28,7 +28,7 @@ REPORT_VIOLATIONS = (
 
 @contextmanager
 def open_page(server: ServerProcess) -> Iterator[Page]:
-    """The page of a server. Nothing goes wrong in it, nothing violates its policy or comes from elsewhere."""
+    """Open a server's page; fails on script errors, policy violations and requests to other hosts."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
@@ -54,11 +54,11 @@ def page(demo_server: ServerProcess) -> Iterator[Page]:
 
 
 def num_chart_points(page: Page) -> int:
-    """How many tokens the chart shows."""
+    """Number of tokens in the chart."""
     return int(page.locator("#chart path.weight").first.get_attribute("data-points") or 0)
 
 
-def test_a_slider_works_both_answers_stream_and_the_call_can_be_copied(page: Page) -> None:
+def test_both_answers_stream_and_the_call_can_be_copied(page: Page) -> None:
     row = page.locator(".objective").first
     row.locator("input[type=range]").press("ArrowRight")
     expect(row.locator("input[type=number]")).to_have_value("0.75")
@@ -87,8 +87,10 @@ def test_a_slider_works_both_answers_stream_and_the_call_can_be_copied(page: Pag
         assert call
         ended = subprocess.run([*run, call], capture_output=True, text=True, check=True, timeout=60)
         is_curl = button == "#copy-curl"
-        found = json.loads(ended.stdout)["choices"][0]["message"]["content"] if is_curl else ended.stdout[:-1]
-        assert found == steered
+        copied_answer = (
+            json.loads(ended.stdout)["choices"][0]["message"]["content"] if is_curl else ended.stdout[:-1]
+        )
+        assert copied_answer == steered
 
 
 def test_the_stop_button_ends_the_requests_on_the_server(page: Page, demo_server: ServerProcess) -> None:
@@ -113,7 +115,7 @@ def test_objectives_can_be_added_and_removed_and_errors_are_shown_in_place(page:
     expect(page.locator("#plain-status")).to_contain_text("finish", timeout=30 * SECONDS)
 
 
-def test_it_is_readable_on_a_phone_in_light_and_dark(page: Page) -> None:
+def test_the_page_fits_a_phone_in_light_and_dark(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     colours = set()
     for scheme in ("light", "dark"):
@@ -126,10 +128,10 @@ def test_it_is_readable_on_a_phone_in_light_and_dark(page: Page) -> None:
 
 
 def test_generated_text_is_never_rendered_as_markup(tiny_folder: Path) -> None:
-    """Not a model's name, an answer's, an objective's or an error's; each is shown as it is written."""
+    """The model name, answers, objectives and errors are shown literally."""
 
     def with_markup(route: Route) -> None:
-        """The server's answer, each of its tokens replaced."""
+        """Fulfil the call with the server's answer, each token replaced by markup."""
         lines = route.fetch().text().split("\n\n")
         chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         for choice in (choice for chunk in chunks for choice in chunk["choices"]):
@@ -165,7 +167,7 @@ def test_generated_text_is_never_rendered_as_markup(tiny_folder: Path) -> None:
 
 
 def test_the_content_security_policy_blocks_injected_code(demo_server: ServerProcess) -> None:
-    """Text as markup, text as code, other servers, pictures: were the page to try, the browser would not."""
+    """The browser refuses strings as HTML or script, other hosts, images and inline styles."""
     fails = "addEventListener('securitypolicyviolation', (event) => no(Error(event.violatedDirective)))"
     slips = {
         "document.body.innerHTML = '<b>x</b>'": "TrustedHTML",

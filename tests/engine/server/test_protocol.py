@@ -1,4 +1,4 @@
-"""Bodies: what is taken, and what is refused by name."""
+"""Request bodies: accepted fields, and errors that name the refused ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "says"),
+    ("body", "param", "expected"),
     [
         ({"temprature": 1}, "temprature", "did you mean temperature?"),
         ({"temperature": "hot"}, "temperature", "it must be a number"),
@@ -51,7 +51,7 @@ def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
         ({"logit_bias": {"99999": 1}}, "logit_bias", "99999"),
         ({"logit_bias": dict.fromkeys(range(1001), 1)}, "logit_bias", "1001 entries"),
-        ({"stop": ["a"] * 65}, "stop", "takes 64"),
+        ({"stop": ["a"] * 65}, "stop", "maximum is 64"),
         ({"top_logprobs": 2}, "top_logprobs", "unless logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream"),
@@ -74,17 +74,19 @@ def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
         ({"steering": {**STEERING, "tua": 1}}, "steering.tua", "not a setting"),
         ({"steering": {**STEERING, "trace": 1}}, "steering.trace", "true or false"),
         ({"steering": {"objectives": [{"text": "a", "weight": -3}]}}, "steering.objectives[0]", "-3"),
-        ({"steering": {"objectives": ["a", {"txt": "b"}]}}, "steering.objectives[1]", "a text"),
+        ({"steering": {"objectives": ["a", {"txt": "b"}]}}, "steering.objectives[1]", "a string"),
         ({"steering": {"objectives": "a"}}, "steering.objectives", "a list"),
         ({"steering": {"objectives": ["a", "a"]}}, "steering", "twice"),
-        ({"steering": STEERING, "negative_prompt": "x"}, "negative_prompt", "left out"),
+        ({"steering": STEERING, "negative_prompt": "x"}, "negative_prompt", "omitted"),
     ],
 )
-def test_wrong_values_are_named(client: Client, body: dict[str, Any], param: str | None, says: str) -> None:
+def test_an_invalid_field_of_a_chat_is_refused_by_name(
+    client: Client, body: dict[str, Any], param: str | None, expected: str
+) -> None:
     response = client("POST", "/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 2, **body})
-    found = parse_error(response, 400)
-    assert found["param"] == param
-    assert says in found["message"]
+    error = parse_error(response, 400)
+    assert error["param"] == param
+    assert expected in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,9 @@ def test_wrong_values_are_named(client: Client, body: dict[str, Any], param: str
         ({"messages": QUESTION}, "messages"),
     ],
 )
-def test_wrong_completions_are_named(client: Client, body: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_of_a_completion_is_refused_by_name(
+    client: Client, body: dict[str, Any], param: str
+) -> None:
     assert parse_error(client.complete(**body), 400)["param"] == param
 
 
@@ -124,7 +128,7 @@ def test_a_lone_surrogate_is_refused(client: Client) -> None:
     assert "lone surrogate" in parse_error(refused, 400)["message"]
 
 
-def test_a_body_has_a_type_and_a_size(make_client: ClientFactory) -> None:
+def test_a_body_that_is_too_large_or_not_json_is_refused(make_client: ClientFactory) -> None:
     client = make_client(max_body_bytes=1000)
     assert client.chat().status_code == 200
     assert "1000 bytes" in parse_error(client.chat(user="x" * 1000), 413)["message"]
@@ -132,7 +136,7 @@ def test_a_body_has_a_type_and_a_size(make_client: ClientFactory) -> None:
     parse_error(client("POST", "/v1/chat/completions", content=b"{}", headers=kind), 415)
 
 
-def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
+def test_every_sampling_field_is_in_the_openapi_schema(client: Client) -> None:
     schema = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
     properties = schema["content"]["application/json"]["schema"]["properties"]
     assert set(SAMPLING_FIELDS) <= set(properties)
@@ -140,7 +144,7 @@ def test_every_sampling_field_is_known_to_the_api(client: Client) -> None:
 
 
 def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:
-    """Each branch is a prompt to make: too many are refused before any, a long one before the second."""
+    """Too many branches are refused before any prompt is made, a long prompt before the second branch."""
     objectives = [{"text": f"objective {index}", "weight": 0} for index in range(20_000)]
     start = time.perf_counter()
     refused = parse_error(client.chat(steering={"objectives": [*objectives, "a"]}), 400)
@@ -169,16 +173,16 @@ def test_an_error_about_unprintable_text_is_still_reported(client: Client) -> No
         parse_error(client("POST", "/v1/chat/completions", content=body, headers=kind), 400)
 
 
-def test_bans_of_every_token_are_the_clients_mistake(client: Client) -> None:
+def test_banning_every_token_is_a_client_error(client: Client) -> None:
     banned = {str(index): -1e30 for index in range(300)}
     body = {"min_tokens": 6, "stop_token_ids": list(range(300))}
     assert "no finite score" in parse_error(client.chat(**body), 400)["message"]
     *_, last = parse_sse(client.chat(**body, stream=True))
     assert last["error"]["type"] == "invalid_request_error"
-    assert client.chat(logit_bias=banned).status_code == 200  # all alike is still a choice
+    assert client.chat(logit_bias=banned).status_code == 200  # equal scores still allow sampling
 
 
-def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(
+def test_a_client_that_disconnects_before_its_body_ends_leaks_nothing(
     tiny_async_engine: AsyncEngine,
 ) -> None:
     app = create_app(tiny_async_engine)
@@ -210,7 +214,7 @@ def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("message", "says"),
+    ("message", "expected"),
     [
         ({"role": "tool", "content": "x"}, "the role of messages[0]"),
         ({"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, "'tool_calls'"),
@@ -219,11 +223,11 @@ def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(
     ],
 )
 def test_message_parts_other_than_text_are_refused(
-    client: Client, message: dict[str, Any], says: str
+    client: Client, message: dict[str, Any], expected: str
 ) -> None:
     refused = parse_error(client.chat(messages=[message]), 400)
     assert refused["param"] == "messages"
-    assert says in refused["message"]
+    assert expected in refused["message"]
     assert len(refused["message"]) < 400
     assert (
         client.chat(messages=[{"role": "user", "content": "x", "name": "y", "tool_calls": []}]).status_code
@@ -233,7 +237,7 @@ def test_message_parts_other_than_text_are_refused(
 
 @pytest.mark.parametrize("role", [*ROLES, "tool"])
 @pytest.mark.parametrize("content", ["x", [{"type": "text", "text": "x"}], [{"type": "image_url"}], 5])
-def test_a_message_is_accepted_exactly_where_the_openapi_schema_accepts_it(
+def test_a_message_is_accepted_if_and_only_if_the_openapi_schema_accepts_it(
     client: Client, role: str, content: Any
 ) -> None:
     described = client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]
@@ -244,7 +248,7 @@ def test_a_message_is_accepted_exactly_where_the_openapi_schema_accepts_it(
     assert taken == (role in ROLES and content not in (5, [{"type": "image_url"}]))
 
 
-def test_contradictory_content_lengths_are_refused(client: Client) -> None:
+def test_contradictory_max_tokens_and_invalid_logit_bias_keys_are_refused(client: Client) -> None:
     assert parse_error(client.chat(max_tokens=3, max_completion_tokens=7), 400)["param"] == "max_tokens"
     assert client.chat(max_tokens=3, max_completion_tokens=3).status_code == 200
     for key in ("05", " 5 ", "1_0", "-1"):
@@ -253,7 +257,7 @@ def test_contradictory_content_lengths_are_refused(client: Client) -> None:
 
 @pytest.mark.parametrize("depth", [100, 900, 3000, 30_000])
 @pytest.mark.parametrize("where", ['"chat_template_kwargs": {"x": %s}', '"metadata": %s', '"messages": %s'])
-def test_a_body_that_is_nested_deep_is_served_or_refused(client: Client, where: str, depth: int) -> None:
+def test_a_deeply_nested_body_is_served_or_refused(client: Client, where: str, depth: int) -> None:
     deep = "[" * depth + "]" * depth
     head = '{"max_tokens": 1, "messages": [{"role": "user", "content": "Why?"}], '
     kind = {"content-type": "application/json"}

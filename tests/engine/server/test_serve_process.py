@@ -1,4 +1,4 @@
-"""A server as a process: clients that leave, the end, and what keeps it from starting."""
+"""`trimtab serve` as a process: disconnects, shutdown and startup failures."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_a_disconnecting_client_aborts_its_request(server: ServerProcess, stream
     assert server.metric("generation_tokens_total") - before < 400
 
 
-def test_many_disconnecting_clients_disturb_nobody(server: ServerProcess) -> None:
+def test_many_disconnecting_clients_do_not_disturb_others(server: ServerProcess) -> None:
     port = int(server.url.rpartition(":")[2])
     ends = Counter(end for end, _ in asyncio.run(run_swarm(port, 200, 12, leave_seed=1)))
     assert ends == {"done": 133, "left": 67}
     wait_until(lambda: is_idle(server))
 
 
-def test_a_log_has_one_line_a_request_and_no_prompt(server: ServerProcess) -> None:
+def test_the_log_has_one_line_per_request_and_no_prompt(server: ServerProcess) -> None:
     server.post(
         "/v1/chat/completions", {**LONG, "max_tokens": 3, "messages": [{"role": "user", "content": "x7x"}]}
     )
@@ -100,7 +100,7 @@ def test_answers_still_running_after_the_drain_timeout_are_aborted(tiny_folder: 
             next(lines)
             server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line.startswith("data: ")]
-            assert "the server is stopping" in rest[-2]
+            assert "the server is shutting down" in rest[-2]
             server.process.wait(30)
         assert not any("Traceback" in line for line in server.log)
 
@@ -117,7 +117,7 @@ def run_failing_server(*arguments: str, **environment: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-def test_a_startup_failure_is_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_startup_failure_is_one_error_line(tiny_folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, message = run_failing_server("--port", str(taken.getsockname()[1]))
         assert (status, "ddress already in use" in message) == (1, True)

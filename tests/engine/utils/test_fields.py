@@ -1,4 +1,4 @@
-"""Every field of what a user makes takes what it should, and refuses the rest in one sentence."""
+"""Every field of the public dataclasses accepts valid values and refuses all others with a one-line error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ VALID_VALUES: dict[str, str] = {
     "mask_top_p": "none",
     "mask_temperature": "1.5",
     "kl_budget": "none 1.5",
-    "LinearAlignment.kl_budget": "none",  # 1.5 does not go together with the mask
+    "LinearAlignment.kl_budget": "none",  # a budget excludes the mask, which is on by default
     "strength": "-1 1.5",
     "guidance_scale": "-1 1.5",
     "gain": "1.5",
@@ -82,7 +82,7 @@ VALID_VALUES: dict[str, str] = {
     "optimise_weights": "true",
     "optimise_online": "true",
 }
-"""Which of the values a field takes, by "Class.field" or the field's name; it refuses all others."""
+"""The labels of the valid values by "Class.field" or field name; all others are refused."""
 FIELDS = [
     (cls, field.name)
     for cls in (EngineConfig, SamplingParams, Objective, Request, *METHODS)
@@ -91,7 +91,7 @@ FIELDS = [
 
 
 def make_valid(cls: type, name: str, value: Any) -> Any:
-    """One of `cls` in which all but this field is right."""
+    """An instance of `cls` with this field value; its other fields are valid."""
     values: dict[str, Any] = {name: value}
     if cls is Objective:
         values = {"text": "Be kind.", **values}
@@ -103,7 +103,7 @@ def make_valid(cls: type, name: str, value: Any) -> Any:
 
 
 def refusal_reason(cls: type, name: str, value: Any) -> str | None:
-    """Why the value is refused; None when it is taken."""
+    """The error message for the value; None if it is accepted."""
     try:
         make_valid(cls, name, value)
     except InputError as error:
@@ -115,8 +115,8 @@ def refusal_reason(cls: type, name: str, value: Any) -> str | None:
 @pytest.mark.parametrize(("cls", "name"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name in FIELDS])
 def test_a_field_accepts_valid_values_and_names_refused_ones(cls: type, name: str) -> None:
     reasons = {label: refusal_reason(cls, name, value) for label, value in VALUES.items()}
-    right = VALID_VALUES.get(f"{cls.__name__}.{name}", VALID_VALUES.get(name, ""))
-    assert {label for label, why in reasons.items() if why is None} == set(right.split())
+    valid = VALID_VALUES.get(f"{cls.__name__}.{name}", VALID_VALUES.get(name, ""))
+    assert {label for label, why in reasons.items() if why is None} == set(valid.split())
     for why in filter(None, reasons.values()):
         assert name.removesuffix("s") in why
         assert "\n" not in why
@@ -146,7 +146,7 @@ def test_any_value_is_either_stored_stably_or_refused_with_an_input_error(
 
 
 @pytest.mark.parametrize("wrong", VALUES.values(), ids=VALUES)
-def test_a_non_request_is_refused_alone_and_in_a_list_harms_no_neighbour(tiny: Engine, wrong: Any) -> None:
+def test_a_non_request_is_refused_and_does_not_affect_others_in_a_list(tiny: Engine, wrong: Any) -> None:
     request = Request("Why?", sampling=SamplingParams(max_tokens=4, ignore_eos=True))
     first, bad, last = tiny.generate([request, wrong, request])
     assert (bad.finish_reason, bad.token_ids, bad.text) == ("error", [], "")
@@ -165,18 +165,18 @@ def test_a_value_that_is_neither_a_request_nor_a_list_is_refused(tiny: Engine, w
 
 
 @pytest.mark.parametrize("wrong", ["12", None, 5, [1.5], ["1"], [[1]], [True], {1: 2}])
-def test_scoring_refuses_values_that_are_no_token_ids(tiny: Engine, wrong: Any) -> None:
+def test_scoring_refuses_invalid_token_ids(tiny: Engine, wrong: Any) -> None:
     with pytest.raises(InputError, match="token_ids is "):
         tiny.score(wrong)
 
 
-def test_ids_of_numpy_are_scored(tiny: Engine) -> None:
+def test_numpy_token_ids_are_scored(tiny: Engine) -> None:
     assert tiny.score(np.array([5, 6])).equal(tiny.score([5, 6]))
 
 
 @dataclasses.dataclass(frozen=True)
 class CustomFields:
-    """Fields of kinds that a method of one's own may have, and some that nobody checks."""
+    """Field types that a custom method may have, checked and unchecked."""
 
     kind: Literal["a", "b"] = "a"
     pair: tuple[int, ...] | None = None
@@ -188,15 +188,15 @@ class CustomFields:
         validate_types(self, " of own")
 
 
-def test_a_type_that_is_not_known_is_not_checked() -> None:
+def test_fields_of_unknown_types_are_not_checked() -> None:
     fields = CustomFields(kind="c", unknown="x", anything=object)
     assert (fields.kind, fields.unknown, fields.anything) == ("c", "x", object)
 
 
-def test_a_union_takes_each_of_its_types() -> None:
+def test_a_union_accepts_each_of_its_types() -> None:
     assert (CustomFields(either="x").either, CustomFields(either=5).either) == ("x", 5)
     assert (CustomFields(pair=None).pair, CustomFields(pair=[1, 2]).pair) == (None, (1, 2))
-    with pytest.raises(InputError, match=r"^either of own is 1\.5; it must be a whole number, or a text$"):
+    with pytest.raises(InputError, match=r"^either of own is 1\.5; it must be a whole number, or a string$"):
         CustomFields(either=1.5)
     with pytest.raises(InputError, match=r"^item 1 of pair of own is 'x'; it must be a whole number$"):
         CustomFields(pair=[1, "x"])

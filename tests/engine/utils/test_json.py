@@ -1,4 +1,4 @@
-"""JSON that any reader takes."""
+"""Standard JSON output."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import json
 from trimtab.engine.utils.json import dumps
 
 
-def test_numbers_that_json_lacks_are_null() -> None:
+def test_nan_and_infinity_become_null() -> None:
     assert json.loads(dumps({"a": [float("nan"), (1.0, float("inf"))]})) == {"a": [None, [1.0, None]]}

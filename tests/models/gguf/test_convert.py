@@ -59,7 +59,7 @@ LENGTHS = ("llama.attention.key_length", "llama.attention.value_length", "llama.
 
 
 def rounded_to_bfloat16(values: torch.Tensor) -> torch.Tensor:
-    """Nearest, ties to even, in whole-number arithmetic on the float32 bits."""
+    """Round to nearest, ties to even, by integer arithmetic on the float32 bits."""
     bits = values.numpy().view(np.uint32).astype(np.uint64)
     high = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return torch.from_numpy(high.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
@@ -75,61 +75,63 @@ CASES += [(architecture, kind) for architecture in ("qwen2", "qwen3") for kind i
 
 
 @pytest.mark.parametrize(("architecture", "kind"), CASES)
-def test_every_tensor_is_the_packages_dequantisation_with_llamas_rows_in_order(
+def test_tensors_match_the_gguf_packages_dequantisation_with_llamas_rows_unpermuted(
     tmp_path: Path, architecture: str, kind: str
 ) -> None:
     contents = random_tensors(kind, architecture)
     path = write_gguf(tmp_path / "m.gguf", contents=contents, architecture=architecture)
-    found = load_file(convert(path, tmp_path / "out", "float32") / "model.safetensors")
+    tensors = load_file(convert(path, tmp_path / "out", "float32") / "model.safetensors")
     right = expected_tensors(contents, architecture)
-    assert found.keys() == right.keys()
+    assert tensors.keys() == right.keys()
     for name, tensor in right.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(tensors[name], tensor), name
 
 
-@pytest.mark.parametrize("slab", [1, HIDDEN * (HEAD_DIM + 1), HIDDEN * 100])
-def test_a_tensor_is_the_same_however_few_rows_are_in_memory_at_a_time(
-    tmp_path: Path, slab: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunk_elements", [1, HIDDEN * (HEAD_DIM + 1), HIDDEN * 100])
+def test_tensors_do_not_depend_on_the_chunk_size(
+    tmp_path: Path, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "CHUNK_ELEMENTS", slab)
+    monkeypatch.setattr(conversion, "CHUNK_ELEMENTS", chunk_elements)
     contents = random_tensors("Q5_0")
-    found = load_file(
+    tensors = load_file(
         convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "o", "float32") / FILE
     )
     for name, tensor in expected_tensors(contents).items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(tensors[name], tensor), name
 
 
 def test_bfloat16_is_rounded_to_nearest_and_ties_to_even(tmp_path: Path) -> None:
     contents = random_tensors("F32")
-    ties = np.float32(1) + np.arange(HIDDEN, dtype=np.float32) * np.float32(2.0**-8)  # every other is a tie
+    ties = np.float32(1) + np.arange(HIDDEN, dtype=np.float32) * np.float32(
+        2.0**-8
+    )  # every second value is a tie
     contents["output_norm.weight"] = (ties, Kind.F32)
     folder = convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "bfloat16")
-    found = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     for name, tensor in expected_tensors(contents).items():
-        assert torch.equal(found[name], rounded_to_bfloat16(tensor)), name
-    assert found["model.norm.weight"][[1, 3]].tolist() == [1.0, 1.015625]
+        assert torch.equal(tensors[name], rounded_to_bfloat16(tensor)), name
+    assert tensors["model.norm.weight"][[1, 3]].tolist() == [1.0, 1.015625]
 
 
 def test_float16_is_the_dequantisation_cast_and_the_dtype_is_in_the_config(tmp_path: Path) -> None:
     contents = random_tensors("Q8_0")
     folder = convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float16")
-    found = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     for name, tensor in expected_tensors(contents).items():
-        assert torch.equal(found[name], tensor.half()), name
+        assert torch.equal(tensors[name], tensor.half()), name
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
 
 
-def test_attention_scores_survive_the_change_from_interleaved_to_half_split_rotation(tmp_path: Path) -> None:
+def test_attention_scores_are_the_same_with_interleaved_and_half_split_rotation(tmp_path: Path) -> None:
     contents = random_tensors("F32")
     folder = convert(write_gguf(tmp_path / "m.gguf", contents=contents), tmp_path / "out", "float32")
-    found = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     states = torch.randn(5, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     angle = torch.arange(5.0, dtype=torch.float64)[:, None, None] * 50_000.0 ** (
         -torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM
-    )  # [positions, 1, width / 2]
+    )  # [positions, 1, head_dim / 2]
 
-    def turned(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    def rotate(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return torch.cat(
             (first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()), -1
         )
@@ -139,11 +141,11 @@ def test_attention_scores_survive_the_change_from_interleaved_to_half_split_rota
         for weight, heads in ((query, HEADS), (key, KV_HEADS)):
             rows = (states @ weight.double().T).view(5, heads, HEAD_DIM)
             pair = (rows[..., ::2], rows[..., 1::2]) if interleaved else rows.chunk(2, -1)
-            sides.append(turned(*pair))
+            sides.append(rotate(*pair))
         return torch.einsum("qhd,khd->hqk", sides[0], sides[1].repeat_interleave(HEADS // KV_HEADS, 1))
 
     ours = scores(
-        *(found[f"model.layers.0.self_attn.{side}_proj.weight"] for side in "qk"), interleaved=False
+        *(tensors[f"model.layers.0.self_attn.{side}_proj.weight"] for side in "qk"), interleaved=False
     )
     theirs = scores(*(dequantize(contents, f"blk.0.attn_{side}.weight") for side in "qk"), interleaved=True)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
@@ -161,12 +163,12 @@ SAME = (
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_converted_folder_is_the_model_that_transformers_loads_from_the_file(
+def test_the_converted_folder_equals_the_model_that_transformers_loads_from_the_gguf_file(
     tmp_path: Path, architecture: str, tied: bool
 ) -> None:
     width = {"llama": HEAD_DIM, "qwen2": HIDDEN // HEADS, "qwen3": 128}[
         architecture
-    ]  # transformers reads no other
+    ]  # the only head sizes that transformers loads from GGUF
     path = write_gguf(
         tmp_path / "m.gguf",
         {key.replace("llama", architecture): width for key in LENGTHS},
@@ -203,7 +205,7 @@ def test_the_engine_loads_the_converted_folder(tmp_path: Path, architecture: str
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_sliding_window_becomes_that_of_a_class_which_has_one(tmp_path: Path, architecture: str) -> None:
+def test_a_sliding_window_selects_an_architecture_that_supports_it(tmp_path: Path, architecture: str) -> None:
     window = {f"{architecture}.attention.sliding_window": 24}
     path = write_gguf(tmp_path / "m.gguf", window, architecture=architecture)
     model = AutoModelForCausalLM.from_pretrained(convert(path, tmp_path / "out", "float32"))
@@ -220,19 +222,19 @@ def test_a_sliding_window_becomes_that_of_a_class_which_has_one(tmp_path: Path, 
     with torch.inference_mode():
         full = model(ids).logits
         cut = model(ids[:, 6:], position_ids=torch.arange(6, 60)[None]).logits
-    reach = 1 + LAYERS * 23  # a token sees 23 others in each layer
+    reach = 1 + LAYERS * 23  # a token attends to 23 earlier ones in each layer
     torch.testing.assert_close(full[0, 6 + reach - 1 :], cut[0, reach - 1 :], rtol=0, atol=1e-3)
     assert (full[0, 10] - cut[0, 4]).abs().max() > 0.1
 
 
-def test_the_safetensors_file_names_its_format_and_aligns_its_data(source: Path, tmp_path: Path) -> None:
+def test_the_safetensors_file_has_format_metadata_and_aligned_data(source: Path, tmp_path: Path) -> None:
     path = convert(source, tmp_path / "out") / "model.safetensors"
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
 
 
-def test_heads_share_the_hidden_size_where_the_file_does_not_say_their_width(tmp_path: Path) -> None:
+def test_a_missing_head_size_defaults_to_hidden_size_over_heads(tmp_path: Path) -> None:
     contents = random_tensors("F16")
     generator = np.random.default_rng(2)
     for layer in range(LAYERS):
@@ -244,18 +246,22 @@ def test_heads_share_the_hidden_size_where_the_file_does_not_say_their_width(tmp
     path = write_gguf(tmp_path / "m.gguf", dict.fromkeys(LENGTHS), contents)
     folder = convert(path, tmp_path / "out", "float32")
     assert json.loads((folder / "config.json").read_text())["head_dim"] == 64
-    found = load_file(folder / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
-    assert torch.equal(found, unpermute_rope(dequantize(contents, "blk.1.attn_q.weight"), HEADS))
+    q_proj = load_file(folder / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
+    assert torch.equal(q_proj, unpermute_rope(dequantize(contents, "blk.1.attn_q.weight"), HEADS))
 
 
-def test_the_chat_template_and_the_special_tokens_are_kept(source: Path, tmp_path: Path) -> None:
+def test_the_chat_template_and_the_special_tokens_are_converted(source: Path, tmp_path: Path) -> None:
     folder = convert(source, tmp_path / "out")
     assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == TOKENIZER_METADATA[
         "tokenizer.chat_template"
     ]
-    found = json.loads((folder / "tokenizer_config.json").read_text())
-    assert (found["bos_token"], found["eos_token"], found["pad_token"]) == ("<|start|>", "<|end|>", "<pad>")
-    assert found["add_bos_token"] is False
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (tokenizer_config["bos_token"], tokenizer_config["eos_token"], tokenizer_config["pad_token"]) == (
+        "<|start|>",
+        "<|end|>",
+        "<pad>",
+    )
+    assert tokenizer_config["add_bos_token"] is False
 
 
 def test_a_file_without_a_chat_template_makes_a_folder_without_one(tmp_path: Path) -> None:
@@ -264,12 +270,14 @@ def test_a_file_without_a_chat_template_makes_a_folder_without_one(tmp_path: Pat
 
 
 def test_progress_reaches_the_size_of_the_weights(source: Path, tmp_path: Path) -> None:
-    heard: list[tuple[int, int]] = []
-    folder = convert(source, tmp_path / "out", progress=lambda done, total: heard.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    folder = convert(
+        source, tmp_path / "out", progress=lambda done, total: progress_calls.append((done, total))
+    )
     weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
-    assert heard[-1] == (weights, weights)
-    assert [done for done, _ in heard] == sorted({done for done, _ in heard})
-    assert len(heard) == len(tensor_shapes())
+    assert progress_calls[-1] == (weights, weights)
+    assert [done for done, _ in progress_calls] == sorted({done for done, _ in progress_calls})
+    assert len(progress_calls) == len(tensor_shapes())
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -294,7 +302,7 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=die)
 """
 
 
-def test_a_killed_conversion_leaves_no_folder_of_that_name_and_is_swept_up_a_day_later(
+def test_a_killed_conversion_leaves_no_output_and_its_partial_folder_is_removed_when_old(
     source: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "new" / "out"
@@ -303,10 +311,10 @@ def test_a_killed_conversion_leaves_no_folder_of_that_name_and_is_swept_up_a_day
     assert not folder.exists()
     (leftover,) = folder.parent.iterdir()
     convert(source, folder)
-    assert leftover.exists()  # so fresh that it might be a process at work
+    assert leftover.exists()  # recent, so it may belong to a running process
     os.utime(leftover, (0, 0))
     convert(source, folder.parent / "another")
-    assert leftover.exists()  # another folder's
+    assert leftover.exists()  # it belongs to another folder
     for entry in folder.iterdir():
         entry.unlink()
     convert(source, folder)
@@ -327,7 +335,7 @@ def test_a_folder_created_during_conversion_is_not_overwritten(source: Path, tmp
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "tiny.gguf"]
 
 
-def test_the_folder_is_as_readable_as_any_new_one(source: Path, tmp_path: Path) -> None:
+def test_the_folder_has_the_default_permissions(source: Path, tmp_path: Path) -> None:
     folder = convert(source, tmp_path / "out")
     (tmp_path / "plain").mkdir()
     assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -351,25 +359,28 @@ def without_tensor(name: str) -> dict[str, tuple[np.ndarray, Kind]]:
 
 SQUARE = np.zeros((256, 256), np.float32)
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "another architecture": ({"architecture": "gemma3"}, ["'gemma3'", "known are llama, qwen2, qwen3"]),
+    "another architecture": ({"architecture": "gemma3"}, ["'gemma3'", "expected one of llama, qwen2, qwen3"]),
     "an unknown pre-tokenizer": (
         {"metadata": {"tokenizer.ggml.pre": "mystery"}},
         ["'mystery'", "smollm", "llama-bpe", "qwen2"],
     ),
-    "an unknown tokenizer": ({"metadata": {"tokenizer.ggml.model": "bert"}}, ["'bert'", "gpt2, llama"]),
+    "an unknown tokenizer": ({"metadata": {"tokenizer.ggml.model": "bert"}}, ["'bert'", "gpt2 or llama"]),
     "no vocabulary": ({"metadata": {"tokenizer.ggml.tokens": None}}, ["tokenizer.ggml.tokens"]),
     "no merges": ({"metadata": {"tokenizer.ggml.merges": None}}, ["has no tokenizer.ggml.merges"]),
     "a merge of three": (
         {"metadata": {"tokenizer.ggml.merges": ["Ġ t", "h e l"]}},
-        ["has 'h e l'", "two tokens and a space"],
+        ["has 'h e l'", "two tokens separated by a space"],
     ),
-    "a chat template that is none": (
+    "a chat template that is not a string": (
         {"metadata": {"tokenizer.chat_template": 5}},
-        ["tokenizer.chat_template is 5", "must be a text"],
+        ["tokenizer.chat_template is 5", "must be a string"],
     ),
-    "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["do not fit together"]),
-    "one token twice": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
-    "more tokens than rows": ({"contents": random_tensors(vocab=9)}, [f"{len(TOKENS)} tokens", "embeds 9"]),
+    "a merge of no tokens": ({"metadata": {"tokenizer.ggml.merges": ["zz qq"]}}, ["are inconsistent"]),
+    "a duplicate token": ({"metadata": {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}}, ["'a' twice"]),
+    "more tokens than rows": (
+        {"contents": random_tensors(vocab=9)},
+        [f"{len(TOKENS)} tokens", "9 embedding rows"],
+    ),
     "an id beyond the vocabulary": (
         {"metadata": {"tokenizer.ggml.eos_token_id": 9999}},
         ["eos_token_id is 9999", f"0 to {len(TOKENS) - 1}"],
@@ -380,10 +391,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no sizes": (
         {"metadata": {"llama.block_count": None}},
-        ["llama.block_count is None", "whole number from 1 to"],
+        ["llama.block_count is None", "an integer from 1 to"],
     ),
     "no heads": ({"metadata": {"llama.attention.head_count": 0}}, ["llama.attention.head_count is 0"]),
-    "another width in each layer": (
+    "a different head count in each layer": (
         {"metadata": {"llama.attention.head_count_kv": [2, 2]}},
         ["llama.attention.head_count_kv is [2, 2]"],
     ),
@@ -396,21 +407,21 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"metadata": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}},
         ["'longrope'", "none, linear, yarn"],
     ),
-    "experts": ({"metadata": {"llama.expert_count": 8}}, ["mixes 8 experts"]),
+    "experts": ({"metadata": {"llama.expert_count": 8}}, ["has 8 experts"]),
     "a window in some layers": (
         {"metadata": {"llama.attention.sliding_window_pattern": [True, False]}},
-        ["llama.attention.sliding_window_pattern", "every layer or in none"],
+        ["llama.attention.sliding_window_pattern", "all layers must use the window, or none"],
     ),
-    "heads of an odd width": ({"metadata": dict.fromkeys(LENGTHS, 15)}, ["15 wide", "an even width"]),
+    "an odd head size": ({"metadata": dict.fromkeys(LENGTHS, 15)}, ["head size is 15", "must be even"]),
     "more layers than tensors": (
         {"metadata": {"llama.block_count": 2**20}},
         ["missing: blk.2.attn_norm.weight"],
     ),
     "more layers than any model": (
         {"metadata": {"llama.block_count": 2**31}},
-        ["llama.block_count is 2147483648", "whole number from 1 to"],
+        ["llama.block_count is 2147483648", "an integer from 1 to"],
     ),
-    "a part of a file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
+    "one part of a split file": ({"metadata": {"split.count": 3}}, ["3 parts"]),
     "a missing tensor": (
         {"contents": without_tensor("blk.1.ffn_up.weight")},
         ["missing: blk.1.ffn_up.weight"],
@@ -444,19 +455,17 @@ def test_an_unsupported_file_is_refused_with_the_reason_in_one_sentence(tmp_path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_broken_weight_is_kept_and_warned_of_by_name(tmp_path: Path, dtype: str) -> None:
+def test_a_non_finite_weight_is_converted_with_a_warning_that_names_it(tmp_path: Path, dtype: str) -> None:
     broken = np.ones(HIDDEN, np.float32)
     broken[[3, 5]] = np.nan, -np.inf
     path = write_gguf(tmp_path / "m.gguf", contents=with_tensor("output_norm.weight", broken))
-    with pytest.warns(
-        UserWarning, match=r"tensor 'output_norm\.weight' has numbers that are infinite or none"
-    ):
+    with pytest.warns(UserWarning, match=r"tensor 'output_norm\.weight' has infinite or NaN values"):
         folder = convert(path, tmp_path / "out", dtype)
-    found = load_file(folder / FILE)["model.norm.weight"].float()
-    torch.testing.assert_close(found, torch.from_numpy(broken), equal_nan=True)
+    converted = load_file(folder / FILE)["model.norm.weight"].float()
+    torch.testing.assert_close(converted, torch.from_numpy(broken), equal_nan=True)
 
 
-def test_weights_too_large_for_float16_are_refused_rather_than_infinite(tmp_path: Path) -> None:
+def test_weights_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "m.gguf", contents=with_tensor("output_norm.weight", np.full(256, 1e5, np.float32))
     )
@@ -484,7 +493,7 @@ def test_an_unknown_dtype_is_refused_by_name(source: Path, tmp_path: Path) -> No
         convert(source, tmp_path / "out", "int8")
 
 
-def test_without_the_package_the_run_fails_and_says_what_to_install(
+def test_without_the_gguf_package_the_error_says_what_to_install(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
@@ -493,7 +502,7 @@ def test_without_the_package_the_run_fails_and_says_what_to_install(
     assert str(failure.value) == "reading GGUF files needs the gguf package: pip install gguf"
 
 
-def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
+def test_a_conversion_streams_the_weights(tmp_path: Path) -> None:
     contents = random_tensors("F16", vocab=100_000)
     path = write_gguf(tmp_path / "m.gguf", {"llama.vocab_size": 100_000}, contents)
     embedding = contents["token_embd.weight"][0].size * 4  # in float32
@@ -506,17 +515,17 @@ def test_a_conversion_takes_no_memory_for_the_weights(tmp_path: Path) -> None:
     assert taken < 64 * MIB < embedding
 
 
-# The SHA-256 of the names and bits of all tensors that transformers 5.23 makes of the demo model's file in
+# The SHA-256 of the names and bits of all tensors that transformers 5.23 loads from the demo model's file in
 # float32, then rounded by `rounded_to_bfloat16`.
 DEMO_TENSORS = "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def test_the_demo_models_tensors_are_bit_for_bit_those_of_transformers(demo_folder: Path) -> None:
@@ -542,15 +551,15 @@ def test_the_demo_models_logits_are_those_of_transformers(tmp_path: Path) -> Non
     for seed in range(3):
         ids = torch.randint(49_152, (200,), generator=torch.Generator().manual_seed(seed))
         with torch.inference_mode():
-            found, right, exact = (model(ids[None]).logits[0] for model in (ours, theirs, truth))
-        torch.testing.assert_close(found, right, rtol=0, atol=1e-4)
+            logits, right, exact = (model(ids[None]).logits[0] for model in (ours, theirs, truth))
+        torch.testing.assert_close(logits, right, rtol=0, atol=1e-4)
         exact = exact.log_softmax(-1)
-        peer = (right.log_softmax(-1) - exact).abs().max()  # the rounding of 30 layers in float32
+        peer = (right.log_softmax(-1) - exact).abs().max()  # the float32 rounding error of 30 layers
         assert (engine.score(ids.tolist()) - exact).abs().max() <= 4 * peer + 1e-5
 
 
-def test_a_clock_that_jumps_does_not_sweep_up_what_is_being_written(source: Path, tmp_path: Path) -> None:
-    """A machine without a battery begins in 1970, writes, and then hears what time it is."""
+def test_a_clock_jump_does_not_remove_a_partial_folder_in_use(source: Path, tmp_path: Path) -> None:
+    """A machine without a clock battery starts in 1970 and sets its clock while a conversion is running."""
     folder = tmp_path / "out"
     with atomic_folder(folder) as part:
         part.mkdir()

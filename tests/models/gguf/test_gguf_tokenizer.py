@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file gives the ids of the model's own, of sentencepiece and of llama.cpp."""
+"""A converted GGUF tokenizer gives the ids of the original tokenizer, of sentencepiece and of llama.cpp."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def convert_tokenizer(tmp_path: Path, **metadata: Any) -> Tokenizer:
     return Tokenizer.from_file(str(convert(path, tmp_path / "out") / "tokenizer.json"))
 
 
-def test_byte_level_text_comes_back_and_ids_are_the_files(tmp_path: Path) -> None:
+def test_byte_level_text_round_trips_and_ids_are_those_of_the_file(tmp_path: Path) -> None:
     tokenizer = convert_tokenizer(tmp_path)
     assert tokenizer.get_vocab() == {token: index for index, token in enumerate(TOKENS)}
     encoding = tokenizer.encode("<|start|> the<think>12")
@@ -101,7 +101,7 @@ def pre_tokenize(tokenizer: Tokenizer, text: str) -> list[str]:
         ("qwen35", Qwen3_5Tokenizer()._tokenizer.pre_tokenizer),
     ],
 )
-def test_text_is_cut_as_the_models_own_tokenizer_cuts_it(tmp_path: Path, pre: str, peer: Any) -> None:
+def test_pre_tokenization_matches_the_models_original_tokenizer(tmp_path: Path, pre: str, peer: Any) -> None:
     tokenizer = convert_tokenizer(tmp_path, pre=pre)
     for text in random_texts(500):
         assert pre_tokenize(tokenizer, text) == [piece for piece, _ in peer.pre_tokenize_str(text)], text
@@ -119,30 +119,30 @@ def test_text_is_cut_as_the_models_own_tokenizer_cuts_it(tmp_path: Path, pre: st
         ("default", "a=b c1234", ["a", "=", "b", "Ġc", "123", "4"]),
     ],
 )
-def test_text_is_cut_by_the_pattern_that_the_name_stands_for(
+def test_pre_tokenization_follows_tokenizer_ggml_pre(
     tmp_path: Path, pre: str, text: str, right: list[str]
 ) -> None:
     assert pre_tokenize(convert_tokenizer(tmp_path, pre=pre), text) == right
 
 
 @pytest.mark.parametrize(("pre", "right"), [("qwen2", "é"), ("smollm", "e\u0301")])
-def test_accents_are_composed_only_for_qwen2(tmp_path: Path, pre: str, right: str) -> None:
+def test_text_is_nfc_normalised_only_for_qwen2(tmp_path: Path, pre: str, right: str) -> None:
     tokenizer = convert_tokenizer(tmp_path, pre=pre)
     assert tokenizer.decode(tokenizer.encode("e\u0301").ids) == right
 
 
-def test_llama3_takes_a_whole_word_over_its_merges(tmp_path: Path) -> None:
+def test_llama3_ignores_merges_for_a_word_that_is_a_token(tmp_path: Path) -> None:
     tokens, types = [*TOKENS, "cab"], [*TOKEN_TYPES, 1]  # no merge makes "cab"
     contents = random_tensors("F16", vocab=len(tokens))
-    found = {}
+    tokens_by_pre = {}
     for pre in ("llama-bpe", "gpt-2"):
         changes = {"tokens": tokens, "token_type": types, "pre": pre, "add_bos_token": False}
         path = tmp_path / f"{pre}.gguf"
         write_gguf(path, {f"tokenizer.ggml.{key}": value for key, value in changes.items()}, contents)
-        found[pre] = (
+        tokens_by_pre[pre] = (
             Tokenizer.from_file(str(convert(path, tmp_path / pre) / "tokenizer.json")).encode("cab").tokens
         )
-    assert found == {"llama-bpe": ["cab"], "gpt-2": ["c", "a", "b"]}
+    assert tokens_by_pre == {"llama-bpe": ["cab"], "gpt-2": ["c", "a", "b"]}
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,7 @@ def test_llama3_takes_a_whole_word_over_its_merges(tmp_path: Path) -> None:
         ({"pre": "llama-bpe", "add_bos_token": False}, ["a"]),
     ],
 )
-def test_bos_and_eos_are_added_as_the_file_says(
-    tmp_path: Path, changes: dict[str, Any], right: list[str]
-) -> None:
+def test_bos_and_eos_follow_the_metadata(tmp_path: Path, changes: dict[str, Any], right: list[str]) -> None:
     tokenizer = convert_tokenizer(tmp_path, **changes)
     assert tokenizer.encode("a").tokens == right
     assert tokenizer.encode("a", add_special_tokens=False).tokens == ["a"]
@@ -166,7 +164,7 @@ def test_bos_and_eos_are_added_as_the_file_says(
 
 @pytest.fixture(scope="module")
 def trained() -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece BPE, trained the way Llama's was."""
+    """A SentencePiece BPE model, trained with Llama's settings."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(
@@ -224,11 +222,11 @@ def spm(
 
 
 def without_added_tokens(texts: list[str]) -> list[str]:
-    """Those without added tokens, which sentencepiece treats in its own way, and without its space."""
+    """Texts without added tokens, which sentencepiece handles differently (also the space before them)."""
     return [text for text in texts if text and not any(mark in text for mark in ("[INST]", "<s>", "<unk>"))]
 
 
-def test_sentencepiece_ids_are_sentencepieces_own(
+def test_converted_sentencepiece_ids_match_sentencepiece(
     trained: sentencepiece.SentencePieceProcessor, spm: Callable[..., Tokenizer]
 ) -> None:
     tokenizer = spm()
@@ -263,7 +261,7 @@ def test_a_spelt_out_byte_token_stays_text(tmp_path: Path) -> None:
     assert tokenizer.decode([3]) == "A"
 
 
-def test_sentencepiece_control_and_user_defined_tokens_stay_whole(
+def test_sentencepiece_control_and_user_defined_tokens_are_not_split(
     trained: sentencepiece.SentencePieceProcessor, spm: Callable[..., Tokenizer]
 ) -> None:
     tokenizer = spm()
@@ -274,7 +272,7 @@ def test_sentencepiece_control_and_user_defined_tokens_stay_whole(
     assert "</s>" not in tokenizer.decode(tokenizer.encode("[INST]the</s>").ids)
 
 
-def test_no_space_is_put_before_a_text_when_the_file_says_so(spm: Callable[..., Tokenizer]) -> None:
+def test_add_space_prefix_false_adds_no_leading_space(spm: Callable[..., Tokenizer]) -> None:
     tokenizer = spm(**{"tokenizer.ggml.add_space_prefix": False})
     assert not tokenizer.encode("the", add_special_tokens=False).tokens[0].startswith("▁")
     assert tokenizer.encode(" the", add_special_tokens=False).tokens[0].startswith("▁")
@@ -284,11 +282,11 @@ def test_no_space_is_put_before_a_text_when_the_file_says_so(spm: Callable[..., 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'; known are gpt2, llama"),
-        ({"tokenizer.ggml.model": None}, "tokenizer.ggml.model is None; known are gpt2, llama"),
-        ({"tokenizer.ggml.scores": None}, "tokenizer.ggml.scores is None; it must have one for each of"),
-        ({"tokenizer.ggml.scores": [0.0, 1.0]}, "tokenizer.ggml.scores is 2 entries; it must have one for"),
-        ({"tokenizer.ggml.token_type": [1, 1]}, "tokenizer.ggml.token_type is 2 entries; it must have one"),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'; expected gpt2 or llama"),
+        ({"tokenizer.ggml.model": None}, "tokenizer.ggml.model is None; expected gpt2 or llama"),
+        ({"tokenizer.ggml.scores": None}, "tokenizer.ggml.scores is None; it must be a list with one"),
+        ({"tokenizer.ggml.scores": [0.0, 1.0]}, "tokenizer.ggml.scores is 2 entries; it must be a list"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "tokenizer.ggml.token_type is 2 entries; it must be a list"),
     ],
 )
 def test_an_invalid_vocabulary_is_refused(
@@ -329,7 +327,7 @@ def test_every_eos_token_is_in_the_generation_config(
         ("<|im_start|>\n<|im_end|>", [1, 198, 2]),
     ],
 )
-def test_the_demo_model_tokenises_as_smollm2_does(demo_folder: Path, text: str, ids: list[int]) -> None:
+def test_the_demo_model_tokenizes_as_smollm2(demo_folder: Path, text: str, ids: list[int]) -> None:
     tokenizer = Tokenizer.from_file(str(demo_folder / "tokenizer.json"))
     assert tokenizer.encode(text).ids == ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -337,7 +335,7 @@ def test_the_demo_model_tokenises_as_smollm2_does(demo_folder: Path, text: str, 
 
 @pytest.fixture(scope="module")
 def byte_level() -> dict[str, Any]:
-    """The metadata of a byte-level BPE that was trained on uncut text, so that every cut shows in the ids."""
+    """Metadata of a byte-level BPE trained without pre-tokenization, so that every split changes the ids."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -349,30 +347,30 @@ def byte_level() -> dict[str, Any]:
     )
     texts = [*LICENSE.read_text().splitlines(), *AWKWARD_TEXTS, *random_texts(3000)] * 2
     backend.train_from_iterator(texts, trainer)
-    found = json.loads(backend.to_str())["model"]
-    tokens = sorted(found["vocab"], key=found["vocab"].get)
+    bpe = json.loads(backend.to_str())["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].get)
     return {
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
-        "tokenizer.ggml.merges": [" ".join(merge) for merge in found["merges"]],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in bpe["merges"]],
     }
 
 
 def llama_cpp_agrees(pre: str, text: str) -> bool:
-    """It composes no accents, and of tekken's capitals it knows ASCII's: there we follow the models."""
+    """Whether llama.cpp should agree: it applies no NFC, and for tekken knows letter case only in ASCII."""
     if pre == "tekken":
         return all(c.isascii() or unicodedata.category(c) not in ("Lu", "Ll", "Lt", "Lm", "Mn") for c in text)
     return not pre.startswith("qwen") or unicodedata.is_normalized("NFC", text)
 
 
-@pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, "sentencepiece", "sentencepiece without a space"])
+@pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, "sentencepiece", "sentencepiece without a space prefix"])
 def test_ids_are_those_of_llama_cpp(
     pre: str, byte_level: dict[str, Any], trained: sentencepiece.SentencePieceProcessor, tmp_path: Path
 ) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     metadata = {**byte_level, "tokenizer.ggml.pre": pre}
     if pre.startswith("sentencepiece"):
-        prefix = {"tokenizer.ggml.add_space_prefix": not pre.endswith("without a space")}
+        prefix = {"tokenizer.ggml.add_space_prefix": not pre.endswith("without a space prefix")}
         metadata = {**sentencepiece_metadata(trained), **prefix}
     path = write_gguf(
         tmp_path / "m.gguf", metadata, random_tensors("F16", vocab=len(metadata["tokenizer.ggml.tokens"]))
@@ -389,4 +387,4 @@ def test_ids_are_those_of_llama_cpp(
     uncut.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if not pre.startswith("sentencepiece"):
         cut = sum(ours.encode(text).ids != uncut.encode(text).ids for text in texts)
-        assert cut > len(texts) / 2  # so a wrong pattern would show
+        assert cut > len(texts) / 2  # so a wrong pattern would change ids

@@ -1,4 +1,4 @@
-"""The GGUF container: what is read is what was written, and no file makes the reader go astray."""
+"""GGUFFile reads what the gguf package writes, and refuses corrupt files with a one-line error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", extra)
 
 
-def test_metadata_and_tensors_are_those_that_the_package_reads(source: Path) -> None:
+def test_metadata_and_tensors_match_the_gguf_packages_reader(source: Path) -> None:
     ours, theirs = GGUFFile(source), gguf.GGUFReader(source)
     ignored = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count")
     right = {key: field.contents() for key, field in theirs.fields.items() if key not in ignored}
@@ -38,7 +38,7 @@ def test_metadata_and_tensors_are_those_that_the_package_reads(source: Path) -> 
         assert stored.data.tobytes() == tensor.data.tobytes()
 
 
-def test_every_type_of_number_is_read(tmp_path: Path) -> None:
+def test_every_value_type_is_read(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     values: dict[str, Any] = {
         "uint8": 200,
@@ -65,7 +65,7 @@ def test_every_type_of_number_is_read(tmp_path: Path) -> None:
     assert file.get("texts") == ["é", "", "日本"]
 
 
-def test_another_alignment_of_the_data_is_heeded(tmp_path: Path, source: Path) -> None:
+def test_a_custom_alignment_is_used(tmp_path: Path, source: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_custom_alignment(256)
     writer.add_tensor("a", np.arange(3, dtype=np.float32))
@@ -80,17 +80,19 @@ def test_another_alignment_of_the_data_is_heeded(tmp_path: Path, source: Path) -
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-5, 1e-3, 0.002, 0.004, 0.006, 0.01, 0.5, 0.99, 1 - 1e-7])
-def test_a_file_cut_anywhere_is_refused(source: Path, tmp_path: Path, share: float) -> None:
+def test_a_truncated_file_is_refused(source: Path, tmp_path: Path, share: float) -> None:
     content = source.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=r"cut\.gguf' is (not a|a corrupt) GGUF file"):
+    with pytest.raises(InputError, match=r"cut\.gguf' is (not a|a truncated or corrupt) GGUF file"):
         GGUFFile(cut)
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_whatever_bytes_are_changed_the_file_is_read_or_refused(source: Path, data: st.DataObject) -> None:
+def test_a_file_with_changed_bytes_is_read_or_refused_with_an_input_error(
+    source: Path, data: st.DataObject
+) -> None:
     content = bytearray(source.read_bytes())
     header = content.index(b"output_norm.weight") + 200
     for _ in range(data.draw(st.integers(1, 4))):
@@ -117,73 +119,76 @@ def encode_tensor(shape: tuple[int, ...], kind: int = 0, offset: int = 0, name: 
 
 HUGE = 1 << 60
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "an old version": (make_header(0, 0, version=1), "its version is 1; known are 2, 3"),
+    "an old version": (make_header(0, 0, version=1), "its version is 1; expected one of 2, 3"),
     "another byte order": (make_header(0, 0, version=3 << 24), "its version is 50331648"),
-    "keys without end": (make_header(0, HUGE), "are missing"),
-    "tensors without end": (make_header(HUGE, 0), "are missing"),
-    "a key beyond the end": (make_header(0, 1, struct.pack("<Q", HUGE) + b"abc"), "are missing"),
+    "more keys than the file holds": (make_header(0, HUGE), "it ends before byte"),
+    "more tensors than the file holds": (make_header(HUGE, 0), "it ends before byte"),
+    "a key beyond the end": (make_header(0, 1, struct.pack("<Q", HUGE) + b"abc"), "it ends before byte"),
     "an array beyond the end": (
         make_header(0, 1, encode_text("k") + struct.pack("<IIQ", 9, 4, HUGE)),
-        "are missing",
+        "it ends before the end of the array",
     ),
-    "texts beyond the end": (
+    "strings beyond the end": (
         make_header(0, 1, encode_text("k") + struct.pack("<IIQ", 9, 8, HUGE)),
-        "are missing",
+        "it ends before byte",
     ),
     "an array of arrays": (
         make_header(0, 1, encode_text("k") + struct.pack("<IIQ", 9, 9, 1)),
-        "an array of the type 9",
+        "unsupported array item type 9",
     ),
-    "an unknown type": (make_header(0, 1, encode_text("k") + struct.pack("<I", 77)), "the unknown type 77"),
-    "no text": (make_header(0, 1, struct.pack("<Q", 2) + b"\xff\xfe"), "codec can't decode"),
-    "a key twice": (
+    "an unknown type": (make_header(0, 1, encode_text("k") + struct.pack("<I", 77)), "unknown value type 77"),
+    "invalid UTF-8": (make_header(0, 1, struct.pack("<Q", 2) + b"\xff\xfe"), "codec can't decode"),
+    "a duplicate key": (
         make_header(0, 2, 2 * (encode_text("k") + struct.pack("<II", 4, 1))),
-        "the key 'k' is there twice",
+        "duplicate key 'k'",
     ),
-    "a tensor twice": (
+    "a duplicate tensor": (
         make_header(2, 0, 2 * encode_tensor((1,)) + bytes(64)),
-        "the tensor 't' is there twice",
+        "duplicate tensor 't'",
     ),
     "no dimensions": (make_header(1, 0, encode_tensor(())), "'t' has 0 dimensions"),
     "many dimensions": (make_header(1, 0, encode_tensor((1,) * 99)), "'t' has 99 dimensions"),
     "a row of exabytes": (
         make_header(1, 0, encode_tensor((HUGE,)) + bytes(64)),
-        "t and what follows are missing",
+        "it ends before the end of t",
     ),
-    "rows that wrap around": (
+    "a size that overflows 64 bits": (
         make_header(1, 0, encode_tensor((HUGE, HUGE, HUGE)) + bytes(64)),
-        "t and what follows",
+        "it ends before the end of t",
     ),
-    "no columns in many rows": (make_header(1, 0, encode_tensor((0, HUGE, HUGE)) + bytes(64)), "damaged"),
+    "no columns in many rows": (make_header(1, 0, encode_tensor((0, HUGE, HUGE)) + bytes(64)), "corrupt"),
     "an offset beyond the end": (
         make_header(1, 0, encode_tensor((1,), offset=HUGE) + bytes(64)),
-        "t and what follows",
+        "it ends before the end of t",
     ),
-    "a part of a block": (
+    "a partial quantisation block": (
         make_header(1, 0, encode_tensor((33,), kind=8) + bytes(64)),
-        "'t' is 33, not in blocks of 32",
+        "'t' has rows of 33; expected a multiple of 32",
     ),
-    "an unknown kind": (make_header(1, 0, encode_tensor((1,), kind=250) + bytes(64)), "250 is not a valid"),
-    "no alignment": (
+    "an unknown tensor type": (
+        make_header(1, 0, encode_tensor((1,), kind=250) + bytes(64)),
+        "250 is not a valid",
+    ),
+    "a zero alignment": (
         make_header(0, 1, encode_text("general.alignment") + struct.pack("<II", 4, 0)),
-        "alignment is 0",
+        "alignment is 0; it must be a positive integer",
     ),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, case: str) -> None:
+def test_a_corrupt_file_is_refused_with_the_reason_in_one_line(tmp_path: Path, case: str) -> None:
     content, message = DAMAGED[case]
     (tmp_path / "bad.gguf").write_bytes(content)
     with pytest.raises(InputError) as refusal:
         GGUFFile(tmp_path / "bad.gguf")
     sentence = str(refusal.value)
-    assert "bad.gguf' is a corrupt GGUF file, cut short or damaged: " in sentence
+    assert "bad.gguf' is a truncated or corrupt GGUF file: " in sentence
     assert message in sentence
     assert "\n" not in sentence
 
 
-def test_what_is_no_gguf_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_other_files_are_refused_with_their_path(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello world")
     with pytest.raises(InputError, match=r"text\.gguf' is not a GGUF file"):
         GGUFFile(tmp_path / "text.gguf")
@@ -193,7 +198,7 @@ def test_what_is_no_gguf_file_is_refused_by_name(tmp_path: Path) -> None:
             GGUFFile(other)
 
 
-def test_a_large_vocabulary_takes_little_more_than_its_texts(tmp_path: Path) -> None:
+def test_number_arrays_of_a_large_vocabulary_stay_memory_mapped(tmp_path: Path) -> None:
     tokens = [f"token {index}" for index in range(50_000)]
     path = write_gguf(
         tmp_path / "m.gguf", {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * 50_000}

@@ -1,4 +1,4 @@
-"""The rotary scaling of a GGUF file is that of the model it was made from."""
+"""RoPE scaling converted from GGUF files matches the original model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def convert_scaling(path: Path) -> Any:
     ],
 )
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_scaling_in_the_metadata_is_carried_over(
+def test_scaling_in_the_metadata_is_converted(
     tmp_path: Path, architecture: str, scaling: dict[str, Any], right: object
 ) -> None:
     metadata = {f"{architecture}.{key}": value for key, value in scaling.items()}
@@ -74,18 +74,18 @@ def test_scaling_in_the_metadata_is_carried_over(
 
 
 def llama3_divisors(width: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
-    """What llama.cpp's converter writes as rope_freqs.weight, in float32 as there."""
-    found = []
+    """rope_freqs.weight as llama.cpp's converter computes it, in float32."""
+    divisors = []
     for frequency in 1.0 / (THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width)):
         wavelength = float(2 * math.pi / frequency)
         smooth = (original / wavelength - low) / (high - low)
         if wavelength < original / high:
-            found.append(1.0)
+            divisors.append(1.0)
         elif wavelength > original / low:
-            found.append(factor)
+            divisors.append(factor)
         else:
-            found.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(found, np.float32)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, np.float32)
 
 
 def with_divisors(path: Path, values: np.ndarray, width: int) -> Path:
@@ -100,7 +100,7 @@ PUBLISHED = {"3.1": (8.0, 1.0, 4.0, 8192), "3.2": (32.0, 1.0, 4.0, 8192)}
 
 @pytest.mark.parametrize("width", [16, 64, 128])
 @pytest.mark.parametrize("version", PUBLISHED)
-def test_llama_3s_scaling_is_found_in_its_tensor(tmp_path: Path, version: str, width: int) -> None:
+def test_llama_3_scaling_is_recovered_from_its_tensor(tmp_path: Path, version: str, width: int) -> None:
     values = llama3_divisors(width, *PUBLISHED[version])
     factor, low, high, original = PUBLISHED[version]
     assert convert_scaling(with_divisors(tmp_path / "m.gguf", values, width)) == {
@@ -128,29 +128,29 @@ def test_frequencies_match_the_original_model(
     )
     values = (LlamaRotaryEmbedding(plain).inv_freq / right).numpy()
     folder = convert(with_divisors(tmp_path / "m.gguf", values, 128), tmp_path / "out")
-    found = LlamaRotaryEmbedding(AutoConfig.from_pretrained(folder)).inv_freq
-    torch.testing.assert_close(found, right, rtol=TOLERANCE * parameters[0], atol=0)
+    converted = LlamaRotaryEmbedding(AutoConfig.from_pretrained(folder)).inv_freq
+    torch.testing.assert_close(converted, right, rtol=TOLERANCE * parameters[0], atol=0)
     assert not torch.equal(right, LlamaRotaryEmbedding(plain).inv_freq)
 
 
-def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
+def test_divisors_of_one_mean_unscaled_rope(tmp_path: Path) -> None:
     assert convert_scaling(with_divisors(tmp_path / "m.gguf", np.ones(32, np.float32), 64)) is None
 
 
 BENT_DIVISORS = llama3_divisors(64, *PUBLISHED["3.1"])
 BENT_DIVISORS[15] *= 1.0001
 REFUSED: dict[str, tuple[np.ndarray, str]] = {
-    "a bent curve": (BENT_DIVISORS, "is not Llama 3.1's scaling"),
-    "a curve of its own": (np.linspace(1, 8, 32, dtype=np.float32), "is not Llama 3.1's scaling"),
-    "too few": (np.ones(31, np.float32), "it must be 32 numbers of at least 1"),
-    "zero": (np.zeros(32, np.float32), "it must be 32 numbers of at least 1"),
-    "no number": (np.full(32, np.nan, np.float32), "it must be 32 numbers of at least 1"),
-    "infinite": (np.full(32, np.inf, np.float32), "it must be 32 numbers of at least 1"),
+    "one changed divisor": (BENT_DIVISORS, "does not match Llama 3.1's scaling"),
+    "linear divisors": (np.linspace(1, 8, 32, dtype=np.float32), "does not match Llama 3.1's scaling"),
+    "too few": (np.ones(31, np.float32), r"has shape \[31\]; expected \[32\]"),
+    "zero": (np.zeros(32, np.float32), "all values must be finite and at least 1"),
+    "NaN": (np.full(32, np.nan, np.float32), "all values must be finite and at least 1"),
+    "infinite": (np.full(32, np.inf, np.float32), "all values must be finite and at least 1"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str) -> None:
+def test_divisors_that_config_json_cannot_express_are_refused(tmp_path: Path, case: str) -> None:
     values, message = REFUSED[case]
     with pytest.raises(InputError, match=message) as refusal:
         convert(with_divisors(tmp_path / "m.gguf", values, 64), tmp_path / "out")
@@ -162,9 +162,9 @@ def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str
     [
         (
             {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0},
-            "'longrope'; known are none, linear, yarn",
+            "'longrope'; expected one of none, linear, yarn",
         ),
-        ({"rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5, which is not supported"),
+        ({"rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5; only 1.0 is supported"),
         (
             {"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.type": "yarn"},
             "yarn_log_multiplier is 0.1",
@@ -172,7 +172,7 @@ def test_divisors_that_no_config_expresses_are_refused(tmp_path: Path, case: str
         ({"rope.scaling.factor": -1.0}, "factor is -1.0; it must be a number above 0"),
     ],
 )
-def test_scaling_that_no_config_expresses_is_refused(
+def test_unsupported_scaling_metadata_is_refused(
     tmp_path: Path, metadata: dict[str, Any], message: str
 ) -> None:
     path = write_gguf(tmp_path / "m.gguf", {f"llama.{key}": value for key, value in metadata.items()})
@@ -185,5 +185,5 @@ def test_scaling_in_both_metadata_and_tensor_is_refused(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "m.gguf", {"llama.rope.scaling.factor": 2.0, "llama.rope.freq_base": THETA}, contents
     )
-    with pytest.raises(InputError, match=r"scales rotary embedding twice, by rope_freqs\.weight"):
+    with pytest.raises(InputError, match=r"has RoPE scaling in both rope_freqs\.weight and its metadata"):
         convert(path, tmp_path / "out")

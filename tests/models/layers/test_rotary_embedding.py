@@ -1,4 +1,4 @@
-"""Frequencies and turns beside transformers' own, for every kind of rope."""
+"""RoPE frequencies, cos and sin match transformers, for every scaling."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "yarn-untruncated": {"rope_type": "yarn", "factor": 2.5, ORIGINAL: 300, "truncate": False},
     "yarn-betas": {"rope_type": "yarn", "factor": 40.0, ORIGINAL: 512, "beta_fast": 16, "beta_slow": 4},
     "yarn-one-beta": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 512, "beta_fast": 2, "beta_slow": 2},
-    "yarn-loudness": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 512, "attention_factor": 0.7},
-    "yarn-scales": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8},
-    "yarn-of-its-context": {"rope_type": "yarn", "factor": None, ORIGINAL: 1024},
-    "yarn-of-a-short-context": {"rope_type": "yarn", "factor": 2.0, ORIGINAL: 3},
+    "yarn-attention-factor": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 512, "attention_factor": 0.7},
+    "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8},
+    "yarn-implied-factor": {"rope_type": "yarn", "factor": None, ORIGINAL: 1024},
+    "yarn-short-original": {"rope_type": "yarn", "factor": 2.0, ORIGINAL: 3},
 }
 
 
@@ -56,7 +56,7 @@ def test_frequencies_and_attention_factor_are_those_of_transformers(
     rope, config = rope_pair(SECTIONS[name], head_dim, theta)
     theirs = LlamaRotaryEmbedding(config)
     assert rope.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-15)
-    # a few roundings of float32, in which transformers computes them as well
+    # a few float32 roundings; transformers also computes in float32
     torch.testing.assert_close(rope.inv_freq(head_dim), theirs.inv_freq, rtol=5e-7, atol=0)
 
 
@@ -81,11 +81,11 @@ def test_a_dynamic_rope_at_a_prompt_length_is_that_of_transformers(
     rope, config = rope_pair({"rope_type": "dynamic", "factor": factor}, 12, 1e4)
     assert isinstance(rope, DynamicRope)
     lengths = torch.tensor([1, TRAINED - 1, TRAINED, TRAINED + 1, 3 * TRAINED])
-    found = rope.dynamic_inv_freq(12, lengths)
-    for row, length in zip(found, lengths, strict=True):
+    inv_freq = rope.dynamic_inv_freq(12, lengths)
+    for row, length in zip(inv_freq, lengths, strict=True):
         theirs, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, CPU, seq_len=length)
         torch.testing.assert_close(row, theirs, rtol=2e-6, atol=0)
-    torch.testing.assert_close(found[:3], rope.inv_freq(12).expand(3, -1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(inv_freq[:3], rope.inv_freq(12).expand(3, -1), rtol=1e-6, atol=0)
 
 
 def test_only_a_dynamic_rope_depends_on_the_prompt_length_and_only_beyond_its_context() -> None:

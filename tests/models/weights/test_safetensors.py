@@ -1,4 +1,4 @@
-"""A checkpoint is the tensors that were stored, or refused in a sentence, however it was made."""
+"""Checkpoint reads the stored tensors, and refuses invalid files with a one-line error."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_shards_hold_the_same_model_as_one_file(tmp_path: Path) -> None:
     assert torch.equal(model_scores(one), model_scores(three))
 
 
-def test_tensors_come_back_as_they_were_stored(tmp_path: Path) -> None:
+def test_tensors_read_equal_the_stored_tensors(tmp_path: Path) -> None:
     tiny = TinyModel(tied=False, shards=3, dtype=torch.bfloat16)
     checkpoint = Checkpoint(tiny.write(tmp_path / "model"))
     tensors = tiny.tensors()
@@ -76,19 +76,19 @@ def test_every_stored_dtype_is_cast_to_every_requested_dtype(
     folder = tiny.write(tmp_path / "stored")
     model, tensors = load_model(folder, loaded), tiny.tensors()
     assert model.dtype == loaded
-    assert torch.equal(model._embed_tokens, tensors["model.embed_tokens.weight"])  # cast as it is looked up
+    assert torch.equal(model._embed_tokens, tensors["model.embed_tokens.weight"])  # cast during lookup
     cast = tmp_path / "cast"
     TinyModel().write(cast)
     write_tensors(cast, {name: tensor.to(loaded).float() for name, tensor in tensors.items()})
     truth = model_scores(cast)
-    # the weights are those of the cast; keys, values and perhaps activations are rounded to its 8 or 11 bits
+    # same weights; keys, values and possibly activations are rounded to 8 or 11 significant bits
     share = {torch.float32: 0.0, torch.float16: 0.1 / 8, torch.bfloat16: 0.1}[loaded]
-    found = model_scores(folder, str(loaded).removeprefix("torch."))
-    assert float((found - truth).abs().max()) <= share * float(truth.std())
+    scores = model_scores(folder, str(loaded).removeprefix("torch."))
+    assert float((scores - truth).abs().max()) <= share * float(truth.std())
     assert float(truth.std()) > 1
 
 
-def test_types_may_differ_within_a_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_may_mix_dtypes(tmp_path: Path) -> None:
     tensors = TinyModel(dtype=torch.bfloat16).tensors()
     folder = TinyModel(dtype=torch.bfloat16).write(tmp_path / "mixed")
     write_tensors(folder, {n: t.float() if "norm" in n else t for n, t in tensors.items()})
@@ -157,11 +157,11 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 200, -1], ids=str)
-def test_a_truncated_file_is_refused_wherever_it_ends(keep: int, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(keep: int, tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:keep])
-    assert_refused(folder, "model.safetensors' is truncated or no safetensors file")
+    assert_refused(folder, "model.safetensors' is truncated or not a safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_a_truncated_file_is_refused_wherever_it_ends(keep: int, tmp_path: Path)
     ],
     ids=["exabytes", "all-ones", "header-past-end", "zip", "pickle", "array", "not-utf8"],
 )
-def test_a_file_that_is_no_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_in_another_format_is_refused(content: bytes, tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(content)
-    assert_refused(folder, "model.safetensors' is truncated or no safetensors file")
+    assert_refused(folder, "model.safetensors' is truncated or not a safetensors file")
 
 
 def tensor_entry(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
@@ -191,28 +191,28 @@ TWICE = (
     '{"a":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]},'
     '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 )
-HEADERS: dict[str, tuple[Any, int]] = {  # header, bytes of data behind it
+HEADERS: dict[str, tuple[Any, int]] = {  # header, bytes of data after it
     "an end outside the file": ({"a": tensor_entry([1], 0, 2**50)}, 4),
     "a start outside the file": ({"a": tensor_entry([1], 2**50, 2**50 + 4)}, 4),
     "an end before the start": ({"a": tensor_entry([1], 4, 0)}, 4),
-    "one place for two tensors": ({"a": tensor_entry([1], 0, 4), "b": tensor_entry([1], 0, 4)}, 4),
+    "two tensors at the same offset": ({"a": tensor_entry([1], 0, 4), "b": tensor_entry([1], 0, 4)}, 4),
     "overlapping tensors": ({"a": tensor_entry([2], 0, 8), "b": tensor_entry([2], 4, 12)}, 12),
-    "a hole": ({"a": tensor_entry([1], 0, 4), "b": tensor_entry([1], 8, 12)}, 12),
-    "a hole before all": ({"a": tensor_entry([1], 4, 8)}, 8),
-    "data of no tensor": ({"a": tensor_entry([1], 0, 4)}, 8),
+    "a gap": ({"a": tensor_entry([1], 0, 4), "b": tensor_entry([1], 8, 12)}, 12),
+    "a gap before the first tensor": ({"a": tensor_entry([1], 4, 8)}, 8),
+    "trailing data": ({"a": tensor_entry([1], 0, 4)}, 8),
     "exabytes in a row": ({"a": tensor_entry([2**60], 0, 4)}, 4),
-    "a product that wraps around to 4": ({"a": tensor_entry([2**62 + 1, 4], 0, 16)}, 16),
-    "a product that wraps around to 0": ({"a": tensor_entry([2**63, 2], 0, 0)}, 0),
+    "a product that overflows to 4": ({"a": tensor_entry([2**62 + 1, 4], 0, 16)}, 16),
+    "a product that overflows to 0": ({"a": tensor_entry([2**63, 2], 0, 0)}, 0),
     "a size beyond 64 bits": ({"a": tensor_entry([2**70], 0, 4)}, 4),
     "a size below zero": ({"a": tensor_entry([-1], 0, 4)}, 4),
-    "a size that is no whole number": ({"a": tensor_entry([1.0], 0, 4)}, 4),
+    "a non-integer size": ({"a": tensor_entry([1.0], 0, 4)}, 4),
     "a size too small for its bytes": ({"a": tensor_entry([1], 0, 8)}, 8),
     "an unknown type": ({"a": tensor_entry([1], 0, 4, "F7")}, 4),
-    "no offsets": ({"a": {"dtype": "F32", "shape": [1]}}, 4),
-    "metadata that is none": ({"a": tensor_entry([1], 0, 4), "__metadata__": 5}, 4),
-    "a name twice": (TWICE % (0, 4), 4),
-    "a name twice in two places": (TWICE % (4, 8), 8),
-    "a type twice": ('{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', 4),
+    "missing offsets": ({"a": {"dtype": "F32", "shape": [1]}}, 4),
+    "metadata that is not an object": ({"a": tensor_entry([1], 0, 4), "__metadata__": 5}, 4),
+    "a duplicate name": (TWICE % (0, 4), 4),
+    "a duplicate name at two offsets": (TWICE % (4, 8), 8),
+    "a duplicate dtype": ('{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}', 4),
     "deep nesting": ('{"a":' * 50_000 + "1" + "}" * 50_000, 0),
     "deep arrays": ("[" * 100_000, 0),
 }
@@ -224,10 +224,10 @@ def write_header(path: Path, header: Any, data: int) -> None:
 
 
 @pytest.mark.parametrize("case", HEADERS)
-def test_a_header_that_does_not_fit_its_file_is_refused(case: str, tmp_path: Path) -> None:
+def test_an_invalid_header_is_refused(case: str, tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
     write_header(folder / FILE, *HEADERS[case])
-    assert_refused(folder, "model.safetensors' is truncated or no safetensors file")
+    assert_refused(folder, "model.safetensors' is truncated or not a safetensors file")
 
 
 LIMITED = """
@@ -239,13 +239,13 @@ used = int(next(line for line in open("/proc/self/status") if line.startswith("V
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        Checkpoint(folder).require({})
+        Checkpoint(folder).validate({})
     except InputError:
         print(folder.name)
 """
 
 
-def test_no_broken_file_makes_the_reader_allocate_more_than_the_file_size(tmp_path: Path) -> None:
+def test_corrupt_files_do_not_cause_large_allocations(tmp_path: Path) -> None:
     for case, (header, data) in HEADERS.items():
         (tmp_path / case).mkdir()
         write_header(tmp_path / case / FILE, header, data)
@@ -279,7 +279,7 @@ def replace_with(path: Path, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a shard"])
-def test_folders_pipes_and_dangling_links_are_refused_unopened(kind: str, name: str, tmp_path: Path) -> None:
+def test_folders_pipes_and_dangling_links_are_refused(kind: str, name: str, tmp_path: Path) -> None:
     folder = TinyModel(tied=False, shards=1 if name == FILE else 3).write(tmp_path / "model")
     path = folder / (FIRST if name == "a shard" else name)
     replace_with(path, kind, tmp_path)
@@ -298,16 +298,14 @@ def test_files_may_be_symbolic_links(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
-def test_a_broken_weight_is_warned_of_by_name_and_loads(
+def test_a_non_finite_weight_loads_with_a_warning_that_names_it(
     value: float, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     tiny = TinyModel(dtype=dtype)
     folder, tensors = tiny.write(tmp_path / "model"), tiny.tensors()
     tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
     write_tensors(folder, tensors)
-    message = (
-        r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has numbers that are infinite or none \(NaN\)$"
-    )
+    message = r"^tensor 'model\.layers\.1\.mlp\.up_proj\.weight' has infinite or NaN values$"
     with pytest.warns(UserWarning, match=message) as warned:
         load_model(folder)
     assert len(warned) == 1
@@ -322,7 +320,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_together(tmp_path: 
     write_tensors(folder, tensors)
     assert_refused(
         folder,
-        "the checkpoint does not fit its config.json; missing: model.layers.1.mlp.up_proj.weight; "
+        "the checkpoint does not match its config.json; missing: model.layers.1.mlp.up_proj.weight; "
         "unexpected: model.layers.9.mlp.up_proj.weight; "
         "of the wrong shape: model.norm.weight is [35], expected [36]",
     )
@@ -334,7 +332,7 @@ def test_an_untied_model_without_lm_head_is_refused(tmp_path: Path) -> None:
     assert_refused(folder, f"missing: {HEAD}")
 
 
-def test_a_long_list_of_missing_tensors_is_cut_and_counted(tmp_path: Path) -> None:
+def test_a_long_list_of_missing_tensors_is_abbreviated_with_a_count(tmp_path: Path) -> None:
     folder = TinyModel(layers=3).write(tmp_path / "model")
     write_tensors(folder, TinyModel(layers=1).tensors())
     assert_refused(folder, " and 10 more")
@@ -345,13 +343,15 @@ OTHER_TYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 @pytest.mark.parametrize("name", OTHER_TYPES)
-def test_a_weight_of_another_type_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_an_unsupported_dtype_is_refused_with_the_tensor_name(name: str, tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
     write_tensors(folder, {**TinyModel().tensors(), NORM: torch.ones(36).to(OTHER_TYPES[name])})
-    assert_refused(folder, f"the checkpoint stores weights as {name} ({NORM}); known are F32, F16, BF16")
+    assert_refused(
+        folder, f"the checkpoint stores weights as {name} ({NORM}); expected one of F32, F16, BF16"
+    )
 
 
-def test_a_checkpoint_in_fp8_is_refused_by_its_type_and_not_by_its_scales(tmp_path: Path) -> None:
+def test_an_fp8_checkpoint_is_refused_by_dtype_rather_than_by_its_scale_tensors(tmp_path: Path) -> None:
     folder = TinyModel().write(tmp_path / "model")
     tensors = TinyModel().tensors()
     for name in [name for name in tensors if "proj" in name]:
@@ -359,13 +359,13 @@ def test_a_checkpoint_in_fp8_is_refused_by_its_type_and_not_by_its_scales(tmp_pa
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     write_tensors(folder, tensors)
     assert_refused(folder, "the checkpoint stores weights as F8_E4M3 (model.layers.")
-    assert_refused(folder, " and 6 more); known are F32, F16, BF16")
+    assert_refused(folder, " and 6 more); expected one of F32, F16, BF16")
 
 
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "sub/model.safetensors", "", "..", ".", "a\0b", "\ud800"]
 )
-def test_an_index_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_index_with_invalid_or_outside_paths_is_refused(name: str, tmp_path: Path) -> None:
     save_file(TinyModel().tensors(), tmp_path / "model.safetensors")
     folder = TinyModel(shards=3).write(tmp_path / "model")
     (folder / "sub").mkdir()
@@ -417,7 +417,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     assert_refused(folder, f"tensor {names[1]!r} is in ")
 
 
-def test_a_shard_that_lacks_what_the_index_promises_is_refused(tmp_path: Path) -> None:
+def test_a_shard_without_a_tensor_of_the_index_is_refused(tmp_path: Path) -> None:
     folder = write_sharded(tmp_path)
     tensors = TinyModel(tied=False).tensors()
     save_file({name: tensors[name] for name in list(tensors)[3::3]}, folder / FIRST)

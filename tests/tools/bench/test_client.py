@@ -1,4 +1,4 @@
-"""The client against servers that answer by the byte."""
+"""HTTP client of the benches, against servers that send given bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: Chunked\r\n\r\n"
 
 @asynccontextmanager
 async def serve_pieces(*pieces: bytes) -> AsyncIterator[tuple[HTTPClient, list[bytes]]]:
-    """A server that reads a request's head, writes these pieces with a pause between, and hangs up."""
+    """A server that reads a request's head, writes `pieces` with a pause between them, and closes."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -49,18 +49,18 @@ def read_lines(*pieces: bytes) -> tuple[list[bytes], bytes]:
         (HEAD + b"\r\n", b"ab\r", b"\ncd\ne"),
     ],
 )
-def test_lines_are_the_same_however_the_content_is_cut(pieces: tuple[bytes, ...]) -> None:
+def test_lines_do_not_depend_on_how_the_body_is_split(pieces: tuple[bytes, ...]) -> None:
     assert read_lines(*pieces)[0] == [b"ab", b"cd", b"e"]
 
 
-def test_a_request_carries_its_host_and_key() -> None:
+def test_a_request_has_its_host_and_api_key() -> None:
     head = read_lines(HEAD + b"\r\n")[1].decode()
     assert head.startswith("POST /below/x HTTP/1.1\r\nHost: 127.0.0.1:")
     assert "Authorization: Bearer hush\r\n" in head
     assert "Content-Length: 8\r\n" in head
 
 
-def test_a_refusal_is_reported_with_its_status() -> None:
+def test_an_error_status_is_reported() -> None:
     with pytest.raises(HTTPStatusError, match="the server answered 429: too many") as caught:
         read_lines(b"HTTP/1.1 429 No\r\nContent-Length: 9\r\n\r\ntoo many\n")
     assert caught.value.status == 429
@@ -69,7 +69,7 @@ def test_a_refusal_is_reported_with_its_status() -> None:
 @pytest.mark.parametrize(
     "pieces", [(), (CHUNKED, b"4\r\na"), (CHUNKED,), (HEAD + b"content-length: 9\r\n\r\nab",), (b"what\r\n",)]
 )
-def test_an_answer_that_breaks_off_is_a_failed_run(pieces: tuple[bytes, ...]) -> None:
+def test_an_incomplete_response_is_a_run_error(pieces: tuple[bytes, ...]) -> None:
     with pytest.raises(RunError, match="sent an incomplete answer"):
         read_lines(*pieces)
 
@@ -88,7 +88,7 @@ def stream_answer(*lines: bytes) -> StreamResult:
     return asyncio.run(asyncio.wait_for(call(), 10))
 
 
-def test_ttft_and_itl_count_text_chunks_alone() -> None:
+def test_ttft_and_itl_count_only_chunks_with_text() -> None:
     answer = stream_answer(
         b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n',
         b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n: a comment\n\n',
@@ -111,11 +111,11 @@ def test_without_usage_every_chunk_counts_as_a_token() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (b'data: {"choices": []}\n', "the server broke off an answer"),
+        (b'data: {"choices": []}\n', "the stream ended without [DONE]"),
         (b'data: {"error": {"message": "no room"}}\n', "no room"),
         (b"data: {\n", "invalid stream event"),
         (b'data: {"usage": {"tokens": 1}}\n', "invalid stream event"),
     ],
 )
-def test_a_stream_that_fails_says_why(line: bytes, sentence: str) -> None:
+def test_a_failed_stream_has_an_error(line: bytes, sentence: str) -> None:
     assert sentence in (stream_answer(line).error or "")

@@ -1,4 +1,4 @@
-"""Two commits side by side: worktrees that leave nothing behind, and when one counts as slower."""
+"""Comparison of two commits: removal of the worktree, and the thresholds for slower."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ CODE = ("__init__.py", "__main__.py", "kernels", "models", "engine", "tools")
 
 
 def git(root: Path, *words: str) -> str:
-    who = ["-c", "user.name=A", "-c", "user.email=a@b"]
-    done = subprocess.run(["git", "-C", str(root), *who, *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    identity = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    result = subprocess.run(
+        ["git", "-C", str(root), *identity, *words], capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Two commits of one file."""
+    """A repository with two commits of one file."""
     root = tmp_path / "here"
     root.mkdir()
     git(root, "init", "--quiet")
@@ -42,24 +44,24 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_other_commit_is_compared_with_the_working_tree(repository: Path) -> None:
+def test_the_base_commit_is_linked_beside_the_working_tree(repository: Path) -> None:
     (repository / "file").write_text("third")
-    with link_side_by_side(repository, resolve_commit(repository, "HEAD~1")) as (ours, theirs):
-        assert (ours / "trimtab" / "file").read_text() == "third"
-        assert (theirs / "trimtab" / "file").read_text() == "first"
+    with link_side_by_side(repository, resolve_commit(repository, "HEAD~1")) as (this, base):
+        assert (this / "trimtab" / "file").read_text() == "third"
+        assert (base / "trimtab" / "file").read_text() == "first"
         assert git(repository, "worktree", "list").count("\n") == 1
-    assert not theirs.exists()
+    assert not base.exists()
 
 
 def test_a_failure_leaves_no_worktree(repository: Path) -> None:
-    with pytest.raises(ZeroDivisionError), link_side_by_side(repository, "HEAD") as (_, theirs):
+    with pytest.raises(ZeroDivisionError), link_side_by_side(repository, "HEAD") as (_, base):
         raise ZeroDivisionError
     assert git(repository, "worktree", "list").count("\n") == 0
-    assert not theirs.exists()
+    assert not base.exists()
     assert git(repository, "status", "--porcelain") == ""
 
 
-def test_a_commit_that_is_not_there_is_refused_by_name(repository: Path, tmp_path: Path) -> None:
+def test_an_unknown_commit_is_refused_by_name(repository: Path, tmp_path: Path) -> None:
     assert resolve_commit(repository, "HEAD") == git(repository, "rev-parse", "HEAD")
     for name in ("nobody", "--help", ""):
         with pytest.raises(InputError, match=f"BASE is {name!r}"):
@@ -68,7 +70,7 @@ def test_a_commit_that_is_not_there_is_refused_by_name(repository: Path, tmp_pat
         resolve_commit(tmp_path, "HEAD")
 
 
-def test_a_commit_is_named_with_its_uncommitted_changes(repository: Path, tmp_path: Path) -> None:
+def test_uncommitted_changes_mark_a_commit_as_dirty(repository: Path, tmp_path: Path) -> None:
     head = git(repository, "rev-parse", "HEAD")
     assert environment.get_commit(repository) == head
     (repository / "new").touch()
@@ -80,25 +82,25 @@ def test_a_commit_is_named_with_its_uncommitted_changes(repository: Path, tmp_pa
     ("this", "base", "slower"),
     [
         ([11.0, 11.2, 20.0], [10.0, 10.0, 10.0], True),
-        ([10.4, 10.4, 10.4], [10.0, 10.0, 10.0], False),  # within the share
-        ([1.2, 1.2, 1.2], [1.0, 1.0, 1.0], False),  # by less than counts
-        ([9.0, 9.0, 30.0], [10.0, 10.0, 10.0], False),  # one round is none
+        ([10.4, 10.4, 10.4], [10.0, 10.0, 10.0], False),  # below the relative threshold
+        ([1.2, 1.2, 1.2], [1.0, 1.0, 1.0], False),  # below the absolute threshold
+        ([9.0, 9.0, 30.0], [10.0, 10.0, 10.0], False),  # one slow round
         ([22.0, 11.0, 11.0], [20.0, 10.0, 10.0], True),  # the machine was slow for both
     ],
 )
-def test_slower_is_beyond_both_thresholds(this: list[float], base: list[float], slower: bool) -> None:
+def test_slower_exceeds_both_thresholds(this: list[float], base: list[float], slower: bool) -> None:
     assert Comparison(this, base, rel_threshold=0.05, abs_threshold_ms=0.5).is_slower is slower
 
 
 @pytest.mark.parametrize(
     ("tests", "status", "sentence"),
     [
-        ("false", 1, "the tests are red ('false' gave 1); no speed is compared"),
+        ("false", 1, "the tests failed ('false': exit status 1); nothing is compared"),
         ("no-such-command", 2, "tests is 'no-such-command', which cannot be run"),
         ("'", 2, "which cannot be run: No closing quotation"),
     ],
 )
-def test_nothing_is_compared_while_tests_are_red(
+def test_nothing_is_compared_when_the_tests_fail(
     run: Callable[..., CommandResult],
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,7 +115,7 @@ def test_nothing_is_compared_while_tests_are_red(
 
 
 @pytest.mark.long
-def test_a_slowed_commit_is_detected_and_an_equal_one_is_not(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_slower_commit_is_detected_and_an_equal_one_is_not(tmp_path: Path, tiny_folder: Path) -> None:
     root = tmp_path / "code"
     for name in CODE:
         copy = shutil.copytree if (PACKAGE / name).is_dir() else shutil.copy
@@ -127,28 +129,26 @@ def test_a_slowed_commit_is_detected_and_an_equal_one_is_not(tmp_path: Path, tin
     (tmp_path / "path" / "trimtab").symlink_to(root)
 
     def compare() -> tuple[int, Any]:
-        words = ["bench", "compare", "HEAD", "--tests", "true", "--model", str(tiny_folder)]
-        done = subprocess.run(
-            [sys.executable, "-m", "trimtab", *words, "--relative", "0.5", "--output-len", "8"],
+        args = ["bench", "compare", "HEAD", "--tests", "true", "--model", str(tiny_folder)]
+        result = subprocess.run(
+            [sys.executable, "-m", "trimtab", *args, "--relative", "0.5", "--output-len", "8"],
             env={**os.environ, "PYTHONPATH": str(tmp_path / "path")},
             cwd=tmp_path,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.stdout, done.stderr
-        return done.returncode, json.loads(done.stdout.splitlines()[-1])
+        assert result.stdout, result.stderr
+        return result.returncode, json.loads(result.stdout.splitlines()[-1])
 
-    status, found = compare()
-    assert (status, found["slower"]) == (0, [])
-    assert found["commit"] == found["base"]
-    core = root / "engine" / "core.py"
-    text = core.read_text()
-    core.write_text(
-        text.replace("plan = self.scheduler.plan()", "time.sleep(0.05); plan = self.scheduler.plan()")
-    )
-    assert core.read_text() != text
-    status, found = compare()
-    assert (status, found["slower"]) == (1, ["base", "mato", "8 x mato"])
-    assert found["commit"] == f"{found['base']}-dirty"
+    status, report = compare()
+    assert (status, report["slower"]) == (0, [])
+    assert report["commit"] == report["base"]
+    core = root / "engine" / "core" / "engine_core.py"
+    text, call = core.read_text(), "self.scheduler.schedule()"
+    assert call in text
+    core.write_text(text.replace(call, f'__import__("time").sleep(0.05) or {call}'))
+    status, report = compare()
+    assert (status, report["slower"]) == (1, ["base", "mato", "8 x mato"])
+    assert report["commit"] == f"{report['base']}-dirty"
     assert git(root, "worktree", "list").count("\n") == 0

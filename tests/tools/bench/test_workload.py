@@ -1,4 +1,4 @@
-"""The requests that a bench makes: their lengths, their seed, and which of them are steered."""
+"""Requests of a bench: lengths, seed, and which are steered."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ METHOD = Mato((Objective("Be kind.", 0.7), Objective("Be brief.", 0.3)))
 
 @given(share=st.floats(0, 1), count=st.integers(0, 200))
 def test_any_prefix_of_the_requests_has_the_steered_share(share: float, count: int) -> None:
-    traffic = WorkloadConfig(steered_share=share)
-    assert sum(traffic.is_steered(index) for index in range(count)) == int(count * share)
+    workload = WorkloadConfig(steered_share=share)
+    assert sum(workload.is_steered(index) for index in range(count)) == int(count * share)
 
 
-def test_steered_requests_stand_evenly_among_the_others() -> None:
-    traffic = WorkloadConfig(steered_share=0.5, input_len=3)
-    requests = next(traffic.request_batches(6, 100, METHOD))
+def test_steered_requests_are_evenly_spaced() -> None:
+    workload = WorkloadConfig(steered_share=0.5, input_len=3)
+    requests = next(workload.request_batches(6, 100, METHOD))
     assert [request.steering.name for request in requests] == ["base", "mato"] * 3
     rows = [len(request.branch_token_ids or ()) for request in requests]
     assert rows == [1, 3] * 3
-    assert traffic.num_rows(6, METHOD) == sum(rows)
+    assert workload.num_rows(6, METHOD) == sum(rows)
 
 
-def test_prompts_have_the_given_length_and_the_seed_repeats_them() -> None:
+def test_prompts_have_the_requested_length_and_are_reproducible_by_seed() -> None:
     drawn, again, other = (
         WorkloadConfig(input_len=7, seed=seed).request_batches(3, 50, METHOD) for seed in (1, 1, 2)
     )
@@ -40,6 +40,6 @@ def test_prompts_have_the_given_length_and_the_seed_repeats_them() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("input_len", 0), ("output_len", 1), ("steered_share", 1.5), ("steered_share", -0.1)]
 )
-def test_an_undecodable_workload_is_refused_by_name(field: str, value: float) -> None:
+def test_an_invalid_workload_is_refused_by_field(field: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{field} is {value}"):
         WorkloadConfig(**{field: value})

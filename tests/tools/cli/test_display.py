@@ -1,4 +1,4 @@
-"""What is drawn where a person watches."""
+"""Terminal output."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def make_console(width: int = 20, height: int = 10) -> Console:
 
 
 def console_output(screen: Console) -> str:
-    """All that the console was told to write."""
+    """Everything written to the console."""
     assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue()
 
 
 @settings(deadline=None)
 @given(st.text(), st.text())
-def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right: str) -> None:
+def test_escaped_text_has_no_control_characters_and_keeps_the_rest(left: str, right: str) -> None:
     escaped = terminal.escape(left + "\x1b\x9b\u202e\ud800" + right)
     escaped.encode()
     assert not [
@@ -50,7 +50,7 @@ def test_safe_text_has_no_control_characters_and_keeps_the_rest(left: str, right
 
 @settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab \n日", max_size=12), max_size=12))
-def test_an_answer_in_pieces_loses_nothing_but_spaces_at_line_ends(pieces: list[str]) -> None:
+def test_wrapping_an_answer_in_pieces_drops_only_spaces_at_line_ends(pieces: list[str]) -> None:
     screen, pending, lines = make_console(8), "", []
     for piece in pieces:
         *finished, pending = display.wrap_lines(pending + piece, screen)
@@ -62,7 +62,7 @@ def test_an_answer_in_pieces_loses_nothing_but_spaces_at_line_ends(pieces: list[
 
 @settings(deadline=None)
 @given(st.text(alphabet="abcd ", max_size=40), st.integers(0, 40))
-def test_words_are_not_joined_at_a_full_line(text: str, cut: int) -> None:
+def test_wrapping_does_not_join_words(text: str, cut: int) -> None:
     screen = make_console(8)
     *finished, pending = display.wrap_lines(text[:cut], screen)
     output = " ".join([*finished, *display.wrap_lines(pending + text[cut:], screen)]).split()
@@ -90,7 +90,7 @@ def test_no_bars_are_drawn_when_weights_and_objectives_differ_in_number() -> Non
     assert "one" not in console_output(screen)
 
 
-def test_columns_show_markup_and_escapes_as_they_read() -> None:
+def test_columns_show_markup_and_escape_codes_literally() -> None:
     screen = make_console(width=100, height=30)
     with display.open_columns(screen, ["base", "mato"]) as columns:
         columns.begin("mato")
@@ -103,7 +103,7 @@ def test_columns_show_markup_and_escapes_as_they_read() -> None:
     assert "a = 1.93" in final
 
 
-def test_a_table_taller_than_the_screen_stays_whole_at_the_end() -> None:
+def test_a_table_taller_than_the_screen_is_printed_in_full_at_the_end() -> None:
     screen = make_console(width=100, height=6)
     with display.open_columns(screen, ["base"]) as columns:
         columns.begin("base")
@@ -113,7 +113,7 @@ def test_a_table_taller_than_the_screen_stays_whole_at_the_end() -> None:
     assert all(f"line {number} " in output for number in range(30))
 
 
-def test_an_interrupted_table_stays_as_far_as_it_got() -> None:
+def test_an_interrupted_table_is_printed_with_its_partial_answer() -> None:
     screen = make_console(width=100, height=30)
     with suppress(KeyboardInterrupt), display.open_columns(screen, ["base"]) as columns:
         columns.begin("base")
@@ -128,7 +128,7 @@ def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_on_a_terminal_names_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_shows_its_label_and_percentage(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -1,4 +1,4 @@
-"""Flags come from dataclass fields and lead back to them."""
+"""Command-line flags generated from dataclass fields, and their parsing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def flag_names(parser: Parser) -> set[str]:
 
 
 def to_arguments(values: dict[str, Any]) -> list[str]:
-    """The command line that gives these field values, flag and value as separate words."""
+    """The command line for these field values; flag and value are separate arguments."""
     words: list[str] = []
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
@@ -81,7 +81,7 @@ def to_arguments(values: dict[str, Any]) -> list[str]:
 
 
 def non_default_values(cls: type[Method]) -> dict[str, Any]:
-    """A value for each field of a method that is not its default."""
+    """A non-default value for each field of a method."""
     values: dict[str, Any] = {}
     for name, kind in flags.infer_flag_types(cls, method_args.FIELDS_WITHOUT_FLAG).items():
         default = next(flags.get_default(f) for f in dataclasses.fields(cls) if f.name == name)
@@ -108,7 +108,7 @@ def test_every_flag_has_a_line_of_help() -> None:
     assert [a.option_strings for a in parser._actions if not a.help] == []
 
 
-def test_sampling_given_as_flags_comes_back_the_same() -> None:
+def test_sampling_params_round_trip_through_flags() -> None:
     assert vars(SAMPLING) != vars(SamplingParams())
     assert not [
         f.name for f in dataclasses.fields(SAMPLING) if getattr(SAMPLING, f.name) == flags.get_default(f)
@@ -117,7 +117,7 @@ def test_sampling_given_as_flags_comes_back_the_same() -> None:
     assert common_args.sampling_params(args) == SAMPLING
 
 
-def test_config_given_as_flags_comes_back_the_same() -> None:
+def test_the_engine_config_round_trips_through_flags() -> None:
     args = make_parser(common_args.add_sampling, common_args.add_model).parse_argv(
         [*to_arguments(vars(CONFIG))]
     )
@@ -125,12 +125,12 @@ def test_config_given_as_flags_comes_back_the_same() -> None:
 
 
 @pytest.mark.parametrize("cls", METHODS)
-def test_a_method_given_as_flags_comes_back_the_same(cls: type[Method]) -> None:
+def test_a_method_round_trips_through_flags(cls: type[Method]) -> None:
     values = non_default_values(cls)
     if cls.name == "linear-alignment":
-        values["mask_top_p"] = None  # it refuses a mask together with a trust region
+        values["mask_top_p"] = None  # a mask excludes a trust region
     if cls.name == "mato":
-        values.pop("optimise_online")  # without the loop its strength is 1, which a trust region permits
+        values.pop("optimise_online")  # without the loop its strength is 1, which a trust region allows
     if cls.name == "context-steering":
         values["strength"] = 3.0
     if cls.name == "guidance":
@@ -142,7 +142,7 @@ def test_a_method_given_as_flags_comes_back_the_same(cls: type[Method]) -> None:
     )
 
 
-def test_no_flags_give_the_dataclasses_own_defaults() -> None:
+def test_without_flags_the_dataclass_defaults_apply() -> None:
     args = make_parser(
         method_args.add_method_flags, common_args.add_sampling, common_args.add_model
     ).parse_argv([])
@@ -163,21 +163,21 @@ def test_none_resets_an_optional_field() -> None:
     assert method_args.method_from_args(args, OBJECTIVES).settings == {"mask_top_p": None}
 
 
-def test_none_is_no_value_where_a_field_is_not_optional() -> None:
+def test_none_is_refused_for_a_field_that_is_not_optional() -> None:
     args = make_parser(common_args.add_sampling).parse_argv(["--max-tokens", "none"])
     with pytest.raises(InputError, match=r"^--max-tokens is 'none'; it must be a whole number$"):
         common_args.sampling_params(args)
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--max-tokens", "1.5"], "--max-tokens is '1.5'; it must be a whole number"),
         (["--temperature", "warm"], "--temperature is 'warm'; it must be a number"),
         (["--seed", "x"], "--seed is 'x'; it must be a whole number, or none"),
         (["--logit-bias", "5"], "--logit-bias is '5'; it must be ID=BIAS, such as 42=-100"),
         (["--logit-bias", "a=1"], "--logit-bias is 'a'; it must be a whole number"),
-        (["--logit-bias", "5=1", "--logit-bias", "05=2"], "--logit-bias has 5 twice; once is enough"),
+        (["--logit-bias", "5=1", "--logit-bias", "05=2"], "--logit-bias has 5 twice; each id may occur once"),
         (["--stop-token-ids", "END"], "--stop-token-ids is 'END'; it must be a whole number"),
         (["--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0 and at most 1000"),
         (
@@ -187,10 +187,10 @@ def test_none_is_no_value_where_a_field_is_not_optional() -> None:
         (["--temperature", "-inf"], "temperature is -inf; it must be a finite number ≥ 0 and at most 1000"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentence: str) -> None:
+def test_an_invalid_value_is_refused_with_its_flag(words: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
         common_args.sampling_params(make_parser(common_args.add_sampling).parse_argv(words))
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_value_that_cannot_be_is_named_in_a_sentence(words: list[str], sentenc
         ["extra"],
     ],
 )
-def test_argparse_mistakes_are_a_sentence_that_points_to_help(words: list[str]) -> None:
+def test_invalid_arguments_are_one_line_that_points_to_help(words: list[str]) -> None:
     with pytest.raises(InputError, match=r"^[^\n]+; see trimtab test --help$"):
         make_parser(common_args.add_sampling).parse_argv(words)
 
@@ -224,7 +224,7 @@ def test_a_value_may_start_with_a_dash() -> None:
     assert args.stop == ["x=--", "--end"]
 
 
-def test_words_after_two_dashes_are_no_flags() -> None:
+def test_arguments_after_two_dashes_are_not_flags() -> None:
     parser = make_parser(common_args.add_prompt, common_args.add_sampling)
     assert parser.parse_argv(["--top-k", "3", "--", "--top-k"]).prompt == "--top-k"
 
@@ -237,7 +237,7 @@ def test_a_flag_takes_the_first_type_of_a_union() -> None:
 def test_a_field_of_an_unknown_type_cannot_become_a_flag() -> None:
     @dataclass(frozen=True)
     class Odd:
-        thing: complex = config_field(1j, "no flag can say this")
+        thing: complex = config_field(1j, "a type without a flag")
 
-    with pytest.raises(TypeError, match="no flag can be made for a field of type"):
+    with pytest.raises(TypeError, match="cannot make a flag for a field of type"):
         make_parser(lambda values: flags.add_fields(values, "odd", Odd))

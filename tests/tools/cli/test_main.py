@@ -1,4 +1,4 @@
-"""Every failure is one sentence on stderr and an exit status."""
+"""Errors are one line on stderr and an exit status."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Run = Callable[..., CommandResult]
 
 TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none --seed --stop --logit-bias 5=1
 --method mato --tau --kl-budget=1e999 --ignore-eos=1 --methods base,, mato:tau --trace --dtype"""
-"""Words that mean something to the command line, where they stand in the right place."""
+"""Arguments that are meaningful in some position."""
 
 
 @pytest.mark.parametrize(
-    ("command", "sentence"),
+    ("command", "message"),
     [
-        (["gen"], "unknown verb 'gen'; verbs are "),
-        (["generate"], "there is no PROMPT; say what to ask, or give --input and --output"),
+        (["gen"], "unknown command 'gen'; commands are "),
+        (["generate"], "expected a prompt, or --input FILE and --output FILE"),
         (["generate", "hi", "--temp", "1"], "unrecognized arguments: --temp 1; see trimtab generate --help"),
         (["generate", "hi", "--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0"),
         (["generate", "hi", "--prefer", "x=-1"], "the weight of objective 'x' is -1.0; it must be"),
@@ -56,21 +56,21 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
         (["generate", "hi", "--dtype", "int3"], "dtype is 'int3'; it must be one of auto, "),
         (["generate", "hi", "--kv-cache-memory", "-5"], "kv_cache_memory is '-5'; it must be a size of"),
         (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be a whole number from 1 to 128"),
-        (["generate", "\udcff"], "the argument '\\udcff' is not UTF-8 text"),
+        (["generate", "\udcff"], "the argument '\\udcff' is not valid UTF-8"),
         (["chat", "hi"], "unrecognized arguments: hi; see trimtab chat --help"),
         (["chat", "--n", "2"], "unrecognized arguments: --n 2; see trimtab chat --help"),
         (["compare", "hi"], 'compare needs at least one --prefer "TEXT=WEIGHT"'),
         (["compare", "hi", "--prefer", "x", "--methods", "mto"], "unknown method 'mto'"),
-        (["pull", "gpt"], "unknown model 'gpt' to pull; only 'demo' is known"),
+        (["pull", "gpt"], "unknown model 'gpt' to pull; it must be 'demo'"),
         (["info"], "the following arguments are required: MODEL; see trimtab info --help"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_status_2(
-    run: Run, engine: FakeEngine, command: list[str], sentence: str
+def test_invalid_input_is_one_error_line_and_status_2(
+    run: Run, engine: FakeEngine, command: list[str], message: str
 ) -> None:
     ran = run(*command)
     assert (ran.status, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.startswith(f"trimtab: {message}")
     assert ran.stderr.count("\n") == 1
     assert engine.configs == []
 
@@ -80,15 +80,15 @@ def test_help_and_version_go_to_stdout(run: Run) -> None:
     for words in ([], ["--help"], ["-h"]):
         ran = run(*words)
         assert (ran.status, ran.stderr) == (0, "")
-        assert all(verb in ran.stdout for verb in main.COMMANDS)
+        assert all(command_name in ran.stdout for command_name in main.COMMANDS)
 
 
-@pytest.mark.parametrize("verb", main.COMMANDS)
-def test_every_verb_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+@pytest.mark.parametrize("command_name", main.COMMANDS)
+def test_every_command_has_help(run: Run, monkeypatch: pytest.MonkeyPatch, command_name: str) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    ran = run(verb, "--help")
+    ran = run(command_name, "--help")
     assert (ran.status, ran.stderr) == (0, "")
-    assert ran.stdout.startswith(f"usage: trimtab {verb} ")
+    assert ran.stdout.startswith(f"usage: trimtab {command_name} ")
     assert max(map(len, ran.stdout.splitlines())) <= 100
 
 
@@ -100,8 +100,8 @@ def test_help_of_generate_is_grouped(run: Run) -> None:
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys; from trimtab.tools.cli.main import main\n"
-        "for verb in ('', 'generate', 'chat', 'compare', 'pull', 'convert', 'info'):\n"
-        "    assert main([verb, '--help'] if verb else ['--help']) == 0\n"
+        "for command_name in ('', 'generate', 'chat', 'compare', 'pull', 'convert', 'info'):\n"
+        "    assert main([command_name, '--help'] if command_name else ['--help']) == 0\n"
         "assert 'torch' not in sys.modules, 'torch'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -109,7 +109,7 @@ def test_help_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "sentence"),
+    ("error", "status", "message"),
     [
         (InputError("the model is odd"), 2, "the model is odd"),
         (RunError("no network"), 1, "no network"),
@@ -125,18 +125,20 @@ def test_help_needs_no_torch() -> None:
         (InputError("escape \x1b[31m"), 2, "escape \\x1b[31m"),
     ],
 )
-def test_a_failure_to_open_the_model_is_one_sentence(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
+def test_a_failure_to_open_the_model_is_one_error_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, message: str
 ) -> None:
     monkeypatch.setattr(open_engine, "open_engine", _raise_on_open(error))
     ran = run("generate", "hi")
     assert (ran.status, ran.stdout) == (status, "")
-    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.startswith(f"trimtab: {message}")
     assert ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), ZeroDivisionError(), AssertionError()])
-def test_a_defect_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_an_unexpected_error_keeps_its_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     monkeypatch.setattr(open_engine, "open_engine", _raise_on_open(error))
     with pytest.raises(type(error)):
         run("generate", "hi")
@@ -147,7 +149,7 @@ def test_ctrl_c_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     assert run("generate", "hi") == CommandResult(130, "", "")
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+def test_a_closed_pipe_exits_with_status_141_and_no_message() -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "trimtab", "generate", "--help"]
@@ -159,17 +161,17 @@ def test_a_closed_pipe_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("command", "streams", "status", "message"),
     [
-        ("generate -", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
-        ("chat", "<&-", 2, "trimtab: standard input is closed; there is nothing to read\n"),
+        ("generate -", "<&-", 2, "trimtab: standard input is closed\n"),
+        ("chat", "<&-", 2, "trimtab: standard input is closed\n"),
         ("generate ''", "<&-", 2, "trimtab: the prompt is empty; ask something\n"),
-        ("--help", ">&-", 1, "trimtab: standard output is closed; there is nowhere to write to\n"),
-        ("generate hi", ">&-", 1, "trimtab: standard output is closed; there is nowhere to write to\n"),
+        ("--help", ">&-", 1, "trimtab: standard output is closed\n"),
+        ("generate hi", ">&-", 1, "trimtab: standard output is closed\n"),
         ("generate ''", "2>&-", 2, ""),
         ("generate hi", "<&- >&- 2>&-", 1, ""),
         ("--help", ">/dev/full", 1, "trimtab: No space left on device\n"),
     ],
 )
-def test_a_closed_stream_is_a_sentence_where_it_matters(
+def test_a_closed_stream_is_an_error_only_if_it_is_needed(
     command: str, streams: str, status: int, message: str
 ) -> None:
     line = f"{sys.executable} -m trimtab {command} {streams}"
@@ -177,29 +179,31 @@ def test_a_closed_stream_is_a_sentence_where_it_matters(
     assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
 
 
-@pytest.mark.parametrize("verb", ["generate -", "chat", "compare - --prefer x"])
+@pytest.mark.parametrize("command_name", ["generate -", "chat", "compare - --prefer x"])
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_stdin_that_is_no_text_is_a_sentence_in_any_locale(verb: str, locale: str, tiny_folder: Path) -> None:
-    command = [sys.executable, "-m", "trimtab", *verb.split(), "--model", str(tiny_folder)]
+def test_stdin_that_is_not_utf8_is_one_error_line_in_any_locale(
+    command_name: str, locale: str, tiny_folder: Path
+) -> None:
+    command = [sys.executable, "-m", "trimtab", *command_name.split(), "--model", str(tiny_folder)]
     done = subprocess.run(
         command, input=b"ab\xff\n", capture_output=True, env={**os.environ, "LC_ALL": locale}, check=False
     )
-    message = b"trimtab: standard input is not UTF-8 text (invalid start byte at byte 2)\n"
+    message = b"trimtab: standard input is not valid UTF-8 (invalid start byte at byte 2)\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", message)
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    verb=st.sampled_from([*main.COMMANDS]),
+    command_name=st.sampled_from([*main.COMMANDS]),
     words=st.lists(st.sampled_from([*TYPED.split(), "9" * 5000]) | st.text(max_size=5), max_size=6),
 )
-def test_whatever_is_typed_the_command_answers_or_says_one_sentence(
-    run: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, verb: str, words: list[str]
+def test_any_arguments_lead_to_an_answer_or_one_error_line(
+    run: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, command_name: str, words: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
-    if verb in ("pull", "convert", "info", "serve"):
-        words = [*words, "--no-such-flag"]  # these touch the disk and the network, and one never ends
-    ran = run(verb, *words)
+    if command_name in ("pull", "convert", "info", "serve"):
+        words = [*words, "--no-such-flag"]  # they use the disk or the network, and serve does not end
+    ran = run(command_name, *words)
     assert ran.status in (0, 2)
     assert (ran.stderr.count("\n"), ran.stdout) == (1, "") if ran.status else not ran.stderr
 
@@ -227,13 +231,13 @@ def test_warnings_of_other_packages_are_not_prefixed(run: Run, monkeypatch: pyte
     assert ran == CommandResult(1, "", "trimtab: enough\n")
 
 
-def test_the_filters_of_the_caller_are_left_alone(run: Run, engine: FakeEngine) -> None:
+def test_the_warning_filters_of_the_caller_are_restored(run: Run, engine: FakeEngine) -> None:
     before = list(warnings.filters)
     run("generate", "hi")
     assert list(warnings.filters) == before
 
 
-def test_a_terminal_without_utf8_gets_characters_written_out(
+def test_a_terminal_without_utf8_gets_backslash_escapes(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Objectives and methods as they are typed."""
+"""Parsing of objectives and methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OBJECTIVES = [Objective("Be brief.")]
         ("x = 2", "x ", 2.0),
     ],
 )
-def test_an_objective_is_split_at_its_last_equals_sign_where_a_number_follows(
+def test_an_objective_is_split_at_its_last_equals_sign_if_a_number_follows(
     text: str, spec: str, weight: float
 ) -> None:
     assert method_args.parse_objective(text) == Objective(spec, weight)
@@ -36,7 +36,7 @@ def test_an_objective_without_text_or_with_an_invalid_weight_is_refused(text: st
         method_args.parse_objective(text)
 
 
-def test_help_of_a_shared_field_names_each_method_and_its_published_default() -> None:
+def test_help_of_a_shared_setting_names_each_method_and_its_published_default() -> None:
     parser = Parser("trimtab test", "A test.")
     method_args.add_method_flags(parser)
     helps = {action.dest: action.help or "" for action in parser._actions}
@@ -46,7 +46,7 @@ def test_help_of_a_shared_field_names_each_method_and_its_published_default() ->
     assert "[all: system]" in helps["placement"]
 
 
-def test_a_field_that_methods_share_has_one_type_and_one_set_of_choices() -> None:
+def test_a_shared_setting_has_one_type_and_one_set_of_choices() -> None:
     for name, owners in method_args.methods_by_setting().items():
         kinds = {flags.infer_flag_types(cls)[name] for cls in owners}
         choices = {method_args._get_field(cls, name).metadata.get("choices", ()) for cls in owners}
@@ -80,7 +80,7 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("mato:preset=bold", "mato has no preset 'bold'; presets are balanced"),
         ("amulet:preset=balanced", "amulet has no preset 'balanced'; it has none"),
@@ -88,16 +88,16 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
         ("amulet:tau=1", "'tau' belongs to mato, not to amulet"),
         ("base:alpha=1", "'alpha' belongs to amulet and mato, not to base"),
         ("opad:foo=1", "'foo' is not a setting of opad; it takes placement and gain"),
-        ("mato:tau=1:tau=2", "tau of mato is set twice; once is enough"),
-        ("mato:tau", "'tau' sets nothing; say it like tau=VALUE"),
+        ("mato:tau=1:tau=2", "tau of mato is set twice; it may be set once"),
+        ("mato:tau", "'tau' has no value; it must be tau=VALUE"),
         ("mato:tau=x", "tau is 'x'; it must be a number"),
         ("mato:optimise_weights=maybe", "optimise_weights is 'maybe'; it must be true or false"),
         ("mato:objectives=x", None),
-        ("base,base", "--methods has 'base' twice; once is enough"),
+        ("base,base", "--methods has 'base' twice; each method may occur once"),
         ("base,", "--methods is 'base,'; it must be methods separated by commas, such as base,mato:tau=5"),
     ],
 )
-def test_an_invalid_column_is_refused_in_a_sentence(text: str, sentence: str | None) -> None:
+def test_an_invalid_column_is_refused(text: str, message: str | None) -> None:
     with pytest.raises(InputError) as caught:
         method_args.parse_methods(text)
-    assert sentence is None or str(caught.value) == sentence
+    assert message is None or str(caught.value) == message

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to the command, amid an import too."""
+"""SIGINT and SIGTERM handling, also during an import."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_signal_swallowed_by_an_import_still_ends_the_program(
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
-def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with terminable():
@@ -59,13 +59,13 @@ def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
 
 
 def test_a_thread_installs_no_signal_handlers() -> None:
-    before, found = signal.getsignal(signal.SIGTERM), []
+    before, handlers = signal.getsignal(signal.SIGTERM), []
 
     def look() -> None:
         with terminable():
-            found.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    assert found == [before]
+    assert handlers == [before]

@@ -1,4 +1,4 @@
-"""`trimtab generate --input --output`: files of prompts, over the tiny model."""
+"""`trimtab generate --input --output`: batches of prompts on the tiny model."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def run_batch(run: Callable[..., CommandResult], files: Files, tiny_folder: Path) -> Answer:
-    """Runs the command over the files."""
+    """Run the command on the files."""
     flags = ["--model", str(tiny_folder), "--max-tokens", "5", "--kv-cache-memory", "2MiB"]
     return lambda *more: run("generate", "--input", str(files[0]), "--output", str(files[1]), *flags, *more)
 
 
 def answers_by_line(path: Path) -> dict[int, dict[str, Any]]:
-    """The answers by line, none twice."""
+    """The answers by line number; checks that none occurs twice."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {line["line"]: line for line in lines}
-    assert len(found) == len(lines)
-    return found
+    answers = {line["line"]: line for line in lines}
+    assert len(answers) == len(lines)
+    return answers
 
 
 def test_each_line_is_answered_and_bad_ones_do_not_stop_the_rest(run_batch: Answer, files: Files) -> None:
     assert run_batch() == CommandResult(1, "", "trimtab: answered 3 of 9 lines; 6 failed\n")
-    found = answers_by_line(files[1])
-    assert len(found[1]["token_ids"]) == 5
-    assert (found[2]["id"], found[2]["method"], len(found[2]["token_ids"])) == ("s", "mato", 3)
-    assert [branch["name"] for branch in found[2]["branches"]] == ["base", "Be brief.", "Be kind."]
-    assert (found[3]["seed"], len(found[3]["outputs"])) == (3, 2)
-    for number, says in zip(
+    answers = answers_by_line(files[1])
+    assert len(answers[1]["token_ids"]) == 5
+    assert (answers[2]["id"], answers[2]["method"], len(answers[2]["token_ids"])) == ("s", "mato", 3)
+    assert [branch["name"] for branch in answers[2]["branches"]] == ["base", "Be brief.", "Be kind."]
+    assert (answers[3]["seed"], len(answers[3]["outputs"])) == (3, 2)
+    for number, expected in zip(
         range(5, 11),
         ("invalid JSON", "is 5", "'promt'", "empty", "top_p is 7", "prefer is 'y'"),
         strict=True,
     ):
-        assert says in found[number]["error"]
+        assert expected in answers[number]["error"]
 
 
 def test_a_batch_answer_equals_that_of_a_single_prompt(
@@ -74,9 +74,7 @@ def test_a_batch_answer_equals_that_of_a_single_prompt(
 
 
 @pytest.mark.parametrize("key", ["\u00b2", "05", "x", "-1"])
-def test_a_logit_bias_key_that_is_no_token_id_fails_its_line(
-    run_batch: Answer, files: Files, key: str
-) -> None:
+def test_an_invalid_logit_bias_key_fails_its_line(run_batch: Answer, files: Files, key: str) -> None:
     files[0].write_text(json.dumps({"prompt": "x", "logit_bias": {key: 1}}))
     assert run_batch().status == 1
     assert "keys must be token ids" in answers_by_line(files[1])[1]["error"]
@@ -96,31 +94,31 @@ def test_finished_answers_are_kept_and_a_partial_line_is_redone(run_batch: Answe
     assert files[1].read_bytes() == before
 
 
-def test_another_runs_output_is_not_touched(run_batch: Answer, files: Files) -> None:
+def test_the_output_of_another_run_is_not_touched(run_batch: Answer, files: Files) -> None:
     run_batch()
     files[0].write_text('"What is hail?"\n')
     before = files[1].read_bytes()
     refused = run_batch()
     assert refused.status == 2
-    assert "answers another line" in refused.stderr
+    assert "differs from the one in" in refused.stderr
     files[1].write_text("my notes\n")
     refused = run_batch()
-    assert "is no answer of an earlier run" in refused.stderr
+    assert "is not an answer of an earlier run" in refused.stderr
     assert files[1].read_text() == "my notes\n" != before
 
 
 @pytest.mark.parametrize("text", ["precious notes", '{"line": [1], "input": "x"}\n', "[]\n", "\n"])
-def test_a_file_that_is_no_output_is_not_touched(run_batch: Answer, files: Files, text: str) -> None:
+def test_a_file_that_is_not_an_output_is_not_touched(run_batch: Answer, files: Files, text: str) -> None:
     files[1].write_text(text)
     refused = run_batch()
-    assert (refused.status, "is no answer of an earlier run" in refused.stderr) == (2, True)
+    assert (refused.status, "is not an answer of an earlier run" in refused.stderr) == (2, True)
     assert files[1].read_text() == text
 
 
 def test_the_output_may_not_be_the_input(run_batch: Answer, files: Files) -> None:
     files[1].symlink_to(files[0])
     before = files[0].read_text()
-    assert "is --input, too" in run_batch().stderr
+    assert "is the same file as --input" in run_batch().stderr
     assert files[0].read_text() == before
 
 
@@ -134,15 +132,18 @@ def test_the_output_may_be_a_device(
 
 
 def test_conflicting_flags_are_refused(run: Callable[..., CommandResult], files: Files) -> None:
-    assert "belong together" in run("generate", "--input", str(files[0])).stderr
-    assert "exclude each other" in run("generate", "x", "--input", "a", "--output", "b").stderr
-    assert "there is no PROMPT" in run("generate").stderr
+    assert "must be given together" in run("generate", "--input", str(files[0])).stderr
+    assert (
+        "expected a prompt or --input, got both"
+        in run("generate", "x", "--input", "a", "--output", "b").stderr
+    )
+    assert "expected a prompt, or --input FILE" in run("generate").stderr
     missing = run("generate", "--input", "none.jsonl", "--output", str(files[1]))
     assert (missing.status, "none.jsonl" in missing.stderr) == (1, True)
     assert not files[1].exists()
 
 
-def test_more_samples_than_the_queue_holds_are_all_answered(run_batch: Answer, files: Files) -> None:
+def test_more_samples_than_max_waiting_are_all_answered(run_batch: Answer, files: Files) -> None:
     files[0].write_text('{"prompt": "x", "n": 4, "temperature": 1}\n' * 6)
     assert run_batch("--max-waiting", "2", "--max-num-seqs", "4").stderr == "trimtab: answered 6 of 6 lines\n"
-    assert [len(found["outputs"]) for found in answers_by_line(files[1]).values()] == [4] * 6
+    assert [len(answer["outputs"]) for answer in answers_by_line(files[1]).values()] == [4] * 6

@@ -1,4 +1,4 @@
-"""`trimtab chat`, over a scripted input and an engine that says what it is told to."""
+"""`trimtab chat` with scripted input and a fake engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BRIEF, KIND = Objective("Be brief.", 1.0), Objective("Be kind.", 0.5)
 
 @pytest.fixture
 def run_chat(monkeypatch: pytest.MonkeyPatch, run: Callable[..., CommandResult], engine: FakeEngine) -> Say:
-    """Chats with these lines as the input."""
+    """Run a chat with these lines as stdin."""
 
     def chat(*lines: str, flags: tuple[str, ...] = ()) -> CommandResult:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -28,11 +28,11 @@ def run_chat(monkeypatch: pytest.MonkeyPatch, run: Callable[..., CommandResult],
     return chat
 
 
-def test_a_piped_chat_prints_answers_alone(run_chat: Say) -> None:
+def test_a_piped_chat_prints_answers_only(run_chat: Say) -> None:
     assert run_chat("hi", "", "again") == CommandResult(0, "Rain is water.\nRain is water.\n", "")
 
 
-def test_a_turn_sees_what_was_said_before(run_chat: Say, engine: FakeEngine) -> None:
+def test_a_turn_includes_the_previous_messages(run_chat: Say, engine: FakeEngine) -> None:
     run_chat("hi", "again", flags=("--system", "Speak Latin."))
     assert engine.requests[1].messages == [
         {"role": "system", "content": "Speak Latin."},
@@ -42,7 +42,7 @@ def test_a_turn_sees_what_was_said_before(run_chat: Say, engine: FakeEngine) -> 
     ]
 
 
-def test_reset_forgets_the_conversation_and_keeps_the_objectives(run_chat: Say, engine: FakeEngine) -> None:
+def test_reset_clears_the_conversation_and_keeps_the_objectives(run_chat: Say, engine: FakeEngine) -> None:
     run_chat("hi", "/reset", "again", flags=("--prefer", "Be brief."))
     assert engine.requests[1].messages == [{"role": "user", "content": "again"}]
     assert engine.requests[1].steering == Mato((BRIEF,))
@@ -80,44 +80,42 @@ def test_the_method_may_change_between_turns(run_chat: Say, engine: FakeEngine) 
     assert "method: amulet:iterations=5:kl_budget=0.2\n" in ran.stdout
 
 
-def test_flags_choose_the_first_method_even_before_there_are_objectives(
-    run_chat: Say, engine: FakeEngine
-) -> None:
+def test_method_flags_apply_once_objectives_are_added(run_chat: Say, engine: FakeEngine) -> None:
     run_chat("1", "/prefer Be brief.", "2", flags=("--tau", "5"))
     assert [r.steering for r in engine.requests] == [Base(), Mato((BRIEF,), tau=5.0)]
 
 
-def test_the_system_text_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
+def test_the_system_prompt_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
     run_chat("/system Speak Latin.", "1", "/system", "2")
     assert engine.requests[0].messages[0] == {"role": "system", "content": "Speak Latin."}
     assert engine.requests[1].messages[0]["role"] == "user"
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
         ("/prefer x=-1", "the weight of objective 'x' is -1.0; it must be a finite number ≥ 0"),
         ("/prefer Be brief.=0", "the weights of all objectives are 0; at least one must be above 0"),
-        ("/drop 2", "there is no objective '2' to drop; /prefer lists them"),
-        ("/drop", "there is no objective '' to drop; /prefer lists them"),
-        ("/drop " + "9" * 5000, "there is no objective '9999"),
-        ("/method mato tau=1 tau=2", "tau of mato is set twice; once is enough"),
+        ("/drop 2", "unknown objective '2'; /prefer lists them"),
+        ("/drop", "unknown objective ''; /prefer lists them"),
+        ("/drop " + "9" * 5000, "unknown objective '9999"),
+        ("/method mato tau=1 tau=2", "tau of mato is set twice; it may be set once"),
         ("/method mto", "unknown method 'mto'; methods are "),
         ("/method amulet tau=1", "'tau' belongs to mato, not to amulet"),
         ("/method mato tau=-1", "tau of mato is -1.0; it must be a finite number above 0"),
         ("/nonsense", "unknown command '/nonsense'; /help lists them"),
     ],
 )
-def test_a_mistake_is_a_sentence_changes_nothing_and_the_chat_goes_on(
-    run_chat: Say, engine: FakeEngine, line: str, sentence: str
+def test_an_invalid_command_prints_one_error_line_and_changes_nothing(
+    run_chat: Say, engine: FakeEngine, line: str, message: str
 ) -> None:
     ran = run_chat(line, "hi", flags=("--prefer", "Be brief."))
-    assert ran.stderr.startswith(f"trimtab: {sentence}")
+    assert ran.stderr.startswith(f"trimtab: {message}")
     assert (ran.status, ran.stderr.count("\n"), ran.stdout) == (0, 1, "Rain is water.\n")
     assert engine.requests[0].steering == Mato((BRIEF,))
 
 
-def test_a_failed_answer_is_a_sentence_and_is_not_remembered(run_chat: Say, engine: FakeEngine) -> None:
+def test_a_failed_answer_is_reported_and_left_out_of_the_history(run_chat: Say, engine: FakeEngine) -> None:
     def fails_once(index: int) -> None:
         engine.error = "the prompt is too long" if len(engine.requests) == 1 else None
 
@@ -127,17 +125,17 @@ def test_a_failed_answer_is_a_sentence_and_is_not_remembered(run_chat: Say, engi
     assert engine.requests[1].messages == [{"role": "user", "content": "again"}]
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(run_chat: Say, engine: FakeEngine) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_its_text(run_chat: Say, engine: FakeEngine) -> None:
     engine.before_delta = lambda i: (
         signal.raise_signal(signal.SIGINT) if (i, len(engine.requests)) == (1, 1) else None
     )
     ran = run_chat("hi", "again")
     assert (ran.status, ran.stdout) == (0, "Rain is\nRain is water.\n")
-    assert engine.num_closed == 2, "the stopped request was given back to the engine"
+    assert engine.num_closed == 2, "the stopped request was aborted"
     assert engine.requests[1].messages[1] == {"role": "assistant", "content": "Rain is"}
 
 
-def test_ctrl_c_twice_leaves_the_chat(run_chat: Say, engine: FakeEngine) -> None:
+def test_a_second_ctrl_c_quits_the_chat(run_chat: Say, engine: FakeEngine) -> None:
     def press(index: int) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -149,13 +147,13 @@ def test_ctrl_c_twice_leaves_the_chat(run_chat: Say, engine: FakeEngine) -> None
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_quit_leaves_and_help_lists_the_commands(run_chat: Say, engine: FakeEngine) -> None:
+def test_quit_ends_the_chat_and_help_lists_the_commands(run_chat: Say, engine: FakeEngine) -> None:
     ran = run_chat("/help", "/quit", "hi")
     assert (ran.status, engine.requests) == (0, [])
     commands = ("/prefer", "/drop", "/method", "/system", "/reset", "/help", "/quit", "Ctrl-D", "Ctrl-C")
     assert [c for c in commands if c not in ran.stdout] == []
 
 
-def test_generated_escape_codes_do_not_reach_the_reader(run_chat: Say, engine: FakeEngine) -> None:
+def test_generated_escape_codes_are_escaped_in_a_chat(run_chat: Say, engine: FakeEngine) -> None:
     engine.deltas = ["\x1b[31m[red]"]
     assert run_chat("hi").stdout == "\\x1b[31m[red]\n"

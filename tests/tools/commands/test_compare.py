@@ -1,4 +1,4 @@
-"""`trimtab compare`, over an engine that says what it is told to."""
+"""`trimtab compare` with a fake engine."""
 
 from __future__ import annotations
 
@@ -38,17 +38,20 @@ def test_a_pipe_gets_plain_sections(run: Run, engine: FakeEngine) -> None:
     )
 
 
-def test_json_is_one_line_with_a_column_a_method(run: Run, engine: FakeEngine) -> None:
+def test_json_is_one_line_with_a_column_per_method(run: Run, engine: FakeEngine) -> None:
     ran = run("compare", "hi", "--prefer", "Be brief.=2", "--methods", "base,mato:tau=5", "--json")
     assert ran.stdout.count("\n") == 1
-    found = json.loads(ran.stdout)
-    assert (found["prompt"], found["objectives"]) == ("hi", [{"text": "Be brief.", "weight": 2.0}])
-    assert [(c["label"], c["method"]) for c in found["columns"]] == [("base", "base"), ("mato:tau=5", "mato")]
-    assert {c["text"] for c in found["columns"]} == {"Rain is water."}
-    assert found["columns"][1]["weights"] == [[1.0]] * 3
+    comparison = json.loads(ran.stdout)
+    assert (comparison["prompt"], comparison["objectives"]) == ("hi", [{"text": "Be brief.", "weight": 2.0}])
+    assert [(c["label"], c["method"]) for c in comparison["columns"]] == [
+        ("base", "base"),
+        ("mato:tau=5", "mato"),
+    ]
+    assert {c["text"] for c in comparison["columns"]} == {"Rain is water."}
+    assert comparison["columns"][1]["weights"] == [[1.0]] * 3
 
 
-def test_all_methods_draw_with_the_seed_of_the_first(run: Run, engine: FakeEngine) -> None:
+def test_all_methods_sample_with_the_seed_of_the_first(run: Run, engine: FakeEngine) -> None:
     run("compare", "hi", "--prefer", "x", "--temperature", "1")
     assert [request.sampling.seed for request in engine.requests] == [None, 1000, 1000, 1000, 1000]
 

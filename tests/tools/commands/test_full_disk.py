@@ -1,6 +1,6 @@
-"""Files that cannot grow any further: one sentence, status 1, and nothing half taken for whole.
+"""A full disk: one error line, status 1, and no partial file is taken for a complete one.
 
-The system's limit on the size of a file stands for a full disk: what goes beyond it really is not written.
+The file size limit of the system (RLIMIT_FSIZE) simulates the full disk: writes beyond it fail.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..conftest import CommandResult, read_answers
 Run = Callable[..., CommandResult]
 
 
-def test_a_full_disk_during_a_batch_is_one_sentence_and_the_run_resumes(
+def test_a_full_disk_during_a_batch_is_one_error_line_and_the_run_resumes(
     run: Run, tiny_folder: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "in.jsonl"
@@ -30,7 +30,7 @@ def test_a_full_disk_during_a_batch_is_one_sentence_and_the_run_resumes(
     def answer(target: Path) -> CommandResult:
         return run("generate", "--input", str(source), "--output", str(target), *flags)
 
-    complete, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    complete, target = tmp_path / "complete.jsonl", tmp_path / "out.jsonl"
     assert answer(complete).status == 0
     for share in (0, 0.4, 0.7):
         with disk_limit(int(share * complete.stat().st_size)):
@@ -41,13 +41,13 @@ def test_a_full_disk_during_a_batch_is_one_sentence_and_the_run_resumes(
     assert read_answers(target) == read_answers(complete)
 
 
-def test_a_full_disk_during_a_study_is_one_sentence_and_the_run_resumes(
+def test_a_full_disk_during_a_study_is_one_error_line_and_the_run_resumes(
     run: Run, tiny_folder: Path, tmp_path: Path
 ) -> None:
     flags = ["--aim", "Be kind.=lexical:[aeiou]", "--aim", "Be brief.=-length:characters", "--weights", "3"]
     flags += ["--methods", "base,mato", "--limit", "2", "--max-tokens", "4", "--scorers", "length"]
     flags += ["--model", str(tiny_folder), "--kv-cache-memory", "2MiB"]
-    out, complete = tmp_path / "out", tmp_path / "whole"
+    out, complete = tmp_path / "out", tmp_path / "complete"
     assert run("evaluate", *flags, "--output", str(complete)).status == 0
     written = (complete / "answers.jsonl").stat().st_size
     for limit, file in ((100, "study.json"), (int(0.6 * written), "answers.jsonl"), (4 * written, "report")):
@@ -77,9 +77,9 @@ def test_a_full_disk_during_a_conversion_leaves_nothing(run: Run, tmp_path: Path
     assert run("convert", str(source), str(tmp_path / "new" / "out")).status == 0
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 @pytest.mark.parametrize("arguments", [["--version"], ["bench", "latency", "--help"], ["info", "demo"]])
-def test_a_full_standard_output_is_one_sentence(arguments: list[str]) -> None:
+def test_a_full_standard_output_is_one_error_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
             [sys.executable, "-m", "trimtab", *arguments], stdout=full, stderr=subprocess.PIPE, check=False

@@ -1,4 +1,4 @@
-"""`trimtab generate`, over an engine that says what it is told to."""
+"""`trimtab generate` with a fake engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[..., CommandResult]
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What a person would be sent, where a person watches."""
+    """The output on a simulated terminal."""
     screen = io.StringIO()
     console = Console(
         file=screen, force_terminal=True, width=60, height=20, highlight=False, color_system=None
@@ -36,7 +36,7 @@ def test_a_pipe_gets_the_text_and_a_newline_and_nothing_else(run: Run, engine: F
     assert run("generate", "What is rain?") == CommandResult(0, "Rain is water.\n", "")
 
 
-def test_a_text_that_ends_its_line_gets_no_second_newline(run: Run, engine: FakeEngine) -> None:
+def test_an_answer_that_ends_with_a_newline_gets_no_second_one(run: Run, engine: FakeEngine) -> None:
     engine.deltas = ["Rain.", "\n"]
     assert run("generate", "What is rain?").stdout == "Rain.\n"
 
@@ -52,13 +52,13 @@ def test_with_objectives_the_method_is_mato(run: Run, engine: FakeEngine) -> Non
     assert engine.requests[0].steering == Mato(objectives, tau=5.0)
 
 
-def test_flags_reach_the_config_and_the_sampling(run: Run, engine: FakeEngine) -> None:
+def test_flags_set_the_config_and_the_sampling_params(run: Run, engine: FakeEngine) -> None:
     run("generate", "hi", "--model", "folder", "--dtype", "float32", "--max-tokens", "5", "--seed", "3")
     assert (engine.configs[0].model, engine.configs[0].dtype) == ("folder", "float32")
     assert (engine.requests[0].sampling.max_tokens, engine.requests[0].sampling.seed) == (5, 3)
 
 
-def test_a_system_text_opens_the_conversation(run: Run, engine: FakeEngine) -> None:
+def test_the_system_prompt_is_the_first_message(run: Run, engine: FakeEngine) -> None:
     run("generate", "hi", "--system", "Speak Latin.")
     assert engine.requests[0].messages == [
         {"role": "system", "content": "Speak Latin."},
@@ -74,42 +74,42 @@ def test_a_dash_reads_the_prompt_from_stdin(
     assert engine.requests[0].prompt == "first\nsecond"
 
 
-def test_stdin_that_is_no_text_is_refused(
+def test_stdin_that_is_not_utf8_is_refused(
     run: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
     ran = run("generate", "-")
     assert ran == CommandResult(
-        2, "", "trimtab: standard input is not UTF-8 text (invalid start byte at byte 2)\n"
+        2, "", "trimtab: standard input is not valid UTF-8 (invalid start byte at byte 2)\n"
     )
 
 
-def test_json_is_one_line_with_everything(run: Run, engine: FakeEngine) -> None:
+def test_json_is_one_line_with_every_field_of_the_output(run: Run, engine: FakeEngine) -> None:
     ran = run("generate", "hi", "--prefer", "a", "--prefer", "b=3", "--json", "--logprobs", "1")
     assert (ran.status, ran.stderr, ran.stdout.count("\n")) == (0, "", 1)
-    found = json.loads(ran.stdout, parse_constant=_refuse)
-    assert found["text"] == "Rain is water."
-    assert found["token_ids"] == [0, 1, 2]
-    assert (found["finish_reason"], found["method"], found["error"]) == ("stop", "mato", None)
-    assert [b["name"] for b in found["branches"]] == ["base", "a", "b"]
-    assert found["branches"][1] == {"name": "a", "prompt": "<a>", "prompt_token_ids": [1, 2]}
-    assert found["weights"] == [[0.25, 0.75]] * 3
-    assert found["branch_logprobs"] == [[-1.0, -1.0, -1.0]] * 3
-    assert found["timings"]["tokens_per_second"] == 15.0
-    assert found["strength"] == [None, 1.5, 1.5], "what is no number in JSON is null"
-    assert found["logprobs"] == [{"token_id": 0, "logprob": -0.5, "top": {"0": -0.5}}]
-    assert "outputs" not in found
+    result = json.loads(ran.stdout, parse_constant=_refuse)
+    assert result["text"] == "Rain is water."
+    assert result["token_ids"] == [0, 1, 2]
+    assert (result["finish_reason"], result["method"], result["error"]) == ("stop", "mato", None)
+    assert [b["name"] for b in result["branches"]] == ["base", "a", "b"]
+    assert result["branches"][1] == {"name": "a", "prompt": "<a>", "prompt_token_ids": [1, 2]}
+    assert result["weights"] == [[0.25, 0.75]] * 3
+    assert result["branch_logprobs"] == [[-1.0, -1.0, -1.0]] * 3
+    assert result["timings"]["tokens_per_second"] == 15.0
+    assert result["strength"] == [None, 1.5, 1.5], "NaN and infinities are null in JSON"
+    assert result["logprobs"] == [{"token_id": 0, "logprob": -0.5, "top": {"0": -0.5}}]
+    assert "outputs" not in result
 
 
-def test_json_without_a_trace_says_null(run: Run, engine: FakeEngine) -> None:
-    found = json.loads(run("generate", "hi", "--prefer", "a", "--json", "--no-trace").stdout)
+def test_json_without_a_trace_has_null_fields(run: Run, engine: FakeEngine) -> None:
+    result = json.loads(run("generate", "hi", "--prefer", "a", "--json", "--no-trace").stdout)
     assert engine.requests[0].trace is False
     assert [
-        found[key] for key in ("weights", "branch_logprobs", "rewards", "strength", "kl", "logprobs")
+        result[key] for key in ("weights", "branch_logprobs", "rewards", "strength", "kl", "logprobs")
     ] == [None] * 6
 
 
-def test_json_keeps_control_characters_and_a_single_line(run: Run, engine: FakeEngine) -> None:
+def test_json_escapes_control_characters_in_a_single_line(run: Run, engine: FakeEngine) -> None:
     engine.deltas = ["a\x1b[31m", "\n\u2028\x9b é"]
     out = run("generate", "hi", "--json").stdout
     assert out.isascii()
@@ -118,10 +118,10 @@ def test_json_keeps_control_characters_and_a_single_line(run: Run, engine: FakeE
 
 
 def test_json_of_several_answers_lists_them_all(run: Run, engine: FakeEngine) -> None:
-    found = json.loads(run("generate", "hi", "--n", "3", "--seed", "5", "--json").stdout)
-    assert [each["seed"] for each in found["outputs"]] == [5, 6, 7]
-    assert found["seed"] == 5
-    assert "outputs" not in found["outputs"][0]
+    result = json.loads(run("generate", "hi", "--n", "3", "--seed", "5", "--json").stdout)
+    assert [each["seed"] for each in result["outputs"]] == [5, 6, 7]
+    assert result["seed"] == 5
+    assert "outputs" not in result["outputs"][0]
 
 
 def test_several_answers_are_printed_one_after_another(run: Run, engine: FakeEngine) -> None:
@@ -130,7 +130,9 @@ def test_several_answers_are_printed_one_after_another(run: Run, engine: FakeEng
 
 
 @pytest.mark.parametrize("flags", [[], ["--n", "2"]])
-def test_a_failed_answer_is_a_sentence_and_status_1(run: Run, engine: FakeEngine, flags: list[str]) -> None:
+def test_a_failed_answer_is_one_error_line_and_status_1(
+    run: Run, engine: FakeEngine, flags: list[str]
+) -> None:
     engine.error = "every token was masked"
     ran = run("generate", "hi", *flags)
     assert (ran.status, ran.stderr) == (1, "trimtab: every token was masked\n")
@@ -143,18 +145,18 @@ def test_a_failed_answer_in_json_is_still_printed(run: Run, engine: FakeEngine) 
     assert json.loads(ran.stdout)["error"] == "every token was masked"
 
 
-def test_ctrl_c_in_an_answer_ends_the_request_and_the_command(run: Run, engine: FakeEngine) -> None:
+def test_ctrl_c_during_an_answer_aborts_the_request_and_exits(run: Run, engine: FakeEngine) -> None:
     engine.before_delta = lambda index: signal.raise_signal(signal.SIGINT) if index == 1 else None
     ran = run("generate", "hi")
     assert (ran.status, ran.stdout, engine.num_closed) == (130, "Rain", 1)
 
 
-def test_generated_escape_codes_do_not_reach_a_pipe(run: Run, engine: FakeEngine) -> None:
+def test_generated_escape_codes_are_escaped_in_a_pipe(run: Run, engine: FakeEngine) -> None:
     engine.deltas = ["\x1b[2J", "[bold]x[/bold]", "\x07\u202e\x9b\r\n"]
     assert run("generate", "hi").stdout == "\\x1b[2J[bold]x[/bold]\\x07\\u202e\\x9b\n"
 
 
-def test_generated_escape_codes_and_markup_are_shown_as_they_read(
+def test_generated_escape_codes_and_markup_are_shown_literally(
     run: Run, engine: FakeEngine, terminal: io.StringIO
 ) -> None:
     engine.deltas = ["\x1b]0;pwned\x07", "[bold red]x[/bold red] [/nothing]", " :smile:"]
@@ -165,7 +167,7 @@ def test_generated_escape_codes_and_markup_are_shown_as_they_read(
     assert r"\x1b]0;pwned\x07[bold red]x[/bold red] [/nothing] :smile:" in output
 
 
-def test_a_person_sees_the_weights_and_how_it_went(
+def test_a_terminal_shows_the_weights_and_the_caption(
     run: Run, engine: FakeEngine, terminal: io.StringIO
 ) -> None:
     run("generate", "hi", "--prefer", "Be brief.=0.3", "--prefer", "[bold]=0.7", "--temperature", "1")
@@ -178,13 +180,13 @@ def test_a_person_sees_the_weights_and_how_it_went(
 @pytest.mark.parametrize(
     "flags", [[], ["--prefer", "Be brief.", "--no-trace"], ["--prefer", "Be brief.", "--method", "amulet"]]
 )
-def test_there_are_no_bars_for_uninformative_weights(
+def test_no_bars_are_drawn_for_uninformative_weights(
     run: Run, engine: FakeEngine, terminal: io.StringIO, flags: list[str]
 ) -> None:
     run("generate", "hi", *flags)
     assert "Be brief." not in terminal.getvalue()
-    assert "seed" not in terminal.getvalue(), "a greedy answer has no seed to repeat"
+    assert "seed" not in terminal.getvalue(), "a greedy answer has no seed"
 
 
 def _refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not valid JSON")

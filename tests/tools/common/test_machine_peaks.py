@@ -1,4 +1,4 @@
-"""The roofs of a machine: which calls are timed, and what is made of their times."""
+"""Measured peaks of a machine: which calls are timed, and how the peaks follow from their times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("times", [(0.5, 2.0, 1.0), (2.0, 0.5, 1.0)])
-def test_the_fastest_call_of_each_kind_is_the_peak(
+def test_the_fastest_call_gives_the_peak(
     dtype: torch.dtype, times: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, calls = [], []
@@ -35,12 +35,12 @@ def test_the_fastest_call_of_each_kind_is_the_peak(
         "cpu",
         machine_peaks.BenchSizes(num_bytes=1 << 12, matrix_size=16, num_trials=3),
     )
-    found = machine_peaks.measure_peaks(dtype, CPU)
+    peaks = machine_peaks.measure_peaks(dtype, CPU)
     assert calls == [(CPU, 3)]
-    assert found == machine_peaks.MachinePeaks(bandwidth=(1 << 12) / 0.5, flops=2 * 16**3 / 1.0)
+    assert peaks == machine_peaks.MachinePeaks(bandwidth=(1 << 12) / 0.5, flops=2 * 16**3 / 1.0)
     total, copied, product = results
     assert total == (1 << 12) // 4
-    assert len(copied) == (1 << 12) // 8, "as many bytes are read as are written"
+    assert len(copied) == (1 << 12) // 8, "half of the bytes are read, half are written"
     assert (product.shape, product.dtype) == ((16, 16), get_compute_dtype(dtype, CPU))
 
 
@@ -50,6 +50,6 @@ def test_measured_peaks_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
         "cpu",
         machine_peaks.BenchSizes(num_bytes=1 << 20, matrix_size=64, num_trials=5),
     )
-    found = machine_peaks.measure_peaks(torch.float32, CPU)
-    assert 1e6 < found.bandwidth < 1e14
-    assert 1e6 < found.flops < 1e16
+    peaks = machine_peaks.measure_peaks(torch.float32, CPU)
+    assert 1e6 < peaks.bandwidth < 1e14
+    assert 1e6 < peaks.flops < 1e16

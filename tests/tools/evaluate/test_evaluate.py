@@ -46,7 +46,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_study(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that has been made, for tests to copy."""
+    """The output folder of a finished study, for tests to copy."""
     folder = tmp_path_factory.mktemp("finished_study") / "out"
     assert main(["evaluate", *flags, "--output", str(folder)]) == 0
     return folder
@@ -54,14 +54,14 @@ def finished_study(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def study_copy(finished_study: Path, out: Path) -> Path:
-    """The same study, to be changed."""
+    """A copy of the finished study that a test may change."""
     shutil.copytree(finished_study, out)
     return out
 
 
 @pytest.fixture
 def evaluate(run: Callable[..., CommandResult], flags: list[str], out: Path) -> Evaluate:
-    """Runs the command with the flags of this test and more."""
+    """Run `trimtab evaluate` with the common flags and further ones."""
     return lambda *more: run("evaluate", *flags, "--output", str(out), *more)
 
 
@@ -70,32 +70,32 @@ def read_answers(out: Path) -> list[dict[str, Any]]:
 
 
 def read_report(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return found
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
 
 
-def test_a_study_leaves_answers_a_report_and_two_pictures(finished_study: Path) -> None:
+def test_a_study_writes_answers_a_report_and_two_plots(finished_study: Path) -> None:
     out = finished_study
     names = {"answers.jsonl", "dial.png", "pareto.png", "report.json", "report.md", "study.json"}
     assert {path.name for path in out.iterdir()} == names
-    for picture in ("dial.png", "pareto.png"):
-        assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    found = read_report(out)
-    rows = {row["label"]: row for row in found["rows"]}
+    for plot in ("dial.png", "pareto.png"):
+        assert (out / plot).read_bytes().startswith(b"\x89PNG")
+    report = read_report(out)
+    rows = {row["label"]: row for row in report["rows"]}
     assert list(rows) == [
         "base", "prompt", "prompt/percent", "prompt/words", "prompt/order", "prompt, all wordings", "mato",
     ]  # fmt: skip
     assert rows["mato"]["points"] == 3
     assert rows["base"]["wins"]["base"] == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert found["questions"]["count"] == 3
-    assert set(found["provenance"]["reported"]) >= {"commit", "dirty", "packages", "machine"}
+    assert report["questions"]["count"] == 3
+    assert set(report["provenance"]["reported"]) >= {"commit", "dirty", "packages", "machine"}
     text = (out / "report.md").read_text()
     assert "| mato |" in text
-    assert found["command"] in text
+    assert report["command"] in text
     assert "--weights 3 is fewer than 7" in text
 
 
-def test_an_answer_equals_the_engines_and_its_perplexity_is_under_plain_decoding(
+def test_an_answer_equals_the_engines_and_its_perplexity_is_that_of_the_base_branch(
     finished_study: Path, tiny: Engine
 ) -> None:
     out = finished_study
@@ -131,7 +131,7 @@ def test_an_objective_of_weight_zero_changes_no_token(tiny: Engine) -> None:
     assert outputs[0].token_ids == outputs[1].token_ids
 
 
-def test_a_repeated_run_decodes_nothing_and_output_alone_reports_again(
+def test_a_repeated_run_decodes_nothing_and_output_alone_rewrites_the_report(
     evaluate: Evaluate, run: Callable[..., CommandResult], study_copy: Path
 ) -> None:
     out = study_copy
@@ -155,7 +155,7 @@ def test_new_scorers_and_methods_reuse_existing_answers(evaluate: Evaluate, stud
     assert set(read_report(out)["rows"][0]["measures"]) >= {"length", "vader", "words"}
 
 
-def test_requests_of_many_answers_wait_for_space_in_a_short_queue(evaluate: Evaluate, out: Path) -> None:
+def test_requests_with_several_samples_wait_for_space_in_a_short_queue(evaluate: Evaluate, out: Path) -> None:
     drawn = ["--n", "4", "--temperature", "1", "--max-waiting", "5", "--max-num-seqs", "4"]
     assert evaluate(*drawn).status == 0
     assert {line["sample"] for line in read_answers(out)} == {0, 1, 2, 3}
@@ -171,9 +171,7 @@ def test_a_partially_written_answer_is_decoded_again(evaluate: Evaluate, study_c
     assert sorted(map(json.dumps, read_answers(out))) == sorted(map(json.dumps, complete))
 
 
-def test_a_run_that_is_ended_goes_on_where_it_stopped(
-    flags: list[str], evaluate: Evaluate, out: Path
-) -> None:
+def test_an_interrupted_run_resumes_where_it_stopped(flags: list[str], evaluate: Evaluate, out: Path) -> None:
     command = [sys.executable, "-m", "trimtab", "evaluate", *flags, "--limit", "40", "--output", str(out)]
     path = out / "answers.jsonl"
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
@@ -190,7 +188,7 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(
     assert len(keys) == len(set(keys)) == 40 * 9
 
 
-def test_a_report_repeats_its_study(
+def test_a_study_can_be_repeated_from_its_report(
     evaluate: Evaluate, run: Callable[..., CommandResult], out: Path, tmp_path: Path
 ) -> None:
     evaluate("--temperature", "1", "--n", "2")
@@ -206,11 +204,11 @@ def test_a_report_repeats_its_study(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--max-tokens", "5"), "answers what this study does not ask"),
-        (("--limit", "2"), "answers what this study does not ask"),
+        (("--max-tokens", "5"), "answers a request that is not in this study"),
+        (("--limit", "2"), "answers a request that is not in this study"),
     ],
 )
-def test_answers_of_another_study_are_left_alone(
+def test_answers_of_another_study_are_refused_and_left_unchanged(
     evaluate: Evaluate, study_copy: Path, more: tuple[str, str], says: str
 ) -> None:
     out = study_copy
@@ -222,7 +220,9 @@ def test_answers_of_another_study_are_left_alone(
 
 
 @pytest.mark.parametrize("line", ['{"key": "x"}\n', "notes\n", "no", "[]\n"])
-def test_a_file_that_holds_no_answers_is_left_alone(evaluate: Evaluate, out: Path, line: str) -> None:
+def test_a_file_of_another_format_is_refused_and_left_unchanged(
+    evaluate: Evaluate, out: Path, line: str
+) -> None:
     out.mkdir()
     (out / "answers.jsonl").write_text(line)
     ran = evaluate()
@@ -231,7 +231,7 @@ def test_a_file_that_holds_no_answers_is_left_alone(evaluate: Evaluate, out: Pat
     assert (out / "answers.jsonl").read_text() == line
 
 
-def test_changed_questions_are_reported(
+def test_changed_questions_are_refused(
     run: Callable[..., CommandResult], flags: list[str], out: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "questions.json"
@@ -240,10 +240,10 @@ def test_changed_questions_are_reported(
     file.write_text('["a?", "c?"]')
     ran = run("evaluate", "--output", str(out))
     assert ran.status == 2
-    assert "holds other questions" in ran.stderr
+    assert "have changed since" in ran.stderr
 
 
-def test_a_questions_own_preferences_become_targets(
+def test_the_preferences_of_a_question_become_targets(
     run: Callable[..., CommandResult], tiny_folder: Path, out: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "questions.jsonl"
@@ -262,10 +262,10 @@ def test_a_questions_own_preferences_become_targets(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ((), "no --output"),
-        (("--output", "OUT"), "no --aim"),
+        ((), "--output is required"),
+        (("--output", "OUT"), "--aim is required"),
         (("--output", "OUT", "--aim", "Be kind."), "OBJECTIVE=SCORER"),
-        (("--output", "OUT", "--aim", "Be kind.=length:miles"), "no unit 'miles'"),
+        (("--output", "OUT", "--aim", "Be kind.=length:miles"), "unknown unit 'miles'"),
         (("--output", "OUT", "--aim", "Be kind.=length", "--methods", "mat"), "unknown method 'mat'"),
         (("--output", "OUT", "--aim", "Be kind.=length", "--questions", "nowhere.json"), "nowhere.json"),
         (("--output", "OUT", "--from", "OUT/none.json"), "none.json"),
@@ -281,7 +281,7 @@ def test_invalid_flags_are_one_sentence_and_create_nothing(
     assert not out.exists()
 
 
-def test_a_file_without_settings_is_no_report(
+def test_from_a_file_without_settings_is_refused(
     run: Callable[..., CommandResult], out: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.json"
@@ -294,7 +294,7 @@ def test_a_file_without_settings_is_no_report(
 
 
 class FakeJudgeHandler(BaseHTTPRequestHandler):
-    """A judge that marks by the length of what it is asked, finds the first answer better, and counts."""
+    """A judge that rates by prompt length, prefers the first answer, and counts requests in `asked`."""
 
     def do_GET(self) -> None:
         self._send({"data": [{"id": "m"}]})
@@ -307,10 +307,10 @@ class FakeJudgeHandler(BaseHTTPRequestHandler):
         self._send({"choices": [{"message": {"role": "assistant", "content": f"Verdict: {verdict}"}}]})
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
-    def _send(self, found: dict[str, Any]) -> None:
-        data = json.dumps(found).encode()
+    def _send(self, response: dict[str, Any]) -> None:
+        data = json.dumps(response).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -339,7 +339,7 @@ def test_judge_ratings_and_comparisons_are_cached(
     base, mato = read_report(out)["rows"]
     assert set(base["marks"]) == {"AMR", "APS", "Worst"}
     assert 1 <= mato["marks"]["Worst"]["value"] <= mato["marks"]["APS"]["value"] <= 5
-    # whoever stands first wins, so the two orders disagree
+    # the judge prefers the first answer, so the two orders disagree
     assert mato["judged"] == base["judged"] == {"base": {"value": 0.5, "low": 0.5, "high": 0.5}}
     assert "| judged vs base | AMR | APS | Worst |" in (out / "report.md").read_text()
     num_requests = judge.asked  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The Pareto front and its hypervolume, against counting."""
+"""Pareto front and hypervolume against brute-force counting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOP = 4
 
 
 def point_clouds(max_points: int = 6) -> st.SearchStrategy[np.ndarray]:
-    """Points of whole coordinates, some below 0, of 1 to 4 objectives."""
+    """Points with integer coordinates, some below 0, for 1 to 4 objectives."""
     return st.integers(1, 4).flatmap(
         lambda k: st.lists(st.tuples(*[st.integers(-1, TOP)] * k), min_size=1, max_size=max_points).map(
             lambda points: np.array(points, dtype=float)
@@ -25,7 +25,7 @@ def point_clouds(max_points: int = 6) -> st.SearchStrategy[np.ndarray]:
 
 @given(point_clouds())
 @settings(max_examples=200)
-def test_the_hypervolume_of_whole_coordinates_is_the_number_of_cells_under_a_point(
+def test_the_hypervolume_of_integer_points_is_the_number_of_dominated_cells(
     points: np.ndarray,
 ) -> None:
     cells = itertools.product(range(TOP), repeat=points.shape[1])
@@ -36,11 +36,11 @@ def test_the_hypervolume_of_whole_coordinates_is_the_number_of_cells_under_a_poi
 
 
 @given(point_clouds())
-def test_the_pareto_front_holds_the_undominated_points(points: np.ndarray) -> None:
-    found = pareto.is_pareto_optimal(points)
+def test_the_pareto_front_contains_exactly_the_undominated_points(points: np.ndarray) -> None:
+    on_front = pareto.is_pareto_optimal(points)
     for index, point in enumerate(points):
-        beaten = any((other >= point).all() and (other > point).any() for other in points)
-        assert found[index] == (not beaten)
+        dominated = any((other >= point).all() and (other > point).any() for other in points)
+        assert on_front[index] == (not dominated)
 
 
 def test_hypervolume_and_spread_match_a_hand_computed_example() -> None:
@@ -50,7 +50,7 @@ def test_hypervolume_and_spread_match_a_hand_computed_example() -> None:
     assert pareto.spread(points[:1]) == 0
 
 
-def test_points_with_unknown_scores_are_left_out() -> None:
+def test_points_with_missing_scores_are_ignored() -> None:
     points = np.array([[0.5, 0.5], [math.nan, 9.0]])
     assert pareto.is_pareto_optimal(points).tolist() == [True, False]
     assert pareto.hypervolume(points) == pytest.approx(0.25)

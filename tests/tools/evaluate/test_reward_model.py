@@ -1,4 +1,4 @@
-"""Scores of a reward model, beside transformers."""
+"""Reward model scorer against transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALTERNATING = (
 )
 
 
-def test_an_answer_has_the_score_that_transformers_gives_the_conversation(tmp_path: Path) -> None:
+def test_scores_match_transformers(tmp_path: Path) -> None:
     write_classifier(tmp_path)
     reward = make_scorer(f"reward:{tmp_path}")
     assert (reward.name, reward.scale) == (f"reward:{tmp_path}", None)
@@ -41,23 +41,23 @@ def test_an_answer_has_the_score_that_transformers_gives_the_conversation(tmp_pa
     assert len(set(ours)) == 3
 
 
-def test_an_unscorable_answer_has_no_score_and_changes_no_other(tmp_path: Path) -> None:
+def test_an_unscorable_answer_has_no_score_and_does_not_affect_others(tmp_path: Path) -> None:
     write_classifier(tmp_path)
     reward = make_scorer(f"reward:{tmp_path}")
     answers = [replace(ANSWER, text=text) for text in (*TEXTS, " \n", "so " * 600)]
-    found = reward.score(answers)
-    assert [score is None for score in found] == [False] * 4 + [True] * 2
-    assert reward.score(answers[::-1]) == found[::-1]
+    scores = reward.score(answers)
+    assert [score is None for score in scores] == [False] * 4 + [True] * 2
+    assert reward.score(answers[::-1]) == scores[::-1]
     assert reward.score([]) == []
 
 
-def test_a_template_that_takes_only_question_and_answer_is_enough(tmp_path: Path) -> None:
+def test_a_template_that_takes_only_one_question_and_answer_works(tmp_path: Path) -> None:
     write_classifier(tmp_path)
     write_json(tmp_path / "tokenizer_config.json", {"chat_template": ALTERNATING})
     assert make_scorer(f"reward:{tmp_path}").score([ANSWER]) != [None]
 
 
-def test_a_template_that_takes_no_conversation_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_a_template_that_renders_no_conversation_is_refused_on_loading(tmp_path: Path) -> None:
     write_classifier(tmp_path)
     write_json(
         tmp_path / "tokenizer_config.json", {"chat_template": "{{ raise_exception('not a chat') }}{{ 1 }}"}
@@ -73,11 +73,13 @@ def test_a_model_with_several_labels_is_refused_with_their_names(tmp_path: Path)
         make_scorer(f"reward:{tmp_path}")
 
 
-def test_no_folder_no_reward_model_and_no_argument_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_missing_argument_an_empty_folder_and_a_causal_model_are_refused(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     for text, message in (
         ("reward", "needs a folder with a reward model: reward:PATH"),
         (f"reward:{tmp_path}", "has no config.json"),
-        (f"reward:{tiny_folder}", "holds a LlamaForCausalLM, which writes texts"),
+        (f"reward:{tiny_folder}", "has a LlamaForCausalLM, which generates text"),
     ):
         with pytest.raises(InputError, match=message):
             make_scorer(text)

@@ -1,4 +1,4 @@
-"""What scorers say of small texts, and which ones there are."""
+"""Scorers on short texts, and the refusal of invalid scorer names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def score(scorer: str, text: str) -> float | None:
         ("perplexity", "x", math.e),
     ],
 )
-def test_a_score_is_what_counting_gives(scorer: str, text: str, expected: float) -> None:
+def test_scores_match_hand_counts(scorer: str, text: str, expected: float) -> None:
     assert score(scorer, text) == pytest.approx(expected)
     assert scorers.make_scorer(scorer).name == scorer
 
@@ -48,11 +48,11 @@ def test_text_without_words_has_no_score(scorer: str, text: str) -> None:
     assert score(scorer, text) is None
 
 
-def test_perplexity_needs_tokens_and_stays_a_number() -> None:
-    found = scorers.make_scorer("perplexity").score([make_answer("x", None), make_answer("x", -1e9)])
-    assert found[0] is None
-    assert found[1] is not None
-    assert math.isfinite(found[1])
+def test_perplexity_needs_tokens_and_stays_finite() -> None:
+    scores = scorers.make_scorer("perplexity").score([make_answer("x", None), make_answer("x", -1e9)])
+    assert scores[0] is None
+    assert scores[1] is not None
+    assert math.isfinite(scores[1])
 
 
 def test_vader_measures_sentiment_independent_of_length() -> None:
@@ -68,7 +68,7 @@ def test_vader_measures_sentiment_independent_of_length() -> None:
     assert score_of_text > plain
 
 
-def test_textstat_finds_plain_words_easier() -> None:
+def test_textstat_rates_plain_words_easier() -> None:
     plain, hard = (
         "The cat sat on the mat.",
         "Institutional heterogeneity complicates epistemological generalisation.",
@@ -80,35 +80,35 @@ def test_textstat_finds_plain_words_easier() -> None:
         assert easier * first > easier * second
 
 
-def test_every_readability_index_there_is_gives_a_number() -> None:
+def test_every_readability_index_gives_a_finite_number() -> None:
     from trimtab.tools.evaluate.scorers.readability import INDICES  # noqa: PLC0415
 
-    found = [
+    scores = [
         score(f"textstat:{index}", "The rain falls. It is wet, and we stay at home.") for index in INDICES
     ]
-    assert all(value is not None and math.isfinite(value) for value in found)
+    assert all(value is not None and math.isfinite(value) for value in scores)
 
 
 @pytest.mark.parametrize(
     ("scorer", "says"),
     [
         ("vadr", "unknown scorer 'vadr'; scorers are vader, length"),
-        ("vader:x", "vader has no 'x'"),
-        ("length:miles", "no unit 'miles'"),
-        ("textstat:x", "no index 'x'"),
+        ("vader:x", "vader has the argument 'x'"),
+        ("length:miles", "unknown unit 'miles'"),
+        ("textstat:x", "unknown index 'x'"),
         ("lexical", "needs a regular expression"),
-        ("lexical:(", "no regular expression"),
+        ("lexical:(", "invalid regular expression"),
         ("repetition:0", "number of words"),
         ("perplexity:x", "takes no argument"),
     ],
 )
-def test_a_scorer_there_is_not_is_refused_in_a_sentence(scorer: str, says: str) -> None:
+def test_an_invalid_scorer_is_refused_in_a_sentence(scorer: str, says: str) -> None:
     with pytest.raises(InputError, match=says.replace("(", r"\(")):
         scorers.make_scorer(scorer)
 
 
 @pytest.mark.parametrize(("scorer", "package"), [("vader", "vaderSentiment"), ("textstat", "textstat")])
-def test_a_missing_package_is_named_with_what_brings_it(
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, scorer: str, package: str
 ) -> None:
     module = f"{scorers.__name__}.{scorers.SCORERS[scorer][0]}"

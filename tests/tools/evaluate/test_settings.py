@@ -1,4 +1,4 @@
-"""What is asked: aims, weights, wordings, questions, settings, and the requests a study makes of them."""
+"""Study definition: objectives, weights, wordings, questions, settings and the resulting requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = StudySettings(
         ("=vader", Target(None, "vader")),
     ],
 )
-def test_a_target_is_split_where_a_scorer_follows(text: str, expected: Target) -> None:
+def test_a_target_is_split_before_the_scorer(text: str, expected: Target) -> None:
     assert target.parse_target(text) == expected
 
 
@@ -45,16 +45,16 @@ def test_a_target_without_a_scorer_is_refused(text: str) -> None:
 
 def test_a_target_without_an_objective_stands_for_each_preference_of_the_question() -> None:
     questions = [Question(0, "a?", ("x", "y")), Question(1, "b?", ("z", "w"))]
-    found = target.parse_targets(["=-length"], questions)
-    assert [[each.objective_text(q) for each in found] for q in questions] == [["x", "y"], ["z", "w"]]
-    assert [each.label for each in found] == ["-length 1", "-length 2"]
+    targets = target.parse_targets(["=-length"], questions)
+    assert [[each.objective_text(q) for each in targets] for q in questions] == [["x", "y"], ["z", "w"]]
+    assert [each.label for each in targets] == ["-length 1", "-length 2"]
     with pytest.raises(InputError, match="question 1 has 1 preferences"):
         target.parse_targets(["=vader"], [questions[0], Question(1, "b?", ("z",))])
-    with pytest.raises(InputError, match="give it alone"):
+    with pytest.raises(InputError, match="must be the only --aim"):
         target.parse_targets(["=vader", "Be kind.=vader"], questions)
 
 
-def test_two_objectives_have_a_line_of_weights_and_three_a_triangle() -> None:
+def test_the_weight_grid_is_a_line_for_two_objectives_and_a_triangle_for_three() -> None:
     assert grid.simplex_grid(2, 5) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
     triangle = grid.simplex_grid(3, 4)
     assert len(triangle) == len(set(triangle)) == 10
@@ -85,7 +85,7 @@ def test_wordings_express_weights_in_per_cent_or_degree_words() -> None:
     )
 
 
-def test_the_projects_questions_are_64_different_ones_and_fall_into_two_halves() -> None:
+def test_the_builtin_questions_are_64_distinct_ones_in_two_halves() -> None:
     all_questions = questions.read_questions(None)
     assert [q.index for q in all_questions] == list(range(64))
     assert len({q.text for q in all_questions}) == 64
@@ -129,7 +129,7 @@ def test_plain_text_lines_are_numbered_questions(tmp_path: Path) -> None:
         ("\u00ff", "neither"),
     ],
 )
-def test_a_file_that_holds_no_questions_is_refused_in_a_sentence(
+def test_a_file_without_valid_questions_is_refused_in_a_sentence(
     tmp_path: Path, text: str, says: str
 ) -> None:
     file = tmp_path / "questions"
@@ -172,7 +172,7 @@ def test_invalid_settings_are_refused(values: dict[str, Any], says: str) -> None
         StudySettings(**values)
 
 
-def test_drawn_answers_are_seeded_alike_for_all_rows_and_apart_by_question() -> None:
+def test_rows_share_a_seed_for_each_question() -> None:
     made = study.make_study(replace(SETTINGS, sampling={"temperature": 1.0, "n": 2, "seed": 10}))
     seeds = {(cell.question.index, cell.request.sampling.seed) for cell in made.cells.values()}
     assert seeds == {(0, 10), (1, 12), (2, 14)}
@@ -219,7 +219,9 @@ def test_a_method_with_an_explicit_default_is_the_same_request() -> None:
         lambda s: replace(s, methods="mato:placement=user"),
     ],
 )
-def test_whatever_changes_an_answer_changes_its_key(change: Callable[[StudySettings], StudySettings]) -> None:
+def test_every_setting_that_changes_an_answer_changes_its_key(
+    change: Callable[[StudySettings], StudySettings],
+) -> None:
     assert (
         not study.make_study(replace(SETTINGS, methods="mato")).cells.keys()
         & study.make_study(change(replace(SETTINGS, methods="mato"))).cells.keys()
@@ -233,6 +235,6 @@ def test_scorers_and_unrelated_settings_do_not_change_keys() -> None:
     assert study.make_study(SETTINGS).cells.keys() == study.make_study(other).cells.keys()
 
 
-def test_comparing_with_base_needs_base() -> None:
+def test_the_fluent_setting_requires_base() -> None:
     with pytest.raises(InputError, match="add base"):
         study.make_study(replace(SETTINGS, methods="mato", fluent=3.0))

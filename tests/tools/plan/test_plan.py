@@ -1,4 +1,4 @@
-"""`trimtab plan`: counts beside the kernels', a queue beside a simulated one, floors beside real steps."""
+"""`trimtab plan`: costs against kernel specs, TPOT against a simulation, rooflines against real steps."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ def make_config(**more: Any) -> Replica:
     return plan.plan_load(config)["steered"].replica
 
 
-def test_a_step_counts_with_the_bytes_that_kernels_are_timed_by() -> None:
+def test_step_costs_match_the_kernel_specs() -> None:
     pytest.importorskip("triton")
     from trimtab.kernels.specs.layers import LAYER_SPECS  # noqa: PLC0415
 
     cases = {(spec.name, case.name): case.cost for spec in LAYER_SPECS for case in spec.cases}
-    of_16 = {part.cost for part in roofline.decode_step_ops(LLAMA, 16, 100, 2)}
-    assert cases["rms_norm", "Llama 3.1 8B, 16 rows"] in of_16
-    assert cases["swiglu", "Llama 3.1 8B, 16 rows"] in of_16
-    assert cases["rope_write", "Llama 3.1 8B, 16 rows, with norms"] in of_16
-    of_5 = {part.cost for part in roofline.decode_step_ops(LLAMA, 5, 2048, 2)}
-    assert cases["paged_attention", "Llama 3.1 8B, 5 decoding at 2048"] in of_5
+    costs_16 = {part.cost for part in roofline.decode_step_ops(LLAMA, 16, 100, 2)}
+    assert cases["rms_norm", "Llama 3.1 8B, 16 rows"] in costs_16
+    assert cases["swiglu", "Llama 3.1 8B, 16 rows"] in costs_16
+    assert cases["rope_write", "Llama 3.1 8B, 16 rows, with norms"] in costs_16
+    costs_5 = {part.cost for part in roofline.decode_step_ops(LLAMA, 5, 2048, 2)}
+    assert cases["paged_attention", "Llama 3.1 8B, 5 decoding at 2048"] in costs_5
 
 
-def test_a_step_reads_every_weight_once_and_multiplies_by_each() -> None:
+def test_a_step_reads_and_multiplies_each_weight_once() -> None:
     matrices = roofline.weight_bytes(LLAMA, 2) - 2 * LLAMA.hidden_size * (2 * LLAMA.num_layers + 1)
     few, many = ({p: p.cost for p in roofline.decode_step_ops(LLAMA, rows, 1, 2)} for rows in (0, 7))
     products = [p for p in few if p.stage in roofline.MATMUL_STAGES]
     assert sum(p.bytes for p in products) == matrices
     flops = sum(p.flops for p in many if p.stage in roofline.MATMUL_STAGES)
-    assert flops == 7 * matrices  # two for each number of two bytes
+    assert flops == 7 * matrices  # 2 flops per weight, 2 bytes per weight
 
 
-def test_a_window_bounds_what_a_layer_reads_and_computes() -> None:
+def test_a_sliding_window_bounds_the_kv_bytes_of_a_layer() -> None:
     windowed = replace(LLAMA, sliding_windows=(64,) * 8 + (None,) * 24)
     read = sum(p.bytes for p in roofline.decode_step_ops(windowed, 1, 1000, 2) if p.stage == "attention")
     attention_flops = 2 * LLAMA.num_layers * LLAMA.num_heads * LLAMA.head_dim * 2
@@ -72,7 +72,7 @@ def test_a_window_bounds_what_a_layer_reads_and_computes() -> None:
     )
 
 
-def test_chunked_prompts_read_the_weights_once_a_chunk_and_compute_the_same() -> None:
+def test_chunked_prefill_reads_the_weights_once_per_chunk_with_equal_flops() -> None:
     runs = [roofline.SequenceShape(3, 500, 500)]
     once, thrice = (roofline.step_ops(LLAMA, runs, 3, 2, num_forwards=passes) for passes in (1, 3))
     assert sum(p.flops for p in thrice) == pytest.approx(sum(p.flops for p in once))
@@ -83,57 +83,59 @@ def test_chunked_prompts_read_the_weights_once_a_chunk_and_compute_the_same() ->
     assert more == pytest.approx(2 * layers, rel=1e-3)
 
 
-def test_the_shards_of_a_model_add_up_to_it() -> None:
+def test_tensor_parallel_shards_add_up_to_the_model() -> None:
     unsharded, half = (roofline.decode_step_ops(LLAMA, 5, 700, 2, shares) for shares in (1, 2))
     for one, other in zip(unsharded, half, strict=True):
-        if one.stage not in ("embed", "norm", "steer"):  # each device does those for itself
+        if one.stage not in ("embed", "norm", "steer"):  # replicated on each device
             assert 2 * other.flops == one.flops
-            assert one.bytes <= 2 * other.bytes < one.bytes + 4e7  # activations are read by both
+            assert one.bytes <= 2 * other.bytes < one.bytes + 4e7  # both read the activations
 
 
-def test_the_number_in_flight_follows_littles_law(run: Run) -> None:
-    for name, found in run_plan(run, *LLAMA_70B, *LONG).items():
-        rate = 50 * (5 if name == "uncoupled" else 1) / found["replicas"]
-        assert found["requests_in_flight"] == pytest.approx(rate * 300 * found["tpot_ms"] / 1e3)
-        assert found["rows_in_flight"] == found["requests_in_flight"] * (5 if name == "steered" else 1)
-        assert found["rows_in_flight"] <= found["most_rows"]
-        assert found["load"] <= 0.8
+def test_requests_in_flight_follow_littles_law(run: Run) -> None:
+    for name, estimate in run_plan(run, *LLAMA_70B, *LONG).items():
+        rate = 50 * (5 if name == "uncoupled" else 1) / estimate["replicas"]
+        assert estimate["requests_in_flight"] == pytest.approx(rate * 300 * estimate["tpot_ms"] / 1e3)
+        assert estimate["rows_in_flight"] == estimate["requests_in_flight"] * (5 if name == "steered" else 1)
+        assert estimate["rows_in_flight"] <= estimate["most_rows"]
+        assert estimate["load"] <= 0.8
 
 
-def test_tokens_come_as_in_a_simulated_replica() -> None:
-    """Requests at regular times; a step takes S(n) of those that run, a prompt P before its request runs."""
-    one = make_config(gpu="h100")
-    rate, now, done, spans = 0.6 * one.request_rate(one.max_requests), 0.0, 0, []
-    running: list[list[float]] = []  # when the first token was there, and tokens left
+def test_tpot_matches_a_simulated_replica() -> None:
+    """Requests arrive at regular times; a step of n takes S(n), a prefill takes P."""
+    replica = make_config(gpu="h100")
+    rate, now, done, spans = 0.6 * replica.request_rate(replica.max_requests), 0.0, 0, []
+    running: list[list[float]] = []  # time of the first token, and remaining tokens
     while done < 400:
         if done + len(running) < int(now * rate):
-            now += one.prefill_time
-            running.append([now, one.demand.output_len])
+            now += replica.prefill_time
+            running.append([now, replica.demand.output_len])
             continue
-        now += one.step_time(len(running)) if running else 1e-3
+        now += replica.step_time(len(running)) if running else 1e-3
         for request in running:
             request[1] -= 1
-        spans += [(now - start) / one.demand.output_len for start, left in running if not left]
+        spans += [(now - start) / replica.demand.output_len for start, left in running if not left]
         done += sum(not left for _, left in running)
         running = [request for request in running if request[1]]
     settled = sorted(spans[200:])
-    assert settled[100] == pytest.approx(one.tpot(one.concurrency(rate)), rel=0.1)
+    assert settled[100] == pytest.approx(replica.tpot(replica.concurrency(rate)), rel=0.1)
 
 
 def test_a_common_prefix_is_computed_and_cached_once(run: Run) -> None:
-    apart, common = (run_plan(run, *LLAMA_70B, *LONG, "--shared", str(shared)) for shared in (0, 530))
+    unshared, shared_prefix = (
+        run_plan(run, *LLAMA_70B, *LONG, "--shared", str(shared)) for shared in (0, 530)
+    )
     cached_tokens = 530 // 64 * 64
     saved = 4 * cached_tokens * 2 * 80 * 8 * 128 * 2
     for name in ("plain", "uncoupled"):
-        assert common[name] == apart[name]
-    one, other = common["steered"], apart["steered"]
+        assert shared_prefix[name] == unshared[name]
+    one, other = shared_prefix["steered"], unshared["steered"]
     assert 5 * (other["kv_bytes_per_row"] - one["kv_bytes_per_row"]) == pytest.approx(saved)
     share = (600 + 4 * (600 - cached_tokens)) / 3000
     assert one["prefill_flops"] / other["prefill_flops"] == pytest.approx(share, rel=0.01)
     assert one["gpus"] < other["gpus"]
 
 
-def test_more_gpus_a_model_are_quicker_and_hold_less_each(run: Run) -> None:
+def test_more_gpus_per_replica_are_faster_with_less_memory_each(run: Run) -> None:
     two, eight = (
         run_plan(run, *LLAMA_70B, *LONG, "--tensor-parallel-size", str(n))["steered"] for n in (2, 8)
     )
@@ -142,35 +144,36 @@ def test_more_gpus_a_model_are_quicker_and_hold_less_each(run: Run) -> None:
     assert eight["prefill_ms"] < two["prefill_ms"]
 
 
-def test_communication_takes_two_messages_a_layer_and_one_for_the_logits() -> None:
-    one = replace(make_config(), tp_size=4)
-    dear = replace(
-        one, assumptions=replace(one.assumptions, message_latency=one.assumptions.message_latency + 1e-3)
+def test_a_step_has_two_messages_per_layer_and_one_for_the_logits() -> None:
+    replica = replace(make_config(), tp_size=4)
+    slower = replace(
+        replica,
+        assumptions=replace(replica.assumptions, message_latency=replica.assumptions.message_latency + 1e-3),
     )
-    assert dear.step_time(3) - one.step_time(3) == pytest.approx(1e-3 * (2 * 32 + 1))
-    lone = replace(dear, tp_size=1)
-    assert lone.step_time(3) == pytest.approx(lone.min_step_time(3) / 0.7)
+    assert slower.step_time(3) - replica.step_time(3) == pytest.approx(1e-3 * (2 * 32 + 1))
+    single = replace(slower, tp_size=1)
+    assert single.step_time(3) == pytest.approx(single.min_step_time(3) / 0.7)
 
 
-def test_a_tpot_limit_is_met_and_costs_gpus(run: Run) -> None:
+def test_a_tpot_limit_is_met_with_more_gpus(run: Run) -> None:
     free, limited = run_plan(run, *LLAMA_70B, *LONG), run_plan(run, *LLAMA_70B, *LONG, "--tpot-ms", "20")
     assert limited["steered"]["tpot_ms"] <= 20 < free["steered"]["tpot_ms"]
     assert limited["steered"]["gpus"] > free["steered"]["gpus"]
 
 
-def test_a_price_makes_costs_of_gpu_hours(run: Run) -> None:
-    found = run_plan(run, *LLAMA_70B, *LONG, "--price", "3")["plain"]
-    assert found["gpu_hours_per_million"] == pytest.approx(found["gpus"] / 15_000 * 1e6 / 3600)
-    assert found["cost_per_million"] == pytest.approx(3 * found["gpu_hours_per_million"])
+def test_cost_is_gpu_hours_times_price(run: Run) -> None:
+    estimate = run_plan(run, *LLAMA_70B, *LONG, "--price", "3")["plain"]
+    assert estimate["gpu_hours_per_million"] == pytest.approx(estimate["gpus"] / 15_000 * 1e6 / 3600)
+    assert estimate["cost_per_million"] == pytest.approx(3 * estimate["gpu_hours_per_million"])
 
 
-def test_people_get_a_table_with_the_assumptions_above(run: Run, tmp_path: Path) -> None:
+def test_without_json_a_table_has_the_assumptions_in_its_title(run: Run, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", TinyModel().config())
     ran = run("plan", "--model", str(tmp_path), "--gpu", "a100", "--efficiency", "0.5")
     assert (ran.status, ran.stderr) == (0, "")
     assert "50%" in ran.stdout
     assert "steered" in ran.stdout
-    assert "device hours for a million" in ran.stdout
+    assert "device hours per million tokens" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -189,12 +192,12 @@ def test_people_get_a_table_with_the_assumptions_above(run: Run, tmp_path: Path)
         ),
         (
             ("--model", "llama-3.1-70b", "--tensor-parallel-size", "3"),
-            "tensor_parallel_size is 3; 64 heads, 8 for keys and values, go on 1, 2, 4, 8 of H100",
+            "tensor_parallel_size is 3; with 64 heads and 8 KV heads on H100 it must be one of 1, 2, 4, 8",
         ),
         (
             ("--model", "llama-3.1-70b", "--prompt", "130000", "--branches", "20"),
-            "the model does not fit: weights, the largest step and one request take 926 GiB, and of 8 x "
-            "H100, the most that it can be shared among, 536 may be used",
+            "the model does not fit: weights, the largest step and one request take 926 GiB; the "
+            "largest configuration, 8 x H100, has 536 GiB",
         ),
         (
             ("--model", "llama-3.1-70b", "--tpot-ms", "1"),
@@ -202,7 +205,7 @@ def test_people_get_a_table_with_the_assumptions_above(run: Run, tmp_path: Path)
         ),
     ],
 )
-def test_wrong_input_is_one_sentence(run: Run, words: tuple[str, ...], sentence: str) -> None:
+def test_invalid_input_is_reported_in_one_sentence(run: Run, words: tuple[str, ...], sentence: str) -> None:
     ran = run("plan", *words)
     assert (ran.status, ran.stdout) == (2, "")
     assert ran.stderr.startswith(f"trimtab: {sentence}")
@@ -211,25 +214,25 @@ def test_wrong_input_is_one_sentence(run: Run, words: tuple[str, ...], sentence:
 
 @pytest.mark.long
 def test_a_demo_model_step_takes_at_least_its_roofline_time_on_this_cpu(demo_folder: Path) -> None:
-    """The ratio is printed: how far this machine's steps are from its roofs."""
+    """Prints the ratio of measured step time to roofline time."""
     engine = Engine.from_pretrained(str(demo_folder), dtype="bfloat16", enable_prefix_caching=False)
     for requests in (1, 16):
         config = PlanConfig(model=str(demo_folder), gpu="cpu", branches=1, prompt=128, output=40)
         measured = min(
             step_benchmark.time_steps(engine, step_benchmark.StepLoad(requests, Base(), 128), 40)[1]
         )
-        at_least = plan.plan_load(config)["plain"].replica.min_step_time(requests)
-        print(f"{requests} rows: floor {1e3 * at_least:.1f} ms, step / floor {measured / at_least:.2f}")
-        assert measured > 0.8 * at_least  # both are measured, on a machine that may be busy
+        floor = plan.plan_load(config)["plain"].replica.min_step_time(requests)
+        print(f"{requests} rows: floor {1e3 * floor:.1f} ms, step / floor {measured / floor:.2f}")
+        assert measured > 0.8 * floor  # the peaks are measured, too, on a machine that may be busy
 
 
-def test_a_cpu_is_planned_by_its_measured_peaks(
+def test_a_cpu_plan_uses_its_measured_peaks(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(tmp_path / "config.json", TinyModel().config())
     monkeypatch.setattr(
         machine_peaks, "measure_peaks", lambda dtype, device: machine_peaks.MachinePeaks(1e6, 1e12)
     )
-    found = run_plan(run, "--model", str(tmp_path), "--gpu", "cpu", "--branches", "1", "--efficiency", "0.5")
-    assert found["plain"]["step_floor_ms"] == pytest.approx(1e3 * found["plain"]["step_bytes"] / 1e6)
-    assert found["plain"]["step_ms"] == 2 * found["plain"]["step_floor_ms"]
+    plans = run_plan(run, "--model", str(tmp_path), "--gpu", "cpu", "--branches", "1", "--efficiency", "0.5")
+    assert plans["plain"]["step_floor_ms"] == pytest.approx(1e3 * plans["plain"]["step_bytes"] / 1e6)
+    assert plans["plain"]["step_ms"] == 2 * plans["plain"]["step_floor_ms"]

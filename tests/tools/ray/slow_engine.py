@@ -1,5 +1,5 @@
-"""An engine whose steps take as long as they are told: what several of them do at once can be counted where
-there are fewer cores than engines. The time is slept; tokens, caches and everything else are real."""
+"""An engine that sleeps a fixed time in each step, so that the throughput of several engines can be measured
+on fewer cores. Tokens, caches and everything else are real."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...harness import get_core
 
 
 def open_slow_engine(model: str, seconds: float, pid_folder: str, fields: dict[str, Any]) -> AsyncEngine:
-    """The engine; the file `pid_folder` gets a file with the number of its process for a name."""
+    """The engine. Creates an empty file in `pid_folder`, named by the pid."""
     (Path(pid_folder) / str(os.getpid())).touch()
     engine = AsyncEngine.from_pretrained(model, **fields)
     step = get_core(engine).step
@@ -34,7 +34,7 @@ def open_slow_engine(model: str, seconds: float, pid_folder: str, fields: dict[s
 def slow_engine_factory(
     model: Path, seconds: float, pid_folder: Path, **fields: Any
 ) -> Callable[[], AsyncEngine]:
-    """What makes such an engine in another process, which has not read this file."""
+    """A factory of such an engine for another process, which cannot import this file."""
     from ray import cloudpickle  # noqa: PLC0415
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -43,12 +43,12 @@ def slow_engine_factory(
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """That of RAY_ADDRESS, or a small one for as long as it is needed."""
+    """The cluster of RAY_ADDRESS, or a small temporary one."""
     import ray  # noqa: PLC0415
     from trimtab.tools.ray.cluster import require_ray  # noqa: PLC0415
 
     require_ray()
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves where others work, too
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves the workers on a busy machine
     local_options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 200_000_000}
     ray.init(**({} if os.environ.get("RAY_ADDRESS") else local_options), log_to_driver=False)
     try:

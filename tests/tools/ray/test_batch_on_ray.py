@@ -1,4 +1,4 @@
-"""`trimtab generate --ray`: files of prompts, over the tiny model in several processes."""
+"""`trimtab generate --ray`, with the tiny model in several processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .slow_engine import ray_cluster, slow_engine_factory
 pytestmark = pytest.mark.long
 LINES = 40
 BAD_LINE = 7
-"""Which of them is no line, in each file."""
+"""Number of the invalid line in each file."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def one_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Prompts, answers, and who is at work."""
+    """Folders of prompts, answers, and pids of the engines."""
     source, target, pids = (tmp_path / name for name in ("in", "out", "pids"))
     source.mkdir()
     pids.mkdir()
@@ -60,15 +60,15 @@ def run_batch(model: Path, folders: tuple[Path, Path, Path], seconds: float) -> 
 
 
 def answers_by_line(target: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The answers by file and line, none twice."""
+    """The answers by file and line, without duplicates."""
     lines = [(file.name, json.loads(each)) for file in target.iterdir() for each in file.open()]
-    found = {(name, line["line"]): line for name, line in lines}
-    assert len(found) == len(lines)
-    return found
+    answers = {(name, line["line"]): line for name, line in lines}
+    assert len(answers) == len(lines)
+    return answers
 
 
 def kill_one_engine(pids: Path, target: Path, killed: list[int]) -> None:
-    """Kills an engine's process when the first answers are there."""
+    """Kill an engine's process when the first answers are written."""
     end = time.monotonic() + 500
     while time.monotonic() < end and not (target.exists() and any(target.iterdir())):
         time.sleep(0.05)
@@ -77,7 +77,7 @@ def kill_one_engine(pids: Path, target: Path, killed: list[int]) -> None:
     killed.append(first)
 
 
-def test_each_line_has_one_answer_though_an_engine_is_killed(
+def test_each_line_has_one_answer_after_an_engine_is_killed(
     folders: tuple[Path, Path, Path], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, target, pids = folders
@@ -87,13 +87,13 @@ def test_each_line_has_one_answer_though_an_engine_is_killed(
     assert run_batch(tiny_folder, folders, seconds=0.1) == 1
     killer.join()
     assert killed
-    assert len(list(pids.iterdir())) >= 3  # two to begin with, and one in place of the one killed
-    found = answers_by_line(target)
-    assert set(found) == {(f"{name}.jsonl", line) for name in "ab" for line in range(1, LINES + 1)}
-    assert [key for key, line in found.items() if line.get("error")] == [
-        key for key in found if key[1] == BAD_LINE
+    assert len(list(pids.iterdir())) >= 3  # two initial ones, and a replacement
+    answers = answers_by_line(target)
+    assert set(answers) == {(f"{name}.jsonl", line) for name in "ab" for line in range(1, LINES + 1)}
+    assert [key for key, line in answers.items() if line.get("error")] == [
+        key for key in answers if key[1] == BAD_LINE
     ]
-    assert all(line["id"] == key[1] for key, line in found.items() if key[1] != BAD_LINE)
+    assert all(line["id"] == key[1] for key, line in answers.items() if key[1] != BAD_LINE)
     assert "answered 78 of 80 lines; 2 failed" in capsys.readouterr().err
 
     assert run_batch(tiny_folder, folders, seconds=0) == 1
@@ -106,5 +106,5 @@ def test_each_line_has_one_answer_though_an_engine_is_killed(
     assert (target / "a.jsonl").read_bytes().startswith(before)
     again = answers_by_line(target)
     assert {key: line.get("token_ids") for key, line in again.items()} == {
-        key: line.get("token_ids") for key, line in found.items()
+        key: line.get("token_ids") for key, line in answers.items()
     }

@@ -1,4 +1,4 @@
-"""`trimtab serve --ray` as people run it: a process of its own that is told to stop."""
+"""`trimtab serve --ray` as a separate process, stopped by SIGTERM."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ LONG = {
 }
 
 
-def test_sigterm_lets_a_stream_end(tiny_folder: Path) -> None:
+def test_sigterm_lets_a_running_stream_finish(tiny_folder: Path) -> None:
     command = ["serve", "--ray", "--port", "0", "--model", str(tiny_folder), "--kv-cache-memory", "2MiB"]
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtab", *command], stderr=subprocess.PIPE, text=True, env={**os.environ}
     )
     try:
         assert process.stderr is not None
-        found = None
-        while found is None and (line := process.stderr.readline()):
-            found = re.search(r"serving .* at (http://\S+);", line)
-        assert found is not None
-        url = f"{found.group(1)}/v1/chat/completions"
+        match = None
+        while match is None and (line := process.stderr.readline()):
+            match = re.search(r"serving .* at (http://\S+);", line)
+        assert match is not None
+        url = f"{match.group(1)}/v1/chat/completions"
         with httpx.stream("POST", url, json=LONG, timeout=300) as answer:
             lines = answer.iter_lines()
             next(lines)

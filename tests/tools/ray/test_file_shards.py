@@ -1,4 +1,4 @@
-"""Which files a batch on Ray reads and writes."""
+"""Input and output files of a batch on Ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trimtab.tools.ray.file_shards import FileShard, find_shards
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three files of prompts, one of them deeper, and one of something else."""
-    found = tmp_path / "in"
-    (found / "deep").mkdir(parents=True)
+    """A folder with three files of prompts, one in a subfolder, and an unrelated file."""
+    root = tmp_path / "in"
+    (root / "deep").mkdir(parents=True)
     for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl"):
-        (found / name).write_text('"x"\n\n"y"\n')
-    (found / "notes.txt").write_text("mine")
-    return found
+        (root / name).write_text('"x"\n\n"y"\n')
+    (root / "notes.txt").write_text("mine")
+    return root
 
 
 def shard_names(shards: list[FileShard], folder: Path) -> list[tuple[str, str]]:
@@ -30,7 +30,7 @@ def shard_names(shards: list[FileShard], folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def test_a_folder_a_glob_and_a_file_name_their_shards(folder: Path) -> None:
+def test_shards_of_a_folder_a_glob_and_a_file(folder: Path) -> None:
     out = str(folder.parent / "out")
     expected = [("in/a.jsonl", "a.jsonl"), ("in/b.jsonl", "b.jsonl"), ("in/deep/c.jsonl", "deep/c.jsonl")]
     assert shard_names(find_shards(str(folder), out), folder) == expected
@@ -40,14 +40,14 @@ def test_a_folder_a_glob_and_a_file_name_their_shards(folder: Path) -> None:
     assert find_shards(str(folder), out)[0].read_lines() == [PromptLine(1, '"x"'), PromptLine(3, '"y"')]
 
 
-def test_what_cannot_be_read_from_or_written_to_is_refused(folder: Path) -> None:
-    for source, target, says in (
+def test_missing_inputs_and_invalid_outputs_are_refused(folder: Path) -> None:
+    for source, target, message in (
         ("nowhere", "out", "'nowhere' has no files"),
         (str(folder / "*.csv"), "out", "has no files"),
         (str(folder), str(folder / "notes.txt"), "it must be a folder"),
-        (str(folder), f"{folder}/deep/..", "is the folder of --input, too"),
+        (str(folder), f"{folder}/deep/..", "is the folder of --input;"),
     ):
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             find_shards(source, target)
 
 

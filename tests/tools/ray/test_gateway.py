@@ -1,4 +1,4 @@
-"""The gateway over replicas in this process: what clients are told while replicas come, go and are late."""
+"""The gateway with replicas in this process: responses while replicas die, refuse calls or time out."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ CHAT = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 6, "tem
 
 @dataclass
 class FakeHandle:
-    """Real replicas in this process, behind what Ray's handle of them does. `deaths` are the numbers of
-    messages after which one is gone, one for each call; `refuses` is what the next call raises instead."""
+    """A real replica in this process, behind the interface of Ray's handle. `deaths`: for each call, the
+    number of messages after which the replica dies. `refuses`: exceptions that the next calls raise."""
 
     replica: Replica
     deaths: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class FakeHandle:
 
 
 class CancellableStream:
-    """A stream of them that can be cancelled."""
+    """A stream of messages that can be cancelled, like Ray's."""
 
     def __init__(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         self._messages = messages
@@ -91,7 +91,7 @@ def handle(one_replica: Replica) -> FakeHandle:
 
 @pytest.fixture
 def gateway_request(handle: FakeHandle) -> Callable[..., httpx.Response]:
-    """Asks a gateway over the handle."""
+    """Sends a request to a gateway with the handle."""
 
     def request(config: ServerConfig, method: str, path: str, **kwargs: Any) -> httpx.Response:
         app = Gateway(handle, config).__serve_build_asgi_app__()  # type: ignore[arg-type]
@@ -125,17 +125,17 @@ def test_the_gateway_has_the_api_of_a_single_server(
     config = ServerConfig()
     for path in ("/", "/health", "/version", "/v1/models", "/v1/steer/methods", "/openapi.json"):
         assert gateway_request(config, "GET", path).status_code == 200
-    assert gateway_request(config, "GET", "/nope").json()["error"]["message"] == "there is no GET /nope"
+    assert gateway_request(config, "GET", "/nope").json()["error"]["message"] == "GET /nope does not exist"
     text = chat().json()["choices"][0]["message"]["content"]
     pieces = events(chat(stream=True))
     assert "".join(each["choices"][0]["delta"].get("content", "") for each in pieces) == text
     assert chat(temperature=-1).json()["error"]["param"] == "temperature"
 
 
-def test_the_key_and_the_body_size_are_checked_before_any_replica_is_called(
+def test_api_key_and_body_size_are_checked_before_a_replica_is_called(
     gateway_request: Callable[..., httpx.Response], handle: FakeHandle
 ) -> None:
-    handle.refuses.append(AssertionError("no replica is asked"))
+    handle.refuses.append(AssertionError("a replica was called"))
     config = ServerConfig(api_key="hush", max_body_bytes=10)
     assert gateway_request(config, "POST", "/v1/chat/completions", json=CHAT).status_code == 401
     headers = {"Authorization": "Bearer hush"}
@@ -145,7 +145,7 @@ def test_the_key_and_the_body_size_are_checked_before_any_replica_is_called(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("deaths", [[0], [1], [0, 1]])
-def test_another_replica_answers_when_one_dies_before_it_began(
+def test_another_replica_answers_if_one_dies_before_its_answer_starts(
     chat: Callable[..., httpx.Response], handle: FakeHandle, stream: bool, deaths: list[int]
 ) -> None:
     alone = chat()
@@ -167,7 +167,7 @@ def test_a_stream_whose_replica_dies_ends_with_an_error(
     assert error["error"]["message"] == gateway.LOST_MESSAGE
 
 
-def test_a_call_that_kills_every_replica_is_given_up(
+def test_a_call_that_kills_every_replica_fails_after_max_attempts(
     chat: Callable[..., httpx.Response], handle: FakeHandle
 ) -> None:
     handle.deaths += [0] * 99
@@ -221,6 +221,6 @@ def test_metrics_are_labelled_by_replica() -> None:
     from trimtab.tools.ray.metrics import merge_metrics  # noqa: PLC0415
 
     text = '# HELP a_total what a is\n# TYPE a_total counter\na_total 3.0\n# TYPE g gauge\ng{k="v"} 1.0\n'
-    found = merge_metrics([("x", text), ("y", text)]).decode().splitlines()
-    assert found.count("# HELP a_total what a is") == 1
-    assert {'a_total{replica="x"} 3.0', 'a_total{replica="y"} 3.0', 'g{k="v",replica="y"} 1.0'} <= set(found)
+    merged = merge_metrics([("x", text), ("y", text)]).decode().splitlines()
+    assert merged.count("# HELP a_total what a is") == 1
+    assert {'a_total{replica="x"} 3.0', 'a_total{replica="y"} 3.0', 'g{k="v",replica="y"} 1.0'} <= set(merged)

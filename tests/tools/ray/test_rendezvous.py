@@ -1,4 +1,4 @@
-"""Where calls go: by how their prompts begin, and by what the replicas have to do."""
+"""Routing of calls by prompt prefix and replica load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def steering_body(*objectives: Any, **more: Any) -> dict[str, Any]:
     return {"steering": {"objectives": list(objectives), **more}}
 
 
-def test_the_routing_key_depends_on_the_system_text_and_the_objectives() -> None:
+def test_the_routing_key_depends_on_system_text_and_objectives() -> None:
     assert routing_key("Why?", **steering_body(KIND)) == routing_key(
         "How?", **steering_body("Be kind."), temperature=1
     )
@@ -52,7 +52,7 @@ def test_without_objectives_a_conversation_keeps_its_routing_key() -> None:
     assert prefix_key(json.dumps({"messages": later}).encode()) == routing_key("Why?")
 
 
-def test_an_invalid_body_never_makes_the_routing_key_raise() -> None:
+def test_the_routing_key_of_an_invalid_body_does_not_raise() -> None:
     for body in (b"", b"{", b"[1]", b"\xff", b"5"):
         assert prefix_key(body) == b""
     for values in (
@@ -76,7 +76,7 @@ def test_a_call_is_plain_data() -> None:
     }
 
 
-def test_keys_are_spread_and_move_only_with_their_replica() -> None:
+def test_keys_are_spread_evenly_and_move_only_with_their_replica() -> None:
     keys = [str(index).encode() for index in range(600)]
     loads = dict.fromkeys("abc", 0)
     before = {each: rank_replicas(each, loads, 0)[0] for each in keys}
@@ -91,32 +91,32 @@ def test_an_overloaded_replica_is_tried_last() -> None:
     assert rank_replicas(b"key", {first: 3, second: 1, third: 0}, 2) == [second, third, first]
 
 
-def test_prefix_routing_computes_a_common_prefix_once_and_power_of_two_choices_on_every_replica(
+def test_prefix_routing_computes_fewer_prompt_tokens_than_power_of_two_choices(
     tiny_folder: Path,
 ) -> None:
-    """Real engines and their counts of tokens; no network, and three calls are under way at once."""
+    """Real engines and their token counts; no network, up to three concurrent calls."""
     objectives = [f"{word}. " + "Your answer should be kind and true. " * 4 for word in "abcdef"]
     rng = random.Random(0)
     traffic = [(rng.choice(objectives), f"What is {index}?") for index in range(36)]
 
-    def computed(by_prefix: bool) -> int:
+    def num_computed(by_prefix: bool) -> int:
         options = {"kv_cache_memory": "2MiB", "block_size": 16}
         engines = {name: Engine.from_pretrained(str(tiny_folder), **options) for name in "abc"}
         loads = dict.fromkeys(engines, 0)
-        under_way: list[str] = []
+        in_flight: list[str] = []
         draw = random.Random(1)
         for objective, question in traffic:
-            idler = sorted(draw.sample(sorted(engines), 2), key=loads.__getitem__)
+            less_loaded = sorted(draw.sample(sorted(engines), 2), key=loads.__getitem__)
             chosen = (
-                rank_replicas(routing_key(**steering_body(objective)), loads, 2) if by_prefix else idler
+                rank_replicas(routing_key(**steering_body(objective)), loads, 2) if by_prefix else less_loaded
             )[0]
-            under_way.append(chosen)
+            in_flight.append(chosen)
             loads[chosen] += 1
             steering = Mato([Objective(objective)])
             engines[chosen].generate(Request(question, steering, SamplingParams(max_tokens=2)))
-            if len(under_way) > 2:
-                loads[under_way.pop(0)] -= 1
+            if len(in_flight) > 2:
+                loads[in_flight.pop(0)] -= 1
         stats = [engine.stats for engine in engines.values()]
         return sum(each.prompt_tokens - each.cached for each in stats)
 
-    assert computed(by_prefix=True) < 0.8 * computed(by_prefix=False)
+    assert num_computed(by_prefix=True) < 0.8 * num_computed(by_prefix=False)

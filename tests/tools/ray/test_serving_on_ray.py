@@ -1,6 +1,6 @@
 """`trimtab serve --ray`: the tiny model in several processes, behind Ray's proxy.
 
-A step of each engine sleeps a fixed time, so that two of them can be told from one on any machine.
+Each engine step sleeps a fixed time, so that two engines are measurably faster than one on any machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULT_ROUTER = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRout
 
 @dataclass
 class RayService:
-    """The service, and how many replicas it has."""
+    """The service's URL, and a function that deploys a number of replicas."""
 
     url: str
     deploy: Callable[[int], None]
@@ -50,10 +50,10 @@ class RayService:
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=HEADERS, timeout=300)
 
     def metric(self, name: str) -> dict[str, float]:
-        """A metric without labels of its own, by replica."""
+        """An unlabelled metric, by replica."""
         lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
-        found = [line for line in lines if line.startswith(f'trimtab:{name}{{replica="')]
-        return {line.split('"')[1]: float(line.rpartition(" ")[2]) for line in found}
+        matches = [line for line in lines if line.startswith(f'trimtab:{name}{{replica="')]
+        return {line.split('"')[1]: float(line.rpartition(" ")[2]) for line in matches}
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +73,19 @@ def ray_service(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             app = service.build_app(slow_engine_factory(tiny_folder, STEP, pids, **fields))
             serve.run(app, name=application.APP_NAME)
             end = time.monotonic() + 300
-            while len(found.metric("engine_steps_total")) != replicas:
+            while len(client.metric("engine_steps_total")) != replicas:
                 assert time.monotonic() < end
                 time.sleep(0.2)
 
-        found = RayService(f"http://127.0.0.1:{port}", deploy)
+        client = RayService(f"http://127.0.0.1:{port}", deploy)
         deploy(1)
-        yield found
+        yield client
         serve.delete(application.APP_NAME)
         serve.shutdown()
 
 
 def tokens_per_second(ray_service: RayService, calls: int) -> float:
-    """Of calls of many lengths, of which sixteen are under way at all times."""
+    """Throughput of calls of different lengths, sixteen at a time."""
     lengths = [8 + 7 * index % 17 for index in range(calls)]
 
     def ask(index: int) -> int:
@@ -98,7 +98,7 @@ def tokens_per_second(ray_service: RayService, calls: int) -> float:
     return sum(lengths) / (time.monotonic() - start)
 
 
-def test_two_replicas_answer_nearly_twice_as_much_as_one(ray_service: RayService) -> None:
+def test_two_replicas_have_nearly_twice_the_throughput_of_one(ray_service: RayService) -> None:
     tokens_per_second(ray_service, 16)
     one = tokens_per_second(ray_service, 96)
     ray_service.deploy(2)
@@ -118,7 +118,7 @@ def test_the_api_key_is_required(ray_service: RayService) -> None:
 
 
 def num_computed_tokens(ray_service: RayService, letters: str) -> float:
-    """Prompt tokens that are computed for calls that begin in few ways, two under way at once."""
+    """Prompt tokens computed for calls with few distinct prefixes, two at a time."""
     before = sum(ray_service.metric("prefix_cache_queries_total").values())
     before -= sum(ray_service.metric("prefix_cache_hits_total").values())
     objectives = [f"{letter}. " + "Your answer should be kind and true. " * 4 for letter in letters * 4]
@@ -135,7 +135,7 @@ def num_computed_tokens(ray_service: RayService, letters: str) -> float:
     return sum(queries.values()) - sum(hits.values()) - before
 
 
-def test_common_prefixes_are_computed_less_often_than_with_rays_own_router(
+def test_prefix_routing_computes_fewer_prompt_tokens_than_rays_default_router(
     ray_service: RayService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_service.deploy(2)
@@ -149,7 +149,7 @@ def test_common_prefixes_are_computed_less_often_than_with_rays_own_router(
     assert ours < 0.85 * theirs
 
 
-def test_a_new_version_takes_over_without_a_failed_call(ray_service: RayService) -> None:
+def test_a_rolling_restart_fails_no_call(ray_service: RayService) -> None:
     done = threading.Event()
 
     def ask(client: int) -> list[int]:
@@ -170,20 +170,22 @@ def test_a_new_version_takes_over_without_a_failed_call(ray_service: RayService)
 
 
 def replicas() -> list[Any]:
-    """The actors of the engines."""
+    """The actors of the replicas."""
     names = [each["name"] for each in list_named_actors(all_namespaces=True) if "#Replica#" in each["name"]]
     return [ray.get_actor(name, namespace="serve") for name in names]
 
 
 def last_event(ray_service: RayService, index: int) -> dict[str, Any]:
-    """The last event of a stream, which ends as it must."""
+    """The last event of a stream before [DONE]."""
     answer = ray_service.chat(f"{index}?", max_tokens=100, ignore_eos=True, stream=True)
     *_, last, done, rest = answer.text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     return json.loads(last.removeprefix("data: "))  # type: ignore[no-any-return]
 
 
-def test_no_stream_hangs_when_its_replica_is_killed_and_the_service_goes_on(ray_service: RayService) -> None:
+def test_streams_of_a_killed_replica_end_with_an_error_and_the_service_continues(
+    ray_service: RayService,
+) -> None:
     ray_service.deploy(2)
     start = time.monotonic()
     with ThreadPoolExecutor(6) as pool:

@@ -1,4 +1,4 @@
-"""tools/scripts/locks: what the scripts install, by its hashes."""
+"""tools/scripts/locks: the packages that the scripts install, with hashes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TOOLS = Path(__file__).parents[3] / "tools"
 LOCKS = sorted((TOOLS / "scripts" / "locks").glob("*.txt"))
 UNLOCKED = {"torch", "triton", "trimtab"}
 SEPARATELY_INSTALLED = {"ray"}
-"""What no script installs."""
+"""Constrained packages that no script installs."""
 TORCH_DEPENDENCIES = re.compile("nvidia-|cuda-")
-"""What a build of torch for CUDA brings."""
+"""Dependencies of a CUDA build of torch."""
 parametrize_locks = pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
 
 
@@ -27,13 +27,13 @@ def lock_entries(lock: Path) -> list[tuple[Requirement, list[str]]]:
 
 
 def pinned_versions(lock: Path) -> dict[str, set[str]]:
-    """The versions that this Python and system get."""
+    """The versions for this Python and system."""
     applicable = [need for need, _ in lock_entries(lock) if need.marker is None or need.marker.evaluate()]
     return {canonicalize_name(need.name): {str(need.specifier)} for need in applicable}
 
 
 def required_packages(name: str, extras: frozenset[str], visited: set[str]) -> set[str]:
-    """All that an installed package asks for here, and what that asks for."""
+    """The transitive dependencies of an installed package on this system."""
     for text in metadata.requires(name) or ():
         need = Requirement(text)
         marks = [{"extra": extra} for extra in extras or ("",)]
@@ -50,11 +50,11 @@ def test_every_script_environment_has_a_lock() -> None:
     sourced_locks = {re.search(r"^source tools/scripts/environment (\S+)$", (TOOLS / name).read_text(),
     re.MULTILINE)
              for name in ("demo", "test")}  # fmt: skip
-    assert {found[1].replace(",", "-") for found in sourced_locks if found} == {lock.stem for lock in LOCKS}
+    assert {match[1].replace(",", "-") for match in sourced_locks if match} == {lock.stem for lock in LOCKS}
 
 
 @parametrize_locks
-def test_a_lock_has_one_version_and_hashes_of_all_and_names_no_host(lock: Path) -> None:
+def test_a_lock_pins_each_package_with_hashes_and_has_no_url(lock: Path) -> None:
     for need, hashes in lock_entries(lock):
         assert re.fullmatch(r"==[\w.!+]+", str(need.specifier)), need
         assert hashes, need
@@ -63,13 +63,13 @@ def test_a_lock_has_one_version_and_hashes_of_all_and_names_no_host(lock: Path) 
 
 
 @parametrize_locks
-def test_a_lock_covers_all_requirements_but_torch_and_triton(lock: Path) -> None:
+def test_a_lock_has_all_dependencies_except_torch_and_triton(lock: Path) -> None:
     required = required_packages("trimtab", frozenset(lock.stem.split("-")), {"setuptools"}) - UNLOCKED
     assert {name for name in required if not TORCH_DEPENDENCIES.match(name)} <= pinned_versions(lock).keys()
     assert not UNLOCKED & pinned_versions(lock).keys()
 
 
-def test_the_locks_keep_to_the_constraints() -> None:
+def test_the_locks_satisfy_the_constraints() -> None:
     lines = [line for line in (TOOLS / "constraints.txt").read_text().splitlines() if line[0] != "#"]
     tests, demo = (
         pinned_versions(TOOLS / "scripts" / "locks" / name)
@@ -79,4 +79,4 @@ def test_the_locks_keep_to_the_constraints() -> None:
         name = canonicalize_name(need.name)
         if name not in UNLOCKED | SEPARATELY_INSTALLED and (need.marker is None or need.marker.evaluate()):
             assert tests[name] == {str(need.specifier)}
-    assert demo.items() <= tests.items(), "both have the same"
+    assert demo.items() <= tests.items(), "both locks have the same versions"

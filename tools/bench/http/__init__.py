@@ -1,1 +1,1 @@
-"""Clients that put an OpenAI-compatible server under load."""
+"""HTTP clients that load an OpenAI-compatible server."""

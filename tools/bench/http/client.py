@@ -1,6 +1,6 @@
-"""A small HTTP client that reads an answer line by line, as it comes: what a bench of a server needs of one.
+"""Minimal HTTP client that streams a response line by line, for server benches.
 
-It speaks HTTP/1.1 over asyncio's streams and adds next to nothing to the times that are measured.
+It speaks HTTP/1.1 over asyncio streams, with negligible overhead in the measured times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 1 << 24
 
 
 class HTTPStatusError(RunError):
-    """The server answered with a status that is not 200. `status` is it."""
+    """The server answered with a `status` other than 200."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"the server answered {status}: {' '.join(body.split())[:200]}")
@@ -30,7 +30,7 @@ class HTTPStatusError(RunError):
 
 @dataclass(frozen=True)
 class HTTPClient:
-    """Calls one server. Raises InputError for a URL that is none."""
+    """Client of one server. Raises InputError for an invalid URL."""
 
     base_url: str
     api_key: str | None = None
@@ -45,15 +45,15 @@ class HTTPClient:
             raise InputError(f"base_url is {self.base_url!r}; it must be like http://127.0.0.1:8000")
 
     async def get_json(self, path: str) -> Any:
-        """The JSON at this path."""
+        """GET the JSON at `path`."""
         return json.loads(b"\n".join([line async for line in self.stream_lines(path)]))
 
     async def stream_lines(
         self, path: str, body: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """The lines of an answer, without their ends; a body makes it a POST.
+        """Yield the lines of the response, without line ends. With a body the request is a POST.
 
-        Raises RefusedError for a status that is not 200, RunError where no whole answer comes.
+        Raises HTTPStatusError for a status other than 200, RunError for an incomplete response.
         """
         url = urlsplit(self.base_url)
         tls = ssl.create_default_context() if url.scheme == "https" else None
@@ -91,7 +91,7 @@ class HTTPClient:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[bytes, bytes]]:
-    """The status and the headers, their names in small letters."""
+    """The status and the headers, with names and values in lower case."""
     status_line = (await reader.readline()).split()
     if len(status_line) < 2:
         raise EOFError("it closed the connection")
@@ -103,7 +103,7 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[bytes, byt
 
 
 async def _iter_chunks(reader: asyncio.StreamReader, headers: Mapping[bytes, bytes]) -> AsyncIterator[bytes]:
-    """The content as it comes: in chunks, of a given length, or until the end."""
+    """Yield the body as it arrives: chunked, with a Content-Length, or until the connection closes."""
     if b"chunked" in headers.get(b"transfer-encoding", b""):
         while size := int((await reader.readline()).partition(b";")[0] or b"broken", 16):
             yield await reader.readexactly(size)
@@ -116,7 +116,7 @@ async def _iter_chunks(reader: asyncio.StreamReader, headers: Mapping[bytes, byt
 
 
 async def _iter_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Pieces cut anew, at the ends of lines."""
+    """Split a byte stream into lines."""
     partial = b""
     async for chunk in chunks:
         *complete, partial = (partial + chunk).split(b"\n")

@@ -1,4 +1,4 @@
-"""Many clients of a server at once, each with a steered stream of its own, of whom some leave it midway."""
+"""Many concurrent clients of one server, each with a steered stream; some disconnect midway."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ OBJECTIVES = {"Your answer should be uplifting.": 0.7, "Your answer should be on
 async def run_swarm(
     port: int, num_clients: int, max_tokens: int, leave_seed: int | None = None
 ) -> list[tuple[str, float]]:
-    """How each client's stream ended, and after how many seconds.
+    """Return each client's outcome and the seconds it took.
 
-    It ends "done", "left", with an "error" of the server's, "broken" off, or with the status of a refusal.
-    leave_seed: the seed of who leaves and when, a third of them; without it nobody does.
+    Outcomes: "done", "left" (the client disconnected), "error" (sent by the server), "broken" (the stream
+    ended early), or the HTTP status of a refusal.
+    leave_seed: a third of the clients disconnect after a random number of chunks; without it none does.
     """
     rng = random.Random(leave_seed)
     leave_after = [

@@ -1,4 +1,4 @@
-"""One streamed answer of an OpenAI-compatible server, and when each of its pieces came."""
+"""One streamed response of an OpenAI-compatible server, with the arrival times of its chunks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ CHAT_ENDPOINT = "/v1/chat/completions"
 
 @dataclass
 class StreamResult:
-    """An answer by the clock, in seconds. Without text there is no first piece.
+    """Timing of one response, in seconds.
 
-    gaps: between its pieces; a piece may be several tokens. steered: whether it was asked with objectives.
-    prompt_tokens, tokens: as the server counts them; without a count, a token a piece. error: why it failed.
+    first: arrival of the first chunk with text, None without text. gaps: times between chunks; a chunk may
+    hold several tokens. steered: whether the request had objectives. prompt_tokens, tokens: the server's
+    usage counts; without usage each chunk counts as a token. error: why the request failed.
     """
 
     steered: bool
@@ -37,21 +38,21 @@ class StreamResult:
 
     @property
     def ttft(self) -> float:
-        """Time to the first piece."""
+        """Time to the first chunk; the whole latency if there is no text."""
         return (self.end if self.first is None else self.first) - self.start
 
     @property
     def latency(self) -> float:
-        """From asking to the last line."""
+        """Time from sending the request to the last line."""
         return self.end - self.start
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token after the first; None for an answer of one token."""
+        """Time per output token after the first; None with fewer than two tokens."""
         return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 else None
 
     def relative_to(self, origin: float) -> StreamResult:
-        """The same by a clock that began at that moment."""
+        """A copy with times relative to `origin`."""
         first = None if self.first is None else self.first - origin
         return replace(self, start=self.start - origin, end=self.end - origin, first=first)
 
@@ -59,7 +60,7 @@ class StreamResult:
 async def stream_request(
     client: HTTPClient, path: str, body: Mapping[str, Any], steered: bool
 ) -> StreamResult:
-    """Asks, and reads to the end. Never raises for what the server does: that is the answer's `error`."""
+    """Send a request and read the stream to its end. Server failures are returned in `error`, not raised."""
     result = StreamResult(steered, time.perf_counter())
     try:
         await _read_events(client, path, body, result)
@@ -83,7 +84,7 @@ async def _read_events(client: HTTPClient, path: str, body: Mapping[str, Any], r
                 continue
             event = json.loads(data)
             if event.get("error"):
-                raise RunError(f"the server ended an answer: {event['error']}")
+                raise RunError(f"the server sent an error: {event['error']}")
             if usage := event.get("usage"):
                 result.prompt_tokens, result.tokens = usage["prompt_tokens"], usage["completion_tokens"]
             if any(_delta_text(choice) for choice in event.get("choices", ())):
@@ -94,11 +95,11 @@ async def _read_events(client: HTTPClient, path: str, body: Mapping[str, Any], r
                     result.gaps.append(now - last_time)
                 last_time, num_chunks = now, num_chunks + 1
     if not done:
-        raise RunError("the server broke off an answer")
+        raise RunError("the stream ended without [DONE]")
     result.tokens = result.tokens or num_chunks
 
 
 def _delta_text(choice: Mapping[str, Any]) -> str:
-    """What a piece says, of a chat or a completion; models that think say so in a key of its own."""
+    """The text of a chat or completion chunk. Reasoning models use `reasoning_content`."""
     delta = choice.get("delta") or {}
     return str(choice.get("text") or delta.get("content") or delta.get("reasoning_content") or "")

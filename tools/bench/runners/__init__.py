@@ -1,5 +1,5 @@
-"""What the contestants of `trimtab bench peers` run in: scripts of their own, in environments of their own.
+"""Runners of `trimtab bench peers`: one script per engine, each run by an interpreter that has that engine.
 
-`main_loop.py NAME` loads `NAME.py` beside it and speaks lines of JSON; see `tools.bench.runners.process`
-for the other end. None of them needs trimtab but `trimtab.py`, so that any interpreter can run them.
+`main_loop.py NAME` loads `NAME.py` from this folder and exchanges lines of JSON with
+`tools.bench.runners.process`. Only `trimtab.py` imports trimtab, so that any interpreter can run the others.
 """

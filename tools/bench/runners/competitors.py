@@ -1,4 +1,4 @@
-"""Who takes part in `trimtab bench peers`, and what is compared with what."""
+"""The contestants of `trimtab bench peers`, and the speed ratios between them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .process import RunnerProcess
 
 Prompts = list[list[list[int]]]
-"""By prompt and branch, the base first: token ids."""
+"""Token ids by prompt and branch, the base branch first."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to decode. runner: whose worker does it; variant: what that calls it; one_prompt_only: a
-    prompt at a time.
+    """An engine with a decoding variant. runner: the runner module; variant: its name there; one_prompt_only:
+    no batches.
     """
 
     name: str
@@ -30,9 +30,9 @@ class Competitor:
 
 @dataclass(frozen=True)
 class SpeedRatio:
-    """Ours / theirs, as tokens a second; expect_equal: both are to choose the same tokens.
+    """Ours / theirs in tokens per second; expect_equal: both should generate the same tokens.
 
-    Between two of ours the time after the first token is compared, else whole calls, prompt included.
+    Between two trimtab contestants the decode times are compared, else whole calls, prefill included.
     """
 
     ours: str
@@ -70,7 +70,7 @@ RATIOS = (
 
 @dataclass
 class CompetitorResult:
-    """What a contestant has done. Seconds, an entry a round: whole calls, and where it says so decoding."""
+    """Results of a contestant: seconds per round of whole calls and, where reported, of decoding."""
 
     competitor: Competitor
     call_times: list[float] = field(default_factory=list)
@@ -80,7 +80,7 @@ class CompetitorResult:
     def run_round(
         self, worker: RunnerProcess, prompts: Prompts, num_tokens: int, batch_size: int, record: bool
     ) -> None:
-        """Decodes all prompts, `batch_size` at a time. A round that does not count warms up."""
+        """Decode all prompts, `batch_size` at a time. A warm-up round does not record its times."""
         answers: list[dict[str, Any]] = [
             worker.request(
                 "run",
@@ -97,12 +97,12 @@ class CompetitorResult:
                 self.decode_times.append(sum(answer["decoding"] for answer in answers))
 
     def tokens_per_second(self, num_tokens: int) -> list[float]:
-        """Tokens a second of whole calls."""
+        """Tokens per second of whole calls."""
         return [num_tokens / seconds for seconds in self.call_times]
 
 
 def compute_ratio(ratio: SpeedRatio, results: dict[str, CompetitorResult]) -> dict[str, Any]:
-    """A ratio within each round, and the share of tokens that are the same where they should be."""
+    """The ratio of each round and, where tokens should be equal, the fraction that are."""
     ours, theirs = results[ratio.ours], results[ratio.theirs]
     decode_times = (ours.decode_times, theirs.decode_times)
     values = [
@@ -118,6 +118,6 @@ def compute_ratio(ratio: SpeedRatio, results: dict[str, CompetitorResult]) -> di
 
 
 def token_match_rate(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
-    """The share of places at which two lists of answers have the same token."""
+    """The fraction of positions at which two lists of answers have the same token."""
     matches = [a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
     return sum(matches) / len(matches)

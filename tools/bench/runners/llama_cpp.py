@@ -1,4 +1,4 @@
-"""llama.cpp as a contestant, by llama-cpp-python: plain decoding of a GGUF file as it is."""
+"""Runner for llama.cpp, through llama-cpp-python: plain decoding of a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import llama_cpp  # type: ignore[import-not-found]
 
 
 class Peer:
-    """A context of llama.cpp, with the threads that torch would have. It decodes one prompt at a time."""
+    """A llama.cpp context with OMP_NUM_THREADS threads, or one per core. Decodes one prompt at a time."""
 
     def __init__(self, gguf: str, length: int, **_: Any) -> None:
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -21,11 +21,11 @@ class Peer:
         self.about = {
             "version": llama_cpp.__version__,
             "threads": threads,
-            "weights": f"{os.path.basename(gguf)} as it is, {size / 1e6:.0f} MB, {self._file_type()}",
+            "weights": f"{os.path.basename(gguf)}, {size / 1e6:.0f} MB, {self._file_type()}",
         }
 
     def _file_type(self) -> str:
-        """How most of the file's numbers are written, such as Q4_1."""
+        """The quantization type of most tensors, such as Q4_1."""
         file_type, prefix = self._llama.metadata.get("general.file_type"), "LLAMA_FTYPE_MOSTLY_"
         names_by_code = {
             str(getattr(llama_cpp, name)): name for name in dir(llama_cpp) if name.startswith(prefix)
@@ -33,7 +33,7 @@ class Peer:
         return names_by_code.get(str(file_type), "of unknown type").removeprefix(prefix)
 
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
-        """Decodes the prompts one after another, greedily, each computed anew."""
+        """Decode the prompts greedily, one after another, without reusing the KV cache."""
         token_ids = []
         for prompt in prompts:
             self._llama.reset()

@@ -1,8 +1,8 @@
-"""A contestant's process: `PYTHON loop.py NAME` reads a line of JSON, does what it asks, answers with a line.
+"""Main loop of a runner process: `PYTHON main_loop.py NAME` answers each line of JSON with a line of JSON.
 
-{"do": "open", …} makes the contestant of NAME.py with these options: {"about": {…}}, or {"missing": package}.
-{"do": "run", …} runs it: {"seconds": …, "token_ids": [[…], …], …}. {"do": "render", …} is for trimtab alone.
-Whatever fails is {"error": sentence}. It ends with its standard input. Nothing here needs trimtab.
+{"do": "open", …} creates the Peer of NAME.py with these options: {"about": {…}}, or {"missing": package}.
+{"do": "run", …} decodes: {"seconds": …, "token_ids": [[…], …], …}. {"do": "render", …} is for trimtab only.
+A failure is {"error": sentence}. The process ends with its standard input. It does not import trimtab.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SCRIPT_DIR = Path(__file__).resolve().parent
 
 
 def main(name: str) -> None:
-    """Serves until standard input ends."""
-    # a group of its own: it is stopped whole between its turns, and ended by the system if its bench dies
+    """Answer requests until standard input ends."""
+    # A new process group: SIGSTOP reaches the children, too, and the kernel ends the group if the bench dies.
     os.setpgid(0, 0)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print what they like
+    os.dup2(2, 1)  # Libraries may print to stdout.
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != SCRIPT_DIR]
     runner: Any = None
     for line in sys.stdin:

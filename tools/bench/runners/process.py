@@ -1,7 +1,7 @@
-"""A contestant's process as the bench holds it: one that computes only while it is asked.
+"""Handle of a runner process that runs only during its turn.
 
-Between its turns a worker is stopped (SIGSTOP, with all processes that it has started), so that no engine
-that polls for work takes time from the one whose turn it is.
+Between turns the process and its children are stopped with SIGSTOP, so that an engine that polls for work
+takes no CPU time from the measured one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 LOOP_SCRIPT = Path(__file__).with_name("main_loop.py")
 EXIT_TIMEOUT = 10
-"""Seconds that a worker has to end by itself."""
+"""Seconds to wait for a runner to exit by itself."""
 
 
 class MissingPackageError(RunError):
-    """The worker's environment lacks a package."""
+    """The runner's Python lacks a package."""
 
 
 class RunnerProcess:
-    """`python main_loop.py KIND`; `request` has it do one thing. Raises InputError for no such python."""
+    """A `python main_loop.py NAME` process. Raises InputError if `python` cannot be run."""
 
     def __init__(self, name: str, python: str = sys.executable, module_path: Path | None = None) -> None:
-        """`module_path` is searched for modules before all others."""
+        """`module_path` comes first in PYTHONPATH."""
         search_paths = [str(module_path)] * (module_path is not None) + [os.environ.get("PYTHONPATH", "")]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_paths))}
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -65,13 +65,16 @@ class RunnerProcess:
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0 if exc_type else EXIT_TIMEOUT)
-        self._send_signal(signal.SIGKILL)  # what it has started may outlive it
+        self._send_signal(signal.SIGKILL)  # its children may outlive it
         self._process.kill()
         self._process.wait()
         self._stderr.close()
 
     def request(self, task: str, **kwargs: Any) -> dict[str, Any]:
-        """Its answer. Raises MissingError without its package, RunError when it fails or dies."""
+        """Send a request and return the reply.
+
+        Raises MissingPackageError if a package is missing, RunError if the task fails or the process exits.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._send_signal(signal.SIGCONT)
@@ -83,17 +86,17 @@ class RunnerProcess:
         self._send_signal(signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)
         if "missing" in reply:
-            raise MissingPackageError(f"its Python has no package {reply['missing']}")
+            raise MissingPackageError(f"its Python lacks the package {reply['missing']}")
         if "error" in reply:
             raise RunError(f"{self.name} failed: {' '.join(reply['error'].split())}")
         return reply
 
     def _send_signal(self, signum: int) -> None:
-        """To all of its group, which is its own as soon as it has said anything."""
+        """Signal the process group. The runner creates it before its first reply."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signum)
 
     def _last_stderr_line(self) -> str:
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "no output"

@@ -1,8 +1,8 @@
-"""transformers as a contestant: `generate`, plain and with `guidance_scale`, and the literal Amulet loop.
+"""Runner for transformers: `generate`, plain and with `guidance_scale`, and the literal Amulet loop.
 
-The loop is what the Amulet paper describes, run as it is written and without a KV cache: for every token two
-forwards over the whole of both sequences, then T = 60 steps of Follow-the-Regularised-Leader, each a vector
-over the vocabulary. Only the logits of the last position are computed, which is kinder than its authors are.
+The loop follows the Amulet paper literally, without a KV cache: for every token two forward passes over the
+full sequences, then T = 60 steps of Follow-the-Regularised-Leader, each on a vector over the vocabulary. Only
+the logits of the last position are computed, which is cheaper than in the authors' code.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ ALPHA, LAM, ETA, NUM_STEPS = 2.0, 2.0, 10.0, 60
 
 
 class Peer:
-    """A model of transformers."""
+    """A transformers model."""
 
     def __init__(self, folder: str, dtype: str, guidance_scale: float, **_: Any) -> None:
         loader: Any = transformers.AutoModelForCausalLM
         self._model = loader.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        self._model.generation_config.eos_token_id = None  # every answer is as long as it may be
+        self._model.generation_config.eos_token_id = None  # so that every answer has the maximum length
         self._guidance_scale = guidance_scale
         self.about = {
             "version": transformers.__version__,
@@ -31,7 +31,7 @@ class Peer:
 
     @torch.inference_mode()
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
-        """Decodes all prompts, greedily: in one padded batch, but for the literal loop, which takes one."""
+        """Decode all prompts greedily: in one padded batch, or one at a time in the literal Amulet loop."""
         if contestant == "amulet":
             return {"token_ids": [self._decode_amulet(prompt[0], prompt[1], tokens) for prompt in prompts]}
         base = [prompt[0] for prompt in prompts]
@@ -70,7 +70,7 @@ class Peer:
 
 
 def follow_the_leader(base: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-    """log π_T of Amulet from log-probabilities [vocab] without and with the objective, T vector steps.
+    """log π_T of Amulet from log-probabilities [vocab] without and with the objective, in T steps.
 
     U_t = α (log π_{t−1} − b), log π_t ≃ [λ p + (1/t) Σ U_s + log π_{t−1} / (η t)] / [λ + 1 / (η t)].
     """
@@ -83,7 +83,7 @@ def follow_the_leader(base: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
 
 
 def _left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, [prompts, longest], padded on the left."""
+    """Ids and attention mask, [prompts, max_len], padded on the left."""
     max_len = max(map(len, prompts))
     ids = [[0] * (max_len - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (max_len - len(prompt)) + [1] * len(prompt) for prompt in prompts]

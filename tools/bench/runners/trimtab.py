@@ -1,4 +1,4 @@
-"""trimtab as a contestant: whichever `trimtab` the interpreter finds, by its public names alone."""
+"""Runner for trimtab. It uses public names only, so that it works with other commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAMPLED_PARAMS = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
 
 
 class Peer:
-    """An engine. `wishes` are [[text, weight], …]; one-preference methods take the first."""
+    """An engine. `wishes` are objectives [[text, weight], …]; methods for one objective take the first."""
 
     def __init__(self, model: str, dtype: str, wishes: list[tuple[str, float]], rows: int, **_: Any) -> None:
         self._engine = Engine.from_pretrained(
@@ -36,17 +36,17 @@ class Peer:
         }
 
     def render(self, prompts: list[str]) -> list[list[list[int]]]:
-        """The ids of each prompt's branches: without an objective, and with each."""
+        """The token ids of each prompt's branches: without an objective, then with each."""
         method = self._methods["mato"][0]
         branch_lists = (self._engine.render(Request(prompt, method)) for prompt in prompts)
         return [[branch.prompt_token_ids for branch in branches] for branches in branch_lists]
 
     def run(self, contestant: str, prompts: list[list[list[int]]], tokens: int) -> dict[str, Any]:
-        """Decodes all prompts at once. "decoding" is the slowest answer's time after its first token."""
+        """Decode all prompts at once. "decoding" is the longest time after the first token."""
         method, sampling = self._methods[contestant]
         num_branches = 1 + len(method.weights())
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, **sampling)
-        # without a trace, which none of the others keeps
+        # False: no trace, as in the other engines
         request_args = ((prompt[:num_branches], False) for prompt in prompts)
         outputs = self._engine.generate([Request(None, method, params, *args) for args in request_args])
         if failed := [output.error for output in outputs if output.error]:

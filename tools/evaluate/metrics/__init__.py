@@ -1,3 +1,1 @@
-"""From answers to numbers: scores, bootstrap intervals, Pareto fronts, win rates. `analysis.py` is the
-entry.
-"""
+"""Metrics of a study: scores, bootstrap intervals, Pareto fronts, win rates. Start at `analysis.py`."""

@@ -1,4 +1,7 @@
-"""From scores to results: dials, fronts, win rates and costs, each with a bootstrap over questions."""
+"""Compute a study's results from its scores: steerability, Pareto fronts, win rates and costs.
+
+Each has an interval from a bootstrap over questions.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ if TYPE_CHECKING:
     from .statistics import Array
 
 MEDIAN_MEASURES = ("perplexity",)
-"""Measures whose mean a single answer can move anywhere."""
+"""Measures reported as a median, because one outlier can dominate the mean."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Makes the results of a table.
+    """Computes the results of a score table.
 
-    has_ratings: whether all aims are marked from 1 to 5. judgments: what a judge said of pairs, if one was
-    asked.
+    has_ratings: whether all objectives are rated from 1 to 5. judgments: the pairwise judgments, empty
+    without a judge.
     """
 
     table: ScoreTable
@@ -36,7 +39,7 @@ class Analysis:
     judgments: Judgments
 
     def compute(self) -> Result:
-        """Everything, in the order of the study's rows; a family of several has one more, of all points."""
+        """All results, in the order of the study's rows. A family of several rows adds one for its points."""
         row_results: list[RowResult] = []
         for members in self._group_by_family():
             row_results += [self._row_result(row) for row in members]
@@ -74,7 +77,7 @@ class Analysis:
         )
 
     def _family_result(self, rows: Sequence[Row]) -> RowResult:
-        """All points of a family. At each weight it is the row of it that is best there on the whole."""
+        """The result for all points of a family, whose best row by mean utility is used at each weight."""
         num_points = len({key for row in rows for key in self._answer_keys(row)})
         return RowResult(
             label=f"{rows[0].family}, all wordings",
@@ -95,7 +98,7 @@ class Analysis:
 
     def _point_results(self, rows: Sequence[Row]) -> Iterator[PointResult]:
         table = self.table
-        coords = np.concatenate([table.point_coords(row)[0] for row in rows])  # [points of the family, aims]
+        coords = np.concatenate([table.point_coords(row)[0] for row in rows])  # [points, objectives]
         on_front = iter(pareto.is_pareto_optimal(coords))
         for row in rows:
             mean_scores = table.mean_scores(row)
@@ -129,16 +132,16 @@ class Analysis:
         }
 
     def _hypervolumes(self, rows: Sequence[Row]) -> Array:
-        """The hypervolume of all points of these rows: [draws]."""
+        """The hypervolume of all points of these rows in each draw: [draws]."""
         return map_draws(self._coords(rows), pareto.hypervolume)
 
     def _coords(self, rows: Sequence[Row]) -> Array:
-        """Where all points of these rows are: [draws, points, aims]."""
+        """Normalised coordinates of all points of these rows: [draws, points, objectives]."""
         coords = np.concatenate([self.table.point_coords(row) for row in rows], axis=1)
         return coords if coords.shape[-1] <= 2 else coords[: 1 + caveats.MULTI_TARGET_DRAWS]
 
     def _win_rates(self, rows: Sequence[Row]) -> dict[str, Estimate]:
-        """Of the rows, at each weight the best, against the best of each reference."""
+        """Win rates of the best row at each weight against the best row of each reference."""
         utility = self._best_utility(rows)
         outcomes = {
             name: statistics.win_scores(utility, self._best_utility(r))
@@ -147,7 +150,7 @@ class Analysis:
         return {name: self._mean_estimate(values[..., None]) for name, values in outcomes.items()}
 
     def _best_utility(self, rows: Sequence[Row]) -> Array:
-        """Of that row which is best at each weight: [weights, questions]."""
+        """The utility of the best row at each weight: [weights, questions]."""
         return np.stack(
             [self.table.utility(row)[index] for index, row in enumerate(self.table.best_rows(rows))]
         )
@@ -160,7 +163,7 @@ class Analysis:
         return {name: self._mean_estimate(values) for name, values in metrics.items()}
 
     def _measure_estimates(self, rows: Sequence[Row], weights: slice) -> dict[str, Estimate]:
-        """Of the answers at these weights; each array is [weights, questions, n]."""
+        """Estimate the measures of the answers at these weights, from arrays [weights, questions, n]."""
         scores, estimates = self.table.scores, {}
         for name, measure in {**scores.extras, **scores.facts}.items():
             values = np.concatenate([measure[row.label][weights] for row in rows])

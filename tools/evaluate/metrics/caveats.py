@@ -1,4 +1,4 @@
-"""What a reader must know before trusting a number."""
+"""Warnings for the report: settings and results that make its numbers unreliable."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MIN_TOKENS = 256
 MIN_QUESTIONS = 30
 MAX_BAD_SHARE = 0.1
 MULTI_TARGET_DRAWS = 100
-"""A front of more than two aims is costly to measure."""
+"""Draws for more than two objectives: an exact hypervolume is expensive there."""
 MAX_PERPLEXITY_RATIO = 3.0
 
 
 def find_caveats(table: ScoreTable, points: Sequence[PointResult]) -> tuple[str, ...]:
-    """Sentences, none where all is well."""
+    """One sentence for each warning."""
     return tuple(_iter_caveats(table, points))
 
 
@@ -39,7 +39,7 @@ def _iter_caveats(table: ScoreTable, points: Sequence[PointResult]) -> Iterator[
         yield f"With {len(study.questions)} questions, fewer than {MIN_QUESTIONS}, intervals are too narrow."
     if len(study.targets) > 2:
         yield (
-            f"Intervals of fronts are from {MULTI_TARGET_DRAWS} draws only, for there are more than two aims."
+            f"Intervals of fronts are from {MULTI_TARGET_DRAWS} draws only, as there are more than two aims."
         )
     for target, (low, high) in zip(study.targets, table.ranges.T, strict=True):
         if not high > low:
@@ -70,6 +70,6 @@ def _iter_caveats(table: ScoreTable, points: Sequence[PointResult]) -> Iterator[
 
 
 def _labels_above(points: Sequence[PointResult], measure: str) -> str:
-    """The rows that have a point at which the measure is high."""
+    """Labels of the rows with a point whose measure exceeds MAX_BAD_SHARE."""
     labels = [point.label for point in points if (point.measures[measure].value or 0) > MAX_BAD_SHARE]
     return ", ".join(dict.fromkeys(labels))

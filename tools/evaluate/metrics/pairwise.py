@@ -1,4 +1,4 @@
-"""Answers compared two by two by a judge: each row's with plain decoding's and with the best prompt's."""
+"""Pairwise judgments: a judge compares each row's answers with base's and with the best prompt's."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 OUTCOME_SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0, None: math.nan}
 
 Judgments = dict[str, dict[str, "Array"]]
-"""By row and reference, how often the row won: [weights, questions], NaN where it cannot be said."""
+"""By row and reference, the row's win score: [weights, questions], NaN without a verdict."""
 
 
 def judge_rows(table: ScoreTable, answers: Answers, judge: PairwiseJudge, cache: ScoreCache) -> Judgments:
-    """Every row against every reference, at each weight by the objectives with their weights."""
+    """Judge every row against every reference, at each weight by the weighted objectives."""
     study = table.study
     return {
         row.label: {
@@ -47,7 +47,7 @@ def _win_scores(
     judge: PairwiseJudge,
     cache: ScoreCache,
 ) -> Array:
-    """`reference_rows` has the reference's row at each weight."""
+    """Win scores [weights, questions]. `reference_rows`: the row to compare with at each weight."""
     pairs: list[tuple[Answer, Answer]] = []
     for weight_index in range(len(study.weights)):
         row_answers = _answers_at(study, answers, row, weight_index)
@@ -60,7 +60,7 @@ def _win_scores(
 
 
 def _answers_at(study: Study, answers: Answers, row: Row, weight_index: int) -> list[Answer]:
-    """All answers of a row at a weight, question after question."""
+    """All answers of a row at a weight, grouped by question."""
     weights = study.weights[weight_index]
     return [
         to_answer(

@@ -1,5 +1,4 @@
-"""The Pareto front of points of which every coordinate is better when higher: who is on it, its hypervolume,
-how wide it is."""
+"""Pareto front, hypervolume and spread of points; in every coordinate higher is better."""
 
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def is_pareto_optimal(points: Array) -> NDArray[np.bool_]:
-    """Which of [points, objectives] no other point beats: at least as good in all, better in one.
+    """Which of the points [points, objectives] no other dominates: at least as good in all, better in one.
 
-    A point with NaN is not on it, and beats none.
+    A point with NaN is not on the front and dominates none.
     """
     valid = ~np.isnan(points).any(axis=1)
     left, right = points[:, None], points[None]
@@ -26,10 +25,10 @@ def is_pareto_optimal(points: Array) -> NDArray[np.bool_]:
 
 
 def hypervolume(points: Array) -> float:
-    """The volume between the origin and the points' front: of all that some point is at least as good as.
+    """The volume that the points dominate above the origin (Zitzler and Thiele, 1998).
 
-    points: [points, objectives]; what is below 0 anywhere adds nothing. Exact: sliced along one objective
-    after another (Zitzler and Thiele, 1998, for the measure). NaN without points that are known.
+    points: [points, objectives]; a point with a negative coordinate adds nothing. Exact, by slicing along
+    one objective after another. NaN if every point has a NaN.
     """
     valid = points[~np.isnan(points).any(axis=1)]
     if not len(valid):
@@ -39,13 +38,13 @@ def hypervolume(points: Array) -> float:
 
 
 def spread(points: Array) -> float:
-    """How much of the range the front covers: highest minus lowest, the mean over objectives."""
+    """The extent of the front: highest minus lowest coordinate, the mean over objectives."""
     front = points[is_pareto_optimal(points)]
     return float((front.max(axis=0) - front.min(axis=0)).mean()) if len(front) else float("nan")
 
 
 def _slice_volume(points: Array) -> float:
-    """Slices along the last objective, from the highest point down: each as deep as the drop to the next."""
+    """Sum slices along the last objective from the highest point down; a slice ends at the next point."""
     if points.shape[1] == 1:
         return float(points.max())
     if points.shape[1] == 2:
@@ -58,7 +57,7 @@ def _slice_volume(points: Array) -> float:
 
 
 def _area_2d(points: Array) -> float:
-    """Strips of the first objective, from the point that is best in it."""
+    """Sum strips along the first objective, from its highest point down."""
     descending = points[np.argsort(-points[:, 0], kind="stable")]
     heights = np.maximum.accumulate(descending[:, 1])
     return float((descending[:, 0] - np.append(descending[1:, 0], 0.0)) @ heights)

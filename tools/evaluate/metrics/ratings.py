@@ -1,4 +1,4 @@
-"""What is said of answers that are marked from 1 to 5 for each preference: AMR, APS and Worst."""
+"""Metrics of answers rated from 1 to 5 for each objective: AMR, APS and Worst."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 RATING_SCALE = (1.0, 5.0)
 MIN_MET_RATING = 3.0
-"""The mark from which on a preference is met."""
+"""An objective with at least this rating is met."""
 
 
 def rating_metrics(ratings: Array) -> dict[str, Array]:
-    """By name, of marks [preferences, ...]: AMR, whether all are met; APS, their mean; Worst, the lowest.
+    """AMR, whether all are met; APS, their mean; Worst, the lowest, of ratings [objectives, ...].
 
-    Each is [...], NaN where a mark is unknown.
+    Each is [...], NaN where a rating is missing.
     """
     missing = np.isnan(ratings).any(axis=0)
     return {

@@ -1,4 +1,4 @@
-"""What a study found: a result for each row and each point, every number with its interval."""
+"""Results of a study, for each row and each point; every number has its interval."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class PointResult:
     """A row at one weight, or at all weights for which it gives the same answers.
 
-    scores:     mean score of each aim as its scorer gives it.
-    normalised: the same with 0 and 1 at the worst and the best mean of all points, higher is better.
-    front:      whether no other point of its row's family is at least as good in all aims and better in one.
-    measures:   means of the further scorers (perplexity: the median) and of words, tokens, logprob, kl,
-                strength and truncated; `unscored` is the share of answers without a score by some aim.
+    scores:     mean score of each objective, in its scorer's units.
+    normalised: the same, scaled to 0 at the worst mean of all points and 1 at the best; higher is better.
+    front:      whether it is on the Pareto front of its row's family.
+    measures:   means of the extra scorers (perplexity: the median) and of words, tokens, logprob, kl,
+                strength and truncated; `unscored` is the share of answers not scored for some objective.
     """
 
     label: str
@@ -34,15 +34,15 @@ class PointResult:
 class RowResult:
     """A method over all its weights.
 
-    steerability: for each aim, Spearman's correlation of asked weight and mean score; no value without a dial
-                  that moves.
-    hypervolume, spread: of its front, normalised.
-    lead:         by reference, its hypervolume less that of all the reference's points, in the same draws.
+    steerability: for each objective, Spearman's correlation of requested weight and mean score; no value
+                  if either is constant.
+    hypervolume, spread: of its front, in normalised scores.
+    lead:         by reference, its hypervolume minus that of all the reference's points, in the same draws.
     wins:         by reference, the share of (question, weight) at which the weighted mean of normalised
                   scores is higher than the reference's at that weight.
-    judged:       the same as a judge of pairs says; empty where none was asked.
-    marks:        AMR, APS and Worst, where all aims are marked from 1 to 5.
-    measures:     as of a point, over all asked weights.
+    judged:       the same by a pairwise judge's verdicts; empty without a judge.
+    marks:        AMR, APS and Worst, if all objectives are rated from 1 to 5.
+    measures:     as for a point, over all requested weights.
     """
 
     label: str
@@ -60,9 +60,10 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Result:
-    """All rows and points, and what a reader must know to read them.
+    """All rows and points.
 
-    ranges: of each aim, the worst and the best mean of all points, as its scorer gives them.
+    ranges: the worst and the best mean of all points, for each objective in its scorer's units.
+    notes: warnings about the numbers.
     """
 
     rows: tuple[RowResult, ...]

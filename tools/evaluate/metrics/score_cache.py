@@ -1,4 +1,4 @@
-"""Scores that are costly, kept in a file: what a judge or a reward model has said once is not asked again."""
+"""On-disk cache of scores from a judge or a reward model."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 LINE_PREFIX = b'{"scored": '
 WRITE_BATCH_SIZE = 64
-"""Answers between two writes: what is lost when a run is ended."""
+"""Answers scored between two writes: the most that an interrupted run loses."""
 
 
 class PairwiseJudge(Protocol):
-    """A judge of pairs."""
+    """Compares pairs of answers."""
 
     name: str
 
     def compare(self, pairs: Sequence[Pair]) -> Sequence[str | None]:
-        """ "win", "tie" or "lose" for the first of each pair; None where it cannot be said."""
+        """ "win", "tie" or "lose" for the first answer of each pair; None without a verdict."""
         ...
 
 
 class ScoreCache:
-    """What scorers said, by what they were asked.
+    """Scores and comparisons by a digest of scorer and answers.
 
-    Raises InputError when the file holds anything else.
+    Raises InputError for a file with other lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,13 +54,13 @@ class ScoreCache:
         file.truncate_partial()
 
     def get_scores(self, scorer: Scorer, answers: Sequence[Answer]) -> list[float | None]:
-        """As `scorer.score`."""
+        """`scorer.score(answers)`, cached."""
         answers_by_digest = {_digest(scorer.name, answer): answer for answer in answers}
         self._fill(f"trimtab: {scorer.name} …", answers_by_digest, scorer.score)
         return [self._cached.get(_digest(scorer.name, answer)) for answer in answers]
 
     def get_comparisons(self, judge: PairwiseJudge, pairs: Sequence[Pair]) -> list[str | None]:
-        """As `judge.compare`."""
+        """`judge.compare(pairs)`, cached."""
         pairs_by_digest = {_digest(judge.name, *pair): pair for pair in pairs}
         self._fill(f"trimtab: {judge.name} …", pairs_by_digest, judge.compare)
         return [self._cached.get(_digest(judge.name, *pair)) for pair in pairs]
@@ -68,7 +68,7 @@ class ScoreCache:
     def _fill(
         self, label: str, items: dict[str, Any], evaluate: Callable[[list[Any]], Sequence[float | str | None]]
     ) -> None:
-        """Asks for what is not known, some at a time. What cannot be said is asked again another time."""
+        """Evaluate the items not cached, in batches. None is not cached, so a later run tries again."""
         missing = [digest for digest in items if digest not in self._cached]
         if not missing:
             return

@@ -1,4 +1,4 @@
-"""Scores of all answers, as arrays over points and questions. No scorer sees how an answer was decoded."""
+"""Score all answers into arrays over weights and questions. No scorer sees how an answer was decoded."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from .statistics import Array
 
 ValuesByKey = dict[str, list[float]]
-"""By key, a number for each of the n answers; NaN where it cannot be said."""
+"""By cell key, a number for each of its n answers; NaN if missing."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured. Arrays are [weights, questions, n]; one for each row by its label.
+    """Arrays [weights, questions, n] by row label.
 
-    targets:   for each aim the scores by its scorer, higher is better: the sign is applied.
-    extras: by name of a further scorer.
-    facts:  by name: words, tokens, truncated (0 or 1), logprob, kl, strength.
+    targets: for each objective, its scores with the sign applied: higher is better.
+    extras:  scores by name of an extra scorer.
+    facts:   by name: words, tokens, truncated (0 or 1), logprob, kl, strength.
     """
 
     targets: tuple[dict[str, Array], ...]
@@ -54,11 +54,11 @@ FACT_GETTERS: dict[str, Callable[[AnswerRecord], float | None]] = {
 
 
 ScoreFn = Callable[[str, list[Answer]], list[float | None]]
-"""What a scorer, by the name it was asked for, says of answers."""
+"""(scorer name, answers) -> scores."""
 
 
 def compute_scores(study: Study, answers: Answers, score_fn: ScoreFn) -> Scores:
-    """Everything that the study's aims and further scorers say."""
+    """Score all answers for the study's objectives and by its extra scorers."""
     questions = {key: study.cells[key].question for key in answers}
 
     def to_arrays(values_by_key: ValuesByKey) -> dict[str, Array]:
@@ -116,7 +116,7 @@ def _score_answers(
 
 
 def to_answer(record: AnswerRecord, question: str, objectives: tuple[str, ...], weights: Weights) -> Answer:
-    """A record as scorers see it."""
+    """Convert a record to the scorers' input."""
     return Answer(
         question, objectives, weights, record.text, record.tokens, record.base_logprob, record.finish_reason
     )

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, rank correlation, win rates: what the report's numbers are made of."""
+"""Bootstrap means, medians and intervals, rank correlation, win scores."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 NUM_DRAWS = 1000
 COVERAGE_PERCENT = 95.0
-"""Per cent of the draws that an interval covers."""
+"""Per cent of the draws within an interval."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; None where there is none."""
+    """A value and its 95 % interval; None where undefined."""
 
     value: float | None
     low: float | None = None
@@ -27,9 +27,9 @@ class Estimate:
 
 
 def bootstrap_counts(num_questions: int, seed: int = 0) -> Array:
-    """How often each question is in each draw of as many with replacement: [1 + DRAWS, questions].
+    """How often each question occurs in each bootstrap draw: [1 + NUM_DRAWS, questions].
 
-    Row 0 is the questions as they are. One such array serves all methods, so that their draws are the same.
+    Row 0 is all ones, the data itself. All methods use one such array, so their draws are paired.
     """
     rng = np.random.default_rng(seed)
     indices = rng.integers(0, num_questions, (NUM_DRAWS, num_questions))
@@ -38,9 +38,9 @@ def bootstrap_counts(num_questions: int, seed: int = 0) -> Array:
 
 
 def bootstrap_means(scores: Array, counts: Array) -> Array:
-    """Means over questions in each draw. scores: [..., questions] with NaN where unknown → [draws, ...].
+    """Means over questions in each draw. scores: [..., questions], NaN where missing → [draws, ...].
 
-    NaN where a draw has no known score.
+    NaN where a draw has no score.
     """
     valid = ~np.isnan(scores)
     total = np.tensordot(counts, np.where(valid, scores, 0.0), axes=(1, -1))
@@ -49,16 +49,16 @@ def bootstrap_means(scores: Array, counts: Array) -> Array:
 
 
 def safe_divide(numerator: Array, denominator: NDArray[Any]) -> Array:
-    """total / number, NaN where the number is 0."""
+    """numerator / denominator, NaN where the denominator is 0."""
     result = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result
 
 
 def bootstrap_medians(scores: Array, counts: Array) -> Array:
-    """The median of all scores in each draw. scores: [points, questions] with NaN where unknown → [draws].
+    """The median of all scores in each draw. scores: [points, questions], NaN where missing → [draws].
 
-    It is the lower of the middle two where there are two, as weighted medians are.
+    For an even count it is the lower of the middle two, as in a weighted median.
     """
     num_points, num_questions = scores.shape
     flat, question_index = scores.ravel(), np.tile(np.arange(num_questions), num_points)
@@ -72,7 +72,7 @@ def bootstrap_medians(scores: Array, counts: Array) -> Array:
 
 
 def estimate(draws: Array) -> Estimate:
-    """Value and interval from [1 + draws] values, the first of the data as they are."""
+    """Value and interval from [1 + draws] values; the first is that of the data itself."""
     if not len(draws) or np.isnan(draws[0]):
         return Estimate(None)
     valid = draws[1:][~np.isnan(draws[1:])]
@@ -90,7 +90,7 @@ def map_draws(draws: Array, fn: Callable[[Array], float]) -> Array:
 def spearman(x: Array, y: Array) -> Array:
     """Spearman's rank correlation of x [n] with each row of y [rows, n], ties at their mean rank: [rows].
 
-    Pairs with NaN are left out; NaN where one side is constant.
+    Pairs with NaN in y are ignored; NaN where one side is constant.
     """
     valid = ~np.isnan(y)
     a, b = _centered_ranks(np.broadcast_to(x, y.shape), valid), _centered_ranks(y, valid)
@@ -99,7 +99,7 @@ def spearman(x: Array, y: Array) -> Array:
 
 
 def _centered_ranks(values: Array, valid: NDArray[np.bool_]) -> Array:
-    """In each row the ranks of what is known, less their mean; 0 for what is not."""
+    """Ranks of the valid values of each row, minus their mean; 0 where not valid."""
     left, right, mask = values[:, :, None], values[:, None], valid[:, None]
     ranks = ((left > right) & mask).sum(axis=2) + (((left == right) & mask).sum(axis=2) + 1) / 2
     num_valid = valid.sum(axis=1, keepdims=True)
@@ -108,6 +108,6 @@ def _centered_ranks(values: Array, valid: NDArray[np.bool_]) -> Array:
 
 
 def win_scores(ours: Array, theirs: Array) -> Array:
-    """1 where mine is higher, ½ where both are equal, 0 where it is lower. −∞ stands for what is unknown."""
+    """1 where `ours` is higher, ½ where equal, 0 where lower. −∞ stands for a missing value."""
     outcome: Array = (ours > theirs) + 0.5 * (ours == theirs)
     return outcome

@@ -1,4 +1,4 @@
-"""Scores as arrays that results are made from: means of every draw, the range of all, normalised values."""
+"""Score table of a study: bootstrap means, score ranges, normalised scores, utilities."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A study with its scores, and `counts` [draws, questions]: how often each question is in each draw.
+    """A study with its scores. `counts` [draws, questions]: how often each question occurs in each draw.
 
-    Aims' values are oriented: higher is better.
+    Scores of objectives are signed so that higher is better.
     """
 
     study: Study
@@ -35,17 +35,17 @@ class ScoreTable:
 
     @cached_property
     def weights(self) -> Array:
-        """What was asked for: [weights, aims]."""
+        """The requested weights: [weights, objectives]."""
         return np.array(self.study.weights)
 
     def answer_scores(self, row: Row) -> Array:
-        """Scores of every answer: [aims, weights, questions, n]."""
+        """Scores of every answer: [objectives, weights, questions, n]."""
         return np.stack([target[row.label] for target in self.scores.targets])
 
     def is_fluent(self, row: Row, max_ratio: float | None) -> NDArray[np.bool_]:
-        """At which weights the row's median perplexity is at most so many times base's: [weights].
+        """Whether the row's median perplexity is at most `max_ratio` times base's: [weights].
 
-        Everywhere, where there is nothing to compare with.
+        True everywhere without a `max_ratio` or without base.
         """
         base = [row for row in self.study.rows if row.method_spec.method is Base]
         if max_ratio is None or not base:
@@ -54,33 +54,33 @@ class ScoreTable:
         return fluent
 
     def _median_nll(self, row: Row) -> Array:
-        """The median over answers of the mean negative log-probability of a token: [weights]."""
+        """The median over answers of the mean negative log-probability per token: [weights]."""
         values = -self.scores.facts["logprob"][row.label]
         flat = values.reshape(len(values), -1)
         valid = [line[~np.isnan(line)] for line in flat]
         return np.array([np.median(line) if len(line) else np.inf for line in valid])
 
     def mean_scores(self, row: Row) -> Array:
-        """Mean scores in every draw: [draws, aims, weights]."""
+        """Mean scores in every draw: [draws, objectives, weights]."""
         return self._mean_scores_by_row[row.label]
 
     def is_counted(self, row: Row) -> NDArray[np.bool_]:
-        """At which weights the row counts: [weights]."""
+        """Whether the row is fluent enough (--fluent) to count: [weights]."""
         return self.is_fluent(row, self.study.settings.fluent)
 
     @cached_property
     def ranges(self) -> Array:
-        """The worst and the best mean of all points that count, by aim: [2, aims]."""
+        """The worst and the best mean of all counted points: [2, objectives]."""
         counted = [self.mean_scores(row)[0][:, self.is_counted(row)] for row in self.study.rows]
-        means = np.concatenate(counted, axis=1)  # [aims, points]
+        means = np.concatenate(counted, axis=1)  # [objectives, points]
         valid = [line[~np.isnan(line)] for line in means]
         bounds = [[line.min(), line.max()] if len(line) else [0.0, 0.0] for line in valid]
         return np.swapaxes(np.array(bounds, dtype=np.float64), 0, 1)
 
     def normalize(self, values: Array, axis: int) -> Array:
-        """0 at the worst mean of all points and 1 at the best, for values with the aims along `axis`.
+        """Scale values, objectives along `axis`, to 0 at the worst mean of all points and 1 at the best.
 
-        Where all means are equal nothing can be told apart, and all are 0.
+        All are 0 where all means are equal.
         """
         low, high = self.ranges
         moved = np.moveaxis(values, axis, -1)
@@ -89,7 +89,7 @@ class ScoreTable:
         return result
 
     def distinct_points(self, row: Row) -> list[list[int]]:
-        """The weights by number, those together for which the row gives the same answers."""
+        """Indices of the weights, grouped by equal answers of the row."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for index, weights in enumerate(self.study.weights):
             keys = tuple(self.study.answer_key(row, weights, question) for question in self.study.questions)
@@ -97,9 +97,9 @@ class ScoreTable:
         return list(groups.values())
 
     def point_coords(self, row: Row) -> Array:
-        """Where the row's different points are in every draw, normalised: [draws, points, aims].
+        """Normalised scores of the row's distinct points in every draw: [draws, points, objectives].
 
-        NaN for those that do not count.
+        NaN for points that do not count.
         """
         first_indices = [indices[0] for indices in self.distinct_points(row)]
         coords = np.where(self.is_counted(row), self.normalize(self.mean_scores(row), axis=1), np.nan)
@@ -107,7 +107,7 @@ class ScoreTable:
 
     @property
     def reference_rows(self) -> dict[str, list[Row]]:
-        """What rows are compared with: plain decoding, and a prompt in all its wordings."""
+        """The rows to compare with: `base`, and `prompt` in all its wordings."""
         methods = {"base": Base, "prompt": Prompt}
         rows_by_name = {
             name: [row for row in self.study.rows if row.method_spec.method is method]
@@ -116,21 +116,21 @@ class ScoreTable:
         return {name: rows for name, rows in rows_by_name.items() if rows}
 
     def best_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """At each weight that one of the rows whose means are worth most there."""
+        """The row with the highest mean utility at each weight."""
         best_indices = np.stack([self.mean_utility(row) for row in rows]).argmax(axis=0)
         return [rows[index] for index in best_indices]
 
     def utility(self, row: Row) -> Array:
-        """The weighted mean of normalised scores, [weights, questions]; −∞ where unknown or not counted."""
+        """The weighted mean of normalised scores, [weights, questions]; −∞ where missing or not counted."""
         scores = self.normalize(
             nan_mean(self.answer_scores(row), axis=-1), axis=0
-        )  # [aims, weights, questions]
+        )  # [objectives, weights, questions]
         shares = self.weights.T[:, :, None]
         total = np.where(shares > 0, shares * scores, 0.0).sum(axis=0)
         return np.where(np.isnan(total) | ~self.is_counted(row)[:, None], -np.inf, total)
 
     def mean_utility(self, row: Row) -> Array:
-        """The weighted mean of the points' normalised means: [weights]."""
+        """The weighted mean of the points' normalised mean scores: [weights]."""
         scores = self.normalize(self.mean_scores(row)[0], axis=0)
         total = np.where(self.weights.T > 0, self.weights.T * scores, 0.0).sum(axis=0)
         return np.where(np.isnan(total) | ~self.is_counted(row), -np.inf, total)
@@ -144,7 +144,7 @@ class ScoreTable:
 
 
 def nan_mean(values: Array, axis: int | tuple[int, ...]) -> Array:
-    """The mean along axes of what is known; NaN where nothing is."""
+    """The mean of the values that are not NaN, along `axis`; NaN if there are none."""
     valid = ~np.isnan(values)
     count = valid.sum(axis=axis)
     total = np.where(valid, values, 0.0).sum(axis=axis)

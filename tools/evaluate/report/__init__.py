@@ -1,1 +1,1 @@
-"""The report of a study: JSON, Markdown and two pictures. `report.py` is the entry."""
+"""The report of a study: JSON, Markdown and two plots. Start at `report.py`."""

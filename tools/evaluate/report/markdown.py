@@ -1,4 +1,4 @@
-"""The report as Markdown: tables, and a sentence for each column."""
+"""Render the report as Markdown: tables and a legend of their columns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PERCENT_MEASURES = ("truncated", "unscored")
 
 
 def render_report(study: Study, result: Result, metadata: dict[str, Any]) -> str:
-    """The whole report. `metadata` are those of report.json: command, questions, provenance."""
+    """Render the report. `metadata`: the fields of report.json besides results, such as command."""
     sections = ["# trimtab evaluate", _study_summary(study, result, metadata)]
     if result.notes:
         sections.append("\n".join(f"- **{note}**" for note in result.notes))
@@ -80,7 +80,7 @@ def _study_summary(study: Study, result: Result, metadata: dict[str, Any]) -> st
 
 
 def _objective_text(text: str | None) -> str:
-    return "the question's own preference." if text is None else f"“{_escape_cell(text)}”"
+    return "the question's own objective." if text is None else f"“{_escape_cell(text)}”"
 
 
 def _methods_table(study: Study, result: Result) -> str:
@@ -138,20 +138,18 @@ def _points_table(study: Study, result: Result) -> str:
 
 
 def _measure_names(row: RowResult) -> list[str]:
-    """The names of the measures that are shown: of further scorers, then of facts."""
+    """Names of the measures to show: extra scorers, then TRAILING_MEASURES."""
     fact_names = ("words", "tokens", "truncated", "logprob", "kl", "strength", "unscored")
     return [name for name in row.measures if name not in fact_names] + list(TRAILING_MEASURES)
 
 
 def _column_legend(result: Result) -> str:
     rating_help = {
-        "AMR": "share of answers that have at least 3 of 5 for every preference.",
-        "APS": "mean mark over preferences.",
-        "Worst": "an answer's lowest mark, averaged.",
+        "AMR": "share of answers rated at least 3 of 5 for every objective.",
+        "APS": "mean rating over objectives.",
+        "Worst": "mean over answers of the lowest rating.",
     }
-    judge_help = {
-        "judged": "the same where a judge says which of two answers is better, asked in both orders."
-    }
+    judge_help = {"judged": "the same by a judge that compares two answers, in both orders."}
     first_row = result.rows[0]
     columns = (
         COLUMN_HELP | (judge_help if first_row.judged else {}) | (rating_help if first_row.marks else {})
@@ -164,7 +162,7 @@ def _format_measure(name: str, estimate: Estimate, interval: bool = True) -> str
 
 
 def _format_interval(estimate: Estimate, percent: bool = False, interval: bool = True) -> str:
-    """`0.62 [0.55, 0.70]`; n/a where there is no value."""
+    """`0.62 [0.55, 0.70]`, or n/a without a value."""
     if estimate.value is None:
         return "n/a"
     if not interval or estimate.low is None or estimate.high is None:
@@ -185,5 +183,5 @@ def _format_table(headers: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def _escape_cell(text: str) -> str:
-    """Text that stays in its cell, on one line and as it is."""
+    """Escape text for a Markdown table cell: one line, no `|` or `*` markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")

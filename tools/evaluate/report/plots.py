@@ -1,4 +1,4 @@
-"""Two pictures: the Pareto front of every method, and score against asked weight."""
+"""Plots of a study: the Pareto front of every method, and score by requested weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..study.target import Target
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
-"""Okabe and Ito's, which the colour-blind tell apart, but brown for their yellow, faint on white."""
+"""The Okabe-Ito colour-blind palette, with brown for its yellow, which is faint on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 MAX_PANELS = 6
 DPI = 110
@@ -28,17 +28,17 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
-        raise missing_package_error("the report's pictures", error.name) from None
+        raise missing_package_error("the report's plots", error.name) from None
 
 
 def draw_plots(study: Study, result: Result, pareto_path: Path, dial_path: Path) -> None:
-    """Writes both PNG files."""
+    """Write both PNG files."""
     _save_figure(_plot_fronts(study, result), pareto_path)
     _save_figure(_plot_dials(study, result), dial_path)
 
 
 def _plot_fronts(study: Study, result: Result) -> Any:
-    """A panel for each pair of aims; the better corner is at the upper right."""
+    """A panel for each pair of objectives; better is up and to the right."""
     pairs = list(combinations(range(len(study.targets)), 2))[:MAX_PANELS] or [(0, 0)]
     figure, panels = _make_panels(len(pairs))
     for axes, (x, y) in zip(panels, pairs, strict=True):
@@ -60,7 +60,7 @@ def _plot_fronts(study: Study, result: Result) -> Any:
                 label=label,
                 linewidth=1
                 if len(valid) > 1 and len(study.targets) == 2
-                else 0,  # more aims have no one order
+                else 0,  # points of more objectives have no order
                 **style,
             )
             _annotate_points(axes, valid, x, y, style["color"])
@@ -76,9 +76,9 @@ def _plot_fronts(study: Study, result: Result) -> Any:
 
 
 def _plot_dials(study: Study, result: Result) -> Any:
-    """A panel for each aim: its mean score over its own asked weight."""
+    """A panel for each objective: its mean score by its requested weight."""
     figure, panels = _make_panels(min(len(study.targets), MAX_PANELS))
-    band_alpha = 0.4 / max(4, len(study.rows))  # many bands upon each other hide the lines
+    band_alpha = 0.4 / max(4, len(study.rows))  # overlapping bands would hide the lines
     for k, axes in enumerate(panels):
         for label, points, style in _iter_styled_rows(study, result):
             curve = _scores_by_weight(points, k)
@@ -98,7 +98,7 @@ def _plot_dials(study: Study, result: Result) -> Any:
 
 
 def _scores_by_weight(points: Sequence[PointResult], target_index: int) -> list[tuple[float, Estimate]]:
-    """(weight, score) in order of weight; of more than two aims only where the others have equal weights."""
+    """(weight, score) by weight; with more than two objectives, only where the others weigh the same."""
     scores = {}
     for point in points:
         for weights in point.weights:
@@ -120,7 +120,7 @@ def _iter_styled_rows(
 
 
 def _annotate_points(axes: Any, points: Sequence[PointResult], x: int, y: int, colour: str) -> None:
-    """Writes at each point the asked weight of the panel's first aim, in per cent."""
+    """Annotate each point with the requested weight of the panel's first objective, in per cent."""
     for point in points:
         shares = [weights[x] for weights in point.weights]
         low, high = min(shares), max(shares)
@@ -130,7 +130,7 @@ def _annotate_points(axes: Any, points: Sequence[PointResult], x: int, y: int, c
 
 
 def _error_bars(scores: Sequence[Estimate]) -> list[list[float]]:
-    """How far the intervals reach below and above; an interval need not hold its value."""
+    """Error bar lengths below and above; 0 where the value is outside its interval."""
     below = [max(0.0, s.value - s.low) if s.value is not None and s.low is not None else 0.0 for s in scores]
     above = [
         max(0.0, s.high - s.value) if s.value is not None and s.high is not None else 0.0 for s in scores

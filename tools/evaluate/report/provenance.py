@@ -1,4 +1,4 @@
-"""What a report says of where its numbers come from."""
+"""Provenance of a report: commit, package versions and machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = (
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Commit (None outside a checkout) and whether files differ from it, versions, machine."""
+    """Commit (None outside a checkout), whether the checkout is dirty, versions, machine."""
     commit, dirty = environment.get_checkout(environment.ROOT)
     return {
         "trimtab": VERSION,
@@ -33,6 +33,6 @@ def collect_provenance() -> dict[str, Any]:
 
 
 def _num_threads() -> int:
-    import torch  # noqa: PLC0415 - it is heavy
+    import torch  # noqa: PLC0415 - slow to import
 
     return torch.get_num_threads()

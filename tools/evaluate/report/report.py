@@ -1,4 +1,4 @@
-"""What a study leaves in its folder: study.json when it begins; at its end a report and two pictures."""
+"""Write the output folder of a study: study.json at its start, the report and two plots at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPORT_FILE = "report.json"
 
 
 def write_study_file(study: Study, folder: Path) -> None:
-    """Keeps what the study is, before anything is decoded; a run that goes on keeps when it began."""
+    """Write study.json before decoding starts. A resumed run adds its provenance to the earlier ones."""
     path = folder / STUDY_FILE
     description = {"settings": study.settings.to_dict(), "questions": _describe_questions(study)}
     previous = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -34,16 +34,18 @@ def write_study_file(study: Study, folder: Path) -> None:
 
 
 def check_same_questions(study: Study, source: Path) -> None:
-    """Raises InputError when the study asks other questions than that of a study.json or report.json did."""
+    """Raise InputError if the questions changed since `source`, a study.json or report.json, was written."""
     previous = json.loads(source.read_text(encoding="utf-8")).get("questions", {})
     current = _describe_questions(study)
     same_source = all(previous.get(name) == current[name] for name in ("source", "half", "count"))
     if same_source and previous["digest"] != current["digest"]:
-        raise InputError(f"{current['source']!r} holds other questions than when {str(source)!r} was made")
+        raise InputError(
+            f"the questions in {current['source']!r} have changed since {str(source)!r} was written"
+        )
 
 
 def write_report(study: Study, result: Result, folder: Path, seed: int) -> None:
-    """Writes the report. `seed` is that of the bootstrap."""
+    """Write the report. `seed` is the bootstrap's."""
     answer_runs = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))["answered"]
     metadata = {
         "command": f"trimtab evaluate {study.settings.command} --output {folder}",
@@ -70,7 +72,7 @@ def _describe_questions(study: Study) -> dict[str, Any]:
 
 
 def _format_json(value: Any) -> str:
-    """JSON for people and programs; numbers that JSON does not have are null."""
+    """Indented JSON; NaN and infinity become null."""
     return json.dumps(json.loads(dumps(value)), indent=1) + "\n"
 
 

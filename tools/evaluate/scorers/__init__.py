@@ -1,4 +1,4 @@
-"""What measures an answer, by name. Scorers see texts alone, never how they were decoded."""
+"""Registry of scorers, which measure answers. A scorer never sees how an answer was decoded."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 SCORERS = {
     "vader": ("sentiment", "Vader", "sentiment from -1 to 1"),
-    "length": ("length", "Length", "how long: words, characters, sentences or tokens"),
+    "length": ("length", "Length", "length in words, characters, sentences or tokens"),
     "textstat": (
         "readability",
         "Readability",
         "a readability index of textstat, such as flesch_reading_ease",
     ),
     "lexical": ("lexical", "Lexical", "the share of words that a regular expression matches"),
-    "repetition": ("repetition", "Repetition", "the share of word triples that were there before"),
-    "perplexity": ("perplexity", "Perplexity", "how unlikely the text is for the model without objectives"),
+    "repetition": ("repetition", "Repetition", "the share of word triples that occurred before"),
+    "perplexity": ("perplexity", "Perplexity", "perplexity under the model without objectives"),
     "reward": ("reward", "Reward", "a reward model from a folder"),
-    "judge": ("judge", "Judge", "marks from 1 to 5 by a model behind an OpenAI-compatible URL"),
+    "judge": ("judge", "Judge", "ratings from 1 to 5 by a model at an OpenAI-compatible URL"),
 }
 """Module, class and meaning of each name."""
 
 
 class Scorer(Protocol):
-    """A measure of answers. `scale` is its lowest and highest score, None where it has no such range."""
+    """A measure of answers. `scale` is its lowest and highest score, None if unbounded."""
 
     name: str
     scale: tuple[float, float] | None
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One score an answer, higher for more of what it measures; None where it cannot be said."""
+        """One score for each answer, higher for more of the measured quantity; None if not scorable."""
         ...
 
 
 def make_scorer(text: str) -> Scorer:
-    """The scorer of `NAME` or `NAME:ARGUMENT`.
+    """Create the scorer `NAME` or `NAME:ARGUMENT`.
 
-    Raises InputError for a name or an argument there is not, or when the scorer's package is missing.
+    Raises InputError for an unknown name, an invalid argument, or if the scorer's package is missing.
     """
     name, _, argument = text.partition(":")
     if name not in SCORERS:

@@ -1,4 +1,4 @@
-"""An answer as scorers see it: what was asked and wished for, what was said, and nothing of who said it."""
+"""The scorers' input: question, objectives and answer, without the method that decoded it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Answer:
     """One answer to be scored.
 
-    preferences:   the texts of the objectives to score it by: the aim's own for an aim's scorer, all for
-    others. weights:       how much each of them counts; they sum to 1.
+    preferences:   the texts of the objectives to score it by: one for an objective's scorer, all for others.
+    weights:       the weight of each of them; they sum to 1.
     tokens:        length in tokens, a stop token included.
     base_logprob:  mean log-probability of its tokens under the model without objectives; None without tokens.
     finish_reason: "stop", "length" (cut off) or "error".

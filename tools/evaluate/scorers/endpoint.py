@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible URL, asked until it answers."""
+"""Client of an OpenAI-compatible chat endpoint, with retries."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ADDRESS_PATTERN = re.compile(
 TIMEOUT = 300.0
 RETRY_DELAYS = (1.0, 2.0, 4.0)
 MAX_RETRY_DELAY = 60.0
-"""Seconds: to an answer, between tries, and at most where the server says how long."""
+"""Seconds: request timeout, delays between tries, and the maximum for the server's Retry-After."""
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504)
-"""What may be over when the same is asked again."""
+"""Transient errors, worth a retry."""
 MAX_RESPONSE_BYTES = 1 << 23
 MAX_SHOWN_CHARS = 200
 
@@ -35,7 +35,7 @@ MAX_SHOWN_CHARS = 200
 class ChatEndpoint:
     """One model of a server. `address` is its base URL, such as http://localhost:8000/v1?model=NAME.
 
-    Any number of threads may ask. Raises InputError for what is no such address.
+    Thread-safe. Raises InputError for an invalid address.
     """
 
     def __init__(self, address: str, api_key: str = "") -> None:
@@ -51,7 +51,7 @@ class ChatEndpoint:
 
     @cached_property
     def model(self) -> str:
-        """The name asked for, else the first that the server lists."""
+        """The requested model, else the first that the server lists."""
         if self._requested_model:
             return self._requested_model
         models = self._request_json("/models", None)
@@ -61,9 +61,9 @@ class ChatEndpoint:
             raise RunError(f"{self.url}/models lists no model; name one with ?model=NAME") from None
 
     def complete(self, messages: Sequence[dict[str, str]], max_tokens: int) -> str:
-        """The answer to a conversation at temperature 0.
+        """Complete a conversation at temperature 0.
 
-        Raises RunError when the server cannot be reached, refuses, or answers in no such form.
+        Raises RunError if the server cannot be reached, returns an error, or sends an unexpected response.
         """
         params = {"messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
         response = self._request_json("/chat/completions", {"model": self.model, **params})
@@ -80,7 +80,7 @@ class ChatEndpoint:
             raise self._format_error(text.decode(errors="replace")) from None
 
     def _request_with_retries(self, path: str, body: dict[str, Any] | None) -> bytes:
-        """What the server answers, asked again after each pause while it cannot."""
+        """The response body; retries transient errors after each of RETRY_DELAYS."""
         for delay in RETRY_DELAYS:
             try:
                 return self._send(path, body)
@@ -120,14 +120,14 @@ class ChatEndpoint:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A key is for the server that was named, and a question that is redirected loses its body."""
+    """Refuses redirects: the API key is for the named server only, and a redirected POST loses its body."""
 
     def redirect_request(self, *args: Any) -> None:
-        """Follows none, which leaves the answer an error."""
+        """Return None, so that the redirect is an HTTPError."""
 
 
 def _retry_delay(error: HTTPError, default: float) -> float:
-    """The seconds that the server asks to wait, else `default`."""
+    """Seconds to wait by the Retry-After header, else `default`."""
     retry_after = error.headers.get("Retry-After", "")
     return (
         min(float(retry_after), MAX_RETRY_DELAY)

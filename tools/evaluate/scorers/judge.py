@@ -1,4 +1,4 @@
-"""A language model as a judge, behind an OpenAI-compatible URL."""
+"""LLM-as-a-judge scorer, at an OpenAI-compatible URL."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ Outcome = Literal["win", "tie", "lose"]
 Parsed = TypeVar("Parsed")
 
 MAX_CONCURRENT_REQUESTS = 8
-"""Questions under way at the same time."""
 MAX_REPLY_TOKENS = 1024
-"""Of a reply: a reason, and the verdict."""
+"""Enough for a reason and the verdict."""
 OUTCOME_WHEN_FIRST: dict[PreferredAnswer, Outcome] = {
     PreferredAnswer.FIRST: "win",
     PreferredAnswer.SECOND: "lose",
@@ -41,14 +40,14 @@ OUTCOME_WHEN_SECOND: dict[PreferredAnswer, Outcome] = {
     PreferredAnswer.SECOND: "win",
     PreferredAnswer.TIE: "tie",
 }
-"""What a verdict means for an answer that stands first, and for one that stands second."""
+"""The outcome of a verdict for the answer shown first, and for the one shown second."""
 
 
 class Judge:
-    """Marks answers from 1 to 5 by their preferences, and compares them.
+    """Rates answers from 1 to 5 by their objectives, and compares pairs.
 
-    The address is that of a server, `http://localhost:8000/v1`, with `?model=NAME` where it has several; the
-    key is OPENAI_API_KEY. `seed` sets the order in which comparisons are asked.
+    The argument is a server's URL, `http://localhost:8000/v1`, with `?model=NAME` if it has several models.
+    The key is OPENAI_API_KEY. `seed` sets the order of comparison requests.
     """
 
     scale: ClassVar[tuple[float, float] | None] = (1.0, 5.0)
@@ -61,21 +60,21 @@ class Judge:
         self._seed = seed
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """The mean mark of each answer over its preferences.
+        """The mean rating of each answer over its objectives.
 
-        None for one without text or preferences, or where a mark is missing. Raises RunError when the judge
-        cannot be asked.
+        None for one without text or objectives, or if a rating is missing. Raises RunError if a request to
+        the judge fails.
         """
         prompts_per_answer = [_rating_prompts(answer) for answer in answers]
         marks = self._ask_all([prompt for prompts in prompts_per_answer for prompt in prompts], parse_mark)
         return [_mean_mark([marks[prompt] for prompt in prompts]) for prompts in prompts_per_answer]
 
     def compare(self, pairs: Sequence[tuple[Answer, Answer]]) -> list[Outcome | None]:
-        """Whether the first answer of each pair is the better by its preferences and their weights.
+        """Whether the first answer of each pair is better by the weighted objectives.
 
-        Both answer the same question and objectives. Each pair is judged in both orders: where these
-        disagree it is a tie. None where an order has no verdict, or no preference has a weight. Raises
-        RunError when the judge cannot be asked, ValueError for answers that cannot be compared.
+        Both answers of a pair have the same question and objectives. Each pair is judged in both orders; if
+        they disagree, it is a tie. None if an order has no verdict or no objective has a weight. Raises
+        RunError if a request to the judge fails, ValueError for answers that cannot be compared.
         """
         prompts = [prompt for pair in pairs for prompt in _comparison_prompts(*pair)]
         random.Random(self._seed).shuffle(prompts)
@@ -85,20 +84,18 @@ class Judge:
     def _ask_all(
         self, prompts: Sequence[JudgePrompt], parse: Callable[[str], Parsed | None]
     ) -> dict[JudgePrompt, Parsed | None]:
-        """What is read of the reply to each prompt, None for nothing. The same prompt is asked once."""
+        """The parsed reply to each prompt, None without a verdict. Equal prompts are sent once."""
         unique = list(dict.fromkeys(prompts))
         if not unique:
             return {}
-        _ = self._endpoint.model  # asked for once, before many threads want it
+        _ = self._endpoint.model  # cached before the threads start
         executor = ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS)
         try:
             verdicts = list(executor.map(lambda prompt: self._get_verdict(prompt, parse), unique))
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
         if num_missing := verdicts.count(None):
-            log_line(
-                f"the judge gave no verdict that can be read to {num_missing} of {len(unique)} questions"
-            )
+            log_line(f"the judge gave no readable verdict on {num_missing} of {len(unique)} prompts")
         return dict(zip(unique, verdicts, strict=True))
 
     def _get_verdict(self, prompt: JudgePrompt, parse: Callable[[str], Parsed | None]) -> Parsed | None:
@@ -110,7 +107,7 @@ class Judge:
 
 
 def _rating_prompts(answer: Answer) -> list[JudgePrompt]:
-    """One a preference; none where there is nothing to mark."""
+    """One prompt for each objective; none for an empty answer."""
     if not answer.text.strip():
         return []
     return [rating_prompt(answer.question, preference, answer.text) for preference in answer.preferences]
@@ -122,14 +119,14 @@ def _mean_mark(marks: Sequence[int | None]) -> float | None:
 
 
 def _comparison_prompts(mine: Answer, other: Answer) -> list[JudgePrompt]:
-    """Both orders; none where the outcome is known, or cannot be."""
-    preferences = _weighted_preferences(mine)
-    if mine.question != other.question or preferences != _weighted_preferences(other):
+    """Prompts for both orders; none for equal texts or without weighted objectives."""
+    objectives = _weighted_objectives(mine)
+    if mine.question != other.question or objectives != _weighted_objectives(other):
         raise ValueError("answers to different questions or objectives cannot be compared")
-    if not preferences or mine.text == other.text:
+    if not objectives or mine.text == other.text:
         return []
     orders = (mine.text, other.text), (other.text, mine.text)
-    return [comparison_prompt(mine.question, preferences, first, second) for first, second in orders]
+    return [comparison_prompt(mine.question, objectives, first, second) for first, second in orders]
 
 
 def _resolve_outcome(
@@ -137,7 +134,7 @@ def _resolve_outcome(
 ) -> Outcome | None:
     prompts = _comparison_prompts(mine, other)
     if not prompts:
-        return "tie" if _weighted_preferences(mine) else None
+        return "tie" if _weighted_objectives(mine) else None
     straight, swapped = (verdicts[prompt] for prompt in prompts)
     if straight is None or swapped is None:
         return None
@@ -148,7 +145,7 @@ def _resolve_outcome(
     )
 
 
-def _weighted_preferences(answer: Answer) -> list[tuple[str, float]]:
-    """The preferences that count, with their weights."""
+def _weighted_objectives(answer: Answer) -> list[tuple[str, float]]:
+    """The objectives with a weight above 0, and their weights."""
     pairs = zip(answer.preferences, answer.weights, strict=True)
     return [(text, weight) for text, weight in pairs if weight > 0]

@@ -1,4 +1,4 @@
-"""How long an answer is."""
+"""Length of an answer in words, characters, sentences or tokens."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Length:
     def __init__(self, argument: str) -> None:
         self._unit = argument or UNITS[0]
         if self._unit not in UNITS:
-            raise InputError(f"the scorer length has no unit {argument!r}; units are {', '.join(UNITS)}")
+            raise InputError(f"unknown unit {argument!r} of the scorer length; units are {', '.join(UNITS)}")
         self.name = f"length:{argument}" if argument else "length"
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer; None for one without words, for nothing said is not said briefly."""
+        """The length of each answer; None for one without words: an empty answer is not a brief one."""
         return [self._measure(answer) if split_words(answer.text) else None for answer in answers]
 
     def _measure(self, answer: Answer) -> float:

@@ -1,4 +1,4 @@
-"""What share of an answer is of certain words."""
+"""Share of words that a regular expression matches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lexical:
-    """Matches of a regular expression for every word of the answer; upper and lower case are the same."""
+    """Matches of a regular expression divided by the number of words; case-insensitive."""
 
     scale: ClassVar[tuple[float, float] | None] = None
 
@@ -26,12 +26,12 @@ class Lexical:
             self._pattern = re.compile(argument, re.IGNORECASE)
         except re.error as error:
             raise InputError(
-                f"the scorer lexical has {argument!r}, no regular expression ({error})"
+                f"the scorer lexical has an invalid regular expression {argument!r} ({error})"
             ) from None
         self.name = f"lexical:{argument}"
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer; None for one without words."""
+        """The share for each answer; None for one without words."""
         return [self._match_rate(answer.text) for answer in answers]
 
     def _match_rate(self, text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""How fluent an answer is to the model that is steered."""
+"""Perplexity of an answer under the steered model without objectives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .answer import Answer
 
 MAX_EXPONENT = 700.0
-"""exp of more is beyond a float."""
+"""exp overflows a float above about 709."""
 
 
 class Perplexity:
@@ -26,7 +26,7 @@ class Perplexity:
         require_no_argument(self.name, argument)
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer, at least 1; None for one without tokens."""
+        """The perplexity of each answer, at least 1; None for one without tokens."""
         return [
             None if answer.base_logprob is None else math.exp(min(MAX_EXPONENT, -answer.base_logprob))
             for answer in answers

@@ -1,4 +1,4 @@
-"""Readability indices by the package textstat."""
+"""Readability indices of the textstat package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INDICES = (
     "dale_chall_readability_score",
     "mcalpine_eflaw",
 )
-"""Higher is easier for the first, harder for all others."""
+"""A higher score means easier text for the first, harder text for the others."""
 
 
 class Readability:
@@ -37,11 +37,11 @@ class Readability:
         self._index = argument or INDICES[0]
         if self._index not in INDICES:
             raise InputError(
-                f"the scorer textstat has no index {argument!r}; indices are {', '.join(INDICES)}"
+                f"unknown index {argument!r} of the scorer textstat; indices are {', '.join(INDICES)}"
             )
         self.name = f"textstat:{self._index}"
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer; None for one without words."""
+        """The index of each answer; None for one without words."""
         index = getattr(textstat, self._index)
         return [float(index(answer.text)) if split_words(answer.text) else None for answer in answers]

@@ -1,4 +1,4 @@
-"""How much an answer goes round in loops."""
+"""Repetition rate of an answer (rep-n)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ DEFAULT_N = 3
 
 
 class Repetition:
-    """The share of n-grams of words (n = 3 unless given) that stood in the answer before, from 0 to 1.
+    """The share of word n-grams (n = 3 by default) that occurred earlier in the answer, from 0 to 1.
 
-    That is 1 − distinct/all, the rep-n of Welleck et al. (2020).
+    This is 1 − distinct/all, the rep-n of Welleck et al. (2020).
     """
 
     scale: ClassVar[tuple[float, float] | None] = (0.0, 1.0)
 
     def __init__(self, argument: str) -> None:
         if argument and not (argument.isascii() and argument.isdigit() and int(argument[:9]) > 0):
-            raise InputError(f"the scorer repetition has {argument!r}; it must be a number of words ≥ 1")
+            raise InputError(
+                f"the scorer repetition has the argument {argument!r}; it must be a number of words ≥ 1"
+            )
         self._n = int(argument or DEFAULT_N)
         self.name = f"repetition:{argument}" if argument else "repetition"
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer, 0 for one that is too short to repeat itself; None for one without words."""
+        """The rate of each answer, 0 for one shorter than n words; None for one without words."""
         return [self._repetition_rate(split_words(answer.text)) for answer in answers]
 
     def _repetition_rate(self, word_list: list[str]) -> float | None:

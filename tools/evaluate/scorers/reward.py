@@ -1,4 +1,4 @@
-"""The score of a reward model: how good it finds the answer to the question."""
+"""Reward model scorer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Reward:
-    """A folder with a `…ForSequenceClassification` of one label, such as reward models are published as.
+    """Scores answers by a `…ForSequenceClassification` model of one label, loaded from a folder.
 
-    Raises InputError for any other folder; RunError when memory is short.
+    Raises InputError for any other folder, RunError if memory is too small.
     """
 
     scale: ClassVar[tuple[float, float] | None] = None
@@ -39,19 +39,19 @@ class Reward:
             self._model = SequenceClassifier(bundle, torch_dtype(bundle.config.dtype), on_progress)
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer; None for one without text, or that the model has no room or no template for."""
+        """One score for each answer; None for one without text, too long, or refused by the chat template."""
         token_ids = {index: ids for index, answer in enumerate(answers) if (ids := self._token_ids(answer))}
         scores = self._model.score(list(token_ids.values()))[:, 0].tolist()
         scores_by_index = dict(zip(token_ids, scores, strict=True))
         return [scores_by_index.get(index) for index in range(len(answers))]
 
     def _token_ids(self, answer: Answer) -> list[int]:
-        """The conversation's, [] where it cannot be scored."""
+        """Token ids of question and answer, [] if they cannot be scored."""
         if not answer.text.strip():
             return []
         try:
             ids = self._model.encode(_conversation(answer.question, answer.text))
-        except InputError:  # about this one text
+        except InputError:  # the template refuses this text
             return []
         return ids if len(ids) <= self._model.context_length else []
 

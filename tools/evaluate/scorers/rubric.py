@@ -1,7 +1,7 @@
-"""What a judge is asked, and how its verdict is read.
+"""Prompts for the judge, and parsing of its verdicts.
 
-Marks from 1 to 5 for one preference are in the manner of Multifaceted-Bench (Lee et al., 2024), comparing two
-answers is in that of Amulet (Zhang et al., 2025); the wording is our own.
+Ratings from 1 to 5 for one objective follow Multifaceted-Bench (Lee et al., 2024), comparisons of two answers
+follow Amulet (Zhang et al., 2025). The wording is ours. The prompts call an objective a preference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PreferredAnswer(Enum):
-    """Which of two answers is the better, by the word of a verdict."""
+    """Which of two answers is better; the value is the word in the verdict."""
 
     FIRST = "first"
     SECOND = "second"
@@ -54,13 +54,13 @@ COMPARISON_FORM = "Verdict: X   (X is FIRST, SECOND or TIE)"
 
 VERDICT_WORD = "verdict"
 SCALE_PATTERN = re.compile(r"(?:/|\bof)\s*5\b|\b1\s*(?:-|\u2013|to)\s*5\b", re.IGNORECASE)
-"""The marks there are, as in "4/5", "4 out of 5" or "4 (on a scale from 1 to 5)"."""
+"""The scale that may follow a mark, as in "4/5", "4 out of 5" or "4 (on a scale from 1 to 5)"."""
 MARK_PATTERN = re.compile(r"(?<![\d.,])[1-5](?!\d|[.,]\d)")
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A question to a judge. `verdict_form` is the line that it must end with."""
+    """A prompt for the judge. `verdict_form` is the line that its reply must end with."""
 
     system: str
     user: str
@@ -68,11 +68,11 @@ class JudgePrompt:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """As a conversation."""
+        """The prompt as chat messages."""
         return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
 
     def retry_messages(self, reply: str) -> list[dict[str, str]]:
-        """The conversation after a reply without a verdict."""
+        """The messages with a reply without a verdict and a request for one."""
         reminder = (
             f"No verdict can be read from this. Reply with one line and nothing else:\n{self.verdict_form}"
         )
@@ -81,7 +81,7 @@ class JudgePrompt:
 
 
 def rating_prompt(question: str, preference: str, text: str) -> JudgePrompt:
-    """Asks for the mark of an answer by one preference."""
+    """Prompt to rate an answer by one objective."""
     return _build_prompt(
         RATING_TASK, {"question": question, "answer": text, "preference": preference}, MARK_FORM
     )
@@ -90,7 +90,7 @@ def rating_prompt(question: str, preference: str, text: str) -> JudgePrompt:
 def comparison_prompt(
     question: str, preferences: Sequence[tuple[str, float]], first: str, second: str
 ) -> JudgePrompt:
-    """Asks which of two answers is the better by preferences, each with its weight above 0."""
+    """Prompt to compare two answers by objectives and their weights, which are above 0."""
     total = sum(weight for _, weight in preferences)
     preference_list = "\n".join(f"- {text} (importance {weight / total:.0%})" for text, weight in preferences)
     contents = {
@@ -103,20 +103,20 @@ def comparison_prompt(
 
 
 def parse_mark(reply: str) -> int | None:
-    """The mark in a reply's verdict: the last whole number from 1 to 5 there. None where there is none."""
+    """The rating in a reply's verdict: the last integer from 1 to 5 there. None without one."""
     numbers = MARK_PATTERN.findall(SCALE_PATTERN.sub(" ", _verdict_text(reply)))
     return int(numbers[-1]) if numbers else None
 
 
 def parse_preferred(reply: str) -> PreferredAnswer | None:
-    """The one word of first, second and tie in a reply's verdict. None where there is none, or several."""
+    """The only one of first, second and tie in a reply's verdict. None without one, or with several."""
     words = re.findall(r"\w+", _verdict_text(reply).lower())
     matches = [preferred for preferred in PreferredAnswer if preferred.value in words]
     return matches[0] if len(matches) == 1 else None
 
 
 def _build_prompt(task: str, contents: dict[str, str], verdict_form: str) -> JudgePrompt:
-    """The parts in blocks whose mark stands in none of them, so that none can close its own."""
+    """Put each text into a block whose delimiter occurs in none of them, so that none can close its block."""
     delimiter = _make_delimiter("\0".join(contents.values()))
     blocks = [f"[{delimiter} {name}]\n{text}\n[{delimiter} end of {name}]" for name, text in contents.items()]
     ending = f"{REASON_INSTRUCTION}\n{verdict_form}"
@@ -125,7 +125,7 @@ def _build_prompt(task: str, contents: dict[str, str], verdict_form: str) -> Jud
 
 
 def _make_delimiter(text: str) -> str:
-    """A word that is not in the text, and that nobody who writes the text could know."""
+    """A word that is not in the text and that its author cannot predict."""
     salt = 0
     while (
         delimiter := blake2b(f"{salt} {text}".encode(), digest_size=6).hexdigest().upper()
@@ -135,9 +135,9 @@ def _make_delimiter(text: str) -> str:
 
 
 def _verdict_text(reply: str) -> str:
-    """What the reply's last "verdict" is followed by: its line, or the next where that says nothing.
+    """The text after the reply's last "verdict": the rest of its line, or else the next line with a word.
 
-    A reply that is a word or a number alone is one without the name.
+    A reply of a single word or number is a verdict by itself.
     """
     pos = reply.lower().rfind(VERDICT_WORD)
     if pos < 0:

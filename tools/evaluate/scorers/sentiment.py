@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 class Vader:
     """The compound sentiment of a text, from -1 to 1: the mean over its sentences.
 
-    VADER is made for sentences: over a whole answer its score nears ±1 with length alone, and would measure
-    length. `vader:whole` asks for that one.
+    VADER is designed for sentences: over an entire answer its score approaches ±1 with length, so it would
+    measure length. `vader:whole` selects it.
     """
 
     scale: ClassVar[tuple[float, float] | None] = (-1.0, 1.0)
 
     def __init__(self, argument: str) -> None:
         if argument not in ("", "whole"):
-            raise InputError(f"the scorer vader has no {argument!r}; it is vader or vader:whole")
+            raise InputError(
+                f"the scorer vader has the argument {argument!r}; it must be vader or vader:whole"
+            )
         self.name = f"vader:{argument}" if argument else "vader"
         self._split: Callable[[str], list[str]] = (lambda text: [text]) if argument else split_sentences
         self._analyzer: Any = SentimentIntensityAnalyzer()
 
     def score(self, answers: Sequence[Answer]) -> list[float | None]:
-        """One an answer; None for one without words."""
+        """The sentiment of each answer; None for one without words."""
         return [self._compound_score(answer.text) for answer in answers]
 
     def _compound_score(self, text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Words and sentences as all scorers count them."""
+"""Word and sentence splitting shared by the scorers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SENTENCE_END_PATTERN = re.compile(r"(?<=[.!?…])[\"'\u201d\u2019)\]]*\s+|\n+")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in lower case: letters and digits, and what an apostrophe or a hyphen joins."""
+    """The words of a text, in lower case: letters and digits, joined by apostrophes or hyphens."""
     return [word.lower() for word in WORD_PATTERN.findall(text)]
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text: what a mark and a space, or a line's end, closes."""
+    """The sentences of a text, split at end punctuation before white space and at line ends."""
     return [sentence.strip() for sentence in SENTENCE_END_PATTERN.split(text) if sentence.strip()]
 
 
 def require_no_argument(name: str, argument: str) -> None:
-    """Raises InputError when a scorer that takes no argument is given one."""
+    """Raise InputError if a scorer without arguments gets one."""
     if argument:
-        raise InputError(f"the scorer {name} takes no argument, but was given {argument!r}")
+        raise InputError(f"the scorer {name} takes no argument, got {argument!r}")

@@ -1,3 +1,1 @@
-"""What a study asks: targets, questions, rows, weights; and the file of its answers. `study.py` is the
-entry.
-"""
+"""Definition of a study: objectives, questions, rows, weights; and its answers file. Start at `study.py`."""

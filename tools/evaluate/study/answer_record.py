@@ -1,4 +1,4 @@
-"""What is kept of an answer: a line of answers.jsonl."""
+"""The record of one answer, a line of answers.jsonl."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """An answer of a cell, the `sample`-th of its n.
+    """The answer of a cell with index `sample` of its n.
 
     base_logprob: mean log-probability of its tokens, the stop token included, in the branch without
-    objectives. kl, strength: means over its tokens; None where the method has none.
-    seed: of its draws; None for a greedy answer.
+    objectives. kl, strength: means over its tokens; None if the method has none.
+    seed: the sampling seed; None for a greedy answer.
     """
 
     key: str
@@ -42,12 +42,12 @@ class AnswerRecord:
         validate_types(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The line, as JSON has it."""
+        """The fields as a JSON-serialisable dict."""
         return asdict(self)
 
 
 def record_from_output(cell: Cell, sample: int, output: Output) -> AnswerRecord:
-    """What is kept of an output, which must be traced."""
+    """Create the record of an output, which must have a trace."""
     trace = output.trace
     return AnswerRecord(
         key=cell.key,

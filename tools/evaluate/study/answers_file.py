@@ -1,4 +1,4 @@
-"""The file of answers, answers.jsonl: what is in it stays, and a run goes on where it was left."""
+"""The append-only file of answers, answers.jsonl, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LINE_PREFIX = b'{"key": '
-MISMATCH_TEXT = "not of a study"
-"""What another line is called."""
+MISMATCH_TEXT = "not a study record"
+"""How an error describes a line of another format."""
 
 Answers = dict[str, list[AnswerRecord]]
-"""By key, the n answers of a cell."""
+"""The n answers of each cell, by cell key."""
 
 
 def open_answers_file(path: Path) -> JSONLFile:
-    """The file as lines."""
+    """Open the file of answers."""
     return JSONLFile(path, LINE_PREFIX, MISMATCH_TEXT)
 
 
 def read_answers(path: Path, keys: Collection[str], num_samples: int) -> Answers:
-    """The answers of an earlier run; none of those of which a crash left only some.
+    """Read the answers of an earlier run, leaving out cells with fewer than `num_samples` answers.
 
-    Raises InputError when the file holds anything else, or answers of another study.
+    Raises InputError for a line of another format, or of a cell that this study does not have.
     """
     records_by_key: dict[str, dict[int, AnswerRecord]] = {}
     file = open_answers_file(path)
@@ -38,8 +38,8 @@ def read_answers(path: Path, keys: Collection[str], num_samples: int) -> Answers
         record = _parse_record(line, file.mismatch(line_number))
         if record.key not in keys:
             raise InputError(
-                f"line {line_number} of {str(path)!r} answers what this study does not ask; name another "
-                f"--output"
+                f"line {line_number} of {str(path)!r} answers a request that is not in this study; "
+                f"name another --output"
             )
         records_by_key.setdefault(record.key, {})[record.sample] = record
     return {
@@ -50,7 +50,7 @@ def read_answers(path: Path, keys: Collection[str], num_samples: int) -> Answers
 
 
 def append_answers(path: Path, records: list[AnswerRecord]) -> None:
-    """Adds all answers of a cell."""
+    """Append all answers of a cell."""
     open_answers_file(path).append(dumps(record.to_dict()) for record in records)
 
 

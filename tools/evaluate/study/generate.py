@@ -1,4 +1,4 @@
-"""Answers to all that a study asks, decoded in one batch and written as they end."""
+"""Generate the missing answers of a study in one batch; each is written when it finishes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def generate_missing(study: Study, answers: Answers, path: Path) -> Answers:
-    """All answers of the study: those that the file has, given as `answers`, and those decoded now and
-    added.
-    """
+    """Generate the answers not in `answers`, append them to the file, and return all."""
     cells = study.cells
     remaining = [cell for key, cell in cells.items() if key not in answers]
     if not remaining:

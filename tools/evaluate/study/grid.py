@@ -1,4 +1,4 @@
-"""The weights that are asked for: a grid over the simplex."""
+"""The grid of weights on the simplex."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ Weights = tuple[float, ...]
 
 
 def simplex_grid(num_objectives: int, num_points: int) -> list[Weights]:
-    """All weights of `num_objectives` objectives that are multiples of 1/(points - 1) and sum to 1; ends
-    included.
+    """All weight vectors of `num_objectives` that are multiples of 1/(num_points - 1) and sum to 1.
 
-    For two objectives these are `num_points` weights, the first objective's falling from 1 to 0. One point
-    is the centre, all weights equal.
+    For two objectives these are `num_points` vectors, the first weight falling from 1 to 0. One point is
+    the centre, with equal weights.
     """
     if num_points == 1 or num_objectives == 1:
         return [(1 / num_objectives,) * num_objectives]
@@ -28,7 +27,7 @@ def simplex_grid(num_objectives: int, num_points: int) -> list[Weights]:
 
 
 def format_weights(weights: Weights) -> str:
-    """`1/6 : 5/6`, as a table has it."""
+    """Format weights for tables: `1/6 : 5/6`."""
     return " : ".join(str(Fraction(weight).limit_denominator(1000)) for weight in weights)
 
 

@@ -1,7 +1,7 @@
-"""Ways to say in words how much each objective counts: the dial that a prompt has.
+"""Wordings of weighted objectives for the prompt baseline.
 
-Each takes objectives and weights above 0 that sum to 1, and gives one text. An objective alone is said as
-it is.
+Each wording turns objectives and weights above 0, which sum to 1, into one text. A single objective is used
+verbatim.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ GRADE_BOUNDS = (
     (1.1, "To an equal degree"),
     (1.5, "More importantly"),
 )
-"""What a weight up to this multiple of the mean weight is called."""
+"""The phrase for a weight up to this multiple of the mean weight."""
 TOP_GRADE = "Above all"
 
 
 def join_objectives(objectives: Sequence[str], weights: Sequence[float]) -> str:
-    """One after the other, weights unsaid."""
+    """The objectives one after the other, without weights."""
     return " ".join(objectives)
 
 
 def list_with_percentages(objectives: Sequence[str], weights: Sequence[float]) -> str:
-    """Each with its share: `Your answer should be kind. (importance: 70 %)`."""
+    """Each objective with its weight: `Your answer should be kind. (importance: 70 %)`."""
     shares = [f"{weight * 100:.0f} %" for weight in weights]
     listed = " ".join(
         f"{objective} (importance: {share})" for objective, share in zip(objectives, shares, strict=True)
@@ -36,7 +36,7 @@ def list_with_percentages(objectives: Sequence[str], weights: Sequence[float]) -
 
 
 def list_with_grades(objectives: Sequence[str], weights: Sequence[float]) -> str:
-    """Each after its degree, the strongest first: `Above all: … Only a little: …`."""
+    """Each objective after a phrase for its weight, the highest first: `Above all: … Only a little: …`."""
     mean = sum(weights) / len(weights)
     return " ".join(
         f"{_grade_label(weight / mean)}: {objective}"
@@ -45,7 +45,7 @@ def list_with_grades(objectives: Sequence[str], weights: Sequence[float]) -> str
 
 
 def list_in_order(objectives: Sequence[str], weights: Sequence[float]) -> str:
-    """The most important first, and said so; equal ones as they were given."""
+    """The objectives by descending weight, after a sentence that says so; equal weights: as joined."""
     if max(weights) - min(weights) < 1e-9:
         return join_objectives(objectives, weights)
     ranked = " ".join(objective for objective, _ in _sort_by_weight(objectives, weights))

@@ -1,4 +1,4 @@
-"""A row of the report: a method with its settings, and how it is told of weights."""
+"""A row of the report: a method with its settings and its wording of weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A method as asked for. `wording` says how a prompt puts weights into words; rows of one column, such
-    as all wordings of a prompt, have its `family`."""
+    """A requested method. `wording`: how a prompt expresses weights, a key of WORDINGS. `family`: the label
+    shared by all wordings of a prompt."""
 
     label: str
     family: str
@@ -28,9 +28,9 @@ class Row:
     wording: str = "joined"
 
     def make_method(self, objectives: Sequence[str], weights: Weights) -> Method:
-        """The method toward these objectives; an objective of weight 0 changes nothing and is left out.
+        """The method for these objectives, without those of weight 0, which change nothing.
 
-        A method for one preference gets one text, so that what asks for the same is the same request.
+        A method for one objective gets them as one text; equal texts make equal requests.
         """
         arity = self.method_spec.method.objective_arity
         weighted_objectives = [
@@ -49,7 +49,7 @@ class Row:
 
 
 def make_rows(method_specs: Sequence[MethodSpec]) -> tuple[Row, ...]:
-    """A row for each column, and for a prompt one for each way to say weights."""
+    """One row for each method, and for the prompt one for each wording."""
     rows = []
     for method_spec in method_specs:
         wordings = list(WORDINGS) if method_spec.method is Prompt else ["joined"]

@@ -1,4 +1,4 @@
-"""What a study is made of, as it is typed, kept in its files, and read again."""
+"""Settings of a study: command line flags, and reading and writing them as JSON."""
 
 from __future__ import annotations
 
@@ -27,35 +27,33 @@ DEFAULT_METHODS = (
     "mato:optimise_online=off,mato:kl_budget=0.2,mato:preset=balanced"
 )
 STUDY_FILE = "study.json"
-"""Where a folder keeps them."""
+"""The file of settings in the output folder."""
 DEFAULT_EXTRA_SCORERS = ("repetition", "perplexity")
 IGNORED_SAMPLING_FIELDS = ("logprobs",)
-"""Fields of SamplingParams that change no answer."""
+"""Fields of SamplingParams that do not change an answer."""
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """All that decides a study, and each is a flag. `sampling` and `model` hold only what was given."""
+    """Settings of a study; each is a flag. `sampling` and `model` contain only the flags that were set."""
 
     aim: tuple[str, ...] = config_field(
         (),
-        'an objective and what measures it, as "OBJECTIVE=SCORER", with "-SCORER" where less is better (once '
-        "for each "
-        'objective); "=SCORER" stands for the preferences that each question has of its own',
+        'an objective and its scorer, as "OBJECTIVE=SCORER", or "-SCORER" if lower is better; repeat for '
+        'each objective; "=SCORER" takes the objectives from the preferences of each question',
     )
     methods: str = config_field(DEFAULT_METHODS, "rows as NAME[:field=value...], separated by commas")
     weights: int = config_field(
-        7, "points of weight along each edge between two objectives; 1 is equal weights only"
+        7, "number of weights along each edge between two objectives; 1 is equal weights only"
     )
     questions: str | None = config_field(
-        None, "a file of questions, JSON or JSON lines; none is the project's own"
+        None, "a file of questions, JSON or JSON lines; none is the built-in set"
     )
     half: str = config_field("both", "only the questions of even (first) or of odd index (second)", HALVES)
-    limit: int | None = config_field(None, "only the first so many questions; none takes all")
+    limit: int | None = config_field(None, "maximum number of questions; none is all")
     scorers: tuple[str, ...] = config_field(
         (),
-        "what else to measure, separated by commas, in place of repetition,perplexity (may be given several "
-        "times)",
+        "additional scorers, separated by commas; replaces repetition,perplexity (repeatable)",
     )
     pairwise: str | None = config_field(
         None,
@@ -63,11 +61,11 @@ class StudySettings:
     )
     fluent: float | None = config_field(
         None,
-        "leave points out of ranges and fronts whose median perplexity is above this many times base's; in "
-        "win rates they lose. none leaves none out",
+        "exclude points with a median perplexity above this multiple of base's from ranges and fronts, and "
+        "count them as losses in win rates; none is no limit",
     )
     system: str | None = config_field(
-        None, "the system text, which the objectives follow; none is: You are a helpful assistant."
+        None, "the system prompt, which the objectives follow; none is: You are a helpful assistant."
     )
     sampling: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -85,39 +83,39 @@ class StudySettings:
             raise invalid_value("fluent", self.fluent, "a finite number ≥ 1, or none")
         if self.sampling_params.n > 1 and self.sampling_params.temperature == 0:
             raise InputError(
-                f"n is {self.sampling_params.n}, but greedy answers are all the same; set a temperature, too"
+                f"n is {self.sampling_params.n}, but greedy answers are all the same; raise the temperature"
             )
 
     @property
     def extra_scorers(self) -> tuple[str, ...]:
-        """The further scorers."""
+        """The additional scorers."""
         return self.scorers or DEFAULT_EXTRA_SCORERS
 
     @property
     def sampling_params(self) -> SamplingParams:
-        """The sampling parameters. Draws are seeded, 0 unless given, so that they can be repeated."""
+        """The sampling parameters. The seed defaults to 0, so that runs are reproducible."""
         values = {name: value for name, value in self.sampling.items() if name not in IGNORED_SAMPLING_FIELDS}
         params = SamplingParams(**values)
         return replace(params, seed=params.seed or 0) if params.temperature > 0 else params
 
     @property
     def engine_config(self) -> EngineConfig:
-        """The engine's config."""
+        """The engine configuration."""
         return EngineConfig(**self.model)
 
     @property
     def command(self) -> str:
-        """The flags that ask for this."""
+        """The flags for these settings."""
         default = StudySettings()
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NESTED_FIELDS}
         changed = {name: value for name, value in values.items() if value != getattr(default, name)}
-        # A seed may stand for both; it is one flag.
+        # `model` and `sampling` may both have the seed, which is one flag.
         return " ".join(
             _format_flag(name, value) for name, value in {**changed, **self.model, **self.sampling}.items()
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; `from_description` reads it again."""
+        """The settings as JSON values; `settings_from_dict` reads them."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return data
 
@@ -126,12 +124,12 @@ NESTED_FIELDS = ("sampling", "model")
 
 
 def add_study_flags(parser: Parser) -> None:
-    """A flag for each field."""
+    """Add a flag for each field."""
     flags.add_fields(parser, "study", StudySettings, NESTED_FIELDS)
 
 
 def settings_from_args(args: argparse.Namespace, previous: StudySettings | None) -> StudySettings:
-    """The settings that flags ask for, in place of those of an earlier study, if any."""
+    """The settings from flags; an earlier study's are the defaults, if any."""
     base = previous or StudySettings()
     flag_values = flags.fields_from_args(StudySettings, args, NESTED_FIELDS)
     sampling = {**base.sampling, **flags.fields_from_args(SamplingParams, args)}
@@ -144,27 +142,29 @@ def settings_from_args(args: argparse.Namespace, previous: StudySettings | None)
 
 
 def settings_from_file(path: Path) -> StudySettings:
-    """The settings in a study.json or report.json. Raises InputError when there are none."""
+    """Read settings from a study.json or report.json. Raises InputError if it has none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))["settings"]
         return settings_from_dict(data)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r} has no study settings ({error}); name its report.json") from None
+        raise InputError(
+            f"{str(path)!r} has no study settings ({error}); expected a study.json or report.json"
+        ) from None
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:
-    """The settings that `described` describes."""
+    """The settings of a `to_dict` result."""
     return StudySettings(**{**values, "sampling": from_json(dict(values["sampling"]))})
 
 
 def _split_names(texts: tuple[str, ...]) -> list[str]:
-    """Names between commas; an argument of `lexical` is a regular expression and keeps its own."""
+    """Split names at commas, except in `lexical:`, whose argument is a regular expression."""
     names: list[str] = []
     for text in texts:
         names += [text] if text.startswith("lexical:") else [name.strip() for name in text.split(",")]
     if not all(names):
         raise InputError(
-            f"scorers has an empty name in {short_repr(','.join(texts))}; name scorers between commas"
+            f"scorers has an empty name in {short_repr(','.join(texts))}; separate names with single commas"
         )
     return list(dict.fromkeys(names))
 

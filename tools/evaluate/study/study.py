@@ -1,4 +1,4 @@
-"""A study: each question asked of each row at each weight, and every request that is different made once."""
+"""A study: questions × rows × weights, with equal requests merged."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from .settings import StudySettings
 
 MODEL_FIELDS = ("model", "dtype", "load_format", "max_model_len", "chat_template", "kernels")
-"""Fields of EngineConfig that an answer depends on."""
+"""Fields of EngineConfig that affect an answer."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A request and what tells it from all others. `label` and `weights` are of the first that makes it."""
+    """A request and its key. `label` and `weights` are of the first row and weights that make it."""
 
     key: str
     question: Question
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked: questions × rows × weights."""
+    """Questions × rows × weights, and the settings they come from."""
 
     settings: StudySettings
     questions: tuple[Question, ...]
@@ -51,7 +51,7 @@ class Study:
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Every different request by its key, question after question: their prompts begin alike."""
+        """Every distinct request by its key, grouped by question, whose prompts share a prefix."""
         cells: dict[str, Cell] = {}
         for cell in self._cells_by_position.values():
             cells.setdefault(cell.key, cell)
@@ -59,7 +59,7 @@ class Study:
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """All scorers that it asks for, each once."""
+        """The names of all scorers, each once."""
         pairwise = [self.settings.pairwise] if self.settings.pairwise else []
         return tuple(
             dict.fromkeys(
@@ -68,7 +68,7 @@ class Study:
         )
 
     def answer_key(self, row: Row, weights: Weights, question: Question) -> str:
-        """The key of the answers of this row at this weight."""
+        """The cell key of this row and question at these weights."""
         return self._cells_by_position[row.label, weights, question.index].key
 
     @cached_property
@@ -84,7 +84,7 @@ class Study:
         method = row.make_method([target.objective_text(question) for target in self.targets], weights)
         sampling = self.settings.sampling_params
         if sampling.seed is not None:
-            # Every row draws alike for a question, and for another question differently.
+            # Rows share the seed of a question; questions have different seeds.
             sampling = replace(sampling, seed=(sampling.seed + question.index * sampling.n) % 2**64)
         prompt = common_args.build_messages(question.text, self.settings.system)
         request = Request(prompt, method, sampling, trace=True)
@@ -92,11 +92,11 @@ class Study:
 
 
 def make_study(settings: StudySettings) -> Study:
-    """The study of these settings. Raises InputError for what cannot be asked."""
+    """Create the study of these settings. Raises InputError for invalid settings."""
     if settings.fluent is not None and all(
         c.method is not Base for c in method_args.parse_methods(settings.methods)
     ):
-        raise InputError("--fluent compares with base, and --methods has none; add base")
+        raise InputError("--fluent compares with base, which is not in --methods; add base")
     questions = read_questions(settings.questions, settings.half)[: settings.limit]
     targets = parse_targets(settings.aim, questions)
     return Study(
@@ -109,7 +109,7 @@ def make_study(settings: StudySettings) -> Study:
 
 
 def _request_key(request: Request, config: EngineConfig) -> str:
-    """A digest of all that decides an answer."""
+    """A digest of everything that affects an answer."""
     key_fields = {
         "messages": request.messages,
         "method": _describe_method(request.steering),

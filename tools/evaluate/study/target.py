@@ -1,4 +1,4 @@
-"""An aim: an objective, and the scorer that says how far an answer fulfils it."""
+"""An objective and the scorer that measures it, from `--aim`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """An objective and its scorer. `text` None: the objective is the question's own, its `place`-th
-    preference.
+    """An objective and its scorer. `sign` is -1 if a lower score is better. If `text` is None, the objective
+    is the question's preference with index `place`.
     """
 
     text: str | None
@@ -27,7 +27,7 @@ class Target:
 
     @property
     def label(self) -> str:
-        """What a table calls it: the scorer, with a minus where less is better."""
+        """The name in tables: the scorer, with a minus if lower is better."""
         preference_number = "" if self.text is not None else f" {self.place + 1}"
         return ("-" if self.sign < 0 else "") + self.scorer + preference_number
 
@@ -37,13 +37,12 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """`"Be brief.=-length"` → objective, scorer, and that less is better: split where a scorer's name
-    follows.
+    """Parse `OBJECTIVE=SCORER` or `OBJECTIVE=-SCORER`, which means that lower is better.
 
-    Without an objective (`"=judge:URL"`) it stands for each of a question's own preferences.
-    Raises InputError when no scorer is named.
+    Without an objective (`"=judge:URL"`) it means each of a question's preferences.
+    Raises InputError without the name of a scorer.
     """
-    # The last "=" that a scorer follows: an argument such as a URL's query may hold another.
+    # Split at the last "=" before a scorer's name: its argument, such as a URL's query, may contain another.
     for end in [i for i in range(len(text) - 1, -1, -1) if text[i] == "="]:
         scorer = text[end + 1 :].strip()
         name = scorer.removeprefix("-")
@@ -56,23 +55,21 @@ def parse_target(text: str) -> Target:
 
 
 def parse_targets(texts: Sequence[str], questions: Sequence[Question]) -> tuple[Target, ...]:
-    """The aims as typed. Raises InputError when there are none, or the questions lack preferences."""
+    """Parse the values of --aim. Raises InputError if there are none, or questions lack preferences."""
     targets = [parse_target(text) for text in texts]
     if not targets:
-        raise InputError(
-            'there is no --aim; say what is wished for and what measures it: "Be brief.=-length"'
-        )
+        raise InputError('--aim is required: an objective and its scorer, such as "Be brief.=-length"')
     if all(target.text is not None for target in targets):
         return tuple(targets)
     if len(targets) > 1:
         raise InputError(
-            "an --aim without an objective stands for all preferences of a question; give it alone"
+            "an --aim without an objective means all preferences of a question; it must be the only --aim"
         )
     num_preferences = len(questions[0].preferences)
     for question in questions:
         if not question.preferences or len(question.preferences) != num_preferences:
             raise InputError(
                 f"question {question.index} has {len(question.preferences)} preferences; for an --aim "
-                "without an objective all questions must have equally many, and at least one"
+                "without an objective all questions must have the same number, at least 1"
             )
     return tuple(Target(None, targets[0].scorer, targets[0].sign, index) for index in range(num_preferences))
