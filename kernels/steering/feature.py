@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
     from ..distributed.vocab_parallel import UnshardedVocab
     from .layout import RequestLayout
@@ -58,6 +59,10 @@ class Feature:
     warmup: Mapping[str, Any] = field(default_factory=dict)
     head_output: HeadOutput = HeadOutput.TOKEN
     branch_logprobs: bool = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A feature is a constant: a copied state refers to the same one."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)

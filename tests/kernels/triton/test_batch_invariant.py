@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -241,7 +242,7 @@ def test_norms_rotary_and_swiglu_of_a_row_do_not_depend_on_other_rows(dtype: tor
 
 
 def test_steering_of_a_request_has_the_same_bits_whatever_the_others_use() -> None:
-    """A trust region, rewards, a mask, filters and a delay, each beside plain requests."""
+    """A trust region, rewards, masks, filters and a previous contrast, each beside plain requests."""
     vocab, draw = 97, RowSampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=3)
     region = SteeringCoefficients(base_coef=-4.6, objective_coef=5.6, reward_rate=1.0, kl_budget=0.2)
     kinds = [
@@ -252,6 +253,7 @@ def test_steering_of_a_request_has_the_same_bits_whatever_the_others_use() -> No
     kinds += [
         (SteeringCoefficients(base_coef=-1.0, objective_coef=2.0, prev_contrast_coef=1.0), 2, RowSampling()),
         (SteeringCoefficients(), 1, RowSampling()),
+        (replace(region, relative_top=0.05), 3, draw),
     ]
     logits = 3 * random_tensor(sum(branches for _, branches, _ in kinds), vocab)
     table = SteeringState(vocab, DEVICE)
@@ -264,7 +266,7 @@ def test_steering_of_a_request_has_the_same_bits_whatever_the_others_use() -> No
         groups = RequestLayout.from_branches([(row, range(kinds[row][1])) for row in rows], DEVICE)
         return how(torch.cat(row_logits), groups, deepcopy(table), trace=True)
 
-    crowd = steered([0, 1, 2, 3, 4], invariant_steer)
+    crowd = steered(list(range(len(kinds))), invariant_steer)
     first = 0
     for row, (_, branches, _) in enumerate(kinds):
         alone, usual = (steered([row], how) for how in (invariant_steer, steer))
