@@ -89,7 +89,7 @@ def attention_kernel(
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """stride_bt: entries per row of the block table. KV_SPLIT 0: one split has all keys and writes the output."""
+    """stride_bt: entries per block-table row. KV_SPLIT 0: one split has all keys and writes the output."""
     tile_idx, kv_head, split_idx = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row_start, pos_start = tl.load(row_start_ptr + tile_idx).to(tl.int64), tl.load(pos_start_ptr + tile_idx)
     num_tokens = tl.load(num_tokens_ptr + tile_idx)

@@ -38,7 +38,7 @@ def sample_fused(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """See `kernels.lm_head.sample_from_hidden`; fuses the LM head with the steering step where that is faster."""
+    """See `kernels.lm_head.sample_from_hidden`; fuses LM head and steering step where that is faster."""
     head_inputs = hidden[: len(layout.branch_of_row)]
     return lm_head_steer(head_inputs, head.weight, layout, state, edits, trace=trace, top=top)
 

@@ -1,14 +1,14 @@
 """Batch-invariant paged attention: the bits of a token do not depend on the rest of the batch.
 
     invariant_attention_kernel  (tile, kv_head and row block, part)   softmax state of a range of key splits
-    combine_splits_kernel       (tile, kv_head)   merge the parts in order, if there are several; see `attention`
+    combine_splits_kernel       (tile, kv_head)   merge several parts in order; see `attention`
 
 Decode tokens and prompt tokens are rows of programs of one height that run the same machine code. What
 differs are runtime arguments without specialization, such as `splits_per_part` (the splits that a program
 processes in sequence) and `num_parts` (the programs that share a tile's splits). A split begins with an empty
 state, and its key tiles begin at multiples of BLOCK_N, as windows do. States are merged in order:
 
-    m' = max(m_i, m_j),   α = 2^(m_i - m'),   β = 2^(m_j - m'),   l' = α l_i + β l_j,   acc' = α acc_i + β acc_j
+    m' = max(m_i, m_j),  α = 2^(m_i - m'),  β = 2^(m_j - m'),  l' = α l_i + β l_j,  acc' = α acc_i + β acc_j
 
 The splits of a decode token are merged by a second launch, those of a prompt inside the program. The bits are
 the same: merging is elementwise, and FMA fusion is off, so every operation rounds separately. Merging with an

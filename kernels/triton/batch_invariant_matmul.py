@@ -43,7 +43,7 @@ class MatmulTile:
 
     @classmethod
     def from_weight_shape(cls, out_features: int, dtype: torch.dtype) -> MatmulTile:
-        """The tile for a weight with `out_features` rows. Float32 runs without tensor cores, as unrolled FMAs."""
+        """The tile for a weight with `out_features` rows. Float32 has no tensor cores and is unrolled to FMAs."""
         if dtype == torch.float32:
             return FP32_TILE
         return next((tile for tile in TILES if out_features >= MIN_PROGRAMS * tile.block_n), TILES[-1])
@@ -85,7 +85,7 @@ def matmul_kernel(
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """See `kernels.reference.matmul.matmul`; x, weight and bias share one dtype: float32, bfloat16 or float16.
+    """See `kernels.reference.matmul.matmul`; x, weight and bias of one dtype: float32, bfloat16, float16.
 
     Raises ValueError for other dtypes and shapes, and for a weight or bias that is not contiguous.
     """

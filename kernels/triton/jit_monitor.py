@@ -22,7 +22,7 @@ LOG = logging.getLogger("trimtab.engine")
 class JITMonitor:
     """Compile counts of one engine, from its construction until it is garbage-collected.
 
-    count: kernels compiled or loaded within `attribute_to_this_thread`. late: those after `seal`; each is also
+    count: kernels compiled or loaded within `attribute_to_this_thread`. late: those after `seal`, each also
     logged as a warning.
     """
 

@@ -23,7 +23,7 @@ def rms_norm_kernel(x_ptr, weight_ptr, eps_ptr, out_ptr, hidden_size, BLOCK_N: t
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """See `kernels.reference.rms_norm.rms_norm`; x [rows, hidden]. Raises ValueError above MAX_HIDDEN_SIZE."""
+    """See `kernels.reference.rms_norm.rms_norm`; x [rows, hidden]. Raises ValueError for longer rows."""
     num_rows, hidden_size = x.shape
     if hidden_size > MAX_HIDDEN_SIZE:
         raise ValueError(f"hidden size must be at most {MAX_HIDDEN_SIZE}, got {hidden_size}")

@@ -25,7 +25,7 @@ def rope_and_write_kv_kernel(
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """kv_cache [2, num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM]; rows from num_tokens on are not cached."""
+    """kv_cache [2, num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM]; rows ≥ num_tokens are not cached."""
     token_idx, head_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < HEAD_DIM

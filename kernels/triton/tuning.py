@@ -36,8 +36,8 @@ def load_for_gpu(gpu_name: str) -> LaunchConfigs:
         return DEFAULT_CONFIGS
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"{str(path)!r} is not a tuning file ({type(error).__name__}: {error}); delete it, or recreate it "
-            "with trimtab tune"
+            f"{str(path)!r} is not a tuning file ({type(error).__name__}: {error}); delete it, or recreate "
+            "it with trimtab tune"
         ) from None
 
 

@@ -3,7 +3,7 @@
 The utility is affine in the iterate, so the normalizer of each step is a constant over the vocabulary, which
 later softmaxes cancel. Without it every token iterates independently,
 
-    U ← U + α (x − b),    x ← [ λ p + U/t + x/(η t) ] / [ λ + 1/(η t) ],    t = 1..T,    initially x = p, U = 0
+    U ← U + α (x − b),    x ← [ λ p + U/t + x/(η t) ] / [ λ + 1/(η t) ],    t = 1..T,    x = p, U = 0 at first
 
 and all T steps are one launch that reads b and p once. The result equals b + a_T (p − b) up to a constant.
 """

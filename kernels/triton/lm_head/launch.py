@@ -113,7 +113,7 @@ class _TileResults(NamedTuple):
 
 
 class _FusedEnds(SteeringLaunch):
-    """Launches over all rows, first and last; `finalize_kernel` sees a vocabulary of only the chosen token."""
+    """First and last launches, over all rows; `finalize_kernel` sees a one-token vocabulary, the chosen token."""
 
     def __init__(
         self,
@@ -170,8 +170,8 @@ class _FusedEnds(SteeringLaunch):
     def finalize_step(
         self, results: _TileResults, top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     ) -> SamplerOutput:
-        """Choose the tokens and return the step's output; top_logprobs_fn: from the logsumexp of each request's
-        scores to its top log-probabilities.
+        """Choose the tokens and return the step's output; top_logprobs_fn: maps the logsumexp of each
+        request's scores to its top log-probabilities.
         """
         if top_logprobs_fn is not None:
             self.top_logprobs_fn = top_logprobs_fn

@@ -23,7 +23,7 @@ from ..steering.weights import GREEDY_THRESHOLD
 
 @triton.jit
 def load_coef(coef_ptr, strength_ptr, on_ray_ptr, req_idx, row, branch_idx, mask):
-    """Branch coefficients of the scores, float32; on the ray b + a (m − b), the base term 1 − a is included."""
+    """Branch coefficients of the scores, float32; on the ray b + a (m − b) including the base term 1 − a."""
     coef = tl.load(coef_ptr + row, mask=mask, other=0.0)
     strength = tl.load(strength_ptr + req_idx, mask=mask, other=0.0)
     base_term = tl.where(branch_idx == 0, 1.0 - strength, 0.0)
@@ -106,7 +106,7 @@ def store_branches(
     vocab_size,
     MIX_BEFORE_HEAD: tl.constexpr, ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Store the first branch, the mix of the others (a single other unscaled), and the coefficients of both."""
+    """Store the first branch, the mix of the others (a single one unscaled), and both coefficients."""
     offs = req_idx[None, :] * (ROWS_STORED * vocab_size) + offs_v[:, None]
     mask = mask_v[:, None] & (num_rows > 0)[None, :]
     mixed = tl.zeros([offs_v.shape[0], req_idx.shape[0]], tl.float32)
@@ -177,8 +177,8 @@ def lm_head_kernel(
     """hidden [rows, HIDDEN_SIZE], with MIX_BEFORE_HEAD one row per request; weight [vocab, HIDDEN_SIZE].
 
     MATERIALIZE: write rows_out [ROWS_STORED · requests, vocab] and coefs_out; otherwise nonfinite (the number
-    of non-finite scores), best_score, best_token and with RETURN_LOGPROBS token_score (the noise-free score of
-    the best token), [requests, tiles].
+    of non-finite scores), best_score, best_token and with RETURN_LOGPROBS token_score (the noise-free score
+    of the best token), [requests, tiles].
     """
     REQS_PER_TILE: tl.constexpr = BLOCK_M // BRANCH_SLOTS
     tile_idx = tl.program_id(1)
