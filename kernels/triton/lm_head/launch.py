@@ -113,7 +113,7 @@ class _TileResults(NamedTuple):
 
 
 class _FusedEnds(SteeringLaunch):
-    """First and last launches, over all rows; `finalize_kernel` sees a one-token vocabulary, the chosen token."""
+    """First and last launches, over all rows; to `finalize_kernel` the chosen token is the vocabulary."""
 
     def __init__(
         self,

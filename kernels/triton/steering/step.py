@@ -4,7 +4,7 @@
     mix_logits_kernel        (request, split)   Σ c z, (max, Σ exp) of every row; trust region: 8 strengths
     kl_bracket_kernel        (request, split)   trust region: 12 strengths inside the bracket
     find_thresholds          (request, split)   4 launches each for support mask, top-k and top-p
-    score_kernel             (request, split)   a*, scores, mask, bans, penalties, noise, best token of a split
+    score_kernel             (request, split)   a*, scores, mask, bans, penalties, noise, best per split
     sample_truncated_kernel  (request, split)   top-k, top-p, min-p: the best of the remaining tokens
     finalize_kernel          (request)          token, log-probabilities, KL, rewards, step count
 
@@ -70,7 +70,7 @@ def steer(
 ) -> SamplerOutput:
     """Choose one token per request and update the steering state; see `kernels.steering.step.steer`.
 
-    logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another dtype, shape or device.
+    logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for other inputs.
     """
     _check_args(logits, layout)
     return SteeringLaunch(
@@ -102,7 +102,7 @@ def _check_args(logits: Tensor, layout: RequestLayout) -> None:
     if logits.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"logits must be float32 or bfloat16, got {logits.dtype}")
     if logits.dim() != 2 or not logits.is_contiguous():
-        raise ValueError(f"logits must be contiguous [rows, vocab], got shape {tuple(logits.shape)}, strides {logits.stride()}")
+        raise ValueError(f"logits must be contiguous [rows, vocab], got shape {tuple(logits.shape)}")
     if len(logits) != len(layout.branch_of_row):
         raise ValueError(f"logits have {len(logits)} rows, the request layout {len(layout.branch_of_row)}")
     if layout.state_rows.device != logits.device:

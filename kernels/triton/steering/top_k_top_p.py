@@ -9,8 +9,8 @@ The target is a count (top-k) or a probability mass (top-p, and the nucleus of L
 branch). Mass is a sum of integers, 2⁴⁰ times the probability relative to the top token, and so does not
 depend on the order. Bisection runs on order-preserving integer keys of the float32 values, so that it ends at
 exactly one value. All ties are kept. There are no reads by the host, and the number of launches is fixed. If
-a row is nearly constant, all its values are in one bracket, and each bisection step of `bisect_kernel` rereads
-them, 1,024 at a time.
+a row is nearly constant, all its values are in one bracket, and every step of `bisect_kernel` rereads them,
+1,024 at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ MAX_DIRECT = tl.constexpr(2048)
 NO_REFINE = tl.constexpr(1 << 40)
 """Stored instead of the lowest fine bound if the request had no fine pass."""
 MASS_SCALE = tl.constexpr(REFERENCE_MASS_SCALE)
-MIN_KEY, END_KEY = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # the key of −∞; one above the key of ∞
+MIN_KEY, END_KEY = (
+    tl.constexpr(-0x7F800001),
+    tl.constexpr(0x7F800001),
+)  # the key of −∞; one above the key of ∞
 
 
 class ThresholdKind(IntEnum):
@@ -95,8 +98,8 @@ def load_row_max(split_max_ptr, row, num_splits, BLOCK_S: tl.constexpr):
 def bound_spacing(
     split_max_ptr, row, row_max, temperature, num_splits, KIND: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """Spacing of the coarse bounds: the temperature for masses; for counts at least 1, or 1/8 of the range of
-    the split maxima if that is more, as with a large strength."""
+    """Spacing of the coarse bounds: the temperature for masses; for counts 1, or 1/8 of the range of the
+    split maxima if that is more, as with a large strength."""
     spacing = temperature
     if KIND == TOP_K:
         offs_s = tl.arange(0, BLOCK_S)
@@ -133,7 +136,7 @@ def token_mass(values, row_max, temperature, KIND: tl.constexpr):
 
 @triton.jit
 def find_bracket(bounds_ptr, sums_ptr, target, req_idx, num_splits, BLOCK_S: tl.constexpr):
-    """(lo, hi, mass_lo, mass_hi): the last bound whose mass reaches the target, the next one, and their masses.
+    """(lo, hi, mass_lo, mass_hi): the last bound with enough mass, the next one, and their masses.
 
     Bounds are keys; they are loaded, since recomputing them in another kernel may round differently.
     """
@@ -151,7 +154,7 @@ def find_bracket(bounds_ptr, sums_ptr, target, req_idx, num_splits, BLOCK_S: tl.
 
 @triton.jit
 def load_target(sums_ptr, limit, req_idx, num_splits, KIND: tl.constexpr, BLOCK_S: tl.constexpr):
-    """The target: the limit itself for top-k, otherwise limit · total mass, which is that of the lowest bound."""
+    """The target mass: `limit` for top-k, otherwise limit · total mass, that of the lowest bound."""
     target = limit
     if KIND != TOP_K:
         offs_s = tl.arange(0, BLOCK_S)
@@ -200,7 +203,7 @@ def count_ge_kernel(
     KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, IS_FINE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """values: logits for a nucleus, otherwise scores [requests, vocab]; split_max: maximum of each split;
+    """values: logits for a nucleus, otherwise scores [requests, vocab]; split_max: their maxima;
     truncation [requests, 3]: p or k of each kind, 0 is off. sums [requests, 16, splits], bounds [requests, 16].
 
     HAS_PRIOR: count only tokens at or above the earlier thresholds `prior` [requests]. IS_FINE: the second

@@ -1,6 +1,6 @@
 """KL trust region on a GPU: a fixed number of passes instead of a data-dependent search.
 
-Along the ray b + a d, d = m − b, with A(a) = logsumexp(b + a d) and a constant subtracted from d, which cancels,
+Along the ray b + a d, d = m − b, with A(a) = logsumexp(b + a d); a constant subtracted from d cancels in
 
     KL(a) = (a − 1) A′(a) − [A(a) − A(1)],    d log KL / d log(a − 1) = (a − 1)² A″(a) / KL(a)
 
@@ -9,7 +9,7 @@ between two of them, and computes moments at 12 strengths inside the bracket. `s
 strength off a monotone cubic of log KL over log(a − 1), with the same margin below the budget as
 `kernels.steering.trust_region`, and KL is measured there. A KL that is NaN exceeds every budget.
 
-Moments are stored as [request, moment, strength, split], each split relative to its own maximum exponent.
+Moments are stored as [request, moment, strength, split], each split relative to its own maximum.
 """
 
 from __future__ import annotations
