@@ -43,7 +43,7 @@ class MatmulTile:
 
     @classmethod
     def from_weight_shape(cls, out_features: int, dtype: torch.dtype) -> MatmulTile:
-        """The tile for a weight of `out_features` rows. Float32, without tensor cores, is unrolled to FMAs."""
+        """Tile for a weight with `out_features` rows. Float32, without tensor cores, is unrolled to FMAs."""
         if dtype == torch.float32:
             return FP32_TILE
         return next((tile for tile in TILES if out_features >= MIN_PROGRAMS * tile.block_n), TILES[-1])

@@ -204,7 +204,8 @@ def count_ge_kernel(
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """values: logits for a nucleus, otherwise scores [requests, vocab]; split_max: their maxima;
-    truncation [requests, 3]: p or k of each kind, 0 is off. sums [requests, 16, splits], bounds [requests, 16].
+    truncation [requests, 3]: p or k of each kind, 0 is off. sums [requests, 16, splits]; bounds [requests,
+    16].
 
     HAS_PRIOR: count only tokens at or above the earlier thresholds `prior` [requests]. IS_FINE: the second
     pass, inside the coarse bracket.

@@ -163,7 +163,7 @@ def hermite_cubic(t, y0, y1, s0, s1):
 
 @triton.jit
 def hermite_root(target, y0, y1, s0, s1):
-    """Largest t in [0, 1] with the monotone cubic at most `target`, to 1/65536: two counts over 256 points."""
+    """Largest t in [0, 1] with the monotone cubic ≤ `target`, to 1/65536: two counts over 256 points."""
     steps = (tl.arange(0, 256) + 1).to(tl.float32) / 256.0
     count = tl.sum((hermite_cubic(steps, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
     coarse = count / 256.0

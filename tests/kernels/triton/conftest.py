@@ -39,7 +39,9 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fill uninitialized tensors with NaN, integer tensors with their maximum."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # GPU cumsum and matmul only warn
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # on a GPU some operations have no deterministic version
     yield
     torch.use_deterministic_algorithms(False)
 

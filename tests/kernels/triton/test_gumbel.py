@@ -47,13 +47,13 @@ def test_gumbel_noise_is_finite_and_close_to_float64() -> None:
     u = ((bits.cpu() & 0x7FFFFFFF).double() + 0.5) * 2.0**-31
     exact = -torch.log(-torch.log1p(-u.clamp(max=1 - 2.0**-24)))
     assert bool(gumbel.isfinite().all())
-    # rounding u to 24 bits changes the noise by the same relative amount, and by more only is_accurate the largest u
+    # rounding u to 24 bits changes the noise by about the same relative error, and by more near the largest u
     is_accurate = u < 1 - 2.0**-14
     torch.testing.assert_close(gumbel.cpu().double()[is_accurate], exact[is_accurate], rtol=1e-3, atol=1e-4)
 
 
 def test_tokens_are_sampled_with_their_probabilities() -> None:
-    """Chi-square of 60,000 draws from 30 tokens, over positions of one seed and over seeds at one position."""
+    """Chi-square of 60,000 draws from 30 tokens, over positions of a seed and over seeds at a position."""
     vocab, draws = 30, 60_000
     probs = torch.linspace(0, 3, vocab).softmax(-1).double()
     for seeds, positions in (

@@ -38,7 +38,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_replayed_graph_steps_equal_launched_ones_and_stay_on_the_device(tmp_path: Path) -> None:
-    """Run on the default device "meta": a tensor created without a device would fail in the next operation."""
+    """With default device "meta", a tensor created without a device fails in the next operation."""
     folder = TinyModel(hidden=40, heads=4, kv_heads=2, head_dim=12, layers=1).write(tmp_path / "tiny")
     options = {"kv_cache_memory": "100KiB", "block_size": 16, "kernels": "triton", "enforce_eager": True}
     engine = Engine.from_pretrained(str(folder), enable_prefix_caching=False, **options)

@@ -28,7 +28,7 @@ def make_rows() -> tuple[list[str], Tensor]:
     few[[7, 2000, 2499]] = torch.tensor([3.0, 1e-30, -0.0])
     peaked = 0.5 * draw - 40
     peaked[2242] = 20.0
-    names = {
+    rows_by_name = {
         "like logits": 3 * draw,
         "flat": 1e-3 * draw + 5,
         "equal": torch.full((VOCAB,), -1.5),
@@ -38,7 +38,7 @@ def make_rows() -> tuple[list[str], Tensor]:
         "wide": 1e4 * draw,
         "around zero": 1e-20 * draw,
     }
-    return list(names), torch.stack([*names.values(), names["flat"]]).to(DEVICE)
+    return list(rows_by_name), torch.stack([*rows_by_name.values(), rows_by_name["flat"]]).to(DEVICE)
 
 
 def keep_mask_by_sorting(row: Tensor, limit: float, temperature: float, kind: ThresholdKind) -> Tensor:
