@@ -39,9 +39,8 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fill uninitialized tensors with NaN, integer tensors with their maximum."""
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # on a GPU some operations have no deterministic version
+    # on a GPU some operations have no deterministic version, hence warn_only
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -124,7 +124,7 @@ def assert_agrees(
     edits: LogitEdits | None = None,
     **options: Any,
 ) -> None:
-    """Assert the tokens of float64 logits, and reported values as close to float64 as those of float32 torch."""
+    """Assert the tokens of float64 logits, and reported values as close to them as float32 torch."""
     got = run_fused(requests, hidden, weight, edits, **options)
     options.pop("tuning", None)
     truths = run_reference(float64_logits, requests, hidden, weight, edits, **options)
