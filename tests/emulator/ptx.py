@@ -27,7 +27,7 @@ Operand = str | int | Address | tuple["Operand", ...]
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction. guard: the predicate under which a thread executes it, or with `guard_negated` skips it.
+    """One instruction. guard: predicate under which a thread executes it, or with `guard_negated` skips it.
 
     operation: its arithmetic, per thread; None if it is not pure arithmetic.
     """
@@ -44,9 +44,9 @@ class Instruction:
 class Kernel:
     """params: parameter names, in order. threads: per program. local_bytes: local memory per thread.
 
-    blocks: basic blocks, in `reconvergence_order`. labels: block index by label. fallthrough: the next block of
-    threads that do not branch. issue_counts: instructions of a block, without register moves and parameter
-    loads.
+    blocks: basic blocks, in `reconvergence_order`. labels: block index by label. fallthrough: the next
+    block of threads that do not branch. issue_counts: instructions of a block, without register
+    moves and parameter loads.
     """
 
     params: list[str] = field(default_factory=list)
