@@ -4,7 +4,7 @@
     combine_splits_kernel       (tile, kv_head)   merge several parts in order; see `attention`
 
 Decode tokens and prompt tokens are rows of programs of one height that run the same machine code. What
-differs are runtime arguments without specialization, such as `splits_per_part` (the splits that a program
+differs are runtime arguments without specialisation, such as `splits_per_part` (the splits that a program
 processes in sequence) and `num_parts` (the programs that share a tile's splits). A split begins with an empty
 state, and its key tiles begin at multiples of BLOCK_N, as windows do. States are merged in order:
 

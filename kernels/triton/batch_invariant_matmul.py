@@ -5,7 +5,7 @@
 Vendor libraries select a kernel by the number of rows, and some split the sum over k (split-K), so that a
 row's last bits depend on the batch. Here the rows are cut into tiles of one height, the last padded with
 zeros, and all tiles run the same machine code: one program covers all of k, so that there are no partial
-sums, and M is a runtime argument without specialization. Each row of a tensor-core product is an independent
+sums, and M is a runtime argument without specialisation. Each row of a tensor-core product is an independent
 sum, in the same order for all rows of the tile.
 
 The height is 64: each two-byte weight then takes 64 multiplications and 64 additions, under half of what any

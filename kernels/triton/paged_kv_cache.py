@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TritonPagedKVCache(PagedKVCache):
-    """`PagedKVCache` with Triton kernels, without host synchronization."""
+    """`PagedKVCache` with Triton kernels, without host synchronisation."""
 
     attention_fn = staticmethod(paged_attention)
 

@@ -1,6 +1,6 @@
 """QK-norm, rotary position embedding and KV-cache write in one launch, between QKV projection and attention.
 
-Each program handles one head of one token: normalize it (queries and keys, if the model has QK-norm), rotate
+Each program handles one head of one token: normalise it (queries and keys, if the model has QK-norm), rotate
 it (queries and keys), then store queries in a new tensor, and keys and values in their KV blocks.
 """
 

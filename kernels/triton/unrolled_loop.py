@@ -1,6 +1,6 @@
-"""Unrolled optimization loop of Amulet and MATO, to compare with `kernels.steering.closed_form`.
+"""Unrolled optimisation loop of Amulet and MATO, to compare with `kernels.steering.closed_form`.
 
-The utility is affine in the iterate, so the normalizer of each step is a constant over the vocabulary, which
+The utility is affine in the iterate, so the normaliser of each step is a constant over the vocabulary, which
 later softmaxes cancel. Without it every token iterates independently,
 
     U ← U + α (x − b),    x ← [ λ p + U/t + x/(η t) ] / [ λ + 1/(η t) ],    t = 1..T,    x = p, U = 0 at first

@@ -4,7 +4,7 @@
     mix_hidden_kernel    (request, hidden tile)           Σ c h, if no branch is needed separately
     lm_head_kernel       (request tile, vocabulary tile)  z = W h; best tokens, or two rows per request
     mix_logits_kernel … sample_truncated_kernel           as in `steer`, on those rows if they are stored
-    reduce_tiles_kernel  (request, branch)                token, its logit in every branch, normalizers
+    reduce_tiles_kernel  (request, branch)                token, its logit in every branch, normalisers
     finalize_kernel      (request)                        as in `steer`
 
 `lm_head_kernel` alone decides greedy steps and sampling without filters. A trust region, support mask,
@@ -58,7 +58,7 @@ def lm_head_steer(
     top: bool = False,
     config: LMHeadConfig | None = None,
 ) -> SamplerOutput:
-    """Choose one token per request and update the steering state; see `kernels.lm_head.sample_from_hidden`.
+    """Choose one token per request and update the steering state; see `kernels.lm_head.lm_head_steer`.
 
     hidden [rows, hidden_size] after the final norm, weight [vocab, hidden_size], contiguous, of one dtype:
     float32, bfloat16 or float16; accumulation is float32. config: None for the launch config of the device.

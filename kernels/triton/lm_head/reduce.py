@@ -1,4 +1,4 @@
-"""Reduce the per-tile results of the fused LM head to the chosen token and its log-normalizers.
+"""Reduce the per-tile results of the fused LM head to the chosen token and its log-normalisers.
 
 One program per branch, or per request if no branch log-probability is needed. It selects the token from the
 best of every vocabulary part, as `finalize_kernel` does, multiplies that token's row of W with the branch's

@@ -22,7 +22,7 @@ U_STEP, U_MAX = tl.constexpr(gumbel.U_STEP), tl.constexpr(gumbel.U_MAX)
 
 @triton.jit
 def splitmix64(x):
-    """The finalizer of splitmix64, int64 → int64."""
+    """The finaliser of splitmix64, int64 → int64."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_MUL_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_MUL_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)

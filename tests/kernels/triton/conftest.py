@@ -38,7 +38,7 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fill uninitialized tensors with NaN, integer tensors with their maximum."""
+    """Fill uninitialised tensors with NaN, integer tensors with their maximum."""
     # on a GPU some operations have no deterministic version, hence warn_only
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

@@ -246,7 +246,7 @@ def test_a_request_of_any_number_of_objectives_gives_the_same_bits_batched_as_al
         objectives = len(batch[index].method.weights())
         alone = run_fused([batch[index]], rows, weight, tuning=tuning, trace=trace or index == 0)
         for single, many in zip(alone, batched, strict=True):
-            if index == 0 and not trace:  # alone it needs no normalizers, so its launches differ
+            if index == 0 and not trace:  # alone it needs no normalisers, so its launches differ
                 assert torch.equal(single.tokens[0], many.tokens[0])
                 continue
             batched_fields = fields_of_request(many, layout, index, objectives)
