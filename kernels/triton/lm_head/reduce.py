@@ -1,8 +1,9 @@
-"""Reduce the results of the vocabulary tiles to the chosen token and the log-normalisers.
+"""Reduce the per-tile results of the fused LM head to the chosen token and its log-normalisers.
 
-One program a branch, or a request where no branch is asked after. It finds the token from the best of every
-part of the vocabulary, as `finish` does, multiplies that token's row of W with the branch's hidden state, and
-merges what the parts left. To `finish` the step then has one part, and a vocabulary of one token.
+One program per branch, or per request if no branch log-probability is needed. It selects the token from the
+best of every vocabulary part, as `finalize_kernel` does, multiplies that token's row of W with the branch's
+hidden state, and merges the statistics of the parts. `finalize_kernel` then sees one part and a vocabulary of
+one token.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def reduce_tiles_kernel(
     MEASURE_KL: tl.constexpr, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """raw: scores of the best token of each part, or STORED, of every token. one_…: of the one part left."""
+    """token_score: noise-free score of the best token of each part; with MATERIALIZE of every token.
+
+    out_*: the merged results, as one part.
+    """
     req_idx, branch_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_p = tl.arange(0, BLOCK_P)
     part_offs = req_idx * num_parts + offs_p

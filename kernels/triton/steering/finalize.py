@@ -1,4 +1,4 @@
-"""The last launch of a steering step, one program a request: token, trace and next state.
+"""The last launch of a steering step, one program per request: token, trace and next state.
 
 R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...steering.rewards import EMA as EMA_OF_PROGRAM
-from ...steering.rewards import MEAN as MEAN_OF_PROGRAM
+from ...steering.rewards import EMA as REFERENCE_EMA
+from ...steering.rewards import MEAN as REFERENCE_MEAN
 from .columns import column, load_param
 from .score import NO_TOKEN
 from .trust_region import KL_BUDGET, kl_divergence, load_moments, select
 
 ACCUMULATE, DECAY = column("accumulate"), column("decay")
 BLOCK_R = 16
-MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
+MEAN, EMA = tl.constexpr(REFERENCE_MEAN), tl.constexpr(REFERENCE_EMA)
 
 
 @triton.jit
 def merge_stats(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
-    """(max, Σ exp) of a row from those of its parts."""
+    """(max, Σ exp) of a row from those of its splits."""
     offs_s = tl.arange(0, BLOCK_S)
     maxes = tl.load(max_ptr + offs_s, mask=offs_s < num_splits, other=float("-inf"))
     max_value = tl.max(maxes, axis=0)

@@ -1,11 +1,12 @@
-"""From mixed logits to what may be sampled, in splits of the vocabulary.
+"""Steered scores, logit edits and token selection, per split of the vocabulary.
 
-    s = (1 − a) b + a m on a ray, a from the trust region where there is one; else s is the mix itself
-    then ids without a token, support mask, bias and bans, repetition
+    s = (1 − a) b + a m on the ray, a from the trust region if the request has one; otherwise s = the mix
+    then: ids beyond the tokenizer, support mask, bias and bans, repetition penalty
 
-Each split leaves (max, Σ exp) of s, the sums of b + a d and b + d that KL is measured by, and its best token
-by s alone or, where there is a temperature, by s/T plus Gumbel noise. With top-k, top-p or min-p in the batch
-the allowed scores are stored instead, and `choose` takes the best token when the thresholds are known.
+`score_kernel` stores per split (max, Σ exp) of s, the moments of b + a d and b + d that KL is measured from,
+and the best token by s, or for sampled requests by s/T plus Gumbel noise. With top-k, top-p or min-p in the
+batch it stores the allowed scores instead, and `sample_truncated_kernel` selects the best token once the
+thresholds are known.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from .weights import GREEDY_THRESHOLD, TEMPERATURE
 
 MIN_P = column("min_p")
 NO_TOKEN = tl.constexpr(2**31 - 1)
-"""Behind every token, where the lowest is looked for."""
+"""Greater than every token id, to mask the search for the lowest."""
 
 
 @triton.jit
 def store_best(best_score_ptr, best_token_ptr, offs, scores, token_ids):
-    """Stores one split's largest score and the lowest token that has it."""
+    """Store the largest score of a split and the lowest token id that has it."""
     best_score = tl.max(scores, axis=0)
     tl.store(best_score_ptr + offs, best_score)
     tl.store(best_token_ptr + offs, tl.min(tl.where(scores == best_score, token_ids, NO_TOKEN), axis=0))
@@ -35,7 +36,7 @@ def store_best(best_score_ptr, best_token_ptr, offs, scores, token_ids):
 
 @triton.jit
 def add_gumbel_noise(scores, token_ids, seed_ptr, temperature, state_row, position):
-    """Scores/T plus noise."""
+    """Scores/T plus Gumbel noise."""
     return scores / temperature.to(tl.float32) + gumbel_noise(
         tl.load(seed_ptr + state_row), position, token_ids
     )
@@ -55,8 +56,8 @@ def score_kernel(
     MAX_POINTS: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """added, penalty: what Edits add to and divide by, [groups, vocab]. store_scores: steered scores are
-    stored where they are REPORTED; it is asked as the kernel runs, which has variants enough.
+    """bias, repetition_penalty: dense maps of the logit edits, [requests, vocab]. store_scores: with
+    RETURN_LOGPROBS also store the steered scores; a runtime argument to limit the compiled variants.
     """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
@@ -145,7 +146,7 @@ def sample_truncated_kernel(
     top_k_threshold_ptr, top_p_threshold_ptr, best_score_ptr, best_token_ptr, vocab_size, num_splits,
     HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """The best token of a split among those at or above all thresholds."""
+    """Select the best token of a split among those at or above all thresholds."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
     offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -170,7 +171,7 @@ def sample_truncated_kernel(
             threshold = tl.maximum(threshold, tl.load(top_p_threshold_ptr + req_idx))
         keep = scores >= threshold
         scores = tl.where(keep, scores, float("-inf"))
-        if tl.max(scores, axis=0) > float("-inf"):  # few splits hold any of those that are kept
+        if tl.max(scores, axis=0) > float("-inf"):  # most splits have no token above the threshold
             noisy_scores = add_gumbel_noise(
                 scores, offs_v, seed_ptr, temperature, state_row, tl.load(steps_ptr + state_row)
             )

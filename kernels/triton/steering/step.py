@@ -1,19 +1,17 @@
-"""The steering step on a device: `kernels.steering.step` in a few launches, whose number the host knows
-beforehand.
+"""The steering step on a GPU: `kernels.steering.step` as a fixed sequence of Triton launches.
 
-    weigh   (request)          weights, coefficients of the mix
-    mix     (request, split)   Σ c z, (max, Σ exp) of every row; in a trust region the sums of 8 strengths
-    refine  (request, split)   in a trust region: the sums of 12 strengths inside the bracket
-    search  (request, split)   4 launches each for a support mask, for top-k and for top-p
-    score   (request, split)   a*, scores, mask, bans and penalties, noise, best token of a split
-    choose  (request, split)   with top-k, top-p or min-p: the best token among those kept
-    finish  (request)          token, log-probabilities, KL, rewards, step
+    reweight_kernel          (request)          weights, coefficients of the mix
+    mix_logits_kernel        (request, split)   Σ c z, (max, Σ exp) of every row; trust region: 8 strengths
+    kl_bracket_kernel        (request, split)   trust region: 12 strengths inside the bracket
+    find_thresholds          (request, split)   4 launches each for support mask, top-k and top-p
+    score_kernel             (request, split)   a*, scores, mask, bans, penalties, noise, best per split
+    sample_truncated_kernel  (request, split)   top-k, top-p, min-p: the best of the remaining tokens
+    finalize_kernel          (request)          token, log-probabilities, KL, rewards, step count
 
-A split of the vocabulary has one length for a vocabulary, whatever the batch, and its partial results are
-merged by the next launch, so that a request's results do not depend on its neighbours. Nothing is read back
-by the host and there are no atomics: which launches a step has follows from what its requests were admitted
-with. Bias and penalties are scattered into two dense maps first, and the likeliest 20 are torch's `topk` of
-the stored scores.
+The split length depends only on the vocabulary size, and the next launch merges the partial results of the
+splits, so that a request's results do not depend on the rest of the batch. There are no atomics and no reads
+by the host: the parameters of the admitted requests determine the launches of a step. Bias and penalties are
+scattered into two dense maps first. The top 20 log-probabilities are `torch.topk` of the stored scores.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ ALL_FEATURES = StepFeatures(FEATURES)
 
 @dataclass(frozen=True)
 class VocabTiling:
-    """How a vocabulary is split: a function of its size alone."""
+    """Split of the vocabulary; depends on its size alone."""
 
     block_v: int
     num_splits: int
@@ -76,9 +74,9 @@ def steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """Chooses one token for each request and moves the table on by it; see `kernels.steering.step.steer`.
+    """Choose one token per request and update the steering state; see `kernels.steering.step.steer`.
 
-    logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another type or layout.
+    logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for other inputs.
     """
     _check_args(logits, layout)
     return SteeringLaunch(logits, layout, state, state.features(layout), trace=trace, top=top).run(edits)
@@ -93,10 +91,10 @@ def invariant_steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """As `steer`, by the same launches of the same code whatever the step's requests ask for.
+    """Like `steer`, with the same launches and compiled variants whatever features the requests use.
 
-    Code that is compiled for other features may round otherwise. A request without a feature skips it; what a
-    trace tells is measured in any case.
+    Variants compiled for other features may round differently. Requests without a feature skip it; trace
+    outputs are always computed.
     """
     _check_args(logits, layout)
     launch = SteeringLaunch(logits, layout, state, ALL_FEATURES, trace=True, top=True)
@@ -106,17 +104,17 @@ def invariant_steer(
 
 def _check_args(logits: Tensor, layout: RequestLayout) -> None:
     if logits.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"logits must be float32 or bfloat16 and are {logits.dtype}")
+        raise ValueError(f"logits must be float32 or bfloat16, got {logits.dtype}")
     if logits.dim() != 2 or not logits.is_contiguous():
-        raise ValueError(f"logits must be contiguous [rows, vocab] and have shape {tuple(logits.shape)}")
+        raise ValueError(f"logits must be contiguous [rows, vocab], got shape {tuple(logits.shape)}")
     if len(logits) != len(layout.branch_of_row):
-        raise ValueError(f"logits have {len(logits)} rows and the groups {len(layout.branch_of_row)}")
+        raise ValueError(f"logits have {len(logits)} rows, the request layout {len(layout.branch_of_row)}")
     if layout.state_rows.device != logits.device:
-        raise ValueError(f"logits are on {logits.device} and the groups on {layout.state_rows.device}")
+        raise ValueError(f"logits are on {logits.device}, the request layout on {layout.state_rows.device}")
 
 
 class SteeringLaunch:
-    """One step's buffers, and its launches in their order; features: what these are compiled for."""
+    """Buffers and ordered launches of one step; features: those that the kernels are compiled with."""
 
     def __init__(
         self,
@@ -151,9 +149,8 @@ class SteeringLaunch:
             self._new(self.num_reqs, num_splits) for _ in range(4)
         )
         self.best_token = self._new(self.num_reqs, num_splits, dtype=torch.int32)
-        self.nonfinite = self._new(
-            2, self.num_reqs, num_splits, dtype=torch.int32
-        )  # as found by mix, by score
+        # [0] by mix_logits_kernel, [1] by score_kernel
+        self.nonfinite = self._new(2, self.num_reqs, num_splits, dtype=torch.int32)
         self.centre = self._new(self.num_reqs)
         self.has_masks = not features.isdisjoint(MASKS)
         self.has_region_masks = any(mask.in_trust_region for mask in MASKS if mask in features)
@@ -274,7 +271,7 @@ class SteeringLaunch:
         )  # fmt: skip
 
     def _scatter_edits(self, edits: LogitEdits) -> tuple[Tensor, Tensor]:
-        """What edits add, and what they divide by, [groups, vocab]."""
+        """Bias and repetition penalty as dense maps, [requests, vocab]."""
         bias, repetition_penalty = torch.zeros_like(self.mixed_logits), torch.ones_like(self.mixed_logits)
         bias.index_put_(edits.bias_index, edits.bias, accumulate=True)
         repetition_penalty[edits.repetition_index] = edits.repetition

@@ -1,11 +1,11 @@
-"""MATO's weights and the coefficients of the mix: the first launch, one program a request.
+"""MATO weights and mixing coefficients: the first launch of a steering step, one program per request.
 
     w_k ∝ w⁰_k exp(−(β/τ) (R_k − min R))        in log space and float64, as `kernels.steering.step.reweight`
 
-Columns of the table are summed in chunks of one fixed size, zeros beyond a request's own objectives, so that
-its weights do not depend on how many objectives others have. A request whose scores lie on the ray
-b + a (m − b) gets the coefficients of m, the merged logits; b joins when a is known. The limits of its
-filters (mask, top-k, top-p; 0 is off) are gathered for `search`.
+Objectives are summed in chunks of fixed size, padded with zeros, so that a request's weights do not depend on
+the number of objectives of other requests. A request whose scores lie on the ray b + a (m − b) gets the
+coefficients of m, the merged logits; b is added once a is known. The limits of the truncation filters (mask,
+top-k, top-p; 0 is off) are stored for `find_thresholds`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOP_K_COLUMN, TOP_P_COLUMN = column("top_k"), column("top_p")
 
 @triton.jit
 def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_reward):
-    """log w⁰ − rate · (R − least) of the table's entries `offs`, and w⁰; −∞ where w⁰ is 0."""
+    """(log w⁰ − reward_rate · (R − min R), w⁰) of the state entries `offs`; −∞ where w⁰ is 0."""
     prior = tl.load(prior_weights_ptr + offs, mask=mask, other=0.0)
     rewards = tl.load(rewards_ptr + offs, mask=mask, other=0.0)
     is_active = prior > 0
