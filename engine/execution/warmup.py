@@ -80,7 +80,7 @@ def warmup_steps(
         padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
     )  # a prompt; the others are steps that may be replayed
     for has_kl_budget, has_masks, has_edits, has_truncation in product(OFF_ON, repeat=4):
-        coefficients = _make_coefficients(has_kl_budget, has_masks, has_rewards=has_edits)
+        coefficients = _make_coefficients(has_kl_budget, has_edits, has_masks, has_prev_contrast=has_edits)
         truncation = [MIN_P, *([TOP_K] if has_kl_budget else []), *([TOP_P] if has_masks else [])]
         sampling = RowSampling(**_warmup_columns(truncation)) if has_truncation else GREEDY_SAMPLING
         for report in REPORT_FLAGS:
@@ -104,9 +104,12 @@ def warmup_steps(
 
 
 def _make_coefficients(
-    has_kl_budget: bool = False, has_masks: bool = False, has_rewards: bool = False
+    has_kl_budget: bool = False,
+    has_rewards: bool = False,
+    has_masks: bool = False,
+    has_prev_contrast: bool = False,
 ) -> SteeringCoefficients:
-    features = {KL_BUDGET: has_kl_budget, REWARDS: has_rewards, PREV_CONTRAST: has_masks}
+    features = {KL_BUDGET: has_kl_budget, REWARDS: has_rewards, PREV_CONTRAST: has_prev_contrast}
     features |= dict.fromkeys(MASKS, has_masks)
     columns = _warmup_columns(feature for feature, is_used in features.items() if is_used)
     return SteeringCoefficients(objective_coef=1.0, **columns)

@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 
 INT_COLUMNS = {
     name: type(value) is int
-    for name, value in (*vars(SteeringCoefficients()).items(), *vars(RowSampling()).items())
+    for name, value in (*vars(RowSampling()).items(), *vars(SteeringCoefficients()).items())
     if name != "seed"
 }
 """The columns of `SteeringState.params`, and whether each is an integer."""
 COLUMN_INDEX = {name: index for index, name in enumerate(INT_COLUMNS)}
+"""Temperature is the first: the fused head reads it as a tensor of its own, which must be aligned."""
 
 
 class SteeringState:
     """Structure of arrays with one row per running request; the number of rows doubles when it is full.
 
     params:        the fields of `SteeringCoefficients` and `RowSampling` but the seed, in the order of
-                   `COLUMN_INDEX`, [rows, columns] float64.
+                   `COLUMN_INDEX`, [columns, rows] float64.
     seeds:         sampling seeds [rows] int64.
     prior_weights: w⁰ [rows, K], 0 beyond the request's objectives.
     rewards:       R_k [rows, K], without β.
@@ -53,7 +54,7 @@ class SteeringState:
         self, vocab_size: int, device: torch.device | str = "cpu", shard: UnshardedVocab = UNSHARDED
     ) -> None:
         self.vocab_size, self.device, self.shard = vocab_size, torch.device(device), shard
-        self.params = torch.zeros(0, len(COLUMN_INDEX), dtype=torch.float64, device=device)
+        self.params = torch.zeros(len(COLUMN_INDEX), 0, dtype=torch.float64, device=device)
         self.prior_weights = torch.zeros(0, 1, dtype=torch.float64, device=device)
         self.rewards = torch.zeros_like(self.prior_weights)
         self.steps = torch.zeros(0, dtype=torch.int64, device=device)
@@ -75,7 +76,7 @@ class SteeringState:
             np.array([columns[name] for name in COLUMN_INDEX], np.float64),
             np.array(weights, np.float64),
         )
-        self.params[row], self.seeds[row_slice] = values, wrap_int64(sampling.seed)
+        self.params[:, row], self.seeds[row_slice] = values, wrap_int64(sampling.seed)
         self.prior_weights[row_slice] = 0
         self.prior_weights[row, : len(weights)] = prior
         self.rewards[row_slice] = 0
@@ -110,7 +111,7 @@ class SteeringState:
             num_objectives - self.prior_weights.shape[1],
         )
         if new_rows:
-            self.params = pad(self.params, (0, 0, 0, new_rows))
+            self.params = pad(self.params, (0, new_rows))
             self.steps, self.seeds, self.contrast_slot = (
                 pad(self.steps, (0, new_rows)),
                 pad(self.seeds, (0, new_rows)),
@@ -127,10 +128,10 @@ class StateView(dict[str, Tensor]):
 
     def __init__(self, state: SteeringState, state_rows: Tensor) -> None:
         super().__init__()
-        self._params = state.params[state_rows]
+        self._params = state.params[:, state_rows]
         self["seed"] = state.seeds[state_rows]
 
     def __missing__(self, name: str) -> Tensor:
-        column = self._params[:, COLUMN_INDEX[name]]
-        values = self[name] = column.long() if INT_COLUMNS[name] else column.contiguous()
+        column = self._params[COLUMN_INDEX[name]]
+        values = self[name] = column.long() if INT_COLUMNS[name] else column
         return values

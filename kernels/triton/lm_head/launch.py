@@ -26,6 +26,7 @@ from torch import Tensor
 from ...lm_head import logits_matmul
 from ...steering.feature import StepFeatures
 from ...steering.layout import RequestLayout
+from ...steering.state import COLUMN_INDEX
 from ..configs import LMHeadConfig
 from ..dot import UPCAST
 from ..steering.step import SteeringLaunch, steer
@@ -202,7 +203,7 @@ class _FusedEnds(SteeringLaunch):
         lm_head_kernel[(plan.num_row_tiles, self.num_tiles)](
             hidden, low, self.weight, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, self.on_ray,
-            state.steps, state.params, state.seeds,
+            state.steps, state.params[COLUMN_INDEX["temperature"]], state.seeds,
             rows_out, coefs_out, self.tile_max, self.tile_sum,
             results.score_max, results.score_sum, results.token_score, results.nonfinite,
             results.best_score, results.best_token,
@@ -225,7 +226,7 @@ class _FusedEnds(SteeringLaunch):
         grid_rows = layout.max_rows if plan.branch_logprobs or self._return_logprobs else 1
         reduce_tiles_kernel[(self.num_reqs, grid_rows)](
             self.hidden, self.weight, layout.state_rows, layout.row_start, layout.num_rows, self.on_ray,
-            self.state.params, self.tile_max, self.tile_sum, *results,
+            *self.params, self.tile_max, self.tile_sum, *results,
             self.logits, self.row_max, self.row_sum, self.best_score, self.best_token, self.nonfinite,
             self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength, tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,

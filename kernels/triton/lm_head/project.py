@@ -16,10 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..steering.columns import load_param
 from ..steering.gumbel import gumbel_noise
 from ..steering.score import NO_TOKEN
-from ..steering.weights import GREEDY_THRESHOLD, TEMPERATURE
+from ..steering.weights import GREEDY_THRESHOLD
 
 
 @triton.jit
@@ -150,9 +149,9 @@ def mix_branches(
 
 
 @triton.jit
-def add_gumbel_noise(scores, steps_ptr, params_ptr, seed_ptr, state_row, req_mask, offs_v):
+def add_gumbel_noise(scores, steps_ptr, temperature_ptr, seed_ptr, state_row, req_mask, offs_v):
     """Scores/T plus Gumbel noise for sampled requests, unchanged for greedy ones, [tokens, requests]."""
-    temperature = load_param(params_ptr, state_row, TEMPERATURE, req_mask, 0.0)
+    temperature = tl.load(temperature_ptr + state_row, mask=req_mask, other=0.0)
     is_sampled = temperature >= GREEDY_THRESHOLD
     if tl.max(is_sampled.to(tl.int32), axis=0) > 0:
         seed = tl.load(seed_ptr + state_row, mask=req_mask, other=0)
@@ -166,7 +165,7 @@ def add_gumbel_noise(scores, steps_ptr, params_ptr, seed_ptr, state_row, req_mas
 @triton.jit(do_not_specialize=["valid_vocab", "num_reqs", "num_tiles"])
 def lm_head_kernel(
     hidden_ptr, low_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr,
-    coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, params_ptr, seed_ptr,
+    coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, temperature_ptr, seed_ptr,
     rows_out_ptr, coefs_out_ptr, row_max_ptr, row_sum_ptr,
     score_max_ptr, score_sum_ptr, token_score_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_reqs, num_tiles,
@@ -233,7 +232,7 @@ def lm_head_kernel(
         allowed_scores = tl.where((offs_v < valid_vocab)[:, None] & (scores == scores), scores, float("-inf"))
         state_row = tl.load(state_rows_ptr + req_idx, mask=req_mask, other=0)
         allowed_scores = add_gumbel_noise(
-            allowed_scores, steps_ptr, params_ptr, seed_ptr, state_row, req_mask, offs_v
+            allowed_scores, steps_ptr, temperature_ptr, seed_ptr, state_row, req_mask, offs_v
         )
         best_score = tl.max(allowed_scores, axis=0)
         best_token = tl.min(

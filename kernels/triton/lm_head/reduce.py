@@ -33,9 +33,10 @@ def compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE: tl.constexpr,
     return tl.sum(sums, axis=0)
 
 
-@triton.jit(do_not_specialize=["num_parts", "num_tiles", "num_reqs"])
+@triton.jit(do_not_specialize=["params_stride", "num_parts", "num_tiles", "num_reqs"])
 def reduce_tiles_kernel(
     hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, params_ptr,
+    params_stride,
     tile_max_ptr, tile_sum_ptr,
     best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr,
     kl_sums_ptr, strength_ptr,
@@ -87,7 +88,7 @@ def reduce_tiles_kernel(
             tl.store(out_token_score_ptr + req_idx, token_score)
         if HAS_KL_BUDGET | MEASURE_KL:
             state_row = tl.load(state_rows_ptr + req_idx)
-            has_kl_budget = load_param(params_ptr, state_row, KL_BUDGET) < float("inf")
+            has_kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf")
             if (tl.load(on_ray_ptr + req_idx) != 0) & (MEASURE_KL | has_kl_budget):
                 maxes, sum_exps, means, variances = load_moments(
                     kl_sums_ptr + req_idx * 8 * num_parts, num_parts, 2, 2, BLOCK_P

@@ -7,8 +7,6 @@ import triton.language as tl
 
 from ...steering.state import COLUMN_INDEX
 
-NUM_COLUMNS = tl.constexpr(len(COLUMN_INDEX))
-
 
 def column(name: str) -> tl.constexpr:
     """The index of a column, for `load_param`."""
@@ -16,6 +14,6 @@ def column(name: str) -> tl.constexpr:
 
 
 @triton.jit
-def load_param(params_ptr, state_row, COLUMN: tl.constexpr, mask=None, other=None):
-    """A column of the requests `state_row`, float64."""
-    return tl.load(params_ptr + state_row * NUM_COLUMNS + COLUMN, mask=mask, other=other)
+def load_param(params_ptr, params_stride, state_row, COLUMN: tl.constexpr, mask=None, other=None):
+    """A column of the requests `state_row`, float64; params_stride: the number of rows that the state has."""
+    return tl.load(params_ptr + COLUMN * params_stride + state_row, mask=mask, other=other)

@@ -50,9 +50,10 @@ def load_branch_logprobs(
     return logit - (row_max + tl.log(tl.where(mask_r, tl.sum(sum_exp, axis=1), 1.0)))
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_reqs", "max_objectives"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "num_reqs", "max_objectives"])
 def finalize_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, params_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr,
+    params_ptr, params_stride,
     rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
     score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr,
     logprob_ptr,
@@ -97,7 +98,7 @@ def finalize_kernel(
 
     kl = tl.zeros([], tl.float32) + float("nan")
     if MEASURE_KL | HAS_KL_BUDGET:
-        has_kl_budget = load_param(params_ptr, state_row, KL_BUDGET) < float("inf")
+        has_kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf")
         if on_ray & (MEASURE_KL | has_kl_budget):
             maxes, sum_exps, means, _ = load_moments(
                 kl_sums_ptr + req_idx * 8 * num_splits, num_splits, 2, 2, BLOCK_S
@@ -116,8 +117,8 @@ def finalize_kernel(
 
     num_tokens = tl.load(steps_ptr + state_row) + 1
     tl.store(steps_ptr + state_row, num_tokens)
-    accumulate = load_param(params_ptr, state_row, ACCUMULATE)
-    decay = load_param(params_ptr, state_row, DECAY)
+    accumulate = load_param(params_ptr, params_stride, state_row, ACCUMULATE)
+    decay = load_param(params_ptr, params_stride, state_row, DECAY)
     has_base = tl.load(branch_ptr + row_start) == 0
     offs_r = tl.arange(0, BLOCK_R)
     for start_o in range(0, max_objectives, BLOCK_O):

@@ -41,12 +41,12 @@ def below_relative_top(
 
 @triton.jit
 def forbidden_in_trust_region(
-    logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, state_row, row_start, num_rows, scale,
+    logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride, state_row, row_start, num_rows, scale,
     base_share, offs_v, mask_v, vocab_size, num_splits, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a split that have no part in the divergence of a trust region, [BLOCK_V] bool."""
     forbidden = offs_v < 0
-    relative_top = load_param(params_ptr, state_row, RELATIVE_TOP).to(tl.float32)
+    relative_top = load_param(params_ptr, params_stride, state_row, RELATIVE_TOP).to(tl.float32)
     if relative_top > 0:
         forbidden = below_relative_top(
             logits_ptr, coef_ptr, row_valid_max_ptr, row_start, num_rows, scale, base_share, relative_top,
@@ -57,12 +57,13 @@ def forbidden_in_trust_region(
 
 @triton.jit
 def outside_nucleus(
-    logits_ptr, nucleus_threshold_ptr, params_ptr, state_row, req_idx, row_start, num_rows, offs_v, mask_v,
+    logits_ptr, nucleus_threshold_ptr, params_ptr, params_stride,
+    state_row, req_idx, row_start, num_rows, offs_v, mask_v,
     vocab_size,
 ):  # fmt: skip
     """Tokens of a split outside the nucleus of the last branch, [BLOCK_V] bool."""
     forbidden = offs_v < 0
-    if load_param(params_ptr, state_row, MASK_TOP_P) < 1:
+    if load_param(params_ptr, params_stride, state_row, MASK_TOP_P) < 1:
         threshold = tl.load(nucleus_threshold_ptr + req_idx)
         last_row = row_start + num_rows - 1
         z = tl.load(logits_ptr + last_row * vocab_size + offs_v, mask=mask_v, other=0.0)

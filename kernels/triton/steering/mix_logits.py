@@ -24,10 +24,11 @@ def has_nonfinite(values, mask):
     return (check != check).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "valid_vocab"])
 def mix_logits_kernel(
     logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
-    params_ptr, contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
+    params_ptr, params_stride,
+    contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
     HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr, NUM_COARSE: tl.constexpr,
@@ -57,7 +58,7 @@ def mix_logits_kernel(
     # a non-finite value of any row makes the mix non-finite, even with coefficient 0
     tl.store(nonfinite_ptr + req_idx * num_splits + split_idx, has_nonfinite(mixed, mask_v))
     if HAS_PREV_CONTRAST:
-        prev_contrast_coef = load_param(params_ptr, state_row, PREV_CONTRAST_COEF)
+        prev_contrast_coef = load_param(params_ptr, params_stride, state_row, PREV_CONTRAST_COEF)
         if prev_contrast_coef != 0:
             z0 = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
             z1 = tl.load(logits_ptr + (row_start + 1) * vocab_size + offs_v, mask=mask_v, other=0.0).to(
@@ -76,7 +77,7 @@ def mix_logits_kernel(
     centre -= tl.load(logits_ptr + row_start * vocab_size).to(tl.float32)
     tl.store(centre_ptr + req_idx, centre, mask=split_idx == 0)
     if STORE_COARSE_SUMS:
-        if load_param(params_ptr, state_row, KL_BUDGET) < float("inf"):
+        if load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf"):
             max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
             base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
                 tl.float32

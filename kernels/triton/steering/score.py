@@ -42,11 +42,12 @@ def add_gumbel_noise(scores, token_ids, seed_ptr, temperature, state_row, positi
     )
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_reqs", "valid_vocab", "store_scores"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "num_reqs", "valid_vocab", "store_scores"])
 def score_kernel(
     logits_ptr, mixed_logits_ptr, steered_scores_ptr, allowed_scores_ptr, bias_ptr, repetition_penalty_ptr,
     state_rows_ptr, row_start_ptr,
-    num_rows_ptr, coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, params_ptr, seed_ptr, row_valid_max_ptr,
+    num_rows_ptr, coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, params_ptr, params_stride,
+    seed_ptr, row_valid_max_ptr,
     centre_ptr, bracket_ptr, inner_sums_ptr, nucleus_threshold_ptr, strength_out_ptr, score_max_ptr,
     score_sum_ptr, kl_sums_ptr, nonfinite_ptr, allowed_max_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_splits, num_reqs, store_scores,
@@ -69,7 +70,7 @@ def score_kernel(
     base_share = tl.where(on_ray, 1.0 - strength, 0.0).to(tl.float32)
     has_kl_budget = strength != strength
     if HAS_KL_BUDGET:
-        kl_budget = load_param(params_ptr, state_row, KL_BUDGET).to(tl.float32)
+        kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET).to(tl.float32)
         has_kl_budget = kl_budget < float("inf")
         if has_kl_budget:
             bracket, inner_sums = (
@@ -89,7 +90,8 @@ def score_kernel(
     a = strength.to(tl.float32)
     if HAS_MASKS:
         outside_region = forbidden_in_trust_region(
-            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, state_row, row_start, num_rows, scale,
+            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride,
+            state_row, row_start, num_rows, scale,
             base_share, offs_v, mask_v, vocab_size, num_splits, BLOCK_S,
         )  # fmt: skip
     scores = tl.load(mixed_logits_ptr + offs, mask=mask_v, other=0.0)
@@ -120,7 +122,8 @@ def score_kernel(
     scores = tl.where((offs_v < valid_vocab) & (scores == scores), scores, float("-inf"))
     if HAS_MASKS:
         forbidden = outside_region | outside_nucleus(
-            logits_ptr, nucleus_threshold_ptr, params_ptr, state_row, req_idx, row_start, num_rows, offs_v,
+            logits_ptr, nucleus_threshold_ptr, params_ptr, params_stride,
+            state_row, req_idx, row_start, num_rows, offs_v,
             mask_v, vocab_size,
         )  # fmt: skip
         scores = tl.where(forbidden, float("-inf"), scores)
@@ -132,7 +135,7 @@ def score_kernel(
         tl.store(allowed_scores_ptr + offs, scores, mask=mask_v)
         tl.store(allowed_max_ptr + split_offs, tl.max(scores, axis=0))
     else:
-        temperature = load_param(params_ptr, state_row, TEMPERATURE)
+        temperature = load_param(params_ptr, params_stride, state_row, TEMPERATURE)
         if temperature >= GREEDY_THRESHOLD:
             scores = add_gumbel_noise(
                 scores, offs_v, seed_ptr, temperature, state_row, tl.load(steps_ptr + state_row)
@@ -140,9 +143,9 @@ def score_kernel(
         store_best(best_score_ptr, best_token_ptr, split_offs, scores, offs_v)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits"])
 def sample_truncated_kernel(
-    allowed_scores_ptr, allowed_max_ptr, state_rows_ptr, steps_ptr, params_ptr, seed_ptr,
+    allowed_scores_ptr, allowed_max_ptr, state_rows_ptr, steps_ptr, params_ptr, params_stride, seed_ptr,
     top_k_threshold_ptr, top_p_threshold_ptr, best_score_ptr, best_token_ptr, vocab_size, num_splits,
     HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -153,13 +156,13 @@ def sample_truncated_kernel(
     scores = tl.load(
         allowed_scores_ptr + req_idx * vocab_size + offs_v, mask=offs_v < vocab_size, other=float("-inf")
     )
-    temperature = load_param(params_ptr, state_row, TEMPERATURE)
+    temperature = load_param(params_ptr, params_stride, state_row, TEMPERATURE)
     if temperature >= GREEDY_THRESHOLD:
         offs_s = tl.arange(0, BLOCK_S)
         maxes = tl.load(
             allowed_max_ptr + req_idx * num_splits + offs_s, mask=offs_s < num_splits, other=float("-inf")
         )
-        min_p = load_param(params_ptr, state_row, MIN_P).to(tl.float32)
+        min_p = load_param(params_ptr, params_stride, state_row, MIN_P).to(tl.float32)
         has_min_p = min_p > 0
         log_min_p = tl.where(
             has_min_p, tl.log(tl.where(has_min_p, min_p, 1.0)) * temperature.to(tl.float32), float("-inf")

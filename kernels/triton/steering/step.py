@@ -128,6 +128,7 @@ class SteeringLaunch:
     ) -> None:
         self.logits, self.layout, self.state = logits, layout, state
         self.trace, self.top = trace, top
+        self.params = state.params, state.params.stride(0)
         self.num_rows, self.vocab_size = logits.shape
         self.num_reqs, self.max_objectives = len(layout.state_rows), state.prior_weights.shape[1]
         self.features, self.tiling = features, VocabTiling.from_vocab_size(self.vocab_size)
@@ -191,7 +192,7 @@ class SteeringLaunch:
         reweight_kernel[(self.num_reqs,)](
             layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
             state.prior_weights, state.rewards, state.steps,
-            state.params, self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray,
+            *self.params, self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray,
             self.truncation_params,
             self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
         )  # fmt: skip
@@ -201,7 +202,7 @@ class SteeringLaunch:
         prev_contrast = state.reserve_contrast(self.vocab_size) if PREV_CONTRAST in features else self.dummy
         mix_logits_kernel[self._grid](
             self.logits, layout.state_rows, layout.row_start, layout.num_rows,
-            self.coefs, self.start_strength, state.steps, state.params,
+            self.coefs, self.start_strength, state.steps, *self.params,
             state.contrast_slot, prev_contrast,
             self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre,
             self.coarse_sums,
@@ -215,7 +216,7 @@ class SteeringLaunch:
         layout = self.layout
         inputs = (
             self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
-            self.state.params, self.coefs, self.start_strength, self.row_valid_max, self.centre,
+            *self.params, self.coefs, self.start_strength, self.row_valid_max, self.centre,
             self.coarse_sums,
         )  # fmt: skip
         if self.has_region_masks:
@@ -256,7 +257,7 @@ class SteeringLaunch:
             self.logits, self.mixed_logits, self.steered_scores, self.allowed_scores, bias,
             repetition_penalty,
             layout.state_rows, layout.row_start, layout.num_rows, self.coefs, self.start_strength,
-            self.on_ray, self.state.steps, self.state.params, self.state.seeds, self.row_valid_max,
+            self.on_ray, self.state.steps, *self.params, self.state.seeds, self.row_valid_max,
             self.centre, self.bracket, self.inner_sums,
             self.dummy if nucleus_threshold is None else nucleus_threshold,
             self.strength, self.score_max, self.score_sum, self.kl_sums, self.nonfinite, self.allowed_max,
@@ -285,7 +286,7 @@ class SteeringLaunch:
         )
         sample_truncated_kernel[self._grid](
             self.allowed_scores, self.allowed_max, self.layout.state_rows, self.state.steps,
-            self.state.params, self.state.seeds,
+            *self.params, self.state.seeds,
             self.dummy if top_k_threshold is None else top_k_threshold,
             self.dummy if top_p_threshold is None else top_p_threshold,
             self.best_score, self.best_token, self.vocab_size, self.tiling.num_splits,
@@ -304,7 +305,7 @@ class SteeringLaunch:
         finalize_kernel[(self.num_reqs,)](
             self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
             layout.branch_of_row,
-            state.params, state.rewards, state.steps,
+            *self.params, state.rewards, state.steps,
             self.strength, self.on_ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
             self.kl_sums, self.nonfinite, self.best_score, self.best_token,
             tokens, failed, logprob, kl, branch_logprobs, lse,

@@ -76,12 +76,12 @@ def get_row(row_start_ptr, num_rows_ptr, req_idx, KIND: tl.constexpr):
 
 
 @triton.jit
-def load_temperature(params_ptr, state_row, KIND: tl.constexpr):
+def load_temperature(params_ptr, params_stride, state_row, KIND: tl.constexpr):
     """The temperature of the mass that is searched for."""
     if KIND == NUCLEUS:
-        temperature = load_param(params_ptr, state_row, MASK_TEMPERATURE)
+        temperature = load_param(params_ptr, params_stride, state_row, MASK_TEMPERATURE)
     else:
-        temperature = load_param(params_ptr, state_row, TEMPERATURE)
+        temperature = load_param(params_ptr, params_stride, state_row, TEMPERATURE)
     return temperature.to(tl.float32)
 
 
@@ -207,9 +207,10 @@ def fine_bounds(lo, hi, bound_idx, row_max):
     return tl.where(bound_idx == 0, lo, keys)
 
 
-@triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "valid_vocab"])
 def count_ge_kernel(
-    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, params_ptr,
+    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr,
+    params_ptr, params_stride,
     prior_ptr,
     coarse_bounds_ptr, coarse_sums_ptr, bounds_ptr, sums_ptr, vocab_size, valid_vocab, num_splits,
     KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, IS_FINE: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -227,7 +228,7 @@ def count_ge_kernel(
     if limit > 0:
         row = get_row(row_start_ptr, num_rows_ptr, req_idx, KIND)
         row_max = load_row_max(split_max_ptr, row, num_splits, BLOCK_S)
-        temperature = load_temperature(params_ptr, tl.load(state_rows_ptr + req_idx), KIND)
+        temperature = load_temperature(params_ptr, params_stride, tl.load(state_rows_ptr + req_idx), KIND)
         is_active = limit > 0
         if IS_FINE:
             target = load_target(coarse_sums_ptr, limit, req_idx, num_splits, KIND, BLOCK_S)
@@ -299,7 +300,8 @@ def compact_kernel(
         if float_to_key(tl.load(split_max_ptr + row * num_splits + split_idx)) >= lo:
             values, mask_v = load_split(values_ptr, row, split_idx, vocab_size, valid_vocab, KIND, BLOCK_V)
             keys = float_to_key(values)
-            in_bracket = mask_v & (keys >= lo.to(tl.int32)) & (keys < hi)
+            # −∞, of masked tokens, is left out: a bracket from −∞ on would hold nearly the whole vocabulary
+            in_bracket = mask_v & (keys > MIN_KEY) & (keys >= lo.to(tl.int32)) & (keys < hi)
             rank = tl.cumsum(in_bracket.to(tl.int32), axis=0)
             tl.store(candidates_ptr + split_offs * BLOCK_V + rank - 1, keys, mask=in_bracket)
             num_candidates = tl.max(rank, axis=0)
@@ -315,9 +317,10 @@ def load_candidates(key_ptrs, mask, prior, row_max, temperature, KIND: tl.conste
     return keys, tl.where(mask & (values >= prior), mass, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["params_stride"])
 def bisect_kernel(
-    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, params_ptr, prior_ptr,
+    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, params_ptr, params_stride,
+    prior_ptr,
     coarse_bounds_ptr,
     coarse_sums_ptr, fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, threshold_ptr,
     num_splits,
@@ -331,7 +334,7 @@ def bisect_kernel(
     if limit > 0:
         row = get_row(row_start_ptr, num_rows_ptr, req_idx, KIND)
         row_max = load_row_max(split_max_ptr, row, num_splits, BLOCK_S)
-        temperature = load_temperature(params_ptr, tl.load(state_rows_ptr + req_idx), KIND)
+        temperature = load_temperature(params_ptr, params_stride, tl.load(state_rows_ptr + req_idx), KIND)
         lo, hi, mass_hi, target = refine_bracket(
             coarse_bounds_ptr,
             coarse_sums_ptr,
@@ -402,12 +405,13 @@ def find_thresholds(
     num_candidates = torch.empty(num_reqs, num_splits, dtype=torch.int32, device=values.device)
     thresholds = torch.empty(num_reqs, device=values.device)
     layout_args = layout.state_rows, layout.row_start, layout.num_rows, truncation_params
+    params_args = params, params.stride(0)
     prior_thresholds = thresholds if prior is None else prior
     constants = {"KIND": int(kind), "BLOCK_S": triton.next_power_of_2(num_splits), "BLOCK_V": block_v}
     num_warps = max(block_v // 512, 1)
     for outputs in (coarse, fine):
         count_ge_kernel[(num_reqs, num_splits)](
-            values, split_max, *layout_args, params, prior_thresholds, *coarse, *outputs, vocab_size,
+            values, split_max, *layout_args, *params_args, prior_thresholds, *coarse, *outputs, vocab_size,
             valid_vocab, num_splits,
             HAS_PRIOR=prior is not None, IS_FINE=outputs is fine, **constants, num_warps=num_warps,
         )  # fmt: skip
@@ -416,7 +420,7 @@ def find_thresholds(
         valid_vocab, num_splits, **constants, num_warps=num_warps,
     )  # fmt: skip
     bisect_kernel[(num_reqs,)](
-        split_max, *layout_args, params, prior_thresholds, *coarse, *fine, candidates, num_candidates,
+        split_max, *layout_args, *params_args, prior_thresholds, *coarse, *fine, candidates, num_candidates,
         thresholds, num_splits,
         HAS_PRIOR=prior is not None, **constants, num_warps=4,
     )  # fmt: skip

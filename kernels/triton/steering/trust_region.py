@@ -97,16 +97,17 @@ def inner_strength(point_idx, lo, hi):
     return tl.where(point_idx >= INNER_POINTS - 1, hi, a)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits"])
 def masked_coarse_sums_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, coef_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, params_stride,
+    coef_ptr,
     strength_ptr, row_valid_max_ptr, centre_ptr, coarse_sums_ptr, vocab_size, num_splits,
     NUM_COARSE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """The coarse sums of a step with masks: these need the rows' maxima, which the mixing pass finds."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
-    if load_param(params_ptr, state_row, KL_BUDGET) < float("inf"):
+    if load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf"):
         row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
         max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
         offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -116,7 +117,8 @@ def masked_coarse_sums_kernel(
         mixed = tl.load(mixed_logits_ptr + req_idx * vocab_size + offs_v, mask=mask_v, other=0.0)
         direction = tl.where(mask_v, mixed - base - tl.load(centre_ptr + req_idx), 0.0)
         forbidden = forbidden_in_trust_region(
-            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, state_row, row_start, num_rows, 1.0,
+            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride,
+            state_row, row_start, num_rows, 1.0,
             1.0 - max_strength, offs_v, mask_v, vocab_size, num_splits, BLOCK_S,
         )  # fmt: skip
         base = tl.where(forbidden, FORBIDDEN_LOGIT, base)
@@ -126,9 +128,10 @@ def masked_coarse_sums_kernel(
             store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits, NUM_COARSE)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits"])
 def kl_bracket_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, coef_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, params_stride,
+    coef_ptr,
     strength_ptr, row_valid_max_ptr, centre_ptr, coarse_sums_ptr, bracket_ptr, inner_sums_ptr,
     vocab_size, num_splits,
     HAS_MASKS: tl.constexpr, NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -138,7 +141,7 @@ def kl_bracket_kernel(
     whether a_T obeys the budget, the centre of d, and A(1) of the centred d as max and Σ e."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
-    kl_budget = load_param(params_ptr, state_row, KL_BUDGET).to(tl.float32)
+    kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET).to(tl.float32)
     if kl_budget < float("inf"):
         max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
         max_value, sum_exp, mean, _ = load_moments(
@@ -183,7 +186,7 @@ def kl_bracket_kernel(
             direction = tl.where(mask_v, mixed - base - centre, 0.0)
             if HAS_MASKS:
                 forbidden = forbidden_in_trust_region(
-                    logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, state_row, row_start,
+                    logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride, state_row, row_start,
                     tl.load(num_rows_ptr + req_idx), 1.0, 1.0 - max_strength, offs_v, mask_v, vocab_size,
                     num_splits, BLOCK_S,
                 )  # fmt: skip

@@ -39,10 +39,10 @@ def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_rew
     return tl.where(is_active, log_prior - reward_rate * (rewards - min_reward), float("-inf")), prior
 
 
-@triton.jit(do_not_specialize=["vocab_size", "max_objectives"])
+@triton.jit(do_not_specialize=["params_stride", "vocab_size", "max_objectives"])
 def reweight_kernel(
     state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr, steps_ptr,
-    params_ptr,
+    params_ptr, params_stride,
     weights_ptr, scaled_rewards_ptr, coef_ptr, strength_ptr, on_ray_ptr, truncation_ptr, vocab_size,
     max_objectives,
     BLOCK_O: tl.constexpr,
@@ -50,13 +50,15 @@ def reweight_kernel(
     req_idx = tl.program_id(0).to(tl.int64)
     state_row = tl.load(state_rows_ptr + req_idx)
     row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
-    reward_rate = load_param(params_ptr, state_row, REWARD_RATE)
-    beta = load_param(params_ptr, state_row, BETA)
-    prev_contrast_coef = load_param(params_ptr, state_row, PREV_CONTRAST_COEF)
+    reward_rate = load_param(params_ptr, params_stride, state_row, REWARD_RATE)
+    beta = load_param(params_ptr, params_stride, state_row, BETA)
+    prev_contrast_coef = load_param(params_ptr, params_stride, state_row, PREV_CONTRAST_COEF)
     is_first_step = (prev_contrast_coef != 0) & (tl.load(steps_ptr + state_row) == 0)
-    base_coef = tl.where(is_first_step, 0.0, load_param(params_ptr, state_row, BASE_COEF))
-    objective_coef = tl.where(is_first_step, 1.0, load_param(params_ptr, state_row, OBJECTIVE_COEF))
-    has_kl_budget = load_param(params_ptr, state_row, KL_BUDGET) < float("inf")
+    base_coef = tl.where(is_first_step, 0.0, load_param(params_ptr, params_stride, state_row, BASE_COEF))
+    objective_coef = tl.where(
+        is_first_step, 1.0, load_param(params_ptr, params_stride, state_row, OBJECTIVE_COEF)
+    )
+    has_kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf")
     has_base = (tl.load(branch_ptr + row_start) == 0) & (num_rows > 1)
     on_ray = has_kl_budget | (has_base & (base_coef == 1.0 - objective_coef) & (prev_contrast_coef == 0))
 
@@ -126,10 +128,10 @@ def reweight_kernel(
         tl.store(coef_ptr + row_start + branch_offs, coef.to(tl.float32), mask=mask)
     tl.store(strength_ptr + req_idx, objective_coef)
     tl.store(on_ray_ptr + req_idx, on_ray.to(tl.int32))
-    is_sampled = load_param(params_ptr, state_row, TEMPERATURE) >= GREEDY_THRESHOLD
-    mask_top_p = load_param(params_ptr, state_row, MASK_TOP_P)
-    top_p = load_param(params_ptr, state_row, TOP_P_COLUMN)
-    top_k = load_param(params_ptr, state_row, TOP_K_COLUMN)
+    is_sampled = load_param(params_ptr, params_stride, state_row, TEMPERATURE) >= GREEDY_THRESHOLD
+    mask_top_p = load_param(params_ptr, params_stride, state_row, MASK_TOP_P)
+    top_p = load_param(params_ptr, params_stride, state_row, TOP_P_COLUMN)
+    top_k = load_param(params_ptr, params_stride, state_row, TOP_K_COLUMN)
     limits_ptr = truncation_ptr + req_idx * 3
     tl.store(limits_ptr + NUCLEUS, tl.where(mask_top_p < 1, mask_top_p, 0.0))
     tl.store(limits_ptr + TOP_K, tl.where(is_sampled & (top_k < vocab_size), top_k, 0).to(tl.float64))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -84,7 +85,7 @@ def random_method(rng: Random) -> Method:
         Objective(f"objective {n}", 1.0 + n) for n in range(rng.choice([1, 2, 3, 5, 8, 15, 31, 40]))
     ]
     one, budget = objectives[:1], rng.choice([None, 0.2])
-    return rng.choice(
+    method: Method = rng.choice(
         [
             Base(),
             Prompt(one),
@@ -97,6 +98,7 @@ def random_method(rng: Random) -> Method:
             Mixture(objectives),
         ]
     )
+    return replace(method, relative_top=rng.choice([None, None, 0.1]))
 
 
 def random_request(rng: Random) -> Request:

@@ -65,9 +65,9 @@ def call_find_thresholds(
     limits = torch.zeros(count, 3, dtype=torch.float64, device=DEVICE)
     limits[:, kind] = limit
     limits[-1] = 0
-    params = torch.zeros(count, len(COLUMN_INDEX), dtype=torch.float64, device=DEVICE)
+    params = torch.zeros(len(COLUMN_INDEX), count, dtype=torch.float64, device=DEVICE)
     for name in ("temperature", "mask_temperature"):
-        params[:, COLUMN_INDEX[name]] = temperatures
+        params[COLUMN_INDEX[name]] = temperatures
     return find_thresholds(
         kind,
         rows,
