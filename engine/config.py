@@ -31,9 +31,7 @@ class EngineConfig:
     )
     max_num_seqs: int = config_field(48, "maximum number of branches decoded at once")
     max_num_batched_tokens: int = config_field(2048, "maximum number of tokens computed in one step")
-    max_waiting: int = config_field(
-        1024, "maximum number of answers waiting in a service; more are refused"
-    )
+    max_waiting: int = config_field(1024, "maximum number of answers waiting in a service; more are refused")
     kv_cache_memory: str | int = config_field(
         "auto",
         f"memory for the KV cache, such as 4GiB; auto takes {DEFAULT_CPU_CACHE} on a CPU and "

@@ -97,7 +97,8 @@ class SampledToken:
     """The token chosen for a group and its trace values, see `Trace`.
 
     failed: no allowed token had a finite score. weights and rewards have one entry per objective,
-    branch_logprobs one per decoded branch. top_logprobs: the likeliest tokens and their log-probabilities, if requested.
+    branch_logprobs one per decoded branch. top_logprobs: the likeliest tokens with their
+    log-probabilities, if requested.
     """
 
     token_id: int
