@@ -1,9 +1,9 @@
 """Continuous-batching scheduler that admits, preempts and samples groups as a unit.
 
 There are no separate prefill and decode steps. A branch has uncomputed tokens: many when it starts, one when
-it decodes. A step computes as many of each branch as the budget allows; a group whose branches have all caught
-up samples its next token. When blocks run out, the youngest group is preempted: its blocks are freed, and it
-later recomputes its prompt and the answer so far.
+it decodes. A step computes as many of each branch as the budget allows; a group whose branches have all
+caught up samples its next token. When blocks run out, the youngest group is preempted: its blocks are freed,
+and it later recomputes its prompt and the answer so far.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ def test_a_request_that_can_never_fit_the_cache_is_refused_with_its_numbers(tiny
     ids = [5] * 30
     with pytest.raises(
         InputError,
-        match=r"needs 4 pages of 16 tokens, and the KV cache has 3; raise kv_cache_memory or lower",
+        match=r"needs 4 blocks of 16 tokens, and the KV cache has 3; raise kv_cache_memory or lower",
     ):
         engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=20)))
     output = engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=19)))
