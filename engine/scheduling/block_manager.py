@@ -119,7 +119,7 @@ class BlockManager:
         return self._block_hashes(group, branch, num_full)[branch.num_computed_tokens // self.block_size :]
 
     def allocate(self, scheduled: Sequence[tuple[Branch, int]]) -> bool:
-        """Allocate blocks for each branch's new tokens; allocate none and return False if too few are free."""
+        """Allocate blocks for each branch's new tokens; if too few are free, change nothing, return False."""
         num_missing = [
             self.num_blocks_for(b.num_computed_tokens + count) - len(b.block_table) for b, count in scheduled
         ]

@@ -42,7 +42,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == CPU
-    with pytest.raises(InputError, match=re.escape("device is 'cuda:1', and torch finds no such GPU")):
+    with pytest.raises(InputError, match=re.escape("device is 'cuda:1', and torch finds no GPU")):
         Engine.from_pretrained("nowhere", device="cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -85,7 +85,7 @@ def test_the_cache_of_a_gpu_gets_what_weights_and_the_largest_step_leave(
 
     assert num_blocks(gpu_memory_utilization=0.5) == 40 - 20 - 2
     assert num_blocks(kv_cache_memory="5GiB") == 5
-    with pytest.raises(RunError, match=r"utilization is 0\.25, which leaves the KV cache no page of 1 GiB"):
+    with pytest.raises(RunError, match=r"utilization is 0\.25, too small for one KV block of 1 GiB"):
         num_blocks(gpu_memory_utilization=0.25)
     with pytest.raises(RunError, match="the KV cache needs 70 GiB of memory; cuda:0 has 60 GiB free"):
         num_blocks(kv_cache_memory="70GiB")
