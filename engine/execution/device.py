@@ -57,7 +57,8 @@ def select_backend(
     """Select the kernel backend. Raises InputError for Triton kernels that cannot run on the device.
 
     batch_invariant: a row's result must be bit-identical in any batch. The torch kernels on a CPU always are.
-    Raises InputError for torch kernels on a GPU and for several processes, whose order of summation is unspecified.
+    Raises InputError for torch kernels on a GPU, and for several processes: their summation order is
+    unspecified.
     """
     on_cpu = device.type == "cpu"
     if batch_invariant and (kernels == "triton" or not on_cpu):

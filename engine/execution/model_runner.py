@@ -50,8 +50,8 @@ class ModelRunner:
 
     make_cache: makes a KV cache of the given number of blocks; `num_blocks` is that of this runner's cache.
     broadcast: context manager that sends a step to the other ranks and surrounds its execution.
-    sample: see `kernels.lm_head.sample_from_hidden`. jit_monitor: counts the kernels that launches compile; None
-    if the backend compiles none. cuda_graphs: the captured decode steps, or None.
+    sample: see `kernels.lm_head.sample_from_hidden`. jit_monitor: counts the kernels that launches compile;
+    None if the backend compiles none. cuda_graphs: the captured decode steps, or None.
     steps, step_seconds, steer_seconds: number of steps, host time in them, and the part of it in the LM head,
     steering and sampling; on a GPU, the time of their launches.
     """
@@ -164,7 +164,7 @@ class ModelRunner:
         return sampler_output
 
     def _forward(self, step_input: StepInput) -> torch.Tensor | None:
-        """Hidden states at logits_indices and of padding rows, [rows, hidden]; None without logits_indices."""
+        """Hidden states of logits_indices and padding rows, [rows, hidden]; None without logits_indices."""
         prev_tokens = self._prev_tokens if step_input.uses_prev_tokens else None
         inputs = (step_input.chunks, step_input.token_ids, step_input.rope_lengths)
         hidden = self.cuda_graphs.run(*inputs, prev_tokens) if self.cuda_graphs else None

@@ -50,11 +50,11 @@ class NewRequestData:
 class StepInput:
     """Input of one step.
 
-    blocks_to_swap, blocks_to_zero: see `SchedulerOutput`. chunks, with token_ids and rope_lengths per token: the
-    forward pass. uses_prev_tokens: token_ids are indices into the tokens sampled by the previous step, which
-    only the device has. logits_indices: tokens whose hidden states are used for sampling; request_branches:
-    (state row, branches) of each group that they belong to. logit_bias, repetition_penalty: edits of single
-    scores. score_token_ids: tokens to score instead of a step.
+    blocks_to_swap, blocks_to_zero: see `SchedulerOutput`. chunks: input of the forward pass, with token_ids
+    and rope_lengths per token. uses_prev_tokens: token_ids are indices into the tokens sampled by the previous
+    step, which only the device has. logits_indices: tokens whose hidden states are used for sampling;
+    request_branches: (state row, branches) of each group that they belong to. logit_bias, repetition_penalty:
+    edits of single scores. score_token_ids: tokens to score instead of a step.
     """
 
     new_requests: list[NewRequestData] = field(default_factory=list)
@@ -144,7 +144,7 @@ class StepInput:
         return cls(**data)
 
     def build_logit_edits(self, vocab_range: range, device: torch.device) -> LogitEdits | None:
-        """Edits to the logits of the ids in `vocab_range`, the columns of this shard; None if there are none."""
+        """Edits to the logits of `vocab_range`, the columns of this shard; None without edits."""
         if not self.logit_bias and not self.repetition_penalty:
             return None
         tensors = to_device(

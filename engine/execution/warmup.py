@@ -35,7 +35,8 @@ GREEDY_SAMPLING, TRUNCATED_SAMPLING = RowSampling(), RowSampling(1.0, min_p=0.1)
 def warm_up(runner: ModelRunner, shapes: Sequence[BatchShape]) -> None:
     """Run the warm-up steps; the monitor counts later compiles as late. Every rank runs the same steps.
 
-    shapes: see `Backend.warmup_shapes`; at the first the LM head runs unfused, at the others fused with steering.
+    shapes: see `Backend.warmup_shapes`. The first runs the LM head unfused, except in plain steps, for which
+    the last does.
     """
     cache, steering_state, seconds = runner.cache, runner.steering_state, runner.steer_seconds
     assert isinstance(cache, PagedKVCache), "only PagedKVCache has a padding block"
@@ -60,17 +61,16 @@ def warm_up(runner: ModelRunner, shapes: Sequence[BatchShape]) -> None:
 def warmup_steps(
     padding_block: int, unfused_shape: BatchShape, *fused_shapes: BatchShape
 ) -> Iterator[StepInput]:
-    """Steps over that page alone that launch each variant of each kernel.
+    """Steps that launch each variant of each kernel, using only the padding block.
 
-    The first switches are those of the score kernel. Other kernels have fewer, and of their own a delay,
-    rewards and the kind of filter, each of which comes and goes with a switch that its kernel does not have.
-    The next are those of the kernels at both ends of a step whose product is fused with its steering, and the
-    last those of the product itself.
+    The first loop covers the switches of the score kernel. The other kernels have fewer of these and their own
+    (previous contrast, rewards, kind of truncation), each varied together with a switch that its kernel
+    ignores. The second loop covers the kernels before and after an LM head that is fused with steering, the
+    third the fused LM head itself.
     """
-    yield StepInput(score_token_ids=[0, 0])  # whose cache is small: AMD's compiler knows tensors below 2 GiB
-    yield _make_step(
-        padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
-    )  # a prompt; the others are steps that may be replayed
+    yield StepInput(score_token_ids=[0, 0])  # a cache below 2 GiB, for which AMD has other kernels
+    # a prefill; the other steps are decode steps, which CUDA graphs may replay
+    yield _make_step(padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2)
     for has_kl_budget, has_mask, has_edits, has_truncation in product(OFF_ON, repeat=4):
         coefficients = _make_coefficients(has_kl_budget, has_mask, has_rewards=has_edits)
         sampling = (
@@ -119,7 +119,7 @@ def _make_step(
     has_edits: bool = False,
     num_tokens: int = 1,
 ) -> StepInput:
-    """A step in which the first request has this program and draw, and its first branch so many tokens."""
+    """A step whose first request has these coefficients and sampling; its first branch has `num_tokens`."""
     num_requests, num_branches = shape
     other_rows = list(range(1, num_requests))
     num_seqs = num_branches + len(other_rows)

@@ -251,7 +251,7 @@ def test_single_objective_methods_join_equally_weighted_objectives_without_warni
 @pytest.mark.parametrize("method", [Prompt, LinearAlignment, Guidance, Opad, Amulet], ids=lambda m: m.name)
 def test_single_objective_methods_warn_when_they_join_uneven_weights(method: type[Method]) -> None:
     with pytest.warns(
-        SteeringWarning, match=f"{method.name} steers toward one preference.*joins the 2 objectives"
+        SteeringWarning, match=f"{method.name} steers toward one objective.*joins the 2 objectives"
     ) as warned:
         method_instance = method((KIND, Objective("Be short.", 3)))
     assert method_instance.branch_objectives() == ("Be kind. Be short.",)

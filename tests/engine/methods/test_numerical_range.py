@@ -182,7 +182,7 @@ def test_a_model_with_nan_weights_fails_every_answer_with_the_reason(
     ):
         assert (output.finish_reason, output.token_ids, output.text) == ("error", [], "")
         assert output.error == "the model gave no finite score to any allowed token at token 1 of the answer"
-    with pytest.raises(RunError, match="the model gave no finite score after token 1 of what was scored"):
+    with pytest.raises(RunError, match="the model gave no finite score after token 1 of token_ids"):
         engine.score([5, 6])
     assert is_idle(engine)
 
