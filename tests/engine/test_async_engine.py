@@ -47,13 +47,13 @@ def test_concurrent_tasks_get_the_answers_of_a_list(engine: AsyncEngine, tiny: E
     async def all_at_once() -> list[Output]:
         return await asyncio.gather(*(engine.generate(request) for request in requests))
 
-    for found, expected in zip(run_async(all_at_once), tiny.generate(requests), strict=True):
-        assert (found.token_ids, found.text, found.trace) == (
+    for output, expected in zip(run_async(all_at_once), tiny.generate(requests), strict=True):
+        assert (output.token_ids, output.text, output.trace) == (
             expected.token_ids,
             expected.text,
             expected.trace,
         )
-        assert found.outputs[0].token_ids == found.token_ids
+        assert output.outputs[0].token_ids == output.token_ids
 
 
 def test_a_stream_joins_to_its_answer_and_deltas_name_their_sample(engine: AsyncEngine) -> None:
@@ -121,11 +121,11 @@ def test_a_stream_says_whether_its_deadline_ended_it(
 
 def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> None:
     expected = tiny.generate([make_request(n) for n in range(6)])
-    found: dict[int, Output] = {}
+    outputs: dict[int, Output] = {}
     gone = engine.submit(make_request(2, max_tokens=400))
 
     def ask(n: int) -> None:
-        found[n] = engine.submit(make_request(n)).result(60)
+        outputs[n] = engine.submit(make_request(n)).result(60)
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -133,7 +133,7 @@ def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> Non
     assert gone.cancel()
     for thread in threads:
         thread.join(60)
-    assert [found[n].token_ids for n in range(6)] == [output.token_ids for output in expected]
+    assert [outputs[n].token_ids for n in range(6)] == [output.token_ids for output in expected]
     with pytest.raises(CancelledError):
         gone.result(1)
 

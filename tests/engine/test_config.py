@@ -104,9 +104,7 @@ def test_a_longer_context_than_the_models_is_refused(tiny_folder: Path) -> None:
 
 def test_a_cache_smaller_than_one_block_is_refused_with_the_bytes_of_a_block(tiny_folder: Path) -> None:
     # 16 tokens · 2 (K and V) · 2 layers · 2 heads · 8 numbers, 2 of them to fill up · 4 bytes
-    with pytest.raises(
-        InputError, match="kv_cache_memory is '4095'; one KV block takes 4096 bytes"
-    ):
+    with pytest.raises(InputError, match="kv_cache_memory is '4095'; one KV block takes 4096 bytes"):
         Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4095", block_size=16)
 
 

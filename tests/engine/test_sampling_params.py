@@ -102,9 +102,9 @@ def test_numpy_numbers_become_python_numbers() -> None:
         stop_token_ids=np.array([3, 4]),
         logit_bias={np.int32(5): np.int8(1)},
     )
-    found = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
-    assert found == (2, 0.5, 3, 4, 5, 1.0)
-    assert [type(number) for number in found] == [int, float, int, int, int, float]
+    values = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
+    assert values == (2, 0.5, 3, 4, 5, 1.0)
+    assert [type(number) for number in values] == [int, float, int, int, int, float]
 
 
 def test_later_changes_by_the_caller_do_not_reach_the_params() -> None:

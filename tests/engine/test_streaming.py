@@ -58,10 +58,10 @@ def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
     left.close()
     assert is_idle(tiny)
     for index, expected in enumerate(alone):
-        found = [turn[index] for turn in turns if turn[index] is not None]
-        found.sort(key=lambda delta: delta.index)
+        deltas = [turn[index] for turn in turns if turn[index] is not None]
+        deltas.sort(key=lambda delta: delta.index)
         expected.sort(key=lambda delta: delta.index)
-        assert [(d.index, d.text, d.token_ids, d.trace) for d in found] == [
+        assert [(d.index, d.text, d.token_ids, d.trace) for d in deltas] == [
             (d.index, d.text, d.token_ids, d.trace) for d in expected
         ]
 

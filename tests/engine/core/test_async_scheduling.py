@@ -36,9 +36,9 @@ def open_engine(folder: Path, **fields: Any) -> Engine:
 
 @pytest.fixture
 def engine(tiny_folder: Path) -> Engine:
-    found = open_engine(tiny_folder)
-    set_async_scheduling(found)
-    return found
+    engine = open_engine(tiny_folder)
+    set_async_scheduling(engine)
+    return engine
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def make_requests() -> list[Request]:
     ]
 
 
-def assert_same_outputs(found: list[Output], expected: list[Output]) -> None:
-    for output, reference in zip(found, expected, strict=True):
+def assert_same_outputs(outputs: list[Output], expected: list[Output]) -> None:
+    for output, reference in zip(outputs, expected, strict=True):
         assert output.error is None
         assert (output.token_ids, output.text, output.trace) == (
             reference.token_ids,
@@ -125,9 +125,9 @@ def test_tokens_computed_after_the_end_of_an_answer_are_dropped(engine: Engine, 
         Request("What?", Amulet([KIND]), SamplingParams(max_tokens=30, ignore_eos=True)),
     ]
     later = Request("Who?", Opad([SHORT]), SamplingParams(max_tokens=12, ignore_eos=True))
-    found = run_with_arrivals(engine, requests, {5: later})
-    assert len(found[0].token_ids) == 5  # four that are not the end, which is banned, and the end
-    assert_same_outputs(found, [reference.generate(request) for request in (*requests, later)])
+    outputs = run_with_arrivals(engine, requests, {5: later})
+    assert len(outputs[0].token_ids) == 5  # four that are not the end, which is banned, and the end
+    assert_same_outputs(outputs, [reference.generate(request) for request in (*requests, later)])
     assert is_idle(engine)
 
 
@@ -265,7 +265,8 @@ def test_leaving_after_a_failed_step_frees_no_other_requests_row(engine: Engine,
     five = engine.stream(make_request(5))
     next(five)
     assert len({group.state_row for group in core.scheduler.running}) == 3
-    found = [list(stream)[-1].output for stream in (three, four, five)]
+    outputs = [list(stream)[-1].output for stream in (three, four, five)]
     assert_same_outputs(
-        [output for output in found if output], [reference.generate(make_request(seed)) for seed in (3, 4, 5)]
+        [output for output in outputs if output],
+        [reference.generate(make_request(seed)) for seed in (3, 4, 5)],
     )

@@ -88,16 +88,16 @@ def test_an_unreferenced_engine_ends_its_thread(tiny_folder: Path) -> None:
 
 
 def test_a_submitted_answer_reaches_its_callback_though_the_engine_is_unreferenced(tiny_folder: Path) -> None:
-    found, finished = list[Future[Output]](), threading.Event()
+    futures, finished = list[Future[Output]](), threading.Event()
 
     def on_done(future: Future[Output]) -> None:
-        found.append(future)
+        futures.append(future)
         finished.set()
 
     make_async_engine(tiny_folder).submit(make_request(0, 100)).add_done_callback(on_done)
     gc.collect()
     assert finished.wait(60)
-    assert found[0].result(0).finish_reason == "length"
+    assert futures[0].result(0).finish_reason == "length"
 
 
 SHUTDOWN_PROGRAMS = {
@@ -222,9 +222,9 @@ def test_a_cancelled_score_disturbs_nobody(engine: AsyncEngine, tiny: Engine) ->
         await asyncio.sleep(0)
         for task in tasks[::2]:
             task.cancel()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(each, asyncio.CancelledError) for each in found[::2])
-        assert all(each.equal(tiny.score([5, 6, 7])) for each in found[1::2])
+        scores = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(score, asyncio.CancelledError) for score in scores[::2])
+        assert all(score.equal(tiny.score([5, 6, 7])) for score in scores[1::2])
 
     run_async(cancel)
     assert engine.refusal is None
@@ -241,8 +241,8 @@ def test_scores_that_a_closed_engine_has_not_computed_are_refused(tiny_folder: P
         await asyncio.gather(*busy, return_exceptions=True)
         return await asyncio.gather(*scores, return_exceptions=True)
 
-    for found in run_async(close):
-        assert not isinstance(found, Exception) or str(found) == "the engine is closed"
+    for score in run_async(close):
+        assert not isinstance(score, Exception) or str(score) == "the engine is closed"
 
 
 def test_a_stop_between_two_reads_of_the_command_queue_is_not_missed(tiny_folder: Path) -> None:
@@ -323,11 +323,11 @@ def test_a_request_made_during_shutdown_is_answered_or_refused(tiny_folder: Path
 
     calls = [*map(submit, range(6)), score, score, engine.shutdown, engine.shutdown]
     random.Random(turn).shuffle(calls)
-    for found in call_concurrently(*calls):
-        if isinstance(found, Future):
-            assert found.result(60).finish_reason in ("length", "abort")
-        elif isinstance(found, RunError):
-            assert "closed" in str(found)
+    for result in call_concurrently(*calls):
+        if isinstance(result, Future):
+            assert result.result(60).finish_reason in ("length", "abort")
+        elif isinstance(result, RunError):
+            assert "closed" in str(result)
     assert is_idle(engine)
     assert engine.unfinished == 0
 
@@ -351,5 +351,5 @@ def test_two_engines_in_two_threads_answer_as_alone(tiny_folder: Path, tiny: Eng
     def answers(engine: Engine) -> list[Any]:
         return [(output.token_ids, output.trace) for _ in range(3) for output in engine.generate(requests)]
 
-    for found in call_concurrently(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
-        assert found == expected * 3
+    for actual in call_concurrently(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
+        assert actual == expected * 3

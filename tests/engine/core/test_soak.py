@@ -135,19 +135,19 @@ class ClientCall:
             assert self.scores.equal(engine.score(self.token_ids)), self
         if not self.outputs:
             return
-        for found, alone in zip(self.outputs, engine.generate(self.request).outputs, strict=True):
-            count = len(found.token_ids)
-            assert found.token_ids == alone.token_ids[:count], self
-            if found.finish_reason != "abort":
-                assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason), self
+        for output, alone in zip(self.outputs, engine.generate(self.request).outputs, strict=True):
+            count = len(output.token_ids)
+            assert output.token_ids == alone.token_ids[:count], self
+            if output.finish_reason != "abort":
+                assert (output.text, output.finish_reason) == (alone.text, alone.finish_reason), self
             if is_batch_invariant():
-                assert found.logprobs == (alone.logprobs and alone.logprobs[:count]), self
+                assert output.logprobs == (alone.logprobs and alone.logprobs[:count]), self
                 lists = (
                     {name: values[:count] for name, values in vars(alone.trace).items()}
                     if alone.trace
                     else None
                 )
-                assert (vars(found.trace) if found.trace else None) == lists, self
+                assert (vars(output.trace) if output.trace else None) == lists, self
 
 
 class SoakRun:

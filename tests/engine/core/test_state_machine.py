@@ -76,17 +76,18 @@ class SyncEngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.streams)
     @rule(choose=st.randoms(use_true_random=False), pieces=st.integers(1, 6))
     def read(self, choose: random.Random, pieces: int) -> None:
-        stream, at, found = choose.choice(self.streams)
+        stream, at, token_ids_read = choose.choice(self.streams)
         for _ in range(pieces):
             delta = next(stream, None)
             if delta is None:
-                assert found == self.expected[at]
+                assert token_ids_read == self.expected[at]
                 self.streams = [each for each in self.streams if each[0] is not stream]
                 return
-            found[delta.index] += delta.token_ids
+            token_ids_read[delta.index] += delta.token_ids
         assert [
-            expected_text[: len(part)] for part, expected_text in zip(found, self.expected[at], strict=True)
-        ] == found
+            expected_text[: len(part)]
+            for part, expected_text in zip(token_ids_read, self.expected[at], strict=True)
+        ] == token_ids_read
 
     @precondition(lambda self: self.streams)
     @rule(choose=st.randoms(use_true_random=False))
@@ -195,8 +196,8 @@ class AsyncEngineMachine(RuleBasedStateMachine):
             assert self.refusal
             assert "closed" in str(error) or "draining" in str(error)  # noqa: PT017 - one of two ends
         else:
-            for found, expected_tokens in zip(token_ids(output), self.expected[at], strict=True):
-                assert found == expected_tokens[: len(found)]
+            for tokens, expected_tokens in zip(token_ids(output), self.expected[at], strict=True):
+                assert tokens == expected_tokens[: len(tokens)]
             ended = "abort" not in {each.finish_reason for each in output.outputs}
             assert ended or late or self.closed
             assert not ended or token_ids(output) == self.expected[at]

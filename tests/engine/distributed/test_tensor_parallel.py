@@ -342,14 +342,14 @@ def test_however_the_first_process_ends_no_worker_stays_behind(
         text=True,
     ) as first:
         assert first.stdout is not None
-        found = [int(pid) for pid in first.stdout.readline().split()]
-        assert found
-        assert all(map(is_alive, found))
+        pids = [int(pid) for pid in first.stdout.readline().split()]
+        assert pids
+        assert all(map(is_alive, pids))
         if number is None:
             first.communicate("")
         else:
             first.send_signal(number)
-        assert all_exited(found, 5)
+        assert all_exited(pids, 5)
 
 
 ANSWER_PROGRAM = """

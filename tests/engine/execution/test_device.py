@@ -149,9 +149,11 @@ def test_the_reference_cache_decodes_as_the_cpu_cache_does(
 def test_a_step_creates_no_tensor_on_another_device(torch_backend_engine: Engine, reference: Engine) -> None:
     """A tensor made without a device is here one without numbers, which no other operation takes."""
     with META:
-        found = torch_backend_engine.generate(make_requests())
+        outputs = torch_backend_engine.generate(make_requests())
         scored = torch_backend_engine.score([5, 6, 7])
-    assert [one.token_ids for one in found] == [one.token_ids for one in reference.generate(make_requests())]
+    assert [one.token_ids for one in outputs] == [
+        one.token_ids for one in reference.generate(make_requests())
+    ]
     assert scored.device == CPU
 
 
@@ -214,10 +216,10 @@ def test_packed_arrays_arrive_unchanged_and_aligned() -> None:
         np.array([[2.0**-40]]),
     ]
     packed = transfer.pack_pinned(CPU, columns)
-    found = transfer.unpack_views(packed, columns)
-    for tensor, column in zip(found, columns, strict=True):
+    views = transfer.unpack_views(packed, columns)
+    for tensor, column in zip(views, columns, strict=True):
         assert torch.equal(tensor, torch.from_numpy(np.ascontiguousarray(column)))
         assert (tensor.data_ptr() - packed.data_ptr()) % transfer.ALIGNMENT == 0
     assert [tensor.dtype for tensor in transfer.to_device(META, *columns)] == [
-        tensor.dtype for tensor in found
+        tensor.dtype for tensor in views
     ]

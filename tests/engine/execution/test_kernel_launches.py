@@ -67,12 +67,15 @@ def test_a_step_keeps_all_tensors_on_the_device_and_its_kernels_compile_for_hopp
         "sample_truncated",
         "finalize",
     }
-    found: dict[Any, KernelVariant] = {}
+    layer_builds: dict[Any, KernelVariant] = {}
     for build in builds:
         if build.kernel_name in layers:  # the others are compiled with their cases
-            found.setdefault((build.kernel_name, *build.types.items(), *build.constants.items()), build)
+            layer_builds.setdefault(
+                (build.kernel_name, *build.types.items(), *build.constants.items()), build
+            )
     spilled = {
-        f"{key[0]} {build.label}": compile_resources(build, "sm_90").spills for key, build in found.items()
+        f"{key[0]} {build.label}": compile_resources(build, "sm_90").spills
+        for key, build in layer_builds.items()
     }
     assert set(spilled.values()) == {0}, spilled
 
@@ -154,9 +157,9 @@ def test_a_layer_takes_six_launches_and_sampling_from_hidden_states_four(core: E
         "rms_norm",
         "swiglu",
     ]  # and four products, the vendor's
-    found = launched_kernels(core, Mato([OBJECTIVE_A, OBJECTIVE_B]), trace=False)
-    assert found[: 6 * core.model_config.num_layers] == layer * core.model_config.num_layers
-    assert found[6 * core.model_config.num_layers :] == [
+    launched = launched_kernels(core, Mato([OBJECTIVE_A, OBJECTIVE_B]), trace=False)
+    assert launched[: 6 * core.model_config.num_layers] == layer * core.model_config.num_layers
+    assert launched[6 * core.model_config.num_layers :] == [
         "rms_norm",
         "reweight",
         "lm_head",

@@ -78,7 +78,7 @@ def test_sampled_tokens_are_among_the_top_k(tiny: Engine) -> None:
     assert output.logprobs is not None
     tokens = 300  # rows without one are reported too, but never drawn
     ranks = [
-        [token for token in found.top if token < tokens].index(found.token_id) for found in output.logprobs
+        [token for token in entry.top if token < tokens].index(entry.token_id) for entry in output.logprobs
     ]
     assert set(ranks) == {0, 1, 2}
 

@@ -240,7 +240,7 @@ def test_a_compile_after_the_warm_up_is_counted_in_the_stats(
 
 
 @pytest.mark.parametrize(
-    ("fields", "made"),
+    ("fields", "expected_calls"),
     [
         ({}, ["captured", "warm"]),
         ({"enforce_eager": True}, []),
@@ -249,16 +249,16 @@ def test_a_compile_after_the_warm_up_is_counted_in_the_stats(
     ],
 )
 def test_the_warm_up_captures_graphs_and_launches_kernels_where_supported(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], made: list[str]
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], expected_calls: list[str]
 ) -> None:
-    found = list[str]()
-    monkeypatch.setattr(builder, "warm_up", lambda *_: found.append("warm"))
-    captured = SimpleNamespace(device=META, capture_graphs=lambda *_: found.append("captured"))
+    calls = list[str]()
+    monkeypatch.setattr(builder, "warm_up", lambda *_: calls.append("warm"))
+    captured = SimpleNamespace(device=META, capture_graphs=lambda *_: calls.append("captured"))
     runner = cast("ModelRunner", captured)
     backend = REFERENCE_BACKEND if fields.get("kernels") == "torch" else TRITON
     backend = make_distributed(backend) if "tensor_parallel_size" in fields else backend
     builder.warm_up_and_capture(runner, backend, EngineConfig(**fields), 512)
-    assert found == made
+    assert calls == expected_calls
 
 
 def test_kernel_variants_are_distinguished_as_triton_does(core: EngineCore) -> None:

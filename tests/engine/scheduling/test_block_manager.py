@@ -154,10 +154,10 @@ def test_the_least_recently_used_block_is_evicted_first_and_ends_before_beginnin
         assert compute_all(block_manager, group)
         block_manager.free(group)
     assert compute_all(block_manager, make_group([[9, 9, 8]], max_new_tokens=1))
-    for prompt, found in (([1, 1, 2, 2, 0], 2), ([3, 3, 0], 2)):
+    for prompt, num_cached in (([1, 1, 2, 2, 0], 2), ([3, 3, 0], 2)):
         again = make_group([prompt], max_new_tokens=1)
         block_manager.take_cached(again, again.branches[0], set())
-        assert again.branches[0].num_computed_tokens == found, prompt
+        assert again.branches[0].num_computed_tokens == num_cached, prompt
 
 
 def test_sparse_blocks_are_moved_to_the_beginning() -> None:

@@ -98,14 +98,14 @@ def check_schedule(engine: Engine, folder: Path, seed: int) -> None:
     groups, aborted = run_schedule(engine, random.Random(seed))
     assert is_idle(engine), seed
     for index, group in groups:
-        found, expected = group.make_output(0.0), answers_alone(folder)[index]
+        output, expected = group.make_output(0.0), answers_alone(folder)[index]
         if id(group) in aborted:
-            assert found.token_ids == expected.token_ids[: len(found.token_ids)], (seed, index)
+            assert output.token_ids == expected.token_ids[: len(output.token_ids)], (seed, index)
             continue
-        assert found.error is None, (seed, index)
-        assert (found.token_ids, found.text) == (expected.token_ids, expected.text), (seed, index)
+        assert output.error is None, (seed, index)
+        assert (output.token_ids, output.text) == (expected.token_ids, expected.text), (seed, index)
         if is_batch_invariant():
-            assert found.trace == expected.trace, (seed, index)
+            assert output.trace == expected.trace, (seed, index)
 
 
 def tight_engine(folder: Path, spare_blocks: int, **fields: Any) -> Engine:
