@@ -51,8 +51,8 @@ class StepInput:
     """Input of one step.
 
     blocks_to_swap, blocks_to_zero: see `SchedulerOutput`. chunks: input of the forward pass, with token_ids
-    and rope_lengths per token. uses_prev_tokens: token_ids are indices into the tokens sampled by the previous
-    step, which only the device has. logits_indices: tokens whose hidden states are used for sampling;
+    and rope_lengths per token. uses_prev_tokens: token_ids are indices into the previous step's sampled
+    tokens, which only the device has. logits_indices: tokens whose hidden states are used for sampling;
     request_branches: (state row, branches) of each group that they belong to. logit_bias, repetition_penalty:
     edits of single scores. score_token_ids: tokens to score instead of a step.
     """

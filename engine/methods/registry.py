@@ -44,7 +44,7 @@ def methods_by_setting() -> dict[str, list[type[Method]]]:
 
 
 def require_setting(cls: type[Method], name: str, label: str) -> None:
-    """Raise InputError for a setting that `cls` lacks, naming those that have it. `label`: how it was written."""
+    """Raise InputError for a setting that `cls` lacks, naming its owners. `label`: how it was written."""
     owners = methods_by_setting().get(name, [])
     if cls in owners:
         return

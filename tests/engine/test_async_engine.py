@@ -1,4 +1,4 @@
-"""Many requests at once from tasks and threads: each ends once, with its own answer, and nothing leaks."""
+"""AsyncEngine: concurrent requests from tasks and threads, cancellation, failures, shutdown."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_cancelling_the_task_aborts_the_request(engine: AsyncEngine) -> None:
     run_async(cancel)
 
 
-def test_a_deadline_ends_the_answer_with_what_it_has(engine: AsyncEngine) -> None:
+def test_a_timeout_ends_the_answer_with_its_tokens_so_far(engine: AsyncEngine) -> None:
     output = run_async(lambda: engine.generate(make_request(2, max_tokens=400), timeout=0.3))
     assert output.finish_reason == "abort"
     assert output.error == "the request's timeout of 0.3 s has passed"
@@ -165,7 +165,7 @@ def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> Non
     engine.shutdown()
 
 
-def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_is_served(
+def test_a_failed_step_fails_running_requests_with_the_cause_and_the_next_request_is_served(
     engine: AsyncEngine,
 ) -> None:
     forward, broken = get_runner(engine).model.forward, threading.Event()
@@ -210,7 +210,7 @@ def test_a_detokenizer_failure_fails_its_own_answer(
     assert bad.error == "the answer's text failed: ZeroDivisionError: by design"
 
 
-def test_a_closed_engine_ends_what_runs_and_refuses_what_comes(tiny_folder: Path) -> None:
+def test_a_closed_engine_aborts_running_requests_and_refuses_new_ones(tiny_folder: Path) -> None:
     async def close() -> None:
         engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
         async with engine:
@@ -225,7 +225,7 @@ def test_a_closed_engine_ends_what_runs_and_refuses_what_comes(tiny_folder: Path
     run_async(close)
 
 
-def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
+def test_a_draining_engine_finishes_its_requests_and_refuses_new_ones(engine: AsyncEngine) -> None:
     async def drain() -> None:
         task = asyncio.create_task(engine.generate(make_request(2)))
         while not engine.unfinished:
@@ -238,5 +238,5 @@ def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
     run_async(drain)
 
 
-def test_scores_are_those_of_the_engine(engine: AsyncEngine, tiny: Engine) -> None:
+def test_scores_equal_those_of_the_synchronous_engine(engine: AsyncEngine, tiny: Engine) -> None:
     assert run_async(lambda: engine.score([5, 6, 7])).equal(tiny.score([5, 6, 7]))

@@ -1,4 +1,4 @@
-"""The log-probabilities that an answer reports are those of its scores."""
+"""Reported log-probabilities match those of `Engine.score`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_log_probabilities_are_those_of_scoring_the_finished_text(tiny: Engine) 
         assert all(value == pytest.approx(float(row[token]), abs=1e-4) for token, value in entry.top.items())
 
 
-def test_the_number_of_log_probabilities_is_the_requested_one(tiny: Engine) -> None:
+def test_the_requested_number_of_log_probabilities_is_reported(tiny: Engine) -> None:
     for count in (0, 1, 20):
         output = tiny.generate(Request("Why?", Amulet([KIND]), greedy_params(4, logprobs=count), trace=False))
         assert output.logprobs is not None
