@@ -68,7 +68,8 @@ def warmup_steps(
     ignores. The second loop covers the kernels before and after an LM head that is fused with steering, the
     third the fused LM head itself.
     """
-    yield StepInput(score_token_ids=[0, 0])  # a small cache: AMD's compiler has variants below 2 GiB
+    # scoring uses a small cache: AMD's compiler specializes on tensors below 2 GiB
+    yield StepInput(score_token_ids=[0, 0])
     # a prefill; the other steps are decode steps, which CUDA graphs may replay
     yield _make_step(padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2)
     for has_kl_budget, has_mask, has_edits, has_truncation in product(OFF_ON, repeat=4):

@@ -108,7 +108,7 @@ def test_a_failed_step_ends_other_streams_with_the_reason_and_leaves_the_engine_
 
 
 def test_blocks_that_a_failed_step_did_not_move_are_not_reused_as_cached(tiny_folder: Path) -> None:
-    """Long prompts of which the first end leave a hole, and the pages behind it move in the next step."""
+    """The first of the long requests to end leave a hole; the next step moves the blocks behind it."""
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=9)
     long = [Request(f"{n} " * 100, sampling=SamplingParams(max_tokens=3 + 9 * n)) for n in range(3)]
     right = [engine.generate(request) for request in long]
