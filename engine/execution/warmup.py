@@ -63,10 +63,10 @@ def warmup_steps(
 ) -> Iterator[StepInput]:
     """Steps that launch each variant of each kernel, using only the padding block.
 
-    The first loop covers the switches of the score kernel. The other kernels have fewer of these and their own
-    (previous contrast, rewards, kind of truncation), each varied together with a switch that its kernel
-    ignores. The second loop covers the kernels before and after an LM head that is fused with steering, the
-    third the fused LM head itself.
+    The first loop covers the switches of the score kernel. The other kernels have fewer of these and
+    others (previous contrast, rewards, kind of truncation), each varied together with a switch that its
+    kernel ignores. The second loop covers the kernels before and after an LM head that is fused with steering,
+    the third the fused LM head itself.
     """
     # scoring uses a small cache: AMD's compiler specializes on tensors below 2 GiB
     yield StepInput(score_token_ids=[0, 0])
