@@ -65,8 +65,8 @@ def warmup_steps(
 
     The first loop covers the switches of the score kernel. The other kernels have fewer of these and
     others (previous contrast, rewards, kind of truncation), each varied together with a switch that its
-    kernel ignores. The second loop covers the kernels before and after an LM head that is fused with steering,
-    the third the fused LM head itself.
+    kernel ignores. The second loop covers the kernels before and after an LM head fused with steering, the
+    third the fused LM head itself.
     """
     # scoring uses a small cache: AMD's compiler specializes on tensors below 2 GiB
     yield StepInput(score_token_ids=[0, 0])
