@@ -34,7 +34,7 @@ class PlanConfig:
         EngineConfig.gpu_memory_utilization, "share of a device's memory that may be taken"
     )
     max_num_batched_tokens: int = config_field(
-        EngineConfig.max_num_batched_tokens, "maximum number of tokens computed in one step"
+        EngineConfig.max_num_batched_tokens, "most tokens computed in one step"
     )
     price: float | None = config_field(
         None, "what a GPU costs an hour; none tells GPU-hours instead of costs"
