@@ -70,8 +70,9 @@ def warmup_steps(
     """
     # scoring uses a small cache: AMD's compiler specializes on tensors below 2 GiB
     yield StepInput(score_token_ids=[0, 0])
-    # a prefill; the other steps are decode steps, which CUDA graphs may replay
-    yield _make_step(padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2)
+    yield _make_step(
+        padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
+    )  # a prompt; the others are steps that may be replayed
     for has_kl_budget, has_mask, has_edits, has_truncation in product(OFF_ON, repeat=4):
         coefficients = _make_coefficients(has_kl_budget, has_mask, has_rewards=has_edits)
         sampling = (

@@ -62,7 +62,7 @@ class Method:
             )
         if self.objective_arity != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
-        # computed here to refuse a hyperparameter out of range now, not at the first token
+        # computed here, so that a hyperparameter out of range is refused now and not at the first token
         if not isinstance(self.cached_coefficients, SteeringCoefficients):
             raise invalid_value(
                 f"coefficients() of {self.name}", self.cached_coefficients, "of type SteeringCoefficients"
@@ -108,7 +108,7 @@ class Method:
 
     @cached_property
     def cached_coefficients(self) -> SteeringCoefficients:
-        """Cached result of `coefficients`."""
+        """What `coefficients` returns, computed once."""
         return self.coefficients()
 
     def iter_warnings(self) -> Iterator[str]:
