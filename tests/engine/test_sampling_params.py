@@ -1,4 +1,4 @@
-"""Sampling parameters: their ranges and defaults, and that nobody can change them later."""
+"""SamplingParams: ranges, defaults and immutability."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_bounds_of_every_range_are_allowed(fields: dict[str, Any]) -> None:
     assert all(getattr(params, name) == value for name, value in fields.items())
 
 
-def test_one_stop_text_may_be_given_as_it_is() -> None:
+def test_a_single_stop_string_need_not_be_a_list() -> None:
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
@@ -102,9 +102,9 @@ def test_numpy_numbers_become_python_numbers() -> None:
         stop_token_ids=np.array([3, 4]),
         logit_bias={np.int32(5): np.int8(1)},
     )
-    found = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
-    assert found == (2, 0.5, 3, 4, 5, 1.0)
-    assert [type(number) for number in found] == [int, float, int, int, int, float]
+    values = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
+    assert values == (2, 0.5, 3, 4, 5, 1.0)
+    assert [type(number) for number in values] == [int, float, int, int, int, float]
 
 
 def test_later_changes_by_the_caller_do_not_reach_the_params() -> None:
