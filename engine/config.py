@@ -81,18 +81,18 @@ class EngineConfig:
             self,
             ("device", bool(re.fullmatch(DEVICE_PATTERN, self.device)), "auto, cpu, cuda or cuda:N"),
             ("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
-            ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "a whole number ≥ 1"),
-            ("max_num_seqs", 1 <= self.max_num_seqs <= MAX_SEQS, f"a whole number from 1 to {MAX_SEQS}"),
+            ("max_model_len", self.max_model_len is None or self.max_model_len >= 1, "an integer ≥ 1"),
+            ("max_num_seqs", 1 <= self.max_num_seqs <= MAX_SEQS, f"an integer from 1 to {MAX_SEQS}"),
             (
                 "max_num_batched_tokens",
                 self.max_num_batched_tokens >= self.max_num_seqs,
                 f"at least max_num_seqs ({self.max_num_seqs}), so that every branch can take a step",
             ),
-            ("max_waiting", self.max_waiting >= 1, "a whole number ≥ 1"),
+            ("max_waiting", self.max_waiting >= 1, "an integer ≥ 1"),
             (
                 "tensor_parallel_size",
                 1 <= self.tensor_parallel_size <= MAX_TENSOR_PARALLEL_SIZE,
-                f"a whole number from 1 to {MAX_TENSOR_PARALLEL_SIZE}",
+                f"an integer from 1 to {MAX_TENSOR_PARALLEL_SIZE}",
             ),
             ("block_size", self.block_size >= 16 and self.block_size % 16 == 0, "a multiple of 16"),
         )

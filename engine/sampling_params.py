@@ -60,8 +60,8 @@ class SamplingParams:
     def _rules(self) -> list[tuple[str, bool, str]]:
         """The allowed range of each field. Comparisons with NaN are false, so NaN breaks every rule."""
         return [
-            ("n", 1 <= self.n <= MAX_N, f"a whole number from 1 to {MAX_N}"),
-            ("max_tokens", self.max_tokens >= 1, "a whole number ≥ 1"),
+            ("n", 1 <= self.n <= MAX_N, f"an integer from 1 to {MAX_N}"),
+            ("max_tokens", self.max_tokens >= 1, "an integer ≥ 1"),
             (
                 "min_tokens",
                 0 <= self.min_tokens <= self.max_tokens,
@@ -72,7 +72,7 @@ class SamplingParams:
                 0 <= self.temperature <= MAX_TEMPERATURE,
                 f"a finite number ≥ 0 and at most {MAX_TEMPERATURE:g}",
             ),
-            ("top_k", 0 <= self.top_k < 2**31, "a whole number ≥ 0, 0 for all tokens"),
+            ("top_k", 0 <= self.top_k < 2**31, "an integer ≥ 0, 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),

@@ -77,9 +77,8 @@ def warmup_steps(
     """
     # scoring uses a small cache: AMD's compiler specializes on tensors below 2 GiB
     yield StepInput(score_token_ids=[0, 0])
-    yield _make_step(
-        padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
-    )  # a prompt; the others are steps that may be replayed
+    # a prefill step; all later steps decode, and may be replayed from CUDA graphs
+    yield _make_step(padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2)
     for has_kl_budget, has_masks, has_edits, has_truncation in product(OFF_ON, repeat=4):
         coefficients = _make_coefficients(has_kl_budget, has_edits, has_masks, has_prev_contrast=has_edits)
         truncation = [MIN_P, *([TOP_K] if has_kl_budget else []), *([TOP_P] if has_masks else [])]

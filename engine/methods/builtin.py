@@ -205,7 +205,7 @@ def check_loop_settings(method: Amulet | Mato, rate_field: str) -> None:
     """Raise InputError for loop hyperparameters out of range; `rate_field` names the learning rate."""
     method.require_positive("lam", rate_field)
     method.require("alpha", 0 <= method.alpha < math.inf, "a finite number ≥ 0")
-    method.require("iterations", 0 <= method.iterations <= 100_000, "a whole number from 0 to 100000")
+    method.require("iterations", 0 <= method.iterations <= 100_000, "an integer from 0 to 100000")
 
 
 def unbounded_warning(method: Amulet | Mato) -> str:

@@ -20,7 +20,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5; it must be above 0 and at most 1"),
     ({"max_model_len": 0}, "max_model_len is 0"),
     ({"max_num_seqs": 0}, "max_num_seqs is 0"),
-    ({"max_num_seqs": 65537, "max_num_batched_tokens": 65537}, "a whole number from 1 to 65536"),
+    ({"max_num_seqs": 65537, "max_num_batched_tokens": 65537}, "an integer from 1 to 65536"),
     (
         {"max_num_seqs": 8, "max_num_batched_tokens": 7},
         "max_num_batched_tokens is 7; it must be at least max_num_seqs (8)",

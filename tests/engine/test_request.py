@@ -37,19 +37,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"branch_token_ids": [[1], [2]]}, "branch_token_ids has 2 branches; base here needs 1"),
     ({"branch_token_ids": [[1], [2]], "steering": TWO_OBJECTIVES}, "has 2 branches; mato here needs 3"),
     ({"branch_token_ids": [[1], [], [2]], "steering": TWO_OBJECTIVES}, "branch_token_ids[1] is empty"),
-    ({"branch_token_ids": [1]}, "item 0 of branch_token_ids is 1; it must be a list of whole numbers"),
-    ({"branch_token_ids": ["12"]}, "item 0 of branch_token_ids is '12'; it must be a list of whole numbers"),
+    ({"branch_token_ids": [1]}, "item 0 of branch_token_ids is 1; it must be a list of integers"),
+    ({"branch_token_ids": ["12"]}, "item 0 of branch_token_ids is '12'; it must be a list of integers"),
     (
         {"branch_token_ids": [[1, "2"]]},
-        "item 1 of item 0 of branch_token_ids is '2'; it must be a whole number",
+        "item 1 of item 0 of branch_token_ids is '2'; it must be an integer",
     ),
     (
         {"branch_token_ids": [[1, 2.0]]},
-        "item 1 of item 0 of branch_token_ids is 2.0; it must be a whole number",
+        "item 1 of item 0 of branch_token_ids is 2.0; it must be an integer",
     ),
     (
         {"branch_token_ids": [[True]]},
-        "item 0 of item 0 of branch_token_ids is True; it must be a whole number",
+        "item 0 of item 0 of branch_token_ids is True; it must be an integer",
     ),
 ]
 

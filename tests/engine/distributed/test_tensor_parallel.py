@@ -191,9 +191,7 @@ def test_a_model_that_cannot_be_sharded_is_refused_with_its_numbers(
 
 @pytest.mark.parametrize("size", [0, -1, 1025])
 def test_a_tensor_parallel_size_out_of_range_is_refused(size: int) -> None:
-    with pytest.raises(
-        InputError, match=rf"tensor_parallel_size is {size}; it must be a whole number from 1"
-    ):
+    with pytest.raises(InputError, match=rf"tensor_parallel_size is {size}; it must be an integer from 1"):
         Engine.from_pretrained(tensor_parallel_size=size)
 
 
@@ -325,7 +323,7 @@ HOLD_PROGRAM = """
 import sys
 from trimtab import Engine
 engine = Engine.from_pretrained(sys.argv[1], tensor_parallel_size=2, kv_cache_memory="8MiB")
-print(*[p.pid for p in engine._core.ranks._workers._processes.values()], flush=True)
+print(*[p.pid for p in engine._core.tp_group._workers._processes.values()], flush=True)
 sys.stdin.read()
 """
 
