@@ -1,1 +1,1 @@
-"""Errors, the cache folder, the version, profiler ranges, and one-copy transfers between host and device."""
+"""Errors, the cache folder, the version, profiler ranges, and packed transfers between host and device."""

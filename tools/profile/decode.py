@@ -104,17 +104,21 @@ def _time_stages(
                 decoded = list(run_steps(engine, next(requests)))
             if index >= bench_config.num_iters_warmup:
                 timed = zip(stage_times(_host_ranges(profiler)), decoded, strict=True)
-                steps += [times for times, is_decode in timed if is_decode]
+                steps += [
+                    {stage: 1e-9 * time for stage, time in times.items()}
+                    for times, is_decode in timed
+                    if is_decode
+                ]
     return steps
 
 
-def _host_ranges(profiler: Any) -> Iterator[tuple[float, float, str]]:
-    """(start, end, name) of the engine's ranges, in seconds; `profiler.events()` would take minutes."""
+def _host_ranges(profiler: Any) -> Iterator[tuple[int, int, str]]:
+    """(start, end, name) of the engine's ranges, in nanoseconds; `profiler.events()` would take minutes."""
     prefix = gpu_activity.RANGE_PREFIX
     for event in profiler.profiler.kineto_results.events():
         if event.name().startswith(prefix) and event.device_type().name == "CPU":
             start = event.start_ns()
-            yield 1e-9 * start, 1e-9 * (start + event.duration_ns()), event.name()[len(prefix) :]
+            yield start, start + event.duration_ns(), event.name()[len(prefix) :]
 
 
 @contextmanager
