@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401 - spearman's import is not in a measured example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.tools.evaluate.metrics import statistics

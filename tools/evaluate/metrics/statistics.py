@@ -92,19 +92,14 @@ def spearman(x: Array, y: Array) -> Array:
 
     Pairs with NaN in y are ignored; NaN where one side is constant.
     """
-    valid = ~np.isnan(y)
-    a, b = _centered_ranks(np.broadcast_to(x, y.shape), valid), _centered_ranks(y, valid)
-    scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    return safe_divide((a * b).sum(axis=1), scale)
+    from scipy.stats import rankdata  # noqa: PLC0415 - an optional package
 
-
-def _centered_ranks(values: Array, valid: NDArray[np.bool_]) -> Array:
-    """Ranks of the valid values of each row, minus their mean; 0 where not valid."""
-    left, right, mask = values[:, :, None], values[:, None], valid[:, None]
-    ranks = ((left > right) & mask).sum(axis=2) + (((left == right) & mask).sum(axis=2) + 1) / 2
-    num_valid = valid.sum(axis=1, keepdims=True)
-    centered: Array = np.where(valid, ranks - (num_valid + 1) / 2, 0.0)
-    return centered
+    x_ranks, y_ranks = (
+        rankdata(values, axis=1, nan_policy="omit") for values in (np.where(np.isnan(y), np.nan, x), y)
+    )
+    middle = (1 + (~np.isnan(y)).sum(axis=1, keepdims=True)) / 2
+    a, b = np.nan_to_num(x_ranks - middle), np.nan_to_num(y_ranks - middle)
+    return safe_divide((a * b).sum(axis=1), np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
 
 
 def win_scores(ours: Array, theirs: Array) -> Array:
