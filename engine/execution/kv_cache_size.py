@@ -11,7 +11,9 @@ from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.errors import InputError, RunError
 from ...kernels.distributed.vocab_parallel import UNSHARDED, UnshardedVocab
 from ...kernels.steering.coefficients import SteeringCoefficients
-from ...kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from ...kernels.steering.layout import RequestLayout
+from ...kernels.steering.sampling import RowSampling
+from ...kernels.steering.state import SteeringState
 from ...models.common import memory
 from ...models.forward import forward
 from ..config import EngineConfig, parse_bytes

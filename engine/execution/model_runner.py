@@ -16,7 +16,8 @@ from ...kernels.common.errors import RunError
 from ...kernels.common.transfer import to_device, to_host_async
 from ...kernels.cpu.linear import pad_rows
 from ...kernels.reference.paged_kv_cache import PagedKVCache
-from ...kernels.steering.state import RequestLayout, SteeringState
+from ...kernels.steering.layout import RequestLayout
+from ...kernels.steering.state import SteeringState
 from ...models.common.memory import oom_as_error
 from ...models.forward import forward
 from ..outputs import SampledToken

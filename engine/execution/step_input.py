@@ -13,7 +13,8 @@ import numpy as np
 from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.transfer import to_device
 from ...kernels.steering.coefficients import SteeringCoefficients
-from ...kernels.steering.state import LogitEdits, RowSampling
+from ...kernels.steering.layout import LogitEdits
+from ...kernels.steering.sampling import RowSampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.backend import MIN_SHAPE
 from ...kernels.reference.paged_kv_cache import PagedKVCache
 from ...kernels.steering.coefficients import SteeringCoefficients
-from ...kernels.steering.state import RowSampling, SteeringState
+from ...kernels.steering.masks import MASKS
+from ...kernels.steering.prev_contrast import PREV_CONTRAST
+from ...kernels.steering.rewards import REWARDS
+from ...kernels.steering.sampling import RowSampling
+from ...kernels.steering.state import SteeringState
+from ...kernels.steering.top_k_top_p import MIN_P, TOP_K, TOP_P
+from ...kernels.steering.trust_region import KL_BUDGET
 from .step_input import NewRequestData, StepInput
 
 if TYPE_CHECKING:
+    from ...kernels.steering.feature import Feature
     from .model_runner import ModelRunner
 
 LOG = logging.getLogger("trimtab.engine")
@@ -29,7 +36,7 @@ BatchShape = tuple[int, int]
 REPORT_FLAGS = ((False, False), (True, False), (False, True))
 """A trace, and the likeliest tokens; a step with both launches what one with a trace does."""
 OFF_ON = (False, True)
-GREEDY_SAMPLING, TRUNCATED_SAMPLING = RowSampling(), RowSampling(1.0, min_p=0.1)
+GREEDY_SAMPLING, TRUNCATED_SAMPLING = RowSampling(), RowSampling(temperature=1.0, min_p=0.1)
 
 
 def warm_up(runner: ModelRunner, shapes: Sequence[BatchShape]) -> None:
@@ -72,13 +79,10 @@ def warmup_steps(
     yield _make_step(
         padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
     )  # a prompt; the others are steps that may be replayed
-    for has_kl_budget, has_mask, has_edits, has_truncation in product(OFF_ON, repeat=4):
-        coefficients = _make_coefficients(has_kl_budget, has_mask, has_rewards=has_edits)
-        sampling = (
-            RowSampling(1.0, 2 * has_kl_budget, 0.9 if has_mask else 1.0, 0.1)
-            if has_truncation
-            else GREEDY_SAMPLING
-        )
+    for has_kl_budget, has_masks, has_edits, has_truncation in product(OFF_ON, repeat=4):
+        coefficients = _make_coefficients(has_kl_budget, has_edits, has_masks, has_prev_contrast=has_edits)
+        truncation = [MIN_P, *([TOP_K] if has_kl_budget else []), *([TOP_P] if has_masks else [])]
+        sampling = RowSampling(**_warmup_columns(truncation)) if has_truncation else GREEDY_SAMPLING
         for report in REPORT_FLAGS:
             yield _make_step(padding_block, unfused_shape, coefficients, sampling, report, has_edits)
     for has_kl_budget, has_rewards, sampling in product(
@@ -100,15 +104,19 @@ def warmup_steps(
 
 
 def _make_coefficients(
-    has_kl_budget: bool = False, has_mask: bool = False, has_rewards: bool = False
+    has_kl_budget: bool = False,
+    has_rewards: bool = False,
+    has_masks: bool = False,
+    has_prev_contrast: bool = False,
 ) -> SteeringCoefficients:
-    return SteeringCoefficients(
-        objective_coef=1.0,
-        prev_contrast_coef=float(has_mask),
-        mask_top_p=0.9 if has_mask else 1.0,
-        reward_rate=float(has_rewards),
-        kl_budget=0.1 if has_kl_budget else float("inf"),
-    )
+    features = {KL_BUDGET: has_kl_budget, REWARDS: has_rewards, PREV_CONTRAST: has_prev_contrast}
+    features |= dict.fromkeys(MASKS, has_masks)
+    columns = _warmup_columns(feature for feature, is_used in features.items() if is_used)
+    return SteeringCoefficients(objective_coef=1.0, **columns)
+
+
+def _warmup_columns(features: Iterable[Feature]) -> dict[str, Any]:
+    return {name: value for feature in features for name, value in feature.warmup.items()}
 
 
 def _make_step(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,6 +44,13 @@ class Method:
         "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
     )
 
+    relative_top: float | None = config_field(
+        None,
+        "allow only tokens at least this likely, relative to the likeliest, in some branch whose coefficient "
+        "is above 0; none allows all",
+        kw_only=True,
+    )
+
     wishes = RenamedAttribute()
     program = RenamedAttribute()
     branches = RenamedAttribute()
@@ -62,11 +69,7 @@ class Method:
             )
         if self.objective_arity != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
-        # computed here, so that a hyperparameter out of range is refused now and not at the first token
-        if not isinstance(self.cached_coefficients, SteeringCoefficients):
-            raise invalid_value(
-                f"coefficients() of {self.name}", self.cached_coefficients, "of type SteeringCoefficients"
-            )
+        _ = self.cached_coefficients  # a setting out of range is refused now and not at the first token
         for message in self.iter_warnings():
             warnings.warn(message, SteeringWarning, stacklevel=3)
 
@@ -109,8 +112,19 @@ class Method:
 
     @cached_property
     def cached_coefficients(self) -> SteeringCoefficients:
-        """What `coefficients` returns, computed once."""
-        return self.coefficients()
+        """What `coefficients` returns, with the settings that all methods have; computed once.
+
+        Raises InputError when a setting is out of range.
+        """
+        coefficients = self.coefficients()
+        if not isinstance(coefficients, SteeringCoefficients):
+            raise invalid_value(
+                f"coefficients() of {self.name}", coefficients, "of type SteeringCoefficients"
+            )
+        if self.relative_top is None:
+            return coefficients
+        self.require("relative_top", 0 < self.relative_top <= 1, "above 0 and at most 1, or none")
+        return replace(coefficients, relative_top=self.relative_top)
 
     def iter_warnings(self) -> Iterator[str]:
         """Sentences about settings that may be a mistake; each is a warning when the method is made."""

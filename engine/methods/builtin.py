@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ...kernels.common.errors import InputError
 from ...kernels.steering.closed_form import reward_strength, strength
-from ...kernels.steering.coefficients import EMA, MEAN, SUM, SteeringCoefficients
+from ...kernels.steering.coefficients import SteeringCoefficients
+from ...kernels.steering.rewards import EMA, MEAN, SUM
 from ..utils.fields import config_field
 from .base import Method, contrast_coefficients
 

@@ -25,7 +25,7 @@ from ..helpers.sample_requests import (
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
-    from trimtab.kernels.steering.state import RequestLayout
+    from trimtab.kernels.steering.layout import RequestLayout
     from trimtab.kernels.steering.step import SamplerOutput
 
 

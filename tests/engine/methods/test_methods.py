@@ -32,7 +32,8 @@ from trimtab.engine.utils.fields import config_field
 from trimtab.kernels.common.errors import InputError, SteeringWarning
 from trimtab.kernels.program import Program
 from trimtab.kernels.steering.closed_form import reward_strength, strength
-from trimtab.kernels.steering.coefficients import EMA, MEAN, SUM, SteeringCoefficients
+from trimtab.kernels.steering.coefficients import SteeringCoefficients
+from trimtab.kernels.steering.rewards import EMA, MEAN, SUM
 
 if TYPE_CHECKING:
     from collections.abc import Callable

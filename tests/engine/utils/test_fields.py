@@ -68,6 +68,7 @@ VALID_VALUES: dict[str, str] = {
     "ratio": "1.5",
     "mask_top_p": "none",
     "mask_temperature": "1.5",
+    "relative_top": "none",
     "kl_budget": "none 1.5",
     "LinearAlignment.kl_budget": "none",  # a budget excludes the mask, which is on by default
     "strength": "-1 1.5",
