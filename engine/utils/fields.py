@@ -184,7 +184,7 @@ SCALAR_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
 }
 """Converters of scalar types; each raises TypeError, ValueError or OverflowError for an invalid value."""
 TYPE_NAMES: dict[Any, tuple[str, str]] = {
-    int: ("a whole number", "whole numbers"),
+    int: ("an integer", "integers"),
     float: ("a number", "numbers"),
     bool: ("true or false", "switches"),
     str: ("a string", "strings"),

@@ -1,4 +1,4 @@
-"""The trace says how each token was chosen, and asking for none changes no token."""
+"""Trace: contents per token, and no effect on the tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @parametrize_methods
-def test_the_trace_has_one_row_a_token_and_one_number_a_branch(method: Method, tiny: Engine) -> None:
+def test_the_trace_has_one_row_per_token_and_one_number_per_branch(method: Method, tiny: Engine) -> None:
     output = tiny.generate(Request(QUESTION, method, sampled_params(4, 25)))
     trace, objectives = output.trace, len(output.branches) - 1
     assert trace is not None

@@ -55,7 +55,7 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
         (["generate", " "], "the prompt is empty; ask something"),
         (["generate", "hi", "--dtype", "int3"], "dtype is 'int3'; it must be one of auto, "),
         (["generate", "hi", "--kv-cache-memory", "-5"], "kv_cache_memory is '-5'; it must be a size of"),
-        (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be a whole number from 1 to 128"),
+        (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be an integer from 1 to 128"),
         (["generate", "\udcff"], "the argument '\\udcff' is not valid UTF-8"),
         (["chat", "hi"], "unrecognized arguments: hi; see trimtab chat --help"),
         (["chat", "--n", "2"], "unrecognized arguments: --n 2; see trimtab chat --help"),

@@ -20,7 +20,7 @@ def test_replicas_is_a_number_or_a_range(replicas: str, bounds: tuple[int, int])
 
 @pytest.mark.parametrize("replicas", ["0", "x", "4:1", "1:", ":2", "-1", "1:2:3", "1.5"])
 def test_invalid_replicas_are_refused(run: Callable[..., CommandResult], replicas: str) -> None:
-    right = "it must be a whole number ≥ 1, or a range such as 1:4"
+    right = "it must be an integer ≥ 1, or a range such as 1:4"
     refused = run("serve", "--ray", "--replicas", replicas)
     assert refused == CommandResult(2, "", f"trimtab: replicas is {replicas!r}; {right}\n")
 
