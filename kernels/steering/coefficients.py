@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from .masks import MaskColumns
 from .prev_contrast import PrevContrastColumns
 from .rewards import RewardColumns
-from .trust_region import TrustRegionColumns
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,13 @@ class MixColumns:
 
     base_coef: float = 1.0
     objective_coef: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrustRegionColumns:
+    """kl_budget: ε of the trust region, nats per token: KL(π_a ‖ π_m) ≤ ε. Infinity is off."""
+
+    kl_budget: float = math.inf
 
 
 @dataclass(frozen=True)

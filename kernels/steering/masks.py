@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .feature import HeadOutput, Mask, MaskInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def outside_nucleus(step: MaskInput) -> tuple[Tensor, Tensor]:
     requests = (params["mask_top_p"] < 1).nonzero()[:, 0]
     last_rows = layout.row_start[requests] + layout.num_rows[requests] - 1
     logits = step.logits[last_rows] / params["mask_temperature"][requests, None].to(step.logits.dtype)
-    logits[:, step.vocab_size :] = -torch.inf
+    logits[:, step.vocab_size :] = -math.inf
     return requests, logits < step.shard.nucleus_threshold(logits, params["mask_top_p"][requests])
 
 
@@ -45,10 +47,10 @@ def below_relative_top(step: MaskInput) -> tuple[Tensor, Tensor]:
     coefs = step.coefs.to(step.logits.dtype)  # as they are multiplied
     max_logits = step.shard.amax(step.logits[:, :vocab_size])
     floor = max_logits + step.params["relative_top"].to(max_logits.dtype).log()[layout.request_of_row]
-    floor = torch.where(coefs > 0, floor, torch.inf)  # another branch allows nothing
-    forbidden = torch.ones(len(requests), step.logits.shape[1], dtype=torch.bool, device=floor.device)
-    any_positive = torch.zeros_like(requests, dtype=torch.bool)
-    for branch in range(layout.max_rows):
+    floor = floor.where(coefs > 0, math.inf)  # another branch allows nothing
+    rows = layout.row_start[requests]
+    forbidden, any_positive = step.logits[rows] < floor[rows, None], coefs[rows] > 0
+    for branch in range(1, layout.max_rows):
         rows = layout.row_start[requests] + (layout.num_rows[requests] - 1).clamp(max=branch)
         forbidden &= step.logits[rows] < floor[rows, None]
         any_positive |= coefs[rows] > 0

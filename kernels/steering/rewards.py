@@ -1,17 +1,21 @@
-"""MATO's rewards of the objectives, and the weights that are re-optimised from them."""
+"""MATO's rewards of the objectives, and the weights that are re-optimised from them.
+
+Does not import torch, as the modules of all columns: the methods' settings are listed without it.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from .feature import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import Tensor
 
     from .layout import RequestLayout
 
@@ -42,13 +46,13 @@ def reweight(prior: Tensor, rewards: Tensor, reward_rate: Tensor) -> Tensor:
     objectives has a row of zeros.
     """
     positive = prior > 0
-    min_reward = rewards.masked_fill(~positive, torch.inf).amin(-1, keepdim=True)
-    log_weights = prior.log() - reward_rate[:, None] * torch.where(positive, rewards - min_reward, 0.0)
-    log_weights = log_weights - log_weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
+    min_reward = rewards.masked_fill(~positive, math.inf).amin(-1, keepdim=True)
+    log_weights = prior.log() - reward_rate[:, None] * (rewards - min_reward).where(positive, 0.0)
+    log_weights = log_weights - log_weights.amax(-1, keepdim=True).clamp(min=-sys.float_info.max)
     unnormalised = log_weights.exp()
     # one after the other: `sum` would group a row by the columns that other requests need
     total = unnormalised.cumsum(-1)[:, -1:].clamp(min=1e-300)
-    return torch.where((reward_rate == 0)[:, None], prior, unnormalised / total)
+    return prior.where((reward_rate == 0)[:, None], unnormalised / total)
 
 
 def accumulate_rewards(
@@ -60,20 +64,17 @@ def accumulate_rewards(
 ) -> Tensor:
     """R_k with the chosen token's l_k − l_0, for rewards [requests, K] after `steps` [requests] tokens."""
     is_objective = layout.branch_of_row > 0
-    gains = torch.zeros_like(rewards)
+    gains = rewards.new_zeros(rewards.shape)
     row_rewards = (branch_logprobs - branch_logprobs[layout.row_start[layout.request_of_row]]).double()
     gains[layout.request_of_row[is_objective], layout.branch_of_row[is_objective] - 1] = row_rewards[
         is_objective
     ]
     num_steps = (steps + 1)[:, None]
     decay, mode = params["decay"][:, None], params["accumulate"][:, None]
-    new_rewards = torch.where(
-        mode == MEAN,
-        rewards + (gains - rewards) / num_steps,
-        torch.where(mode == EMA, decay * rewards + (1 - decay) * gains, rewards + gains),
-    )
+    ema = (decay * rewards + (1 - decay) * gains).where(mode == EMA, rewards + gains)
+    new_rewards = (rewards + (gains - rewards) / num_steps).where(mode == MEAN, ema)
     valid = (layout.branch_of_row[layout.row_start] == 0)[:, None] & new_rewards.isfinite()
-    return torch.where(valid, new_rewards, rewards)
+    return new_rewards.where(valid, rewards)
 
 
 REWARDS = Feature(

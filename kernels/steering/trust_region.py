@@ -17,7 +17,6 @@ evaluated and is within the budget.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,13 +38,6 @@ MAX_ITERS = 60
 SUM_CHUNK = 512
 FORBIDDEN_LOGIT = -1e30
 """Of a masked token: finite, so that a shard of the vocabulary may hold masked tokens alone."""
-
-
-@dataclass(frozen=True)
-class TrustRegionColumns:
-    """kl_budget: ε, nats a token: KL(π_a ‖ π_m) ≤ ε. infinity is off."""
-
-    kl_budget: float = math.inf
 
 
 def moments(

@@ -33,7 +33,7 @@ def test_ray_settings_need_the_ray_flag(run: Callable[..., CommandResult]) -> No
 
 
 def test_a_single_prompt_is_refused_with_ray(run: Callable[..., CommandResult]) -> None:
-    assert "give --input and --output" in run("generate", "x", "--ray").stderr
+    assert "--ray requires --input and --output" in run("generate", "x", "--ray").stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
