@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .cpu.linear import Linear
 from .reference.matmul import matmul
+from .reference.softcap import softcap_
 from .steering.state import LogitEdits, RequestLayout, SteeringState
 from .steering.step import SamplerOutput, steer
 
@@ -23,14 +24,21 @@ def logits_matmul(hidden: Tensor, weight: Tensor) -> Tensor:
 class LMHead:
     """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in.
 
-    product: what multiplies, where it is not this one.
+    softcap: of the logits, see `reference.softcap`; None for none. matmul_fn: what multiplies, where it is
+    not this one.
     """
 
-    def __init__(self, weight: Tensor, matmul_fn: Callable[[Tensor, Tensor], Tensor] = logits_matmul) -> None:
-        self.weight, self.dtype, self._matmul = weight, weight.dtype, matmul_fn
+    def __init__(
+        self,
+        weight: Tensor,
+        softcap: float | None = None,
+        matmul_fn: Callable[[Tensor, Tensor], Tensor] = logits_matmul,
+    ) -> None:
+        self.weight, self.dtype, self.softcap, self._matmul = weight, weight.dtype, softcap, matmul_fn
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._matmul(hidden, self.weight)
+        logits = self._matmul(hidden, self.weight)
+        return logits if self.softcap is None else softcap_(logits, self.softcap)
 
 
 class PackedLMHead:
@@ -38,19 +46,20 @@ class PackedLMHead:
 
     dtype = torch.float32
 
-    def __init__(self, weight: Tensor) -> None:
-        self._linear = Linear(weight, dtype=self.dtype)
+    def __init__(self, weight: Tensor, softcap: float | None = None) -> None:
+        self.softcap, self._linear = softcap, Linear(weight, dtype=self.dtype)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._linear(hidden)
+        logits = self._linear(hidden)
+        return logits if self.softcap is None else softcap_(logits, self.softcap)
 
 
 AnyLMHead = LMHead | PackedLMHead
 
 
-def make_lm_head(weight: Tensor) -> AnyLMHead:
+def make_lm_head(weight: Tensor, softcap: float | None = None) -> AnyLMHead:
     """A weight as its device multiplies best by it."""
-    return PackedLMHead(weight) if weight.device.type == "cpu" else LMHead(weight)
+    return PackedLMHead(weight, softcap) if weight.device.type == "cpu" else LMHead(weight, softcap)
 
 
 def sample_from_hidden(

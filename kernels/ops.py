@@ -17,13 +17,14 @@ from .reference.swiglu import swiglu
 class Ops:
     """One implementation of each operation; shapes are in the docstrings of the functions named alike.
 
-    make_lm_head: makes the vocabulary's product of its weight, as the backend's `choose` takes it.
+    make_lm_head: makes the vocabulary's product of its weight and the logits' soft cap, None for none; the
+    backend's `sample` takes it.
     matmul: what multiplies by weights; None leaves it to `kernels.cpu.linear`, which takes what is fastest.
     """
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
-    make_lm_head: Callable[[Tensor], AnyLMHead]
+    make_lm_head: Callable[[Tensor, float | None], AnyLMHead]
     matmul: Matmul | None = None
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..attention_metadata import RaggedBatch, SequenceChunk
+from ..attention_params import CAUSAL, AttentionParams
 from ..reference.rms_norm import rms_norm
 from ..reference.rotary import QKNorm, RotaryCosSin, apply_rotary
+from ..reference.softcap import softcap_
 from .block_pool import MIN_SINGLE_ROWS, KVBlockPool, pad_head_dim
 from .decode_attention import DecodeAttention, pairwise_sum
 from .prefill_attention import PrefillBatch, PrefillChunkBatch
@@ -104,20 +106,20 @@ class CPUPagedKVCache(KVBlockPool):
         qkv: Tensor,
         rotary: RotaryCosSin,
         norm: QKNorm | None = None,
-        window: int | None = None,
+        params: AttentionParams = CAUSAL,
     ) -> Tensor:
         """Turns queries and keys, stores keys and values, and returns softmax(q kᵀ) v over each branch's
         context, [rows, heads · head_dim] float32.
 
         qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, then keys, then values, as the
         products give them; their memory may be used again. norm: of queries and keys, before they are turned.
-        Queries get the factor 1/√head_dim as they are turned: a product's own factor would be rounded here on
-        one road, there on another. With a window, a token sees itself and the window − 1 before it.
+        Queries get their scale as they are turned: a product's own factor would be rounded here on one road,
+        there on another.
         """
         qkv, padding = self.apply_rope(qkv, rotary, norm), self.padded_head_dim - self.head_dim
         if not padding:
-            return self._forward(layer, qkv, window).flatten(1)
-        return self._forward(layer, pad(qkv, (0, padding)), window)[..., :-padding].flatten(1)
+            return self._forward(layer, qkv, params).flatten(1)
+        return self._forward(layer, pad(qkv, (0, padding)), params)[..., :-padding].flatten(1)
 
     def apply_rope(self, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None) -> Tensor:
         """All heads ready for attention, float32: an operation less is worth more than values left out."""
@@ -125,39 +127,50 @@ class CPUPagedKVCache(KVBlockPool):
             qkv[:, : -self.num_kv_heads] = rms_norm(qkv[:, : -self.num_kv_heads], norm.weight, norm.eps)
         return apply_rotary(qkv, *rotary.per_head)
 
-    def _forward(self, layer: int, qkv: Tensor, window: int | None) -> Tensor:
+    def _forward(self, layer: int, qkv: Tensor, params: AttentionParams) -> Tensor:
         metadata = self._metadata
         assert metadata is not None, "attend before begin"
-        num_heads = qkv.shape[1] - 2 * self.num_kv_heads
+        num_heads, window = qkv.shape[1] - 2 * self.num_kv_heads, params.window
         self.write(layer, metadata.slot_mapping, qkv[: metadata.num_tokens, num_heads:])
         if window not in metadata.mask_cache:
             metadata.mask_cache[window] = self._build_masks(metadata, num_heads, window)
         masks, qkv_rows = metadata.mask_cache[window], qkv.view(-1, self.padded_head_dim)
         if not metadata.prefills:
             assert self._decode_attention is not None
-            return self._decode_attention.forward(layer, qkv_rows, masks.decode_bias)
+            return self._decode_attention.forward(layer, qkv_rows, masks.decode_bias, params.softcap)
         out = qkv.new_zeros(len(qkv), num_heads, self.padded_head_dim)
         if metadata.decode_rows:
             assert self._decode_attention is not None
-            decode_out = self._decode_attention.forward(layer, qkv_rows, masks.decode_bias)
+            decode_out = self._decode_attention.forward(layer, qkv_rows, masks.decode_bias, params.softcap)
             out[metadata.decode_rows] = decode_out[: len(metadata.decode_rows)]
         for prefill, query_rows in masks.prefills:
             kv = self._gather_kv(layer, prefill.block_ids)
             for chunks, rows in zip(prefill.chunk_batches, query_rows, strict=True):
                 queries = qkv_rows.index_select(0, rows)
                 out.index_copy_(
-                    0, chunks.out_rows, self._prefill(queries, chunks, kv, num_heads // self.num_kv_heads)
+                    0,
+                    chunks.out_rows,
+                    self._prefill(queries, chunks, kv, num_heads // self.num_kv_heads, params.softcap),
                 )
             del kv  # before the next one's is made
         return out
 
-    def _prefill(self, queries: Tensor, chunks: PrefillChunkBatch, kv: Tensor, group_size: int) -> Tensor:
+    def _prefill(
+        self,
+        queries: Tensor,
+        chunks: PrefillChunkBatch,
+        kv: Tensor,
+        group_size: int,
+        softcap: float | None,
+    ) -> Tensor:
         """queries [pieces · kv_heads · rows of a product, width], held [2, pieces · kv_heads, pages,
         block_size, width] → [the pieces' own tokens, heads, width]."""
         chunk_len, num_kv_heads, num_blocks = chunks.chunk_len, self.num_kv_heads, chunks.num_blocks
         queries = queries.view(kv.shape[1], -1, self.padded_head_dim)
         keys, values = kv[:, :, chunks.first_block : chunks.first_block + num_blocks].unbind(0)
         scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
+        if softcap is not None:
+            softcap_(scores, softcap)
         masked_scores = scores[:, : chunk_len * group_size, chunks.first_key :].unflatten(
             1, (chunk_len, group_size)
         )

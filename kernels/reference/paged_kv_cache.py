@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention_metadata import swap_blocks
+from ..attention_params import CAUSAL, AttentionParams
 from ..common.transfer import to_device
 from .paged_attention import QueryTiles, max_seq_len, paged_attention, split_tiles
 from .rotary import rope_and_write_kv
@@ -116,7 +117,7 @@ class PagedKVCache:
         qkv: Tensor,
         rotary: RotaryCosSin,
         norm: QKNorm | None = None,
-        window: int | None = None,
+        params: AttentionParams = CAUSAL,
     ) -> Tensor:
         """See `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`; [rows, heads · head_dim] in the
         cache's type.
@@ -124,7 +125,7 @@ class PagedKVCache:
         metadata, kv_cache = self.metadata, self.blocks[layer]
         assert metadata is not None, "attend before begin"
         queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
-        return self.run_attention(metadata, kv_cache, queries, window).flatten(1)
+        return self.run_attention(metadata, kv_cache, queries, params).flatten(1)
 
     def apply_rope(
         self,
@@ -138,12 +139,12 @@ class PagedKVCache:
         return rope_and_write_kv(qkv, rotary, norm, kv_cache, metadata.block_ids, metadata.block_offsets)
 
     def run_attention(
-        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, window: int | None
+        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, params: AttentionParams
     ) -> Tensor:
         """What the queries find in a layer's pages; both [rows, heads, head_dim]."""
         out = torch.zeros_like(queries)
         for tiles in metadata.query_tiles:  # each gives zeros but for its own tokens
-            out += paged_attention(queries, kv_cache, metadata.block_tables, tiles, window)
+            out += paged_attention(queries, kv_cache, metadata.block_tables, tiles, params)
         return out
 
     def zero_blocks(self, block_ids: list[int]) -> None:

@@ -38,7 +38,12 @@ def sample_fused(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """See `kernels.lm_head.sample_from_hidden`; the product and the steering in one where that is quicker."""
+    """See `kernels.lm_head.sample_from_hidden`; the product and the steering in one where that is quicker.
+
+    A soft cap needs each branch's logits: those of mixed hidden states are not the mixed logits.
+    """
+    if head.softcap is not None:
+        return sample_unfused(head, hidden, layout, state, edits, trace=trace, top=top)
     head_inputs = hidden[: len(layout.branch_of_row)]
     return lm_head_steer(head_inputs, head.weight, layout, state, edits, trace=trace, top=top)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...engine.scheduling.scheduler import SchedulerOutput
     from ...engine.sequence.sequence import SequenceGroup
-    from ...models.llama import DecoderLayer
+    from ...models.decoder import DecoderLayer
 
 OTHER = "rest"
 STAGES = (

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trimtab.kernels.attention_params import CAUSAL, AttentionParams
 from trimtab.kernels.reference import matmul as reference
 from trimtab.kernels.reference import paged_attention as paged
 from trimtab.kernels.reference.paged_attention import QueryTiles
@@ -139,7 +140,7 @@ def filled_cache(
 
 
 def attend_in_chunks(
-    queries: Tensor, cache: Tensor, table: Tensor, chunk_sizes: list[int], window: int | None
+    queries: Tensor, cache: Tensor, table: Tensor, chunk_sizes: list[int], params: AttentionParams
 ) -> Tensor:
     """Of a branch whose tokens come in so many pieces, each over what stands before it and itself alone."""
     found, at = [], 0
@@ -151,31 +152,33 @@ def attend_in_chunks(
             visible[:, block_id, :, :num_visible] = cache[:, block_id, :, :num_visible]
         tiles = QueryTiles.from_spans([(0, at, count, 0)], 1 if count == 1 else 16, DEVICE)
         found.append(
-            invariant_attention(queries[at : at + count], visible, table, tiles, window, config=SMALL_SPLITS)
+            invariant_attention(queries[at : at + count], visible, table, tiles, params, config=SMALL_SPLITS)
         )
         at += count
     return torch.cat(found)
 
 
 ATTENTION_CASES = [
-    *((shape, None) for shape in SHAPES),
-    *((SHAPES[0], size) for size in (1, 25, 45)),
-    (SHAPES[2], 25),
+    *((shape, CAUSAL) for shape in SHAPES),
+    *((SHAPES[0], AttentionParams(size)) for size in (1, 25, 45)),
+    (SHAPES[2], AttentionParams(25)),
+    (SHAPES[0], AttentionParams(25, softcap=0.8)),
+    (SHAPES[1], AttentionParams(softcap=1.5)),
 ]
 
 
-@pytest.mark.parametrize(("shape", "window"), ATTENTION_CASES)
+@pytest.mark.parametrize(("shape", "params"), ATTENTION_CASES, ids=str)
 def test_attention_of_a_token_has_the_same_bits_in_any_chunk_and_decoded(
-    shape: Any, window: int | None
+    shape: Any, params: AttentionParams
 ) -> None:
     heads, kv_heads, block, width, dtype = shape
     cache, table = filled_cache(kv_heads, block, width, dtype, LENGTH)
     queries = 2 * random_tensor(LENGTH, heads, width, dtype=dtype) * width**-0.5
-    one_chunk = attend_in_chunks(queries, cache, table, [LENGTH], window)
+    one_chunk = attend_in_chunks(queries, cache, table, [LENGTH], params)
     for cut in ([1, 2, 28, *[1] * 4, 15], [33, 1, 14, 1, 1], [17, 32, 1]):
-        assert torch.equal(attend_in_chunks(queries, cache, table, cut, window), one_chunk)
+        assert torch.equal(attend_in_chunks(queries, cache, table, cut, params), one_chunk)
     tiles = QueryTiles.from_spans([(0, 0, LENGTH, 0)], 16, DEVICE)
-    exact = paged.paged_attention(queries.double(), cache.double(), table, tiles, window)
+    exact = paged.paged_attention(queries.double(), cache.double(), table, tiles, params)
     allowed = 2e-6 + (ULP[dtype] * (exact.abs() + 1) if dtype != F32 else 0.0)
     assert bool(((one_chunk.double() - exact).abs() <= allowed).all())
 

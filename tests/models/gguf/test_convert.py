@@ -24,9 +24,9 @@ from trimtab.engine.engine import Engine
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.common.atomic_folder import atomic_folder
 from trimtab.models.config import ModelConfig
+from trimtab.models.decoder import param_shapes as shapes_of
 from trimtab.models.gguf import convert as conversion
 from trimtab.models.gguf.convert import convert
-from trimtab.models.llama import param_shapes as shapes_of
 from trimtab.models.loader import download
 from trimtab.models.weights.safetensors import Checkpoint
 
