@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.common.errors import InputError, short_repr
-from .architectures.architecture import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Architecture
+from .architectures.architecture import SEQUENCE_CLASSIFICATION, Architecture
+from .architectures.granite import GRANITE
 from .architectures.llama import LLAMA
 from .architectures.mistral import MISTRAL
 from .architectures.qwen2 import QWEN2
@@ -14,7 +15,10 @@ from .architectures.qwen3 import QWEN3
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3)
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE)
+
+MAX_NAME = 60
+"""Characters that an error shows of an unknown name, beside those of all that run."""
 
 
 def find_architecture(data: Mapping[str, Any]) -> tuple[str, Architecture]:
@@ -29,13 +33,13 @@ def find_architecture(data: Mapping[str, Any]) -> tuple[str, Architecture]:
     for family in ARCHITECTURES:
         if name in family.names:
             return name, family
-    names = ", ".join(family.name for family in ARCHITECTURES)
-    classifiers = ", ".join(
-        family.name.removesuffix(CAUSAL_LM) for family in ARCHITECTURES if family.classifier
-    )
+    if str(name).endswith(SEQUENCE_CLASSIFICATION):
+        expected = ", ".join(name for family in ARCHITECTURES for name in family.names[1:])
+    else:
+        causal_lms = ", ".join(family.name for family in ARCHITECTURES)
+        expected = f"{causal_lms}, or for reward models one ending in {SEQUENCE_CLASSIFICATION}"
     raise InputError(
-        f"architecture {short_repr(name)} is not supported; expected one of {names}, "
-        f"or for reward models {classifiers} with {SEQUENCE_CLASSIFICATION}"
+        f"architecture {short_repr(name, MAX_NAME)} is not supported; expected one of {expected}"
     )
 
 
