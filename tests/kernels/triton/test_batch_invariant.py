@@ -207,7 +207,7 @@ def test_attention_of_a_token_has_the_same_bits_beside_longer_sequences() -> Non
     )
     prompts = [(3, 30, 18, 0), (21, 2, 9, 0)]
     invariant_attention(
-        queries, cache, table, QueryTiles.from_spans(prompts, 16, DEVICE), None, crowd, config=SMALL_SPLITS
+        queries, cache, table, QueryTiles.from_spans(prompts, 16, DEVICE), CAUSAL, crowd, config=SMALL_SPLITS
     )
     for first, start, count, _ in [*runs, *prompts]:
         alone = QueryTiles.from_spans([(first, start, count, 0)], 1 if count == 1 else 16, DEVICE)
