@@ -1,4 +1,4 @@
-"""What happens over time: requests and their branches, methods, blocks, scheduler, runner, engine."""
+"""The inference engine: requests, decoding methods, scheduler, KV cache blocks and model runner."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The engines are imported when first used: they bring torch; describing a request does not need it."""
+    """Import the engines on first use: they import torch, which describing a request does not need."""
     if name == "Engine":
         from .engine import Engine  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""The engine for services: many requests at once, from any task or thread, each with its own end.
+"""Asynchronous engine: serve concurrent requests from any task or thread.
 
-A request is checked where it is asked, waits in a bounded queue, and tells whoever asked of every piece as it
-comes; `engine.core.background_loop` decodes it.
+A request is validated in the caller's thread, waits in a bounded queue and streams its output to the caller;
+`engine.core.background_loop` decodes it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class AsyncEngine(BaseEngine):
-    """Decodes requests from many tasks and threads in one batch. Close it, or use it as `async with`.
+    """Decode requests from many tasks and threads in one batch. Close it, or use it as `async with`.
 
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
@@ -41,13 +41,13 @@ class AsyncEngine(BaseEngine):
 
     @property
     def refusal(self) -> str | None:
-        """Why it takes no more requests: it is closed, drains, or broke. None while it does."""
+        """Why it accepts no more requests: closed, draining or failed. None while it accepts them."""
         return self._thread.closed_reason
 
     async def health_error(self) -> str | None:
-        """Why requests are not served, None while they are.
+        """Why requests are not served; None while they are.
 
-        It is the refusal, or, when the last step failed, what one token that is tried now fails of.
+        This is `refusal`, or, if the last step failed, the error of a one-token request run now.
         """
         if self._thread.closed_reason or not self._thread.last_step_failed:
             return self._thread.closed_reason
@@ -60,16 +60,16 @@ class AsyncEngine(BaseEngine):
 
     @property
     def unfinished(self) -> int:
-        """How many requests wait or run."""
+        """Number of waiting and running requests."""
         return self._thread.unfinished
 
     async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Delta]:
-        """Answers one request piece by piece; each of its n answers ends with a Delta that has `output`.
+        """Stream the deltas of one request; the last Delta of each of its n answers has `output`.
 
         Leaving the loop, or cancelling the task, aborts the request within a step. After `timeout` seconds
-        what is not ended is ended with finish_reason "abort".
-        Raises InputError when the request is wrong, BusyError when max_waiting requests wait already, and
-        RunError when the engine is closed or a step of it failed.
+        its unfinished answers end with finish_reason "abort".
+        Raises InputError when the request is invalid, BusyError when max_waiting requests already wait,
+        and RunError when the engine is closed or one of its steps failed.
         """
         output_stream = await self.open_stream(request, timeout)
         try:
@@ -79,9 +79,9 @@ class AsyncEngine(BaseEngine):
             output_stream.close()
 
     async def open_stream(self, request: Request, timeout: float | None = None) -> OutputStream:
-        """`stream` in two steps: what is refused is refused here, and the pieces come later.
+        """Submit a request and return its stream: a refusal is raised here, before the first delta.
 
-        Raises as `stream` does; whoever has the Stream closes it.
+        Raises as `stream` does. The caller closes the stream.
         """
         groups = await asyncio.to_thread(self._core.create_groups, request)
         output_stream = OutputStream(len(groups), lambda: handle)
@@ -89,14 +89,14 @@ class AsyncEngine(BaseEngine):
         return output_stream
 
     async def generate(self, request: Request, timeout: float | None = None) -> Output:
-        """Answers one request, as `stream` does; the output holds all its samples."""
+        """Answer one request, as `stream` does; the output has all its samples."""
         outputs = {delta.index: delta.output async for delta in self.stream(request, timeout) if delta.output}
         return _merge_by_index(outputs)
 
     def submit(self, request: Request, timeout: float | None = None) -> Future[Output]:
-        """Answers one request asked by an ordinary thread; cancelling the future aborts it.
+        """Submit one request from a thread without an event loop; cancelling the future aborts it.
 
-        Raises as `stream` does, but for failures of the engine, which the future raises.
+        Raises as `stream` does, except that the future raises failures of the engine.
         """
         future: Future[Output] = Future()
         outputs: dict[int, Output] = {}
@@ -113,7 +113,7 @@ class AsyncEngine(BaseEngine):
 
         def on_done(done: Future[Output]) -> None:
             if done.cancelled():
-                done.set_running_or_notify_cancel()  # whoever waits for several futures hears of it
+                done.set_running_or_notify_cancel()  # notifies concurrent.futures.wait() and as_completed()
                 handle.abort()
 
         handle = self._add_request(groups, on_output, timeout)
@@ -123,25 +123,25 @@ class AsyncEngine(BaseEngine):
     async def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
 
-        Raises InputError when there are no ids, too many, or one that the model does not have, and RunError
-        when the engine is closed, or the model is broken and gives no number.
+        Raises InputError when the ids are empty, too many or outside the vocabulary, and RunError when the
+        engine is closed or the model returns NaN.
         """
         future: Future[torch.Tensor] = Future()
         self._thread.score(future, token_ids)
         return await asyncio.wrap_future(future)
 
     async def drain(self) -> None:
-        """Takes no more requests, and returns when those that are here have ended."""
+        """Accept no more requests, and return when all current ones have ended."""
         self._thread.stop_accepting("the engine is draining and takes no more requests")
         while self._thread.busy:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        """Aborts what is left, frees it, and ends the worker. May be called again."""
+        """Abort and free all requests, and end the engine thread. Idempotent."""
         await asyncio.to_thread(self.shutdown)
 
     def shutdown(self) -> None:
-        """`close`, from an ordinary thread."""
+        """`close`, for callers without an event loop."""
         self._thread.stop_accepting("the engine is closed", override=True)
         self._thread.close()
         self._core.close()
@@ -164,5 +164,5 @@ class AsyncEngine(BaseEngine):
 
 
 def _merge_by_index(outputs: dict[int, Output]) -> Output:
-    """The answers of one request, by which of them each is."""
+    """Merge the outputs of one request in the order of their index."""
     return merge_outputs([outputs[index] for index in sorted(outputs)])

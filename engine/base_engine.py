@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class BaseEngine:
-    """An engine's model and how it is had; what it does is the engine's own."""
+    """Constructors and read-only properties of an engine."""
 
     def __init__(self, config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> None:
         self._core = EngineCore(config, progress)
@@ -31,28 +31,28 @@ class BaseEngine:
     def from_pretrained(
         cls, model: str = "demo", progress: Callable[[int, int], None] | None = None, **fields: Any
     ) -> Self:
-        """An engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
+        """Make an engine for "demo", a model folder or a .gguf file, with any other field of EngineConfig."""
         reject_unknown_fields(EngineConfig, fields)
         return cls(EngineConfig(model=model, **fields), progress)
 
     @property
     def config(self) -> EngineConfig:
-        """What the engine was made with."""
+        """The configuration that the engine was made with."""
         return self._core.config
 
     @property
     def model_config(self) -> ModelConfig:
-        """The shape of its model."""
+        """The architecture parameters of the model."""
         return self._core.model_config
 
     @property
     def device(self) -> torch.device:
-        """Where this process decodes."""
+        """The device that this process decodes on."""
         return self._core.runner.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights and of its KV cache."""
+        """The dtype of the weights and of the KV cache."""
         return self._core.runner.model.dtype
 
     @property
@@ -62,12 +62,12 @@ class BaseEngine:
 
     @property
     def stats(self) -> Stats:
-        """What it is doing, in numbers."""
+        """Counters of the engine."""
         return self._core.stats
 
     def render(self, request: Request) -> list[BranchPrompt]:
         """The prompts of a request's branches, as they would be decoded.
 
-        Raises InputError when the request is wrong or could never be decoded.
+        Raises InputError when the request is invalid or exceeds the engine's limits.
         """
         return self._core.create_groups(request)[0].prompts

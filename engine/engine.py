@@ -1,4 +1,4 @@
-"""The engine for programs that wait for their answers: requests in, answers out, all in one batch."""
+"""Synchronous engine: decode requests in one batch and return their outputs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class Engine(BaseEngine):
-    """Decodes requests on one model. One thread at a time may call it; `AsyncEngine` serves many.
+    """Decode requests on one model. One thread at a time may call it; `AsyncEngine` serves many.
 
-    progress(done, total) is told of the bytes as the model is fetched and loaded.
+    progress(done, total) is called with byte counts while the model is downloaded and loaded.
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
     """
 
@@ -34,10 +34,10 @@ class Engine(BaseEngine):
     def generate(self, requests: Sequence[Request]) -> list[Output]: ...
 
     def generate(self, requests: Request | Sequence[Request]) -> Output | list[Output]:
-        """Answers one request, or a list of them decoded together, in their order.
+        """Answer one request, or a list of them decoded in one batch; outputs keep the order of the list.
 
-        A single request that is wrong raises InputError. A list never raises for one item: its output then
-        has finish_reason "error" and says why.
+        A single invalid request raises InputError. An invalid item of a list does not raise: its output has
+        finish_reason "error" and the reason in `error`.
         """
         if isinstance(requests, Request | str) or not isinstance(requests, Iterable):
             return self._run_to_completion([self._core.create_groups(requests)])[0]
@@ -51,25 +51,25 @@ class Engine(BaseEngine):
         return [member if isinstance(member, Output) else next(answers) for member in members]
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        """Answers one request piece by piece; each of its n answers ends with a Delta that has `output`.
+        """Stream the deltas of one request; the last Delta of each of its n answers has `output`.
 
-        Leaving the loop early aborts the request. Streams may be read in turn: all decode in one batch.
-        Raises InputError when the request is wrong.
+        Leaving the loop early aborts the request. Streams may be read alternately: all decode in one batch.
+        Raises InputError when the request is invalid.
         """
         return self._iter_deltas(self._core.create_groups(request))
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position: [len(token_ids), vocab] float32.
 
-        Raises InputError when there are no ids, too many, or one that the model does not have, and RunError
-        when the model is broken and gives no number.
+        Raises InputError when the ids are empty, too many or outside the vocabulary, and RunError when the
+        model returns NaN.
         """
         return self._core.score(token_ids)
 
     def close(self) -> None:
-        """Ends the processes that hold other parts of the model, after which nothing is decoded.
+        """End the worker processes; nothing is decoded after.
 
-        May be called again; the end of the program does it too, and that of the last reference to the engine.
+        Idempotent. Also called at interpreter exit and when the engine is garbage-collected.
         """
         self._core.close()
 
@@ -85,7 +85,7 @@ class Engine(BaseEngine):
                 yield delta
 
     def _step(self) -> None:
-        """A step; one that fails or is interrupted ends all that ran in it, whoever asked for that."""
+        """Run a step. If it fails or is interrupted, all groups that ran in it end, of any caller."""
         try:
             self._core.step()
         except BaseException as error:
@@ -93,13 +93,13 @@ class Engine(BaseEngine):
             raise
 
     def _run_to_completion(self, group_lists: list[list[SequenceGroup]]) -> list[Output]:
-        """Runs all groups to their end; one output for each member, which holds its samples."""
+        """Run all groups to their end; return one output per list of groups, with its samples merged."""
         all_groups = [group for groups in group_lists for group in groups]
         outputs = {group: delta.output for group, delta in self._run(all_groups) if delta.output}
         return [merge_outputs([outputs[group] for group in groups]) for groups in group_lists]
 
     def _run(self, groups: list[SequenceGroup]) -> Generator[tuple[SequenceGroup, Delta], None, None]:
-        """Steps until these groups have ended, yielding their deltas; they leave the engine in any case."""
+        """Step until these groups have ended, yielding their deltas; always remove them at the end."""
         core = self._core
         try:
             for group in groups:
@@ -118,7 +118,7 @@ class Engine(BaseEngine):
 
 
 def merge_outputs(outputs: list[Output]) -> Output:
-    """A request's answer that holds all its samples, itself the first."""
+    """A request's first output with all its samples in `outputs`, itself included."""
     return replace(outputs[0], outputs=outputs)
 
 

@@ -1,4 +1,4 @@
-"""What comes back: text, tokens, the branches they came from, and the trace of how they were chosen."""
+"""Outputs of the engine: text, tokens, prompts of the branches, trace and log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["BranchPrompt", "Delta", "Output", "Timings", "TokenLogprobs", "Trace
 
 @dataclass
 class Trace:
-    """How each token was chosen; every list has one entry a token.
+    """How each token was chosen; every list has one entry per token.
 
-    weights:          w(t) that chose it, [tokens][K].
+    weights:          w(t) used for it, [tokens][K].
     rewards:          R_k before it, accumulated over the tokens so far, [tokens][K].
     strength:         a, or a* of the trust region, [tokens].
     kl:               KL(π_a ‖ π_m) in nats; None for a method without base and merged policy, [tokens].
@@ -39,7 +39,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Of the steered distribution before temperature and truncation: the chosen token and the likeliest."""
+    """The chosen and the likeliest tokens of the steered distribution before temperature and truncation."""
 
     token_id: int
     logprob: float
@@ -48,7 +48,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds waiting, computing the prompts, and decoding; tokens per second while decoding."""
+    """Seconds in the queue, in prefill and in decoding; tokens per second while decoding."""
 
     queue: float
     prefill: float
@@ -60,8 +60,8 @@ class Timings:
 class Output:
     """One answer. `token_ids` includes the stop token, `text` does not.
 
-    finish_reason is "stop", "length", "abort" or "error"; of the last two `error` says why in a sentence.
-    `outputs` of what `generate` returns holds all n answers of the request, this one first.
+    finish_reason is "stop", "length", "abort" or "error"; for the last two `error` gives the reason.
+    In the result of `generate`, `outputs` has all n answers of the request, this one first.
     """
 
     text: str
@@ -78,10 +78,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a streamed answer: new text, new tokens, and at the end the whole `output`.
+    """An increment of a streamed answer: new text, new tokens, and in the last one the complete `output`.
 
-    `index` says which of the n answers it belongs to; trace and logprobs, where asked for, are of the new
-    tokens. Text may come later than the tokens that it is made of.
+    `index` is the answer's number among the n of its request; trace and logprobs, if requested, cover the new
+    tokens. Text may come later than its tokens.
     """
 
     index: int
@@ -94,10 +94,11 @@ class Delta:
 
 @dataclass(frozen=True)
 class SampledToken:
-    """The token chosen for a group and how; see `Trace` for what the numbers are.
+    """The token chosen for a group and its trace values, see `Trace`.
 
-    weights and rewards have one entry an objective, branch_logprobs one a branch that ran. top: the likeliest
-    tokens and their log-probabilities, where asked for.
+    failed: no allowed token had a finite score. weights and rewards have one entry per objective,
+    branch_logprobs one per decoded branch. top_logprobs: the likeliest tokens with their
+    log-probabilities, if requested.
     """
 
     token_id: int

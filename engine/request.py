@@ -1,4 +1,4 @@
-"""What a user asks of the engine: a prompt, a method with its objectives, and sampling parameters."""
+"""A request: prompt, decoding method with its objectives, and sampling parameters."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Message = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """One question, decoded toward the objectives of `steering`.
+    """A prompt to decode toward the objectives of `steering`.
 
     prompt:            a string (one user turn) or a list of chat messages {"role": …, "content": …}.
     branch_token_ids:  instead of a prompt, the exact ids of each branch: the base, then one per objective.
-    trace:             keep per token the weights, rewards, strength, KL and each branch's log-probability.
+    trace:             record per token the weights, rewards, strength, KL and each branch's log-probability.
     chat_template_kwargs: extra variables for the chat template, such as {"enable_thinking": False}.
     """
 
@@ -63,7 +63,7 @@ class Request:
 
 
 def _is_blank(content: Any) -> bool:
-    """Whether a message's content, a text or a list of text parts, says nothing."""
+    """Whether a message's content, a string or a list of text parts, is blank."""
     if not isinstance(content, list | tuple):
         return content is None or (isinstance(content, str) and not content.strip())
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]

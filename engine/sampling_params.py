@@ -1,4 +1,4 @@
-"""How a token is chosen from the steered distribution, and when an answer ends."""
+"""Sampling parameters: how a token is drawn from the steered distribution and when an answer ends."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 1000.0
 MAX_PENALTY = 1000.0
 MAX_BIAS = 1e30
-"""Scores are float32: beyond these they would overflow, and a banned token could be chosen."""
+"""Scores are float32: larger values would overflow, and a banned token could be chosen."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Per-request sampling, with the field's names (vLLM, transformers).
+    """Sampling parameters of a request, named as in vLLM and transformers.
 
     Applied to the steered scores in this order: bans and logit_bias, penalties, temperature, top_k,
-    top_p, min_p, then the arg max (temperature 0) or a draw. A threshold keeps all tokens that tie at it.
-    Repetition looks at the base branch's prompt and the answer, presence and frequency at the answer.
+    top_p, min_p, then the argmax (temperature 0) or a draw. A threshold keeps all tokens that tie at it.
+    The repetition penalty counts the base branch's prompt and the answer, presence and frequency the answer.
     """
 
-    n: int = config_field(1, f"how many answers to draw, up to {MAX_N}")
-    max_tokens: int = config_field(256, "longest answer, in tokens")
-    min_tokens: int = config_field(0, "no end of answer before this many tokens")
+    n: int = config_field(1, f"number of answers to draw, up to {MAX_N}")
+    max_tokens: int = config_field(256, "maximum tokens of an answer")
+    min_tokens: int = config_field(0, "minimum tokens of an answer")
     temperature: float = config_field(0.0, "0 is greedy; 1 draws from the steered distribution as it is")
     top_k: int = config_field(0, "keep the k likeliest tokens; 0 keeps all")
     top_p: float = config_field(1.0, "keep the smallest set of tokens with this probability mass")
     min_p: float = config_field(0.0, "keep tokens at least this likely relative to the likeliest")
-    seed: int | None = config_field(None, "seed of the random draws; none picks one and reports it")
+    seed: int | None = config_field(None, "seed of the random draws; none draws a seed and reports it")
     stop: tuple[str, ...] = config_field((), "end the answer before this text (may be given several times)")
     stop_token_ids: tuple[int, ...] = config_field(
         (), "end the answer at this token id (may be given several times)"
     )
     ignore_eos: bool = config_field(False, "do not end at the model's end-of-text tokens")
     logprobs: int | None = config_field(
-        None, f"report this many likeliest tokens at each place, up to {MAX_LOGPROBS}"
+        None, f"report this many likeliest tokens per position, up to {MAX_LOGPROBS}"
     )
     logit_bias: dict[int, float] = config_field(
         dict, "add to a token's score, as ID=BIAS (may be given several times)"
     )
     repetition_penalty: float = config_field(1.0, "> 1 makes tokens of the prompt and the answer less likely")
     presence_penalty: float = config_field(0.0, "> 0 makes tokens of the answer less likely, once")
-    frequency_penalty: float = config_field(0.0, "> 0 makes tokens of the answer less likely, for every use")
+    frequency_penalty: float = config_field(0.0, "> 0 makes tokens of the answer less likely, per occurrence")
     skip_special_tokens: bool = config_field(True, "leave special tokens out of the text")
     include_stop_str_in_output: bool = config_field(False, "keep the stop text at the end of the answer")
 
@@ -58,10 +58,10 @@ class SamplingParams:
         validate_rules(self, *self._rules())
 
     def _rules(self) -> list[tuple[str, bool, str]]:
-        """What each field must be beyond its type. Comparisons with NaN are false, so it fits nowhere."""
+        """The allowed range of each field. Comparisons with NaN are false, so NaN breaks every rule."""
         return [
-            ("n", 1 <= self.n <= MAX_N, f"a whole number from 1 to {MAX_N}"),
-            ("max_tokens", self.max_tokens >= 1, "a whole number ≥ 1"),
+            ("n", 1 <= self.n <= MAX_N, f"an integer from 1 to {MAX_N}"),
+            ("max_tokens", self.max_tokens >= 1, "an integer ≥ 1"),
             (
                 "min_tokens",
                 0 <= self.min_tokens <= self.max_tokens,
@@ -72,7 +72,7 @@ class SamplingParams:
                 0 <= self.temperature <= MAX_TEMPERATURE,
                 f"a finite number ≥ 0 and at most {MAX_TEMPERATURE:g}",
             ),
-            ("top_k", 0 <= self.top_k < 2**31, "a whole number ≥ 0, 0 for all tokens"),
+            ("top_k", 0 <= self.top_k < 2**31, "an integer ≥ 0, 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),
@@ -94,9 +94,9 @@ class SamplingParams:
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of SamplingParams from JSON, where keys are texts: those of logit_bias become token ids.
+    """Fields of SamplingParams from JSON, where keys are strings: convert those of logit_bias to token ids.
 
-    Raises InputError for one that is none.
+    Raises InputError for a key that is not an integer.
     """
     bias = values.get("logit_bias")
     if not isinstance(bias, Mapping):

@@ -1,7 +1,6 @@
-"""What runs on the device: attention, linear layers, norms, and the steering step, each as torch code and
-as a Triton kernel.
+"""Device code: attention, linear layers, norms and the steering step, each in torch and as a Triton kernel.
 
-`backend.py` names the implementations that one engine uses; start there. `cpu/` and `triton/` hold the fast
-implementations, `reference/` the plain torch ones that both are tested against, `steering/` the contrastive
-mix.
+Start in `backend.py`, which names the implementations that an engine uses. `cpu/` and `triton/` contain the
+fast implementations, `reference/` the plain torch versions that both are tested against, and `steering/` the
+steering step.
 """

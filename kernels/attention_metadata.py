@@ -1,4 +1,4 @@
-"""A step over the paged KV cache: which tokens of which branches, and which blocks they go to."""
+"""Ragged batch of one step: the sequence chunks and their slots in the paged KV cache."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from .common.transfer import CPU, to_device
 
 @dataclass(frozen=True)
 class SequenceChunk:
-    """One branch's share of a step: `num_new` new tokens after the `num_computed` that its pages already
-    hold.
+    """One branch's tokens in a step: `num_new` new tokens after `num_computed` cached ones.
 
-    block_table: its page table, long enough for the new tokens.
+    block_table: the branch's block ids in order, enough for the new tokens too.
     """
 
     num_computed: int
@@ -27,10 +26,10 @@ class SequenceChunk:
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """The ragged layout of one step, tokens of one segment after another.
+    """The ragged layout of one step: the tokens of all chunks, one chunk after another.
 
-    positions [rows]; block_ids, block_offsets [tokens]: where in the cache each token's K and V go. Rows
-    beyond the tokens are padding: they repeat the last position, are written nowhere, and mean nothing.
+    positions [rows]; block_ids, block_offsets [tokens]: the cache slot of each token's K and V. Rows beyond
+    the tokens are padding: they repeat the last position, are not written to the cache, and have no meaning.
     """
 
     chunks: list[SequenceChunk]
@@ -42,7 +41,7 @@ class RaggedBatch:
     def from_chunks(
         cls, chunks: list[SequenceChunk], block_size: int, num_padding: int = 0, device: torch.device = CPU
     ) -> RaggedBatch:
-        """The layout of these segments, in their order."""
+        """Build the layout of `chunks`, in their order."""
         positions = [chunk.num_computed + i for chunk in chunks for i in range(chunk.num_new)]
         block_ids = [
             s.block_table[(s.num_computed + i) // block_size] for s in chunks for i in range(s.num_new)
@@ -53,8 +52,8 @@ class RaggedBatch:
 
 
 def swap_blocks(blocks: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
-    """Exchanges what blocks [layers, 2, pages, …] hold, two by two, one after the other."""
-    for src, dst in pairs:  # by slices: a list of indices would copy number by number
+    """Swap the contents of each pair of blocks in turn, in blocks [layers, 2, num_blocks, …]."""
+    for src, dst in pairs:  # by slices: a list of indices would copy element by element
         src_copy = blocks[:, :, src].clone()
         blocks[:, :, src] = blocks[:, :, dst]
         blocks[:, :, dst] = src_copy

@@ -1,4 +1,4 @@
-"""Which implementation of each operation an engine runs: a value that names them all."""
+"""Kernel backends: the implementation of each operation that an engine runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class KVCache(Protocol):
-    """A paged KV cache; see `attention.CPUPagedKVCache` for what its methods do."""
+    """Interface of a paged KV cache; `cpu.paged_kv_cache.CPUPagedKVCache` documents the methods."""
 
     blocks: Tensor
     block_size: int
@@ -43,7 +43,7 @@ class KVCache(Protocol):
     def block_bytes(
         num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> int:
-        """What one page takes."""
+        """Bytes of one block, over all layers."""
 
     def prepare(self, batch: RaggedBatch) -> None: ...
 
@@ -74,13 +74,13 @@ class CompileCounter(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """The decoder's operations, the cache that they attend over, and what chooses tokens.
+    """The decoder's operations, the KV cache class, and the sampler.
 
-    sample: from the head and hidden states, see `lm_head.sample_from_hidden`. cuda_graphs: the host reads
-    nothing back between a decoding step's token ids and its hidden states, so that they may be captured
-    once and replayed. jit_monitor: what counts the kernels that first launches compile, and warm_shapes:
-    steps to launch before the first request, as (requests, branches of the widest), from device and most
-    rows; None where none are.
+    sample: LM head and hidden states to tokens, see `lm_head.sample_from_hidden`. cuda_graphs: the host reads
+    nothing back between a decode step's token ids and its hidden states, so they can be captured once and
+    replayed. jit_monitor: creates the counter of kernels compiled at their first launch; None if nothing is
+    compiled. warmup_shapes: (device, max_rows) → the steps to launch before the first request, each as
+    (requests, most branches of one request); None if no warm-up is needed.
     """
 
     ops: Ops
@@ -92,15 +92,15 @@ class Backend:
 
 
 MIN_SHAPE = 1, 2
-"""A request with two branches, which has all that a step may have."""
+"""One request with two branches: uses every feature of a step."""
 
 
 def min_warmup_shapes(device: torch.device, max_rows: int) -> list[tuple[int, int]]:
-    """The `warm_shapes` of a backend whose kernels are the same for steps of any shape."""
+    """The `warmup_shapes` of a backend whose kernels are the same for steps of any shape."""
     return [MIN_SHAPE]
 
 
 CPU_BACKEND = Backend(TORCH_OPS, CPUPagedKVCache, sample_from_hidden)
-"""The torch references, which a CPU decodes with."""
+"""The CPU backend: torch operations and the CPU KV cache."""
 REFERENCE_BACKEND = Backend(TORCH_OPS, PagedKVCache, sample_from_hidden)
-"""The torch references on any device: what its kernels are checked by, and slow."""
+"""The torch references on any device: slow; the device's kernels are checked against them."""

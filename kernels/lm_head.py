@@ -1,4 +1,4 @@
-"""The LM head and the steering step: from hidden states to the next token of each request."""
+"""LM head and steering step: from hidden states to the next token of each request."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import Tensor
 from .cpu.linear import Linear
 from .reference.matmul import matmul
 from .reference.softcap import softcap_
-from .steering.state import LogitEdits, RequestLayout, SteeringState
+from .steering.layout import LogitEdits, RequestLayout
+from .steering.state import SteeringState
 from .steering.step import SamplerOutput, steer
 
 
 def logits_matmul(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden Wᵀ in float32, whatever the type of hidden [rows, width] and weight [vocab, width]."""
+    """hidden Wᵀ in float32, whatever the dtype of hidden [rows, width] and weight [vocab, width]."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
-        return torch.mm(hidden, weight.T, out_dtype=torch.float32)  # rounded logits would be amplified
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)  # steering amplifies rounding errors
     return matmul(hidden.float(), weight.float())
 
 
 class LMHead:
-    """`product` with a weight [vocab, width], as it is. `dtype` is what it takes hidden states in.
+    """LM head with an unpacked weight [vocab, width]. Hidden states must be in `dtype`.
 
-    softcap: of the logits, see `reference.softcap`; None for none. matmul_fn: what multiplies, where it is
-    not this one.
+    softcap: of the logits, see `reference.softcap`; None for none.
+    matmul_fn: computes hidden Wᵀ; defaults to `logits_matmul`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class LMHead:
 
 
 class PackedLMHead:
-    """As `LMHead`, of a weight that is packed once for a CPU's product."""
+    """`LMHead` for a CPU, with a weight that is packed once."""
 
     dtype = torch.float32
 
@@ -58,7 +59,7 @@ AnyLMHead = LMHead | PackedLMHead
 
 
 def make_lm_head(weight: Tensor, softcap: float | None = None) -> AnyLMHead:
-    """A weight as its device multiplies best by it."""
+    """The LM head that is fastest on the weight's device."""
     return PackedLMHead(weight, softcap) if weight.device.type == "cpu" else LMHead(weight, softcap)
 
 
@@ -73,9 +74,9 @@ def sample_from_hidden(
     top: bool = False,
     sampler: Callable[..., SamplerOutput] = steer,
 ) -> SamplerOutput:
-    """The product, and then the steering `sampler`: see `kernels.steering.step.steer`.
+    """Compute logits, then run the steering `sampler`: see `kernels.steering.step.steer`.
 
-    hidden [rows, width] after the final norm; rows beyond those of the groups only fill the product up.
+    hidden [rows, width] after the final norm; rows beyond those of the layout are padding.
     """
     logits = lm_head(hidden)[: len(layout.branch_of_row)]
     return sampler(logits, layout, state, edits, trace=trace, top=top)
@@ -91,5 +92,5 @@ def lm_head_steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """`choose` with a weight [vocab, width] that nothing was made of yet."""
+    """`sample_from_hidden` with a plain weight [vocab, width]."""
     return sample_from_hidden(LMHead(weight), hidden, layout, state, edits, trace=trace, top=top)

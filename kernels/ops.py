@@ -1,4 +1,4 @@
-"""The operations that a decoder is made of, as one value that names their implementation."""
+"""The implementations of a decoder's operations, collected in one value."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from .reference.swiglu import swiglu
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of each operation; shapes are in the docstrings of the functions named alike.
+    """One implementation of each operation; the functions of the same name document the shapes.
 
-    make_lm_head: makes the vocabulary's product of its weight and the logits' soft cap, None for none; the
-    backend's `sample` takes it.
-    matmul: what multiplies by weights; None leaves it to `kernels.cpu.linear`, which takes what is fastest.
+    make_lm_head: builds the LM head from its weight and the soft cap of the logits (None for none), in the form that the backend's `sample` expects.
+    matmul: multiplies by weights; None lets `kernels.cpu.linear` choose the fastest implementation.
     """
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -29,4 +28,4 @@ class Ops:
 
 
 TORCH_OPS = Ops(rms_norm=rms_norm, swiglu=swiglu, make_lm_head=make_lm_head)
-"""The torch references."""
+"""The torch reference implementations."""

@@ -1,4 +1,4 @@
-"""The name that `SteeringCoefficients` had until 0.1, kept for one release."""
+"""Deprecated alias: `SteeringCoefficients` was called `Program` until 0.1; removed in 0.3."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ RENAMED = {
     "delay": "prev_contrast_coef",
     "reward": "reward_rate",
 }
-"""Fields by their old names."""
+"""Old field names to new ones."""
 
 
 def Program(**fields: Any) -> SteeringCoefficients:  # noqa: N802 - it was a class
-    """The coefficients of these fields, under their old names or their new ones. Warns."""
+    """Build `SteeringCoefficients` from old or new field names. Issues a FutureWarning."""
     warnings.warn(
         "trimtab.kernels.program.Program is trimtab.kernels.steering.coefficients.SteeringCoefficients since "
-        "trimtab 0.2; the old name ends with 0.3",
+        "trimtab 0.2; the old name will be removed in 0.3",
         FutureWarning,
         stacklevel=2,
     )

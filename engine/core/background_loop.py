@@ -1,7 +1,8 @@
 """The background thread that runs steps and delivers outputs.
 
-Only the worker touches what runs: others leave it a note, which is given the loop as it is read. It works for
-as long as anybody has the loop, a request on its way too; the interpreter's end waits for its last step.
+Only this thread touches the scheduler: other threads put commands in a queue, which are called with the
+`EngineThread`. The thread lives while anything references the `EngineThread`, a queued request included.
+Interpreter exit waits for its last step.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ LOG = logging.getLogger("trimtab.engine")
 
 
 class EngineThread:
-    """Requests on their way into a core and out of it again.
+    """Run an `EngineCore` in a thread: queue requests, step, deliver outputs.
 
-    closed_reason: why nobody may enter any more; None while they may. last_step_failed: whether the last
-    step did.
+    closed_reason: why no more requests are accepted; None while they are. last_step_failed: whether the last
+    step failed.
     """
 
     def __init__(self, core: EngineCore) -> None:
@@ -59,16 +60,16 @@ class EngineThread:
 
     @property
     def unfinished(self) -> int:
-        """How many requests wait or run."""
+        """Number of waiting and running requests."""
         return len(self._handles)
 
     @property
     def busy(self) -> bool:
-        """Whether anything that was asked is still to be answered."""
+        """Whether a request or a score is unfinished."""
         return self._thread.is_alive() and bool(self._handles or self._score_futures)
 
     def add_request(self, handle: RequestHandle) -> None:
-        """Takes a request. Raises BusyError when max_waiting wait already, RunError when nobody may enter."""
+        """Queue a request. Raises BusyError when max_waiting requests wait, RunError when closed."""
         self._check_open()
         with self._submit_lock:
             self._check_open()
@@ -84,9 +85,7 @@ class EngineThread:
             self._commands.put(lambda _: self._add_to_scheduler(handle))
 
     def score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
-        """Gives the future what `EngineCore.score` does, between two steps. Raises RunError as
-        `add_request` does.
-        """
+        """Run `EngineCore.score` between two steps and set the future. Raises RunError when closed."""
         self._check_open()
         with self._submit_lock:
             self._check_open()
@@ -94,27 +93,27 @@ class EngineThread:
             self._commands.put(lambda _: self._run_score(future, token_ids))
 
     def stop_accepting(self, reason: str, override: bool = False) -> None:
-        """From now on nobody enters; `override` replaces what was said before."""
+        """Refuse requests from now on; `override` replaces an earlier reason."""
         if self._thread.is_alive():
             with self._submit_lock:
                 self.closed_reason = reason if override else self.closed_reason or reason
 
     def close(self) -> None:
-        """Ends the worker after its step, and waits for it."""
+        """End the thread after its current step and join it."""
         self._finalizer()
         if self._thread is not threading.current_thread():  # a future's callback may close its engine
             self._thread.join()
 
     def _check_open(self) -> None:
-        """Asked before the lock too: in a forked process a thread that is not there may have it."""
+        """Called before taking the lock too: after a fork, a missing thread may hold it."""
         self._core.check_not_forked()
         if self.closed_reason:
             raise RunError(self.closed_reason)
 
     def _run_until_idle(self, command: Command, stop_event: threading.Event) -> bool:
-        """The worker's part, from a first note until there is nothing to do. False at its end.
+        """Run steps from a first command until idle. Returns False when the thread must end.
 
-        Whatever ends it, nobody is left waiting.
+        Every pending request and score gets an output or an error, however the loop ends.
         """
         try:
             command(self)
@@ -123,7 +122,7 @@ class EngineThread:
                 self._check_deadlines(time.monotonic())
                 if not self._core.scheduler.idle:
                     self._step()
-                elif not stop_event.is_set():  # else the note that says so may have been read just now
+                elif not stop_event.is_set():  # else the stop command may have been consumed just now
                     return True
             self.stop_accepting("the engine is closed")
             for handle in list(self._handles):
@@ -143,12 +142,12 @@ class EngineThread:
             command(self)
 
     def _step(self) -> None:
-        """A step, and its news; what ran in one that fails cannot be told apart, and all of it has failed."""
+        """Run a step and deliver its outputs. If it fails, all groups that ran in it fail."""
         try:
             self._core.step()
             self.last_step_failed = False
         except Exception as error:
-            LOG.info("a step of the engine failed", exc_info=error)  # whoever asked is told by an exception
+            LOG.info("a step of the engine failed", exc_info=error)  # the requester gets the exception
             failed_groups = {*self._core.fail_step(error)}
             self.last_step_failed = True
             if self._core.dead_reason:
@@ -156,8 +155,8 @@ class EngineThread:
             self._fail_requests(
                 error, [handle for handle in list(self._handles) if failed_groups & handle.unfinished]
             )
-        for ticket in list(self._handles):
-            self._deliver(ticket)
+        for handle in list(self._handles):
+            self._deliver(handle)
 
     def _run_score(self, future: Future[torch.Tensor], token_ids: Sequence[int]) -> None:
         try:
@@ -175,7 +174,7 @@ class EngineThread:
     def _add_to_scheduler(self, handle: RequestHandle) -> None:
         with self._submit_lock:
             self._num_arriving -= len(handle.groups)
-            if handle in self._handles:  # it may have ended before it began, by its deadline or a failure
+            if handle in self._handles:  # its deadline or a failure may have ended it already
                 for group in handle.groups:
                     self._core.scheduler.add(group)
 
@@ -186,7 +185,7 @@ class EngineThread:
         handle.detach()
 
     def _end_request(self, handle: RequestHandle, reason: str) -> None:
-        """Aborts what is open of a request and tells so."""
+        """Abort the unfinished answers of a request and deliver the reason."""
         for group in handle.unfinished:
             self._core.scheduler.remove(group)
             group.end("abort", reason, time.perf_counter())
@@ -199,7 +198,7 @@ class EngineThread:
                 self._end_request(handle, f"the request's timeout of {handle.timeout:g} s has passed")
 
     def _deliver(self, handle: RequestHandle) -> None:
-        """Passes the news of a request's answers on; it has left before the last of them is told."""
+        """Deliver the pending deltas of a request; a finished one is removed before its last delta."""
         deltas = [delta for group in handle.groups for delta in group.pending_deltas]
         for group in handle.groups:
             group.pending_deltas.clear()
@@ -212,13 +211,13 @@ class EngineThread:
             handle.detach()
 
     def _on_core_death(self, cause: str) -> None:
-        """No step will do any more: nothing is taken, and what is here fails at its next."""
+        """Accept no more requests; current ones fail at the next step."""
         self.stop_accepting(f"the engine has ended: {cause}")
         self._commands.put(lambda loop: None)
 
     def _fail_requests(self, error: BaseException, handles: Iterable[RequestHandle]) -> None:
-        """A step failed: these requests are told why, and leave."""
-        clear_frames(error.__traceback__)  # whoever keeps the reason does not keep the step's tensors
+        """Remove these requests and deliver the error of the failed step to each."""
+        clear_frames(error.__traceback__)  # a caller that keeps the error must not keep the step's tensors
         for handle in list(handles):
             run_error = RunError(f"a step of the engine failed: {format_error(error)}")
             run_error.__cause__ = error
@@ -230,9 +229,9 @@ class EngineThread:
 def _thread_main(
     loop_ref: weakref.ref[EngineThread], commands: SimpleQueue[Command], stop_event: threading.Event
 ) -> None:
-    """The worker: while nothing is to be done it does not have the loop, so that it may be forgotten.
+    """Main function of the thread. While idle it does not reference the `EngineThread`, which may be freed.
 
-    Nor do notes once it has ended: those of requests have it, and nobody else would take them out.
+    At the end the queue is emptied: commands of requests reference the `EngineThread`.
     """
     running = True
     try:
@@ -246,7 +245,7 @@ def _thread_main(
 
 
 def _drain(commands: SimpleQueue[Command]) -> Iterator[Command]:
-    """Takes out one note after another, for as long as there are any."""
+    """Pop commands until the queue is empty."""
     with suppress(Empty):
         while True:
             yield commands.get_nowait()
@@ -255,9 +254,9 @@ def _drain(commands: SimpleQueue[Command]) -> Iterator[Command]:
 def _stop_thread(
     thread: threading.Thread, commands: SimpleQueue[Command], stop_event: threading.Event
 ) -> None:
-    """Ends the worker after its step."""
+    """End the thread after its current step."""
     stop_event.set()
     commands.put(lambda loop: None)
     at_exit = not threading.main_thread().is_alive()
-    if at_exit:  # a thread that came back from torch after the interpreter's end would bring the process down
+    if at_exit:  # a thread returning from torch after finalization would crash the process
         thread.join()

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineBuilder:
-    """All that is known of an engine before anything large is made.
+    """The resolved settings of an engine, before weights and KV cache are allocated.
 
-    bundle: the model but for its weights. max_model_len: the longest prompt and answer together. dtype: the
-    type of the weights and of the cache.
+    bundle: the model without its weights. max_model_len: maximum tokens of prompt and answer together. dtype:
+    of the weights and of the KV cache.
     """
 
     config: EngineConfig
@@ -50,7 +50,7 @@ class EngineBuilder:
     def from_config(
         cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
     ) -> EngineBuilder:
-        """What these settings come to. Raises InputError when there is no such model, device or length."""
+        """Resolve a config. Raises InputError for an unknown model or device or a max_model_len too large."""
         dist_info = DistributedInfo.from_env(config.tensor_parallel_size)
         device = resolve_device(
             config.device, dist_info.local_rank, dist_info.local_world_size if dist_info.spawns_workers else 1
@@ -63,14 +63,14 @@ class EngineBuilder:
 
     @property
     def vocab_size(self) -> int:
-        """Ids below it have a token."""
+        """Number of token ids that both the tokenizer and the model have."""
         return min(self.bundle.tokenizer.vocab_size, self.bundle.config.vocab_size)
 
     def build_tp_group(self) -> TensorParallelGroup | None:
-        """The processes that share the model out; None where one holds it whole."""
+        """The tensor-parallel process group; None for a single process."""
         if self.config.tensor_parallel_size == 1:
             return None
-        from ..distributed.process_group import TensorParallelGroup  # noqa: PLC0415 - not every torch can talk to other processes
+        from ..distributed.process_group import TensorParallelGroup  # noqa: PLC0415 - some torch builds lack distributed
         from ..distributed.worker_pool import WorkerPool  # noqa: PLC0415
 
         tensor_parallel.validate_tp_size(self.bundle.config, self.config.tensor_parallel_size)
@@ -81,7 +81,7 @@ class EngineBuilder:
     def build_runner(
         self, tp_group: TensorParallelGroup | None, progress: Callable[[int, int], None] | None = None
     ) -> ModelRunner:
-        """The model, or this process's part of it, with its cache. Raises RunError when memory is short."""
+        """Load the model, or its shard, and make the KV cache. Raises RunError when out of memory."""
         config, backend, device = self.config, self.backend, self.device
         full_config = self.bundle.config
         sharding = (
@@ -89,7 +89,7 @@ class EngineBuilder:
             if tp_group
             else None
         )
-        with memory.oom_as_error(device, "give a smaller model or dtype"):
+        with memory.oom_as_error(device, "choose a smaller model or dtype"):
             model = self.bundle.load_model(self.dtype, device, progress, backend.ops, sharding)
         if device.type == "cpu":
             memory.tune_malloc()
@@ -128,11 +128,11 @@ class EngineBuilder:
 def warm_up_and_capture(
     runner: ModelRunner, backend: Backend, config: EngineConfig, max_model_len: int
 ) -> None:
-    """Captures steps that are to be replayed and compiles kernels, so that no request waits for it."""
+    """Capture CUDA graphs and compile kernels, so that no request waits for them."""
     if config.enforce_eager:
         return
     with memory.oom_as_error(
-        runner.device, "lower gpu_memory_utilization or max_num_seqs, or give enforce_eager"
+        runner.device, "lower gpu_memory_utilization or max_num_seqs, or set enforce_eager"
     ):
         if backend.cuda_graphs:
             runner.capture_graphs(config.max_num_seqs, max_model_len)

@@ -1,4 +1,4 @@
-"""The engine's core: schedules and executes one step at a time for everything that runs."""
+"""Engine core: schedule and execute one step at a time for all running groups."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class EngineCore:
-    """What `Engine` and `AsyncEngine` drive. One thread at a time may step; any may call `create_groups`.
+    """Core of `Engine` and `AsyncEngine`. One thread at a time may step; any may call `create_groups`.
 
     async_scheduling: whether a step may be launched before the tokens of the step before it are known.
     Raises InputError when the model cannot be loaded as configured, RunError when memory is short.
@@ -71,7 +71,7 @@ class EngineCore:
         self.scheduler = Scheduler(block_manager, config.max_num_seqs, config.max_num_batched_tokens)
 
     def close(self) -> None:
-        """Ends the processes that hold other parts of the model; nothing is decoded after."""
+        """End the worker processes; nothing is decoded after."""
         if self.tp_group:
             self.tp_group.close()
 
@@ -81,12 +81,12 @@ class EngineCore:
         return self.tp_group.dead_reason if self.tp_group else self._device_error
 
     def on_death(self, callback: Callable[[str], None]) -> None:
-        """Calls callback(cause), from another thread, if a process that holds a part of the model dies."""
+        """Register callback(cause), called from another thread if a worker process dies."""
         if self.tp_group:
             self.tp_group.on_death(callback)
 
     def create_groups(self, request: Request) -> list[SequenceGroup]:
-        """One group for each of the request's n answers, not added yet. Raises InputError if it is wrong."""
+        """Make, but do not schedule, one group per answer of the request. Raises InputError if invalid."""
         self.check_not_forked()
         return self.input_processor.create_groups(request)
 
@@ -117,16 +117,15 @@ class EngineCore:
         return self.runner.score(ids)
 
     def check_not_forked(self) -> None:
-        """Raises RunError in a forked process, which has none of the threads that the engine waits for."""
+        """Raise RunError in a forked process, which lacks the engine's threads."""
         if os.getpid() != self._pid:
             raise RunError("the engine was made before this process was forked; make one in each process")
 
     def step(self) -> None:
-        """One step of all running groups: schedule, forward, steer, append. Finished groups leave.
+        """One step of all running groups: schedule, forward, steer, append. Finished groups are removed.
 
-        With async scheduling the next step is launched before this one's tokens are read, where it needs
-        nothing of them but their ids, which stay on the device. What it computes for a group that finishes is
-        dropped.
+        With async scheduling the next step is launched before this one's tokens are read, if it needs only
+        their ids, which stay on the device. Its results for a group that has finished are dropped.
         """
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is None or in_flight.abandoned:
@@ -143,22 +142,22 @@ class EngineCore:
             scheduler_output.to_sample, split_output(sampler_output, scheduler_output.to_sample), strict=True
         ):
             if not group.is_active:
-                continue  # it ended, or was taken out, when this step was on its way
+                continue  # it ended or was removed while this step was in flight
             try:
                 group.append(sampled, now)
-            except Exception as error:  # the text of one answer is no other's concern
+            except Exception as error:  # an error in one answer's text must not fail the others
                 group.end("error", f"the answer's text failed: {format_error(error)}", now)
             if sampled.failed:
                 self.scheduler.block_manager.evict(group)
             if group.is_finished:
                 self.scheduler.remove(group)
         if self._in_flight and self._in_flight.abandoned:
-            self._in_flight = None  # it would keep them for as long as nobody asks for anything
+            self._in_flight = None  # it would keep its finished groups alive until the next request
 
     def fail_step(self, error: BaseException) -> list[SequenceGroup]:
-        """After a step that failed or was interrupted: ends the groups that ran in it, with the reason.
+        """End the groups that ran in a failed or interrupted step, with the reason, and return them.
 
-        If none ran, the first that waits ends. Other waiting groups stay.
+        If none ran, the first waiting group ends. Other waiting groups stay.
         """
         reason, now = f"a step of the engine failed: {format_error(error)}", time.perf_counter()
         self._in_flight, self._device_error = None, self._device_error or _probe_device(self.runner.device)
@@ -170,10 +169,10 @@ class EngineCore:
 
 
 def _probe_device(device: torch.device) -> str | None:
-    """Why a GPU no longer works for this process (it reports that at every call); None while it works."""
+    """The error that a lost GPU reports at every call of this process; None while it works."""
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except RuntimeError as error:
-        return f"{device} does nothing more: {format_error(error)}"
+        return f"{device} no longer works: {format_error(error)}"
     return None

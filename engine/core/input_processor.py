@@ -1,4 +1,4 @@
-"""From a request to its sequence groups: rendered, checked against the model's limits, seeded."""
+"""Turn a request into sequence groups: render prompts, check the model's limits, set seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class InputProcessor:
-    """The door: what passes can be decoded; what cannot is refused here with the numbers."""
+    """Validate requests and make their sequence groups; errors give the value and the limit."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class InputProcessor:
         self._rng = random.SystemRandom() if seed is None else random.Random(seed)
 
     def create_groups(self, request: Request) -> list[SequenceGroup]:
-        """One group for each of the request's n answers. Raises InputError when it cannot be decoded."""
+        """Make one group for each of the request's n answers. Raises InputError if the request is invalid."""
         coerce("a request", request, Request)
         for ids in request.branch_token_ids or ():
             self.check_ids("branch_token_ids", ids)
@@ -60,13 +60,13 @@ class InputProcessor:
         return [self._create_group(request, prompts, max_new_tokens, n, seed) for n, seed in enumerate(seeds)]
 
     def check_score_ids(self, ids: Sequence[int]) -> None:
-        """Raises InputError when there are no ids, more than fit the context, or one that the model lacks."""
+        """Raise InputError when the ids are empty, exceed the context or are outside the vocabulary."""
         if not 0 < len(ids) <= self._max_model_len:
             raise InputError(f"token_ids has {len(ids)} ids; it must have 1 to {self._max_model_len}")
         self.check_ids("token_ids", ids)
 
     def check_ids(self, name: str, ids: Iterable[int]) -> None:
-        """Raises InputError when there is one that the model does not have."""
+        """Raise InputError for an id outside the vocabulary."""
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise InputError(
@@ -98,7 +98,7 @@ class InputProcessor:
         )
 
     def _check_num_branches(self, num_branches: int) -> None:
-        """Before any prompt is made: each costs time."""
+        """Called before prompts are rendered, which takes time."""
         if num_branches > self._max_num_seqs:
             raise InputError(
                 f"the request has {num_branches} branches; max_num_seqs allows {self._max_num_seqs} at once"
@@ -110,9 +110,8 @@ class InputProcessor:
             raise InputError(f"the prompt of branch {name} has no tokens; it needs at least one")
         if prompt_len >= self._max_model_len:
             raise ContextError(
-                f"the prompt of branch {name} has {prompt_len} tokens; with a token of answer at least it "
-                f"must "
-                f"fit max_model_len, which is {self._max_model_len}"
+                f"the prompt of branch {name} has {prompt_len} tokens; with at least one token of answer it "
+                f"must fit max_model_len, which is {self._max_model_len}"
             )
         self.check_ids(f"the prompt of branch {name}", prompt.prompt_token_ids)
 
@@ -128,15 +127,14 @@ class InputProcessor:
         num_blocks = self._block_manager.max_blocks(group)
         if num_blocks > self._block_manager.num_blocks:
             raise InputError(
-                f"the request needs {num_blocks} pages of {self._block_manager.block_size} tokens, and "
-                f"the KV cache has "
-                f"{self._block_manager.num_blocks}; raise kv_cache_memory or lower max_tokens"
+                f"the request needs {num_blocks} blocks of {self._block_manager.block_size} tokens, and the "
+                f"KV cache has {self._block_manager.num_blocks}; raise kv_cache_memory or lower max_tokens"
             )
         return group
 
 
 def active_branches(request: Request) -> list[int]:
-    """Which branches are decoded: all when traced, else those that can change the scores."""
+    """Indices of the branches to decode: all if traced, else those that affect the scores."""
     coefficients, weights = request.steering.cached_coefficients, request.steering.weights()
     num_objectives = len(request.steering.branch_objectives())
     if request.trace:

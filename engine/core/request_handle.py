@@ -1,4 +1,4 @@
-"""A request in an AsyncEngine: its answers, and the task or thread that waits for them."""
+"""A request in an AsyncEngine and the stream or future that receives its outputs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class RequestHandle:
-    """A request under way: its answers, whom to tell of a piece or of the failure of all, and by when.
+    """An unfinished request: its groups, the callback for deltas or an error, and its deadline.
 
-    abort: aborts it within a step, if it has not ended; nobody is told.
-    expired: whether its deadline ended it.
+    abort: aborts the request within a step, without a delta.
+    expired: whether the deadline ended it.
     """
 
     groups: list[SequenceGroup]
@@ -35,12 +35,12 @@ class RequestHandle:
         self.unfinished = set(self.groups)
 
     def detach(self) -> None:
-        """Lets go of the engine and of who asked, who has this: neither is to keep the other's memory."""
+        """Drop the references to the engine and to the caller: neither must keep the other alive."""
         self.deliver, self.abort = lambda item: None, lambda: None
 
 
 class OutputStream:
-    """The pieces of a request's answers as they come: iterate over it, and close it if you leave before."""
+    """Async iterator over the deltas of a request. Close it when leaving before the end."""
 
     def __init__(self, num_outputs: int, get_handle: Callable[[], RequestHandle]) -> None:
         self._num_unfinished, self._get_handle = num_outputs, get_handle
@@ -48,7 +48,7 @@ class OutputStream:
 
     @property
     def expired(self) -> bool:
-        """Whether the request's deadline ended what was open of it."""
+        """Whether the deadline ended the request."""
         return self._get_handle().expired
 
     def __aiter__(self) -> OutputStream:
@@ -66,19 +66,19 @@ class OutputStream:
         return item
 
     def deliver(self, item: Delta | Exception) -> None:
-        """Brings news, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
+        """Queue a delta or an error; callable from any thread."""
+        with suppress(RuntimeError):  # the event loop is closed: no task waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     def close(self) -> None:
-        """Aborts what is not ended, within a step; a task that still waits for a piece gets no more."""
+        """Abort the unfinished answers within a step, and end the iteration of a waiting task."""
         self._num_unfinished = 0
         self._get_handle().abort()
         self.deliver(StopAsyncIteration())
 
 
 def set_future(future: Future[Any], result: Any) -> None:
-    """Gives the future its result or the exception that it is, unless it was cancelled."""
+    """Set the future's result, or its exception if `result` is one, unless it was cancelled."""
     with suppress(InvalidStateError):
         if isinstance(result, BaseException):
             future.set_exception(result)

@@ -1,4 +1,4 @@
-"""What an engine is doing, in numbers."""
+"""Counters of an engine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts since the engine was made, but for those of this moment.
+    """Current gauges, and counters since the engine was made.
 
-    running, waiting:           answers of this moment that are being decoded, and that wait for room.
-    pages, pages_held:          of the KV cache, and how many of them hold a running answer.
-    preemptions:                how often an answer gave its pages back and started again.
-    prompt_tokens, cached:      of all branches that began, and how many of these were in the prefix cache.
-    steps, step_seconds, steer_seconds: steps, the time they took, and how much of it choosing tokens took, by
-                                the vocabulary's product, steering and sampling.
-    captured:                   sizes of a decoding step that a GPU has captured and replays.
-    late_compiles:              kernels that were compiled, or read from the disk, while requests waited.
+    running, waiting:           answers being decoded and waiting now.
+    pages, pages_held:          blocks of the KV cache, and those used by running answers now.
+    preemptions:                number of preempted answers.
+    prompt_tokens, cached:      prompt tokens of all branches that started, and those cached.
+    steps, step_seconds, steer_seconds: number of steps, their time, and the part of it spent in the LM head,
+                                steering and sampling.
+    captured:                   number of batch shapes captured as CUDA graphs.
+    late_compiles:              kernels compiled, or loaded from the disk cache, while requests waited.
     """
 
     running: int

@@ -18,8 +18,8 @@ from .engine_core import EngineCore
 
 
 def main() -> int:
-    """Reads a config from standard input, and holds its part until that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
+    """Read a config from standard input and run a tensor-parallel worker until standard input closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals all processes; rank 0 decides
     config = EngineConfig(**json.loads(_read_line()))
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
@@ -41,7 +41,7 @@ def _read_line() -> bytes:
 def _exit_with_parent() -> None:
     while os.read(0, 1):
         pass
-    shutil.rmtree(Path(os.environ[STORE_ENV]).parent, ignore_errors=True)  # the first may have been killed
+    shutil.rmtree(Path(os.environ[STORE_ENV]).parent, ignore_errors=True)  # rank 0 may have been killed
     os._exit(0)
 
 

@@ -1,3 +1,1 @@
-"""Several processes as one engine (tensor parallelism): their group, and the worker processes that the
-first starts.
-"""
+"""Tensor parallelism: the process group, and the worker processes that rank 0 starts."""

@@ -10,10 +10,9 @@ from ...kernels.common.errors import InputError
 
 @dataclass(frozen=True)
 class DistributedInfo:
-    """Where a process stands: `rank` of `world_size`, and its number among those `local_world_size` it on
-    its machine.
+    """`rank` of `world_size` processes, and `local_rank` of the `local_world_size` on this machine.
 
-    spawns_workers: it was started by itself, and is to start the others.
+    spawns_workers: this process was not started by torchrun and starts the others.
     """
 
     rank: int
@@ -24,15 +23,14 @@ class DistributedInfo:
 
     @classmethod
     def from_env(cls, world_size: int) -> DistributedInfo:
-        """That of this process. Raises InputError where torchrun started another number of processes."""
+        """Read the environment. Raises InputError if torchrun started another number of processes."""
         if world_size == 1 or "RANK" not in os.environ:
             return cls(0, world_size, 0, world_size, spawns_workers=True)
         env_world_size = os.environ.get("WORLD_SIZE", "none")
         if env_world_size != str(world_size):
             raise InputError(
                 f"tensor_parallel_size is {world_size}, and WORLD_SIZE, which torchrun sets, is "
-                f"{env_world_size}; they "
-                "must be the same",
+                f"{env_world_size}; they must be equal",
                 "tensor_parallel_size",
             )
         rank = os.environ["RANK"]

@@ -1,8 +1,9 @@
-"""Several processes as one engine (tensor parallelism): all execute what the first one broadcasts.
+"""Tensor-parallel process group: every rank executes the steps that rank 0 broadcasts.
 
-Rank 0 is the caller's process. It plans, and sends each step's order as JSON: nothing is pickled. The others
-are started by it (see `workers`), or by torchrun, where RANK and WORLD_SIZE are set and every process runs
-the same program; there the engine's constructor does not return in the others, which end with the first.
+Rank 0 is the caller's process. It schedules, and sends each `StepInput` as JSON: nothing is pickled. It
+starts the other ranks (see `worker_pool`), unless torchrun did: then RANK and WORLD_SIZE are set, every
+process runs the same program, and the engine's constructor does not return in the other ranks, which end with
+rank 0.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ START_TIMEOUT, COLLECTIVE_TIMEOUT, STEP_TIMEOUT = (
     timedelta(minutes=1),
     timedelta(days=365),
 )
-"""How long a process waits for the others to start, for their parts of a result, and for the next order. One
-that dies is noticed at once, by its closed connections."""
+"""Timeouts for the start of all processes, for a collective, and for the next step. A dead process is noticed
+at once, by its closed connections."""
 HEADER_BYTES, LENGTH_BYTES = 8192, 8
-"""Bytes of an order's first message, which most orders fit, and of its length at the beginning of it."""
+"""Size of a step's first message, which most steps fit, and of the payload length at its beginning."""
 
 
 class TensorParallelGroup:
-    """The processes of one engine, as one of them sees the others.
+    """This rank's connections to the other ranks of the engine.
 
-    workers: those that this process started. Raises RunError when the others do not start.
+    workers: the processes that this one started. Raises RunError when the others do not start.
     """
 
     def __init__(self, dist_info: DistributedInfo, device: torch.device, workers: WorkerPool | None) -> None:
@@ -71,30 +72,30 @@ class TensorParallelGroup:
                 )
                 group = make_group(c10d.PrefixStore("parts", store), dist_info, COLLECTIVE_TIMEOUT)
             except RuntimeError as error:
-                raise WorkerDiedError("another process does not connect") from error
+                raise WorkerDiedError("another process did not connect") from error
             self.communicator = Communicator(group)
         if workers and device.type != "cpu":
-            workers.on_death(lambda cause: group.abort())  # NCCL does not notice by itself
+            workers.on_death(lambda cause: group.abort())  # NCCL does not detect a dead peer
         if not workers and not dist_info.rank:
             self._finalizer = weakref.finalize(self, _stop_workers, self._step_channel)
 
     @property
     def dead_reason(self) -> str | None:
-        """Why no more orders can be carried out; None while they can."""
+        """Why no more steps can run; None while they can."""
         cause = self._death_cause or (self._workers.death_cause if self._workers else None)
         closed = self._finalizer is not None and not self._finalizer.alive
         return cause or ("it was closed" if closed else None)
 
     def on_death(self, callback: Callable[[str], None]) -> None:
-        """Calls tell(cause), from another thread, when a process dies that was started here."""
+        """Register callback(cause), called from another thread when a process started by this one dies."""
         if self._workers:
             self._workers.on_death(callback)
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """What fails within ends the engine: the others wait for what will not come.
+        """Close the engine if the body raises: the other ranks would wait for this one forever.
 
-        Raises RunError with the cause where it is that another process is gone.
+        Raises RunError with the cause if another process died.
         """
         try:
             yield
@@ -109,7 +110,7 @@ class TensorParallelGroup:
 
     @contextmanager
     def broadcast_step(self, step_input: StepInput) -> Iterator[None]:
-        """Sends an order, which is to be carried out here within. Raises RunError as `fail_together` does."""
+        """Broadcast a step; the body executes it on this rank. Raises RunError as `fail_together` does."""
         if dead_reason := self.dead_reason:
             raise RunError(f"the engine has ended: {dead_reason}")
         with defer_interrupt(), self.fail_together():
@@ -117,7 +118,7 @@ class TensorParallelGroup:
             yield
 
     def worker_loop(self, runner: ModelRunner) -> None:
-        """Carries out orders until there are no more, or the first process is gone."""
+        """Execute steps until rank 0 sends an empty message or dies."""
         while True:
             try:
                 payload = _receive_bytes(self._step_channel)
@@ -128,16 +129,16 @@ class TensorParallelGroup:
             runner.execute_as_worker(StepInput.from_json(payload))
 
     def all_reduce_min(self, value: int) -> int:
-        """The least of everyone's numbers."""
+        """The minimum of `value` over all ranks."""
         return int(self.communicator.all_gather(torch.tensor([value], device=self._device)).min())
 
     def close(self) -> None:
-        """Ends the other processes. May be called again."""
+        """End the other processes. Idempotent."""
         if self._finalizer:
             self._finalizer()
 
     def _rendezvous(self) -> Store:
-        """The store by which all find each other, when all have come to it."""
+        """Open the c10d store and wait until all ranks have registered."""
         world_size = self.dist_info.world_size
         if path := self._workers.store if self._workers else os.environ.get(STORE_ENV):
             store: Store = c10d.FileStore(path, world_size)
@@ -153,7 +154,7 @@ class TensorParallelGroup:
 
 
 def _make_gloo_group(store: Store, dist_info: DistributedInfo, timeout: timedelta) -> Any:
-    """A group for tensors on a CPU. Where all processes are on one machine they listen to it alone."""
+    """A Gloo group for CPU tensors. If all ranks are on one machine, it listens on 127.0.0.1 only."""
     gloo: Any = c10d.ProcessGroupGloo
     options = gloo._Options()
     if dist_info.local_world_size == dist_info.world_size:
@@ -167,7 +168,7 @@ def _make_gloo_group(store: Store, dist_info: DistributedInfo, timeout: timedelt
 
 
 def _make_nccl_group(store: Store, dist_info: DistributedInfo, timeout: timedelta) -> Any:
-    """A group for tensors on GPUs."""
+    """An NCCL group for GPU tensors."""
     nccl: Any = c10d.ProcessGroupNCCL
     options = nccl.Options()
     options._timeout = timeout
@@ -194,12 +195,12 @@ def _receive_bytes(communicator: Communicator) -> bytes:
 
 
 def _stop_workers(step_channel: Communicator) -> None:
-    """Tells processes that torchrun started that there is no more to do."""
+    """Send the empty message that ends the workers started by torchrun."""
     with suppress(WorkerDiedError):
         _broadcast_bytes(step_channel, b"")
 
 
 def _count_cores() -> int:
-    """How many this process may use."""
+    """Number of CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

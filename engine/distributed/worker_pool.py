@@ -1,7 +1,7 @@
-"""The worker processes of tensor parallelism, as the first process starts and ends them.
+"""Worker processes of tensor parallelism: rank 0 starts, watches and ends them.
 
-They end when their standard input does: when the engine is closed, and when its process is gone, however it
-went. One that ends before is noticed by a thread that waits for it; then none of them is of use any more.
+A worker ends when its standard input closes: when the engine is closed or its process has ended in any way. A
+thread per worker waits for its exit; if one ends early, the others are killed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
 
 STORE_ENV = "TRIMTAB_STORE"
-"""The environment variable that names the file by which the processes find each other."""
+"""Environment variable with the path of the c10d file store."""
 EXIT_PEER_DIED = 75
-"""The exit status of a process that ended because another was gone."""
+"""Exit status of a worker that ended because another process died."""
 GRACE_SECONDS = 2.0
-"""Seconds that a process gets to end by itself, and that the cause of a failure is looked for."""
+"""Seconds to wait for a worker to exit before it is killed, and for the cause of a failure."""
 
 
 class WorkerPool:
-    """All ranks of an engine but the first, on this machine. `death_cause`: which of them died, and how."""
+    """All ranks of an engine except 0, on this machine. `death_cause`: which one died first, and how."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self._folder = tempfile.mkdtemp(prefix="trimtab-")  # none but this user may look into it
+        self._folder = tempfile.mkdtemp(prefix="trimtab-")  # mode 0700
         self.store = str(Path(self._folder) / "store")
         self.death_cause: str | None = None
         self._closing = False
@@ -48,21 +48,21 @@ class WorkerPool:
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
     def on_death(self, callback: Callable[[str], None]) -> None:
-        """Calls tell(cause) when a process ends that should not have; from another thread."""
+        """Register callback(cause), called from another thread when a worker ends unexpectedly."""
         self._callbacks.append(callback)
 
     def wait_for_cause(self) -> str | None:
-        """Which process died first, for a failure that may be due to it; None when all live."""
+        """Wait up to GRACE_SECONDS for `death_cause`; None if no worker has died."""
         deadline = time.monotonic() + GRACE_SECONDS
         while not self.death_cause and time.monotonic() < deadline:
             time.sleep(0.01)
         return self.death_cause
 
     def close(self) -> None:
-        """Ends all of them, at the latest after some seconds."""
+        """End all workers; kill those that have not ended after GRACE_SECONDS."""
         self._closing = True
         for process in self._processes.values():
-            assert process.stdin is not None, "a worker has a pipe"
+            assert process.stdin is not None, "stdin=PIPE makes a pipe"
             with suppress(OSError):
                 process.stdin.close()
         deadline = time.monotonic() + GRACE_SECONDS
@@ -87,8 +87,8 @@ class WorkerPool:
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), **rank_env},
         )
-        assert process.stdin is not None, "it was asked for a pipe"
-        with suppress(BrokenPipeError):  # it is dead already, which is noticed by whoever waits for it
+        assert process.stdin is not None, "stdin=PIPE makes a pipe"
+        with suppress(BrokenPipeError):  # the worker is dead already; _watch reports it
             process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
             process.stdin.flush()
         return process
@@ -97,13 +97,13 @@ class WorkerPool:
         status = process.wait()
         if self._closing:
             return
-        if status == EXIT_PEER_DIED:  # its death has a cause, which another thread tells
+        if status == EXIT_PEER_DIED:  # the watcher of the process that died first reports the cause
             time.sleep(GRACE_SECONDS / 2)
         if self.death_cause or self._closing:
             return
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         self.death_cause = f"rank {rank} of {len(self._processes) + 1} {how}"
         for other in self._processes.values():
-            other.kill()  # so that nobody waits for them
+            other.kill()  # they would wait for the dead one
         for callback in self._callbacks:
             callback(self.death_cause)

@@ -1,4 +1,1 @@
-"""One step on the device: `model_runner.py` executes a `StepInput`; CUDA graphs, warm-up and the size of
-the KV cache
-are beside it.
-"""
+"""Step execution on the device: model runner, step input, CUDA graphs, warm-up, and KV cache size."""

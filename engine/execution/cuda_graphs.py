@@ -1,9 +1,9 @@
-"""Decode steps as CUDA graphs: captured for some sizes at the start, then replayed in one launch.
+"""CUDA graphs of decode steps: captured for a set of batch shapes at the start, replayed in one launch.
 
-A layer of a decoder is a dozen launches, each of which costs the host about as much as the device needs for
-it. A step in which every branch has one token always launches the same with other numbers: it is captured for
-some numbers of rows and some longest texts, and a step takes the smallest that holds it. Rows that only fill
-it up are tokens at position 0 which are written to the cache's spare page and read it alone.
+A decoder layer is a dozen launches, and each costs the host about as much time as the device. A step in which
+every branch has one token always launches the same kernels: it is captured for several batch sizes and
+maximum sequence lengths, and a step replays the smallest graph that fits. Padding rows are tokens at position
+0 that write to the cache's padding block and read only that block.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from ...models.decoder import Decoder
 
 CaptureFn = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""Makes of a call another that does the same again with the same tensors."""
+"""Captures a call; the result replays it on the same tensors."""
 InputArrays = list["np.ndarray[Any, Any]"]
 
 MAX_BATCH_SIZE, MAX_SEQ_LEN = 256, 32_768
-"""Beyond so many rows, and tokens of a text, a step is not captured: it would keep memory for all of them."""
+"""Larger batches and longer sequences are not captured: a graph keeps the memory of its largest inputs."""
 MIN_SEQ_LEN, SEQ_LEN_FACTOR = 1024, 4
-"""The first length that steps are captured for, and how many times as long the next is."""
+"""The first captured sequence length, and the ratio of each length to the one before."""
 
 
 def capture_batch_sizes(max_batch_size: int) -> list[int]:
-    """Numbers of rows that steps are captured for: 1, 2, 4, 8, 16, then each half as much again or a third.
+    """Batch sizes to capture: 1, 2, 4, 8, 16, then each 1/2 or 1/3 larger than the one before.
 
-    Rows that fill a step up read one key each, and its weights are read for all rows at once.
+    Padding is cheap: a padding row reads one key, and the weights are read once for all rows.
     """
     max_batch_size = min(max_batch_size, MAX_BATCH_SIZE)
     sizes = {1, 2, 4, 8, 16, *(factor << exponent for exponent in range(3, 8) for factor in (3, 4))}
@@ -45,9 +45,9 @@ def capture_batch_sizes(max_batch_size: int) -> list[int]:
 
 
 def capture_seq_lens(max_seq_len: int) -> list[int]:
-    """Longest texts that steps are captured for, each four times the one before.
+    """Maximum sequence lengths to capture, each four times the one before.
 
-    A length decides how many programs are launched for a row; those beyond its text end at once.
+    The length sets the number of programs per row; those beyond the row's sequence exit at once.
     """
     max_seq_len, seq_lens = min(max_seq_len, MAX_SEQ_LEN), []
     seq_len = MIN_SEQ_LEN
@@ -59,10 +59,10 @@ def capture_seq_lens(max_seq_len: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _CapturedGraph:
-    """One size of step: the bytes that all its inputs lie in, and what runs it to its hidden states.
+    """One captured batch shape: the buffer of all its inputs, and the replay that returns hidden states.
 
-    input_ids [rows]: the tokens among them. metadata: kept since its kernels read it, of which nothing else
-    knows once they are captured.
+    input_ids [rows]: the token ids, a view of the buffer. metadata: only keeps alive the tensors that the
+    captured kernels read.
     """
 
     input_buffer: Tensor
@@ -72,9 +72,9 @@ class _CapturedGraph:
 
 
 class CUDAGraphRunner:
-    """All that is captured of one model and cache. `capture` is `captured` on a GPU.
+    """The CUDA graphs of one model and cache. `capture` is a `make_graph_capturer()` on a GPU.
 
-    Raises torch.cuda.OutOfMemoryError, as what is captured keeps its memory.
+    Raises torch.cuda.OutOfMemoryError: graphs keep their memory.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class CUDAGraphRunner:
         self._model, self._cache = model, cache
         self._batch_sizes, self._seq_lens = capture_batch_sizes(max_num_seqs), capture_seq_lens(max_model_len)
         self._dynamic_rope = model.config.rope.rope_type == "dynamic"
-        # the largest first: its memory serves the others
+        # the largest first: smaller graphs reuse its memory pool
         sizes = [
             (batch_size, seq_len)
             for batch_size in reversed(self._batch_sizes)
@@ -98,7 +98,7 @@ class CUDAGraphRunner:
 
     @property
     def num_graphs(self) -> int:
-        """How many sizes there are."""
+        """Number of captured graphs."""
         return len(self._graphs)
 
     def run(
@@ -108,15 +108,15 @@ class CUDAGraphRunner:
         rope_lengths: Sequence[int],
         prev_tokens: Tensor | None = None,
     ) -> Tensor | None:
-        """Hidden states of the tokens and of what fills them up, [rows, hidden], until the next run.
+        """Hidden states of the tokens and the padding rows, [rows, hidden], valid until the next run.
 
-        prev_tokens [tokens] on the device: where given, token_ids are places among these.
-        None for a step that is not captured: with a prompt in it, or larger than all that are.
+        prev_tokens [tokens] on the device: if not None, token_ids are indices into it.
+        Returns None for a step without a graph: one with a prefill, or larger than all captured shapes.
         """
         max_seq_len = max(chunk.num_computed for chunk in chunks) + 1
         batch_size = next((size for size in self._batch_sizes if size >= len(chunks)), 0)
         seq_len = next((size for size in self._seq_lens if size >= max_seq_len), 0)
-        if not batch_size or not seq_len or any(segment.num_new > 1 for segment in chunks):
+        if not batch_size or not seq_len or any(chunk.num_new > 1 for chunk in chunks):
             return None
         graph = self._graphs[batch_size, seq_len]
         arrays = self._padding_arrays(batch_size, seq_len)
@@ -127,7 +127,7 @@ class CUDAGraphRunner:
         return graph.replay()
 
     def _padding_arrays(self, batch_size: int, seq_len: int) -> InputArrays:
-        """Ids, positions, pages, offsets, what a rope turns by, starts and tables of rows that fill up."""
+        """Padding token ids, positions, block ids and offsets, rope and context lengths, block tables."""
         arrays: InputArrays = [np.zeros(batch_size, np.int64) for _ in range(5)]
         arrays[2][:] = self._cache.padding_block
         block_tables = np.full(
@@ -147,11 +147,9 @@ class CUDAGraphRunner:
         input_ids[:num_tokens], rope_lengths[:num_tokens] = token_ids, chunk_rope_lengths
         positions[:num_tokens] = context_lens[:num_tokens] = [chunk.num_computed for chunk in chunks]
         block_offsets[:num_tokens] = positions[:num_tokens] % block_size
-        block_ids[:num_tokens] = [
-            segment.block_table[segment.num_computed // block_size] for segment in chunks
-        ]
-        for table_row, segment in zip(block_tables, chunks, strict=False):
-            block_table = segment.block_table[: segment.num_computed // block_size + 1]
+        block_ids[:num_tokens] = [chunk.block_table[chunk.num_computed // block_size] for chunk in chunks]
+        for table_row, chunk in zip(block_tables, chunks, strict=False):
+            block_table = chunk.block_table[: chunk.num_computed // block_size + 1]
             table_row[: len(block_table)] = block_table
 
     def _capture_graph(self, batch_size: int, seq_len: int, capture: CaptureFn) -> _CapturedGraph:
@@ -171,21 +169,22 @@ class CUDAGraphRunner:
 
 
 def make_graph_capturer() -> CaptureFn:
-    """Captures on the current GPU; all that one captures shares its memory, so one result holds at a time."""
+    """Make a capture function for the current GPU. Its graphs share one memory pool: a replay overwrites the
+    result of the one before."""
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(run_model: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            # kernels are compiled and libraries open their handles here: a capture allows neither
+            # compiles kernels and opens library handles, which a capture does not allow
             run_model()
             torch.cuda.synchronize()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 hidden = run_model()
             except BaseException:
-                with suppress(RuntimeError):  # what ended the capture is what there is to be told
+                with suppress(RuntimeError):  # report the error that ended the capture
                     graph.capture_end()
                 raise
             graph.capture_end()

@@ -1,4 +1,4 @@
-"""The device and the backend of an engine, chosen or refused in one sentence."""
+"""Device and kernel backend selection."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ...kernels.common.errors import InputError
 from ...kernels.lm_head import sample_from_hidden
 
 IMPORT_PID = os.getpid()
-"""The process that imported torch; one that was forked from it since has another number."""
+"""Id of the process that imported this module; a fork of it has another."""
 
 
 def resolve_device(name: str, offset: int = 0, num_devices: int = 1) -> torch.device:
-    """The device of that name; "auto" is the first GPU, a CPU without one. A GPU always has its number.
+    """Resolve a device name; "auto" is the first GPU, or the CPU without one. A GPU always has its index.
 
-    Of an engine that uses several from there on, the one at `offset`.
+    An engine on `num_devices` GPUs uses consecutive ones; `offset` selects one of them.
 
-    Raises InputError when there is no such device.
+    Raises InputError when the device does not exist.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
         return torch.device("cpu")
     if not count:
         raise InputError(
-            f"device is {name!r}, and torch finds no such GPU on this machine; take 'cpu', or a torch that "
-            "is made for it",
+            f"device is {name!r}, and torch finds no GPU on this machine; use 'cpu', or a torch build for "
+            "this GPU",
             "device",
         )
     index = int(name.partition(":")[2] or 0)
@@ -46,7 +46,7 @@ def resolve_device(name: str, offset: int = 0, num_devices: int = 1) -> torch.de
 
 
 def limit_threads_after_fork() -> None:
-    """Leaves torch one thread in a forked process, where OpenMP would wait for those it had before."""
+    """Limit torch to one thread in a forked process: OpenMP would wait for the parent's threads."""
     if os.getpid() != IMPORT_PID:
         torch.set_num_threads(1)
 
@@ -54,10 +54,11 @@ def limit_threads_after_fork() -> None:
 def select_backend(
     kernels: str, device: torch.device, batch_invariant: bool = False, world_size: int = 1
 ) -> Backend:
-    """What computes there. Raises InputError for Triton's kernels where nothing can run them.
+    """Select the kernel backend. Raises InputError for Triton kernels that cannot run on the device.
 
-    batch_invariant: whether a row's bits must be its own, which with torch's kernels on a CPU they are in any
-    case. Raises InputError elsewhere for these, and for several processes, which add up in their own order.
+    batch_invariant: a row's result must be bit-identical in any batch. The torch kernels on a CPU always are.
+    Raises InputError for torch kernels on a GPU, and for several processes: their summation order is
+    unspecified.
     """
     on_cpu = device.type == "cpu"
     if batch_invariant and (kernels == "triton" or not on_cpu):
@@ -66,17 +67,17 @@ def select_backend(
         return CPU_BACKEND if on_cpu else REFERENCE_BACKEND
     if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError(
-            "kernels is 'triton' and device a CPU, where they are interpreted, for tests: set "
-            "TRITON_INTERPRET=1 before the process starts, or take 'torch'",
+            "kernels is 'triton' and the device is a CPU, where Triton only runs interpreted, for tests: set "
+            "TRITON_INTERPRET=1 before the process starts, or use 'torch'",
             "kernels",
         )
     if find_spec("triton") is None:
         raise InputError(
-            f"kernels is {kernels!r}, and the package triton is not installed: install it, or take 'torch', "
+            f"kernels is {kernels!r}, and the package triton is not installed: install it, or use 'torch', "
             "which is slow on a GPU",
             "kernels",
         )
-    from ...kernels.triton.backend import INVARIANT, TRITON  # noqa: PLC0415 - it brings triton
+    from ...kernels.triton.backend import INVARIANT, TRITON  # noqa: PLC0415 - imports triton
 
     if world_size > 1:
         return make_distributed(TRITON)
@@ -84,16 +85,20 @@ def select_backend(
 
 
 def make_distributed(backend: Backend) -> Backend:
-    """The same for one of several processes that hold a model: torch chooses, as these kernels read whole
-    rows, nothing is captured, and each warms up by the same steps, whatever it is tuned to."""
+    """The backend for tensor parallelism: torch samples, as the Triton kernels need full vocabulary rows; no
+    CUDA graphs; and every rank warms up with the same steps, whatever the tuning."""
     return replace(backend, sample=sample_from_hidden, cuda_graphs=False, warmup_shapes=min_warmup_shapes)
 
 
 def _check_invariance(kernels: str, world_size: int) -> None:
     conflict = ""
     if kernels == "torch":
-        conflict = "kernels is 'torch', whose products on a GPU round by the number of rows"
+        conflict = "kernels is 'torch', whose matmuls on a GPU round differently by the number of rows"
     elif world_size > 1:
-        conflict = f"tensor_parallel_size is {world_size}; GPUs add up what each has in an order of their own"
+        conflict = (
+            f"tensor_parallel_size is {world_size}; GPUs sum their partial results in an unspecified order"
+        )
     if conflict:
-        raise InputError(f"batch_invariant is on, and {conflict}: leave one of them out", "batch_invariant")
+        raise InputError(
+            f"batch_invariant is on, and {conflict}: remove one of the two settings", "batch_invariant"
+        )

@@ -1,4 +1,4 @@
-"""A handle to a step that was launched and whose result may not be known yet."""
+"""Handle to a launched step whose result may still be on the device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InFlightStep:
-    """A plan that is being carried out. result: waits for the choice of each ready group, in their order.
+    """A launched step. result: waits for the sampled tokens of `to_sample`, in that order, on the host.
 
-    The choice is on the host; None for a plan with no group ready.
+    It returns None for a step that samples no group.
     """
 
     scheduler_output: SchedulerOutput
@@ -23,5 +23,5 @@ class InFlightStep:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody is left to have what it chooses."""
+        """Whether no group that it samples is active any more."""
         return not any(group.is_active for group in self.scheduler_output.to_sample)

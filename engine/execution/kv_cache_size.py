@@ -1,4 +1,4 @@
-"""Size the KV cache: from the config, or from what a profiling run leaves of a GPU."""
+"""Size of the KV cache: from the config, or from the GPU memory left by a profiling run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.errors import InputError, RunError
 from ...kernels.distributed.vocab_parallel import UNSHARDED, UnshardedVocab
 from ...kernels.steering.coefficients import SteeringCoefficients
-from ...kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from ...kernels.steering.layout import RequestLayout
+from ...kernels.steering.sampling import RowSampling
+from ...kernels.steering.state import SteeringState
 from ...models.common import memory
 from ...models.forward import forward
 from ..config import EngineConfig, parse_bytes
@@ -32,9 +34,7 @@ def compute_num_kv_blocks(
     block_bytes: int,
     shard: UnshardedVocab = UNSHARDED,
 ) -> int:
-    """The pages, each of `block_bytes` bytes. Raises InputError for less than one, RunError when memory
-    is short.
-    """
+    """Number of KV blocks of `block_bytes` bytes. Raises InputError or RunError if not even one fits."""
     if config.kv_cache_memory != "auto" or model.device.type == "cpu":
         return _configured_num_blocks(config, block_bytes, model.device)
     with inference_context(), torch.cuda.device(model.device):
@@ -44,7 +44,7 @@ def compute_num_kv_blocks(
     if available < block_bytes:
         setting = f"gpu_memory_utilization is {config.gpu_memory_utilization:g}"
         raise RunError(
-            f"{setting}, which leaves the KV cache no page of {memory.format_gib(block_bytes)}: "
+            f"{setting}, too small for one KV block of {memory.format_gib(block_bytes)}: "
             f"{model.device} has "
             f"{memory.format_gib(free)} free, and the largest step takes {memory.format_gib(peak)}"
         )
@@ -55,9 +55,9 @@ def _configured_num_blocks(config: EngineConfig, block_bytes: int, device: torch
     num_blocks = parse_bytes(config.kv_cache_memory) // block_bytes
     if not num_blocks:
         raise InputError(
-            f"kv_cache_memory is {config.kv_cache_memory!r}; one page of this model takes {block_bytes} bytes"
+            f"kv_cache_memory is {config.kv_cache_memory!r}; one KV block takes {block_bytes} bytes"
         )
-    if device.type != "cpu":  # a CPU's is only taken as it is used
+    if device.type != "cpu":  # a CPU allocates memory at first use
         memory.require_free(num_blocks * block_bytes, "the KV cache", device)
     return num_blocks
 
@@ -69,9 +69,9 @@ def profile_run(
     make_cache: Callable[[int], KVCache],
     shard: UnshardedVocab = UNSHARDED,
 ) -> None:
-    """The largest step there may be, on a cache of its own: a long prompt beside branches that decode.
+    """Run the largest possible step on a temporary cache: a long prefill and decoding branches.
 
-    All choose a token, each with scores of its own that are filtered and reported.
+    Every row samples a token of its own request, with truncation, trace and top log-probabilities.
     """
     num_seqs, num_tokens, block_size = config.max_num_seqs, config.max_num_batched_tokens, config.block_size
     chunk_lens = [num_tokens - num_seqs + 1, *[1] * (num_seqs - 1)]
@@ -87,7 +87,7 @@ def profile_run(
 
 
 def _measure_peak(fn: Callable[[], None], device: torch.device) -> int:
-    """Bytes of the device that a call takes at most, all of which it gives back."""
+    """Peak device memory of a call in bytes, above what is allocated before it."""
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Executes a step: one forward pass over all branches, then one steering step over all groups."""
+"""Model runner: one forward pass over all branches, then one steering step over all groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ...kernels.common.errors import RunError
 from ...kernels.common.transfer import to_device, to_host_async
 from ...kernels.cpu.linear import pad_rows
 from ...kernels.reference.paged_kv_cache import PagedKVCache
-from ...kernels.steering.state import RequestLayout, SteeringState
+from ...kernels.steering.layout import RequestLayout
+from ...kernels.steering.state import SteeringState
 from ...models.common.memory import oom_as_error
 from ...models.forward import forward
 from ..outputs import SampledToken
@@ -35,25 +36,25 @@ if TYPE_CHECKING:
 
 
 SCORE_CHUNK = 768
-"""Tokens whose scores are on the device at once; three divides it, see `linear.invariant_rows`."""
+"""Tokens per chunk of logits in `score`; a multiple of 3, see `linear.invariant_rows`."""
 
 
 @contextmanager
 def inference_context() -> Iterator[None]:
-    """Neither gradients nor subclasses of Tensor: looking for those takes longer than some operations do."""
+    """Disable gradients and the dispatch of Tensor subclasses, which takes longer than some operations."""
     with torch.inference_mode(), torch._C.DisableTorchFunctionSubclass():
         yield
 
 
 class ModelRunner:
-    """The model, its KV cache and the table of running requests; `execute` moves all of them on.
+    """The model, its KV cache and the steering state of running requests; `execute` runs one step.
 
-    make_cache: makes a cache of so many pages; `num_blocks` is how many its own has.
-    broadcast: what to do about an order before and after it is carried out, where others hold parts of the
-    model. sample: see `kernels.lm_head.sample_from_hidden`. jit_monitor: what counts the kernels that its
-    launches compile, where any are. cuda_graphs: what of decoding is captured, where anything is.
-    steps, step_seconds, steer_seconds: how many, how long the host was at them, and how much of it with
-    choosing tokens, from hidden states on: the vocabulary's product and steering, on a GPU their launches.
+    make_cache: makes a KV cache of the given number of blocks; `num_blocks` is that of this runner's cache.
+    broadcast: context manager that sends a step to the other ranks and surrounds its execution.
+    sample: see `kernels.lm_head.sample_from_hidden`. jit_monitor: counts the kernels that launches compile;
+    None if the backend compiles none. cuda_graphs: the captured decode steps, or None.
+    steps, step_seconds, steer_seconds: number of steps, host time in them, and the part of it in the LM head,
+    steering and sampling; on a GPU, the time of their launches.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class ModelRunner:
         self.jit_monitor = backend.jit_monitor() if backend.jit_monitor else None
         self.cuda_graphs: CUDAGraphRunner | None = None
         self.steps, self.step_seconds, self.steer_seconds = 0, 0.0, 0.0
-        self._prev_tokens = torch.zeros(0, dtype=torch.int64, device=self.device)  # by the step before
+        self._prev_tokens = torch.zeros(0, dtype=torch.int64, device=self.device)  # of the previous step
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Launches within go to this runner's GPU, whichever the thread's own is, and are counted as its."""
+        """Make this runner's GPU the current device, and attribute compiles to this runner."""
         device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with device, self.jit_monitor.attribute_to_this_thread() if self.jit_monitor else nullcontext():
             yield
 
     def capture_graphs(self, max_num_seqs: int, max_model_len: int) -> None:
-        """Captures decoding steps, of up to so many rows whose longest text is so long. On a GPU alone."""
-        assert isinstance(self.cache, PagedKVCache), "only such a cache has a spare page"
+        """Capture decode steps of up to max_num_seqs rows and max_model_len tokens. GPU only."""
+        assert isinstance(self.cache, PagedKVCache), "only PagedKVCache has a padding block"
         with inference_context(), self.on_device():
             self.cuda_graphs = CUDAGraphRunner(
                 self.model, self.cache, max_num_seqs, max_model_len, make_graph_capturer()
@@ -95,15 +96,15 @@ class ModelRunner:
             torch.cuda.empty_cache()
 
     def add_request(self, new_request: NewRequestData) -> None:
-        """Writes a request's method and sampling into its row of the table."""
+        """Write a request's coefficients, weights and sampling into its row of the steering state."""
         self.steering_state.add_request(
             new_request.state_row, new_request.coefficients, new_request.weights, new_request.sampling
         )
 
     def execute(self, scheduler_output: SchedulerOutput) -> InFlightStep:
-        """Begins to compute the plan's tokens; on a CPU that is all there is to do.
+        """Launch a step; on a CPU it is complete on return.
 
-        Another plan may be launched before this one has landed.
+        The next step may be launched before this one's result is read.
         """
         start = time.perf_counter()
         step_input = StepInput.from_scheduler_output(scheduler_output)
@@ -126,18 +127,18 @@ class ModelRunner:
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of the next token after each position, [tokens, vocab] float32 on the host.
 
-        Raises RunError when the model gives no number there, or a GPU has no room for all of them at once.
+        Raises RunError when the model returns NaN or GPU memory is too small for all tokens at once.
         """
         with self.broadcast(StepInput(score_token_ids=list(token_ids))):
             logprobs = self._compute_logprobs(token_ids)
         nonfinite = logprobs.isnan().any(-1).nonzero()[:, 0]
         if len(nonfinite):
             position = int(nonfinite[0]) + 1
-            raise RunError(f"the model gave no finite score after token {position} of what was scored")
+            raise RunError(f"the model gave no finite score after token {position} of token_ids")
         return logprobs
 
     def execute_as_worker(self, step_input: StepInput) -> None:
-        """Does here what the first process does for this order: the same calls, on another part."""
+        """Execute on this rank the step that rank 0 executes: the same calls, on another shard."""
         if step_input.score_token_ids:
             self._compute_logprobs(step_input.score_token_ids)
         else:
@@ -164,8 +165,7 @@ class ModelRunner:
         return sampler_output
 
     def _forward(self, step_input: StepInput) -> torch.Tensor | None:
-        """Those of all branches of the ready groups, in order, and of rows that only fill up, [rows, hidden];
-        None without any."""
+        """Hidden states of logits_indices and padding rows, [rows, hidden]; None without logits_indices."""
         prev_tokens = self._prev_tokens if step_input.uses_prev_tokens else None
         inputs = (step_input.chunks, step_input.token_ids, step_input.rope_lengths)
         hidden = self.cuda_graphs.run(*inputs, prev_tokens) if self.cuda_graphs else None
@@ -213,7 +213,7 @@ class ModelRunner:
 
 
 def _copy_to_host(sampler_output: SamplerOutput) -> Callable[[], SamplerOutput]:
-    """Sends it there in one copy, which the result waits for; a CPU's is there."""
+    """Start one copy of the output to the host; the result waits for it. No copy on a CPU."""
     if sampler_output.tokens.device.type == "cpu":
         return lambda: sampler_output
     names = [field.name for field in fields(sampler_output) if field.name != "top_logprobs"]
@@ -230,7 +230,7 @@ def _copy_to_host(sampler_output: SamplerOutput) -> Callable[[], SamplerOutput]:
 
 
 def split_output(sampler_output: SamplerOutput, groups: Sequence[SequenceGroup]) -> Iterator[SampledToken]:
-    """The pick of each group, in the order in which they were steered."""
+    """Split the output of a step into one `SampledToken` per group, in the order of `groups`."""
     tokens, failed, logprobs = (
         sampler_output.tokens.tolist(),
         sampler_output.failed.tolist(),

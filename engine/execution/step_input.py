@@ -1,4 +1,4 @@
-"""The serializable input of one step, the same for every process that holds a part of the model."""
+"""Serializable input of one step, the same for every tensor-parallel rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.transfer import to_device
 from ...kernels.steering.coefficients import SteeringCoefficients
-from ...kernels.steering.state import LogitEdits, RowSampling
+from ...kernels.steering.layout import LogitEdits
+from ...kernels.steering.sampling import RowSampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from ..sequence.sequence import SequenceGroup
 
 TokenValue = tuple[int, int, float]
-"""Group, token and value."""
+"""(index of the group, token id, value)."""
 
 
 @dataclass(frozen=True)
 class NewRequestData:
-    """A request that starts: its row of the table, and what is written there."""
+    """A request that starts: its row of the steering state, and the values of that row."""
 
     state_row: int
     coefficients: SteeringCoefficients
@@ -38,7 +39,7 @@ class NewRequestData:
 
     @classmethod
     def from_group(cls, group: SequenceGroup) -> NewRequestData:
-        """The group's method and sampling."""
+        """Read the group's method and sampling parameters."""
         sampling, method = group.request.sampling, group.request.steering
         row_sampling = RowSampling(
             sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, group.seed
@@ -48,13 +49,13 @@ class NewRequestData:
 
 @dataclass(frozen=True)
 class StepInput:
-    """One step.
+    """Input of one step.
 
-    blocks_to_swap, blocks_to_zero: see `Plan`. segments, with token_ids and turned_by for each of their
-    tokens: the forward. uses_prev_tokens: token_ids are places among the tokens that the step before chose,
-    of which only the device knows. logits_indices: of the tokens, those whose hidden states choose;
-    request_branches: (row of the table, branches) of each group that they belong to. logit_bias,
-    repetition_penalty: single scores that change. score_token_ids: tokens to score instead.
+    blocks_to_swap, blocks_to_zero: see `SchedulerOutput`. chunks: input of the forward pass, with token_ids
+    and rope_lengths per token. uses_prev_tokens: token_ids are indices into the previous step's sampled
+    tokens, which only the device has. logits_indices: tokens whose hidden states are used for sampling;
+    request_branches: (state row, branches) of each group that they belong to. logit_bias, repetition_penalty:
+    edits of single scores. score_token_ids: tokens to score instead of a step.
     """
 
     new_requests: list[NewRequestData] = field(default_factory=list)
@@ -74,7 +75,7 @@ class StepInput:
 
     @classmethod
     def from_scheduler_output(cls, scheduler_output: SchedulerOutput) -> StepInput:
-        """What the plan asks for."""
+        """Build the input of a scheduled step."""
         chunk_ends = accumulate(count for _, _, count in scheduler_output.scheduled)
         last_index = {
             branch: end - 1
@@ -124,27 +125,27 @@ class StepInput:
         )
 
     def to_json(self) -> bytes:
-        """As text that `from_json` reads."""
+        """Serialize for `from_json`."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, payload: bytes) -> StepInput:
-        """The order of a text."""
+        """Deserialize the output of `to_json`."""
         data: dict[str, Any] = json.loads(payload)
         data["chunks"] = [SequenceChunk(**item) for item in data["chunks"]]
         data["new_requests"] = [
             NewRequestData(
-                each["state_row"],
-                SteeringCoefficients(**each["coefficients"]),
-                each["weights"],
-                RowSampling(**each["sampling"]),
+                item["state_row"],
+                SteeringCoefficients(**item["coefficients"]),
+                item["weights"],
+                RowSampling(**item["sampling"]),
             )
-            for each in data["new_requests"]
+            for item in data["new_requests"]
         ]
         return cls(**data)
 
     def build_logit_edits(self, vocab_range: range, device: torch.device) -> LogitEdits | None:
-        """The changes to the scores of these ids, which are the columns; None where there are none."""
+        """Edits to the logits of `vocab_range`, the columns of this shard; None without edits."""
         if not self.logit_bias and not self.repetition_penalty:
             return None
         tensors = to_device(
@@ -156,7 +157,7 @@ class StepInput:
 
 
 def _iter_logit_bias(group: SequenceGroup, num_unknown: int) -> Iterator[tuple[int, float]]:
-    """unknown: tokens of the answer that are chosen and not known yet."""
+    """num_unknown: tokens of the answer that are sampled but not on the host yet."""
     sampling = group.request.sampling
     yield from sampling.logit_bias.items()
     if sampling.presence_penalty or sampling.frequency_penalty:
@@ -173,7 +174,7 @@ def _iter_repetition_penalty(group: SequenceGroup) -> Iterator[tuple[int, float]
 
 
 def _edit_arrays(entries: list[TokenValue], vocab_range: range) -> list[np.ndarray[Any, Any]]:
-    """Groups, columns and values of the entries whose token is one of these."""
+    """Group indices, columns and values of the entries whose token is in `vocab_range`."""
     entries_in_range = [
         (group, token - vocab_range.start, value) for group, token, value in entries if token in vocab_range
     ]

@@ -1,46 +1,53 @@
-"""Launch every kernel that requests may need before the first request comes.
+"""Kernel warm-up: launch every kernel variant that requests may need before the first request.
 
-A kernel has variants by what a step's requests have, and none by how many they are: numbers of rows, of
-branches, objectives and tokens are not compiled in. The steps are the runner's own, on the cache's spare page
-and with a table that is not the requests', so that nothing of them stays.
+Kernels are specialized by the features that a step's requests use, not by sizes: numbers of rows, branches,
+objectives and tokens are not compiled in. Warm-up steps run on the cache's padding block and a temporary
+steering state, so they leave no traces.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.backend import MIN_SHAPE
 from ...kernels.reference.paged_kv_cache import PagedKVCache
 from ...kernels.steering.coefficients import SteeringCoefficients
-from ...kernels.steering.state import RowSampling, SteeringState
+from ...kernels.steering.masks import MASKS
+from ...kernels.steering.prev_contrast import PREV_CONTRAST
+from ...kernels.steering.rewards import REWARDS
+from ...kernels.steering.sampling import RowSampling
+from ...kernels.steering.state import SteeringState
+from ...kernels.steering.top_k_top_p import MIN_P, TOP_K, TOP_P
+from ...kernels.steering.trust_region import KL_BUDGET
 from .step_input import NewRequestData, StepInput
 
 if TYPE_CHECKING:
+    from ...kernels.steering.feature import Feature
     from .model_runner import ModelRunner
 
 LOG = logging.getLogger("trimtab.engine")
 BatchShape = tuple[int, int]
-"""Requests of a step, and branches of the first of them; the others have one."""
+"""(number of requests, number of branches of the first one); the others have one branch."""
 REPORT_FLAGS = ((False, False), (True, False), (False, True))
-"""A trace, and the likeliest tokens; a step with both launches what one with a trace does."""
+"""(trace, top log-probabilities); a step with both launches the same kernels as one with a trace."""
 OFF_ON = (False, True)
-GREEDY_SAMPLING, TRUNCATED_SAMPLING = RowSampling(), RowSampling(1.0, min_p=0.1)
+GREEDY_SAMPLING, TRUNCATED_SAMPLING = RowSampling(), RowSampling(temperature=1.0, min_p=0.1)
 
 
 def warm_up(runner: ModelRunner, shapes: Sequence[BatchShape]) -> None:
-    """Launches all of them; compiles that come after are late. In every process of an engine alike.
+    """Run the warm-up steps; the monitor counts later compiles as late. Every rank runs the same steps.
 
-    shapes: see `Backend.warm_shapes`; in steps of the first the vocabulary's product stands alone, but for
-    plain ones, which the last is for.
+    shapes: see `Backend.warmup_shapes`. The first runs the LM head unfused, except in plain steps, for which
+    the last does.
     """
     cache, steering_state, seconds = runner.cache, runner.steering_state, runner.steer_seconds
-    assert isinstance(cache, PagedKVCache), "only such a cache has a spare page"
-    LOG.info("launching every kernel once; what Triton's cache does not hold is compiled")
+    assert isinstance(cache, PagedKVCache), "only PagedKVCache has a padding block"
+    LOG.info("launching every kernel once; kernels not in Triton's cache are compiled")
     start = time.perf_counter()
     runner.steering_state = SteeringState(
         steering_state.vocab_size, steering_state.device, steering_state.shard
@@ -54,31 +61,28 @@ def warm_up(runner: ModelRunner, shapes: Sequence[BatchShape]) -> None:
     if jit_monitor:
         jit_monitor.seal()
         LOG.info(
-            "every kernel was launched in %.1f seconds, and %d were made ready", elapsed, jit_monitor.count
+            "launched every kernel in %.1f seconds; %d were compiled or loaded", elapsed, jit_monitor.count
         )
 
 
 def warmup_steps(
     padding_block: int, unfused_shape: BatchShape, *fused_shapes: BatchShape
 ) -> Iterator[StepInput]:
-    """Steps over that page alone that launch each variant of each kernel.
+    """Steps that launch each variant of each kernel, using only the padding block.
 
-    The first switches are those of the score kernel. Other kernels have fewer, and of their own a delay,
-    rewards and the kind of filter, each of which comes and goes with a switch that its kernel does not have.
-    The next are those of the kernels at both ends of a step whose product is fused with its steering, and the
-    last those of the product itself.
+    The first loop covers the switches of the score kernel. The other kernels have fewer of these and
+    others (previous contrast, rewards, kind of truncation), each varied together with a switch that its
+    kernel ignores. The second loop covers the kernels before and after an LM head fused with steering, the
+    third the fused LM head itself.
     """
-    yield StepInput(score_token_ids=[0, 0])  # whose cache is small: AMD's compiler knows tensors below 2 GiB
-    yield _make_step(
-        padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2
-    )  # a prompt; the others are steps that may be replayed
-    for has_kl_budget, has_mask, has_edits, has_truncation in product(OFF_ON, repeat=4):
-        coefficients = _make_coefficients(has_kl_budget, has_mask, has_rewards=has_edits)
-        sampling = (
-            RowSampling(1.0, 2 * has_kl_budget, 0.9 if has_mask else 1.0, 0.1)
-            if has_truncation
-            else GREEDY_SAMPLING
-        )
+    # scoring uses a small cache: AMD's compiler specializes on tensors below 2 GiB
+    yield StepInput(score_token_ids=[0, 0])
+    # a prefill step; all later steps decode, and may be replayed from CUDA graphs
+    yield _make_step(padding_block, MIN_SHAPE, _make_coefficients(), num_tokens=2)
+    for has_kl_budget, has_masks, has_edits, has_truncation in product(OFF_ON, repeat=4):
+        coefficients = _make_coefficients(has_kl_budget, has_edits, has_masks, has_prev_contrast=has_edits)
+        truncation = [MIN_P, *([TOP_K] if has_kl_budget else []), *([TOP_P] if has_masks else [])]
+        sampling = RowSampling(**_warmup_columns(truncation)) if has_truncation else GREEDY_SAMPLING
         for report in REPORT_FLAGS:
             yield _make_step(padding_block, unfused_shape, coefficients, sampling, report, has_edits)
     for has_kl_budget, has_rewards, sampling in product(
@@ -100,15 +104,19 @@ def warmup_steps(
 
 
 def _make_coefficients(
-    has_kl_budget: bool = False, has_mask: bool = False, has_rewards: bool = False
+    has_kl_budget: bool = False,
+    has_rewards: bool = False,
+    has_masks: bool = False,
+    has_prev_contrast: bool = False,
 ) -> SteeringCoefficients:
-    return SteeringCoefficients(
-        objective_coef=1.0,
-        prev_contrast_coef=float(has_mask),
-        mask_top_p=0.9 if has_mask else 1.0,
-        reward_rate=float(has_rewards),
-        kl_budget=0.1 if has_kl_budget else float("inf"),
-    )
+    features = {KL_BUDGET: has_kl_budget, REWARDS: has_rewards, PREV_CONTRAST: has_prev_contrast}
+    features |= dict.fromkeys(MASKS, has_masks)
+    columns = _warmup_columns(feature for feature, is_used in features.items() if is_used)
+    return SteeringCoefficients(objective_coef=1.0, **columns)
+
+
+def _warmup_columns(features: Iterable[Feature]) -> dict[str, Any]:
+    return {name: value for feature in features for name, value in feature.warmup.items()}
 
 
 def _make_step(
@@ -120,7 +128,7 @@ def _make_step(
     has_edits: bool = False,
     num_tokens: int = 1,
 ) -> StepInput:
-    """A step in which the first request has this program and draw, and its first branch so many tokens."""
+    """A step whose first request has these coefficients and sampling; its first branch has `num_tokens`."""
     num_requests, num_branches = shape
     other_rows = list(range(1, num_requests))
     num_seqs = num_branches + len(other_rows)

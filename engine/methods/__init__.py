@@ -1,4 +1,3 @@
-"""The decoding methods. `base.py` is the class that every method extends, `builtin.py` the published ones,
-and
-`registry.py` finds them and their settings by name.
+"""Decoding methods: `base.py` has the base class, `builtin.py` the published methods, and `registry.py` looks
+up methods and settings by name.
 """

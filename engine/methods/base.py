@@ -1,6 +1,6 @@
-"""The base class of the decoding methods: which objectives become branches, and the coefficients of the mix.
+"""Base class of the decoding methods: objective branches and the coefficients that mix their logits.
 
-A method is data: the decode loop reads its `SteeringCoefficients` and nothing else of it. To write your own,
+A method is data: the decode loop reads only its `SteeringCoefficients`. To write your own,
 subclass `Method`, add fields, and define `coefficients`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,11 +28,11 @@ PLACEMENTS = ("system", "user")
 
 @dataclass(frozen=True)
 class Method:
-    """What all methods share: the objectives, and where their texts go in the prompt.
+    """Base class of all methods: the objectives, and the placement of their texts in the prompt.
 
     `objective_arity` is "none", "one" or "many": how many objective branches the method decodes. A method for
-    one objective that is given several joins their texts with a space in one branch. `name` is the method's
-    name on the command line. `presets` are settings by name that are not the published ones, see `preset`.
+    one objective joins the texts of several with a space in one branch. `name` is the method's name on the
+    command line. `presets` are named settings other than the published ones, see `preset`.
     """
 
     objective_arity: ClassVar[str] = "many"
@@ -42,6 +42,13 @@ class Method:
     objectives: tuple[Objective, ...] = ()
     placement: str = config_field(
         "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
+    )
+
+    relative_top: float | None = config_field(
+        None,
+        "allow only tokens at least this likely, relative to the likeliest, in some branch whose coefficient "
+        "is above 0; none allows all",
+        kw_only=True,
     )
 
     wishes = RenamedAttribute()
@@ -62,17 +69,13 @@ class Method:
             )
         if self.objective_arity != "none" and not self.objectives:
             raise InputError(f"{self.name} needs at least one objective and was given none")
-        # computed here, so that a hyperparameter out of range is refused now and not at the first token
-        if not isinstance(self.cached_coefficients, SteeringCoefficients):
-            raise invalid_value(
-                f"coefficients() of {self.name}", self.cached_coefficients, "of type SteeringCoefficients"
-            )
+        _ = self.cached_coefficients  # a setting out of range is refused now and not at the first token
         for message in self.iter_warnings():
             warnings.warn(message, SteeringWarning, stacklevel=3)
 
     @classmethod
     def preset(cls, preset: str, objectives: Sequence[Objective], **settings: Any) -> Self:
-        """The method with the settings of a preset, and others in their place where they are given.
+        """Make the method with the settings of a preset; `settings` override them.
 
         Raises InputError when the method has no preset of that name.
         """
@@ -97,28 +100,37 @@ class Method:
         if self.objective_arity == "one":
             return (1.0,)
         max_weight = max((o.weight for o in self.objectives), default=1.0)
-        scaled = [
-            o.weight / max_weight for o in self.objectives
-        ]  # by the largest first: weights may be 1e-300
+        # divide by the largest first: weights may be 1e-300
+        scaled = [o.weight / max_weight for o in self.objectives]
         total = sum(scaled)
         return tuple(weight / total for weight in scaled)
 
     def coefficients(self) -> SteeringCoefficients:
-        """The numeric row of this method. Raises InputError when a hyperparameter is out of range."""
+        """The coefficients of this method. Raises InputError when a hyperparameter is out of range."""
         raise NotImplementedError
 
     @cached_property
     def cached_coefficients(self) -> SteeringCoefficients:
-        """What `coefficients` returns, computed once."""
-        return self.coefficients()
+        """What `coefficients` returns, with the settings that all methods have; computed once.
+
+        Raises InputError when a setting is out of range.
+        """
+        coefficients = self.coefficients()
+        if not isinstance(coefficients, SteeringCoefficients):
+            raise invalid_value(
+                f"coefficients() of {self.name}", coefficients, "of type SteeringCoefficients"
+            )
+        if self.relative_top is None:
+            return coefficients
+        self.require("relative_top", 0 < self.relative_top <= 1, "above 0 and at most 1, or none")
+        return replace(coefficients, relative_top=self.relative_top)
 
     def iter_warnings(self) -> Iterator[str]:
-        """Sentences about settings that may be a mistake; each is a warning when the method is made."""
+        """Messages about settings that may be a mistake; each is issued as a warning on construction."""
         if self.objective_arity == "one" and len({o.weight for o in self._weighted_objectives}) > 1:
             yield (
-                f"{self.name} steers toward one preference, so it joins the "
-                f"{len(self._weighted_objectives)} objectives "
-                "in one and ignores their uneven weights"
+                f"{self.name} steers toward one objective, so it joins the "
+                f"{len(self._weighted_objectives)} objectives in one and ignores their uneven weights"
             )
 
     @property
@@ -126,12 +138,12 @@ class Method:
         return [o for o in self.objectives if o.weight > 0]
 
     def require(self, name: str, ok: bool, expected: str) -> None:
-        """Refuses the field `name` in one sentence unless `ok`."""
+        """Raise InputError for the field `name` unless `ok`."""
         if not ok:
             raise invalid_value(f"{name} of {self.name}", getattr(self, name), expected, name)
 
     def require_positive(self, *names: str) -> None:
-        """Refuses each named field that is not a finite number above 0."""
+        """Raise InputError for a named field that is not a finite number above 0."""
         for name in names:
             value = getattr(self, name)
             self.require(name, math.isfinite(value) and value > 0, "a finite number above 0")
@@ -142,7 +154,7 @@ def _check_objectives(objectives: tuple[Objective, ...]) -> None:
     for objective in objectives:
         if objective.text in seen:
             raise InputError(
-                f"objective {short_repr(objective.text)} is given twice; give it once with its whole weight"
+                f"objective {short_repr(objective.text)} is given twice; give it once with its total weight"
             )
         seen.add(objective.text)
     if objectives and not any(o.weight > 0 for o in objectives):
@@ -152,9 +164,9 @@ def _check_objectives(objectives: tuple[Objective, ...]) -> None:
 def contrast_coefficients(
     method: Method, a: float, kl_budget: float | None = None, **extra: Any
 ) -> SteeringCoefficients:
-    """The row base = 1 − a, scale = a, in which most methods fit (strength a along the ray b + a (m − b)).
+    """Coefficients base_coef = 1 − a, objective_coef = a, which fit most methods: b + a (m − b), strength a.
 
-    Raises InputError when |a| is beyond what float32 scores carry, or when a trust region is asked of a < 1.
+    Raises InputError when |a| is too large for float32 scores, or when kl_budget is set with a < 1.
     """
     if not abs(a) <= MAX_STRENGTH:
         values = {k: v for k, v in vars(method).items() if type(v) in (int, float)}

@@ -1,4 +1,4 @@
-"""The published decoding methods: their hyperparameters, and the numeric row each compiles to.
+"""The published decoding methods: their hyperparameters and steering coefficients.
 
 Defaults are the published values.
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from ...kernels.common.errors import InputError
 from ...kernels.steering.closed_form import reward_strength, strength
-from ...kernels.steering.coefficients import EMA, MEAN, SUM, SteeringCoefficients
+from ...kernels.steering.coefficients import SteeringCoefficients
+from ...kernels.steering.rewards import EMA, MEAN, SUM
 from ..utils.fields import config_field
 from .base import Method, contrast_coefficients
 
-KL_BUDGET = "trust region: at most this many nats a token from the merged policy; none is off"
+KL_BUDGET = "trust region: at most this many nats per token from the merged policy; none is off"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Base(Method):
 
 @dataclass(frozen=True)
 class Prompt(Method):
-    """Preference prompting: plain decoding of the prompt that lists the objectives."""
+    """Prompting: plain decoding of the prompt that lists the objectives."""
 
     objective_arity = "one"
 
@@ -46,7 +47,7 @@ class LinearAlignment(Method):
 
     ratio: float = config_field(2.0, "r of (1 + r) z_1 - r z_0")
     mask_top_p: float | None = config_field(
-        0.8, "allow only this nucleus of the preference branch; none allows all"
+        0.8, "allow only this nucleus of the objective branch; none allows all"
     )
     mask_temperature: float = config_field(1.0, "temperature of that nucleus")
     kl_budget: float | None = config_field(None, KL_BUDGET)
@@ -106,7 +107,7 @@ class Opad(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Amulet(Method):
-    """Amulet (Zhang et al., ICLR 2025): T steps of online learning a token toward the preference prompt.
+    """Amulet (Zhang et al., ICLR 2025): T steps of online learning per token toward the objective branch.
 
     The loop collapses to z_0 + a_T (z_1 − z_0), see `kernels.steering.closed_form`; a_T = 5.6487 as
     published.
@@ -115,7 +116,7 @@ class Amulet(Method):
     objective_arity = "one"
 
     alpha: float = config_field(2.0, "weight of the utility, log pi - log pi_base")
-    lam: float = config_field(2.0, "weight of the regulariser toward the preference prompt")
+    lam: float = config_field(2.0, "weight of the regulariser toward the objective branch")
     eta: float = config_field(10.0, "learning rate")
     iterations: int = config_field(60, "steps of the loop; 0 is off")
     kl_budget: float | None = config_field(None, KL_BUDGET)
@@ -134,15 +135,15 @@ class Amulet(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Mato(Method):
-    """MATO (2026), from what is public of it: objectives whose weights are re-optimised as it writes.
+    """MATO (2026), as far as published: objectives whose weights are re-optimised during decoding.
 
     Scores z_0 + a_T Σ w_k(t) (z_k − z_0), see `kernels.steering.closed_form`; a_T = 1.9347 as published.
-    The weights are w_k ∝ w⁰_k exp(−R_k/τ) with R_k = Σ β [l_k − l_0] over the tokens so far: what lags gets
-    more weight. Not public, and so our reading: the utility, sum or mean of rewards, β, and when weights
-    first act.
+    The weights are w_k ∝ w⁰_k exp(−R_k/τ) with R_k = Σ β [l_k − l_0] over the tokens so far: lagging
+    objectives get more weight. Unpublished, so our reading: the utility, sum or mean of rewards, β, and when
+    weights first act.
 
-    The preset "balanced" is what docs/evidence.md recommends: strong, in a trust region, with weights that
-    stay near what was asked.
+    The preset "balanced" is recommended by docs/evidence.md: strong, in a trust region, with weights that
+    stay near the requested ones.
     """
 
     presets = {"balanced": {"alpha": 2.0, "lam": 2.0, "tau": 20.0, "kl_budget": 0.3}}  # noqa: RUF012 - as above
@@ -152,7 +153,7 @@ class Mato(Method):
     nu: float = config_field(10.0, "learning rate")
     iterations: int = config_field(80, "steps of the loop")
     tau: float = config_field(
-        1.0, "temperature of the weights: small reacts, large stays with what was asked"
+        1.0, "temperature of the weights: small reacts, large stays near the requested weights"
     )
     beta: float = config_field(1.0, "scale of the rewards")
     accumulate: str = config_field("sum", "how rewards add up over the answer", ("sum", "mean", "ema"))
@@ -201,14 +202,14 @@ class Mixture(Method):
 
 
 def check_loop_settings(method: Amulet | Mato, rate_field: str) -> None:
-    """Refuses hyperparameters with which the loop means nothing; `rate_field` names its learning rate."""
+    """Raise InputError for loop hyperparameters out of range; `rate_field` names the learning rate."""
     method.require_positive("lam", rate_field)
     method.require("alpha", 0 <= method.alpha < math.inf, "a finite number ≥ 0")
-    method.require("iterations", 0 <= method.iterations <= 100_000, "a whole number from 0 to 100000")
+    method.require("iterations", 0 <= method.iterations <= 100_000, "an integer from 0 to 100000")
 
 
 def unbounded_warning(method: Amulet | Mato) -> str:
-    """The doubt about a loop with α > λ."""
+    """Warning text for a loop with α > λ."""
     return (
         f"{method.name}: alpha={method.alpha!r} is above lam={method.lam!r}, so the strength grows "
         "without bound with the iterations"

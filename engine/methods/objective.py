@@ -19,7 +19,7 @@ class Objective:
     def __post_init__(self) -> None:
         validate_types(self, " of an objective")
         if not self.text.strip():
-            raise InputError("an objective's text is empty; say in words what is wished for")
+            raise InputError("an objective's text is empty; describe the objective in words")
         if not math.isfinite(self.weight) or self.weight < 0:
             raise invalid_value(
                 f"the weight of objective {short_repr(self.text)}", self.weight, "a finite number ≥ 0"

@@ -1,4 +1,4 @@
-"""The methods by their names, and whose each setting is."""
+"""Registry of the decoding methods and their settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name. Raises InputError that lists the names there are."""
+    """The method class of a name. Raises InputError that lists the known names."""
     for cls in METHODS:
         if cls.name == name:
             return cls
@@ -25,17 +25,17 @@ def method_class(name: str) -> type[Method]:
 
 
 def default_method(objectives: Sequence[Objective]) -> str:
-    """What decodes when no method is named: mato toward objectives, base without."""
+    """The default method: mato with objectives, base without."""
     return "mato" if objectives else "base"
 
 
 def setting_names(cls: type[Method]) -> list[str]:
-    """The names of a method's fields, but for the objectives."""
+    """The names of a method's fields, except the objectives."""
     return [field.name for field in fields(cls) if field.name != "objectives"]
 
 
 def methods_by_setting() -> dict[str, list[type[Method]]]:
-    """The name of every setting of every method, with the methods that have it, in the order of METHODS."""
+    """Map each setting name to the methods that have it, in the order of METHODS."""
     methods: dict[str, list[type[Method]]] = {}
     for cls in METHODS:
         for name in setting_names(cls):
@@ -44,7 +44,7 @@ def methods_by_setting() -> dict[str, list[type[Method]]]:
 
 
 def require_setting(cls: type[Method], name: str, label: str) -> None:
-    """Refuses a setting that `cls` does not have, and says whose it is. `label` is how it was written."""
+    """Raise InputError for a setting that `cls` lacks, naming its owners. `label`: how it was written."""
     owners = methods_by_setting().get(name, [])
     if cls in owners:
         return

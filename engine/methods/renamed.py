@@ -1,4 +1,4 @@
-"""The names that `Method` had until 0.1, kept for one release: each still works, and warns."""
+"""Deprecated attribute names of `Method` from 0.1: they work for one release, with a warning."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import warnings
 from typing import Any
 
 RENAMED = {"wishes": "objective_arity", "program": "coefficients", "branches": "branch_objectives"}
-"""Attributes of `Method` by their old names."""
+"""Old to new attribute names of `Method`."""
 
 
 class RenamedAttribute:
-    """A class attribute that reads the one of its new name, on the class or on an instance."""
+    """A deprecated attribute that reads the renamed one, on the class or on an instance."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -21,7 +21,7 @@ class RenamedAttribute:
 
 
 def warn_renamed(cls: type, name: str, stacklevel: int) -> None:
-    """Warns that an attribute of a method's class has another name now."""
+    """Warn that an attribute of a method class was renamed."""
     warnings.warn(
         f"{cls.__name__}.{name} is called {RENAMED[name]} since trimtab 0.2; the old name ends with 0.3",
         FutureWarning,
@@ -30,7 +30,7 @@ def warn_renamed(cls: type, name: str, stacklevel: int) -> None:
 
 
 def adopt_old_names(cls: type) -> None:
-    """Gives what a subclass defines under an old name its new name, with a warning."""
+    """Copy attributes that a subclass defines under an old name to the new name, with a warning."""
     for name, new_name in RENAMED.items():
         if name in vars(cls) and new_name not in vars(cls):
             warn_renamed(cls, name, 4)

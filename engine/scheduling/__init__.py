@@ -1,1 +1,1 @@
-"""Which tokens the next step computes, and which blocks of the KV cache they go to."""
+"""Continuous-batching scheduler and KV block manager."""

@@ -1,8 +1,8 @@
-"""The blocks of the KV cache: owners, prefix cache, and all-or-nothing allocation for a group.
+"""KV block manager: reference counts, prefix cache, and all-or-nothing allocation for a group.
 
-A full page is known by the hash of its tokens and of all before them, so that whoever begins with the same
-tokens finds it: the branches of one request, the same prompt of another, the next turn of a conversation.
-A page that nobody holds any more keeps what it holds until its room is needed, the least recently used first.
+A full block is indexed by the hash of its tokens and of all tokens before them, so that a common prefix is
+shared: by the branches of a request, by requests with the same prompt, by the next turn of a conversation.
+A free block stays cached until its memory is needed; the least recently used is evicted first.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class BlockManager:
-    """A pool of `num_blocks` pages of `block_size` tokens, counted by reference.
+    """A pool of `num_blocks` reference-counted blocks of `block_size` tokens.
 
-    enable_caching: keep the pages of what has ended for whoever begins alike. Without it pages are shared
-    only among branches that run at the same time.
-    keep_dense: keep what is held at the beginning of the pool, which is read as it lies up to there on a CPU.
-    blocks_to_zero: pages given out that must be cleared before their first use; whoever does so empties the
-    list. num_cached_tokens: how many tokens branches did not have to compute, since their pages were known.
+    enable_caching: keep the blocks of finished requests for requests with the same prefix. Without it blocks
+    are shared only among branches that run at the same time.
+    keep_dense: keep used blocks at the beginning of the pool: CPU attention reads up to the last one.
+    blocks_to_zero: allocated blocks to clear before their first use; the caller that clears them empties the
+    list. num_cached_tokens: tokens that were not computed because their blocks were cached.
     """
 
     def __init__(
@@ -43,34 +43,34 @@ class BlockManager:
         self.reset([])
 
     def reset(self, groups: Iterable[SequenceGroup]) -> None:
-        """Frees every page and knows none any more, in whatever state an interruption has left them.
+        """Free every block and empty the prefix cache, in whatever state an interruption has left them.
 
-        groups: all who may hold any; they stand at their beginning again.
+        groups: all groups that may own blocks; they restart from their first token.
         """
         for group in groups:
             for branch in group.branches:
                 branch.block_table, branch.num_computed_tokens = [], 0
-        self._free_heap = list(range(self.num_blocks))  # a heap: what is given out lies at the beginning
-        self._lru: OrderedDict[int, None] = OrderedDict()  # held by nobody, but known by hash; oldest first
+        self._free_heap = list(range(self.num_blocks))  # a heap: the lowest blocks are allocated first
+        self._lru: OrderedDict[int, None] = OrderedDict()  # free but cached by hash; oldest first
         self._ref_counts = [0] * self.num_blocks
         self._hash_of_block: dict[int, bytes] = {}
         self._block_of_hash: dict[bytes, int] = {}
 
     @property
     def num_free_blocks(self) -> int:
-        """How many pages nobody holds."""
+        """Number of blocks without references, cached ones included."""
         return len(self._free_heap) + len(self._lru)
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """How many pages hold so many tokens of a branch."""
+        """Number of blocks for `num_tokens` tokens of a branch."""
         return -(-num_tokens // self.block_size)
 
     def blocks_needed(self, group: SequenceGroup) -> int:
-        """Pages to begin with: those of all its tokens, shared ones counted once and held ones not at all."""
+        """Blocks for its current tokens, shared ones counted once and referenced ones not at all."""
         return self._count_blocks(group, len(group.output_ids), self._is_referenced)
 
     def max_blocks(self, group: SequenceGroup) -> int:
-        """Pages of its longest answer, shared ones counted once; an answer's last token is never computed."""
+        """Blocks for its longest answer, shared ones counted once; the last token is never computed."""
         return self._count_blocks(group, group.max_new_tokens - 1, lambda key: False)
 
     def _count_blocks(
@@ -91,10 +91,10 @@ class BlockManager:
         return count
 
     def take_cached(self, group: SequenceGroup, branch: Branch, pending_hashes: set[bytes]) -> bool:
-        """Gives a branch that stands at the end of a page the known pages that come next.
+        """Append the cached blocks that come next to a branch that ends at a block boundary.
 
-        One token at least is left to compute. Returns False when the page after that is among
-        `pending_hashes`: one that another branch is computing.
+        At least one token is left to compute. Returns False when the following block is in `pending_hashes`:
+        another branch is computing it.
         """
         num_tokens = len(branch.prompt_token_ids) + len(group.output_ids)
         while (
@@ -113,13 +113,13 @@ class BlockManager:
         return True
 
     def hashes_to_fill(self, group: SequenceGroup, branch: Branch, num_new: int) -> Iterable[bytes]:
-        """The pages that the branch's next `num_new` tokens fill, but for its last token."""
+        """Hashes of the blocks that the branch's next `num_new` tokens fill, its last token excluded."""
         num_tokens = len(branch.prompt_token_ids) + len(group.output_ids)
         num_full = min(branch.num_computed_tokens + num_new, num_tokens - 1) // self.block_size
         return self._block_hashes(group, branch, num_full)[branch.num_computed_tokens // self.block_size :]
 
     def allocate(self, scheduled: Sequence[tuple[Branch, int]]) -> bool:
-        """Gives each branch the pages for so many more tokens; or changes nothing."""
+        """Allocate blocks for each branch's new tokens; if too few are free, change nothing, return False."""
         num_missing = [
             self.num_blocks_for(b.num_computed_tokens + count) - len(b.block_table) for b, count in scheduled
         ]
@@ -131,9 +131,7 @@ class BlockManager:
         return True
 
     def cache_full_blocks(self, group: SequenceGroup, branch: Branch, num_new: int) -> None:
-        """The branch's next `num_new` tokens have been computed: what they filled can be found from now
-        on.
-        """
+        """Mark the branch's next `num_new` tokens as computed and add the blocks they fill to the cache."""
         prev_full = branch.num_computed_tokens // self.block_size
         branch.num_computed_tokens += num_new
         num_full = branch.num_computed_tokens // self.block_size
@@ -148,29 +146,27 @@ class BlockManager:
                 self._block_of_hash[block_hash], self._hash_of_block[block] = block, block_hash
 
     def free(self, group: SequenceGroup) -> None:
-        """Takes the group's pages back; it stands at its beginning again."""
+        """Release the group's blocks; it restarts from its first token."""
         for branch in group.branches:
-            for block in reversed(
-                branch.block_table
-            ):  # the ends of texts are forgotten before their beginnings
+            for block in reversed(branch.block_table):  # the end of a text is evicted before its beginning
                 self._ref_counts[block] -= 1
                 if not self._ref_counts[block]:
                     self._free_block(block)
             branch.block_table, branch.num_computed_tokens = [], 0
 
     def evict(self, group: SequenceGroup) -> None:
-        """The group's pages are not found by others any more.
+        """Remove the group's blocks from the prefix cache.
 
-        A token without numbers takes them from those before it too, where a masked weight of 0 meets NaN.
+        NaN in a later token's values spreads to earlier tokens: a masked weight of 0 times NaN is NaN.
         """
         for branch in group.branches:
             for block in self._hash_of_block.keys() & set(branch.block_table):
                 del self._block_of_hash[self._hash_of_block.pop(block)]
 
     def defragment(self, groups: Iterable[SequenceGroup]) -> list[tuple[int, int]]:
-        """Moves the held pages to the beginning of the pool when they have become sparse.
+        """Move the used blocks to the beginning of the pool when they have become sparse.
 
-        Returns the pairs of pages whose contents are to be exchanged; the page tables are changed here.
+        Returns the pairs of blocks whose contents the caller must swap; block tables are updated here.
         """
         if not self.keep_dense:
             return []
@@ -179,18 +175,18 @@ class BlockManager:
         if not used or used[-1] + 1 <= max(2, len(used) + len(used) // 2):
             return []
         used_set = set(used)
-        holes = [page for page in range(len(used)) if page not in used_set]
+        holes = [block for block in range(len(used)) if block not in used_set]
         pairs = list(zip(used[len(used) - len(holes) :], holes, strict=True))
         moves = dict(pairs)
         for branch in branches:
-            branch.block_table = [moves.get(page, page) for page in branch.block_table]
+            branch.block_table = [moves.get(block, block) for block in branch.block_table]
         for pair in pairs:
             self._swap_blocks(*pair)
         heapify(self._free_heap)
         return pairs
 
     def _swap_blocks(self, used_block: int, free_block: int) -> None:
-        """A held page and one that is free change places."""
+        """Swap a used block with a free one."""
         hashes = {
             free_block: self._hash_of_block.pop(used_block, None),
             used_block: self._hash_of_block.pop(free_block, None),
@@ -200,12 +196,14 @@ class BlockManager:
                 self._hash_of_block[block], self._block_of_hash[block_hash] = block_hash, block
         self._ref_counts[free_block], self._ref_counts[used_block] = self._ref_counts[used_block], 0
         if free_block in self._lru:
-            self._lru = OrderedDict((used_block if page == free_block else page, None) for page in self._lru)
+            self._lru = OrderedDict(
+                (used_block if block == free_block else block, None) for block in self._lru
+            )
         else:
             self._free_heap[self._free_heap.index(free_block)] = used_block
 
     def _block_hashes(self, group: SequenceGroup, branch: Branch, count: int) -> list[bytes]:
-        """The hashes of the branch's first `count` pages, each of its tokens and of the hash before."""
+        """Hashes of the branch's first `count` blocks, each of its tokens and the previous hash."""
         while len(branch.block_hashes) < count:
             start = len(branch.block_hashes) * self.block_size
             parent_hash = (

@@ -1,9 +1,9 @@
-"""Which tokens the next step computes: whole groups at a time.
+"""Continuous-batching scheduler that admits, preempts and samples groups as a unit.
 
-There is no prefill or decode phase. A branch has tokens that are not computed yet: many when it starts, one
-when it decodes. A step gives each as many as the budget allows; a group whose branches have all caught up
-chooses its next token. When pages run out the youngest group gives its own back and starts again later, from
-its prompt and the answer so far.
+There are no separate prefill and decode steps. A branch has uncomputed tokens: many when it starts, one when
+it decodes. A step computes as many of each branch as the budget allows; a group whose branches have all
+caught up samples its next token. When blocks run out, the youngest group is preempted: its blocks are freed,
+and it later recomputes its prompt and the answer so far.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 RESERVE_DIVISOR = 4
-"""The part of a step's tokens that the oldest prompt leaves to younger ones: a quarter."""
+"""The oldest prefill leaves 1/4 of the step's token budget to younger groups."""
 
 
 @dataclass
 class SchedulerOutput:
-    """One step: groups that start, tokens to compute of each branch, groups that then choose a token.
+    """One step: groups that start, number of tokens to compute per branch, groups that sample a token.
 
-    blocks_to_swap: pairs of pages to exchange, and `blocks_to_zero`, pages to clear, before anything else.
-    prev_index: where each group stands among those that the step before chose for, if that is not known yet.
+    blocks_to_swap, blocks_to_zero: pairs of blocks to swap and blocks to clear before the forward pass.
+    prev_index: index of each group among the previous step's tokens, if those are not on the host yet.
     """
 
     new_groups: list[SequenceGroup] = field(default_factory=list)
@@ -39,10 +39,10 @@ class SchedulerOutput:
 
 
 class Scheduler:
-    """First come, first served, within `max_num_seqs` branches and `max_num_batched_tokens` tokens a step.
+    """First come, first served, within `max_num_seqs` branches and `max_num_batched_tokens` tokens per step.
 
-    `running` and `waiting` are in the order of arrival. preemptions: how often a group had to start again;
-    prompt_tokens: of all branches that ever started.
+    `running` and `waiting` are in the order of arrival. preemptions: number of preempted groups;
+    prompt_tokens: total prompt tokens of all branches that started.
     """
 
     def __init__(self, block_manager: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
@@ -58,15 +58,15 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Whether no group waits or runs."""
         return not self.waiting and not self.running
 
     def add(self, group: SequenceGroup) -> None:
-        """Puts the group at the end of the queue."""
+        """Append the group to the waiting queue."""
         self.waiting.append(group)
 
     def remove(self, group: SequenceGroup) -> None:
-        """Takes the group out, wherever it is, and frees what it holds."""
+        """Remove the group from the queues and free its blocks and state row."""
         if group in self.running:
             self.running.remove(group)
             self.block_manager.free(group)
@@ -76,21 +76,21 @@ class Scheduler:
         group.state_row = -1
 
     def pop_failed(self) -> list[SequenceGroup]:
-        """Takes out and returns what runs, wherever a step was interrupted; else the first that waits."""
+        """Remove and return the running groups after a failed step; if none runs, the first waiting one."""
         failed, self.running = self.running or list(self.waiting)[:1], []
         self.waiting = deque(group for group in self.waiting if group not in failed)
         for group in failed:
-            group.state_row = -1  # which may be another's before the group's reader leaves
+            group.state_row = -1  # the row may be reassigned before the group's reader calls remove()
         self._used_rows = {group.state_row for group in self.waiting if group.state_row >= 0}
         self.block_manager.reset([*failed, *self.waiting])
         return failed
 
     def schedule(self) -> SchedulerOutput:
-        """Admits what fits, and shares the step's tokens out: first to groups that decode, then in order."""
+        """Admit groups that fit and divide the token budget: decoding groups first, then by arrival."""
         scheduler_output = SchedulerOutput(blocks_to_swap=self.block_manager.defragment(self.running))
         while self.waiting and self._can_admit(self.waiting[0]):
             group = self.waiting[0]
-            self.running.append(group)  # first, so that no interruption finds it nowhere
+            self.running.append(group)  # before popleft(): an interrupt must not lose the group
             self.waiting.popleft()
             if group.state_row < 0:
                 self._assign_row(group)
@@ -99,7 +99,7 @@ class Scheduler:
         num_scheduled: dict[SequenceGroup, list[int]] = {}
         budget, pending_hashes = self.max_num_batched_tokens, set[bytes]()
         prefills = [group for group in self.running if _is_prefill(group)]
-        # the oldest prompt leaves something to those behind it, so that a short one need not wait for its end
+        # the oldest prefill leaves tokens to younger groups: a short prompt need not wait for a long one
         oldest_prefill = prefills[0] if len(prefills) > 1 else None
         for group in sorted(self.running, key=_is_prefill):
             if group not in self.running:
@@ -129,10 +129,10 @@ class Scheduler:
         return scheduler_output
 
     def schedule_ahead(self, scheduler_output: SchedulerOutput) -> SchedulerOutput | None:
-        """The step after this one, which is committed, planned before anybody knows what it chooses.
+        """Schedule the step after this one, whose tokens are marked computed but not sampled yet.
 
-        None where more than that goes on: a prompt, somebody who waits and might begin, too few pages, or a
-        request whose scores depend on what it has said.
+        None if the next step is not plain decoding of the same groups: a prefill runs, a waiting group may be
+        admitted, blocks are too few, or a group's penalties depend on the unknown tokens.
         """
         prev_index = {
             group: index for index, group in enumerate(scheduler_output.to_sample) if group.is_active
@@ -157,15 +157,15 @@ class Scheduler:
         )
 
     def mark_computed(self, scheduler_output: SchedulerOutput) -> None:
-        """The plan's tokens have been computed, or will have been before anything that is planned after."""
+        """Count the step's tokens as computed: any later step runs after it."""
         for group, branch, count in scheduler_output.scheduled:
             if group.is_active:
                 self.block_manager.cache_full_blocks(group, branch, count)
 
     def _num_new_tokens(self, group: SequenceGroup, budget: int, pending_hashes: set[bytes]) -> list[int]:
-        """Tokens for each branch. One waits while another computes a page that it can have from there.
+        """Number of tokens per branch; 0 while another branch computes a block that this one can share.
 
-        The last token of every branch is computed in the same step, the one that chooses from all of them.
+        The last tokens of all branches are computed in the same step, which samples from all of them.
         """
         group_hashes, num_new = set(pending_hashes), list[int]()
         for branch in group.branches:
@@ -180,7 +180,7 @@ class Scheduler:
     def _allocate_or_preempt(
         self, group: SequenceGroup, num_new: list[int], num_scheduled: dict[SequenceGroup, list[int]]
     ) -> bool:
-        """Reserves the pages of these shares, preempting younger groups for them, or the group itself."""
+        """Allocate the blocks of these tokens, preempting younger groups or, last, the group itself."""
         while not self.block_manager.allocate(list(zip(group.branches, num_new, strict=True))):
             youngest = self.running[-1]
             self.waiting.appendleft(youngest)
@@ -193,14 +193,14 @@ class Scheduler:
         return True
 
     def _can_admit(self, group: SequenceGroup) -> bool:
-        """Whether there is room for the group's branches, its tokens, and a page more for each."""
+        """Whether the group's branches fit max_num_seqs, and its tokens plus one block per branch fit."""
         num_seqs = sum(len(running.branches) for running in self.running)
         if num_seqs + len(group.branches) > self.max_num_seqs:
             return False
-        num_promised = sum(
+        num_reserved_blocks = sum(
             self.block_manager.blocks_needed(running) for running in self.running if _is_prefill(running)
         )
-        num_needed = num_promised + self.block_manager.blocks_needed(group) + len(group.branches)
+        num_needed = num_reserved_blocks + self.block_manager.blocks_needed(group) + len(group.branches)
         return not self.running or num_needed <= self.block_manager.num_free_blocks
 
     def _assign_row(self, group: SequenceGroup) -> None:
@@ -210,5 +210,5 @@ class Scheduler:
 
 
 def _is_prefill(group: SequenceGroup) -> bool:
-    """Whether the group has a prompt to compute, or its answer again."""
+    """Whether the group has a prompt to compute, or its answer to recompute after preemption."""
     return any(group.num_uncomputed(branch) > 1 for branch in group.branches)

@@ -1,1 +1,1 @@
-"""A request while it is decoded: its branches, its tokens, its growing text and where the text stops."""
+"""Decoding state of a request: branches, tokens, output text and stop strings."""

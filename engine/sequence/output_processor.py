@@ -1,4 +1,4 @@
-"""An answer as it grows: text, finish reason and trace."""
+"""Output state of an answer: text, finish reason, trace and log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class OutputState:
-    """One answer's text and trace; `finish_reason` is None until it ends."""
+    """Text and trace of one answer; `finish_reason` is None until it ends."""
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, trace: bool) -> None:
         eos_ids = () if sampling.ignore_eos else tokenizer.eos_token_ids
@@ -30,7 +30,7 @@ class OutputState:
         self._stop_matcher = StopStringMatcher(sampling.stop, sampling.include_stop_str_in_output)
 
     def append(self, sampled: SampledToken, max_new_tokens: int) -> str:
-        """Takes a token and returns the text that is final by it; sets `finish_reason` at the last."""
+        """Add a token and return the text that it makes final; set `finish_reason` at the last token."""
         self._num_tokens += 1
         self._record_token(sampled)
         if sampled.token_id in self.stop_token_ids:
@@ -46,10 +46,10 @@ class OutputState:
         return new_text
 
     def end(self, finish_reason: str, error: str) -> str:
-        """Ends the answer before its time and returns the text that was held back."""
+        """End the answer early and return its pending text."""
         try:
             new_text = self._flush()
-        except Exception:  # it ends because of that very text, perhaps
+        except Exception:  # the answer may end because detokenizing failed
             new_text = ""
         self.finish_reason, self.error = finish_reason, error
         self.text += new_text
@@ -67,18 +67,18 @@ class OutputState:
             self.logprobs.append(TokenLogprobs(sampled.token_id, sampled.logprob, top_logprobs))
 
     def _match_stops(self, text: str) -> tuple[str, bool]:
-        """Looks for stop strings, unless the answer is still shorter than min_tokens."""
+        """Search for stop strings, unless the answer is shorter than min_tokens."""
         if self._num_tokens < self._sampling.min_tokens:
             return text, False
         return self._stop_matcher.step(text)
 
     def _has_pending_stop(self) -> bool:
-        """Whether a stop string is complete in text that is held back, so that it need not be waited for."""
+        """Whether the pending text completes a stop string, so that no more tokens are needed."""
         check_stops = self._sampling.stop and self._num_tokens >= self._sampling.min_tokens
         return bool(check_stops) and self._stop_matcher.would_match(self._detokenizer.pending)
 
     def _flush(self) -> str:
-        """What was held back: half a character, or the beginning of a stop string that never came."""
+        """Return the pending text: an incomplete character or an unmatched prefix of a stop string."""
         new_text, _ = self._match_stops(self._detokenizer.flush())
         new_text += self._stop_matcher.flush()
         if self._stop_matcher.matched:

@@ -1,4 +1,4 @@
-"""A request while it is decoded: a group of branches that is scheduled, finished and aborted as one."""
+"""Sequence groups: the branches of one answer, scheduled, finished and aborted as a unit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Branch:
-    """One prompt being decoded, with its page table; pages of a common head are shared.
+    """One prompt being decoded, with its block table; blocks of a common prefix are shared.
 
-    `num_computed_tokens` tokens have their K and V in the cache, and computed ≤ len(prompt) + len(answer)
-    always. block_hashes: what the full pages of its tokens are known by, as far as anybody asked.
+    The K and V of `num_computed_tokens` ≤ len(prompt) + len(answer) tokens are in the cache. block_hashes:
+    hashes of its full blocks, as far as they have been computed.
     """
 
     index: int
@@ -32,11 +32,11 @@ class Branch:
 
 @dataclass(eq=False)
 class SequenceGroup:
-    """One answer being decoded: the branches that run, in lockstep, and the tokens appended to all of them.
+    """One answer being decoded: the active branches, in lockstep, and the tokens appended to all of them.
 
-    `max_new_tokens` is the longest answer that fits the context and max_tokens. `state_row` is its row of
-    the SteerTable, which it keeps from its admission to its end, also while it is preempted. `rope_length`
-    is the length that a dynamic rope turns its keys by, so that groups share pages only where it is the same.
+    `max_new_tokens` is the limit from the context length and max_tokens. `state_row` is its row of the
+    `SteeringState`, kept from admission to its end, also while preempted. `rope_length` is the length that a
+    dynamic RoPE scales its keys by; groups share blocks only if it is equal.
     """
 
     request: Request
@@ -55,11 +55,11 @@ class SequenceGroup:
     pending_deltas: deque[Delta] = field(default_factory=deque)
 
     def num_uncomputed(self, branch: Branch) -> int:
-        """How many of the branch's tokens are not computed yet; it has caught up when this is 0."""
+        """Number of the branch's tokens that are not computed yet."""
         return len(branch.prompt_token_ids) + len(self.output_ids) - branch.num_computed_tokens
 
     def get_token_ids(self, branch: Branch, start: int, count: int) -> list[int]:
-        """`count` of the branch's token ids from `start` on, prompt and answer in one."""
+        """`count` token ids from `start` of the branch's prompt followed by the answer."""
         prompt = branch.prompt_token_ids
         if start >= len(prompt):
             return self.output_ids[start - len(prompt) : start - len(prompt) + count]
@@ -69,23 +69,23 @@ class SequenceGroup:
 
     @property
     def is_active(self) -> bool:
-        """Whether it has been admitted and not been taken out since, which follows upon its end."""
+        """Whether it has been admitted and not removed since; a finished group is removed."""
         return self.state_row >= 0
 
     @property
     def uses_penalties(self) -> bool:
-        """Whether which tokens it has chosen changes the scores of the next."""
+        """Whether the scores of the next token depend on the answer through penalties."""
         sampling = self.request.sampling
         penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1
         return any(penalties)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the answer has its last token."""
+        """Whether the answer has ended."""
         return self.output_state.finish_reason is not None
 
     def append(self, sampled: SampledToken, now: float) -> None:
-        """Takes the token that a step chose: to every branch, to the answer, and to whoever reads it."""
+        """Append a sampled token to the answer and all branches, and queue its delta."""
         self.first_token_time = self.first_token_time or now
         if sampled.failed:
             position = len(self.output_ids) + 1
@@ -99,11 +99,11 @@ class SequenceGroup:
         self._emit(self.output_state.append(sampled, self.max_new_tokens), len(self.output_ids) - 1, now)
 
     def end(self, reason: str, error: str, now: float) -> None:
-        """Ends the answer before its time, "error" or "abort": what it has so far is told."""
+        """End the answer early with reason "error" or "abort", and queue its last delta."""
         self._emit(self.output_state.end(reason, error), len(self.output_ids), now)
 
     def _emit(self, text: str, start: int, now: float) -> None:
-        """Text that is new, and the tokens from `start` on."""
+        """Queue a delta of the new text and the tokens from `start` on."""
         trace, logprobs = self.output_state.trace, self.output_state.logprobs
         self.pending_deltas.append(
             Delta(
@@ -117,7 +117,7 @@ class SequenceGroup:
         )
 
     def make_output(self, now: float) -> Output:
-        """The answer, which has ended."""
+        """The output of the ended answer."""
         assert self.output_state.finish_reason is not None, "the answer has not ended"
         scheduled_time = self.scheduled_time or now
         first_token_time = self.first_token_time or now

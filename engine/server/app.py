@@ -22,9 +22,10 @@ from .config import ServerConfig
 from .errors import SERVER_ERROR, ApiError, to_api_error, unknown_model
 from .http import read_json_body
 from .metrics import Metrics
+from .protocol import ChatCompletionRequest, CompletionRequest
 from .requests import RequestParser
 from .responses import make_token_decoder
-from .schemas import CHAT_OPENAPI, COMPLETION_OPENAPI, PREVIEW_OPENAPI
+from .schemas import body_openapi
 from .serving import CallHandler
 from .steering import Profiles
 
@@ -60,17 +61,17 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
     if config.api_key is not None:
         app.add_middleware(APIKeyMiddleware, key=config.api_key)
 
-    @app.post("/v1/chat/completions", openapi_extra=CHAT_OPENAPI)
+    @app.post("/v1/chat/completions", openapi_extra=body_openapi(ChatCompletionRequest))
     async def chat_completions(http: Request) -> Response:
         """Generate the answer to a conversation, steered toward the objectives of `steering`."""
         return await handler.serve(http, parser.parse_chat)
 
-    @app.post("/v1/completions", openapi_extra=COMPLETION_OPENAPI)
+    @app.post("/v1/completions", openapi_extra=body_openapi(CompletionRequest))
     async def completions(http: Request) -> Response:
         """Continue a text. In a branch prompt the objective precedes the text, separated by an empty line."""
         return await handler.serve(http, parser.parse_completion)
 
-    @app.post("/v1/steer/preview", openapi_extra=PREVIEW_OPENAPI)
+    @app.post("/v1/steer/preview", openapi_extra=body_openapi(ChatCompletionRequest))
     async def preview(http: Request) -> dict[str, Any]:
         """Return the branch prompts of a chat request and their token counts, without generating."""
         return await asyncio.to_thread(_preview_prompts, engine, parser, await read_json_body(http, config))

@@ -29,7 +29,7 @@ class ServerConfig:
             self,
             ("port", 0 <= self.port < 1 << 16, "from 0 to 65535"),
             ("api_key", self.api_key is None or bool(self.api_key.strip()), "a non-empty string"),
-            ("max_body_bytes", self.max_body_bytes >= 1, "a whole number ≥ 1"),
+            ("max_body_bytes", self.max_body_bytes >= 1, "an integer ≥ 1"),
             ("body_timeout", 0 < self.body_timeout < 1e9, "a number of seconds above 0"),
             ("request_timeout", 0 < self.request_timeout < 1e9, "a number of seconds above 0"),
             ("drain_timeout", 0 <= self.drain_timeout < 1e9, "a number of seconds ≥ 0"),

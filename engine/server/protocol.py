@@ -7,19 +7,23 @@ supported nor set to a no-op value is rejected by name: nothing that a client as
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SkipValidation, ValidationError, create_model
 
 from ...kernels.common.errors import InputError, short_repr
 from ..sampling_params import SamplingParams, from_json
-from ..utils.fields import config_field, did_you_mean, invalid_value, validate_rules, validate_types
+from ..utils.fields import describe_type, did_you_mean, field_types, invalid_value, validate_rules
 from .errors import bad_request, to_api_error
+from .schemas import MessageJson, PromptJson, Role, SteeringJson, describe_fields
 
 RENAMED = ("max_tokens", "logprobs")
 """Fields of SamplingParams that the two routes define differently."""
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams) if field.name not in RENAMED)
-ROLES = ("system", "user", "assistant")
+ROLES = get_args(Role)
+StreamOption = Literal["include_usage", "include_obfuscation"]
 IGNORED_FIELDS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 """Accepted fields that do not affect the answer."""
 NOOP_VALUES: dict[str, tuple[Any, ...]] = {
@@ -39,35 +43,34 @@ NOOP_VALUES: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Unsupported fields of the OpenAI API, and the values of them that have no effect."""
-MAX_ENTRIES = {"stop": 64, "stop_token_ids": 1000, "logit_bias": 1000}
-"""Maximum entries of the fields that cost time at each token, which would slow down other requests."""
+MAX_ENTRIES = {"stop": 64, "stop_token_ids": 1000, "logit_bias": 1000, "stream_options": 64}
+"""Maximum entries of the fields that cost time at each token or to validate, which slows other requests."""
 MAX_STOP_CHARS = 256
 """Maximum characters of a stop string, for the same reason."""
 NO_TOKEN_LIMIT = 2**62
 """Value of max_tokens that lets the context length be the only limit."""
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+String = InstanceOf[str]
+"""Any string. Pydantic's `str` refuses lone surrogates, which have an error of their own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestBody:
+class RequestBody(BaseModel):
     """Fields of both routes, besides those of SamplingParams."""
 
-    model: str | None = config_field(None, "a name of /v1/models; none uses the served model")
-    stream: bool = config_field(False, "stream the answer as server-sent events")
-    stream_options: Mapping[str, Any] | None = config_field(
-        None, "{'include_usage': true} adds a last chunk with the usage"
-    )
-    steering: Any = config_field(None, "a method with objectives, or the name of a profile")
-    guidance_scale: float | None = config_field(
-        None, "strength of steering away from negative_prompt; 1 is off"
-    )
-    negative_prompt: str | None = config_field(None, "an instruction to steer away from")
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    def __post_init__(self) -> None:
-        validate_types(self)
-        _check_keys("stream_options", self.stream_options or {}, ("include_usage", "include_obfuscation"))
-        for name, value in (self.stream_options or {}).items():
-            if not isinstance(value, bool):
-                raise invalid_value(f"{name} of stream_options", value, "true or false")
+    model: String | None = Field(None, description="a name of /v1/models; none uses the served model")
+    stream: bool = Field(False, description="stream the answer as server-sent events")
+    stream_options: dict[StreamOption, bool] | None = Field(
+        None, description="{'include_usage': true} adds a last chunk with the usage"
+    )
+    steering: SteeringJson = Field(None, description="a method with objectives, or the name of a profile")
+    guidance_scale: float | None = Field(
+        None, description="strength of steering away from negative_prompt; 1 is off"
+    )
+    negative_prompt: String | None = Field(None, description="an instruction to steer away from")
+
+    def model_post_init(self, context: Any, /) -> None:
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", self.stream_options, "omitted unless stream is true")
         if self.guidance_scale not in (None, 1) and self.negative_prompt is None:
@@ -78,24 +81,34 @@ class RequestBody:
     @property
     def include_usage(self) -> bool:
         """Whether the stream ends with a usage chunk."""
-        return bool((self.stream_options or {}).get("include_usage"))
+        return (self.stream_options or {}).get("include_usage", False)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _with_sampling_fields(cls: type[RequestBody]) -> type[RequestBody]:
+    """The body with the fields of SamplingParams besides its own."""
+    sampling_fields = describe_fields(SamplingParams, SAMPLING_FIELDS, temperature=1.0)
+    return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, **sampling_fields)
+
+
+@_with_sampling_fields
 class ChatCompletionRequest(RequestBody):
     """Body of POST /v1/chat/completions."""
 
-    messages: Sequence[Mapping[str, Any]] = config_field((), "the conversation")
-    max_tokens: int | None = config_field(
-        None, "maximum tokens of the answer; none is limited by the context only"
+    messages: list[SkipValidation[MessageJson]] = Field(
+        description="the conversation", json_schema_extra={"minItems": 1}
     )
-    max_completion_tokens: int | None = config_field(None, "the newer name of max_tokens")
-    logprobs: bool = config_field(False, "report each token's log-probability in the steered distribution")
-    top_logprobs: int | None = config_field(None, "also report this many of the most likely tokens")
-    chat_template_kwargs: Mapping[str, Any] | None = config_field(None, "variables for the chat template")
+    max_tokens: Integer | None = Field(
+        None, description="maximum tokens of the answer; none is limited by the context only"
+    )
+    max_completion_tokens: Integer | None = Field(None, description="the newer name of max_tokens")
+    logprobs: bool = Field(
+        False, description="report each token's log-probability in the steered distribution"
+    )
+    top_logprobs: Integer | None = Field(None, description="also report this many of the most likely tokens")
+    chat_template_kwargs: dict[Any, Any] | None = Field(None, description="variables for the chat template")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid_value("top_logprobs", self.top_logprobs, "omitted unless logprobs is true")
         new_max_tokens = self.max_completion_tokens
@@ -118,19 +131,21 @@ class ChatCompletionRequest(RequestBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@_with_sampling_fields
 class CompletionRequest(RequestBody):
     """Body of POST /v1/completions."""
 
-    prompt: Any = config_field(None, "a string, token ids, or a list of either")
-    max_tokens: int | None = config_field(16, "maximum tokens of the answer")
-    logprobs: int | None = config_field(None, "report this many of the most likely tokens at each position")
-    echo: bool = config_field(False, "repeating the prompt is not supported")
-    suffix: str | None = config_field(None, "text after the answer is not supported")
-    best_of: int | None = config_field(None, "choosing among more answers than n is not supported")
+    prompt: PromptJson = Field(description="a string, token ids, or a list of either")
+    max_tokens: Integer | None = Field(16, description="maximum tokens of the answer")
+    logprobs: Integer | None = Field(
+        None, description="report this many of the most likely tokens at each position"
+    )
+    echo: bool = Field(False, description="repeating the prompt is not supported")
+    suffix: String | None = Field(None, description="text after the answer is not supported")
+    best_of: Integer | None = Field(None, description="choosing among more answers than n is not supported")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
         validate_rules(
             self,
             ("echo", not self.echo, "false: repeating the prompt is not supported"),
@@ -152,7 +167,7 @@ class CompletionRequest(RequestBody):
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a string or a list of token ids. Raises InputError or ApiError if invalid."""
         expected = "a string, a list of token ids, or a non-empty list of either"
-        value = self.prompt
+        value: Any = self.prompt
         if isinstance(value, str) or _is_token_ids(value):
             value = [value]
         if not isinstance(value, list) or not value:
@@ -179,13 +194,15 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 def parse_body(cls: type[RequestBody], values: Mapping[str, Any]) -> tuple[Any, SamplingParams]:
     """The parsed body and its sampling parameters. Raises ApiError for an invalid or unsupported field."""
-    field_names = [field.name for field in fields(cls)]
+    allowed = {*cls.model_fields, *IGNORED_FIELDS, *NOOP_VALUES}
     for name, value in values.items():
+        if name not in allowed:
+            hint = did_you_mean(name, allowed)
+            raise bad_request("; ".join(filter(None, (f"unknown field {short_repr(name)}", hint))), name)
         if name in NOOP_VALUES and not any(
             value == noop and type(value) is type(noop) for noop in NOOP_VALUES[name]
         ):
             raise bad_request(f"{name} is {short_repr(value)}, which is not supported; omit it", name)
-    _check_field_names({*field_names, *SAMPLING_FIELDS, *IGNORED_FIELDS, *NOOP_VALUES}, values)
     for name, max_entries in MAX_ENTRIES.items():
         if isinstance(entries := values.get(name), list | dict) and len(entries) > max_entries:
             raise bad_request(f"{name} has {len(entries)} entries; the maximum is {max_entries}", name)
@@ -196,26 +213,45 @@ def parse_body(cls: type[RequestBody], values: Mapping[str, Any]) -> tuple[Any, 
                 f"a stop string has {len(text)} characters; the maximum is {MAX_STOP_CHARS}", "stop"
             )
     try:
-        body: Any = cls(**{name: values[name] for name in field_names if name in values})
-        sampling = SamplingParams(
-            **_sampling_args(values), max_tokens=body.effective_max_tokens, logprobs=body.num_logprobs
-        )
-        return body, sampling
+        body: Any = cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
+        return body, _sampling_params(body)
+    except ValidationError as error:
+        raise to_api_error(_first_error(cls, error)) from error
     except InputError as error:
         if error.field == "logprobs" and values.get("logprobs") is True:
             error.field = "top_logprobs"  # the chat route's name of it
         raise to_api_error(error) from error
 
 
-def _sampling_args(values: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = {"temperature": 1.0, **{name: values[name] for name in SAMPLING_FIELDS if name in values}}
-    if kwargs.get("top_k") == -1:  # vLLM's "all"
+def _sampling_params(body: Any) -> SamplingParams:
+    kwargs = {name: getattr(body, name) for name in SAMPLING_FIELDS}
+    if kwargs["top_k"] == -1:  # vLLM's "all"
         kwargs["top_k"] = 0
-    return from_json(kwargs)
+    return SamplingParams(
+        **from_json(kwargs), max_tokens=body.effective_max_tokens, logprobs=body.num_logprobs
+    )
 
 
-def _check_message(index: int, message: Mapping[str, Any]) -> None:
+def _first_error(cls: type[RequestBody], error: ValidationError) -> InputError:
+    """The first of pydantic's errors, in the words of the dataclasses."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        cause: InputError = first["ctx"]["error"]
+        return cause
+    (name, *keys), value = map(str, first["loc"]), first["input"]
+    if keys[1:]:  # the key itself is invalid, which is possible in stream_options only
+        allowed = " and ".join(get_args(StreamOption))
+        return InputError(f"unknown key {short_repr(value)} in {name}; its keys are {allowed}", name)
+    expected = describe_type(bool if keys else field_types(cls)[name])
+    if type(value) is int and first["type"] in ("less_than", "greater_than_equal", "float_type"):
+        expected = "a number that fits 64 bits"
+    return invalid_value(" of ".join((*keys, name)), value, expected, name)
+
+
+def _check_message(index: int, message: Any) -> None:
     """Reject what a chat template would render differently or ignore."""
+    if not isinstance(message, Mapping):
+        raise invalid_value(f"item {index} of messages", message, "a dictionary", "messages")
     role = message.get("role")
     if role not in ROLES:
         raise bad_request(
@@ -227,22 +263,6 @@ def _check_message(index: int, message: Mapping[str, Any]) -> None:
             raise bad_request(
                 f"messages[{index}] has {short_repr(name)}, which is not supported; omit it", "messages"
             )
-
-
-def _check_field_names(allowed: set[str], values: Mapping[str, Any]) -> None:
-    for name in values:
-        if name not in allowed:
-            raise bad_request(
-                "; ".join(filter(None, (f"unknown field {short_repr(name)}", did_you_mean(name, allowed)))),
-                name,
-            )
-
-
-def _check_keys(parent: str, values: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    for name in values:
-        if name not in allowed:
-            message = f"unknown key {short_repr(name)} in {parent}; its keys are {' and '.join(allowed)}"
-            raise bad_request(message, parent)
 
 
 def _is_token_ids(value: Any) -> bool:

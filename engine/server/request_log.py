@@ -7,12 +7,11 @@ import json
 import logging
 import re
 import time
-from dataclasses import fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from .errors import ApiError, shutting_down, to_api_error
-from .protocol import IGNORED_FIELDS, NOOP_VALUES, SAMPLING_FIELDS, ChatCompletionRequest, CompletionRequest
+from .protocol import IGNORED_FIELDS, NOOP_VALUES, ChatCompletionRequest, CompletionRequest
 from .responses import count_branch_tokens
 
 if TYPE_CHECKING:
@@ -24,11 +23,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("trimtab.server")
 LOGGED_FIELDS = frozenset(
-    {
-        *IGNORED_FIELDS,
-        *NOOP_VALUES,
-        *(f.name for f in (*fields(ChatCompletionRequest), *fields(CompletionRequest))),
-    }
+    {*IGNORED_FIELDS, *NOOP_VALUES, *ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
 )
 """Field names that may be logged: any other key of a body may be user text and is not logged."""
 
@@ -127,7 +122,7 @@ class RequestLog:
             self._entry["first_token"] = round(self._first_token_time - self._start_time, 4)
         if failure is not None:
             param = re.split(r"[.\[]", failure.param or "")[0]
-            if param in LOGGED_FIELDS or param in SAMPLING_FIELDS:
+            if param in LOGGED_FIELDS:
                 self._entry["param"] = param
             if status >= 500 or self._log_prompts:
                 self._entry["error"] = failure.message

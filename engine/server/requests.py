@@ -44,12 +44,12 @@ class RequestParser:
 
     def parse_chat(self, values: Mapping[str, Any]) -> ParsedCall:
         """Parse a body of /v1/chat/completions."""
-        body, sampling = self._parse_body(ChatCompletionRequest, values)
+        body, sampling = self._parse_body(ChatCompletionRequest, {"messages": [], **values})
         if not body.messages:
             raise bad_request("messages is empty; it must have at least one message", "messages")
         request = self._make_request(
             "messages",
-            prompt=list(body.messages),
+            prompt=body.messages,
             chat_template_kwargs=body.chat_template_kwargs or {},
             sampling=sampling,
         )
@@ -63,7 +63,7 @@ class RequestParser:
 
     def parse_completion(self, values: Mapping[str, Any]) -> ParsedCall:
         """Parse a body of /v1/completions. An objective precedes the prompt, separated by an empty line."""
-        body, sampling = self._parse_body(CompletionRequest, values)
+        body, sampling = self._parse_body(CompletionRequest, {"prompt": None, **values})
         steering = self._profiles.resolve(body.steering)
         prompts, requests = body.prompts, []
         self._check_queue_limit(len(prompts) * sampling.n, "prompt")

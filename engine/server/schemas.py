@@ -1,113 +1,98 @@
-"""OpenAPI schemas of the request bodies, generated from their dataclasses."""
+"""Types of the JSON values in request bodies, as the OpenAPI document describes them.
+
+Most are `SkipValidation`: they only describe a value, which the dataclass or function that uses it checks.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from collections.abc import Collection
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, create_model, with_config
+from typing_extensions import NotRequired, TypedDict
 
 from ..methods.base import Method
 from ..methods.builtin import METHODS
 from ..methods.registry import setting_names
-from ..sampling_params import SamplingParams
 from ..utils.fields import field_types
-from .protocol import ROLES, SAMPLING_FIELDS, ChatCompletionRequest, CompletionRequest
 
-NULL_SCHEMA = {"type": "null"}
-OBJECTIVE_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {
-            "type": "object",
-            "required": ["text"],
-            "additionalProperties": False,
-            "properties": {
-                "text": {"type": "string", "minLength": 1},
-                "weight": {"type": "number", "minimum": 0, "default": 1},
-            },
-        },
-    ]
-}
-TEXT_PART_SCHEMA = {
-    "type": "object",
-    "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-}
-MESSAGE_SCHEMA = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
-        "role": {"enum": ROLES},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART_SCHEMA}]},
-        "name": {"type": "string"},
-    },
-    "additionalProperties": False,
-}
-PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
-        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
-        },
-    ]
-}
+ONLY_THESE_KEYS = ConfigDict(extra="forbid")
+NonEmptyText = Annotated[str, Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+PromptJson = SkipValidation[
+    NonEmptyText
+    | Annotated[list[NonEmptyText], Field(min_length=1)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(min_length=1)]
+]
+Role = Literal["system", "user", "assistant"]
 
 
-def _field_schemas(cls: type, names: Any) -> dict[str, Any]:
-    """JSON schema properties of the named dataclass fields."""
-    hints, fields_by_name = field_types(cls), {field.name: field for field in fields(cls)}
-    return {
-        name: {**TypeAdapter(hints[name]).json_schema(), "description": fields_by_name[name].metadata["help"]}
-        for name in names
-    }
+class TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
 
 
-def _method_schema(cls: type[Method]) -> dict[str, Any]:
-    properties = {
-        "method": {"const": cls.name},
-        "objectives": {"type": "array", "items": OBJECTIVE_SCHEMA},
-        "trace": {
-            "type": "boolean",
-            "description": "return the steering trace of each token, at choices[i].trace",
-        },
-        **_field_schemas(cls, setting_names(cls)),
+@with_config(ONLY_THESE_KEYS)
+class MessageJson(TypedDict):
+    role: Role
+    content: str | list[TextPart]
+    name: NotRequired[str]
+
+
+@with_config(ONLY_THESE_KEYS)
+class ObjectiveJson(TypedDict):
+    text: NonEmptyText
+    weight: NotRequired[Annotated[float, Field(ge=0, json_schema_extra={"default": 1})]]
+
+
+def describe_fields(cls: type, names: Collection[str], **defaults: Any) -> dict[str, Any]:
+    """Pydantic fields for fields of a dataclass, which validates them itself. `defaults` replace its own."""
+    described_as: Any = SkipValidation
+    hints, described = field_types(cls), {}
+    for field in fields(cls):
+        if field.name in names:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            info = Field(defaults.get(field.name, default), description=field.metadata["help"])
+            described[field.name] = (described_as[hints[field.name]], info)
+    return described
+
+
+def _describe_method(cls: type[Method]) -> type[BaseModel]:
+    help = "return the steering trace of each token, at choices[i].trace"
+    keys: dict[str, Any] = {
+        "method": (Literal[cls.name], Field(default_factory=str)),  # the default depends on the objectives
+        "objectives": (list[NonEmptyText | ObjectiveJson], []),
+        "trace": (bool, Field(False, description=help)),
+        **describe_fields(cls, setting_names(cls)),
     }
     if cls.presets:
-        properties["preset"] = {
-            "enum": [*cls.presets, None],
-            "description": "named settings; explicit settings override them",
-        }
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+        presets = (*cls.presets, None)
+        help = "named settings; explicit settings override them"
+        keys["preset"] = (Literal[presets], Field(None, description=help))
+    return create_model(cls.__name__, __config__=ONLY_THESE_KEYS, **keys)
 
 
-def _body_openapi(cls: type, required: str, **overrides: Any) -> dict[str, Any]:
-    properties = _field_schemas(cls, [field.name for field in fields(cls)]) | _field_schemas(
-        SamplingParams, SAMPLING_FIELDS
-    )
-    for name, schema in overrides.items():
-        properties[name] = {**schema, "description": properties[name]["description"]}
-    schema = {
-        "type": "object",
-        "required": [required],
-        "properties": properties,
-        "additionalProperties": False,
-    }
+if TYPE_CHECKING:
+    SteeringJson = Any
+else:
+    STEERING_TYPES = (None, str, *map(_describe_method, METHODS))
+    SteeringJson = SkipValidation[Union[STEERING_TYPES]]  # noqa: UP007
+
+
+def body_openapi(cls: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI description of a request body, without references, which FastAPI would not resolve."""
+    schema = cls.model_json_schema()
+    schema = _inline(schema, schema.pop("$defs"))
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-STEERING_SCHEMA = {"anyOf": [NULL_SCHEMA, {"type": "string"}, *map(_method_schema, METHODS)]}
-CHAT_OPENAPI = _body_openapi(
-    ChatCompletionRequest,
-    "messages",
-    messages={"type": "array", "minItems": 1, "items": MESSAGE_SCHEMA},
-    steering=STEERING_SCHEMA,
-)
-COMPLETION_OPENAPI = _body_openapi(
-    CompletionRequest, "prompt", prompt=PROMPT_SCHEMA, steering=STEERING_SCHEMA
-)
-PREVIEW_OPENAPI = CHAT_OPENAPI
+def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inline(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inline(value, definitions) for key, value in schema.items()}

@@ -129,9 +129,9 @@ def describe_type(annotation: Any, *, plural: bool = False) -> str:
         return TYPE_NAMES[annotation][plural]
     if origin in (Union, UnionType):
         return ", or ".join(describe_type(arg) for arg in args)
-    if origin in (tuple, Sequence):
+    if origin in (list, tuple, Sequence):
         return f"{'lists' if plural else 'a list'} of {describe_type(args[0], plural=True)}"
-    if origin in (dict, Mapping):
+    if origin in (dict, Mapping) or (_is_class(annotation) and issubclass(annotation, dict)):
         return "dictionaries" if plural else "a dictionary"
     name = getattr(annotation, "__name__", str(annotation))
     return f"{name}s" if plural else f"of type {name}"
@@ -184,7 +184,7 @@ SCALAR_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
 }
 """Converters of scalar types; each raises TypeError, ValueError or OverflowError for an invalid value."""
 TYPE_NAMES: dict[Any, tuple[str, str]] = {
-    int: ("a whole number", "whole numbers"),
+    int: ("an integer", "integers"),
     float: ("a number", "numbers"),
     bool: ("true or false", "switches"),
     str: ("a string", "strings"),

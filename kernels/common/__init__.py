@@ -1,1 +1,1 @@
-"""Errors, the cache folder, the version, and one-copy transfers between host and device."""
+"""Errors, the cache folder, the version, and packed transfers between host and device."""

@@ -1,4 +1,4 @@
-"""The folder that trimtab caches files in."""
+"""The folder of trimtab's cached files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways a call can fail that are not a defect of trimtab, what it warns of, and how these tell a value."""
+"""Exceptions and warnings that are not bugs in trimtab, and helpers that format their messages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from typing import Any
 
 MAX_REPR, MAX_ERROR_TEXT = 100, 300
-"""Characters that a sentence shows of a value, and of what another library says."""
+"""Maximum characters of a value, and of another library's error text, in a message."""
 
 
 class InputError(ValueError):
-    """What the user gave is wrong. The message is one sentence: the value, and what would be right.
+    """The user's input is invalid. The message is one sentence: the value, and what would be right.
 
-    The command line prints it and exits with status 2. `field` is the field of a request or a config that it
-    is about, "" where it is not about one.
+    The command line prints it and exits with status 2. `field` is the field of the request or config that is
+    invalid, or "".
     """
 
     def __init__(self, message: str, field: str = "") -> None:
@@ -22,40 +22,40 @@ class InputError(ValueError):
 
 
 class ContextError(InputError):
-    """A prompt has more tokens than the context holds."""
+    """A prompt is longer than the context length."""
 
 
 class RunError(RuntimeError):
-    """The input is fine but the run failed: no network, no memory, a full disk. Exit status 1."""
+    """The input is valid but the run failed: no network, out of memory, a full disk. Exit status 1."""
 
 
 class BusyError(RunError):
-    """Too much is waiting already; the same request may be taken a little later."""
+    """The queue is full; the same request may be accepted a little later."""
 
 
 class SteeringWarning(UserWarning):
-    """A method does what it was told, and that may not be what was meant. A note on the command line."""
+    """Valid settings that may not do what the user meant. The command line prints it as a note."""
 
 
 def short_repr(value: Any, max_len: int = MAX_REPR) -> str:
-    """A value as Python writes it, on one line, and cut where it is long."""
+    """repr(value) on one line, truncated to `max_len` characters."""
     try:
         text = re.sub(r"\s*\n\s*", " ", repr(value))
-    except Exception:  # someone else's code; and Python writes out no integer of thousands of digits
+    except Exception:  # a foreign __repr__ may raise, and repr of an integer of thousands of digits does
         text = f"a value of type {type(value).__name__}"
     return truncate(text, max_len)
 
 
 def truncate(text: str, max_len: int = MAX_REPR) -> str:
-    """A text that may be anybody's, as long as a sentence can hold it."""
+    """Shorten `text` to `max_len` characters, with an ellipsis at the end if it was longer."""
     return text if len(text) <= max_len else f"{text[: max_len - 1]}…"
 
 
 def error_text(error: BaseException) -> str:
-    """What another library says of an error, on one line, and cut where it is long."""
+    """The message of another library's exception, on one line and truncated."""
     return truncate(" ".join(str(error).split()) or type(error).__name__, MAX_ERROR_TEXT)
 
 
 def format_error(error: BaseException) -> str:
-    """A defect, or a failure of somebody else's code, in one line."""
+    """An unexpected exception in one line: its type and message."""
     return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))

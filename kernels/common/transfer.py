@@ -13,7 +13,7 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 ALIGNMENT = 16
-"""Bytes that each part's beginning is a multiple of: for other pointers Triton compiles other kernels."""
+"""Alignment in bytes of each packed array: Triton compiles separate kernels for unaligned pointers."""
 TORCH_DTYPES = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.int32): torch.int32,
@@ -23,14 +23,14 @@ TORCH_DTYPES = {
 
 
 def to_device(device: torch.device, *arrays: np.ndarray[Any, Any]) -> list[Tensor]:
-    """The columns as tensors on the device; the host does not wait. On a CPU they keep their memory."""
+    """Copy arrays to the device without blocking the host. On a CPU the tensors share their memory."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     return unpack_views(pack_pinned(device, arrays).to(device, non_blocking=True), arrays)
 
 
 def pack_pinned(device: torch.device, arrays: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-    """The bytes of all columns on the host, [bytes] uint8, in memory that a GPU copies from by itself."""
+    """Pack all arrays into one host tensor [bytes] uint8, in pinned memory if the device is a GPU."""
     offsets = _aligned_offsets([array.nbytes for array in arrays])
     pinned = device.type == "cuda" and torch.cuda.is_available()
     packed = torch.empty(offsets[-1], dtype=torch.uint8, device=CPU, pin_memory=pinned)
@@ -41,7 +41,7 @@ def pack_pinned(device: torch.device, arrays: Sequence[np.ndarray[Any, Any]]) ->
 
 
 def unpack_views(packed: Tensor, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
-    """Views of packed bytes, of the columns' types and shapes."""
+    """Views of the packed bytes with the arrays' dtypes and shapes."""
     offsets = _aligned_offsets([array.nbytes for array in arrays])
     return [
         packed[offset : offset + column.nbytes].view(TORCH_DTYPES[column.dtype]).view(column.shape)
@@ -50,7 +50,7 @@ def unpack_views(packed: Tensor, arrays: Sequence[np.ndarray[Any, Any]]) -> list
 
 
 def to_host_async(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-    """Sends a GPU's tensors to the host, which waits for them when it calls the result."""
+    """Start copying a GPU's tensors to the host; calling the result waits for them and returns them."""
     packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
     host = torch.empty(packed.shape, dtype=torch.uint8, device=CPU, pin_memory=packed.is_cuda)
     host.copy_(packed, non_blocking=True)
@@ -60,16 +60,16 @@ def to_host_async(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
 
 
 def _wait_and_unpack(tensors: Sequence[Tensor], host: Tensor, copied: torch.cuda.Event) -> list[Tensor]:
-    """Parts of the host's bytes, of the tensors' types and shapes."""
+    """Unpack the host's bytes into tensors of the original dtypes and shapes."""
     copied.synchronize()
     unpacked, offset = [], 0
     for tensor in tensors:
-        data = host[offset : offset + tensor.nbytes].clone()  # a view must begin where its type allows
+        data = host[offset : offset + tensor.nbytes].clone()  # a view must be aligned for its dtype
         unpacked.append(data.view(tensor.dtype).view(tensor.shape))
         offset += tensor.nbytes
     return unpacked
 
 
 def _aligned_offsets(sizes: Sequence[int]) -> list[int]:
-    """Where parts of these bytes begin, and after the last where all end."""
+    """Aligned start offsets of parts of these sizes, and the total size last."""
     return [0, *accumulate(math.ceil(size / ALIGNMENT) * ALIGNMENT for size in sizes)]

@@ -1,3 +1,3 @@
-"""The version of trimtab, written once: the package, the server and pyproject.toml read it here."""
+"""The version of trimtab, read by the package, the server and pyproject.toml."""
 
 VERSION = "0.2.0"

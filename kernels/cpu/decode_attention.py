@@ -1,13 +1,13 @@
-"""Attention of decoding rows, one query each, over all used blocks at once, on a CPU.
+"""CPU decode attention over a paged KV cache, one query per row, over all used blocks at once.
 
-Each page in use is multiplied, as it lies in memory, with the query of the row that reads it; the scores of a
-row's pages are then put side by side for one softmax, and its shares go back to the pages:
+Multiply each used KV block in place with the queries of the row that reads it, gather the scores of a row for
+one softmax, and multiply the probabilities with the same blocks:
 
     s_j = q k_jᵀ,    p = softmax(s_1 … s_n),    o = Σ_j p_j v_j.
 
-Only queries, scores and outputs are gathered, never a key or value; the second and further readers of a
-shared page are multiplied with a copy of it. Between two layers' large products every operation costs its
-dispatch from a cold cache, so places and buffers are made once for as long as the rows read the same pages.
+Only queries, scores and outputs are gathered, never keys or values, except that a shared block is copied for
+its second and further readers. Between two layers' large matmuls every operation is dispatched from a cold
+cache, so indices and buffers are reused for as long as the rows read the same blocks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .shared_blocks import BlockSharing
 
 @dataclass(frozen=True)
 class _BlockMatmul:
-    """Some pages, and the rows that are multiplied with them: views of buffers.
+    """One batched matmul: its KV blocks and the query rows multiplied with them, as views of the buffers.
 
-    queries, out [pages · kv_heads, rows, width]; scores, shares the same with block_size instead of width.
-    rows: which of all rows they are. read_kv: see `KVBlockPool.block_view`.
+    queries, out [num_blocks · kv_heads, rows, width]; scores, probs: block_size instead of width. rows: its
+    range of the buffers' rows. read_kv: see `KVBlockPool.block_view`.
     """
 
     read_kv: ReadKV
@@ -40,11 +40,11 @@ class _BlockMatmul:
 
 
 class DecodeAttention:
-    """What decodes in a step: who reads which page, and the buffers between the products.
+    """Decode attention of a fixed set of rows: indices and buffers for the matmuls.
 
-    tokens [rows]: the rows' places in the batch. Outputs have `padding` rows more, copies of the last. Of the
-    pool's pages views are kept, but not the pool: it keeps this, and its memory is to be free with its last
-    reference.
+    token_rows [rows]: the rows' indices in the batch. Outputs have `num_padding` more rows, copies of the
+    last. Stores views of the pool's blocks but not the pool, which owns this object: a reference would form a
+    cycle and delay freeing the pool's memory.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class DecodeAttention:
             num_rows = row_slice.stop
         row_index = _query_row_index(
             sharing, rows_per_block, rows_per_shared_block, num_kv_heads, group_size
-        )  # [depth, rows, kv_heads, group]
+        )  # [max_blocks, rows, kv_heads, group]
         valid = ~sharing.pad_mask
         row_index = torch.where(
             valid[:, :, None, None], row_index, num_rows
-        )  # the row that no product writes
+        )  # the extra row, which no matmul writes
         max_blocks, count = valid.shape
         q_index = token_rows[:, None] * (num_heads + 2 * num_kv_heads) + torch.arange(num_heads)
         probs_index = (
@@ -94,7 +94,7 @@ class DecodeAttention:
         self._shape = (max_blocks, count + num_padding, num_heads, pool.padded_head_dim)
 
     def build_bias(self, seq_lens: Tensor, window: int | None) -> list[Tensor]:
-        """0 where a product's row sees a key, else HIDDEN, for each product. seq_lens [rows]: tokens held."""
+        """Mask bias of each matmul: 0 for a visible key, else MASK_VALUE. seq_lens [rows]: cached tokens."""
         max_blocks = len(self._valid)
         key_pos = torch.arange(max_blocks * self._block_size).view(max_blocks, 1, -1)
         row_bias = mask_bias(key_pos, seq_lens[:, None] - 1, window)[self._valid]
@@ -103,7 +103,7 @@ class DecodeAttention:
         return [bias[matmul.rows].view_as(matmul.scores) for matmul in self._matmuls]
 
     def forward(self, layer: int, qkv: Tensor, bias: list[Tensor], softcap: float | None = None) -> Tensor:
-        """rows: scaled queries, keys, values of the batch [·, width] → [rows + padding, heads, width]."""
+        """qkv [·, width]: the batch's scaled queries, keys, values → [rows + num_padding, heads, width]."""
         queries, scores, probs, out = self._buffers
         torch.index_select(qkv, 0, self._q_index, out=queries)
         for matmul, block_bias in zip(self._matmuls, bias, strict=True):
@@ -125,7 +125,7 @@ class DecodeAttention:
         return pairwise_sum(out.index_select(0, self._out_index).view(max_blocks, num_seqs, num_heads, width))
 
     def _scatter(self, values: Tensor, num_rows: int) -> Tensor:
-        """The values at the rows that are read; rows that only fill a product up have 0."""
+        """Scatter the values to the rows in use; padding rows of a matmul get 0."""
         out = torch.zeros(num_rows, dtype=torch.int64)
         out[self._valid_rows] = values
         return out
@@ -134,9 +134,9 @@ class DecodeAttention:
 def _allocate_buffers(
     pool: KVBlockPool, sharing: BlockSharing, rows_per_block: int, rows_per_shared_block: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, scores, shares and outputs of all products; of scores and outputs one row more.
+    """Queries, scores, probabilities and outputs of all matmuls; scores and outputs have one extra row.
 
-    It stands for the pages that a row lacks: hidden scores, and an output of zeros.
+    The extra row stands for blocks beyond a row's last: masked scores and an output of zeros.
     """
     num_rows = (
         sharing.num_blocks * rows_per_block + len(sharing.shared_blocks) * rows_per_shared_block
@@ -150,7 +150,7 @@ def _allocate_buffers(
 def _plan_matmuls(
     pool: KVBlockPool, sharing: BlockSharing, rows_per_block: int, rows_per_shared_block: int
 ) -> list[tuple[slice | Tensor, int, int]]:
-    """(pages, how many, rows of a product with each) for every product."""
+    """(block ids, number of blocks, query rows per block and KV head) of every matmul."""
     max_blocks = pool.blocks_per_gemm
     starts = range(0, sharing.num_blocks, max_blocks)
     spans = [(start, min(start + max_blocks, sharing.num_blocks)) for start in starts]
@@ -165,7 +165,7 @@ def _plan_matmuls(
 def _query_row_index(
     sharing: BlockSharing, rows_per_block: int, rows_per_shared_block: int, num_kv_heads: int, group_size: int
 ) -> Tensor:
-    """Where each pair's queries stand among the rows of all products, [depth, rows, kv_heads, group]."""
+    """Row of each read's queries in the buffers, [max_blocks, rows, kv_heads, group]."""
     extra = sharing.read_index - sharing.num_blocks
     shared_block, extra_reader = (
         extra // max(1, sharing.max_extra_readers),
@@ -182,10 +182,9 @@ def _query_row_index(
 
 
 def pairwise_sum(x: Tensor) -> Tensor:
-    """Σ x over the first dimension, neighbour with neighbour, so that zeros at the end change no bit.
+    """Σ x over the first dimension, pairwise, so that trailing zeros change no bit. Overwrites x.
 
-    It is summed in x itself, which is lost. `sum(0)` rounds the columns that do not fill a vector in another
-    way than the rest.
+    `sum(0)` would round the last columns, which do not fill a SIMD vector, differently from the rest.
     """
     while len(x) > 1:
         x[:-1:2] += x[1::2]

@@ -1,15 +1,14 @@
-"""Linear layers: weights packed once, fused residual, SiLU and bias.
+"""Linear layers with packed weights and fused bias, residual add and SiLU.
 
-On a CPU oneDNN multiplies, from a weight that it has packed: in float32, and in bfloat16 where the CPU has
-the instructions (AVX512-BF16, AMX). What follows a product elementwise (a residual, the activation, the gate)
-is then done as the product is written: between two large products each operation of its own costs its
-dispatch from a cold cache.
+On a CPU, oneDNN multiplies with a packed weight: in float32, and in bfloat16 where the CPU has the
+instructions (AVX512-BF16, AMX). Elementwise operations after a matmul (residual, activation, gate) are fused
+into it: between two large matmuls a separate operation is dispatched from a cold cache.
 
-A CPU without bfloat16 arithmetic emulates such a product, slowly. There, weights of two bytes are held as
-float16 and multiplied with float32 activations and sums by FBGEMM, which reads two bytes a weight and takes
-hardly longer for eight rows than for one: that is what decodes K + 1 branches at the price of one. A bfloat16
-weight of magnitude 7.6e-6 to 65,504 is the same number in float16; a smaller one moves by at most 3e-8, and a
-tensor with a larger one is held in float32. Measurements: docs/findings/cpu-decoding.md.
+A CPU without bfloat16 arithmetic emulates a bfloat16 matmul, slowly. There, 16-bit weights are stored as
+float16 and multiplied by FBGEMM with float32 activations and sums. FBGEMM reads two bytes per weight and is
+hardly slower for eight rows than for one, so K + 1 branches decode at about the price of one. A bfloat16
+weight of magnitude 7.6e-6 to 65,504 is exact in float16; a smaller one changes by at most 3e-8, and a tensor
+with a larger one is stored in float32. Measurements: docs/findings/cpu-decoding.md.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from torch.nn import functional
 from ..reference.matmul import Matmul
 
 ROWS_HINT = {torch.bfloat16: 16, torch.float32: 256}
-"""The row count that oneDNN's layout is chosen for: as good at one row as the layouts made for few rows."""
+"""Row count that oneDNN chooses the weight layout for; at one row as fast as a layout for few rows."""
 
 
 def get_compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type of activations in a model stored as `dtype` on `device`."""
+    """The dtype of activations in a model stored as `dtype` on `device`."""
     if device.type != "cpu" or dtype == torch.float32:
         return dtype
     native_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -35,11 +34,11 @@ def get_compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def invariant_rows(num_rows: int) -> int:
-    """The least number of rows, `num_rows` or more, at which a row's bits are those of any such number.
+    """Round `num_rows` up to a row count at which a row's bits do not depend on the row count.
 
-    On a CPU a row alone goes another way than several. FBGEMM cuts rows into pieces of up to six, and its
-    kernels for AVX2 sum in another order where a piece has one or two: never if three divides their number.
-    Large numbers are an eighth apart at most, since oneDNN keeps a program of its own for each that it meets.
+    A CPU computes a single row differently from several. FBGEMM splits rows into tiles of up to six, and its
+    AVX2 kernels sum in a different order in a tile of one or two, which a multiple of three never has. Large
+    row counts are at most an eighth apart, since oneDNN caches a compiled kernel per row count.
     """
     step = 3 if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else 1
     while num_rows > 16 * step:
@@ -48,18 +47,18 @@ def invariant_rows(num_rows: int) -> int:
 
 
 def pad_rows(rows: Sequence[int], device: torch.device) -> Sequence[int]:
-    """On a CPU the last repeated until there are so many that none depends on the others' number."""
+    """On a CPU, repeat the last row up to `invariant_rows`; elsewhere return the rows unchanged."""
     if device.type != "cpu":
         return rows
     return [*rows, *([rows[-1]] * (invariant_rows(len(rows)) - len(rows)))]
 
 
 class Linear:
-    """A weight [out, in] and perhaps a bias [out]; maps activations [rows, in] to [rows, out].
+    """A linear layer: weight [out, in], optional bias [out]; maps activations [rows, in] to [rows, out].
 
-    Both are of type `dtype`, which is what the machine is best at unless it is given: float32 keeps results
-    unrounded. On a CPU a row's result does not depend, to the last bit, on what stands beside it, as long
-    as there are `invariant_rows` of them. matmul: what multiplies; None for what is fastest.
+    Activations and results are in `dtype`, by default the fastest on the device; float32 leaves results
+    unrounded. On a CPU with `invariant_rows` rows, a row's bits do not depend on the other rows. matmul:
+    custom implementation of the product; None for the fastest.
     """
 
     def __init__(
@@ -83,8 +82,8 @@ class Linear:
 class GatedLinear:
     """silu(x Gᵀ + g) · (x Uᵀ + u), the first half of a gated feed-forward: [rows, in] → [rows, out].
 
-    swiglu does it to [rows, 2 · out], gate first, where the products cannot take it along. matmul: see
-    `Linear`.
+    swiglu: activation of [rows, 2 · out], gate first, used where it cannot be fused into the matmuls.
+    matmul: see `Linear`.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class GatedLinear:
 
 
 class _TorchLinear:
-    """torch's own product, and what the others are measured by."""
+    """torch's linear; the baseline of the other implementations."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self._weight = weight.to(dtype)
@@ -125,14 +124,14 @@ class _TorchLinear:
 
 
 class _GPULinear(_TorchLinear):
-    """A GPU's, without a bias: it adds to what is there before it rounds, and in one launch."""
+    """Linear on a GPU without bias: adds the residual in the matmul, before rounding and in one launch."""
 
     def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.addmm_(x, self._weight.t())
 
 
 class _CustomLinear(_TorchLinear):
-    """What the caller says."""
+    """A linear layer with the caller's matmul."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, matmul: Matmul) -> None:
         super().__init__(weight, bias, dtype)
@@ -143,13 +142,13 @@ class _CustomLinear(_TorchLinear):
 
 
 class _Fp16Linear(_TorchLinear):
-    """FBGEMM: float16 weights, float32 activations and sums."""
+    """FBGEMM linear: float16 weights, float32 activations and sums."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._packed = torch.ops.quantized.linear_prepack_fp16(
             weight.float(), None if bias is None else bias.float()
         )
-        # the operator itself: torch's wrapper looks through the arguments for 10 µs a call
+        # call the operator directly: torch's wrapper takes 10 µs a call to check the arguments
         self._op = torch.ops.quantized.linear_dynamic_fp16.default._op
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -158,7 +157,7 @@ class _Fp16Linear(_TorchLinear):
 
 
 class _OneDNNLinear(_TorchLinear):
-    """oneDNN: a packed weight; elementwise work rides along."""
+    """oneDNN linear: packed weight, fused elementwise operations."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(weight, bias, dtype)
@@ -171,7 +170,7 @@ class _OneDNNLinear(_TorchLinear):
         return y
 
     def silu(self, x: Tensor) -> Tensor:
-        """silu of the product."""
+        """silu(x Wᵀ + b)."""
         y: Tensor = self._unary(x, self._weight, self._bias, "swish", [], "")
         return y
 
@@ -180,7 +179,7 @@ class _OneDNNLinear(_TorchLinear):
         return y
 
     def mul(self, factor: Tensor, x: Tensor) -> Tensor:
-        """The product times the factor [rows, out]."""
+        """(x Wᵀ + b) · factor, factor [rows, out]."""
         y: Tensor = self._binary(x, factor, self._weight, self._bias, "mul")
         return y
 
@@ -192,7 +191,7 @@ def _fuse_gated(gate: _OneDNNLinear, up: _OneDNNLinear) -> Callable[[Tensor], Te
 def _select_linear(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype, matmul: Matmul | None = None
 ) -> _TorchLinear:
-    """The product with this weight for activations of `dtype`."""
+    """Choose the implementation for this weight and activations of `dtype`."""
     if matmul is not None:
         return _CustomLinear(weight, bias, dtype, matmul)
     if _uses_fbgemm_fp16(weight, dtype):
@@ -204,13 +203,13 @@ def _select_linear(
 
 
 def _uses_onednn(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is to multiply."""
+    """Whether to multiply with oneDNN."""
     supported = weight.device.type == "cpu" and dtype in ROWS_HINT and torch.backends.mkldnn.is_available()
     return supported and not _uses_fbgemm_fp16(weight, dtype)
 
 
 def _uses_fbgemm_fp16(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether FBGEMM is to multiply: each weight a float16. Packing makes a number of NaN."""
+    """Whether to multiply with FBGEMM: no weight exceeds float16 or is NaN, which packing makes a number."""
     if weight.device.type != "cpu" or not weight.dtype != dtype == torch.float32:
         return False
     min_weight, max_weight = weight.aminmax()

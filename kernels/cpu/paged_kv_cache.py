@@ -1,11 +1,11 @@
-"""The paged KV cache on a CPU, and attention over it.
+"""CPU paged KV cache, and attention over it.
 
-Keys and values live in pages of `block_size` tokens; a branch's page table says which are its own, in
-order, and branches with a common head share pages. A page is also the tile that attention works in: its
-keys and its values are one product each, summed over the pages neighbour with neighbour. Tokens that decode
-read all pages in use as they lie in memory, see `kernels.cpu.decode_attention`, so a cache that is dense at
-its beginning is fast; `engine.scheduling.block_manager` keeps it so. Prompts go through the same products
-and sums a piece at a time, and a result depends neither on the neighbours nor on how the prompt was cut.
+Keys and values are stored in blocks of `block_size` tokens; a branch's block table lists its blocks in order,
+and branches with a common prefix share blocks. A block is also the tile of attention: one matmul with its
+keys and one with its values, summed pairwise over the blocks. Decode reads all used blocks in place, see
+`kernels.cpu.decode_attention`, so a cache without gaps in its used blocks is fast;
+`engine.scheduling.block_manager` allocates low block ids first. Prompts use the same matmuls and sums in
+chunks, so a result depends neither on other requests nor on how the prompt is split.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .shared_blocks import BlockSharing
 
 @dataclass
 class _MaskCache:
-    """What a step's tokens see through one window: the bias of each decoding product, and prompts in pieces.
+    """Masks of a step for one window size: the bias of each decode matmul, and the prompts in chunks.
 
-    prefills: those that read the same pages, and for each of their pieces its rows of qkv.
+    prefills: (prefill batch, for each of its chunk batches the rows of qkv that hold its queries).
     """
 
     decode_bias: list[Tensor]
@@ -40,12 +40,12 @@ class _MaskCache:
 
 @dataclass
 class _CPUAttentionMetadata:
-    """What the layers of one step share: where tokens go, who decodes and what each may see.
+    """Attention metadata shared by all layers of a step: slots, decode rows, prefill chunks and masks.
 
-    slot_mapping [num_tokens · 2 · kv_heads]: rows of a layer's pages, seen as [rows, width].
-    decode_block_tables: pages of the rows that decode; decode_rows, decode_seq_lens [rows]: their tokens in
-    the batch, and how many tokens each holds with it. prefills: (first token, segment). num_padding: rows
-    of the batch beyond its tokens. mask_cache: by window.
+    slot_mapping [num_tokens · 2 · kv_heads]: rows of a layer's blocks, viewed as [rows, width].
+    decode_block_tables: block tables of the decode rows; decode_rows, decode_seq_lens [rows]: their batch
+    rows, and their sequence lengths with the new token. prefills: (first batch row, chunk). num_padding: rows
+    of the batch beyond its tokens. mask_cache: masks by window size.
     """
 
     slot_mapping: Tensor
@@ -59,7 +59,7 @@ class _CPUAttentionMetadata:
 
 
 class CPUPagedKVCache(KVBlockPool):
-    """The KV cache of one engine on a CPU: call `prepare` once a step, then `forward` once a layer."""
+    """CPU paged KV cache: call `prepare` once per step, then `forward` once per layer."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class CPUPagedKVCache(KVBlockPool):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        assert device.type == "cpu", "this cache lies in the memory of a CPU"
+        assert device.type == "cpu", f"CPUPagedKVCache needs a CPU device, got {device}"
         super().__init__(num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype)
         self._metadata: _CPUAttentionMetadata | None = None
         self._decode_attention: DecodeAttention | None = None
@@ -81,11 +81,11 @@ class CPUPagedKVCache(KVBlockPool):
     def block_bytes(
         num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> int:
-        """What one page takes."""
+        """Bytes of one block, over all layers."""
         return num_layers * 2 * num_kv_heads * block_size * pad_head_dim(head_dim) * dtype.itemsize
 
     def prepare(self, batch: RaggedBatch) -> None:
-        """Prepares a step."""
+        """Plan a step: compute its slots, and split the batch into decode rows and prefill chunks."""
         num_tokens, num_rows, row = len(batch.block_ids), len(batch.positions), 0
         metadata = _CPUAttentionMetadata(self._slot_mapping(batch), num_tokens, num_rows - num_tokens)
         for chunk in batch.chunks:
@@ -108,13 +108,12 @@ class CPUPagedKVCache(KVBlockPool):
         norm: QKNorm | None = None,
         params: AttentionParams = CAUSAL,
     ) -> Tensor:
-        """Turns queries and keys, stores keys and values, and returns softmax(q kᵀ) v over each branch's
+        """Apply RoPE, write keys and values to the cache, and return softmax(q kᵀ) v over each branch's
         context, [rows, heads · head_dim] float32.
 
-        qkv [rows of the batch, heads + 2 · kv_heads, head_dim], queries first, then keys, then values, as the
-        products give them; their memory may be used again. norm: of queries and keys, before they are turned.
-        Queries get their scale as they are turned: a product's own factor would be rounded here on one road,
-        there on another.
+        qkv [batch rows, heads + 2 · kv_heads, head_dim]: queries, keys, values; may be overwritten. norm: QK
+        norm, applied before RoPE. RoPE also scales queries by its `scale`: a scale in the matmul would be
+        rounded differently in different code paths.
         """
         qkv, padding = self.apply_rope(qkv, rotary, norm), self.padded_head_dim - self.head_dim
         if not padding:
@@ -122,14 +121,14 @@ class CPUPagedKVCache(KVBlockPool):
         return self._forward(layer, pad(qkv, (0, padding)), params)[..., :-padding].flatten(1)
 
     def apply_rope(self, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None) -> Tensor:
-        """All heads ready for attention, float32: an operation less is worth more than values left out."""
+        """QK norm and RoPE of all heads, float32. Leaving out the values would cost one more operation."""
         if norm is not None:
             qkv[:, : -self.num_kv_heads] = rms_norm(qkv[:, : -self.num_kv_heads], norm.weight, norm.eps)
         return apply_rotary(qkv, *rotary.per_head)
 
     def _forward(self, layer: int, qkv: Tensor, params: AttentionParams) -> Tensor:
         metadata = self._metadata
-        assert metadata is not None, "attend before begin"
+        assert metadata is not None, "call prepare before forward"
         num_heads, window = qkv.shape[1] - 2 * self.num_kv_heads, params.window
         self.write(layer, metadata.slot_mapping, qkv[: metadata.num_tokens, num_heads:])
         if window not in metadata.mask_cache:
@@ -152,7 +151,7 @@ class CPUPagedKVCache(KVBlockPool):
                     chunks.out_rows,
                     self._prefill(queries, chunks, kv, num_heads // self.num_kv_heads, params.softcap),
                 )
-            del kv  # before the next one's is made
+            del kv  # before the next is gathered, to limit peak memory
         return out
 
     def _prefill(
@@ -163,8 +162,8 @@ class CPUPagedKVCache(KVBlockPool):
         group_size: int,
         softcap: float | None,
     ) -> Tensor:
-        """queries [pieces · kv_heads · rows of a product, width], held [2, pieces · kv_heads, pages,
-        block_size, width] → [the pieces' own tokens, heads, width]."""
+        """queries [chunks · kv_heads · padded query rows, width], kv [2, chunks · kv_heads, num_blocks,
+        block_size, width] → [tokens of the chunks without padding, heads, width]."""
         chunk_len, num_kv_heads, num_blocks = chunks.chunk_len, self.num_kv_heads, chunks.num_blocks
         queries = queries.view(kv.shape[1], -1, self.padded_head_dim)
         keys, values = kv[:, :, chunks.first_block : chunks.first_block + num_blocks].unbind(0)
@@ -185,7 +184,7 @@ class CPUPagedKVCache(KVBlockPool):
         return valid_out
 
     def _gather_kv(self, layer: int, block_ids: Tensor) -> Tensor:
-        """block_ids [n, depth] of a layer, float32 [2, n · kv_heads, depth, block_size, width]."""
+        """block_ids [n, num_blocks] of a layer → float32 [2, n · kv_heads, num_blocks, block_size, width]."""
         kv = (
             self.blocks[layer]
             .index_select(1, block_ids.flatten())
@@ -210,7 +209,7 @@ class CPUPagedKVCache(KVBlockPool):
         return _MaskCache(bias, list(zip(prefills, query_rows, strict=True)))
 
     def _get_decode_attention(self, metadata: _CPUAttentionMetadata, num_heads: int) -> DecodeAttention:
-        """The decoding of these rows; that of the step before when nothing changed."""
+        """Decode attention of the step's rows, reused from the previous step if their blocks are the same."""
         key = (metadata.decode_block_tables, metadata.decode_rows, metadata.num_padding, num_heads)
         if self._decode_attention is None or self._decode_key != key:
             sharing, token_rows = (
@@ -224,9 +223,9 @@ class CPUPagedKVCache(KVBlockPool):
         return self._decode_attention
 
     def _query_rows(self, chunks: PrefillChunkBatch, group_size: int) -> Tensor:
-        """Where the queries of some pieces stand, [pieces · kv_heads · rows of a product] rows of qkv.
+        """Rows of qkv that hold the chunks' queries, [chunks · kv_heads · padded query rows].
 
-        A product has as many rows as it needs for its bits to be always the same; the last is repeated.
+        The last query is repeated up to a row count at which the bits of a matmul are reproducible.
         """
         token_rows, num_rows = chunks.token_rows.view(-1, chunks.chunk_len), chunks.chunk_len * group_size
         q_row = torch.arange(self.padded_gemm_rows(num_rows, MIN_SINGLE_ROWS)).clamp(max=num_rows - 1)
@@ -243,10 +242,10 @@ class CPUPagedKVCache(KVBlockPool):
 
 
 def _sum_probs_v(probs: Tensor, values: Tensor, pad_blocks: int) -> Tensor:
-    """Σ over pages of shares · values, after `pad_blocks` pages of zeros, [matrices, rows, width].
+    """Σ over blocks of probs · values, after `pad_blocks` blocks of zeros, [matrices, rows, width].
 
-    probs [matrices, pages, rows, block_size]; values [matrices, pages, block_size, width]. Pages are counted
-    through, or matrices if they are fewer, so that each product is of many.
+    probs [matrices, num_blocks, rows, block_size]; values [matrices, num_blocks, block_size, width]. Loops
+    over the smaller of the first two dimensions, so that each batched matmul is large.
     """
     dim = 0 if probs.shape[1] < len(probs) else 1
     if dim == 0:

@@ -1,4 +1,4 @@
-"""Attention of chunked prefill over the paged KV cache, on a CPU."""
+"""CPU chunked-prefill attention over a paged KV cache."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from ..attention_metadata import SequenceChunk
 from ..reference.causal_mask import mask_bias
 
 MAX_SCORES = 1 << 21
-"""Scores of a prompt's tokens that are worked on at once: they and what becomes of them stay in a cache."""
+"""Maximum attention scores computed at once, so that scores and probabilities stay in the CPU's cache."""
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """A piece of a prompt: `num_tokens` tokens of it from `start` on, the first of which is the batch's
-    `row`.
+    """`num_tokens` tokens of prompt `prompt_index` from position `start` on; the first is the batch's `row`.
 
-    block_ids: those that it reads, of its prompt's `prompt_index`, from page `first_block` on. pad_blocks:
-    see `Pieces`.
+    block_ids: the blocks that it reads, from the prompt's block `first_block` on. pad_blocks: see
+    `PrefillChunkBatch`.
     """
 
     prompt_index: int
@@ -38,13 +37,13 @@ class PrefillChunk:
 
 @dataclass(frozen=True)
 class PrefillChunkBatch:
-    """Pieces of prompts that attend together, padded to the same numbers of tokens and pages.
+    """Prompt chunks that attend together, padded to the same number of tokens, with equally many blocks.
 
-    token_rows [pieces · chunk_len]: tokens of the batch, the last of a piece repeated. valid_rows: which of
-    them are no repetition, `out_rows` the tokens that they are. first_block, num_blocks: which of the pages
-    that are held they read, from which on and how many. pad_blocks: pages of zeros before them that make
-    the sums pair as if from page 0 on. mask_bias [pieces, 1, chunk_len, 1, keys]: 0 for a key that is seen,
-    else HIDDEN, for the keys from `first_key` on; all before are seen.
+    token_rows [chunks · chunk_len]: batch rows of the tokens; the last of a chunk is repeated as padding.
+    valid_rows: indices of the entries that are not padding; out_rows: their batch rows. first_block,
+    num_blocks: the range of the gathered blocks that they read. pad_blocks: blocks of zeros before them, so
+    that the pairwise sum pairs as if from block 0 on. mask_bias [chunks, 1, chunk_len, 1, keys]: 0 for a
+    visible key, else MASK_VALUE, for the keys from `first_key` on; all earlier keys are visible.
     """
 
     chunk_len: int
@@ -61,18 +60,19 @@ class PrefillChunkBatch:
     def from_chunks(
         cls, chunks: list[PrefillChunk], chunk_len: int, base_block: int, block_size: int, window: int | None
     ) -> PrefillChunkBatch:
-        """Each of at most `chunk_len` tokens, and of as many pages as the others; base_block: the first
-        that is.
+        """Batch chunks of at most `chunk_len` tokens that read equally many blocks.
+
+        base_block: index of the first gathered block.
         """
         num_blocks, num_tokens = (
             len(chunks[0].block_ids),
             torch.tensor([chunk.num_tokens for chunk in chunks])[:, None],
         )
-        starts = torch.tensor([piece.start - piece.first_block * block_size for piece in chunks])[:, None]
+        starts = torch.tensor([chunk.start - chunk.first_block * block_size for chunk in chunks])[:, None]
         first_key = 0 if window is not None else int(starts.min()) // block_size * block_size
         offsets = torch.arange(chunk_len)
         clamped_offsets = torch.minimum(offsets, num_tokens - 1)
-        token_rows = (torch.tensor([piece.row for piece in chunks])[:, None] + clamped_offsets).flatten()
+        token_rows = (torch.tensor([chunk.row for chunk in chunks])[:, None] + clamped_offsets).flatten()
         valid_rows = (offsets < num_tokens).flatten().nonzero().flatten()
         key_pos = torch.arange(first_key, num_blocks * block_size)
         return cls(
@@ -90,9 +90,7 @@ class PrefillChunkBatch:
 
 @dataclass(frozen=True)
 class PrefillBatch:
-    """Prompts, or pieces of them, whose block_ids [n, depth] are held while what reads them attends in
-    turn.
-    """
+    """Chunk batches that attend in turn over the same gathered KV blocks, block_ids [n, num_blocks]."""
 
     block_ids: Tensor
     chunk_batches: list[PrefillChunkBatch]
@@ -101,7 +99,7 @@ class PrefillBatch:
     def split_prompts(
         cls, prompts: list[tuple[int, SequenceChunk]], block_size: int, num_heads: int, window: int | None
     ) -> list[PrefillBatch]:
-        """prompts: (first token, segment). Short ones attend together, a long one's pieces by themselves."""
+        """prompts: (first batch row, chunk). Short prompts attend together, a long one chunk by chunk."""
         batches, single_chunks = list[PrefillBatch](), dict[int, list[tuple[int, PrefillChunk]]]()
         for chunk_len, chunks in _batch_chunks(prompts, block_size, num_heads, window):
             if len(chunks) == 1:
@@ -119,12 +117,12 @@ class PrefillBatch:
                     )
                 )
         for prompt_index, sized_chunks in single_chunks.items():
-            first_block = min(piece.first_block for _, piece in sized_chunks)
-            end_block = max(piece.first_block + len(piece.block_ids) for _, piece in sized_chunks)
+            first_block = min(chunk.first_block for _, chunk in sized_chunks)
+            end_block = max(chunk.first_block + len(chunk.block_ids) for _, chunk in sized_chunks)
             block_ids = torch.tensor([prompts[prompt_index][1].block_table[first_block:end_block]])
             chunk_batches = [
-                PrefillChunkBatch.from_chunks([piece], size, first_block, block_size, window)
-                for size, piece in sized_chunks
+                PrefillChunkBatch.from_chunks([chunk], size, first_block, block_size, window)
+                for size, chunk in sized_chunks
             ]
             batches.append(cls(block_ids, chunk_batches))
         return batches
@@ -133,10 +131,10 @@ class PrefillBatch:
 def _batch_chunks(
     prompts: list[tuple[int, SequenceChunk]], block_size: int, num_heads: int, window: int | None
 ) -> Iterator[tuple[int, list[PrefillChunk]]]:
-    """Pieces with as many pages, and about as many tokens: how many they are filled up to.
+    """Yield (padded chunk length, chunks of about that length that read equally many blocks).
 
-    A piece ends where its page does, so that it is hardly multiplied with keys that come after it, and before
-    the scores of those that attend together leave the cache.
+    A chunk ends at the next block boundary, so that few of its scores are of later, masked keys, or earlier,
+    so that a batch's scores stay in the CPU's cache.
     """
     batches: dict[tuple[int, int, int], list[PrefillChunk]] = {}
     for prompt_index, (row, prompt) in enumerate(prompts):
@@ -159,8 +157,6 @@ def _batch_chunks(
 
 
 def round_up_chunk(num_tokens: int) -> int:
-    """What a piece of `num_tokens` tokens is filled up to: sizes are a quarter apart, so that many are
-    alike.
-    """
+    """Padded length of a chunk: lengths are a quarter apart, so that many chunks have the same."""
     step = max(16, 1 << max(0, (num_tokens - 1).bit_length() - 3))
     return -(-num_tokens // step) * step

@@ -1,4 +1,4 @@
-"""Which KV blocks are shared by several decoding sequences."""
+"""Plan of which decoding rows read which KV blocks, including shared ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BlockSharing:
-    """Which page is read for which decoding row; a pair is one page read for one row.
+    """Which KV block each decoding row reads; a read is one block for one row.
 
-    num_blocks:    pages [0, used) are multiplied, each for its first reader.
-    shared_blocks: pages [n] that more rows read, each multiplied for `max_extra_readers` of them.
-    read_index:   [depth, rows]: for each row its pages in order; a page below `num_blocks` for its first
-    reader, and
-             used + index · most + place among the others of a stacked page. 0 where a row has no more pages.
-    pad_mask:  [depth, rows]: where it has none.
+    num_blocks: blocks [0, num_blocks) are multiplied, each with the queries of its first reader.
+    shared_blocks [n]: blocks with further readers, each multiplied with those of `max_extra_readers` rows.
+    read_index [max_blocks, rows]: each row's reads in block order: the block id for the block's first reader,
+        num_blocks + (index in shared_blocks) · max_extra_readers + (index of the extra reader) for the
+        others, 0 beyond the row's last block.
+    pad_mask [max_blocks, rows]: true beyond the row's last block.
     """
 
     num_blocks: int
@@ -28,8 +28,8 @@ class BlockSharing:
 
     @classmethod
     def from_block_tables(cls, block_tables: list[list[int]]) -> BlockSharing:
-        """tables: the pages of each row, in order."""
-        num_blocks = max(2, 1 + max(map(max, block_tables)))  # two, so that no product stands alone
+        """Plan the reads of rows with these block tables, each a list of block ids in order."""
+        num_blocks = max(2, 1 + max(map(max, block_tables)))  # no matmul may be a batch of one
         assigned, extra_readers = set[int](), dict[int, list[tuple[int, int]]]()
         for row, block_table in enumerate(block_tables):
             for index, block in enumerate(block_table):

@@ -1,5 +1,4 @@
-"""Tensor parallelism as kernels see it: collectives between processes, and reductions along a split
-vocabulary.
+"""Tensor-parallel primitives: collectives between processes, and reductions along a sharded vocabulary.
 
 Start in `communicator.py`.
 """

@@ -1,4 +1,4 @@
-"""Collectives between the processes that hold parts of one model."""
+"""Collectives between the processes of a tensor-parallel model."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 
 class WorkerDiedError(RunError):
-    """Another process is gone, or has kept this one waiting for too long."""
+    """Another process exited, or did not respond within the timeout."""
 
 
 class Communicator:
-    """This process is number `rank` of `world_size`; all of them make the same calls in the same order.
+    """Collectives of process `rank` of `world_size`; all processes make the same calls in the same order.
 
-    group: gloo's for tensors on a CPU, NCCL's for those on a GPU. Every call may raise LostPeerError.
+    group: a gloo group for CPU tensors, an NCCL group for GPU tensors. Every call may raise WorkerDiedError.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
         self.rank, self.world_size, self._group = group.rank(), group.size(), group
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Everyone's x, in the order of ranks: [size, *x's shape]. All must have the same shape."""
+        """Every rank's x in rank order: [world_size, *x.shape]. All must have the same shape."""
         gathered = x.new_empty(self.world_size, *x.shape)
         _wait(self._group._allgather_base(gathered.view(-1), x.reshape(-1)))
         return gathered
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of everyone's x. May reuse the memory of x.
+        """The sum of every rank's x. May overwrite x.
 
-        On a CPU always in the order of ranks, where gloo's own sum takes another for each piece of a tensor:
-        so the bits of a row do not depend on which rows stand beside it; in float32 at least.
+        On a CPU, sums in rank order and in at least float32, so that the bits of a row do not depend on other
+        rows; gloo's all-reduce uses a different order for each part of a tensor.
         """
         if x.is_cuda:
             _wait(self._group.allreduce([x]))
@@ -49,7 +49,7 @@ class Communicator:
         return total
 
     def broadcast(self, x: Tensor) -> Tensor:
-        """Gives everyone what x holds in the first process, in its place."""
+        """Overwrite every rank's x with rank 0's."""
         _wait(self._group.broadcast(x, 0))
         return x
 
@@ -58,4 +58,4 @@ def _wait(work: Work) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        raise WorkerDiedError("another process does not answer") from error
+        raise WorkerDiedError("another process exited or timed out") from error

@@ -1,9 +1,9 @@
-"""Thresholds without a sort: the largest t for which enough of a row is at or above it.
+"""Distributed radix select: top-k and top-p thresholds of a sharded vocabulary without sorting.
 
-Enough is a count or a mass. A float32 is looked for by its four bytes, the most significant first: each pass
-sums the weights of all values by their next byte, the sums of all parts of the vocabulary are added, and the
-byte is chosen at which they reach what is wanted. Weights are integers, so that the sums are exact and the
-same however the vocabulary is cut.
+Finds the largest t such that the values ≥ t reach a target count or mass. t is a float32, determined byte by
+byte, the most significant first: each pass builds a histogram of the weights by the next byte, all-reduces it
+over the shards, and takes the byte at which the suffix sum reaches the target. Weights are integers, so the
+sums are exact and do not depend on the sharding.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .communicator import Communicator
 
 
 def weighted_kth(values: Tensor, weights: Tensor, target: Tensor, comm: Communicator) -> Tensor:
-    """The largest t [rows] at or above which the weights of all parts sum to `target` [rows] or more.
+    """The largest t [rows] such that the weights of values ≥ t, over all shards, sum to at least `target`.
 
-    values [rows, columns] float32; weights the same, int64.
+    values [rows, columns] float32; weights [rows, columns] and target [rows] int64.
     """
     keys = _float_to_key(values)
-    prefix, above = torch.zeros_like(target), torch.zeros_like(target)  # the key's bytes so far; beyond them
+    prefix, above = torch.zeros_like(target), torch.zeros_like(target)  # key's leading bytes; weight above
     for shift in (24, 16, 8, 0):
         in_prefix = keys >> (shift + 8) == prefix[:, None]
         histogram = weights.new_zeros(len(values), 256)
@@ -34,12 +34,12 @@ def weighted_kth(values: Tensor, weights: Tensor, target: Tensor, comm: Communic
 
 
 def _float_to_key(values: Tensor) -> Tensor:
-    """Whole numbers from 0 to 2³² − 1 that are ordered as the float32 values are; −0 and 0 are one."""
+    """Integers from 0 to 2³² − 1 in the order of the float32 values; −0 equals 0."""
     bits = torch.where(values == 0, 0.0, values).view(torch.int32).long()
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) + (1 << 31)
 
 
 def _key_to_float(keys: Tensor) -> Tensor:
-    """The float32 values of such numbers."""
+    """Inverse of `_float_to_key`."""
     bits = keys - (1 << 31)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int32).view(torch.float32)

@@ -1,8 +1,8 @@
-"""Reductions along a vocabulary that one process holds, or several share.
+"""Reductions along the vocabulary, in one process or sharded over several.
 
-All that a steering step does along the vocabulary is elementwise or one of these reductions. Where the head's
-rows are shared out among processes, each reduces its own part and they exchange a few numbers a row; logits
-are never gathered. A part's result is the same in all processes to the last bit, so that they decide alike.
+All vocabulary operations of a steering step are elementwise or one of these reductions. With a sharded LM
+head, each process reduces its shard and they exchange a few numbers per row; logits are never gathered. All
+processes get bitwise equal results, so they choose the same tokens.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from . import radix_select
 from .communicator import Communicator
 
 TOP_P_WINDOW = 1024
-"""A nucleus is looked for among this many top tokens first, and by a full sort only where it is larger."""
+"""The nucleus is searched among this many top tokens, and by a full sort only if it is larger."""
 MASS_SCALE = float(1 << 40)
-"""What a probability of the top token weighs among parts; 2²³ of them still fit 64 bits."""
+"""Integer weight of the top token's probability; 2²³ such tokens still fit in 64 bits."""
 
 
 class UnshardedVocab:
-    """The vocabulary in one piece: torch's own reductions. `vocab_start` is the id of the first column."""
+    """Reductions of an unsharded vocabulary, by torch. `vocab_start` is the id of the first column."""
 
     vocab_start = 0
 
     def any(self, flags: Tensor) -> Tensor:
-        """Whether a flag [rows] is set in any part."""
+        """Whether a flag [rows] is set in any shard."""
         return flags
 
     def amax(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class UnshardedVocab:
         return x.amax(-1)
 
     def argmax(self, x: Tensor) -> Tensor:
-        """The id of the largest entry of each row, [rows] int64; the lowest of several."""
+        """The id of the largest entry of each row, [rows] int64; the lowest id of a tie."""
         return x.argmax(-1)
 
     def log_softmax(self, x: Tensor) -> Tensor:
@@ -42,18 +42,18 @@ class UnshardedVocab:
         return x.log_softmax(-1)
 
     def gather_token(self, x: Tensor, token_ids: Tensor) -> Tensor:
-        """The entry of each row at its token, [rows]."""
+        """Each row's entry at its token id, [rows]."""
         return x.gather(1, token_ids[:, None])[:, 0]
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The `k` largest entries of each row and their ids, largest first; all where there are fewer."""
+        """The min(k, vocabulary) largest entries of each row and their ids, largest first."""
         top = x.topk(min(k, x.shape[-1]))
         return top.values, top.indices
 
     def kth_largest(self, x: Tensor, ks: Tensor) -> Tensor:
-        """The entry of each row that `ks` [rows] int64 says, from the largest on, [rows, 1].
+        """The k-th largest entry of each row for ks [rows] int64, [rows, 1].
 
-        −inf where the count is 0 or no smaller than the row.
+        −inf where k is 0 or at least the vocabulary size.
         """
         disabled = (ks == 0) | (ks >= x.shape[-1])
         clamped_ks = torch.where(disabled, 1, ks)
@@ -63,7 +63,7 @@ class UnshardedVocab:
     def nucleus_threshold(self, x: Tensor, top_p: Tensor) -> Tensor:
         """t [rows, 1] such that {s ≥ t} is the smallest set of likeliest tokens with this mass of softmax(s).
 
-        top_p [rows] in (0, 1]. The token that crosses its mass belongs to the set; for 1 t is −inf.
+        top_p [rows] in (0, 1]. The token that crosses top_p belongs to the set; t is −inf for top_p 1.
         """
         lse = x.logsumexp(-1, keepdim=True)
         window = min(TOP_P_WINDOW, x.shape[-1])
@@ -77,16 +77,16 @@ class UnshardedVocab:
         return values.gather(-1, cutoff).masked_fill(target >= 1, -torch.inf)
 
     def merge_logsumexp(self, max_logit: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
-        """(top, sums) of the whole from each part's: sums are relative to exp(top); [rows] float64."""
+        """Merge (max, sums) of all shards; sums are relative to exp(max); [rows] float64."""
         return max_logit, *sums
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """The rows of all parts side by side, [rows, vocab]."""
+        """Concatenate the columns of all shards, [rows, vocab]."""
         return x
 
 
 class VocabShard(UnshardedVocab):
-    """One of several parts: `shard_size` columns from id `vocab_start` on, of `vocab_size` in all."""
+    """Reductions of a sharded vocabulary: this shard has ids [vocab_start, vocab_start + shard_size)."""
 
     def __init__(self, comm: Communicator, vocab_start: int, shard_size: int, vocab_size: int) -> None:
         self.comm, self.vocab_start, self.shard_size, self.vocab_size = (
@@ -101,7 +101,8 @@ class VocabShard(UnshardedVocab):
         return self.comm.all_gather(flags.to(torch.uint8)).amax(0) > 0
 
     def amax(self, x: Tensor) -> Tensor:
-        return self.comm.all_gather(x.amax(-1)).amax(0)
+        local_max = x.amax(-1) if x.shape[-1] else x.new_full((len(x),), -torch.inf)
+        return self.comm.all_gather(local_max).amax(0)
 
     def argmax(self, x: Tensor) -> Tensor:
         value, column = x.max(-1)
@@ -155,7 +156,7 @@ class VocabShard(UnshardedVocab):
         return global_max, *((shard_sum * scale).sum(0) for shard_sum in shard_sums)
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Of parts of different widths: the narrower are filled up, and what fills them is cut away."""
+        """Shards of different sizes are padded to gather them, and the padding is removed."""
         shards = self.comm.all_gather(pad(x, (0, self._max_shard_size - self.shard_size)))
         id_ranges = [
             self.shard_range(rank, self.comm.world_size, self.vocab_size)
@@ -165,7 +166,7 @@ class VocabShard(UnshardedVocab):
 
     @staticmethod
     def shard_range(rank: int, world_size: int, vocab_size: int) -> range:
-        """The ids of a rank: sizes differ by one at most."""
+        """The token ids of a rank's shard; sizes differ by at most one."""
         return range(vocab_size * rank // world_size, vocab_size * (rank + 1) // world_size)
 
 

@@ -1,3 +1,1 @@
-"""Plain torch implementations of every layer operation, which the CPU and Triton kernels are tested
-against.
-"""
+"""Plain torch implementations of every layer operation, the references of the CPU and Triton kernels."""

@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b in plain torch: the reference of the Triton kernel."""
+"""Reference of the Triton matmul in plain torch: y = x Wᵀ + b."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 Matmul = Callable[[Tensor, Tensor, Tensor | None, torch.dtype | None], Tensor]
-"""As `matmul` below."""
+"""The signature of `matmul` below."""
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """x [rows, in], weight [out, in], bias [out] → [rows, out]: summed in float32 at least, rounded once.
+    """x [rows, in], weight [out, in], bias [out] → [rows, out]: summed in at least float32, rounded once.
 
-    dtype: of the result, None for that of x.
+    dtype: dtype of the result; None for that of x.
     """
     acc_dtype = torch.promote_types(x.dtype, torch.float32)
     out = functional.linear(

@@ -1,4 +1,4 @@
-"""Paged attention in plain torch: the reference of the CPU and Triton kernels."""
+"""Reference of the CPU and Triton paged attention kernels in plain torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .softcap import softcap_
 
 @dataclass(frozen=True)
 class QueryTiles:
-    """Runs of consecutive tokens of one branch, each of at most `tile_size`.
+    """Tiles of at most `tile_size` consecutive query tokens of one branch.
 
-    first, start, num_tokens [tiles] int32: a run's first row among the queries, the position of that token,
-    and how many tokens it has. table_row [tiles] int32: its row of the page tables. max_seq_len: the most
-    keys that any of them sees, known to the host.
+    row_start, pos_start, num_tokens [tiles] int32: a tile's first row of the queries, that token's position,
+    and its number of tokens. table_row [tiles] int32: its row of the block tables. max_seq_len: the most keys
+    visible to any tile, known on the host.
     """
 
     row_start: Tensor
@@ -35,9 +35,9 @@ class QueryTiles:
     def from_spans(
         cls, spans: Sequence[tuple[int, int, int, int]], tile_size: int, device: torch.device
     ) -> QueryTiles:
-        """runs: (first row, position, tokens, row of the tables), cut into tiles of `tile_size`."""
+        """Split spans (first row, position, tokens, row of the block tables) into tiles of `tile_size`."""
         columns = split_tiles(spans, tile_size)
-        # a tensor each: parts of one would not all be aligned
+        # separate tensors: not every slice of one would be aligned
         row_start, pos_start, num_tokens, table_row = (
             torch.from_numpy(column.copy()).to(device) for column in columns
         )
@@ -47,7 +47,7 @@ class QueryTiles:
 def split_tiles(
     spans: Sequence[tuple[int, int, int, int]], tile_size: int
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Runs, see `QueryTiles.from_spans`, in tiles of `tile_size`: their columns, [4, tiles]."""
+    """Split spans, see `QueryTiles.from_spans`, into tiles of `tile_size`; returns columns [4, tiles]."""
     tiles = [
         (row_start + offset, pos_start + offset, min(tile_size, num_tokens - offset), table_row)
         for row_start, pos_start, num_tokens, table_row in spans
@@ -57,7 +57,7 @@ def split_tiles(
 
 
 def max_seq_len(columns: np.ndarray[Any, np.dtype[np.int32]]) -> int:
-    """The most keys that a tile of these sees."""
+    """The most keys visible to any of these tiles."""
     return int((columns[1] + columns[2]).max())
 
 
@@ -68,10 +68,10 @@ def paged_attention(
     query_tiles: QueryTiles,
     params: AttentionParams = CAUSAL,
 ) -> Tensor:
-    """softmax(q kᵀ) v over each branch's own keys up to the token itself; queries come scaled.
+    """softmax(q kᵀ) v over each branch's keys up to the token itself; queries are already scaled.
 
-    q [tokens, heads, head_dim]; cache [2, pages, kv_heads, block_size, head_dim] of one layer; tables
-    [branches, pages] int32 → [tokens, heads, head_dim] in the type of the queries.
+    q [tokens, heads, head_dim]; kv_cache [2, num_blocks, kv_heads, block_size, head_dim] of one layer;
+    block_tables [branches, max_blocks] int32 → [tokens, heads, head_dim] in the dtype of q.
     """
     _, num_heads, head_dim = q.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape

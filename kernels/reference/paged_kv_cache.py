@@ -1,4 +1,4 @@
-"""A paged KV cache on any device, in plain torch, and the layout of a step over it."""
+"""Reference paged KV cache in plain torch, for any device, and its attention metadata."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from .rotary import QKNorm, RotaryCosSin
 
 PREFILL_TILE = 16
-"""Tokens of a prompt that attend together."""
+"""Query tokens per tile of a prompt."""
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Where a step's tokens go and what they read.
+    """Cache slots, block tables and query tiles of a step.
 
-    pages, block_offsets [tokens] int64: each token's place. block_tables [branches, pages] int32: the pages
-    of each, in order. query_tiles: see `QueryTiles`; those that decode, and those of prompts.
+    block_ids, block_offsets [tokens] int64: each token's slot. block_tables [branches, max_blocks] int32:
+    block ids in order. query_tiles: decode tiles and prompt tiles, see `QueryTiles`.
     """
 
     block_ids: Tensor
@@ -39,21 +39,21 @@ class AttentionMetadata:
 
     @classmethod
     def from_batch(cls, batch: RaggedBatch, device: torch.device) -> AttentionMetadata:
-        """The layout of any step, in one copy to the device."""
+        """Build the metadata of a step of any kind, with one copy to the device."""
         spans_by_size = [
             (tile_size, spans) for tile_size, spans in _spans_by_tile_size(batch.chunks).items() if spans
         ]
-        tile_columns = [split_tiles(found, size) for size, found in spans_by_size]
+        tile_columns = [split_tiles(spans, size) for size, spans in spans_by_size]
         block_tables, *columns = to_device(
             device,
             _stack_block_tables(batch.chunks),
             *(column for tile_column in tile_columns for column in tile_column),
         )
         query_tiles = []
-        for index, ((size, _), one) in enumerate(zip(spans_by_size, tile_columns, strict=True)):
+        for index, ((size, _), tiles) in enumerate(zip(spans_by_size, tile_columns, strict=True)):
             row_start, pos_start, num_tokens, table_row = columns[4 * index : 4 * index + 4]
             query_tiles.append(
-                QueryTiles(row_start, pos_start, num_tokens, table_row, size, max_seq_len(one))
+                QueryTiles(row_start, pos_start, num_tokens, table_row, size, max_seq_len(tiles))
             )
         return cls(batch.block_ids, batch.block_offsets, block_tables, tuple(query_tiles))
 
@@ -66,10 +66,9 @@ class AttentionMetadata:
         block_tables: Tensor,
         max_seq_len: int,
     ) -> AttentionMetadata:
-        """That of a step in which every branch has one token: pos_starts [branches] int32, each token's
-        position.
+        """Metadata of a decode step with one token per branch, at positions pos_starts [branches] int32.
 
-        max_seq_len: the most tokens that a branch may have with it; no tensor is read for it.
+        max_seq_len: upper bound of the sequence lengths with the new token, so that no tensor is read back.
         """
         row = torch.arange(len(pos_starts), dtype=torch.int32, device=pos_starts.device)
         tiles = QueryTiles(row, pos_starts, torch.ones_like(row), row, tile_size=1, max_seq_len=max_seq_len)
@@ -77,12 +76,11 @@ class AttentionMetadata:
 
 
 class PagedKVCache:
-    """As `kernels.cpu.paged_kv_cache.CPUPagedKVCache`: call `prepare` once a step, then `forward` once a
-    layer.
+    """Same interface as `CPUPagedKVCache`: call `prepare` once per step, then `forward` once per layer.
 
-    blocks: [layers, 2, pages + 1, kv_heads, block_size, head_dim], keys then values; the last page,
-    `padding_block`, is nobody's: rows that only fill a batch up are written there. metadata: of the step
-    that has begun.
+    blocks: [layers, 2, num_blocks + 1, kv_heads, block_size, head_dim], keys then values; padding rows of a
+    batch are written to the last block, `padding_block`, which is never allocated. metadata: that of the
+    current step.
     """
 
     def __init__(
@@ -104,11 +102,11 @@ class PagedKVCache:
     def block_bytes(
         num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> int:
-        """What one page takes."""
+        """Bytes of one block, over all layers."""
         return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
 
     def prepare(self, batch: RaggedBatch) -> None:
-        """Prepares a step."""
+        """Build the attention metadata of a step."""
         self.metadata = AttentionMetadata.from_batch(batch, self.blocks.device)
 
     def forward(
@@ -119,11 +117,9 @@ class PagedKVCache:
         norm: QKNorm | None = None,
         params: AttentionParams = CAUSAL,
     ) -> Tensor:
-        """See `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`; [rows, heads · head_dim] in the
-        cache's type.
-        """
+        """See `CPUPagedKVCache.forward`; returns [rows, heads · head_dim] in the cache's dtype."""
         metadata, kv_cache = self.metadata, self.blocks[layer]
-        assert metadata is not None, "attend before begin"
+        assert metadata is not None, "call prepare before forward"
         queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
         return self.run_attention(metadata, kv_cache, queries, params).flatten(1)
 
@@ -135,28 +131,28 @@ class PagedKVCache:
         rotary: RotaryCosSin,
         norm: QKNorm | None,
     ) -> Tensor:
-        """Writes keys and values to a layer's pages; see `kernels.reference.rotary.rope_and_write_kv`."""
+        """Apply RoPE and write keys and values to a layer's blocks; see `rotary.rope_and_write_kv`."""
         return rope_and_write_kv(qkv, rotary, norm, kv_cache, metadata.block_ids, metadata.block_offsets)
 
     def run_attention(
         self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, params: AttentionParams
     ) -> Tensor:
-        """What the queries find in a layer's pages; both [rows, heads, head_dim]."""
+        """Attention of the queries over a layer's blocks; both [rows, heads, head_dim]."""
         out = torch.zeros_like(queries)
-        for tiles in metadata.query_tiles:  # each gives zeros but for its own tokens
+        for tiles in metadata.query_tiles:  # zeros except in the rows of the tiles
             out += paged_attention(queries, kv_cache, metadata.block_tables, tiles, params)
         return out
 
     def zero_blocks(self, block_ids: list[int]) -> None:
-        """Nothing: what a page held before is never read."""
+        """Does nothing: stale contents of a block are never read."""
 
     def swap_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Exchanges what pages hold, two by two, one after the other."""
+        """Swap the contents of each pair of blocks in turn."""
         swap_blocks(self.blocks, pairs)
 
 
 def _spans_by_tile_size(chunks: Sequence[SequenceChunk]) -> dict[int, list[tuple[int, int, int, int]]]:
-    """Tokens that decode, and prompts, by the size of their tiles; see `QueryTiles.from_spans`."""
+    """Spans of decode tokens and of prompts by tile size; see `QueryTiles.from_spans`."""
     spans: dict[int, list[tuple[int, int, int, int]]] = {1: [], PREFILL_TILE: []}
     row = 0
     for index, chunk in enumerate(chunks):
@@ -167,8 +163,8 @@ def _spans_by_tile_size(chunks: Sequence[SequenceChunk]) -> dict[int, list[tuple
 
 
 def _stack_block_tables(chunks: Sequence[SequenceChunk]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """The segments' pages, one below the other, [segments, most pages]; beyond a segment's own 0."""
+    """Stack the chunks' block tables into [chunks, max_blocks], padded with 0."""
     block_tables = np.zeros((len(chunks), max(len(chunk.block_table) for chunk in chunks)), np.int32)
-    for row, segment in zip(block_tables, chunks, strict=True):
-        row[: len(segment.block_table)] = segment.block_table
+    for row, chunk in zip(block_tables, chunks, strict=True):
+        row[: len(chunk.block_table)] = chunk.block_table
     return block_tables

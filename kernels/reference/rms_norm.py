@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation: y = x / sqrt(mean(x²) + ε) · weight, in float32."""
+"""Reference RMSNorm: y = x / sqrt(mean(x²) + ε) · weight, in float32."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """x [rows, hidden], weight [hidden] and eps [1] float32 → [rows, hidden] in x's type.
+    """x [rows, hidden], weight [hidden] and eps [1] float32 → [rows, hidden] in x's dtype.
 
-    Heads are normalised each by itself: x [rows, heads, head_dim] and weight [heads, head_dim].
+    For a norm over each head: x [rows, heads, head_dim] and weight [heads, head_dim].
     """
     x_fp32 = x if x.dtype == torch.float32 else x.float()
-    # few operations on purpose: between two large products, each costs its dispatch from a cold cache
+    # few operations: between two large matmuls, each is dispatched from a cold cache
     l2_norm = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True)
     rstd = torch.addcmul(eps, l2_norm, l2_norm, value=1 / x.shape[-1]).rsqrt_()
     y = (x_fp32 * rstd).mul_(weight)

@@ -1,4 +1,4 @@
-"""Rotary position embedding in the half-split layout: (x1, x2) → (x1 cos − x2 sin, x2 cos + x1 sin)."""
+"""Reference RoPE in the half-split layout: (x1, x2) → (x1 cos − x2 sin, x2 cos + x1 sin)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rms_norm import rms_norm
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norm of a layer's queries and keys: weight [queries + kv_heads, head_dim], eps [1], float32."""
+    """QK norm of a layer: weight [heads + kv_heads, head_dim], eps [1], float32."""
 
     weight: Tensor
     eps: Tensor
@@ -21,10 +21,10 @@ class QKNorm:
 
 @dataclass(frozen=True)
 class RotaryCosSin:
-    """How the heads of a step are turned, in every layer alike.
+    """RoPE factors of a step's rows, the same in every layer.
 
-    cos, sin [rows, head_dim] float32, sin with the sign of its half, see `rotate`. num_heads, num_kv_heads:
-    how many heads of each there are. q_scale: what queries are multiplied by.
+    cos, sin [rows, head_dim] float32; sin carries the sign of its half, see `apply_rotary`. num_heads: number
+    of query heads. q_scale: queries are multiplied by it.
     """
 
     cos: Tensor
@@ -35,8 +35,8 @@ class RotaryCosSin:
 
     @cached_property
     def per_head(self) -> tuple[Tensor, Tensor]:
-        """cos and sin of every head, [rows, queries + 2 · kv_heads, head_dim]: of queries scaled, so that one
-        rotation does both, and of values, which are not turned, 1 and 0."""
+        """cos and sin of every head, [rows, heads + 2 · kv_heads, head_dim]: scaled for queries, so that the
+        rotation also scales them; 1 and 0 for values, which are not rotated."""
         return self._expand(self.cos, 1.0), self._expand(self.sin, 0.0)
 
     def _expand(self, factor: Tensor, v_fill: float) -> Tensor:
@@ -47,12 +47,14 @@ class RotaryCosSin:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x, cos, sin [rows, heads, head_dim]; sin has the sign of its half, see
-    `models.layers.rotary_embedding`: the rotation is
-    x · cos + swap(x) · sin, in the type of cos. A head with cos 1 and sin 0 stays as it is."""
-    x_acc = x.to(cos.dtype)  # once: each operation on two types would cast for itself
+    """x · cos + swap(x) · sin in the dtype of cos, for x, cos, sin [rows, heads, head_dim].
+
+    swap exchanges the halves; sin carries the sign of its half, see `models.layers.rotary_embedding`. cos 1
+    and sin 0 leave a head unchanged. May overwrite the converted copy of x, not x.
+    """
+    x_acc = x.to(cos.dtype)  # once: each operation with mixed dtypes would convert again
     rolled = x_acc.roll(x.shape[-1] // 2, -1)
-    # in the memory that there is: three more copies of a prompt's heads would not stay in a cache
+    # in place: three more copies of a prompt's heads would not fit in the CPU's cache
     out = x_acc * cos if x_acc is x else x_acc.mul_(cos)
     return out.addcmul_(rolled, sin)
 
@@ -65,11 +67,11 @@ def rope_and_write_kv(
     block_ids: Tensor,
     block_offsets: Tensor,
 ) -> Tensor:
-    """Norm and rotation of queries and keys; keys and values go into the cache.
+    """Apply QK norm and RoPE, and write keys and values to the cache.
 
-    qkv [rows, queries + 2 · kv_heads, head_dim]; cache [2, pages, kv_heads, block_size, head_dim], keys then
-    values; page, block_offsets [tokens ≤ rows] int64: the place of each row's token in it, rows beyond them
-    having none → the turned and scaled queries [rows, queries, head_dim] in the cache's type.
+    qkv [rows, heads + 2 · kv_heads, head_dim]; kv_cache [2, num_blocks, kv_heads, block_size, head_dim], keys
+    then values; block_ids, block_offsets [tokens ≤ rows] int64: cache slots of the first rows; later rows are
+    not written → rotated and scaled queries [rows, heads, head_dim] in the cache's dtype.
     """
     num_tokens, num_kv_heads = len(block_ids), rotary.num_kv_heads
     qkv_acc = qkv.to(rotary.cos.dtype)

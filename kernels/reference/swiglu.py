@@ -1,4 +1,4 @@
-"""The gated activation of the feed-forward: silu(gate) · up."""
+"""Reference SwiGLU, the gated activation of the feed-forward: silu(gate) · up."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 SERIAL_NUMEL = 32768
-"""Numbers up to which torch works in one thread. Beyond, it cuts wherever the count of threads falls, and the
-last few numbers before a cut get another exponential than those that fill a vector."""
+"""Elements up to which torch uses one thread. Beyond, where it splits depends on the number of threads, and
+the last elements before a split, which do not fill a SIMD vector, get a different exponential."""
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]. A row's bits are its own."""
+    """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]. Rows are bitwise independent."""
     gate, up = gate_up.view(len(gate_up), 2, -1).unbind(1)
     if gate.numel() <= SERIAL_NUMEL or gate.device.type != "cpu":
         return functional.silu(gate).mul_(up)

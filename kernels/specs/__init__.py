@@ -1,4 +1,4 @@
-"""What is known of every kernel: reference, shapes of real models, least bytes and operations, compiled code.
+"""Kernel specifications: references, shapes of real models, roofline costs and ahead-of-time compilation.
 
-Tests, `trimtab profile kernels`, benches and plans read this; nothing that serves does. Start in `spec.py`.
+Used by tests, `trimtab profile kernels`, benches and plans, not when serving. Start in `spec.py`.
 """

@@ -1,8 +1,8 @@
 """Ahead-of-time compilation of kernels, without a GPU: registers, shared memory and spills.
 
-Launches are recorded instead of made, so that what is compiled here is what a device compiles, with the same
-types, constants and alignments. Needs triton, not interpreting (TRITON_INTERPRET is decided as it is
-imported, and an interpreted function cannot be compiled).
+Launches are recorded instead of executed, so that a kernel is compiled exactly as on a device, with the same
+types, constants and alignments. Needs triton without TRITON_INTERPRET, which triton reads at import: an
+interpreted function cannot be compiled.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ TRITON_TYPES = {
 }
 ALIGNED = [["tt.divisibility", 16]]
 SHARED_MEMORY = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "gfx942": 64 << 10}
-"""Shared memory of a multiprocessor, bytes: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA guide."""
+"""Shared memory of a multiprocessor in bytes: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA guide."""
 MAX_WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "gfx942": 32}
-"""Warps that a multiprocessor holds at most; on gfx942 wavefronts, eight for each of four units."""
+"""Maximum warps per multiprocessor; on gfx942 wavefronts, eight for each of four SIMD units."""
 
 
 @dataclass(frozen=True)
 class KernelVariant:
-    """A jitted function as one launch has it compiled.
+    """A jitted function as specialised for one launch.
 
-    types: the run-time parameters, as triton spells types. constants: constexprs, and integers that are 1.
-    aligned: parameters that 16 divides. fp_fusion: whether a product and a sum may be rounded as one.
+    types: Triton type names of the run-time parameters. constants: constexprs, and integers equal to 1.
+    aligned: parameters divisible by 16. fp_fusion: whether multiply-add may be fused, rounding once.
     """
 
     function: Any
@@ -72,7 +72,7 @@ class KernelVariant:
 
     @property
     def cache_key(self) -> tuple[Any, ...]:
-        """What Triton tells one compiled kernel from another by."""
+        """Everything that selects a compiled kernel in Triton."""
         specialization = (*self.types.items(), *self.constants.items())
         return (
             self.kernel_name,
@@ -85,7 +85,7 @@ class KernelVariant:
 
     @property
     def label(self) -> str:
-        """What sets it apart: the type of its first numbers, its constants, and the switches that are on."""
+        """Short description: the first floating-point type, constants, enabled flags, and warps."""
         float_type = next(
             (type_name for type_name in self.types.values() if "f" in type_name), "integers"
         ).removeprefix("*")
@@ -99,9 +99,9 @@ class KernelVariant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What compiled code takes: registers a thread, bytes of shared memory a program, bytes spilled a thread.
+    """Resource usage: registers per thread, shared memory bytes per program, spilled bytes per thread.
 
-    occupancy: the share of a multiprocessor's warps that run at once.
+    occupancy: resident warps as a fraction of a multiprocessor's maximum.
     """
 
     registers: int
@@ -111,7 +111,7 @@ class Resources:
 
 
 def variants_of(spec: KernelSpec) -> list[KernelVariant]:
-    """What the launches of all cases compile, each once."""
+    """The distinct variants compiled by the launches of all cases."""
     variants: dict[tuple[Any, ...], KernelVariant] = {}
     for case in spec.cases:
         args = case.make_args(torch.device("cpu"), torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ def variants_of(spec: KernelSpec) -> list[KernelVariant]:
 
 @contextmanager
 def record_launches() -> Iterator[list[KernelVariant]]:
-    """Within, launches are noted and not made; what they would write stays as it is."""
+    """Record kernel launches without executing them; their outputs are not written."""
     variants: list[KernelVariant] = []
 
     def record(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -136,7 +136,7 @@ def record_launches() -> Iterator[list[KernelVariant]]:
 
 @contextmanager
 def patch_launch(fn: Callable[..., None]) -> Iterator[None]:
-    """Within, launches call this: the function, its arguments, `grid`, `warmup`, how it is launched."""
+    """Replace kernel launches by fn(jitted function, *args, grid=…, warmup=…, **launch options)."""
     original = JITFunction.run
     JITFunction.run = fn
     try:
@@ -146,12 +146,12 @@ def patch_launch(fn: Callable[..., None]) -> Iterator[None]:
 
 
 def bind_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A launch's arguments by their names, and how it is launched."""
+    """A launch's arguments by parameter name, together with its launch options."""
     return {**dict(zip(function.arg_names, args, strict=False)), **kwargs}
 
 
 def variant_from_launch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KernelVariant:
-    """What a launch with these arguments compiles; `kwargs` are those by name, and how it is launched."""
+    """The variant compiled by a launch; `kwargs` holds keyword arguments and launch options."""
     values = bind_arguments(function, args, kwargs)
     types, constants, aligned = dict[str, str](), dict[str, Any](), set[str]()
     for param in function.params:
@@ -172,18 +172,17 @@ def variant_from_launch(function: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def compile_variant(variant: KernelVariant, arch: str) -> CompiledKernel:
-    """Machine code for one of `TARGETS`. Triton keeps what it compiled in its own cache."""
+    """Compile a variant for one of `TARGETS`. Triton caches the result."""
     arg_path = {name: (index,) for index, name in enumerate(variant.function.arg_names)}
-    aligned = [
-        name for name in arg_path if name in variant.aligned
-    ]  # in order: the cache knows code by its text
+    # in parameter order: Triton's cache key depends on the order
+    aligned = [name for name in arg_path if name in variant.aligned]
     source = ASTSource(
         fn=variant.function,
         signature={name: variant.types.get(name, "constexpr") for name in variant.function.arg_names},
         constexprs={arg_path[name]: value for name, value in variant.constants.items()},
         attrs={arg_path[name]: ALIGNED for name in aligned},
     )
-    # contraction is on in triton 3.9 unless it is said, and off in 3.10
+    # set explicitly: the default of enable_fp_fusion is on in triton 3.9 and off in 3.10
     options = {
         "num_warps": variant.num_warps,
         "num_stages": variant.num_stages,
@@ -193,7 +192,7 @@ def compile_variant(variant: KernelVariant, arch: str) -> CompiledKernel:
 
 
 def compile_resources(variant: KernelVariant, arch: str) -> Resources:
-    """What the code for one of `TARGETS` takes."""
+    """Compile a variant for one of `TARGETS` and measure its resource usage."""
     kernel = compile_variant(variant, arch)
     shared = kernel.metadata.shared
     if arch.startswith("sm"):
@@ -206,7 +205,7 @@ def compile_resources(variant: KernelVariant, arch: str) -> Resources:
 
 
 def _cubin_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory a thread, by cuobjdump, which triton's wheel holds."""
+    """Registers and bytes of local memory per thread, from the cuobjdump in triton's wheel."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
@@ -224,15 +223,15 @@ def _cubin_resources(cubin: bytes) -> tuple[int, int]:
 def _match_number(pattern: str, report: str) -> str:
     match = re.search(pattern, report)
     if match is None:
-        raise ValueError(f"the compiler's report has no {pattern!r}")
+        raise ValueError(f"no match for {pattern!r} in the compiler's report")
     return match.group(1)
 
 
 def _occupancy(arch: str, registers: int, shared: int, num_warps: int) -> float:
-    """The share of a multiprocessor's warps that programs of this size fill.
+    """Fraction of a multiprocessor's maximum warps that can be resident.
 
-    NVIDIA: 65,536 registers in lots of 256 a warp, 1 KiB of shared memory a program besides its own, 32
-    programs. gfx942: 512 registers a lane of each of four units, in lots of 8.
+    NVIDIA: 65,536 registers, allocated in units of 256 per warp; 1 KiB of shared memory reserved per program;
+    at most 32 programs. gfx942: 512 registers per lane of each of four SIMD units, in units of 8.
     """
     if arch.startswith("sm"):
         warps_by_registers = 65536 // (256 * math.ceil(32 * registers / 256))

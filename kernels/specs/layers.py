@@ -1,4 +1,4 @@
-"""The specifications of what layers and steps launch, at the shapes of Llama 3.1 8B and the demo."""
+"""Specs of the layer kernels at the shapes of Llama 3.1 8B and the demo model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BF16, F32 = torch.bfloat16, torch.float32
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model's sizes, and the type that it is held in."""
+    """A model's dimensions, KV block size and dtype."""
 
     name: str
     hidden_size: int
@@ -41,7 +41,7 @@ class ModelShape:
 
     @property
     def attention_dims(self) -> tuple[int, int, int, int]:
-        """Heads, those of keys and values, their width, and a number's bytes."""
+        """(num_heads, num_kv_heads, head_dim, itemsize)."""
         return self.num_heads, self.num_kv_heads, self.head_dim, self.dtype.itemsize
 
 
@@ -129,7 +129,7 @@ def _rope_case(model: ModelShape, num_rows: int, has_norm: bool) -> KernelCase:
 def _attention_case(
     model: ModelShape, num_seqs: int, context_len: int, num_new: int, window: int | None = None
 ) -> KernelCase:
-    """Each branch has `num_new` tokens at the end of its context."""
+    """Each sequence has `num_new` query tokens at the end of its context."""
     tile_size = 1 if num_new == 1 else 16
     num_blocks = -(-context_len // model.block_size)
 

@@ -1,4 +1,4 @@
-"""The specification of the fused last product, at the heads of Llama 3.1 8B and of the demo."""
+"""Spec of the fused LM head and steering kernel at the LM heads of Llama 3.1 8B and the demo model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 
 from ..lm_head import lm_head_steer as reference
 from ..steering.coefficients import SteeringCoefficients
-from ..steering.features import StepFeatures
-from ..steering.state import RequestLayout, RowSampling, SteeringState
+from ..steering.layout import RequestLayout
+from ..steering.sampling import RowSampling
+from ..steering.state import SteeringState
 from ..triton.lm_head.launch import lm_head_steer
 from ..triton.lm_head.plan import FusedPlan
 from .roofline import OpCost
 from .spec import KernelCase, KernelSpec, random_weight
 
 LLAMA, DEMO = (128_256, 4096), (49_152, 576)
-"""Vocabulary and width of a head."""
+"""(vocab_size, hidden_size) of an LM head."""
 BASE, AMULET = SteeringCoefficients(), SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487)
 MATO = SteeringCoefficients(base_coef=-0.9347, objective_coef=1.9347, reward_rate=1.0)
 KL_BOUNDED = SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487, reward_rate=1.0, kl_budget=0.2)
@@ -34,7 +35,7 @@ def fused_case(
     *,
     trace: bool = False,
 ) -> KernelCase:
-    """Requests of one method and as many objectives, in bfloat16."""
+    """Requests with the same method and number of objectives, in bfloat16."""
     vocab_size, hidden_size = head_shape
     num_rows = num_requests * (num_objectives + 1)
 
@@ -55,9 +56,9 @@ def fused_case(
 
     layout, state = make_state(torch.device("cpu"))
     plan = FusedPlan.from_features(
-        StepFeatures.from_layout(layout, state), layout, state, trace=trace, top=False, has_edits=False
+        state.features(layout), layout, state, trace=trace, top=False, has_edits=False
     )
-    assert plan is not None, "a case is of what is fused"
+    assert plan is not None, "the fused kernel does not support this case"
     kind = {GREEDY: "greedy", SAMPLED: "drawn", TRUNCATED: "filtered"}[sampling]
     traced = ", traced" if trace else ""
     name = f"{num_requests} x {num_objectives + 1} of {vocab_size} x {hidden_size}, {kind}{traced}"
@@ -66,7 +67,7 @@ def fused_case(
 
 
 def _trace_positional(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same with `trace` last."""
+    """Take `trace` as the last positional argument."""
     return lambda *args: fn(*args[:-1], trace=args[-1])
 
 

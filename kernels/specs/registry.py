@@ -1,4 +1,4 @@
-"""Every kernel that is compiled in the tests and listed by `trimtab profile kernels`."""
+"""All kernel specs: compiled in the tests and listed by `trimtab profile kernels`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What an operation moves and computes at least: specs, benches, profiles and plans all count with this.
+"""Roofline cost of each operation: minimum bytes moved and FLOPs, for specs, benches, profiles and plans.
 
-Sizes are in numbers, itemsizes in bytes. What is the same for all rows and small (a norm's weight, a page
-table) does not count.
+Sizes are in elements, item sizes in bytes. Small inputs shared by all rows (a norm's weight, a block table)
+are not counted.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OpCost:
-    """bytes: the least that must cross the memory bus. flops: multiplications and additions of products."""
+    """bytes: minimum memory traffic. flops: multiplications and additions of matmuls."""
 
     bytes: float
     flops: float = 0.0
 
     def roofline_seconds(self, bandwidth: float, peak_flops: float) -> float:
-        """The roofline: the longer of reading at so many bytes a second and computing at so many flops."""
+        """max(bytes / bandwidth, flops / peak_flops), with bandwidth and peak_flops per second."""
         return max(self.bytes / bandwidth, self.flops / peak_flops)
 
 
 def matmul(
     rows: float, in_features: float, out_features: float, itemsize: int, *, accumulate: bool = False
 ) -> OpCost:
-    """[rows, inner] by a weight [outer, inner], which is read once; accumulate: to what is there already."""
+    """[rows, in] times a weight [out, in], read once. accumulate: add to an existing [rows, out]."""
     num_bytes = (
         in_features * out_features + rows * (in_features + (2 if accumulate else 1) * out_features)
     ) * itemsize
@@ -32,7 +32,7 @@ def matmul(
 
 
 def embedding(rows: float, hidden: int, itemsize: int) -> OpCost:
-    """Rows that are looked up: read and written."""
+    """Looked-up rows read and written."""
     return OpCost(2 * rows * hidden * itemsize)
 
 
@@ -49,7 +49,7 @@ def swiglu(rows: float, intermediate_size: float, itemsize: int) -> OpCost:
 def rope_and_write_kv(
     rows: float, num_heads: float, num_kv_heads: float, head_dim: int, itemsize: int
 ) -> OpCost:
-    """Queries, keys and values read and written, and the float32 turns of a row, cos and sin."""
+    """Queries, keys and values read and written, and a float32 cos and sin per row."""
     return OpCost(2 * rows * (num_heads + 2 * num_kv_heads) * head_dim * itemsize + 8 * rows * head_dim)
 
 
@@ -63,18 +63,18 @@ def attention(
     itemsize: int,
     window: int | None = None,
 ) -> OpCost:
-    """Each branch has `num_new` tokens at the end of its context, which are `seq_len` with them.
+    """Each sequence has `num_new` query tokens at the end of its `seq_len` tokens.
 
-    Every key and value that is seen is read once a branch; a token sees itself and all before it, of a window
-    so many. Two products: scores, and the mix of the values.
+    Every visible key and value is read once per sequence; a token attends to itself and all tokens before it,
+    or to the last `window` tokens. Two matmuls: the scores, and probabilities times values.
     """
     keys_read = min(seq_len, seq_len if window is None else window + num_new - 1)
     num_bytes = 2 * num_seqs * (keys_read * num_kv_heads + num_new * num_heads) * head_dim * itemsize
-    mean_context = seq_len - (num_new - 1) / 2  # what a token sees in the mean
+    mean_context = seq_len - (num_new - 1) / 2  # mean keys per query token
     keys_seen = num_new * (mean_context if window is None else min(mean_context, window))
     return OpCost(num_bytes, 4 * num_seqs * keys_seen * num_heads * head_dim)
 
 
 def steer(rows: float, vocab_size: int, itemsize: int) -> OpCost:
-    """Every branch's logits read once."""
+    """The logits of every row read once."""
     return OpCost(rows * vocab_size * itemsize)

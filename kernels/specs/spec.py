@@ -1,6 +1,6 @@
-"""What is known of a kernel: its reference, and the shapes of real models that it is compiled and timed at.
+"""Kernel spec: the launcher, its reference, and the model shapes that it is compiled and timed at.
 
-It imports no triton: what a case compiles is what its launch launches, see `kernels.specs.aot_compile`.
+Does not import triton; `kernels.specs.aot_compile` records what a launch compiles.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from .roofline import OpCost
 
 MAX_INIT_NUMEL = 1 << 22
-"""Numbers of a weight that a CPU fills."""
+"""Maximum size of a weight that is initialised on a CPU, in elements."""
 
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One shape of a real model.
+    """Arguments of one launch at the shape of a real model.
 
-    make_args: fresh arguments, the same for the reference and the launcher, from a device and a generator
-    of the CPU's. cost: what it moves and computes at least.
+    make_args: (device, CPU generator) → fresh arguments of the reference or the launcher. cost: minimum
+    bytes moved and FLOPs.
     """
 
     name: str
@@ -31,15 +31,15 @@ class KernelCase:
 
     @property
     def bytes(self) -> int:
-        """The least that must cross the memory bus."""
+        """Minimum memory traffic in bytes."""
         return int(self.cost.bytes)
 
 
 def random_weight(
     out_features: int, in_features: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A random weight [out, inner] of a case; a large one on a CPU, where launches are only recorded and half
-    a billion numbers take seconds, has any."""
+    """A random weight [out, in]. A large weight on a CPU is left uninitialised: launches there are only
+    recorded, and half a billion random numbers take seconds."""
     weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
     return (
         weight
@@ -50,7 +50,7 @@ def random_weight(
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """One operation: launch and reference take the same arguments and give the same results."""
+    """One operation: `launch` and `reference` take the same arguments and return the same results."""
 
     name: str
     reference: Callable[..., Any]

@@ -1,14 +1,18 @@
-"""The kernels' specifications: real shapes, the vocabulary of Llama 3.1 and the demo's."""
+"""Specs of the steering kernels at the vocabulary sizes of Llama 3.1 and the demo model."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..steering.closed_form import unrolled_loop as unrolled_loop_reference
 from ..steering.coefficients import SteeringCoefficients
-from ..steering.state import RequestLayout, RowSampling, SteeringState
+from ..steering.layout import RequestLayout
+from ..steering.masks import MASKS
+from ..steering.sampling import RowSampling
+from ..steering.state import SteeringState
 from ..steering.step import steer as steer_reference
 from ..triton.steering.step import invariant_steer, steer
 from ..triton.unrolled_loop import unrolled_loop
@@ -18,7 +22,12 @@ from .spec import KernelCase, KernelSpec
 LLAMA, DEMO = 128_256, 49_152
 MATO = SteeringCoefficients(base_coef=-0.9347, objective_coef=1.9347, reward_rate=1.0)
 KL_BOUNDED = SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487, reward_rate=1.0, kl_budget=0.2)
-NUCLEUS_MASKED = SteeringCoefficients(base_coef=-2.0, objective_coef=3.0, mask_top_p=0.8)
+MASKED = SteeringCoefficients(
+    base_coef=-2.0,
+    objective_coef=3.0,
+    **{name: value for mask in MASKS for name, value in mask.warmup.items()},
+)
+KL_BOUNDED_MASKED = replace(MASKED, kl_budget=0.2)
 OPAD = SteeringCoefficients(base_coef=-1.0, objective_coef=2.0, prev_contrast_coef=1.0)
 GREEDY, SAMPLED = RowSampling(), RowSampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.02, seed=1)
 
@@ -31,7 +40,7 @@ def _steer_case(
     sampling: RowSampling,
     dtype: torch.dtype,
 ) -> KernelCase:
-    """Requests of one method and as many objectives, decoded together."""
+    """A batch of requests with the same method and number of objectives."""
     num_rows = num_requests * (num_objectives + 1)
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:
@@ -61,7 +70,8 @@ STEER = KernelSpec(
     (
         _steer_case(1, 4, LLAMA, MATO, GREEDY, torch.float32),
         _steer_case(16, 4, LLAMA, KL_BOUNDED, SAMPLED, torch.float32),
-        _steer_case(16, 1, LLAMA, NUCLEUS_MASKED, SAMPLED, torch.bfloat16),
+        _steer_case(16, 1, LLAMA, MASKED, SAMPLED, torch.bfloat16),
+        _steer_case(16, 1, LLAMA, KL_BOUNDED_MASKED, GREEDY, torch.float32),
         _steer_case(4, 1, DEMO, OPAD, GREEDY, torch.float32),
     ),
 )

@@ -1,20 +1,20 @@
-"""The online optimisation loop of Amulet and MATO, collapsed to one number a request.
+"""Closed form of the online optimisation loop of Amulet and MATO: one scalar per request.
 
-The published loop (Amulet, ICLR 2025) runs follow-the-regularised-leader over the token distribution,
-T steps for every token. From base b = l_0 and anchor p, with log π_0 = p:
+The published loop (Amulet, ICLR 2025) runs follow-the-regularised-leader over the token distribution for
+T steps per token. From base b = l_0 and anchor p, with log π_0 = p:
 
     U_t     = α (log π_{t−1} − b)
     log π_t ≃ [ λ p + (1/t) Σ_{s≤t} U_s + log π_{t−1}/(η t) ] / [ λ + 1/(η t) ]
 
 If every earlier iterate is b + a_s (p − b) up to a constant, each term is affine in (p, b) with
-coefficients that add up to λ + 1/(η t), so the next iterate is too, with
+coefficients that sum to λ + 1/(η t), so the next iterate is too, with
 
     a_0 = 1,   a_t = [ λ + (α/t) Σ_{s<t} a_s + a_{t−1}/(η t) ] / [ λ + 1/(η t) ]
 
-The loop therefore costs T scalar steps a request and nothing a token. With the fixed utility
+The loop therefore costs T scalar steps per request and nothing per token. With the fixed utility
 U = αβ (p − b) the middle term is αβ, and a → 1 + αβ/λ.
 
-The literal loops, `[V]` vectors in float64, stay as the reference that this is tested against.
+The literal loops over `[V]` vectors in float64 are the reference that the closed form is tested against.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A decoding method as numbers: the row that the steering step reads.
+"""A decoding method as a row of coefficients, the input of the steering step.
 
 Every prompt-contrast decoder is, per token,
 
-    s(v) ≃ base · z_0(v) + scale · Σ_k w_k z_k(v) + delay · [z_1(v) − z_0(v)] of the step before
+    s(v) ≃ base_coef · z_0(v) + objective_coef · Σ_k w_k z_k(v)
 
-over the branch logits z, and a method is the row of scalars that says which.
+over the branch logits z, with the features whose columns are inherited below; a method is a row of scalars.
 """
 
 from __future__ import annotations
@@ -12,39 +12,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SUM, MEAN, EMA = 0, 1, 2
-"""How rewards accumulate over the prefix: the values of `SteeringCoefficients.accumulate`."""
+from .masks import MaskColumns
+from .prev_contrast import PrevContrastColumns
+from .rewards import RewardColumns
 
 
 @dataclass(frozen=True)
-class SteeringCoefficients:
-    """One request's coefficients. Neutral by default: plain decoding of branch 0.
-
-    base_coef, objective_coef:      coefficients of the base branch and of the weighted objective branches.
-    prev_contrast_coef:            OPAD's g: the previous step's contrast is added, and the first step takes
-    the
-                      objective branches alone. 0 is off.
-    mask_top_p:       only tokens in this nucleus of softmax(z_1 / mask_temperature) are allowed. 1 is off.
-    reward_rate:           β/τ of MATO's weights w_k ∝ w⁰_k exp(−(β/τ) R_k), R_k from l_k − l_0. 0 is off.
-    beta:             β alone, for the rewards that are reported.
-    accumulate:       SUM, MEAN or EMA of the rewards so far; `decay` is the EMA's memory.
-    kl_budget:        ε of the trust region, nats a token: KL(π_a ‖ π_m) ≤ ε. infinity is off.
-    """
+class MixColumns:
+    """Coefficients of the base branch and of the weighted objective branches."""
 
     base_coef: float = 1.0
     objective_coef: float = 0.0
-    prev_contrast_coef: float = 0.0
-    mask_top_p: float = 1.0
-    mask_temperature: float = 1.0
-    reward_rate: float = 0.0
-    beta: float = 1.0
-    accumulate: int = SUM
-    decay: float = 0.9
+
+
+@dataclass(frozen=True)
+class TrustRegionColumns:
+    """kl_budget: ε of the trust region, nats per token: KL(π_a ‖ π_m) ≤ ε. Infinity is off."""
+
     kl_budget: float = math.inf
+
+
+@dataclass(frozen=True)
+class SteeringCoefficients(TrustRegionColumns, RewardColumns, MaskColumns, PrevContrastColumns, MixColumns):
+    """One request's coefficients: plain decoding of branch 0, unless they say otherwise."""
 
     @property
     def needs_base(self) -> bool:
-        """Whether branch 0 takes part in the scores or in what they depend on."""
+        """Whether the scores depend on branch 0, directly or through rewards or the KL budget."""
         return bool(
             self.base_coef or self.prev_contrast_coef or self.reward_rate or self.kl_budget < math.inf
         )

@@ -1,8 +1,8 @@
-"""Noise for sampling that is a function of (request seed, position, token id) alone.
+"""Gumbel noise for sampling, a function of (request seed, position, token id) alone.
 
-A draw therefore does not depend on batch, tiling or device count. The bits come from a counter mixer of two
-multiplications in 32-bit arithmetic (a Philox round costs a CPU more than a whole step of a small model):
-(seed, position) make two 32-bit keys through a 64-bit finaliser; a token's bits are
+A sample therefore does not depend on batch, tiling or device count. The bits come from a counter-based mixer
+of two multiplications in 32-bit arithmetic (on a CPU, Philox costs more than a decode step of a small model).
+A 64-bit finaliser turns (seed, position) into two 32-bit keys; a token's bits are
 
     x = token · 0x9E3779B1 + key0;  x ^= x≫16;  x ·= 0x21F0AAAD;  x += key1;
     x ^= x≫15;  x ·= 0x735A2D97;  x ^= x≫15
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def wrap_int64(word: int) -> int:
-    """The low 64 bits of `word` as int64 has them."""
+    """The low 64 bits of `word` as a signed int64."""
     word &= (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word
 
@@ -30,7 +30,7 @@ SEED_INC, POSITION_INC = wrap_int64(0x9E3779B97F4A7C15), 0x632BE59BD9B4E019
 POSITION_FACTOR = wrap_int64(0xD1342543DE82EF95)
 FINAL_MUL_1, FINAL_MUL_2 = wrap_int64(0xBF58476D1CE4E5B9), wrap_int64(0x94D049BB133111EB)
 U_STEP, U_MAX = 2.0**-31, 1 - 2.0**-24
-"""Of u: from one to the next, and the largest below 1 that float32 holds."""
+"""Spacing of u, and the largest float32 below 1."""
 
 
 def rng_keys(seeds: Tensor, positions: Tensor) -> Tensor:
@@ -53,9 +53,7 @@ def token_bits(keys: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, vocab_start: int = 0) -> Tensor:
-    """Standard Gumbel noise [rows, vocab] float32 for int64 seeds and positions [rows]; ids from
-    `vocab_start`.
-    """
+    """Standard Gumbel noise [rows, vocab] float32; seeds, positions [rows] int64; ids from `vocab_start`."""
     token_ids = torch.arange(vocab_start, vocab_start + vocab_size, dtype=torch.int32, device=seeds.device)
     u = (token_bits(rng_keys(seeds, positions), token_ids) & 0x7FFFFFFF).float().add_(0.5).mul_(U_STEP)
     return u.clamp_(max=U_MAX).neg_().log1p_().neg_().log_().neg_()

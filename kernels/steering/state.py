@@ -1,8 +1,7 @@
-"""What the steering step keeps of each running request, and the layout of one step."""
+"""Steering state of running requests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,73 +12,77 @@ from torch.nn.functional import pad
 from ..common.transfer import to_device
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
 from .coefficients import SteeringCoefficients
+from .feature import Feature, StepFeatures
+from .features import FEATURES
 from .gumbel import wrap_int64
+from .sampling import RowSampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-GREEDY_BELOW = 1e-5
-"""A temperature under this is greedy: scores divided by it would leave float32."""
+    from .layout import RequestLayout
 
 
-@dataclass(frozen=True)
-class RowSampling:
-    """How one request draws its tokens: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+INT_COLUMNS = {
+    name: type(value) is int
+    for name, value in (*vars(RowSampling()).items(), *vars(SteeringCoefficients()).items())
+    if name != "seed"
+}
+"""The columns of `SteeringState.params`, and whether each is an integer."""
+COLUMN_INDEX = {name: index for index, name in enumerate(INT_COLUMNS)}
+"""Temperature is the first: the fused head reads it as a tensor of its own, which must be aligned."""
 
 
 class SteeringState:
-    """One row for each running request, in columns; has twice as many when they are not enough.
+    """Structure of arrays with one row per running request; the number of rows doubles when it is full.
 
-    params:   the fields of `SteeringCoefficients` and `RowSampling` by name, [rows] float64 or int64.
-    prior_weights:     w⁰ [rows, K], 0 beyond a request's own objectives.
-    rewards:   R_k [rows, K], before β.
-    steps:     tokens chosen so far [rows].
-    contrast_slot:      which row of `prev_contrast` a request of OPAD's has, −1 for others.
-    prev_contrast:  OPAD's z_1 − z_0 of the step before, [slots, width of the logits]; means nothing at step
-    0. host_params:  what each row was admitted with, known to the host.
-    vocab_size:     columns at or beyond it are never chosen (rows of the embedding that no token uses).
-    shard:     which part of the vocabulary the columns are.
+    params:        the fields of `SteeringCoefficients` and `RowSampling` but the seed, in the order of
+                   `COLUMN_INDEX`, [columns, rows] float64.
+    seeds:         sampling seeds [rows] int64.
+    prior_weights: w⁰ [rows, K], 0 beyond the request's objectives.
+    rewards:       R_k [rows, K], without β.
+    steps:         tokens generated so far [rows].
+    contrast_slot: an OPAD request's row of `prev_contrast`, −1 for other methods.
+    prev_contrast: OPAD's z_1 − z_0 of the previous step, [slots, columns of the logits]; undefined at step 0.
+    host_params:   host copy of each row's coefficients and sampling parameters.
+    host_features: the features that each row uses.
+    vocab_size:    columns at or beyond it are never chosen (padding rows of the embedding).
+    shard:         the part of the vocabulary that the columns hold.
     """
 
     def __init__(
         self, vocab_size: int, device: torch.device | str = "cpu", shard: UnshardedVocab = UNSHARDED
     ) -> None:
         self.vocab_size, self.device, self.shard = vocab_size, torch.device(device), shard
-        defaults = {**vars(SteeringCoefficients()), **vars(RowSampling())}
-        self.params = {
-            name: torch.zeros(0, dtype=torch.int64 if isinstance(v, int) else torch.float64, device=device)
-            for name, v in defaults.items()
-        }
+        self.params = torch.zeros(len(COLUMN_INDEX), 0, dtype=torch.float64, device=device)
         self.prior_weights = torch.zeros(0, 1, dtype=torch.float64, device=device)
         self.rewards = torch.zeros_like(self.prior_weights)
         self.steps = torch.zeros(0, dtype=torch.int64, device=device)
-        self.contrast_slot = torch.zeros_like(self.steps)
+        self.seeds, self.contrast_slot = torch.zeros_like(self.steps), torch.zeros_like(self.steps)
         self.prev_contrast = torch.zeros(0, 0, device=device)
         self.host_params: dict[int, tuple[SteeringCoefficients, RowSampling]] = {}
+        self.host_features: dict[int, frozenset[Feature]] = {}
         self._contrast_slots: dict[int, int] = {}
 
     def add_request(
         self, row: int, coefficients: SteeringCoefficients, weights: Sequence[float], sampling: RowSampling
     ) -> None:
-        """Starts a request in `row`: its method, w⁰ (one weight for each objective branch) and its draw."""
-        values = {**vars(coefficients), **vars(sampling), "seed": wrap_int64(sampling.seed)}
+        """Add a request in `row`: its coefficients, w⁰ (one weight per objective branch) and sampling."""
+        columns = {**vars(coefficients), **vars(sampling)}
         self._reserve(row + 1, len(weights))
-        row_slice = slice(row, row + 1)  # a number alone would be copied to a GPU while the host waits
-        for name, value in values.items():
-            self.params[name][row_slice] = value
+        row_slice = slice(row, row + 1)  # an integer index would block the host on a GPU
+        values, prior = to_device(
+            self.device,
+            np.array([columns[name] for name in COLUMN_INDEX], np.float64),
+            np.array(weights, np.float64),
+        )
+        self.params[:, row], self.seeds[row_slice] = values, wrap_int64(sampling.seed)
         self.prior_weights[row_slice] = 0
-        (prior,) = to_device(self.device, np.array(weights, np.float64))
         self.prior_weights[row, : len(weights)] = prior
         self.rewards[row_slice] = 0
         self.steps[row_slice] = 0
         self.host_params[row] = coefficients, sampling
+        self.host_features[row] = frozenset(f for f in FEATURES if f.is_used(columns))
         self.contrast_slot[row_slice] = (
             self._contrast_slots.setdefault(row, len(self._contrast_slots))
             if coefficients.prev_contrast_coef
@@ -87,7 +90,7 @@ class SteeringState:
         )
 
     def reserve_contrast(self, num_logits: int) -> Tensor:
-        """`prev_contrast`, with a row of this width for every request admitted with a delay so far."""
+        """Grow `prev_contrast` to `num_logits` columns and a row per OPAD request so far, and return it."""
         new_rows, new_columns = (
             len(self._contrast_slots) - len(self.prev_contrast),
             num_logits - self.prev_contrast.shape[1],
@@ -96,6 +99,11 @@ class SteeringState:
             self.prev_contrast = pad(self.prev_contrast, (0, max(new_columns, 0), 0, max(new_rows, 0)))
         return self.prev_contrast
 
+    def features(self, layout: RequestLayout) -> StepFeatures:
+        """The features that the requests of a step use; all requests where the host does not know which."""
+        rows = layout.host_state_rows or tuple(self.host_features)
+        return StepFeatures(frozenset[Feature]().union(*(self.host_features[row] for row in rows)))
+
     def _reserve(self, num_rows: int, num_objectives: int) -> None:
         capacity = len(self.steps)
         new_rows, new_columns = (
@@ -103,9 +111,10 @@ class SteeringState:
             num_objectives - self.prior_weights.shape[1],
         )
         if new_rows:
-            self.params = {name: pad(param, (0, new_rows)) for name, param in self.params.items()}
-            self.steps, self.contrast_slot = (
+            self.params = pad(self.params, (0, new_rows))
+            self.steps, self.seeds, self.contrast_slot = (
                 pad(self.steps, (0, new_rows)),
+                pad(self.seeds, (0, new_rows)),
                 pad(self.contrast_slot, (0, new_rows), value=-1),
             )
         if new_rows or new_columns > 0:
@@ -115,101 +124,14 @@ class SteeringState:
 
 
 class StateView(dict[str, Tensor]):
-    """The table's columns for the rows of a step, [rows] each, gathered when they are first asked for."""
+    """The state's columns for the requests of a step by name, [requests] each."""
 
     def __init__(self, state: SteeringState, state_rows: Tensor) -> None:
         super().__init__()
-        self._params, self._state_rows = state.params, state_rows
+        self._params = state.params[:, state_rows]
+        self["seed"] = state.seeds[state_rows]
 
     def __missing__(self, name: str) -> Tensor:
-        values = self[name] = self._params[name][self._state_rows]
+        column = self._params[COLUMN_INDEX[name]]
+        values = self[name] = column.long() if INT_COLUMNS[name] else column
         return values
-
-
-@dataclass(frozen=True)
-class RequestLayout:
-    """Which rows of the logits belong to which request.
-
-    state_rows [groups]: the request's row of the SteerTable. row_start, num_rows [groups]: its rows of the
-    logits. branch_of_row, request_of_row [host_state_rows]: which branch each row is, 0 for the base, and
-    of which group. max_rows: the most rows of a group. host_state_rows: `state_rows` as the host knows it,
-    empty where it does not. Rows stand in the order of branches; a branch that cannot matter may be left
-    out, the base only where `SteeringCoefficients.needs_base` is false.
-    """
-
-    state_rows: Tensor
-    row_start: Tensor
-    num_rows: Tensor
-    branch_of_row: Tensor
-    request_of_row: Tensor
-    max_rows: int
-    host_state_rows: tuple[int, ...] = ()
-
-    @classmethod
-    def from_branches(
-        cls, requests: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu"
-    ) -> RequestLayout:
-        """From (table row, branches run) of each request, in the order of the logits."""
-        counts = [len(branches) for _, branches in requests]
-        arrays = (
-            [state_rows for state_rows, _ in requests],
-            [sum(counts[:index]) for index in range(len(counts))],
-            counts,
-            [branch_of_row for _, branches in requests for branch_of_row in branches],
-            [index for index, num_rows in enumerate(counts) for _ in range(num_rows)],
-        )
-        tensors = to_device(torch.device(device), *(np.array(array, np.int64) for array in arrays))
-        table, row_start, count, branch, request_of_row = tensors
-        host_state_rows = tuple(arrays[0])
-        return cls(
-            table,
-            row_start,
-            count,
-            branch,
-            request_of_row,
-            max_rows=max(counts),
-            host_state_rows=host_state_rows,
-        )
-
-    def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
-        """Σ coefficients · logits over each group's rows: [rows, vocab], [rows] → [groups, vocab].
-
-        In the order of the rows and elementwise, so that a group's sum does not depend on the others.
-        """
-        uniform = len(logits) == self.max_rows * len(self.state_rows)
-        out = logits.new_zeros(len(self.state_rows), logits.shape[1])
-        for k in range(self.max_rows):
-            row = self.row_start + (self.num_rows - 1).clamp(max=k)
-            coef = torch.where(self.num_rows > k, coefficients[row], 0.0).to(logits.dtype)
-            term = logits.unflatten(0, (-1, self.max_rows))[:, k] if uniform else logits[row]
-            out.addcmul_(term, coef[:, None])
-        return out
-
-
-@dataclass(frozen=True)
-class LogitEdits:
-    """Changes to single scores of a step, before temperature.
-
-    bias_index, repetition_index: (groups, tokens) that index the scores. bias is added, −inf bans
-    (logit_bias, presence and frequency penalties); repetition divides positive scores and multiplies
-    negative ones.
-    """
-
-    bias_index: tuple[Tensor, Tensor]
-    bias: Tensor
-    repetition_index: tuple[Tensor, Tensor]
-    repetition: Tensor
-
-    @classmethod
-    def empty(cls, device: torch.device) -> LogitEdits:
-        """Those that change nothing."""
-        no_index, no_values = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-        return cls((no_index, no_index), no_values, (no_index, no_index), no_values)
-
-    def apply(self, scores: Tensor) -> None:
-        """Changes scores [groups, vocab] in place."""
-        scores.index_put_(self.bias_index, self.bias.to(scores.dtype), accumulate=True)
-        values = scores[self.repetition_index]
-        scores[self.repetition_index] = torch.where(
-            values > 0, values / self.repetition, values * self.repetition
-        )

@@ -1,17 +1,17 @@
 """The steering step: from the logits of a request's branches to its next token.
 
-For each request of a batch, over branch logits z_b, with coefficients from its `SteeringCoefficients` and
-weights w:
+For each request, over branch logits z_b, with its `SteeringCoefficients` and weights w (base, scale and g are
+base_coef, objective_coef and prev_contrast_coef):
 
-    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; without rewards they stay w⁰
-    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the step before]          the steered scores
-    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, in a trust region: KL(π_a* ‖ π_m) ≤ ε
-    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → arg max or draw
+    w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; w⁰ without rewards
+    s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the previous step]        the steered scores
+    s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, with a KL budget: KL(π_a* ‖ π_m) ≤ ε
+    support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → argmax or sample
     R_k ← R_k + l_k(y) − l_0(y)                               for the chosen token y, l = log-softmax of z
 
-One call serves any mixture of methods and numbers of branches. Requests meet only in elementwise operations
-and in reductions along the vocabulary, so that none depends on its neighbours, and a row that is not finite
-fails its own request alone.
+One call handles any mixture of methods and branch counts. Requests share only elementwise operations and
+reductions along the vocabulary, so none depends on the others, and a row that is not finite fails only its
+request.
 """
 
 from __future__ import annotations
@@ -22,28 +22,31 @@ import torch
 from torch import Tensor
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
-from .coefficients import EMA, MEAN
-from .features import StepFeatures
+from .feature import MaskInput
 from .gumbel import gumbel
-from .state import GREEDY_BELOW, LogitEdits, RequestLayout, StateView, SteeringState
+from .layout import LogitEdits, RequestLayout
+from .masks import MASKS
+from .prev_contrast import PREV_CONTRAST, add_prev_contrast
+from .rewards import REWARDS, accumulate_rewards, reweight
+from .sampling import GREEDY_BELOW
+from .state import StateView, SteeringState
 from .top_k_top_p import truncation_threshold
-from .trust_region import kl_divergence, solve_kl_budget
+from .trust_region import KL_BUDGET, apply_trust_region
 
 TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """What a step chose, [groups] each unless said otherwise.
+    """Results of a steering step; [requests] each unless noted.
 
-    failed:           logits were not finite or no token was allowed; the token is 0 and means nothing.
+    failed:           logits were not finite or no token was allowed; the token is 0 and has no meaning.
     logprob:          of the token under the steered scores, before support mask, edits and temperature.
-    weights, rewards: [groups, K], those that chose the token; rewards with β.
-    strength:         a, or a* in a trust region.
+    weights, rewards: [requests, K], as used for this token; rewards include β.
+    strength:         a, or a* with a KL budget.
     kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
     branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
-    top_logprobs:              (log-probabilities, ids) of the likeliest tokens, [groups, 20] each, where
-    asked for.
+    top_logprobs:     (log-probabilities, ids) of the likeliest tokens, [requests, 20] each, if requested.
     """
 
     tokens: Tensor
@@ -66,38 +69,42 @@ def steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """Chooses one token for each request and moves the table on by it.
+    """Choose one token for each request and update the state.
 
-    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN where nothing needs them.
+    logits [rows, vocab] float32. With trace=False, log-probabilities and KL are NaN unless needed otherwise.
     """
     shard = state.shard
-    # between two steps' products an operation costs its dispatch: what nobody asks for is left out
-    features, params = StepFeatures.from_layout(layout, state), StateView(state, layout.state_rows)
+    # skip what no request needs: between two steps' matmuls, dispatch dominates an operation's cost
+    features, params = state.features(layout), StateView(state, layout.state_rows)
     steps = state.steps[layout.state_rows]
     rewards, weights = state.rewards[layout.state_rows], state.prior_weights[layout.state_rows]
-    if features.has_rewards:
+    if REWARDS in features:
         weights = reweight(weights, rewards, params["reward_rate"])
     row_weight = torch.where(
         layout.branch_of_row > 0, weights[layout.request_of_row, (layout.branch_of_row - 1).clamp(min=0)], 0.0
     )
 
-    scores, strength = _mix_logits(
-        logits, layout, params, steps, row_weight, uses_prev_contrast=features.uses_prev_contrast
+    scores, coefs, strength = _mix_logits(
+        logits, layout, params, steps, row_weight, uses_prev_contrast=PREV_CONTRAST in features
     )
-    kl = (
-        _apply_trust_region(logits, layout, params, row_weight, scores, strength, shard, measure_kl=trace)
-        if features.has_kl_budget or trace
-        else torch.full_like(strength, torch.nan)
-    )
-    if features.uses_prev_contrast:
-        _add_prev_contrast(logits, layout, params, state, steps, scores)
+    mask_input = MaskInput(logits, coefs, layout, params, state.vocab_size, shard)
+    forbidden = {mask: mask.find_forbidden(mask_input) for mask in MASKS if mask in features}
+    kl = torch.full_like(strength, torch.nan)
+    if KL_BUDGET in features or trace:
+        outside = _union([forbidden[mask] for mask in forbidden if mask.in_trust_region], scores)
+        kl = apply_trust_region(
+            logits, layout, params, row_weight, scores, strength, outside, shard, measure_kl=trace
+        )
+    if PREV_CONTRAST in features:
+        prev_contrast, slots = state.reserve_contrast(logits.shape[1]), state.contrast_slot[layout.state_rows]
+        add_prev_contrast(logits, layout, params, prev_contrast, slots, steps, scores)
     failed = shard.any(~(scores.sum(-1).isfinite() & _logits_finite(logits, layout)))
 
     logprobs = shard.log_softmax(scores) if trace or top else None
     if bool(failed.any()):
         scores.masked_fill_(failed[:, None], 0.0)
-    if features.has_nucleus_mask:
-        _apply_nucleus_mask(scores, logits, layout, params, state)
+    for requests, tokens in forbidden.values():
+        scores[requests] = scores[requests].masked_fill(tokens, -torch.inf)
     scores[:, state.vocab_size :] = -torch.inf
     if edits is not None:
         edits.apply(scores)
@@ -105,9 +112,9 @@ def steer(
     tokens = sample(scores, params, steps, shard).masked_fill(failed, 0)
 
     branch_logprobs = _nan_rows(logits)
-    if trace or features.has_rewards:
+    if trace or REWARDS in features:
         branch_logprobs = shard.gather_token(shard.log_softmax(logits), tokens[layout.request_of_row])
-        _accumulate_rewards(layout, params, state, branch_logprobs)
+        state.rewards[layout.state_rows] = accumulate_rewards(rewards, layout, params, steps, branch_logprobs)
     state.steps[layout.state_rows] = steps + 1
     return SamplerOutput(
         tokens=tokens,
@@ -122,25 +129,8 @@ def steer(
     )
 
 
-def reweight(prior: Tensor, rewards: Tensor, reward_rate: Tensor) -> Tensor:
-    """w ∝ w⁰ exp(−reward · R): asked, rewards [groups, K]; reward = β/τ [groups] → [groups, K].
-
-    The minimiser over the simplex of Σ w_k R_k + τ KL(w ‖ w⁰). In log space, and from the least reward on: it
-    holds for any finite rewards and β/τ, and a weight that was asked to be 0 stays 0. A request without
-    objectives has a row of zeros.
-    """
-    positive = prior > 0
-    min_reward = rewards.masked_fill(~positive, torch.inf).amin(-1, keepdim=True)
-    log_weights = prior.log() - reward_rate[:, None] * torch.where(positive, rewards - min_reward, 0.0)
-    log_weights = log_weights - log_weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
-    unnormalised = log_weights.exp()
-    # one after the other: `sum` would group a row by the columns that other requests need
-    total = unnormalised.cumsum(-1)[:, -1:].clamp(min=1e-300)
-    return torch.where((reward_rate == 0)[:, None], prior, unnormalised / total)
-
-
 def sample(scores: Tensor, params: StateView, steps: Tensor, shard: UnshardedVocab = UNSHARDED) -> Tensor:
-    """A token for each row of scores [groups, vocab]: the arg max, or where there is a temperature a draw."""
+    """Choose a token for each row of scores [requests, vocab]: the argmax, or a sample if temperature > 0."""
     tokens = shard.argmax(scores)
     sampled = (params["temperature"] >= GREEDY_BELOW).nonzero()[:, 0]
     if len(sampled):
@@ -160,8 +150,11 @@ def _mix_logits(
     row_weight: Tensor,
     *,
     uses_prev_contrast: bool,
-) -> tuple[Tensor, Tensor]:
-    """The steered scores [groups, vocab] and strength [groups]; a delayed method starts at z_1."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The steered scores [requests, vocab], the rows' coefficients [rows] and the strength [requests].
+
+    OPAD's first step takes z_1 alone.
+    """
     base_coef, objective_coef = params["base_coef"], params["objective_coef"]
     if uses_prev_contrast:
         first_step = (params["prev_contrast_coef"] != 0) & (steps == 0)
@@ -174,110 +167,23 @@ def _mix_logits(
         objective_coef[layout.request_of_row] * row_weight,
         base_coef[layout.request_of_row],
     )
-    return layout.combine(logits, row_coefs), objective_coef
+    return layout.combine(logits, row_coefs), row_coefs, objective_coef
 
 
-def _apply_trust_region(
-    logits: Tensor,
-    layout: RequestLayout,
-    params: StateView,
-    row_weight: Tensor,
-    scores: Tensor,
-    strength: Tensor,
-    shard: UnshardedVocab,
-    *,
-    measure_kl: bool,
-) -> Tensor:
-    """Where there is a trust region, moves scores and strength into it; returns KL(π_a ‖ π_m), [groups].
-
-    With `measure_kl` the divergence is also computed for methods without a region that lie on the same ray.
-    """
-    kl = torch.full_like(strength, torch.nan)
-    has_base = layout.branch_of_row[layout.row_start] == 0
-    has_budget = params["kl_budget"] < torch.inf
-    on_ray = (
-        has_base
-        & (layout.num_rows > 1)
-        & (params["base_coef"] == 1 - strength)
-        & (params["prev_contrast_coef"] == 0)
-    )
-    rays = has_budget | (on_ray if measure_kl else has_budget)
-    if not bool(rays.any()):
-        return kl
-    base = logits[layout.row_start[rays]]
-    direction = layout.combine(logits, row_weight)[rays] - base
-    bounded = has_budget[rays]
-    if not bool(bounded.all()):
-        unbounded = rays & ~has_budget
-        kl[unbounded] = kl_divergence(base[~bounded], direction[~bounded], strength[unbounded], shard)
-    if bool(bounded.any()):
-        a, kl[has_budget] = solve_kl_budget(
-            base[bounded], direction[bounded], strength[has_budget], params["kl_budget"][has_budget], shard
-        )
-        strength[has_budget] = a
-        scores[has_budget] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
-    return kl
-
-
-def _add_prev_contrast(
-    logits: Tensor,
-    layout: RequestLayout,
-    params: StateView,
-    state: SteeringState,
-    steps: Tensor,
-    scores: Tensor,
-) -> None:
-    """OPAD: adds g times the previous step's z_1 − z_0 to the scores, and keeps this step's."""
-    prev_contrast = state.reserve_contrast(logits.shape[1])
-    for request in (params["prev_contrast_coef"] != 0).nonzero()[:, 0].tolist():
-        slot, base_row = int(state.contrast_slot[layout.state_rows[request]]), int(layout.row_start[request])
-        if steps[request] > 0:
-            scores[request] += params["prev_contrast_coef"][request].to(scores.dtype) * prev_contrast[slot]
-        prev_contrast[slot] = logits[base_row + 1] - logits[base_row]
+def _union(masks: list[tuple[Tensor, Tensor]], scores: Tensor) -> Tensor | None:
+    """Tokens [requests, vocab] that some of these masks forbid; None without masks."""
+    if not masks:
+        return None
+    union = torch.zeros_like(scores, dtype=torch.bool)
+    for requests, tokens in masks:
+        union[requests] |= tokens
+    return union
 
 
 def _logits_finite(logits: Tensor, layout: RequestLayout) -> Tensor:
-    """Whether all of a group's rows are finite, [groups]."""
+    """Whether all rows of a request are finite, [requests]."""
     num_nonfinite = torch.zeros(len(layout.state_rows), dtype=torch.int64, device=logits.device)
     return num_nonfinite.index_add_(0, layout.request_of_row, (~logits.sum(-1).isfinite()).long()) == 0
-
-
-def _apply_nucleus_mask(
-    scores: Tensor, logits: Tensor, layout: RequestLayout, params: StateView, state: SteeringState
-) -> None:
-    """Support masks; scores [groups, vocab] in place."""
-    masked = (params["mask_top_p"] < 1).nonzero()[:, 0]
-    if not len(masked):
-        return  # others of the table have one
-    objective_row = (
-        layout.row_start[masked] + layout.num_rows[masked] - 1
-    )  # one objective: the row after the base
-    objective_logits = logits[objective_row] / params["mask_temperature"][masked, None].to(logits.dtype)
-    objective_logits[:, state.vocab_size :] = -torch.inf
-    outside = objective_logits < state.shard.nucleus_threshold(objective_logits, params["mask_top_p"][masked])
-    scores[masked] = scores[masked].masked_fill(outside, -torch.inf)
-
-
-def _accumulate_rewards(
-    layout: RequestLayout, params: StateView, state: SteeringState, branch_logprobs: Tensor
-) -> None:
-    """Adds the chosen token's rewards l_k − l_0 to the table."""
-    rewards = state.rewards[layout.state_rows]
-    is_objective = layout.branch_of_row > 0
-    gains = torch.zeros_like(rewards)
-    row_rewards = (branch_logprobs - branch_logprobs[layout.row_start[layout.request_of_row]]).double()
-    gains[layout.request_of_row[is_objective], layout.branch_of_row[is_objective] - 1] = row_rewards[
-        is_objective
-    ]
-    num_steps = (state.steps[layout.state_rows] + 1)[:, None]
-    decay, mode = params["decay"][:, None], params["accumulate"][:, None]
-    new_rewards = torch.where(
-        mode == MEAN,
-        rewards + (gains - rewards) / num_steps,
-        torch.where(mode == EMA, decay * rewards + (1 - decay) * gains, rewards + gains),
-    )
-    valid = (layout.branch_of_row[layout.row_start] == 0)[:, None] & new_rewards.isfinite()
-    state.rewards[layout.state_rows] = torch.where(valid, new_rewards, rewards)
 
 
 def _nan_rows(rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Top-k, top-p and min-p as one threshold a row; ties are kept.
+"""Top-k, top-p and min-p as one threshold per row; ties are kept.
 
-A row's support is {v : s(v) ≥ t}. It depends on values only, never on ids or sort order; it equals that of
-sorting but for tokens that tie at the threshold, which are all kept.
+A row's support is {v : s(v) ≥ t}. It depends on values only, not on ids or sort order; it equals the support
+by sorting, except that all tokens that tie at the threshold are kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
+from .feature import Feature, HeadOutput
+from .sampling import is_random
 
 
 def truncation_threshold(
@@ -29,3 +31,21 @@ def truncation_threshold(
         floor = shard.amax(scores)[:, None] + min_p[:, None].to(scores.dtype).log()
         threshold = torch.maximum(threshold, floor)
     return threshold
+
+
+TOP_K = Feature(
+    is_used=lambda columns: is_random(columns) and columns["top_k"] > 0,
+    warmup={"temperature": 1.0, "top_k": 2},
+    head_output=HeadOutput.SCORES,
+)
+TOP_P = Feature(
+    is_used=lambda columns: is_random(columns) and columns["top_p"] < 1,
+    warmup={"temperature": 1.0, "top_p": 0.9},
+    head_output=HeadOutput.SCORES,
+)
+MIN_P = Feature(
+    is_used=lambda columns: is_random(columns) and columns["min_p"] > 0,
+    warmup={"temperature": 1.0, "min_p": 0.1},
+    head_output=HeadOutput.SCORES,
+)
+TRUNCATION = TOP_K, TOP_P, MIN_P

@@ -1,31 +1,43 @@
-"""The strongest steering that stays near the merged policy: KL(π_a ‖ π_m) ≤ ε.
+"""Trust region: the largest steering strength with KL(π_a ‖ π_m) ≤ ε, π_m the merged policy.
 
 Along the ray log π_a ≃ b + a d with d = m − b, let A(a) = logsumexp(b + a d). Then
 
     KL(a) = (a − 1) A′(a) − [A(a) − A(1)],    dKL/da = (a − 1) A″(a),
 
-where A′ and A″ are mean and variance of d under π_a. Constants in b and d cancel, so raw logits are enough.
+where A′ and A″ are the mean and variance of d under π_a. Constants in b and d cancel, so raw logits suffice.
 KL is 0 at a = 1 and increases, and the step takes
 
     a* = min( a_T, max{ a ≥ 1 : KL(a) ≤ ε } )
 
-by Newton on log KL over log(a − 1) from a − 1 = √(2ε/A″(1)), with a bisection where Newton leaves the bracket
-or has not halved it in `PATIENCE` sweeps. The strength returned has itself been evaluated to obey the budget.
+by Newton's method on log KL over log(a − 1), starting at a − 1 = √(2ε/A″(1)), with bisection where Newton
+leaves the bracket or has not halved it in `PATIENCE` iterations. The KL of the returned strength has been
+evaluated and is within the budget.
 """
 
 from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
+from .feature import Feature, HeadOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .layout import RequestLayout
 
 TOLERANCE = 1e-3
 """The search stops when KL is within this relative distance below ε."""
 PATIENCE = 3
 MAX_ITERS = 60
 SUM_CHUNK = 512
+FORBIDDEN_LOGIT = -1e30
+"""Of a masked token: finite, so that a shard of the vocabulary may hold masked tokens alone."""
 
 
 def moments(
@@ -42,7 +54,7 @@ def moments(
 
 
 def row_sum(x: Tensor) -> Tensor:
-    """Sums [rows, vocab] → [rows] in float64, in pieces whose length and order do not depend on `rows`."""
+    """Sum [rows, vocab] → [rows] float64, in chunks whose size and order do not depend on the row count."""
     if x.shape[-1] % SUM_CHUNK:
         x = functional.pad(x, (0, -x.shape[-1] % SUM_CHUNK))
     chunks: Tensor = x.unflatten(-1, (-1, SUM_CHUNK))
@@ -79,7 +91,7 @@ def solve_kl_budget(
         kl = ((a - 1) * mean_a - (log_z - log_z1)).clamp(min=0)
         return kl, (a - 1) ** 2 * var_a / kl.clamp(min=1e-300)
 
-    low, high = one, max_strength.clone()  # KL(low) ≤ ε < KL(high), once high has been looked at
+    low, high = one, max_strength.clone()  # KL(low) ≤ ε < KL(high), once high is evaluated
     best_kl = torch.zeros_like(max_strength)  # KL(low)
     kl, slope = evaluate(high)
     within_budget = kl <= kl_budget
@@ -110,3 +122,58 @@ def solve_kl_budget(
         use_newton = (newton > low) & (newton < high) & (stalled < PATIENCE)
         trial, stalled = torch.where(use_newton, newton, midpoint), torch.where(use_newton, stalled, 0.0)
     return low, best_kl
+
+
+def apply_trust_region(
+    logits: Tensor,
+    layout: RequestLayout,
+    params: Mapping[str, Tensor],
+    row_weight: Tensor,
+    scores: Tensor,
+    strength: Tensor,
+    forbidden: Tensor | None,
+    shard: UnshardedVocab,
+    *,
+    measure_kl: bool,
+) -> Tensor:
+    """Reduce strength and scores to the KL budget, where set; return KL(π_a ‖ π_m) [requests].
+
+    With `measure_kl`, also compute the KL of methods without a budget that are of the form b + a (m − b).
+    """
+    kl = torch.full_like(strength, torch.nan)
+    has_base = layout.branch_of_row[layout.row_start] == 0
+    has_budget = params["kl_budget"] < torch.inf
+    on_ray = (
+        has_base
+        & (layout.num_rows > 1)
+        & (params["base_coef"] == 1 - strength)
+        & (params["prev_contrast_coef"] == 0)
+    )
+    rays = has_budget | (on_ray if measure_kl else has_budget)
+    if not bool(rays.any()):
+        return kl
+    base = logits[layout.row_start[rays]]
+    direction = layout.combine(logits, row_weight)[rays] - base
+    allowed_base = base if forbidden is None else base.masked_fill(forbidden[rays], FORBIDDEN_LOGIT)
+    bounded = has_budget[rays]
+    if not bool(bounded.all()):
+        unbounded = rays & ~has_budget
+        kl[unbounded] = kl_divergence(allowed_base[~bounded], direction[~bounded], strength[unbounded], shard)
+    if bool(bounded.any()):
+        a, kl[has_budget] = solve_kl_budget(
+            allowed_base[bounded],
+            direction[bounded],
+            strength[has_budget],
+            params["kl_budget"][has_budget],
+            shard,
+        )
+        strength[has_budget] = a
+        scores[has_budget] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
+    return kl
+
+
+KL_BUDGET = Feature(
+    is_used=lambda columns: columns["kl_budget"] < math.inf,
+    warmup={"kl_budget": 0.1},
+    head_output=HeadOutput.BASE_AND_MIX,
+)

@@ -1,12 +1,12 @@
-"""Paged attention: tiles of queries against blocks of keys and values, all heads of a GQA group at once.
+"""Paged attention with online softmax, split-KV decoding, and all query heads of a GQA group in one tile.
 
     attention_kernel       (tile, kv_head, split)   online softmax over one split of the keys
-    combine_splits_kernel  (tile, kv_head)          the splits of a decoding token, in order
+    combine_splits_kernel  (tile, kv_head)          merge the splits of a decode token, in order
 
-A decoding token is a tile of one token. Its keys are cut into splits of a fixed length, so that a long
-context fills the device, and a result does not depend on the other rows (FlashDecoding). A prompt has tiles
-of many tokens and one split. Only tiles of keys that some token may not see are masked. The heads of a GQA
-group share their keys, so they are rows of one product. Offsets into the cache have 64 bits.
+A decode token is a tile of one token. Its keys are cut into splits of a fixed length, so that a long context
+fills the device and a result does not depend on the other rows (FlashDecoding). A prompt has tiles of many
+tokens and one split. Only key tiles that are not visible to every token of the query tile are masked. The
+heads of a GQA group share their keys, so they are rows of one matrix product. Cache offsets are 64-bit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_q_tile(
     NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of a tile: queries, positions, row mask, and offsets in the query tensor."""
+    """Load BLOCK_M rows of a tile: queries, positions, row mask, and offsets in the query tensor."""
     offs_d, offs_m = tl.arange(0, BLOCK_D), start_m + tl.arange(0, BLOCK_M)
     mask_m = offs_m < num_tokens * GQA_GROUP
     q_offs = ((row_start + offs_m // GQA_GROUP) * NUM_KV_HEADS + kv_head) * GQA_GROUP + offs_m % GQA_GROUP
@@ -56,7 +56,7 @@ def attention_inner(
     BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, APPLY_MASK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Adds BLOCK_N keys to the running maximum m_i, sum l_i and accumulator acc of every row.
+    """Add BLOCK_N keys to the running maximum m_i, sum l_i and accumulator acc of every row.
 
     SOFTCAP: of the scores, 0 for none.
     """
@@ -98,7 +98,7 @@ def attention_kernel(
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """stride_bt: blocks a row of the block table. KV_SPLIT 0: one split has all keys and writes out."""
+    """stride_bt: entries per block-table row. KV_SPLIT 0: one split has all keys and writes the output."""
     tile_idx, kv_head, split_idx = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row_start, pos_start = tl.load(row_start_ptr + tile_idx).to(tl.int64), tl.load(pos_start_ptr + tile_idx)
     num_tokens = tl.load(num_tokens_ptr + tile_idx)
@@ -133,7 +133,7 @@ def attention_kernel(
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     unmasked_hi = lo
-    if not HAS_WINDOW:  # tiles of keys that every token may see
+    if not HAS_WINDOW:  # key tiles that every token sees
         unmasked_hi = lo + tl.maximum(tl.minimum(hi, pos_start + 1) - lo, 0) // BLOCK_N * BLOCK_N
         for start_n in range(lo, unmasked_hi, BLOCK_N):
             m_i, l_i, acc = attention_inner(
@@ -160,7 +160,7 @@ def attention_kernel(
 
 @triton.jit
 def merge_states(m_i, l_i, acc, m_j, l_j, acc_j):
-    """The state of what was seen, and that of more: maximum, sum and mixed values of every row."""
+    """Merge two online-softmax states (maximum, sum, accumulator) of every row."""
     m_new = tl.maximum(m_i, m_j)
     alpha, beta = tl.exp2(m_i - m_new), tl.exp2(m_j - m_new)
     return m_new, l_i * alpha + beta * l_j, acc * alpha[:, None] + beta[:, None] * acc_j
@@ -197,7 +197,7 @@ def combine_splits_kernel(
 def launch_constants(
     queries: Tensor, cache: Tensor, window: int | None, config: AttentionConfig
 ) -> dict[str, int]:
-    """What the launches of an attention have in common that is compiled in."""
+    """Constexpr arguments that the attention kernels share."""
     num_kv_heads, head_dim = cache.shape[2], queries.shape[2]
     return {
         "NUM_KV_HEADS": num_kv_heads,
@@ -218,10 +218,10 @@ def paged_attention(
     out: Tensor | None = None,
     config: AttentionConfig | None = None,
 ) -> Tensor:
-    """See `kernels.reference.paged_attention.paged_attention`; tiles of one token are decoded in splits.
+    """See `kernels.reference.paged_attention.paged_attention`; one-token tiles are decoded in splits.
 
-    Only the tiles' tokens are written to `out`, which is as the queries are. config: how it is launched,
-    None for what the device is launched with.
+    Only the tokens of the tiles are written to `out`, which has the shape and dtype of the queries. config:
+    None for the launch config of the device.
     """
     config = config or tuning.get_launch_configs(queries.device).attention
     constexprs, block_size = launch_constants(queries, cache, params.window, config), cache.shape[3]

@@ -1,4 +1,4 @@
-"""The Triton kernels as two backends: the fastest, and one by which a row's bits are its own."""
+"""The two Triton backends: `TRITON`, the fastest, and the batch-invariant `INVARIANT`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from .tuning import get_launch_configs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..steering.state import LogitEdits, RequestLayout, SteeringState
+    from ..steering.layout import LogitEdits, RequestLayout
+    from ..steering.state import SteeringState
     from ..steering.step import SamplerOutput
 
 
@@ -38,7 +39,7 @@ def sample_fused(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """See `kernels.lm_head.sample_from_hidden`; the product and the steering in one where that is quicker.
+    """See `kernels.lm_head.sample_from_hidden`; fuses LM head and steering step where that is faster.
 
     A soft cap needs each branch's logits: those of mixed hidden states are not the mixed logits.
     """
@@ -49,7 +50,7 @@ def sample_fused(
 
 
 sample_unfused = partial(lm_head.sample_from_hidden, sampler=steer)
-"""As `choose`, always one after the other."""
+"""Like `sample_fused`, but never fused."""
 TRITON = Backend(
     Ops(rms_norm=rms_norm, swiglu=swiglu, make_lm_head=LMHead),
     TritonPagedKVCache,
@@ -69,4 +70,4 @@ INVARIANT = replace(
     sample=partial(lm_head.sample_from_hidden, sampler=invariant_steer),
     warmup_shapes=min_warmup_shapes,
 )
-"""Every launch runs the same code whatever is decoded with it, and no sum goes across rows."""
+"""Batch-invariant: every launch runs the same code whatever the batch, and no sum goes across rows."""

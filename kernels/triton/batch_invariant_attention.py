@@ -1,22 +1,20 @@
-"""Batch-invariant paged attention: the bits of a token do not depend on its neighbours.
+"""Batch-invariant paged attention: the bits of a token do not depend on the rest of the batch.
 
-    attend_splits (tile, kv_head and some of the tile's rows, part)   the state of some splits of the keys
-    merge         (tile, kv_head)   the parts' states in order, where they are several: see `attention`
+    invariant_attention_kernel  (tile, kv_head and row block, part)   softmax state of a range of key splits
+    combine_splits_kernel       (tile, kv_head)   merge several parts in order; see `attention`
 
-A decoding token and the tokens of a prompt are rows of programs of one height, which run the same machine
-code: what differs are plain arguments that nothing is compiled for, such as `each` (the splits that a program
-takes, one after the other) and `parts` (the programs that share a tile's splits). A split begins with an
-empty state, and its keys come in steps that begin at multiples of KEYS, as windows do. States are merged in
-order:
+Decode tokens and prompt tokens are rows of programs of one height that run the same machine code. What
+differs are runtime arguments without specialisation, such as `splits_per_part` (the splits that a program
+processes in sequence) and `num_parts` (the programs that share a tile's splits). A split begins with an empty
+state, and its key tiles begin at multiples of BLOCK_N, as windows do. States are merged in order:
 
-    top' = max(top, peak),   f = 2^(top - top'),   g = 2^(peak - top'),   total' = f total + g weight, and
-    mixed' alike
+    m' = max(m_i, m_j),  α = 2^(m_i - m'),  β = 2^(m_j - m'),  l' = α l_i + β l_j,  acc' = α acc_i + β acc_j
 
-A decoding token's splits are merged by a second launch, and a prompt's where they were made. This makes no
-difference: merging is elementwise, and products are not fused with sums, so that every operation rounds on
-its own. An empty state, (HIDDEN, 0, 0), is no part of what is merged with it: one of f and g is 1, the other
-0. So keys that a tile reads for its other tokens leave no trace. All keys are masked, where `attention` has
-code of its own for those that the whole tile sees. Of a tensor core's product each row is a sum of its own.
+The splits of a decode token are merged by a second launch, those of a prompt inside the program. The bits are
+the same: merging is elementwise, and FMA fusion is off, so every operation rounds separately. Merging with an
+empty state, (MASK_VALUE, 0, 0), changes nothing: one of α and β is 1, the other 0. So keys that a tile reads
+only for its other tokens have no effect. All key tiles are masked, while `attention` skips the mask where all
+tokens see the tile. Each row of a tensor-core product is an independent sum.
 """
 
 from __future__ import annotations
@@ -55,8 +53,8 @@ def invariant_attention_kernel(
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """width: pages of a table's row. row_blocks: programs that share a tile's rows. parts 1: the result is
-    final; else each part's state is stored.
+    """stride_bt: entries per row of the block table. row_blocks: programs that share the rows of a tile.
+    num_parts 1: the result is final; otherwise the state of each part is stored.
     """
     tile_idx, kv_head, part_idx = tl.program_id(0), tl.program_id(1) // row_blocks, tl.program_id(2)
     start_m = tl.program_id(1) % row_blocks * BLOCK_M
@@ -101,7 +99,7 @@ def invariant_attention_kernel(
                 BLOCK_SIZE, BLOCK_N, HAS_WINDOW, SOFTCAP, True, UPCAST,
             )  # fmt: skip
         m_i, l_i, acc = merge_states(m_i, l_i, acc, m_j, l_j, acc_j)
-    # stores are masked: with a branch the code for some GPUs spills
+    # masked stores instead of a branch, which spills registers on some GPUs
     part_mask = offs_m < tl.where(num_parts > 1, num_tokens * GQA_GROUP, 0)
     final_mask = offs_m < tl.where(num_parts > 1, 0, num_tokens * GQA_GROUP)
     part_offs = ((tile_idx.to(tl.int64) * NUM_KV_HEADS + kv_head) * num_parts + part_idx) * GQA_GROUP + offs_m
@@ -123,7 +121,7 @@ def invariant_attention(
     out: Tensor | None = None,
     config: AttentionConfig | None = None,
 ) -> Tensor:
-    """As `attention.paged_attention`, to the same bits for a token whatever tile it is in."""
+    """Like `attention.paged_attention`; the bits of a token do not depend on the tile it is in."""
     config = config or tuning.get_launch_configs(queries.device).attention
     constexprs = launch_constants(queries, cache, params.window, config) | {"KV_SPLIT": config.split}
     num_kv_heads, gqa_group, head_dim = (
@@ -136,7 +134,7 @@ def invariant_attention(
     out = torch.empty_like(queries) if out is None else out
     part_shape = (
         (len(tiles.row_start), num_kv_heads, num_parts, gqa_group) if num_parts > 1 else (1,)
-    )  # of one type in any case
+    )  # float32 in any case, so that one variant is compiled
     part_acc = torch.empty(*part_shape, head_dim, device=queries.device)
     part_m, part_l = (torch.empty(part_shape, device=queries.device) for _ in range(2))
     row_blocks = triton.cdiv(gqa_group * tiles.tile_size, MIN_DOT_M)

@@ -1,17 +1,17 @@
-"""y = x Wᵀ + b, where a row's bits are its own: whatever rows stand beside it, and however many.
+"""Batch-invariant linear layer, y = x Wᵀ + b: the bits of a row do not depend on the rest of the batch.
 
-    y[r, c] = b[c] + Σ_k x[r, k] W[c, k],   k in steps of DEPTH, one after the other, into one float32 sum
+    y[r, c] = b[c] + Σ_k x[r, k] W[c, k],   k in sequential steps of BLOCK_K, into one float32 accumulator
 
-A vendor's library takes another kernel for another number of rows, and some cut the sum over k into parts, so
-that a row's last bits depend on its neighbours. Here any number of rows is cut into tiles of one height, the
-last filled up with zeros, and all tiles run the same machine code: one program has all of k, so that there
-are no partial sums, and the number of rows is a plain argument that nothing is compiled for. Of a tensor
-core's product each row is a sum of its own, in the same order for all rows of the tile.
+Vendor libraries select a kernel by the number of rows, and some split the sum over k (split-K), so that a
+row's last bits depend on the batch. Here the rows are cut into tiles of one height, the last padded with
+zeros, and all tiles run the same machine code: one program covers all of k, so that there are no partial
+sums, and M is a runtime argument without specialisation. Each row of a tensor-core product is an independent
+sum, in the same order for all rows of the tile.
 
-The height is 64: a weight of two bytes is then worth 64 multiplications and 64 additions, under half of what
-any of the GPUs does while it reads two bytes, so that few rows still wait for memory and not for arithmetic
-on zeros. Prompts reread the weights once for each 64 rows, from the cache. How wide a tile is follows the
-weight's shape alone: a small product is cut into narrow ones, so that there are programs for most of a GPU.
+The height is 64: each two-byte weight then takes 64 multiplications and 64 additions, under half of what any
+of the GPUs does while it reads two bytes, so that small batches stay bound by memory, not by arithmetic on
+padding. Prompts reread the weights once per 64 rows, from the cache. The tile width depends on the weight's
+shape alone: small products use narrow tiles, so that there are enough programs for most of a GPU.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch import Tensor
 from .dot import UPCAST
 
 BLOCK_M = 64
-"""Of a tile, whatever the number of rows."""
+"""Rows of a tile, whatever the number of rows of x."""
 MIN_PROGRAMS = 96
-"""A tile is as wide as leaves so many programs for one tile of rows, or the narrowest."""
+"""The widest tile with at least this many programs per row tile is used; if there is none, the narrowest."""
 
 
 @dataclass(frozen=True)
 class MatmulTile:
-    """Of one program: rows, outputs, how much of the sum at once, warps, stages of its loop."""
+    """Tile of one program: rows, output features, inner dimension per step, warps, pipeline stages."""
 
     block_m: int
     block_n: int
@@ -43,7 +43,7 @@ class MatmulTile:
 
     @classmethod
     def from_weight_shape(cls, out_features: int, dtype: torch.dtype) -> MatmulTile:
-        """For a weight with so many outputs. Float32 has no tensor core, and its sums are written out."""
+        """Tile for a weight with `out_features` rows. Float32, without tensor cores, is unrolled to FMAs."""
         if dtype == torch.float32:
             return FP32_TILE
         return next((tile for tile in TILES if out_features >= MIN_PROGRAMS * tile.block_n), TILES[-1])
@@ -54,7 +54,7 @@ TILES = (
     MatmulTile(BLOCK_M, 64, 64, 4, 4),
     MatmulTile(BLOCK_M, 32, 64, 4, 5),
 )
-"""Widest first. As many stages as an MI300X has memory for."""
+"""Widest first. As many stages as fit in the shared memory of an MI300X."""
 FP32_TILE = MatmulTile(32, 32, 32, 4, 2)
 
 
@@ -64,7 +64,7 @@ def matmul_kernel(
     K: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, INNER], weight [out, INNER], bias [out] where BIASED → [rows, out]."""
+    """x [M, K], weight [N, K], bias [N] if HAS_BIAS → [M, N]."""
     offs_m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     offs_n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     mask_m, mask_n, offs_k = offs_m < M, offs_n < N, tl.arange(0, BLOCK_K)
@@ -85,14 +85,14 @@ def matmul_kernel(
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """See `kernels.reference.matmul.matmul`; x, weight and bias of one type: float32, bfloat16 or float16.
+    """See `kernels.reference.matmul.matmul`; x, weight and bias of one dtype: float32, bfloat16, float16.
 
-    Raises ValueError for other types and shapes, and for a weight that is not contiguous.
+    Raises ValueError for other dtypes and shapes, and for a weight or bias that is not contiguous.
     """
     _check_args(x, weight, bias)
     (M, K), N = x.shape, len(weight)
     x = x.contiguous()
-    if x.data_ptr() % 16:  # what begins elsewhere is read by other code
+    if x.data_ptr() % 16:  # unaligned pointers compile to another variant
         x = x.clone()
     tile = MatmulTile.from_weight_shape(N, x.dtype)
     out = torch.empty(M, N, dtype=dtype or x.dtype, device=x.device)
@@ -106,13 +106,13 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.d
 
 
 def _check_args(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    types = {x.dtype, weight.dtype} | ({bias.dtype} if bias is not None else set())
-    if len(types) > 1 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"x, weight and bias must be of one floating type, not {sorted(map(str, types))}")
+    dtypes = {x.dtype, weight.dtype} | ({bias.dtype} if bias is not None else set())
+    if len(dtypes) > 1 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"x, weight and bias must share one floating dtype, got {sorted(map(str, dtypes))}")
     shapes = tuple(x.shape), tuple(weight.shape)
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(f"x must be [rows, in] and weight [out, in]; they are {shapes}")
+        raise ValueError(f"expected x [rows, in] and weight [out, in], got {shapes}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{len(weight)}] and is {tuple(bias.shape)}")
+        raise ValueError(f"bias must be [{len(weight)}], got {tuple(bias.shape)}")
     if not weight.is_contiguous() or (bias is not None and not bias.is_contiguous()):
-        raise ValueError(f"weight and bias must be contiguous; the weight has strides {weight.stride()}")
+        raise ValueError(f"weight and bias must be contiguous, got weight strides {weight.stride()}")

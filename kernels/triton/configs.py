@@ -1,4 +1,4 @@
-"""How kernels are launched: the dataclasses that are tuned, and the configurations that are shipped."""
+"""Launch configurations of the Triton kernels: the tunable dataclasses and the defaults."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import triton
 from .dot import MIN_DOT_M
 
 MIN_UNFUSED_SLOTS = 8
-"""Places of a request's branches, with which a small step is too large for any tile."""
+"""Branch slots per request with which few requests already exceed `LMHeadConfig.max_rows`."""
 
 
 @dataclass(frozen=True)
 class LMHeadTile:
-    """Of one program: tokens of the vocabulary, how much of the width at once, warps, stages of its loop."""
+    """Tile of one program: vocabulary entries, hidden dimension per step, warps, pipeline stages."""
 
     tokens: int
     depth: int
@@ -25,21 +25,22 @@ class LMHeadTile:
 
 @dataclass(frozen=True)
 class LMHeadConfig:
-    """tiles: by their rows. max_rows: with more places for rows than this, one product after the other."""
+    """tiles: by number of rows. max_rows: steps with more row slots than this run unfused."""
 
     tiles: Mapping[int, LMHeadTile]
     max_rows: int
 
     def tile_rows(self, num_slots: int, branch_slots: int) -> int:
-        """Rows of a tile for so many places: no request is cut in two."""
+        """Rows of the tile for `num_slots` row slots; a tile never splits a request's `branch_slots`."""
         min_rows = max(MIN_DOT_M, triton.next_power_of_2(min(num_slots, max(self.tiles))), branch_slots)
         return min(rows for rows in self.tiles if rows >= min_rows)
 
     def warmup_shapes(self, max_step_rows: int) -> list[tuple[int, int]]:
-        """(requests, branches of the widest) of the smallest steps that a tile of each kind is made for.
+        """(num_reqs, max_branches) of the smallest step for each compiled tile variant.
 
-        Of steps of at most so many rows, where the others have one branch. The first is one that none is for,
-        but for a plain step, for which the last is.
+        Only one request of a step has `max_branches`, the others have one. Fused steps have at most
+        `max_step_rows` rows. The first step is unfused unless hidden states are mixed before the LM head; the
+        last is unfused even then.
         """
         tile_kinds = [(rows, 1 << power) for rows in self.tiles for power in range(rows.bit_length())]
         shapes = [
@@ -55,12 +56,14 @@ class LMHeadConfig:
 DEFAULT_LM_HEAD_CONFIG = LMHeadConfig(
     {16: LMHeadTile(128, 64, 4, 4), 32: LMHeadTile(128, 64, 8, 3), 64: LMHeadTile(128, 64, 8, 3)}, max_rows=64
 )
+"""From counted bytes and compiled code, not timed: up to 64 rows the weights are read once and the product is
+memory-bound; a second row tile would read them again, through a cache that is hardly fast enough."""
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """split: keys of one split of a decoding token. keys: of one product, of numbers of two bytes, and half
-    as many of four. warps, stages: of a program that decodes; prompt_warps: of one with a prompt's tokens.
+    """split: keys per split of a decode token. keys: keys per tile for two-byte dtypes, half as many for
+    float32. warps, stages: of a decode program; prompt_warps: of a prompt program.
     """
 
     split: int = 256
@@ -72,11 +75,11 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class LaunchConfigs:
-    """All that is tuned."""
+    """All tunable launch parameters of a device."""
 
     attention: AttentionConfig
     head: LMHeadConfig
 
 
 DEFAULT_CONFIGS = LaunchConfigs(AttentionConfig(), DEFAULT_LM_HEAD_CONFIG)
-"""For every known GPU alike, by compiled code and counted bytes: none has been measured yet."""
+"""For all GPUs, from compiled code and counted bytes; not yet measured on any."""

@@ -1,10 +1,10 @@
-"""Shapes and types that `tl.dot` requires of its operands."""
+"""Operand constraints of `tl.dot`."""
 
 from __future__ import annotations
 
 import os
 
 MIN_DOT_M = 16
-"""Rows that a tensor core's product has at least."""
+"""Minimum number of rows of a tensor-core product."""
 UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether operands are made float32 first: the interpreter has no bfloat16 arithmetic."""
+"""Whether operands are converted to float32 first: the interpreter has no bfloat16 arithmetic."""

@@ -1,8 +1,7 @@
-"""Count what Triton compiles for an engine, and warn about compiles after the warm-up.
+"""Count the kernels that Triton compiles for an engine, and warn about compiles after warm-up.
 
-Triton calls one function of the process for each kernel that a first launch made ready, compiled or read from
-its cache on disk. Several engines share that function, each in a link of its own; a compile is the engine's
-whose step the thread is in.
+Triton calls one process-wide hook for each kernel that a first launch compiles or loads from the disk cache.
+Several engines share the hook as a linked list; a compile counts for the engine whose step the thread runs.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ LOG = logging.getLogger("trimtab.engine")
 
 
 class JITMonitor:
-    """Counts of one engine, from when it is made until it is gone.
+    """Compile counts of one engine, from its construction until it is garbage-collected.
 
-    count: kernels made ready within `attribute_to_this_thread`. late: how many of them after `seal`, each of
-    which is also logged as a warning.
+    count: kernels compiled or loaded within `attribute_to_this_thread`. late: those after `seal`, each also
+    logged as a warning.
     """
 
     def __init__(self) -> None:
@@ -36,7 +35,7 @@ class JITMonitor:
 
     @contextmanager
     def attribute_to_this_thread(self) -> Iterator[None]:
-        """What this thread compiles within is this engine's; one thread at a time may be within."""
+        """Count compiles of the calling thread for this engine, one thread at a time."""
         self._thread = threading.get_ident()
         try:
             yield
@@ -44,7 +43,7 @@ class JITMonitor:
             self._thread = None
 
     def seal(self) -> None:
-        """From now on requests wait for a compile."""
+        """End the warm-up: later compiles count as late, since requests wait for them."""
         self._is_warmup = False
 
     def _on_compile(self, kernel: str) -> None:
@@ -53,11 +52,11 @@ class JITMonitor:
         self.count += 1
         if not self._is_warmup:
             self.late += 1
-            LOG.warning("the kernel %s was made ready after the start, and requests waited for it", kernel)
+            LOG.warning("kernel %s was compiled or loaded after warm-up; requests waited for it", kernel)
 
 
 class _Hook:
-    """What Triton calls: tells an engine of a kernel while that lives, and whoever was told before."""
+    """Hook that Triton calls: notifies its engine while that is alive, then the previous hook."""
 
     def __init__(self, callback: Callable[[str], None], previous: Callable[..., Any] | None) -> None:
         self.callback_ref, self.previous = weakref.WeakMethod(callback), previous
@@ -74,14 +73,14 @@ def _install_hook(callback: Callable[[str], None]) -> None:
 
 
 def _remove_hooks() -> None:
-    """Takes off the links of engines that are gone; one below another's waits for that."""
+    """Remove the hooks of dead engines from the head of the list; one below a live engine's hook stays."""
     owner, name = _hook_owner()
-    while isinstance(link := getattr(owner, name), _Hook) and not link.callback_ref():
-        setattr(owner, name, link.previous)
+    while isinstance(hook := getattr(owner, name), _Hook) and not hook.callback_ref():
+        setattr(owner, name, hook.previous)
 
 
 def _hook_owner() -> tuple[Any, str]:
-    """The object whose attribute Triton calls after a compile, and its name: of old the class of kernels."""
+    """The object and attribute name of the post-compile hook; in older Triton versions on `JITFunction`."""
     knobs, name = getattr(triton, "knobs", None), "jit_post_compile_hook"
     if knobs is not None and hasattr(knobs.runtime, name):
         return knobs.runtime, name

@@ -1,4 +1,4 @@
-"""Paged KV caches that the kernels write and read."""
+"""Paged KV caches that use the Triton attention and RoPE kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TritonPagedKVCache(PagedKVCache):
-    """As `PagedKVCache`, by Triton's kernels; the host waits for nothing."""
+    """`PagedKVCache` with Triton kernels, without host synchronisation."""
 
     attention_fn = staticmethod(paged_attention)
 
@@ -39,15 +39,15 @@ class TritonPagedKVCache(PagedKVCache):
         self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, params: AttentionParams
     ) -> Tensor:
         out = torch.empty_like(queries)
-        out[len(metadata.block_ids) :] = 0  # rows that only fill up have no tile
+        out[len(metadata.block_ids) :] = 0  # padding rows have no tile
         for tiles in metadata.query_tiles:
             self.attention_fn(queries, kv_cache, metadata.block_tables, tiles, params, out)
         return out
 
 
 class BatchInvariantPagedKVCache(TritonPagedKVCache):
-    """As `TritonPagedKVCache`, with bits that depend neither on a step's other tokens nor on how a prompt
-    was cut.
+    """Like `TritonPagedKVCache`; results depend bitwise neither on the other tokens of a step nor on how a
+    prompt was chunked.
     """
 
     attention_fn = staticmethod(invariant_attention)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, a row a program. The residual was added by the product before."""
+"""RMSNorm, one program per row. The preceding matmul has already added the residual."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_HIDDEN_SIZE = 16_384
-"""Numbers of a row that a program holds in registers."""
+"""Largest row that a program holds in registers."""
 
 
 @triton.jit
@@ -23,12 +23,10 @@ def rms_norm_kernel(x_ptr, weight_ptr, eps_ptr, out_ptr, hidden_size, BLOCK_N: t
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """See `kernels.reference.rms_norm.rms_norm`, of whole num_rows [rows, hidden]. Raises ValueError for too
-    long ones.
-    """
+    """See `kernels.reference.rms_norm.rms_norm`; x [rows, hidden]. Raises ValueError for longer rows."""
     num_rows, hidden_size = x.shape
     if hidden_size > MAX_HIDDEN_SIZE:
-        raise ValueError(f"a row has {hidden_size} numbers; at most {MAX_HIDDEN_SIZE} are normalised")
+        raise ValueError(f"hidden size must be at most {MAX_HIDDEN_SIZE}, got {hidden_size}")
     x, block_n = x.contiguous(), triton.next_power_of_2(hidden_size)
     out = torch.empty_like(x)
     num_warps = min(max(block_n // 512, 1), 16)

@@ -1,7 +1,7 @@
-"""What stands between the projection of queries, keys and values and attention, in one launch.
+"""QK-norm, rotary position embedding and KV-cache write in one launch, between QKV projection and attention.
 
-Each program takes one head of one token: its norm where the model has one, its rotation unless it is a value,
-and then its place: queries lie in a new tensor, keys and values in their pages.
+Each program handles one head of one token: normalise it (queries and keys, if the model has QK-norm), rotate
+it (queries and keys), then store queries in a new tensor, and keys and values in their KV blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rope_and_write_kv_kernel(
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """tokens: rows beyond have no place. The cache is [2, pages, KV_HEADS, BLOCK, WIDTH]."""
+    """kv_cache [2, num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM]; rows ≥ num_tokens are not cached."""
     token_idx, head_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < HEAD_DIM
@@ -62,7 +62,7 @@ def rope_and_write_kv(
     block_ids: Tensor,
     block_offsets: Tensor,
 ) -> Tensor:
-    """Turned queries; keys and values go into the cache. All contiguous. See
+    """Return the rotated queries, and write keys and values to the cache. All tensors are contiguous. See
     `kernels.reference.rotary.rope_and_write_kv`.
     """
     num_rows, num_qkv_heads, head_dim = qkv.shape

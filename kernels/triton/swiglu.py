@@ -1,4 +1,4 @@
-"""silu(gate) · up, in one pass."""
+"""SwiGLU activation, silu(gate) · up, in one pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def swiglu_kernel(gate_up_ptr, out_ptr, intermediate_size, BLOCK_N: tl.constexpr
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """gate_up [rows, 2 · inner], gate first → [rows, inner]."""
+    """gate_up [rows, 2 · intermediate], gate first → [rows, intermediate]."""
     num_rows, intermediate_size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, intermediate_size, dtype=gate_up.dtype, device=gate_up.device)
     swiglu_kernel[(num_rows, triton.cdiv(intermediate_size, BLOCK_N))](

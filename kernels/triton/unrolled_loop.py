@@ -1,10 +1,9 @@
-"""The published optimisation loop, step by step, for comparison with its closed form in
-`kernels.steering.closed_form`.
+"""Unrolled optimisation loop of Amulet and MATO, to compare with `kernels.steering.closed_form`.
 
-The utility is affine in the iterate, so that the normaliser of each step is a constant over the vocabulary
-that no later softmax can see. Without it every token iterates alone,
+The utility is affine in the iterate, so the normaliser of each step is a constant over the vocabulary, which
+later softmaxes cancel. Without it every token iterates independently,
 
-    U ← U + α (x − b),    x ← [ λ p + U/t + x/(η t) ] / [ λ + 1/(η t) ],    t = 1..T,    x = p at first
+    U ← U + α (x − b),    x ← [ λ p + U/t + x/(η t) ] / [ λ + 1/(η t) ],    t = 1..T,    x = p, U = 0 at first
 
 and all T steps are one launch that reads b and p once. The result equals b + a_T (p − b) up to a constant.
 """
@@ -40,17 +39,19 @@ def unrolled_loop_kernel(
 def unrolled_loop(
     base: Tensor, anchor: Tensor, alpha: float, lam: float, eta: float, iterations: int
 ) -> Tensor:
-    """Scores of π_T, up to a constant a row, in the type and shape of base and anchor (log-probabilities).
+    """Scores of π_T up to a constant per row, with the shape and dtype of base and anchor.
 
-    base, anchor [rows, vocab] float32 or float64.
+    base, anchor: log-probabilities [rows, vocab], float32 or float64; otherwise raises ValueError.
     """
     if base.shape != anchor.shape or base.dtype != anchor.dtype:
-        raise ValueError("base and anchor must have one shape and one type")
+        raise ValueError("base and anchor must have the same shape and dtype")
     if base.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"base must be float32 or float64 and is {base.dtype}")
+        raise ValueError(f"base must be float32 or float64, got {base.dtype}")
     base, anchor = base.contiguous(), anchor.contiguous()
     out = torch.empty_like(base)
-    params = torch.cat([base.new_full((1,), value) for value in (alpha, lam, eta)])  # nothing from the host
+    params = torch.cat(
+        [base.new_full((1,), value) for value in (alpha, lam, eta)]
+    )  # new_full copies nothing from the host
     grid = (triton.cdiv(base.numel(), BLOCK),)
     unrolled_loop_kernel[grid](base, anchor, params, out, base.numel(), iterations, BLOCK=BLOCK)
     return out

@@ -23,10 +23,10 @@ class ConfigReader:
     def get_int(
         self, key: str, default: int | None = None, *, min_value: int = 1, max_value: int = MAX_SIZE
     ) -> int:
-        """A whole number from `min_value` to `max_value`; an error without one, where there is no default."""
+        """An integer from `min_value` to `max_value`; an error without one, where there is no default."""
         value = self._get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not min_value <= value <= max_value:
-            raise config_error(key, value, f"it must be a whole number from {min_value} to {max_value}")
+            raise config_error(key, value, f"it must be an integer from {min_value} to {max_value}")
         return value
 
     def get_float(self, key: str, default: float | None, min_value: float, max_value: float) -> float:

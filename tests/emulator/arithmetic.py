@@ -1,4 +1,4 @@
-"""What one thread does by itself: which function of its numbers an instruction is."""
+"""Arithmetic PTX instructions as numpy functions, element-wise over threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PTX_DTYPES: Mapping[str, np.dtype[Any]] = {
     **{f"f{width}": np.dtype(f"f{width // 8}") for width in (16, 32, 64)},
     **{"bf16": np.dtype("u2"), "f16x2": np.dtype("u4"), "bf16x2": np.dtype("u4")},
 }
-"""How numpy holds what PTX calls a type; bfloat16, and two numbers in one, by their bits."""
+"""numpy dtypes of the PTX types; bfloat16 and packed pairs as raw bits."""
 
 UNARY: Mapping[str, Function] = {
     "mov": np.array,
@@ -51,21 +51,21 @@ COMPARISONS: Mapping[str, Function] = {
     "ge": np.greater_equal,
 }
 RAW_BIT_TYPES = {"bf16", "bf16x2", "f16x2"}
-"""Of these there are comparisons and conversions here, and no arithmetic."""
+"""Types with moves, comparisons and conversions only, no arithmetic."""
 MODIFIERS = {
     *("rn", "approx", "full", "ftz", "lo", "hi", "wide", "relu"),
     *("rzi", "rmi", "rpi", "rni", *PTX_DTYPES),
     *COMPARISONS,
-    *(f"{how}u" for how in COMPARISONS),
+    *(f"{name}u" for name in COMPARISONS),
     *("num", "nan"),
 }
-"""What may stand between an instruction's name and its type; with anything else it is not known."""
+"""Supported modifiers between the name and the type of an instruction."""
 ROUNDINGS: Mapping[str, Function] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """sources: the types of what it takes. result_type: the type of what it gives. See `TYPES`."""
+    """A numpy function with the PTX types of its sources and its result; see `PTX_DTYPES`."""
 
     function: Function
     source_types: tuple[str, ...]
@@ -73,7 +73,7 @@ class Operation:
 
 
 def make_operation(opcode: tuple[str, ...]) -> Operation | None:
-    """None: threads do it together, or with memory; or it is not known."""
+    """The operation of an opcode; None if it is not pure arithmetic, or not supported."""
     name, modifiers, ptx_type = opcode[0], opcode[1:-1], opcode[-1]
     if not MODIFIERS.issuperset(modifiers) or (
         ptx_type in RAW_BIT_TYPES and name not in {"mov", "setp", "cvt"}
@@ -114,10 +114,10 @@ def make_operation(opcode: tuple[str, ...]) -> Operation | None:
 
 
 def _with_ftz(function: Function, modifiers: tuple[str, ...]) -> Function:
-    """With .ftz what it takes and what it gives is flushed; of float64 there is no such."""
+    """With .ftz, flush subnormal inputs and results to zero; float64 has no .ftz."""
     if "ftz" not in modifiers or function is gpu_math.approx_reciprocal:
         return function
-    return lambda *numbers: gpu_math.flush_to_zero(function(*map(gpu_math.flush_to_zero, numbers)))
+    return lambda *sources: gpu_math.flush_to_zero(function(*map(gpu_math.flush_to_zero, sources)))
 
 
 def _wide_multiply(ptx_type: str) -> Function:
@@ -131,7 +131,7 @@ def _wide_multiply(ptx_type: str) -> Function:
 
 
 def _comparison(comparison: str, ptx_type: str) -> Function:
-    """Of floats, one with a `u` holds for NaN too, and one without does not."""
+    """Unordered float comparisons (with suffix `u`) are true for NaN, ordered ones false."""
     is_float = ptx_type[0] == "f" or ptx_type == "bf16"
 
     def compare(a: Array, b: Array) -> Array:

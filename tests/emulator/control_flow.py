@@ -1,4 +1,4 @@
-"""The order of blocks in which threads that went apart meet again."""
+"""Order of basic blocks in which diverged threads reconverge."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ Graph = Sequence[Sequence[int]]
 
 
 def reconvergence_order(successors: Graph) -> list[int]:
-    """A weak topological order of blocks (Bourdoncle 1993) from block 0 on, without what is never reached.
+    """Weak topological order of the blocks reachable from block 0 (Bourdoncle 1993).
 
-    A block comes after those that lead to it, unless a loop begins with it, and a loop's blocks come before
-    what it leads to: if those that are the furthest back always go on, a thread waits where others will come.
+    A block comes after its predecessors, except for the back edges to a loop head, and the blocks of a loop
+    come before its successors. If the threads with the lowest block always run first, the others wait where
+    those will arrive.
     """
     order = list[int]()
 
@@ -19,7 +20,7 @@ def reconvergence_order(successors: Graph) -> list[int]:
         components: dict[frozenset[int], list[int]] = {}
         for block in sorted(blocks):
             components.setdefault(_reachable(successors, block, blocks), []).append(block)
-        for component in sorted(components, key=len, reverse=True):  # who leads to another reaches more
+        for component in sorted(components, key=len, reverse=True):  # predecessors reach more blocks
             members = components[component]
             order.append(_loop_head(successors, members))
             if len(members) > 1:
@@ -30,7 +31,7 @@ def reconvergence_order(successors: Graph) -> list[int]:
 
 
 def _reachable(successors: Graph, start: int, blocks: frozenset[int]) -> frozenset[int]:
-    """The blocks, itself too, that one leads to through some."""
+    """The blocks reachable from `start` within `blocks`, including `start`."""
     visited, stack = {start}, [start]
     while stack:
         for block in successors[stack.pop()]:
@@ -41,7 +42,7 @@ def _reachable(successors: Graph, start: int, blocks: frozenset[int]) -> frozens
 
 
 def _loop_head(successors: Graph, loop: list[int]) -> int:
-    """Where a loop is entered from outside."""
+    """The block of a loop that is entered from outside."""
     outside_blocks = (block for block in range(len(successors)) if block not in loop)
     entry_blocks = {block for predecessor in outside_blocks for block in successors[predecessor]} | {0}
     return next((block for block in loop if block in entry_blocks), loop[0])

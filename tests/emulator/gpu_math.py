@@ -1,4 +1,4 @@
-"""What numpy lacks of a GPU's arithmetic; arrays of one shape, or of no dimension, in and out."""
+"""GPU arithmetic that numpy lacks, on arrays of equal shape or 0-d arrays."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
 def flush_to_zero(x: Array) -> Array:
-    """float32 in which numbers below the least normal one are zeros."""
+    """Replace float32 subnormals with zero of the same sign."""
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
 
 
 def bf16_to_f32(bits: Array) -> Array:
-    """bfloat16, given by its bits, as float32."""
+    """bfloat16 bits to float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def f32_to_bf16(x: Array) -> Array:
-    """float32 as bfloat16's bits, to the nearest, ties to even."""
+    """float32 to bfloat16 bits, rounded to nearest, ties to even."""
     bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
 
 
 def pack_halves(high: Array, low: Array) -> Array:
-    """Two numbers of 16 bits in one of 32."""
+    """Pack two 16-bit values into 32 bits."""
     return (high.astype(np.uint32) << np.uint32(16)) | low
 
 
 def fma32(a: Array, b: Array, c: Array) -> Array:
-    """Exact in float64 but for the sum, which is rounded there first: a last bit moves once in 2^29."""
+    """FMA via float64: only the sum is rounded twice, which changes the last bit once in 2^29."""
     return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
 def fma64(a: Array, b: Array, c: Array) -> Array:
-    """A product and what it rounds off (Dekker 1971), a sum and what it does (Knuth): mostly the nearest."""
+    """FMA with the rounding errors of product (Dekker 1971) and sum (Knuth): mostly correctly rounded."""
     product = a * b
     (high_a, low_a), (high_b, low_b) = _dekker_split(a), _dekker_split(b)
     product_error = low_a * low_b - (((product - high_a * high_b) - low_a * high_b) - high_a * low_b)
@@ -59,44 +59,44 @@ def _dekker_split(x: Array) -> tuple[Array, Array]:
 
 
 def approx_reciprocal(x: Array) -> Array:
-    """A float64's as hardware guesses it: the upper 32 bits."""
+    """Hardware estimate of a float64 reciprocal: the upper 32 bits."""
     bits = np.asarray(1.0 / x).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
     return bits.view(np.float64)
 
 
 def truncated_divide(a: Array, b: Array) -> Array:
-    """Toward zero, as C divides."""
+    """Integer division that truncates toward zero, as in C."""
     magnitude = np.abs(a) // np.abs(b)
     return np.where((a < 0) != (b < 0), -magnitude, magnitude).astype(a.dtype)
 
 
 def multiply_high(a: Array, b: Array) -> Array:
-    """Of a product; of numbers of at most 32 bits."""
+    """Upper half of the product of integers of at most 32 bits."""
     wide_dtype = np.int64 if a.dtype.kind == "i" else np.uint64
     return ((a.astype(wide_dtype) * b.astype(wide_dtype)) >> wide_dtype(8 * a.itemsize)).astype(a.dtype)
 
 
 def shift_left(a: Array, amount: Array) -> Array:
-    """Shifted; beyond the width nothing is left."""
+    """Left shift; 0 if the amount reaches the width."""
     width = 8 * a.itemsize
     return np.where(amount < width, a << np.minimum(amount, width - 1).astype(a.dtype), a.dtype.type(0))
 
 
 def shift_right(a: Array, amount: Array) -> Array:
-    """Shifted; beyond the width only the sign is left."""
+    """Right shift, arithmetic for signed types; only the sign remains if the amount reaches the width."""
     width = 8 * a.itemsize
     shifted = a >> np.minimum(amount, width - 1).astype(a.dtype)
     return np.where(amount < width, shifted, shifted >> a.dtype.type(1))
 
 
 def extract_bits(a: Array, start: Array, length: Array) -> Array:
-    """So many bits from `start` on, the last of them the sign where there is one."""
+    """`length` bits from bit `start` on, sign-extended for signed types."""
     spare = 8 * a.itemsize - length.astype(np.int64)
     return (a << (spare - start).astype(a.dtype)) >> spare.astype(a.dtype)
 
 
 def permute_bytes(a: Array, b: Array, selector: Array) -> Array:
-    """Four of eight bytes, b's after a's; with bit 3 of a choice the byte's sign eight times."""
+    """prmt: select four of eight bytes, b's after a's; bit 3 of a choice replicates the sign of the byte."""
     source, result = (b.astype(np.uint64) << np.uint64(32)) | a, np.uint32(0)
     for index in range(4):
         choice = (selector >> np.uint32(4 * index)) & np.uint32(15)
@@ -107,13 +107,13 @@ def permute_bytes(a: Array, b: Array, selector: Array) -> Array:
 
 
 def popcount(a: Array) -> Array:
-    """How many bits are set."""
+    """Number of set bits."""
     bits = np.arange(8 * a.itemsize).astype(a.dtype)
     return ((a[..., None] >> bits) & a.dtype.type(1)).sum(-1).astype(np.uint32)
 
 
 def round_to_int(x: Array, rounding: Function, dtype: np.dtype[Any], from_f64: bool) -> Array:
-    """The nearest that an integer type holds; NaN is 0, but from float64 or in 64 bits the uppermost bit."""
+    """Round and clamp to an integer dtype; NaN becomes 0, from float64 or to 64 bits the top bit."""
     nan_value = dtype.type(0)
     if from_f64 or dtype.itemsize == 8:
         nan_value = np.array(1 << (8 * dtype.itemsize - 1), f"u{dtype.itemsize}").view(dtype)

@@ -1,16 +1,16 @@
-"""Launches that are compiled as for a GPU and carried out here.
+"""PTX emulator: compile Triton launches for a GPU and execute the PTX with numpy.
 
-    launch -> ptx       a launch is compiled as for a GPU; its text is read into blocks of instructions
-    machine             runs the blocks for all threads of many programs at once
-      arithmetic        what one thread does by itself
-      warps, matrices   what the threads of a warp do together; tensor cores
-      memory            the tensors of the launch, with bounds, alignment and races checked; shared memory
+    launch -> ptx          compile a launch, and parse its PTX into basic blocks
+    machine                runs the blocks for all threads of many programs at once
+      arithmetic           instructions of single threads
+      warps, tensor_cores  warp-level instructions; tensor-core products
+      memory               tensors of the launch, checked for bounds, alignment and races; shared memory
 
-Triton's interpreter runs the source; this runs what the compiler made of it: bfloat16 products of tensor
-cores, layouts, vectors, shared memory. Instructions that no kernel here uses are not known: they raise.
+Triton's interpreter runs the source; this runs the compiled code: bfloat16 tensor-core products, layouts,
+vector accesses, shared memory. Instructions that no kernel here uses raise NotImplementedError.
 
-Memory is always in order and copies are done at once, so that a barrier or a wait that the compiler forgot is
-not missed here. Nothing is learned of time.
+Memory is always in order and copies complete immediately, so that missing barriers or waits go undetected.
+Time is not modelled.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from .memory import PROGRAM_MASK, GlobalMemory, MemoryFaultError
 from .ptx import Kernel, parse_kernel
 
 MAX_THREADS = 1 << 13
-"""Threads at a time: their registers stay in a core's cache."""
+"""Threads emulated at a time, so that their registers stay in the CPU cache."""
 
 
 class Emulator:
-    """Kernels of one architecture, each compiled and read once.
+    """Kernels of one architecture, each compiled and parsed once.
 
-    instructions: by kernel, instructions that warps carried out. launches: by kernel, how many.
+    instructions: number of warp instructions executed, by kernel. launches: number of launches, by kernel.
     """
 
     def __init__(self, arch: str) -> None:
@@ -60,11 +60,11 @@ class Emulator:
         param_bits = [
             _param_bits(values[name]) for name in kernel_function.arg_names if name in variant.types
         ]
-        param_bits += [0] * (len(kernel.params) - len(param_bits))  # the compiler's own scratch memory: none
+        param_bits += [0] * (len(kernel.params) - len(param_bits))  # the compiler's scratch memory: empty
         grid_size = tuple(grid(values) if callable(grid) else grid)
         grid_size += (1,) * (3 - len(grid_size))
         programs = np.array(list(itertools.product(*map(range, reversed(grid_size)))))[:, ::-1]
-        assert len(programs) <= PROGRAM_MASK, "more programs than are told apart"
+        assert len(programs) <= PROGRAM_MASK, "too many programs"
         programs_at_once = max(1, MAX_THREADS // kernel.threads)
         self.launches[variant.kernel_name] += 1
         try:
@@ -99,7 +99,7 @@ def _param_bits(value: Any) -> int:
 
 @contextmanager
 def emulate(arch: str) -> Iterator[Emulator]:
-    """Within, kernels are launched on this process's memory, as machine code of that architecture."""
+    """Within the context, run kernel launches as compiled for `arch`, on the memory of this process."""
     emulator = Emulator(arch)
 
     def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:

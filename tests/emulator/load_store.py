@@ -1,4 +1,4 @@
-"""What threads move between registers and memory."""
+"""PTX instructions that move data between registers and memory: ld, st, cp.async, cvta."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .ptx import Instruction, Operand
 
 LOCAL_BASE = np.uint64(1 << 62)
-"""Where a thread's own memory is among all addresses."""
+"""Start of local memory in the generic address space."""
 
 
 def _as_tuple(operand: Operand) -> tuple[Operand, ...]:
@@ -26,7 +26,7 @@ def _as_tuple(operand: Operand) -> tuple[Operand, ...]:
 def _resolve(
     machine: Machine, instruction: Instruction, operand: Operand
 ) -> tuple[GlobalMemory | LocalMemory, Array, Array]:
-    """Where something is, addresses there, and whose they are, of the threads that act."""
+    """(memory, addresses, owners) of an operand for the active threads."""
     space, active = instruction.opcode[1], machine.active
     if space.startswith("shared"):
         return machine.shared, machine.address(operand, "u32")[active], machine.local_program[active]
@@ -37,7 +37,7 @@ def _resolve(
 
 
 def load(machine: Machine, instruction: Instruction) -> None:
-    """ld, of one register or a vector of them."""
+    """ld, scalar or vector."""
     ptx_type, (target, source) = instruction.opcode[-1], instruction.operands
     raw, targets = np.dtype(f"u{PTX_DTYPES[ptx_type].itemsize}"), _as_tuple(target)
     if instruction.opcode[1] == "param":
@@ -56,7 +56,7 @@ def load(machine: Machine, instruction: Instruction) -> None:
 
 
 def store(machine: Machine, instruction: Instruction) -> None:
-    """st, of one register or a vector of them."""
+    """st, scalar or vector."""
     ptx_type, (target, source) = instruction.opcode[-1], instruction.operands
     width, sources = PTX_DTYPES[ptx_type].itemsize, _as_tuple(source)
     memory, addresses, owners = _resolve(machine, instruction, target)
@@ -67,7 +67,7 @@ def store(machine: Machine, instruction: Instruction) -> None:
 
 
 def cp_async(machine: Machine, instruction: Instruction) -> None:
-    """cp.async: to shared memory, or zeros where the bytes to be read are none; here at once."""
+    """cp.async to shared memory, executed synchronously; writes zeros if the source size is 0."""
     if instruction.opcode[2] in {"commit_group", "wait_group"}:
         return
     target, source, size, *optional = instruction.operands
@@ -89,6 +89,6 @@ def cp_async(machine: Machine, instruction: Instruction) -> None:
 
 
 def cvta_local(machine: Machine, instruction: Instruction) -> None:
-    """cvta.local: where something in a thread's own memory is among all addresses."""
+    """cvta.local: convert an address in local memory to a generic address."""
     target, source = instruction.operands
     machine.set(target, machine.get(source, "u64") + LOCAL_BASE, "u64")

@@ -1,8 +1,7 @@
-"""The threads of some programs, which carry out a kernel's instructions together.
+"""SIMT execution of a kernel's basic blocks, for all threads of several programs at once.
 
-Every thread has its own place among the blocks. Those that are the furthest back go on, all at once: blocks
-are in an order in which threads that went apart meet again. What a warp or a program does together needs all
-of its threads there.
+Every thread has a block index. The threads with the lowest index always run next, together: in the order of
+the blocks diverged threads reconverge. Instructions of a warp or a program require all of its threads.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from .ptx import Address, Instruction, Kernel, Operand
 
 REGISTER_TYPES = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%SP": "b64", "%SPL": "b32"}
 NO_OPS = {"fence", "membar"}
-"""What orders memory, which here is always in order."""
+"""Memory fences; memory is always in order here."""
 
 
 class Machine:
-    """Some programs of a launch.
+    """Execution state of consecutive programs of a launch.
 
-    params: the parameters' bits, by name. grid: its size on each axis. programs: their places in it
-    [programs, 3], after the `first` ones. shared: bytes of shared memory.
+    params: parameter bits, by name. grid: size on each axis. programs: grid coordinates [programs, 3].
+    first_program: index of the first in the launch. shared: bytes of shared memory per program.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Machine:
         num_programs = len(programs)
         self.num_threads = num_programs * self.threads_per_program
         self.local_program = np.repeat(np.arange(num_programs), self.threads_per_program)
-        """Each thread's program, among those that run here."""
+        """Each thread's program, as an index into `programs`."""
         self.program_id = self.local_program + first_program
         self.shared = LocalMemory(num_programs, shared)
         self.local = LocalMemory(self.num_threads, kernel.local_bytes)
@@ -58,10 +57,10 @@ class Machine:
         self.block_of_thread = np.zeros(self.num_threads, np.int64)
         self.active = np.ones(self.num_threads, bool)
         self.num_issued = 0
-        """Instructions so far, each once for every warp."""
+        """Number of warp instructions executed."""
 
     def _special_registers(self, grid: Sequence[int], programs: Array) -> dict[str, Array]:
-        """Registers that nothing writes, and what stands where memory begins."""
+        """Read-only special registers, and the base addresses of shared and local memory."""
         registers = dict.fromkeys(("global_smem", "__local_depot0"), np.zeros(self.num_threads, np.uint32))
         for axis, name in enumerate("xyz"):
             thread_id = (
@@ -77,7 +76,7 @@ class Machine:
         return registers
 
     def run(self) -> None:
-        """Until every thread has returned."""
+        """Run until every thread has returned."""
         end = len(self.kernel.blocks)
         with np.errstate(all="ignore"):
             while (block := int(self.block_of_thread.min())) < end:
@@ -111,7 +110,7 @@ class Machine:
             raise NotImplementedError(instruction.text)
 
     def get(self, operand: Operand, ptx_type: str) -> Array:
-        """A number of that type for each thread, or one for all."""
+        """The operand as `ptx_type`, per thread or as a scalar for all."""
         dtype = PTX_DTYPES[ptx_type]
         if isinstance(operand, int):
             return _constant_array(operand, dtype)
@@ -124,15 +123,14 @@ class Machine:
         return value.view(dtype)
 
     def per_thread(self, operand: Operand, ptx_type: str, group_size: int = 1) -> Array:
-        """The same, [threads / together, together]."""
+        """Like `get`, broadcast to [threads / group_size, group_size]."""
         return np.broadcast_to(self.get(operand, ptx_type), self.num_threads).reshape(-1, group_size)
 
     def set(self, operand: Operand, value: Array, ptx_type: str) -> None:
-        """Of the threads that act; `value` is nobody else's. What is narrower is extended by its type."""
+        """Set a register of the active threads, taking ownership of `value`; narrower types are extended."""
         assert isinstance(operand, str)
-        register_type = REGISTER_TYPES.get(
-            operand.rstrip("0123456789"), ptx_type
-        )  # inline code has registers of its own
+        # inline assembly declares other register names
+        register_type = REGISTER_TYPES.get(operand.rstrip("0123456789"), ptx_type)
         dtype = PTX_DTYPES[register_type]
         value = np.asarray(value, PTX_DTYPES[ptx_type])
         if value.itemsize < dtype.itemsize:
@@ -147,28 +145,28 @@ class Machine:
         np.copyto(register, value, where=self.active)
 
     def address(self, operand: Operand, ptx_type: str) -> Array:
-        """Of each thread."""
+        """The address of a memory operand, per thread."""
         assert isinstance(operand, Address)
         return self.per_thread(operand.base, ptx_type)[:, 0] + PTX_DTYPES[ptx_type].type(operand.offset)
 
     def require_convergence(self, group_size: int) -> Array:
-        """Which lots of so many threads act, each as a whole."""
+        """Which groups of `group_size` threads are active; raises if only part of a group is."""
         groups = self.active.reshape(-1, group_size)
         if (groups.any(1) != groups.all(1)).any():
-            raise MemoryFaultError(f"only some of {group_size} threads are there")
+            raise MemoryFaultError(f"only some of a group of {group_size} threads are active")
         return groups.all(1)
 
 
 @cache
 def _constant_array(bits: int, dtype: Any) -> Array:
-    """A number that a text spells, or that has these bits."""
+    """A 0-d array of `dtype` with the given bits."""
     if dtype == np.bool_:
         return np.array(bits != 0)
     return np.array(bits & (1 << 8 * dtype.itemsize) - 1, f"u{dtype.itemsize}").view(dtype)
 
 
 def _pack(machine: Machine, instruction: Instruction) -> None:
-    """mov between a register and the parts of it."""
+    """mov that packs or unpacks a register vector."""
     (target, source), kind = instruction.operands, instruction.opcode[-1]
     registers = target if isinstance(target, tuple) else source
     assert isinstance(registers, tuple)
@@ -192,7 +190,7 @@ def _return(machine: Machine, instruction: Instruction) -> None:
 
 
 def _barrier(machine: Machine, instruction: Instruction) -> None:
-    """bar.sync of a program, whose threads that returned need not come, or bar.warp.sync."""
+    """bar.sync of a program, without the threads that have returned, or bar.warp.sync."""
     if instruction.opcode[1] == "warp":
         machine.require_convergence(warps.WARP_SIZE)
         return
@@ -201,7 +199,7 @@ def _barrier(machine: Machine, instruction: Instruction) -> None:
     exited = machine.block_of_thread == len(machine.kernel.blocks)
     all_arrived = (machine.active | exited).reshape(-1, machine.threads_per_program).all(1)
     if (machine.active.reshape(-1, machine.threads_per_program).any(1) & ~all_arrived).any():
-        raise MemoryFaultError("a program's threads are not all at the barrier")
+        raise MemoryFaultError("only some threads of a program reached the barrier")
 
 
 ACTIONS: dict[str, Callable[[Machine, Instruction], None]] = {

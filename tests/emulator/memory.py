@@ -1,4 +1,4 @@
-"""What threads read and write: the tensors of a launch, where they are in this process, and shared memory."""
+"""Memory of the emulator: the tensors of a launch, at their addresses in this process, and shared memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .gpu_math import Array
 
 PAGE = 1 << 12
 ADDRESS_SPACE = (1 << 47) - PAGE
-"""Addresses that a process has."""
+"""Size of the address space of a process, without its first page."""
 PROGRAM_BITS, PROGRAM_MASK = np.uint64(16), np.uint64(0xFFFF)
-"""Bits that tell programs of a launch apart."""
+"""Bits of the program index in a tagged address."""
 ACCESS_SIZES = (1, 2, 4, 8)
 
 
 class MemoryFaultError(Exception):
-    """A thread did what a GPU would trap at, or what has no defined result."""
+    """An access that a GPU would trap on, or that has no defined result."""
 
 
 class GlobalMemory:
-    """Memory by the addresses of this process, of which only given tensors may be touched.
+    """Global memory at the addresses of this process, limited to the given tensors.
 
-    After a launch `check_races` looks at what several programs did to the same bytes.
+    After a launch `check_races` checks for accesses of several programs to the same bytes.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -42,10 +42,10 @@ class GlobalMemory:
         self.views = {size: np.frombuffer(memory, f"u{size}") for size in ACCESS_SIZES}
         self.reads_by_size: dict[int, list[Array]] = defaultdict(list)
         self.writes = list[Array]()
-        """What was read, by its size, and bytes that were written, with their values; see `_marked`."""
+        """Tagged addresses of reads, by size, and of written bytes, with their values; see `_tag_program`."""
 
     def check(self, addresses: Array, size: int) -> None:
-        """Whether threads may touch so many bytes there."""
+        """Raise MemoryFaultError for accesses that are misaligned or outside the tensors."""
         if (invalid := addresses % np.uint64(size) != 0).any():
             raise MemoryFaultError(f"{size} bytes at {int(addresses[invalid][0]):#x} are not aligned")
         tensor_index = np.searchsorted(self.starts, addresses, side="right") - 1
@@ -54,11 +54,11 @@ class GlobalMemory:
             | (addresses + np.uint64(size) > self.ends[np.maximum(tensor_index, 0)])
         ).any():
             raise MemoryFaultError(
-                f"{size} bytes at {int(addresses[invalid][0]):#x} are in no tensor of the launch"
+                f"{size} bytes at {int(addresses[invalid][0]):#x} are outside the tensors of the launch"
             )
 
     def record_reads(self, addresses: Array, programs: Array, size: int) -> None:
-        """Checks that threads may, and notes that they do."""
+        """Check the accesses, and record them for `check_races`."""
         self.check(addresses, size)
         self.reads_by_size[size].append(_tag_program(addresses, programs))
 
@@ -72,13 +72,13 @@ class GlobalMemory:
         self.views[size][(addresses - np.uint64(PAGE)) // np.uint64(size)] = values
 
     def check_races(self) -> None:
-        """Raises FaultError where one program wrote and another read; NaN where two wrote differently."""
+        """Raise MemoryFaultError if a program reads what another wrote; store NaN where writes conflict."""
         if not self.writes:
             return
         marks, values = np.concatenate(self.writes, 1)
         order = np.argsort(marks, kind="stable")
         marks, values = marks[order], values[order]
-        is_last_write = np.append(marks[1:] != marks[:-1], True)  # what a program wrote last
+        is_last_write = np.append(marks[1:] != marks[:-1], True)  # the last write of each program
         marks, values = marks[is_last_write], values[is_last_write]
         address, program = marks >> PROGRAM_BITS, marks & PROGRAM_MASK
         conflict = (address[1:] == address[:-1]) & (values[1:] != values[:-1])
@@ -92,34 +92,34 @@ class GlobalMemory:
             ]
             marks = np.unique(_each_byte(np.concatenate(relevant), size))
             read_address, reader = marks >> PROGRAM_BITS, marks & PROGRAM_MASK
-            for side in ("left", "right"):  # the first program that wrote there, and the last
+            for side in ("left", "right"):  # the first and the last program that wrote there
                 write_index = np.clip(
                     np.searchsorted(address, read_address, side) - (side == "right"), 0, address.size - 1
                 )
                 if (race := (address[write_index] == read_address) & (program[write_index] != reader)).any():
                     raise MemoryFaultError(
-                        f"what one program wrote at {int(read_address[race][0]):#x} another reads"
+                        f"race at {int(read_address[race][0]):#x}: one program writes it and another reads it"
                     )
 
 
 def _tag_program(addresses: Array, programs: Array) -> Array:
-    """Addresses, with the program in their lower bits."""
+    """Addresses with the program index in the low bits."""
     return (addresses << PROGRAM_BITS) | programs.astype(np.uint64)
 
 
 def _each_byte(marks: Array, size: int) -> Array:
-    """Of lots of so many bytes, each byte's."""
+    """Expand tagged addresses of `size` bytes to those of each byte."""
     return (marks[:, None] + (np.arange(size, dtype=np.uint64) << PROGRAM_BITS)).reshape(-1)
 
 
 def _address_range(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor begins, and where it ends."""
+    """Start and end address of a tensor."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 class LocalMemory:
-    """Memory of each program's, or each thread's, own: `size` bytes, NaN until something is written."""
+    """Shared memory per program, or local memory per thread: `size` bytes, initially NaN."""
 
     def __init__(self, num_owners: int, size: int) -> None:
         self.size = -(-size // 16) * 16
@@ -130,10 +130,10 @@ class LocalMemory:
         if (invalid := offsets % offsets.dtype.type(size) != 0).any():
             raise MemoryFaultError(f"{size} bytes at {int(offsets[invalid][0])} are not aligned")
         if offsets.size and int(offsets.max()) + size > self.size:
-            raise MemoryFaultError(f"{size} bytes at {int(offsets.max())} are past {self.size}")
+            raise MemoryFaultError(f"{size} bytes at {int(offsets.max())} are beyond the size {self.size}")
 
     def record_reads(self, offsets: Array, owners: Array, size: int) -> None:
-        """Checks that threads may."""
+        """Check the accesses."""
         self.check(offsets, size)
 
     def load(self, offsets: Array, owners: Array, size: int) -> Array:

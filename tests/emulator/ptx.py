@@ -1,4 +1,4 @@
-"""The text that the compiler makes of a kernel, read into blocks of instructions (NVIDIA's PTX ISA 9)."""
+"""PTX parser: the text of a compiled kernel to basic blocks of instructions (NVIDIA PTX ISA 9)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ COMMENT = re.compile(r"//[^\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What stands in brackets: a register or a name, and bytes on from there."""
+    """A memory operand in brackets: a register or symbol, plus a byte offset."""
 
     base: str
     offset: int = 0
 
 
 Operand = str | int | Address | tuple["Operand", ...]
-"""A register, a special register or a name; a constant's bits; an address; several registers."""
+"""A register, special register or symbol; the bits of a constant; an address; a register vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One line. guard: the predicate that must hold for a thread to do it, or with `guard_negated` must not.
+    """One instruction. guard: predicate under which a thread executes it, or with `guard_negated` skips it.
 
-    operation: what each thread does by itself; None where it is more than arithmetic.
+    operation: its arithmetic, per thread; None if it is not pure arithmetic.
     """
 
     opcode: tuple[str, ...]
@@ -42,12 +42,11 @@ class Instruction:
 
 @dataclass(slots=True)
 class Kernel:
-    """params: how each parameter is spelled, in order. threads: of a program. local_bytes: bytes of a
-    thread's own.
+    """params: parameter names, in order. threads: per program. local_bytes: local memory per thread.
 
-    blocks: instructions between places that a thread may jump to or from, in the order of `meeting_order`.
-    labels: the block that one names. fallthrough: where a thread goes on that does not jump. issue_counts:
-    how many instructions of a block take time: not those that move registers or read parameters.
+    blocks: basic blocks, in `reconvergence_order`. labels: block index by label. fallthrough: the next
+    block of threads that do not branch. issue_counts: instructions of a block, without register
+    moves and parameter loads.
     """
 
     params: list[str] = field(default_factory=list)
@@ -60,14 +59,14 @@ class Kernel:
 
 
 def parse_kernel(text: str) -> Kernel:
-    """The kernel of a text that holds one."""
+    """Parse PTX that contains one kernel."""
     kernel = Kernel()
     head, _, rest = COMMENT.sub("", text).partition(".visible .entry")
     params, _, rest = rest.partition(")")
     kernel.params = re.findall(r"(\w+_param_\d+)", params)
     threads = re.search(r"\.reqntid\s+(\d+)", rest)
     if threads is None:
-        raise ValueError(f"no .reqntid in {head[:200]!r}")
+        raise ValueError(f"expected .reqntid in the PTX that begins with {head[:200]!r}")
     kernel.threads = int(threads.group(1))
     local = re.search(r"__local_depot\d+\[(\d+)\]", rest)
     kernel.local_bytes = int(local.group(1)) if local else 0
@@ -89,13 +88,13 @@ def parse_kernel(text: str) -> Kernel:
 
 def _order_blocks(kernel: Kernel) -> None:
     end = len(kernel.blocks)
-    successors = [
-        _successors(block, new_index + 1, kernel.labels) for new_index, block in enumerate(kernel.blocks)
-    ]
+    successors = [_successors(block, index + 1, kernel.labels) for index, block in enumerate(kernel.blocks)]
     order = reconvergence_order([[target for target in targets if target < end] for targets in successors])
-    place = {block: index for index, block in enumerate(order)} | {end: len(order)}
-    kernel.labels = {name: place[block] for name, block in kernel.labels.items() if block in place}
-    kernel.fallthrough = [place.get(block + 1, len(order)) for block in order]
+    new_index_of = {block: index for index, block in enumerate(order)} | {end: len(order)}
+    kernel.labels = {
+        name: new_index_of[block] for name, block in kernel.labels.items() if block in new_index_of
+    }
+    kernel.fallthrough = [new_index_of.get(block + 1, len(order)) for block in order]
     kernel.blocks = [kernel.blocks[block] for block in order]
     kernel.issue_counts = [
         sum(instruction.opcode[0] != "mov" and instruction.opcode[:2] != PARAM_LOAD for instruction in block)
@@ -104,7 +103,7 @@ def _order_blocks(kernel: Kernel) -> None:
 
 
 def _successors(block: list[Instruction], next_block: int, labels: dict[str, int]) -> list[int]:
-    """The blocks that may come after one."""
+    """The blocks that may follow a block."""
     if not block or block[-1].opcode[0] not in TERMINATORS:
         return [next_block]
     last = block[-1]
@@ -113,7 +112,7 @@ def _successors(block: list[Instruction], next_block: int, labels: dict[str, int
 
 
 def _statements(body: str) -> list[str]:
-    """Labels and instructions, without the braces that only bound a scope."""
+    """Labels and instructions, without the braces of scopes."""
     statements = list[str]()
     for source_line in body.split("\n"):
         line = source_line.lstrip("{ \t").strip()
@@ -140,7 +139,7 @@ def _parse_instruction(line: str) -> Instruction:
 
 
 def _split_operands(text: str) -> list[str]:
-    """What commas outside of braces and brackets part."""
+    """Split at commas outside braces and brackets."""
     operands, depth, start = list[str](), 0, 0
     for index, letter in enumerate(text):
         depth += (letter in "{[") - (letter in "}]")

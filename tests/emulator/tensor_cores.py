@@ -1,4 +1,4 @@
-"""Tensor cores: how a warp holds 8 x 8 matrices, and products of them (PTX ISA, 9.7.14 and 9.7.15)."""
+"""Tensor-core instructions: 8 x 8 matrix fragments of a warp, and products (PTX ISA, 9.7.14 and 9.7.15)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 WARP_GROUP = 128
 LANE = np.arange(WARP_SIZE)
 ROW, COLUMN = LANE // 4, 2 * (LANE % 4)
-"""Where a thread's numbers are in an 8 x 8 matrix: there, and in the column after it."""
+"""Row and first column of the two adjacent elements of an 8 x 8 matrix that each lane holds."""
 
 
 def _half_words(words: Array) -> Array:
-    """The 16 bits of each half, [..., 2]."""
+    """The two 16-bit halves, [..., 2]."""
     return np.ascontiguousarray(words)[..., None].view(np.uint16)
 
 
@@ -33,7 +33,7 @@ def _halves_to_f32(words: Array, kind: str) -> Array:
 def _row_addresses(
     machine: Machine, instruction: Instruction, num_matrices: int, address: Operand
 ) -> tuple[Array, Array]:
-    """Addresses of all rows [warps, matrices, 8], and the programs of the warps that act."""
+    """Row addresses [warps, matrices, 8], and programs of the active warps."""
     warps_active = machine.require_convergence(WARP_SIZE)
     addresses = machine.address(address, "u32").reshape(-1, WARP_SIZE)[warps_active][:, : 8 * num_matrices]
     machine.shared.check(addresses, 16)
@@ -43,7 +43,7 @@ def _row_addresses(
 
 
 def load(machine: Machine, instruction: Instruction) -> None:
-    """ldmatrix: thread 8 i + r says where row r of matrix i is."""
+    """ldmatrix: lane 8 i + r has the address of row r of matrix i."""
     targets, address = instruction.operands
     assert isinstance(targets, tuple)
     rows, program = _row_addresses(machine, instruction, len(targets), address)
@@ -57,7 +57,7 @@ def load(machine: Machine, instruction: Instruction) -> None:
 
 
 def store(machine: Machine, instruction: Instruction) -> None:
-    """stmatrix: the other way."""
+    """stmatrix: the inverse of `load`."""
     address, sources = instruction.operands
     assert isinstance(sources, tuple)
     rows, program = _row_addresses(machine, instruction, len(sources), address)
@@ -73,7 +73,7 @@ def store(machine: Machine, instruction: Instruction) -> None:
 
 
 def _set_active(machine: Machine, target: Operand, values: Array) -> None:
-    """values [warps that act, 32]"""
+    """Set a register of the active warps from values [active warps, 32]."""
     warps_active = machine.require_convergence(WARP_SIZE)
     per_warp = np.zeros((warps_active.size, WARP_SIZE), values.dtype)
     per_warp[warps_active] = values
@@ -81,7 +81,7 @@ def _set_active(machine: Machine, target: Operand, values: Array) -> None:
 
 
 def _gather_a(machine: Machine, operands: tuple[Operand, ...], warps_active: Array, kind: str) -> Array:
-    """A matrix [warps, 16, 16] of four 8 x 8 ones: down, then to the right."""
+    """Assemble [warps, 16, 16] from four 8 x 8 fragments in column-major order."""
     matrix = np.zeros((int(warps_active.sum()), 16, 16), np.float32)
     for i, operand in enumerate(operands):
         pairs = _halves_to_f32(machine.per_thread(operand, "b32", WARP_SIZE)[warps_active], kind)
@@ -91,7 +91,7 @@ def _gather_a(machine: Machine, operands: tuple[Operand, ...], warps_active: Arr
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    """Of 16-bit numbers, summed in float64: wider than a tensor core, and for every row alike."""
+    """Product of 16-bit values, summed in float64: wider than a tensor core, and the same for all rows."""
     return a.astype(np.float64) @ b.astype(np.float64)
 
 
@@ -118,7 +118,7 @@ def mma(machine: Machine, instruction: Instruction) -> None:
 
 
 def wgmma(machine: Machine, instruction: Instruction) -> None:
-    """wgmma.mma_async.m64nNk16 of four warps: B, and A or not, in shared memory; here at once."""
+    """wgmma.mma_async.m64nNk16 of four warps, run synchronously; B, and optionally A, in shared memory."""
     if instruction.opcode[1] != "mma_async":
         return
     targets, a_operand, b_operand, scale_d, *signs = instruction.operands
@@ -151,18 +151,17 @@ def _load_descriptor(
     transposed: bool,
     kind: str,
 ) -> Array:
-    """A matrix [groups, size, 16] where a descriptor says. transposed: rows, not the 16, are next to each
-    other.
+    """Load [groups, num_rows, 16] by a shared-memory descriptor. transposed: adjacent rows are contiguous.
 
-    The lots of 16 in a line of 128, 64 or 32 bytes change places by the line's number, so that those of a
-    column lie in several banks.
+    16-byte chunks are swizzled within lines of 128, 64 or 32 bytes, by the line number, so that a column is
+    spread over several banks.
     """
     descriptors = machine.per_thread(operand, "u64", WARP_GROUP)[groups, 0]
     matrices = list[Array]()
     for descriptor, program_id in zip(descriptors.tolist(), program, strict=True):
         start, leading, stride = (((descriptor >> shift) & 0x3FFF) << 4 for shift in (0, 16, 32))
         if (descriptor >> 49) & 7 or not descriptor >> 62:
-            raise NotImplementedError(f"{descriptor:#x}: a base offset, or lines that are not permuted")
+            raise NotImplementedError(f"descriptor {descriptor:#x} with a base offset or without swizzling")
         line_bytes = 256 >> (descriptor >> 62)
         row, k = np.arange(num_rows)[:, None], np.arange(16)[None, :]
         if transposed:

@@ -1,4 +1,4 @@
-"""Emulated code computes what was written, and tells what a GPU would trap at or leave undefined."""
+"""The PTX emulator: correct results, and errors for what a GPU would trap on or leave undefined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+triton = pytest.importorskip("triton", reason="compiling kernels needs triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
@@ -44,10 +44,10 @@ def dot_kernel(
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("shape", [(16, 16, 16), (16, 64, 32), (64, 32, 64), (128, 64, 16), (64, 128, 128)])
-def test_a_product_of_tensor_cores_is_exact_but_for_its_sums(
+def test_tensor_core_products_match_float64(
     shape: tuple[int, int, int], dtype: torch.dtype, turned: bool
 ) -> None:
-    """Of 64 rows sm_90 makes wgmma, of fewer mma; the second operand lies along its rows or its columns."""
+    """With at least 64 rows sm_90 uses wgmma, with fewer mma; the second operand is row- or column-major."""
     rows, columns, inner = shape
     left = torch.randn(rows, inner, generator=torch.Generator().manual_seed(0)).to(dtype)
     right = torch.randn(inner, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -58,9 +58,9 @@ def test_a_product_of_tensor_cores_is_exact_but_for_its_sums(
 
 @triton.jit
 def shift_kernel(from_ptr, to_ptr, size, step, BLOCK: tl.constexpr):
-    """Each program copies its block from `step` numbers further on."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(to_ptr + at, tl.load(from_ptr + step + at, mask=at + step < size, other=-1.0))
+    """Each program copies its block from `step` elements further on."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(to_ptr + offs, tl.load(from_ptr + step + offs, mask=offs + step < size, other=-1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.uint8], ids=str)
@@ -70,17 +70,17 @@ def test_masked_lanes_touch_no_memory_and_out_of_bounds_access_raises(dtype: tor
     assert out[:97].tolist() == source[3:].tolist()
     assert (out[97:] == torch.tensor(-1.0).to(torch.int8).to(dtype)).all()
     with pytest.raises(
-        MemoryFaultError, match=r"shifted .* bytes at .* are in no tensor of the launch, in 'ld\.|@%p"
+        MemoryFaultError, match=r"shifted .* bytes at .* are outside the tensors of the launch, in 'ld\.|@%p"
     ):
         shift_kernel[(2,)](source, out, 128, 3, 64)
-    with pytest.raises(MemoryFaultError, match="are in no tensor"):
+    with pytest.raises(MemoryFaultError, match="are outside the tensors"):
         shift_kernel[(2,)](source, out[:127], 100, 3, 64)
 
 
 @triton.jit
 def hint_kernel(from_ptr, to_ptr, step, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
-    tl.store(to_ptr + at, tl.load(from_ptr + tl.max_contiguous(tl.multiple_of(step + at, BLOCK), BLOCK)))
+    offs = tl.arange(0, BLOCK)
+    tl.store(to_ptr + offs, tl.load(from_ptr + tl.max_contiguous(tl.multiple_of(step + offs, BLOCK), BLOCK)))
 
 
 def test_a_false_alignment_hint_raises() -> None:
@@ -93,9 +93,9 @@ def test_a_false_alignment_hint_raises() -> None:
 
 def test_a_read_write_race_between_programs_raises() -> None:
     numbers = torch.arange(256.0)
-    shift_kernel[(4,)](numbers, numbers, 256, 0, 64)  # each reads what it writes itself
+    shift_kernel[(4,)](numbers, numbers, 256, 0, 64)  # each program reads only what it writes itself
     assert numbers.tolist() == list(range(256))
-    with pytest.raises(MemoryFaultError, match=r"what one program wrote at .* another reads"):
+    with pytest.raises(MemoryFaultError, match=r"race at .*: one program writes it and another reads it"):
         shift_kernel[(4,)](numbers, numbers, 256, 64, 64)
 
 
@@ -115,43 +115,43 @@ def test_equal_writes_of_several_programs_are_allowed() -> None:
 
 @triton.jit
 def functions_kernel(x_ptr, out_ptr, N: tl.constexpr):
-    at = tl.arange(0, N)
-    x = tl.load(x_ptr + at)
-    tl.store(out_ptr + at, tl.log(x))
-    tl.store(out_ptr + N + at, tl.exp(x))
-    tl.store(out_ptr + 2 * N + at, 1.0 / x)
-    tl.store(out_ptr + 3 * N + at, tl.cumsum(x, axis=0))
-    tl.store(out_ptr + 4 * N + at, tl.where(x > 1, tl.floor(x), tl.sqrt(x)))
+    offs = tl.arange(0, N)
+    x = tl.load(x_ptr + offs)
+    tl.store(out_ptr + offs, tl.log(x))
+    tl.store(out_ptr + N + offs, tl.exp(x))
+    tl.store(out_ptr + 2 * N + offs, 1.0 / x)
+    tl.store(out_ptr + 3 * N + offs, tl.cumsum(x, axis=0))
+    tl.store(out_ptr + 4 * N + offs, tl.where(x > 1, tl.floor(x), tl.sqrt(x)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_math_functions_match_torch(dtype: torch.dtype) -> None:
-    """Some are loops and branches in which threads go apart."""
+    """Some functions compile to loops and branches in which threads diverge."""
     x = torch.cat([torch.tensor([1e-38, 1e-30, 0.5, 1.0, 3.0, 80.0]), torch.rand(122)]).to(dtype)
     out = torch.full((5, 128), torch.nan, dtype=dtype)
     functions_kernel[(1,)](x, out, 128)
     exact = x.double()
-    right = (
+    exact_values = (
         exact.log(),
         exact.exp(),
         1 / exact,
         exact.cumsum(0),
         torch.where(x > 1, exact.floor(), exact.sqrt()),
     )
-    for found, expected in zip(out, right, strict=True):
-        assert torch.allclose(found.double(), expected, rtol=2e-6 if dtype == torch.float32 else 1e-14)
+    for actual, expected in zip(out, exact_values, strict=True):
+        assert torch.allclose(actual.double(), expected, rtol=2e-6 if dtype == torch.float32 else 1e-14)
 
 
 @triton.jit
 def collatz_kernel(counts_ptr, out_ptr, N: tl.constexpr):
-    """Collatz steps of one number a program, and of a number a thread."""
-    at = tl.program_id(0) * N + tl.arange(0, N)
-    number, steps = tl.load(counts_ptr + at), tl.zeros([N], tl.int32)
+    """Collatz step counts; the loop runs until all N numbers of a program are 1."""
+    offs = tl.program_id(0) * N + tl.arange(0, N)
+    number, steps = tl.load(counts_ptr + offs), tl.zeros([N], tl.int32)
     while tl.max(number, axis=0) > 1:
         steps += (number > 1).to(tl.int32)
         odd = tl.where(number % 2 == 1, 3 * number + 1, number // 2)
         number = tl.where(number > 1, odd, number)
-    tl.store(out_ptr + at, steps)
+    tl.store(out_ptr + offs, steps)
 
 
 def test_programs_leave_loops_independently() -> None:
@@ -176,12 +176,12 @@ def test_an_unknown_instruction_raises() -> None:
 @pytest.mark.parametrize(
     ("graph", "order"),
     [
-        ([[1, 2], [3], [3], []], [0, 1, 2, 3]),  # an if with two sides
-        ([[2, 1], [], [1]], [0, 2, 1]),  # a side that stands after where it leads to
-        ([[1], [2, 3], [1], []], [0, 1, 2, 3]),  # a loop comes before what follows it
-        ([[1], [4, 2], [3], [1, 3], []], [0, 1, 2, 3, 4]),  # and a loop in a loop
+        ([[1, 2], [3], [3], []], [0, 1, 2, 3]),  # if and else
+        ([[2, 1], [], [1]], [0, 2, 1]),  # a branch placed after its target
+        ([[1], [2, 3], [1], []], [0, 1, 2, 3]),  # a loop precedes its successors
+        ([[1], [4, 2], [3], [1, 3], []], [0, 1, 2, 3, 4]),  # a nested loop
         ([[1], [2, 5], [3, 4], [2], [1], []], [0, 1, 2, 3, 4, 5]),
-        ([[2], [], [2]], [0, 2]),  # what is never reached
+        ([[2], [], [2]], [0, 2]),  # an unreachable block
     ],
 )
 def test_blocks_are_in_reconvergence_order(graph: Any, order: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""What the 32 threads of a warp do together."""
+"""Warp-level PTX instructions: shuffles and reductions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REDUCTIONS: dict[str, Any] = {
 
 
 def shuffle(machine: Machine, instruction: Instruction) -> None:
-    """shfl.sync: the number of another thread, or the own one where there is no such thread."""
+    """shfl.sync: the value of another lane; a lane out of range reads its own."""
     machine.require_convergence(WARP_SIZE)
     mode, (target, source, offset, clamp, _) = instruction.opcode[2], instruction.operands
     if clamp not in ((0,) if mode == "up" else (31,)):
@@ -35,7 +35,7 @@ def shuffle(machine: Machine, instruction: Instruction) -> None:
 
 
 def reduce(machine: Machine, instruction: Instruction) -> None:
-    """redux.sync: one number of all."""
+    """redux.sync: reduce over all lanes of a warp."""
     machine.require_convergence(WARP_SIZE)
     ptx_type, (target, source, _) = instruction.opcode[-1], instruction.operands
     reduced = REDUCTIONS[instruction.opcode[2]].reduce(

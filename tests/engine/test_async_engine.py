@@ -1,4 +1,4 @@
-"""Many requests at once from tasks and threads: each ends once, with its own answer, and nothing leaks."""
+"""AsyncEngine: concurrent requests from tasks and threads, cancellation, failures, shutdown."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_concurrent_tasks_get_the_answers_of_a_list(engine: AsyncEngine, tiny: E
     async def all_at_once() -> list[Output]:
         return await asyncio.gather(*(engine.generate(request) for request in requests))
 
-    for found, expected in zip(run_async(all_at_once), tiny.generate(requests), strict=True):
-        assert (found.token_ids, found.text, found.trace) == (
+    for output, expected in zip(run_async(all_at_once), tiny.generate(requests), strict=True):
+        assert (output.token_ids, output.text, output.trace) == (
             expected.token_ids,
             expected.text,
             expected.trace,
         )
-        assert found.outputs[0].token_ids == found.token_ids
+        assert output.outputs[0].token_ids == output.token_ids
 
 
 def test_a_stream_joins_to_its_answer_and_deltas_name_their_sample(engine: AsyncEngine) -> None:
@@ -96,7 +96,7 @@ def test_cancelling_the_task_aborts_the_request(engine: AsyncEngine) -> None:
     run_async(cancel)
 
 
-def test_a_deadline_ends_the_answer_with_what_it_has(engine: AsyncEngine) -> None:
+def test_a_timeout_ends_the_answer_with_its_tokens_so_far(engine: AsyncEngine) -> None:
     output = run_async(lambda: engine.generate(make_request(2, max_tokens=400), timeout=0.3))
     assert output.finish_reason == "abort"
     assert output.error == "the request's timeout of 0.3 s has passed"
@@ -121,11 +121,11 @@ def test_a_stream_says_whether_its_deadline_ended_it(
 
 def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> None:
     expected = tiny.generate([make_request(n) for n in range(6)])
-    found: dict[int, Output] = {}
+    outputs: dict[int, Output] = {}
     gone = engine.submit(make_request(2, max_tokens=400))
 
     def ask(n: int) -> None:
-        found[n] = engine.submit(make_request(n)).result(60)
+        outputs[n] = engine.submit(make_request(n)).result(60)
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -133,7 +133,7 @@ def test_threads_may_submit_and_cancel(engine: AsyncEngine, tiny: Engine) -> Non
     assert gone.cancel()
     for thread in threads:
         thread.join(60)
-    assert [found[n].token_ids for n in range(6)] == [output.token_ids for output in expected]
+    assert [outputs[n].token_ids for n in range(6)] == [output.token_ids for output in expected]
     with pytest.raises(CancelledError):
         gone.result(1)
 
@@ -165,7 +165,7 @@ def test_too_many_waiting_are_refused_with_the_numbers(tiny_folder: Path) -> Non
     engine.shutdown()
 
 
-def test_a_step_that_fails_fails_what_runs_with_the_cause_and_the_next_request_is_served(
+def test_a_failed_step_fails_running_requests_with_the_cause_and_the_next_request_is_served(
     engine: AsyncEngine,
 ) -> None:
     forward, broken = get_runner(engine).model.forward, threading.Event()
@@ -210,7 +210,7 @@ def test_a_detokenizer_failure_fails_its_own_answer(
     assert bad.error == "the answer's text failed: ZeroDivisionError: by design"
 
 
-def test_a_closed_engine_ends_what_runs_and_refuses_what_comes(tiny_folder: Path) -> None:
+def test_a_closed_engine_aborts_running_requests_and_refuses_new_ones(tiny_folder: Path) -> None:
     async def close() -> None:
         engine = AsyncEngine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB")
         async with engine:
@@ -225,7 +225,7 @@ def test_a_closed_engine_ends_what_runs_and_refuses_what_comes(tiny_folder: Path
     run_async(close)
 
 
-def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
+def test_a_draining_engine_finishes_its_requests_and_refuses_new_ones(engine: AsyncEngine) -> None:
     async def drain() -> None:
         task = asyncio.create_task(engine.generate(make_request(2)))
         while not engine.unfinished:
@@ -238,5 +238,5 @@ def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
     run_async(drain)
 
 
-def test_scores_are_those_of_the_engine(engine: AsyncEngine, tiny: Engine) -> None:
+def test_scores_equal_those_of_the_synchronous_engine(engine: AsyncEngine, tiny: Engine) -> None:
     assert run_async(lambda: engine.score([5, 6, 7])).equal(tiny.score([5, 6, 7]))

@@ -1,4 +1,4 @@
-"""The engine's settings: each is read as it is meant, or refused by its name and value."""
+"""EngineConfig: parsing of settings, and refusal by name and value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5; it must be above 0 and at most 1"),
     ({"max_model_len": 0}, "max_model_len is 0"),
     ({"max_num_seqs": 0}, "max_num_seqs is 0"),
-    ({"max_num_seqs": 65537, "max_num_batched_tokens": 65537}, "a whole number from 1 to 65536"),
+    ({"max_num_seqs": 65537, "max_num_batched_tokens": 65537}, "an integer from 1 to 65536"),
     (
         {"max_num_seqs": 8, "max_num_batched_tokens": 7},
         "max_num_batched_tokens is 7; it must be at least max_num_seqs (8)",
@@ -81,7 +81,7 @@ def test_the_model_may_be_a_path_object() -> None:
         ("gpu", "EngineConfig has no field 'gpu'; its fields are model, dtype, device, "),
     ],
 )
-def test_a_field_that_there_is_not_is_named_with_those_like_it(name: str, message: str) -> None:
+def test_an_unknown_field_is_refused_with_suggestions(name: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         Engine.from_pretrained("nowhere", **{name: 1})
 
@@ -91,7 +91,7 @@ def test_an_engine_can_be_built_from_a_config_alone() -> None:
         Engine("demo")
 
 
-def test_a_config_is_frozen_and_every_field_says_what_it_is() -> None:
+def test_a_config_is_frozen_and_every_field_has_help() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         EngineConfig().dtype = "float32"  # type: ignore[misc]
     assert all(field.metadata["help"] for field in dataclasses.fields(EngineConfig))
@@ -102,11 +102,9 @@ def test_a_longer_context_than_the_models_is_refused(tiny_folder: Path) -> None:
         Engine.from_pretrained(str(tiny_folder), max_model_len=513)
 
 
-def test_a_cache_smaller_than_one_block_is_refused_with_the_bytes_of_a_block(tiny_folder: Path) -> None:
-    # 16 tokens · 2 (K and V) · 2 layers · 2 heads · 8 numbers, 2 of them to fill up · 4 bytes
-    with pytest.raises(
-        InputError, match="kv_cache_memory is '4095'; one page of this model takes 4096 bytes"
-    ):
+def test_a_cache_smaller_than_one_block_is_refused_with_the_block_size_in_bytes(tiny_folder: Path) -> None:
+    # 16 tokens · 2 (K and V) · 2 layers · 2 heads · 8 numbers, 2 of them padding · 4 bytes
+    with pytest.raises(InputError, match="kv_cache_memory is '4095'; one KV block takes 4096 bytes"):
         Engine.from_pretrained(str(tiny_folder), kv_cache_memory="4095", block_size=16)
 
 
@@ -115,9 +113,9 @@ def test_a_missing_folder_is_refused_with_a_hint(tmp_path: Path) -> None:
         Engine.from_pretrained(str(tmp_path / "nowhere"))
 
 
-def test_kernels_that_nothing_can_run_are_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_cannot_run_are_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(InputError, match="kernels is 'triton' and device a CPU"):
+    with pytest.raises(InputError, match="kernels is 'triton' and the device is a CPU"):
         Engine.from_pretrained(str(tiny_folder), kernels="triton")
     with pytest.raises(InputError, match="kernels is 'cuda'; it must be one of auto, torch, triton"):
         EngineConfig(kernels="cuda")

@@ -1,4 +1,4 @@
-"""One engine, asked for lists, samples and crowds: each request is answered as alone, or refused by name."""
+"""Engine: lists, samples and batches give the answers of single requests; invalid requests are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_empty_list_has_no_answers(tiny: Engine) -> None:
     assert tiny.generate([]) == []
 
 
-def test_scores_are_refused_for_no_ids_too_many_and_unknown_ones(tiny: Engine) -> None:
+def test_score_refuses_empty_too_many_and_unknown_ids(tiny: Engine) -> None:
     for ids, message in (
         ([], "0 ids; it must have 1 to 512"),
         ([5] * 513, "513 ids"),
@@ -88,7 +88,7 @@ def test_scores_are_refused_for_no_ids_too_many_and_unknown_ones(tiny: Engine) -
     assert tiny.score([5] * 512).shape == (512, 307)
 
 
-def test_bias_and_stop_ids_may_be_more_than_the_context_is_long(tiny_folder: Path) -> None:
+def test_bias_and_stop_ids_may_outnumber_the_context_length(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="1MiB", max_model_len=64)
     bans = dict.fromkeys(range(100), -1e9)
     output = engine.generate(
@@ -104,13 +104,13 @@ def test_a_model_that_lacks_tokens_of_its_tokenizer_is_refused_with_both_numbers
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_engine_says_where_it_decodes_and_in_what_type(tiny_folder: Path, dtype: str) -> None:
+def test_an_engine_reports_its_device_and_dtype(tiny_folder: Path, dtype: str) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), dtype=dtype, kv_cache_memory="1MiB")
     assert (engine.device, engine.dtype) == (torch.device("cpu"), getattr(torch, dtype))
     assert get_runner(engine).cache.blocks.dtype == engine.dtype
 
 
-def test_samples_differ_in_seed_and_each_can_be_had_alone(tiny: Engine) -> None:
+def test_samples_differ_in_seed_and_each_can_be_reproduced_alone(tiny: Engine) -> None:
     request = Request(QUESTION, Mato([KIND, SHORT]), sampled_params(40, n=4))
     output = tiny.generate(request)
     assert [sample.seed for sample in output.outputs] == [40, 41, 42, 43]
@@ -150,11 +150,11 @@ def test_greedy_answers_do_not_depend_on_the_seed(tiny: Engine) -> None:
     assert (one.seed, two.seed) == (1, 2)
 
 
-# A crowd
+# Batches
 
 
 def mixed_requests() -> list[Request]:
-    """Every method, no objective to four, greedy and sampled, over prompts of many lengths."""
+    """Every method, zero to four objectives, greedy and sampled, prompts of many lengths."""
     prompts = [QUESTION, "Why?", "naïve 👩‍👩‍👧‍👦 " * 6, "Hello there, you two worms! " * 9]
     return [
         Request(prompts[i % 4], method, sampled_params(i) if i % 3 else greedy_params(8 + i, logprobs=3))
@@ -163,14 +163,14 @@ def mixed_requests() -> list[Request]:
 
 
 @batch_invariant_cpu
-def test_a_request_in_a_crowd_gives_what_it_gives_alone_to_the_last_bit(tiny_folder: Path) -> None:
+def test_a_request_in_a_batch_is_bit_identical_to_the_request_alone(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="8MiB", max_num_batched_tokens=9999)
-    for request, crowded in zip(mixed_requests(), engine.generate(mixed_requests()), strict=True):
+    for request, batched in zip(mixed_requests(), engine.generate(mixed_requests()), strict=True):
         alone = engine.generate(request)
-        assert crowded.token_ids == alone.token_ids, request.steering.name
-        assert crowded.trace == alone.trace, request.steering.name
-        assert crowded.logprobs == alone.logprobs, request.steering.name
-        assert crowded.text == alone.text
+        assert batched.token_ids == alone.token_ids, request.steering.name
+        assert batched.trace == alone.trace, request.steering.name
+        assert batched.logprobs == alone.logprobs, request.steering.name
+        assert batched.text == alone.text
 
 
 def test_state_rows_are_clean_for_the_next_request(tiny: Engine) -> None:
@@ -212,7 +212,7 @@ def test_a_trust_region_is_obeyed_at_every_token(budget: float, tiny: Engine) ->
     limit = method.coefficients().objective_coef
     assert all(kl is not None and kl <= budget + 1e-4 for kl in output.trace.kl)
     assert all(1 <= a <= limit for a in output.trace.strength)
-    assert any(a < limit for a in output.trace.strength), "the region never mattered"
+    assert any(a < limit for a in output.trace.strength), "the trust region was never active"
     free = tiny.generate(Request(QUESTION, Amulet([KIND]), greedy_params(30, ignore_eos=True)))
     assert output.token_ids != free.token_ids
 
@@ -227,7 +227,7 @@ def test_branches_are_named_and_differ_only_by_their_objective(tiny: Engine) -> 
 
 
 def test_steered_answers_differ_from_each_other(tiny: Engine) -> None:
-    """So that no test of an engine holds only because the model says the same whatever it is asked."""
+    """Otherwise other tests could pass because the model ignores its prompt."""
     outputs = tiny.generate(
         [Request(QUESTION, method, greedy_params(25, ignore_eos=True)) for method in METHODS]
     )

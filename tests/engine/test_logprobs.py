@@ -1,4 +1,4 @@
-"""The log-probabilities that an answer reports are those of its scores."""
+"""Reported log-probabilities match those of `Engine.score`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ def test_log_probabilities_are_those_of_scoring_the_finished_text(tiny: Engine) 
     assert output.logprobs is not None
     assert output.trace is not None
     assert len(output.logprobs) == 30
-    for position, (found, row) in enumerate(zip(output.logprobs, scores, strict=True)):
-        assert found.token_id == output.token_ids[position]
-        assert found.logprob == pytest.approx(float(row[found.token_id]), abs=1e-4)
-        assert found.logprob == pytest.approx(output.trace.branch_logprobs[position][0], abs=1e-5)
-        assert len(found.top) == 20
-        assert [*found.top.values()] == sorted(found.top.values(), reverse=True)
+    for position, (entry, row) in enumerate(zip(output.logprobs, scores, strict=True)):
+        assert entry.token_id == output.token_ids[position]
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+        assert entry.logprob == pytest.approx(output.trace.branch_logprobs[position][0], abs=1e-5)
+        assert len(entry.top) == 20
+        assert [*entry.top.values()] == sorted(entry.top.values(), reverse=True)
         values = row.topk(20).values.tolist()
-        assert [*found.top.values()] == pytest.approx(values, abs=1e-4)
-        assert all(value == pytest.approx(float(row[token]), abs=1e-4) for token, value in found.top.items())
+        assert [*entry.top.values()] == pytest.approx(values, abs=1e-4)
+        assert all(value == pytest.approx(float(row[token]), abs=1e-4) for token, value in entry.top.items())
 
 
-def test_the_number_of_log_probabilities_is_the_requested_one(tiny: Engine) -> None:
+def test_the_requested_number_of_log_probabilities_is_reported(tiny: Engine) -> None:
     for count in (0, 1, 20):
         output = tiny.generate(Request("Why?", Amulet([KIND]), greedy_params(4, logprobs=count), trace=False))
         assert output.logprobs is not None
-        assert [len(found.top) for found in output.logprobs] == [count] * len(output.token_ids)
-        assert all(found.logprob <= 0 for found in output.logprobs)
+        assert [len(entry.top) for entry in output.logprobs] == [count] * len(output.token_ids)
+        assert all(entry.logprob <= 0 for entry in output.logprobs)
     assert tiny.generate(Request("Why?", sampling=greedy_params(2))).logprobs is None
 
 
@@ -43,6 +43,6 @@ def test_log_probabilities_of_a_steered_answer_are_of_the_mixture_before_tempera
         tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1].double() for prompt in prompt_ids(output)
     ]
     mixed = (0.75 * rows[1] + 0.25 * rows[2]).log_softmax(-1)
-    for found, row in zip(output.logprobs, mixed, strict=True):
-        assert found.logprob == pytest.approx(float(row[found.token_id]), abs=1e-4)
-        assert [*found.top.values()] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)
+    for entry, row in zip(output.logprobs, mixed, strict=True):
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+        assert [*entry.top.values()] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)

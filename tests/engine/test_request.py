@@ -1,4 +1,4 @@
-"""A request: what it takes, copies and fills in, and what it refuses in a sentence."""
+"""Request: accepted values, defaults, copies, and refused values."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"branch_token_ids": [[1], [2]]}, "branch_token_ids has 2 branches; base here needs 1"),
     ({"branch_token_ids": [[1], [2]], "steering": TWO_OBJECTIVES}, "has 2 branches; mato here needs 3"),
     ({"branch_token_ids": [[1], [], [2]], "steering": TWO_OBJECTIVES}, "branch_token_ids[1] is empty"),
-    ({"branch_token_ids": [1]}, "item 0 of branch_token_ids is 1; it must be a list of whole numbers"),
-    ({"branch_token_ids": ["12"]}, "item 0 of branch_token_ids is '12'; it must be a list of whole numbers"),
+    ({"branch_token_ids": [1]}, "item 0 of branch_token_ids is 1; it must be a list of integers"),
+    ({"branch_token_ids": ["12"]}, "item 0 of branch_token_ids is '12'; it must be a list of integers"),
     (
         {"branch_token_ids": [[1, "2"]]},
-        "item 1 of item 0 of branch_token_ids is '2'; it must be a whole number",
+        "item 1 of item 0 of branch_token_ids is '2'; it must be an integer",
     ),
     (
         {"branch_token_ids": [[1, 2.0]]},
-        "item 1 of item 0 of branch_token_ids is 2.0; it must be a whole number",
+        "item 1 of item 0 of branch_token_ids is 2.0; it must be an integer",
     ),
     (
         {"branch_token_ids": [[True]]},
-        "item 0 of item 0 of branch_token_ids is True; it must be a whole number",
+        "item 0 of item 0 of branch_token_ids is True; it must be an integer",
     ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_a_request_without_a_prompt_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_request_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         Request(**fields)
 
@@ -64,7 +64,7 @@ def test_a_string_is_one_user_turn() -> None:
     assert Request("Why?").messages == [{"role": "user", "content": "Why?"}]
 
 
-def test_a_part_that_is_no_text_is_not_called_empty() -> None:
+def test_a_message_with_a_non_text_part_is_not_empty() -> None:
     content = [EMPTY_PART, {"type": "image_url", "image_url": {"url": "x"}}]
     assert Request([{"role": "user", "content": content}]).messages[0]["content"] == content
 
@@ -97,7 +97,7 @@ def test_a_template_may_have_a_variable_of_any_name(tiny: Engine) -> None:
     assert output.token_ids == tiny.generate(Request("Why?", sampling=sampling)).token_ids
 
 
-def test_messages_are_copied_so_that_the_request_does_not_change_the_callers() -> None:
+def test_changing_a_requests_messages_does_not_change_the_callers() -> None:
     message = {"role": "user", "content": "Why?"}
     request = Request([message])
     request.messages[0]["content"] = "How?"

@@ -1,4 +1,4 @@
-"""Sampling parameters: their ranges and defaults, and that nobody can change them later."""
+"""SamplingParams: ranges, defaults and immutability."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trimtab.kernels.common.errors import InputError
 INF, NAN = math.inf, math.nan
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"n": 0}, "n is 0; it must be a whole number from 1 to 128"),
-    ({"n": 129}, "n is 129; it must be a whole number from 1 to 128"),
-    ({"n": 1.5}, "n is 1.5; it must be a whole number"),
+    ({"n": 0}, "n is 0; it must be an integer from 1 to 128"),
+    ({"n": 129}, "n is 129; it must be an integer from 1 to 128"),
+    ({"n": 1.5}, "n is 1.5; it must be an integer"),
     ({"max_tokens": 0}, "max_tokens is 0"),
     ({"max_tokens": -4}, "max_tokens is -4"),
     ({"min_tokens": -1}, "min_tokens is -1"),
@@ -46,10 +46,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"logit_bias": {5: 1, 6: -2e30}},
         "logit_bias is {5: 1.0, 6: -2e+30}; it must be finite numbers by token id, from -1e+30",
     ),
-    ({"logit_bias": {5.5: 1.0}}, "a key of logit_bias is 5.5; it must be a whole number"),
+    ({"logit_bias": {5.5: 1.0}}, "a key of logit_bias is 5.5; it must be an integer"),
     ({"logit_bias": {"5": 1.0}}, "a key of logit_bias is '5'"),
     ({"logit_bias": {5: "1"}}, "item 5 of logit_bias is '1'; it must be a number"),
-    ({"seed": 1.5}, "seed is 1.5; it must be a whole number, or none"),
+    ({"seed": 1.5}, "seed is 1.5; it must be an integer, or none"),
     ({"stop_token_ids": (3, 4.0)}, "item 1 of stop_token_ids is 4.0"),
     ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     ({"repetition_penalty": INF}, "repetition_penalty is inf"),
@@ -89,7 +89,7 @@ def test_the_bounds_of_every_range_are_allowed(fields: dict[str, Any]) -> None:
     assert all(getattr(params, name) == value for name, value in fields.items())
 
 
-def test_one_stop_text_may_be_given_as_it_is() -> None:
+def test_a_single_stop_string_need_not_be_a_list() -> None:
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert SamplingParams(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)
@@ -102,9 +102,9 @@ def test_numpy_numbers_become_python_numbers() -> None:
         stop_token_ids=np.array([3, 4]),
         logit_bias={np.int32(5): np.int8(1)},
     )
-    found = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
-    assert found == (2, 0.5, 3, 4, 5, 1.0)
-    assert [type(number) for number in found] == [int, float, int, int, int, float]
+    values = (params.n, params.min_p, *params.stop_token_ids, *params.logit_bias, *params.logit_bias.values())
+    assert values == (2, 0.5, 3, 4, 5, 1.0)
+    assert [type(number) for number in values] == [int, float, int, int, int, float]
 
 
 def test_later_changes_by_the_caller_do_not_reach_the_params() -> None:

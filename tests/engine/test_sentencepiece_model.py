@@ -1,4 +1,4 @@
-"""A folder with sentencepiece's tokenizer.model, through the whole engine."""
+"""An engine on a folder with a sentencepiece tokenizer.model."""
 
 from __future__ import annotations
 

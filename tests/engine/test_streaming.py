@@ -1,4 +1,4 @@
-"""Streams of one engine: their pieces join to the answer, in turn, beside a list, and when they are left."""
+"""Streams of an Engine: joined deltas, interleaved streams, streams beside a list, streams left early."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_a_stream_left_early_frees_everything(tiny: Engine) -> None:
     assert is_idle(tiny)
 
 
-def test_a_stream_that_is_never_read_takes_nothing(tiny: Engine) -> None:
+def test_an_unread_stream_uses_no_resources(tiny: Engine) -> None:
     tiny.stream(Request(QUESTION, Mato([KIND, SHORT])))
     assert is_idle(tiny)
 
 
-def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
+def test_interleaved_streams_do_not_affect_each_other(tiny: Engine) -> None:
     requests = [
         Request(QUESTION, Mato([KIND, SHORT]), sampled_params(1, 25)),
         Request("Why?", Opad([KIND]), greedy_params(40, ignore_eos=True)),
@@ -58,15 +58,15 @@ def test_streams_read_in_turn_do_not_disturb_each_other(tiny: Engine) -> None:
     left.close()
     assert is_idle(tiny)
     for index, expected in enumerate(alone):
-        found = [turn[index] for turn in turns if turn[index] is not None]
-        found.sort(key=lambda delta: delta.index)
+        deltas = [turn[index] for turn in turns if turn[index] is not None]
+        deltas.sort(key=lambda delta: delta.index)
         expected.sort(key=lambda delta: delta.index)
-        assert [(d.index, d.text, d.token_ids, d.trace) for d in found] == [
+        assert [(d.index, d.text, d.token_ids, d.trace) for d in deltas] == [
             (d.index, d.text, d.token_ids, d.trace) for d in expected
         ]
 
 
-def test_answering_a_list_while_a_stream_is_open_disturbs_neither(tiny: Engine) -> None:
+def test_generating_a_list_while_a_stream_is_open_affects_neither(tiny: Engine) -> None:
     request = Request(QUESTION, Mato([KIND, SHORT]), sampled_params(1, 25))
     expected = tiny.generate(request)
     stream = tiny.stream(request)

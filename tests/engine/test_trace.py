@@ -1,4 +1,4 @@
-"""The trace says how each token was chosen, and asking for none changes no token."""
+"""Trace: contents per token, and no effect on the tokens."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ..helpers.sample_requests import (
 
 if TYPE_CHECKING:
     from trimtab.engine import Method
-    from trimtab.kernels.steering.state import RequestLayout
+    from trimtab.kernels.steering.layout import RequestLayout
     from trimtab.kernels.steering.step import SamplerOutput
 
 
 @parametrize_methods
-def test_the_trace_has_one_row_a_token_and_one_number_a_branch(method: Method, tiny: Engine) -> None:
+def test_the_trace_has_one_row_per_token_and_one_number_per_branch(method: Method, tiny: Engine) -> None:
     output = tiny.generate(Request(QUESTION, method, sampled_params(4, 25)))
     trace, objectives = output.trace, len(output.branches) - 1
     assert trace is not None

@@ -1,4 +1,4 @@
-"""Decoding of given logits, without a model: requests, and what each step of the steering showed of them."""
+"""Decode fixed logits with the steering step, without a model, and record every step's outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from trimtab.engine.methods.builtin import (
     Prompt,
 )
 from trimtab.engine.methods.objective import Objective
-from trimtab.kernels.steering.state import LogitEdits, RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import LogitEdits, RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import steer
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 GREEDY = RowSampling()
 SAMPLED = RowSampling(temperature=0.8, top_k=30, top_p=0.95, min_p=0.01, seed=-7)
-VOCAB = 1031  # more than the nucleus looks at first, so that a flat row is sorted in full
+VOCAB = 1031  # larger than TOP_P_WINDOW, so that a flat row is fully sorted
 
 
 def make_objectives(*weights: float) -> tuple[Objective, ...]:
@@ -37,7 +39,7 @@ def make_objectives(*weights: float) -> tuple[Objective, ...]:
 
 @dataclass(frozen=True)
 class SteeringCase:
-    """One request: its branch logits [steps, branches, vocab], and which branches those are."""
+    """One request: its branch logits [steps, branches, vocab], and the indices of those branches."""
 
     method: Method
     logits: Tensor
@@ -51,7 +53,7 @@ class SteeringCase:
 
 
 class StepResult(NamedTuple):
-    """What one step showed of one request."""
+    """The outputs of one step for one request."""
 
     token: int
     failed: bool
@@ -73,9 +75,9 @@ def decode(
     start_steps: Sequence[int] = (),
     state: SteeringState | None = None,
 ) -> list[list[StepResult]]:
-    """Decodes all requests in one batch, the r-th from step `starts[r]` on; for each what its steps showed.
+    """Decode all requests in one batch, the r-th from step `start_steps[r]` on; return their step results.
 
-    Requests are admitted in the last rows first, so that a row of the table is not a place in the batch.
+    Requests are added to the state in reverse order, so that a state row differs from the batch index.
     """
     state = state or SteeringState(vocab or requests[0].logits.shape[-1])
     start_steps = start_steps or [0] * len(requests)
@@ -86,7 +88,7 @@ def decode(
             if step == start_steps[i]:
                 method = requests[i].method
                 state.add_request(
-                    len(requests) - 1 - i, method.coefficients(), method.weights(), requests[i].sampling
+                    len(requests) - 1 - i, method.cached_coefficients, method.weights(), requests[i].sampling
                 )
         layout = RequestLayout.from_branches(
             [(len(requests) - 1 - i, requests[i].branch_indices) for i in active]
@@ -120,7 +122,7 @@ def decode(
 
 
 def bitwise_equal(a: object, b: object) -> bool:
-    """Whether two showings are the same to the last bit, NaN and all."""
+    """Whether two results are bitwise equal, including NaN."""
     return repr(a) == repr(b)
 
 
@@ -131,7 +133,7 @@ def token_ids(results: list[StepResult]) -> list[int]:
 def random_logits(
     seed: int, num_steps: int, num_branches: int, vocab: int, spread: float = 3, branch_spread: float = 1
 ) -> Tensor:
-    """Logits of branches that agree but for `branch_spread`, [steps, branches, vocab] float32."""
+    """Logits [steps, branches, vocab] float32 of branches that differ by noise of scale `branch_spread`."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(num_steps, 1, vocab, generator=generator)
     per_branch = torch.randn(num_steps, num_branches, vocab, generator=generator)
@@ -170,6 +172,10 @@ def all_method_cases() -> list[SteeringCase]:
         (Mato(make_objectives(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1), GREEDY),
         (Mato(make_objectives(0.1, 0.0, 0.3), accumulate="ema", utility="reward"), hot_sampling),
         (Mixture(make_objectives(0.5, 0.2, 0.3)), SAMPLED),
+        (Base(relative_top=0.2), hot_sampling),
+        (ContextSteering(make_objectives(0.3, 0.7), relative_top=0.05), GREEDY),
+        (Mato(make_objectives(1.0, 3.0), kl_budget=0.1, relative_top=0.3), hot_sampling),
+        (LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
     ]
     result = []
     for seed, (method, draw) in enumerate(cases):

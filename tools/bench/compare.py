@@ -64,8 +64,8 @@ class CompareConfig:
         validate_rules(
             self,
             ("output_len", self.output_len >= 2, "at least 2"),
-            ("batch_size", 1 <= self.batch_size <= 90, "a whole number from 1 to 90"),
-            ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
+            ("batch_size", 1 <= self.batch_size <= 90, "an integer from 1 to 90"),
+            ("rounds", self.rounds >= 1, "an integer ≥ 1"),
             ("relative", self.relative >= 0, "a number ≥ 0"),
             ("absolute_ms", self.absolute_ms >= 0, "a number ≥ 0"),
             ("tests", bool(self.tests.strip()), "a command; untested code is not compared"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...engine.request import Request
     from ..cli.parser import Parser
 
-COUNT_RULE = "a whole number from 1 to 10000"
+COUNT_RULE = "an integer from 1 to 10000"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LatencyConfig:
             self,
             ("batch_size", 1 <= self.batch_size <= 10_000, COUNT_RULE),
             ("num_iters", 1 <= self.num_iters <= 10_000, COUNT_RULE),
-            ("num_iters_warmup", 0 <= self.num_iters_warmup <= 10_000, "a whole number from 0 to 10000"),
+            ("num_iters_warmup", 0 <= self.num_iters_warmup <= 10_000, "an integer from 0 to 10000"),
         )
 
 

@@ -54,8 +54,8 @@ class OverheadConfig:
         validate_types(self)
         validate_rules(
             self,
-            ("tokens", self.tokens >= 1, "a whole number ≥ 1"),
-            ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
+            ("tokens", self.tokens >= 1, "an integer ≥ 1"),
+            ("rounds", self.rounds >= 1, "an integer ≥ 1"),
         )
 
 

@@ -59,13 +59,13 @@ class PeersConfig:
         validate_rules(
             self,
             ("output_len", self.output_len >= 2, "at least 2: the first token comes from prefill"),
-            ("num_prompts", 1 <= self.num_prompts <= 90, "a whole number from 1 to 90"),
+            ("num_prompts", 1 <= self.num_prompts <= 90, "an integer from 1 to 90"),
             (
                 "batch_size",
                 1 <= self.batch_size <= self.num_prompts,
                 f"from 1 to num_prompts ({self.num_prompts})",
             ),
-            ("rounds", self.rounds >= 1, "a whole number ≥ 1"),
+            ("rounds", self.rounds >= 1, "an integer ≥ 1"),
             ("gguf", self.gguf is None or Path(self.gguf).is_file(), "an existing file"),
         )
 

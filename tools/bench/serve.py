@@ -63,10 +63,10 @@ class ServeConfig:
         concurrency, burstiness = self.max_concurrency, self.burstiness
         validate_rules(
             self,
-            ("num_prompts", 1 <= self.num_prompts <= 1_000_000, "a whole number from 1 to 1000000"),
+            ("num_prompts", 1 <= self.num_prompts <= 1_000_000, "an integer from 1 to 1000000"),
             ("request_rate", self.request_rate > 0, "a number above 0, or inf"),
             ("burstiness", 0 < burstiness < math.inf, "a finite number above 0"),
-            ("max_concurrency", concurrency is None or concurrency >= 1, "a whole number ≥ 1"),
+            ("max_concurrency", concurrency is None or concurrency >= 1, "an integer ≥ 1"),
             ("temperature", 0 <= self.temperature < math.inf, "a finite number ≥ 0"),
         )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BUILTIN_DATASET = "questions"
 """The name of the bundled dataset."""
-COUNT_RULE = "a whole number from 1 to 100000"
+COUNT_RULE = "an integer from 1 to 100000"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ThroughputConfig:
             self,
             ("num_prompts", 1 <= self.num_prompts <= 100_000, COUNT_RULE),
             ("num_iters", 1 <= self.num_iters <= 100_000, COUNT_RULE),
-            ("num_iters_warmup", 0 <= self.num_iters_warmup <= 100_000, "a whole number from 0 to 100000"),
+            ("num_iters_warmup", 0 <= self.num_iters_warmup <= 100_000, "an integer from 0 to 100000"),
         )
 
     def with_dataset(self, requests: Iterator[list[Request]]) -> Iterator[list[Request]]:

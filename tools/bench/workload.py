@@ -32,7 +32,7 @@ class WorkloadConfig:
         validate_types(self)
         validate_rules(
             self,
-            ("input_len", self.input_len >= 1, "a whole number ≥ 1"),
+            ("input_len", self.input_len >= 1, "an integer ≥ 1"),
             ("output_len", self.output_len >= 2, "at least 2: the first token comes from prefill"),
             ("steered_share", 0 <= self.steered_share <= 1, "from 0 to 1"),
         )

@@ -83,7 +83,7 @@ def _parse_question(row: Any, row_index: int, file: Path) -> Question:
     index = values.get("index", row_index)
     if isinstance(index, bool) or not isinstance(index, int):
         raise InputError(
-            f"row {row_index} of {str(file)!r} has the index {short_repr(index)}; it must be a whole number"
+            f"row {row_index} of {str(file)!r} has the index {short_repr(index)}; it must be an integer"
         )
     raw_preferences = _first_value(values, PREFERENCE_LIST_KEYS) or []
     items = raw_preferences if isinstance(raw_preferences, list) else [None]

@@ -1,1 +1,1 @@
-"""What checks and measures the engine on a GPU: `tools/gpu_check` runs `check.py`."""
+"""GPU checks and benchmarks of the engine; `tools/gpu_check` runs `check.py`."""

@@ -1,15 +1,15 @@
-"""`tools/gpu_check`: is all right on this machine's GPU, and how fast is it? One line of JSON at the end.
+"""`tools/gpu_check`: check correctness and speed on this machine's GPU; the last line of output is JSON.
 
-    kernels      every kernel's cases beside the torch references, new memory poisoned
-    bench        every kernel's time, and a decoding step's of Llama 3.1 8B, as shipped and in other ways,
-                 beside their floors; what batch_invariant costs
-    invariance   with batch_invariant, small models alone, together and in pieces: equal to the last bit
-    decode       small models of each kind beside the CPU's engine in float32; whether one that is opened to
+    kernels      every kernel's cases against the torch references, new memory poisoned with NaN
+    bench        times of every kernel and of decode steps of Llama 3.1 8B, as shipped and in other modes,
+                 against their rooflines; the cost of batch_invariant
+    invariance   small models with batch_invariant, alone, batched and with chunked prefill: bitwise equal
+    decode       small models of each kind against the CPU engine in float32; whether an engine opened to
                  serve compiles anything after its start
 
-What fails is told of and stops nothing else: each section is a process of its own, and where one has lost its
-GPU, or died, another goes on behind that place. The exit status is 1 then, and 2 for a wrong question. No
-section takes more than twice its share of the time that is left.
+A failure is reported and stops nothing else: each section runs in its own process, and if one loses its GPU
+or dies, another continues with the next part. The exit status is 1 after a failure and 2 for invalid
+arguments. No section takes more than twice its share of the remaining time.
 """
 
 from __future__ import annotations
@@ -31,17 +31,16 @@ SECTIONS = {
     "invariance": {"invariance": 2},
     "decode": {"decode": 3, "served": 2},
 }
-"""What may be asked for, in the order in which it is done: the processes' names of it and their shares of the
-time."""
+"""Command-line sections in order of execution: their processes, each with its share of the time."""
 TIME_LIMIT, GRACE_PERIOD = 480, 60
-"""What all may take, and how long a section that has no more time may need to end."""
+"""Seconds for all sections, and for a section to end after its deadline."""
 REPORT_LISTS = ("rows", "failures", "skipped")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks, prints, and writes gpu_check.json into the folder that the environment names as OUT."""
+    """Run the checks, print the results, and write gpu_check.json into the folder $OUT."""
     args = _parse_args(argv)
-    from ...engine.execution.device import resolve_device  # noqa: PLC0415 - it brings torch, which --help does not need
+    from ...engine.execution.device import resolve_device  # noqa: PLC0415 - imports torch, which --help does not need
     from ...engine.utils.json import dumps  # noqa: PLC0415
     from ...kernels.common.errors import InputError  # noqa: PLC0415
 
@@ -69,22 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/gpu_check", description=__doc__.split("\n\n")[0])
     choices = ", ".join(SECTIONS)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {choices}; all without")
-    parser.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu tries this program out, small")
-    parser.add_argument("--seconds", type=float, default=TIME_LIMIT, help="after these nothing more begins")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {choices}; default: all")
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu runs tiny shapes, as a test")
+    parser.add_argument("--seconds", type=float, default=TIME_LIMIT, help="start nothing after this time")
     args = parser.parse_args(argv)
     for section in args.sections:
         if section not in SECTIONS:
-            parser.error(f"unknown section {section!r}; known are {choices}")
+            parser.error(f"unknown section {section!r}; choose from {choices}")
     return args
 
 
 def _run_section(section: str, device: str, deadline: float, results: dict[str, Any]) -> None:
-    """Runs a section to its end, in as many processes as that takes; adds to `results` what they found."""
+    """Run a section, in a new process after each crash, and add the findings to `results`."""
     num_seen, status = 0, 1
     while status:
         if time.monotonic() >= deadline:
-            results["skipped"].append(f"{section}: {'what is left of it' if num_seen else 'all of it'}")
+            results["skipped"].append(f"{section}: {'remaining parts' if num_seen else 'all parts'}")
             return
         with TemporaryDirectory() as scratch:
             result_path = Path(scratch) / "found.json"
@@ -97,16 +96,16 @@ def _run_section(section: str, device: str, deadline: float, results: dict[str, 
             results[name] += new_results.pop(name, [])
         num_reached = new_results.pop("seen", 0)
         if not new_results.pop("broken", False) and status:
-            wrong = f"its process ended with status {status} in its part {num_reached}"
-            results["failures"].append({"section": section, "name": "all of it", "wrong": wrong})
+            wrong = f"the process ended with status {status} in part {num_reached}"
+            results["failures"].append({"section": section, "name": "all parts", "wrong": wrong})
         results.update(new_results)
         if num_reached <= num_seen:
-            return  # it would end there again
+            return  # a new process would fail in the same part
         num_seen = num_reached
 
 
 def _run_process(args: list[str], seconds: float) -> int:
-    """The exit status of a process for a section; 124 when it was ended after its time."""
+    """Run a section's process and return its exit status; 124 if it was killed after its time."""
     command = [sys.executable, "-m", "trimtab.tools.gpu.run_section", *args]
     try:
         return subprocess.run(command, timeout=seconds, check=False).returncode

@@ -1,8 +1,8 @@
-"""Whether two engines gave the same answers, as far as rounding allows.
+"""Compare the outputs of two engines up to rounding.
 
-Answers are compared token by token as long as they agree; up to there both saw the same text, so that their
-numbers must be near each other. Where they part, both must have seen nearly the same scores: a difference of
-rounding chooses between near ties, and of a wrong kernel everywhere.
+Outputs are compared token by token while they agree: both engines saw the same text, so their
+log-probabilities must be close. Where they diverge, both must have seen nearly equal scores: rounding changes
+the choice only between near ties, a wrong kernel anywhere.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from ...engine.outputs import Output
 
 NUM_LOGPROBS = 20
-"""Likeliest tokens that are told of."""
+"""Top log-probabilities requested per token."""
 MEAN_DIVISOR = 5
 
 
 def compare_outputs(
     outputs: Sequence[Output], references: Sequence[Output], tolerance: float
 ) -> dict[str, Any]:
-    """How many answers are the same, how far log-probabilities are off, and what is "wrong", if anything.
+    """Count equal outputs, measure log-probability errors, and describe a failure in "wrong", else "".
 
-    tolerance: nats that a log-probability of a branch may be off, and in the mean a `MEAN`th of it. Answers
-    need a trace, and `MOST` log-probabilities.
+    tolerance: allowed error of a branch's log-probability in nats; the mean may be 1/`MEAN_DIVISOR` of it.
+    Outputs need a trace and `NUM_LOGPROBS` log-probabilities.
     """
     num_same, errors, wrong = 0, [0.0], ""
     for index, (actual, expected) in enumerate(zip(outputs, references, strict=True)):
@@ -35,20 +35,22 @@ def compare_outputs(
         num_same += diff_pos == len(actual.token_ids)
         errors += [_logprob_error(actual, expected, pos) for pos in range(diff_pos)]
         if diff_pos < len(actual.token_ids) and not _is_near_tie(actual, expected, diff_pos, tolerance):
-            wrong = wrong or f"answer {index} parts at token {diff_pos}, where scores were not near"
+            wrong = wrong or f"answer {index} diverges at token {diff_pos}, not a near tie"
     worst, mean = max(errors), sum(errors) / len(errors)
     if not worst <= tolerance:
-        wrong = f"a log-probability is {worst:.3g} off; {tolerance:g} is allowed"
+        wrong = f"a log-probability is off by {worst:.3g}, over {tolerance:g}"
     elif not mean <= tolerance / MEAN_DIVISOR:
-        wrong = f"log-probabilities are {mean:.3g} off in the mean; {tolerance / MEAN_DIVISOR:g} is allowed"
+        wrong = f"the mean log-probability error is {mean:.3g}, over {tolerance / MEAN_DIVISOR:g}"
     return {"same": f"{num_same} of {len(outputs)}", "worst": worst, "mean": mean, "wrong": wrong}
 
 
 def compare_untraced(
     outputs: Sequence[Output], references: Sequence[Output], tolerance: float
 ) -> dict[str, Any]:
-    """How many greedy answers without a trace and log-probabilities are those that `references` has with
-    them, and what is "wrong", if anything: where two part, both tokens must have been nearly as likely."""
+    """Compare greedy outputs without trace and log-probabilities with `references`, which have them.
+
+    Where two outputs diverge, the chosen token must be nearly as likely as the reference's.
+    """
     num_same, wrong = 0, ""
     for index, (actual, expected) in enumerate(zip(outputs, references, strict=True)):
         if actual.error or expected.error:
@@ -59,19 +61,19 @@ def compare_untraced(
             actual.token_ids[diff_pos], expected, diff_pos, tolerance
         ):
             wrong = (
-                wrong or f"answer {index} parts at token {diff_pos}, with one that is not nearly as likely"
+                wrong or f"answer {index} diverges at token {diff_pos}, to a token that is much less likely"
             )
     return {"same": f"{num_same} of {len(outputs)}", "wrong": wrong}
 
 
 def first_difference(actual: Output, expected: Output) -> int:
-    """The first place at which they have different tokens; their length where there is none."""
+    """Index of the first differing token; the length of `actual` if there is none."""
     pairs = enumerate(zip(actual.token_ids, expected.token_ids, strict=False))
     return next((pos for pos, (ours, theirs) in pairs if ours != theirs), len(actual.token_ids))
 
 
 def _logprob_error(actual: Output, expected: Output, pos: int) -> float:
-    """How far the branches' log-probabilities of a token are apart; infinite where one is no number."""
+    """Largest difference of the branches' log-probabilities of a token; infinite for NaN."""
     assert actual.trace is not None
     assert expected.trace is not None
     rows = zip(actual.trace.branch_logprobs[pos], expected.trace.branch_logprobs[pos], strict=True)
@@ -79,7 +81,7 @@ def _logprob_error(actual: Output, expected: Output, pos: int) -> float:
 
 
 def _is_near_tie(actual: Output, expected: Output, pos: int, tolerance: float) -> bool:
-    """Whether the likeliest tokens were nearly as likely to both; steering by a multiplies errors by 2a."""
+    """Whether the top log-probabilities nearly agree; steering with strength a multiplies errors by 2a."""
     assert actual.logprobs is not None
     assert expected.logprobs is not None
     allowed = _logprob_tolerance(actual, pos, tolerance)
@@ -91,14 +93,14 @@ def _is_near_tie(actual: Output, expected: Output, pos: int, tolerance: float) -
 
 
 def _is_near_best(token: int, expected: Output, pos: int, tolerance: float) -> bool:
-    """Whether a token was nearly as likely as the one that was chosen; both scores may be off."""
+    """Whether a token was nearly as likely as the chosen one, allowing errors in both scores."""
     assert expected.logprobs is not None
     top = expected.logprobs[pos].top
     return token in top and max(top.values()) - top[token] <= 2 * _logprob_tolerance(expected, pos, tolerance)
 
 
 def _logprob_tolerance(output: Output, pos: int, tolerance: float) -> float:
-    """What the log-probability of a token may be off; rewards add up what was off before."""
+    """Allowed error of a token's log-probability; accumulated rewards add up earlier errors."""
     assert output.trace is not None
     growth = 1 + pos / 8 if any(output.trace.rewards[pos]) else 1
     return tolerance * (1 + 2 * abs(output.trace.strength[pos])) * growth

@@ -1,4 +1,4 @@
-"""Small models decoded on the device and, in float32, on the CPU: do they say the same, and how near?"""
+"""Compare decoding of small models on the device with float32 decoding on the CPU."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from .report import CheckReport
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1.0}
-"""Nats that a branch's log-probability of a token may be off, by the type that a model is held in: on a CPU
-that rounds every activation to bfloat16 the worst of these is 0.4, and the mean 0.09."""
+"""Allowed error in nats of a branch's log-probability of a token, by model dtype. On a CPU that rounds every
+activation to bfloat16 the largest error is 0.4, and the mean 0.09."""
 SMALL_CACHE: dict[str, Any] = {"kv_cache_memory": "64MiB", "block_size": 16}
-"""A cache for small models."""
+"""KV cache options for small models."""
 ALONE_STRIDE = 3
-"""Each third request is decoded alone, too."""
+"""Every third request is also decoded alone."""
 ONE, TWO, THREE = Objective("1"), Objective("2", 2.0), Objective("3", 0.5)
 METHODS: tuple[Method, ...] = (
     Base(),
@@ -58,7 +58,7 @@ METHODS: tuple[Method, ...] = (
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How much is decoded: models and their size, methods, longest prompt, tokens of an answer, types."""
+    """What to decode: model size and kinds, methods, longest prompt, tokens per answer, dtypes."""
 
     size: tiny_models.ModelSize
     kinds: tuple[str, ...]
@@ -77,13 +77,13 @@ TINY_PLAN = DecodePlan(
 
 
 def check_decode(report: CheckReport, device: str, plan: DecodePlan, folder: Path) -> None:
-    """A row for each question asked of each model; in other types than the first only of the first model."""
+    """Record a row per check and model; in dtypes other than the first, only for the first model."""
     for dtype in plan.dtypes:
         for kind in plan.kinds if dtype == plan.dtypes[0] else plan.kinds[:1]:
             name = f"{kind} in {str(dtype).removeprefix('torch.')}"
             if report.should_skip("decode", name):
                 continue
-            with report.record("decode", f"{name}: the CPU's engine opens") as row:
+            with report.record("decode", f"{name}: CPU reference") as row:
                 model_path = str(tiny_models.write_model(folder / f"{kind}-{dtype}", kind, plan.size, dtype))
                 references = generate_outputs(model_path, plan, "cpu", dtype="float32", kernels="torch")
                 row["answers"] = len(references)
@@ -107,37 +107,37 @@ def _check_model(
         row.update(compare_outputs(outputs, references, tolerance))
         row["captured_sizes"] = engine.stats.captured
     if "captured_sizes" not in row:
-        return  # the engine does not even open
-    with report.record("decode", f"{name}: alone as in the crowd") as row:
+        return  # opening the engine failed
+    with report.record("decode", f"{name}: alone against batched") as row:
         row.update(
             compare_outputs(
                 [engine.generate(one) for one in batch[::ALONE_STRIDE]], outputs[::ALONE_STRIDE], tolerance
             )
         )
-    with report.record("decode", f"{name}: with nothing told of the answers") as row:
-        greedy = slice(len(plan.methods))  # what is told decides which kernels choose
+    with report.record("decode", f"{name}: without trace and logprobs") as row:
+        greedy = slice(len(plan.methods))  # trace and logprobs decide which sampling kernels run
         row.update(
             compare_untraced(
                 [engine.generate(strip_logprobs(one)) for one in batch[greedy]], references[greedy], tolerance
             )
         )
-    with report.record("decode", f"{name}: each step awaited before the next") as row:
+    with report.record("decode", f"{name}: without async scheduling") as row:
         engine._core.async_scheduling = False
         row.update(compare_outputs(engine.generate(batch), outputs, tolerance))
-    with report.record("decode", f"{name}: scores of a text") as row:
+    with report.record("decode", f"{name}: scores of a prompt") as row:
         ids = make_prompt(0, 0, min(plan.max_prompt_len, 100), plan.size.vocab_size)
         expected_scores = open_engine(
             model_path, "cpu", dtype="float32", kernels="torch", **SMALL_CACHE
         ).score(ids)
         errors = (engine.score(ids) - expected_scores).abs()
         row.update(largest=float(errors.max()), mean=float(errors.mean()))
-        # over all the vocabulary: unlikely tokens are further off than those that are chosen
+        # mean over the vocabulary: errors of unlikely tokens are larger than those of chosen ones
         row["wrong"] = (
-            "" if row["mean"] <= tolerance else f"scores are {tolerance:g} off in the mean, or more"
+            "" if row["mean"] <= tolerance else f"the mean error of the scores exceeds {tolerance:g}"
         )
     for label, options in (
-        ("without captured steps", {"kernels": "triton", "captured": False}),
-        ("with torch's operations", {"kernels": "torch"}),
+        ("without CUDA graphs", {"kernels": "triton", "captured": False}),
+        ("with torch kernels", {"kernels": "torch"}),
     ):
         with report.record("decode", f"{name}: {label}") as row:
             row.update(
@@ -146,11 +146,11 @@ def _check_model(
 
 
 def check_served(report: CheckReport, device: str, plan: DecodePlan, folder: Path) -> None:
-    """A row: as the first model is opened to serve, nothing is compiled after its start.
+    """Record a row: an engine opened to serve compiles no kernel after its start.
 
-    In a process of its own: what another engine has launched before would not be compiled again.
+    Needs its own process: kernels already launched by another engine would not be compiled again.
     """
-    name = "no kernel is compiled after the start"
+    name = "no kernel is compiled after start"
     if report.should_skip("served", name):
         return
     with report.record("served", name) as row:
@@ -160,39 +160,37 @@ def check_served(report: CheckReport, device: str, plan: DecodePlan, folder: Pat
         row["start_seconds"] = time.monotonic() - start
         engine.generate(make_requests(plan))
         row["late_compiles"] = num_late = engine.stats.late_compiles
-        row["wrong"] = f"{num_late} kernels were compiled" if num_late else ""
+        row["wrong"] = f"{num_late} kernels were compiled after start" if num_late else ""
 
 
 def generate_outputs(model_path: str, plan: DecodePlan, device: str, **fields: Any) -> list[Output]:
-    """Those of one engine to all requests, decoded together."""
+    """The outputs of a new engine for all requests, decoded in one batch."""
     return open_engine(model_path, device, **SMALL_CACHE, **fields).generate(make_requests(plan))
 
 
 def make_requests(plan: DecodePlan) -> list[Request]:
-    """Every method greedily, each with draws, and one with edits; prompts of many lengths."""
+    """Requests of every method, greedy and sampled, and one with logit edits; prompts of many lengths."""
     greedy: dict[str, Any] = {"max_tokens": plan.max_tokens, "ignore_eos": True, "logprobs": NUM_LOGPROBS}
     sampled = greedy | {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
     edited = greedy | {"repetition_penalty": 1.2, "presence_penalty": 0.5, "logit_bias": {5: 1.0}}
     cases: list[tuple[Method, dict[str, Any]]] = [(method, greedy) for method in plan.methods]
     cases += [(method, sampled | {"seed": seed}) for seed, method in enumerate(plan.methods)]
-    made_requests = []
+    requests = []
     for index, (method, sampling) in enumerate((*cases, (Base(), edited))):
         branches = range(1 + len(method.branch_objectives()))
         lengths = [1 + (37 * index + 61 * branch) % plan.max_prompt_len for branch in branches]
         ids = [
             make_prompt(index, branch, length, plan.size.vocab_size) for branch, length in enumerate(lengths)
         ]
-        made_requests.append(
-            Request(branch_token_ids=ids, steering=method, sampling=SamplingParams(**sampling))
-        )
-    return made_requests
+        requests.append(Request(branch_token_ids=ids, steering=method, sampling=SamplingParams(**sampling)))
+    return requests
 
 
 def strip_logprobs(request: Request) -> Request:
-    """The same with neither a trace nor log-probabilities."""
+    """Copy the request without trace and log-probabilities."""
     return replace(request, trace=False, sampling=replace(request.sampling, logprobs=None))
 
 
 def make_prompt(index: int, branch: int, length: int, vocab_size: int) -> list[int]:
-    """Ids that no other branch has."""
+    """Token ids that differ between requests and between branches."""
     return [(13 + 31 * index + 101 * branch + 7 * i * i) % vocab_size for i in range(length)]

@@ -1,4 +1,4 @@
-"""Small models decoded in several ways: with batch_invariant all give the same numbers to the last bit."""
+"""Check batch_invariant: small models decoded in several ways give bitwise equal results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .report import CheckReport
 
 CHUNKED_PREFILL: dict[str, Any] = {"max_num_seqs": 8, "max_num_batched_tokens": 24}
-"""Prompts are cut, and fewer rows are decoded at once."""
+"""Prefill in chunks, and decode in smaller batches."""
 
 
 def check_invariance(report: CheckReport, device: str, plan: DecodePlan, folder: Path) -> None:
-    """A row for each model in the plan's first type; and for the first model as it is without, to compare."""
+    """Record a row per model in the plan's first dtype, and one without batch_invariant for comparison."""
     dtype = plan.dtypes[0]
     for kind in plan.kinds:
         model_path = str(write_model(folder / f"{kind}-invariant", kind, plan.size, dtype))
@@ -36,7 +36,7 @@ def check_invariance(report: CheckReport, device: str, plan: DecodePlan, folder:
                     {way: f"{same} of {asked} the same" for way, (same, asked) in match_counts.items()}
                 )
                 differ = [way for way, (same, asked) in match_counts.items() if same < asked]
-                # interpreted, products are numpy's, which rounds a row by its place in a tile
+                # in the interpreter, numpy multiplies, and rounding depends on a row's position in a tile
                 strict = batch_invariant and device != "cpu"
                 row["wrong"] = f"numbers differ {' and '.join(differ)}" if strict and differ else ""
 
@@ -44,7 +44,7 @@ def check_invariance(report: CheckReport, device: str, plan: DecodePlan, folder:
 def count_matches(
     model_path: str, device: str, plan: DecodePlan, batch_invariant: bool
 ) -> dict[str, tuple[int, int]]:
-    """For each way to decode the requests: how many answers are those of all together, and of how many."""
+    """For each way to decode the requests: (answers equal to the batched ones, answers compared)."""
 
     def open_variant(**fields: Any) -> Engine:
         return open_engine(
@@ -63,7 +63,7 @@ def count_matches(
 
 
 def count_equal(outputs: Sequence[Output], references: Sequence[Output]) -> int:
-    """How many answers have the same tokens and the same numbers, all of them."""
+    """Count the outputs whose tokens, traces and log-probabilities are all equal."""
 
     def comparable(output: Output) -> tuple[Any, ...]:
         return output.error, output.token_ids, output.trace, output.logprobs

@@ -1,4 +1,4 @@
-"""Every kernel's cases, checked against its torch reference on the same device, and timed."""
+"""Check every kernel's cases against its torch reference on the same device, and time them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...kernels.specs.spec import KernelCase, KernelSpec
-from ...kernels.steering.state import RequestLayout
+from ...kernels.steering.layout import RequestLayout
 from ...kernels.steering.step import SamplerOutput
 from ..common.machine_peaks import MachinePeaks
 from ..common.timing import Clock, TimeSpread
@@ -19,19 +19,19 @@ from .report import CheckReport
 from .tolerances import compare_sampler_outputs, compare_tensors, to_float64
 
 FUSED_KERNEL, LOOP_KERNEL = "lm_head_steer", "iterate"
-"""Kernels that are known by name. The first one's product is the vendor's in the reference too, so that there
-is none in float64, and its cases have no weights on a CPU. The second gives scores up to a constant."""
+"""Kernels with special handling. The reference of the first uses the vendor's matmul too, so there is no
+float64 result, and its cases have no weights on a CPU. The second returns scores up to a constant."""
 MATMUL_KERNEL, MATMUL_ATOL = "matmul", 1e-4
-"""A product by tensor cores, which cut what they add up toward zero, and what that may make of float32."""
+"""A matmul on tensor cores, whose sums round toward zero, and its tolerance in float32."""
 MAX_INTERPRETED_BYTES = 1 << 20
-"""Bytes of a case that the interpreter takes at most."""
+"""Maximum size of a case in Triton's interpreter, in bytes."""
 LOOP_ATOL = 1e-3
-"""What sixty steps in float32 may be off; they are no part of a decoding step."""
+"""Tolerance of sixty iterations in float32; not part of a decode step."""
 
 
 def select_specs(device: torch.device) -> list[KernelSpec]:
-    """All of them; for the interpreter the smallest case of each that is small enough."""
-    from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - it brings triton, which is told first what it is to do
+    """All specs on a GPU; in the interpreter, the smallest case of each spec if it is small enough."""
+    from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - imports triton, after TRITON_INTERPRET is set
 
     if device.type == "cuda":
         return list(SPECS)
@@ -42,7 +42,7 @@ def select_specs(device: torch.device) -> list[KernelSpec]:
 
 
 def check_kernels(report: CheckReport, device: torch.device, specs: list[KernelSpec]) -> None:
-    """A row a case: the largest error over what is allowed."""
+    """Record a row per case: the largest error relative to the tolerance."""
     for spec in specs:
         for case in spec.cases:
             if report.should_skip("kernels", f"{spec.name}, {case.name}"):
@@ -52,7 +52,7 @@ def check_kernels(report: CheckReport, device: torch.device, specs: list[KernelS
 
 
 def compare_kernel(spec: KernelSpec, case: KernelCase, device: torch.device) -> tuple[float, str]:
-    """The kernel's results and what it wrote, beside those of the reference as it is and in float64."""
+    """Compare the kernel's results and in-place outputs with the reference in its dtype and in float64."""
     kernel_args, reference_args = make_args(case, device), make_args(case, device)
     with poison_new_tensors():
         actual = spec.launch(*kernel_args)
@@ -78,19 +78,19 @@ def compare_kernel(spec: KernelSpec, case: KernelCase, device: torch.device) -> 
 
 
 def _output_tensors(args: tuple[Any, ...]) -> list[Any]:
-    """What a kernel may have written into: its tensors."""
+    """The tensor arguments, which a kernel may have written to."""
     return [value for value in args if isinstance(value, torch.Tensor)]
 
 
 def make_args(case: KernelCase, device: torch.device) -> tuple[Any, ...]:
-    """A case's arguments, always the same."""
+    """A case's arguments, deterministic."""
     torch.manual_seed(1)
     return case.make_args(device, torch.Generator().manual_seed(1))
 
 
 @contextmanager
 def poison_new_tensors() -> Iterator[None]:
-    """New tensors are filled with NaN within."""
+    """Fill new tensors with NaN inside the context."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -101,7 +101,7 @@ def poison_new_tensors() -> Iterator[None]:
 
 
 def measure_kernels(report: CheckReport, clock: Clock, peaks: MachinePeaks, specs: list[KernelSpec]) -> None:
-    """A row a case: microseconds of the device alone, and with launches, and shares of the roofs."""
+    """Record a row per case: microseconds on the device and with launches, and fractions of the peaks."""
     for spec in specs:
         for case in spec.cases:
             if report.should_skip("bench", f"{spec.name}, {case.name}"):

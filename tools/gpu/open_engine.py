@@ -1,4 +1,4 @@
-"""Engines as they are checked: steps captured as where they serve, kernels compiled as they are needed."""
+"""Open engines for checks: CUDA graphs captured as when serving, kernels compiled on first use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...engine.engine import Engine
 
 
 def open_engine(model: str, device: str, captured: bool = True, **fields: Any) -> Engine:
-    """An engine without the launches that make every kernel ready, of which few are looked at."""
+    """Open an engine without warm-up launches of all kernels, since a check uses few of them."""
     engine = Engine.from_pretrained(model, device=device, enforce_eager=True, **fields)
     core, config = engine._core, engine.config
     if captured and core.async_scheduling and config.kernels == "triton":

@@ -1,21 +1,21 @@
-"""What `tools/gpu_check` does not measure on a GPU, in a few minutes.
+"""GPU microbenchmarks that complement `tools/gpu_check`; run in a few minutes.
 
-    roof        how fast the memory copies and reads: every run begins with it, the others refer to it
-    gemm        the vendor's matrix products at few rows, in the shapes of Llama 3.1 8B
-    attention   decoding over the paged cache; the environment's SHAPES=80x512 names other rows and lengths
-    empties     the same launched for a longer text, as a captured step is: many programs return at once
-    head        the vocabulary's product with the steering, and each alone
-    steps       whole decoding steps of Llama 3.1 8B with random weights, beside their bytes' time
+    roof        memory bandwidth of copies and reads; always runs first, other parts refer to it
+    gemm        the vendor's matmuls at few rows, in the shapes of Llama 3.1 8B
+    attention   decode attention over the paged KV cache; $SHAPES, as in 80x512, sets other rows and lengths
+    empties     the same launched for a longer context, as in a captured step: many programs exit at once
+    head        the LM head with steering, and each alone
+    steps       decode steps of Llama 3.1 8B with random weights, against the memory roofline
     hf          transformers with guidance_scale, in the same shape
 
-`python -m trimtab.tools.gpu.probe PART...` does these in the order in which they are named; all without.
-With --small everything is tiny and runs on a CPU in Triton's interpreter: this shows that the program works,
-and no figure of it means anything. The file may also be run by its path where `trimtab` can be imported.
+`python -m trimtab.tools.gpu.probe PART...` runs the parts in the order named; all if none is named. With
+--small everything is tiny and runs on a CPU in Triton's interpreter: this tests the program, and the figures
+have no meaning. The file can also be run by its path if `trimtab` can be imported.
 
-A call's time is that of a CUDA graph of many calls, divided by their number. The calls take turns on buffers
-that together are larger than the L2 cache, and nothing else is written in between. Rows are printed as they
-come, and all of them are in probe.json in the folder that the environment names as OUT. A part that fails
-stands there under "failed", stops no other, and makes the exit status 1.
+A call's time is that of a CUDA graph of many calls, divided by their number. The calls rotate over buffers
+that together are larger than the L2 cache. Rows are printed as they are measured and written to probe.json in
+the folder $OUT. A part that fails is recorded there under "failed", does not stop the others, and makes the
+exit status 1.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# by their full names, so that this file may be run by its path
+# absolute imports, so that this file can be run by its path
 from trimtab.engine.methods.builtin import Base, Mato
 from trimtab.engine.utils.json import dumps
 from trimtab.kernels.lm_head import logits_matmul
 from trimtab.kernels.reference.paged_attention import QueryTiles
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.tools.common import roofline
 from trimtab.tools.gpu import tiny_models
 from trimtab.tools.gpu.open_engine import open_engine
@@ -56,19 +57,19 @@ if TYPE_CHECKING:
     Call = Callable[[], Any]
 
 ROTATED, ROTATED_SMALL = 400 << 20, 1 << 16
-"""Bytes that the buffers of one measurement take together at least."""
+"""Minimum total bytes of the buffers of one measurement."""
 REPEATS, REPLAYS, WARMUP = 20, 15, 2
-"""Calls in a graph at least, replays that are timed, and those before them."""
+"""Minimum calls in a graph, timed replays, and warm-up replays."""
 BLOCK = 64
-"""Tokens on a page of the cache."""
+"""Tokens per KV block."""
 ROWS = (1, 5, 8, 16, 32, 80, 320)
 PRODUCTS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28_672, 4096), "down": (4096, 14_336)}
 ADDED = ("o", "down")
-"""Products whose result is added to what is there."""
+"""Matmuls whose result is added to the residual."""
 TEXTS = "1x512 5x512 5x2048 80x512 80x1100 320x512 32x2048 8x8192 1x65536"
 LONGEST = (640, 1024, 4096, 16_384, 32_768)
 BATCHES = ((1, 0), (1, 4), (16, 4), (64, 4))
-"""Requests decoded together, and the objectives of each."""
+"""(requests per batch, objectives per request)."""
 
 
 def _load(requests: int, num_objectives: int, context: int) -> StepLoad:
@@ -96,19 +97,19 @@ GUIDED = "guidance_scale=1.5"
 
 @dataclass
 class Report:
-    """Rows by part and name, printed as they come; after each one all are written into `folder`."""
+    """Rows by part and name; each is printed when added, and all are then written to `folder`."""
 
     folder: Path | None
     rows: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, part: str, name: str, /, **figures: Any) -> None:
         self.rows.setdefault(part, {})[name] = figures
-        told = " ".join(f"{key}={_number(value)}" for key, value in figures.items())
-        print(f"{part:<10} {name:<44} {told}", flush=True)
+        line = " ".join(f"{key}={_number(value)}" for key, value in figures.items())
+        print(f"{part:<10} {name:<44} {line}", flush=True)
         if self.folder is not None:
-            unfinished = self.folder / ".probe.json.part"
-            unfinished.write_text(dumps(self.rows) + "\n", encoding="utf-8")
-            unfinished.replace(self.folder / "probe.json")
+            tmp_path = self.folder / ".probe.json.part"
+            tmp_path.write_text(dumps(self.rows) + "\n", encoding="utf-8")
+            tmp_path.replace(self.folder / "probe.json")
 
 
 def _number(value: Any) -> str:
@@ -117,23 +118,23 @@ def _number(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Probe:
-    """Measures calls on a device. small: everything is tiny, on a CPU."""
+    """Measures calls on a device. small: tiny shapes on a CPU."""
 
     device: torch.device
     small: bool
     report: Report
 
     def random(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normal numbers in bfloat16."""
+        """Normally distributed bfloat16."""
         return torch.randn(*shape, device=self.device).to(torch.bfloat16) * scale
 
     def traffic(self, moved: float, us: float) -> dict[str, float]:
-        """The figures of a call that moves so many bytes: its time, and its share of the copy's speed."""
+        """Figures of a call that moves `moved` bytes: its time, and its fraction of the copy bandwidth."""
         return {"us": us, "of_copy": 1e6 * moved / us / self.copy_speed}
 
     @property
     def copy_speed(self) -> float:
-        """Bytes a second, read or written, as the part `roof` has measured it."""
+        """Copy bandwidth measured by the part `roof`: bytes per second, read plus written."""
         return float(self.report.rows["roof"]["bytes/s"]["copy"])
 
     @property
@@ -141,17 +142,17 @@ class Probe:
         return ROTATED_SMALL if self.small else ROTATED
 
     def microseconds(self, calls: Sequence[Call], repeats: int | None = None) -> float:
-        """The median time of one of the calls, which take turns; with `small` that of the first, once."""
+        """Median time of a call, rotating over `calls`; with `small`, the time of the first call, once."""
         if self.small:
             start = time.perf_counter()
             calls[0]()
             return 1e6 * (time.perf_counter() - start)
         repeats = repeats or max(len(calls), REPEATS)
-        graph = _captured(calls, repeats)
-        return 1e3 * statistics.median(_replayed(graph)) / repeats
+        graph = _capture_graph(calls, repeats)
+        return 1e3 * statistics.median(_time_replays(graph)) / repeats
 
     def print_kernels(self, call: Call, name: str, repeats: int = 5) -> None:
-        """Prints the time of each of a call's kernels, as the profiler has it: they are no rows."""
+        """Print the profiler's time of each of a call's kernels, without recording rows."""
         if self.small:
             return
         call()
@@ -171,17 +172,17 @@ class Probe:
             torch.cuda.synchronize()
 
     def free(self) -> None:
-        """Gives back the memory of what is no longer held."""
+        """Free unreferenced memory."""
         gc.collect()
         if not self.small:
             torch.cuda.empty_cache()
 
 
-def _captured(calls: Sequence[Call], repeats: int) -> torch.cuda.CUDAGraph:
-    """A graph of so many calls, in turn."""
+def _capture_graph(calls: Sequence[Call], repeats: int) -> torch.cuda.CUDAGraph:
+    """Capture a CUDA graph of `repeats` calls, rotating over `calls`."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
-        for call in calls[:2]:  # what compiles does so now
+        for call in calls[:2]:  # compile before capture
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -191,8 +192,8 @@ def _captured(calls: Sequence[Call], repeats: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _replayed(graph: torch.cuda.CUDAGraph) -> list[float]:
-    """Milliseconds of each of some replays, none of which waits for the host."""
+def _time_replays(graph: torch.cuda.CUDAGraph) -> list[float]:
+    """Milliseconds of each of `REPLAYS` replays, enqueued without waiting for the host."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
     for _ in range(WARMUP):
         graph.replay()
@@ -205,11 +206,11 @@ def _replayed(graph: torch.cuda.CUDAGraph) -> list[float]:
 
 
 def measure_roof(probe: Probe) -> None:
-    """Copying and summing 4 GiB of float32."""
+    """Memory bandwidth of copying and of summing 4 GiB of float32."""
     count = 1 << (16 if probe.small else 30)
-    numbers, others = (torch.randn(count, device=probe.device) for _ in range(2))
-    copying = probe.microseconds([partial(numbers.copy_, others)], 5)
-    reading = probe.microseconds([numbers.sum], 5)
+    dst, src = (torch.randn(count, device=probe.device) for _ in range(2))
+    copying = probe.microseconds([partial(dst.copy_, src)], 5)
+    reading = probe.microseconds([dst.sum], 5)
     probe.report.add("roof", "bytes/s", copy=8e6 * count / copying, read=4e6 * count / reading)
 
 
@@ -219,7 +220,7 @@ def measure_gemm(probe: Probe) -> None:
         copies = max(2, probe.rotated // (2 * out * inner))
         weights = [probe.random(out, inner, scale=inner**-0.5) for _ in range(copies)]
         for rows in ROWS:
-            calls = _products(probe, weights, rows, added=name in ADDED)
+            calls = _matmul_calls(probe, weights, rows, added=name in ADDED)
             moved = 2 * (out * inner + rows * (inner + out))
             figures = probe.traffic(moved, probe.microseconds(calls))
             probe.report.add("gemm", f"{name} {out}x{inner} rows {rows}", **figures)
@@ -227,8 +228,8 @@ def measure_gemm(probe: Probe) -> None:
                 probe.print_kernels(calls[0], f"{name} rows {rows}")
 
 
-def _products(probe: Probe, weights: list[Tensor], rows: int, *, added: bool) -> list[Call]:
-    """One product with each of the weights."""
+def _matmul_calls(probe: Probe, weights: list[Tensor], rows: int, *, added: bool) -> list[Call]:
+    """One matmul call per weight."""
     out, inner = weights[0].shape
     x = probe.random(rows, inner)
     if not added:
@@ -238,9 +239,9 @@ def _products(probe: Probe, weights: list[Tensor], rows: int, *, added: bool) ->
 
 
 def measure_attention(probe: Probe) -> None:
-    texts = os.environ.get("SHAPES", "2x70" if probe.small else TEXTS).split()
-    for rows, context in (map(int, text.split("x")) for text in texts):
-        moved, calls = _attentions(probe, rows, context)
+    shapes = os.environ.get("SHAPES", "2x70" if probe.small else TEXTS).split()
+    for rows, context in (map(int, shape.split("x")) for shape in shapes):
+        moved, calls = _attention_calls(probe, rows, context)
         figures = probe.traffic(moved, probe.microseconds(calls))
         probe.report.add("attention", f"{rows} rows at {context}", mb=moved / 1e6, **figures)
         probe.print_kernels(calls[0], f"{rows} at {context}")
@@ -249,25 +250,29 @@ def measure_attention(probe: Probe) -> None:
 def measure_empties(probe: Probe) -> None:
     rows, context = (2, 70) if probe.small else (80, 600)
     for longest in (70, 300) if probe.small else LONGEST:
-        moved, calls = _attentions(probe, rows, context, longest)
+        moved, calls = _attention_calls(probe, rows, context, longest)
         figures = probe.traffic(moved, probe.microseconds(calls))
         probe.report.add("empties", f"{rows} rows at {context}, bucket {longest}", **figures)
 
 
-def _attentions(probe: Probe, rows: int, context: int, longest: int | None = None) -> tuple[int, list[Call]]:
-    """Bytes of keys and values of some branches that decode, and a call over each of several caches.
+def _attention_calls(
+    probe: Probe, rows: int, context: int, longest: int | None = None
+) -> tuple[int, list[Call]]:
+    """(bytes of keys and values read, one decode attention call per cache) for `rows` sequences.
 
-    longest: the keys of the longest text for which it is launched, the branches' own without.
+    longest: the maximum sequence length that the kernel is launched for; `context` if None.
     """
     from trimtab.kernels.triton.attention import paged_attention  # noqa: PLC0415 - it imports triton
 
     heads, kv_heads, width = (4, 2, 16) if probe.small else (32, 8, 128)
-    pages, columns = (-(-tokens // BLOCK) for tokens in (context, longest or context))
+    num_blocks, columns = (-(-tokens // BLOCK) for tokens in (context, longest or context))
     moved = rows * context * 2 * kv_heads * width * torch.bfloat16.itemsize
     copies = max(2, min(8, 1 + probe.rotated // moved))
-    caches = [probe.random(2, rows * pages + 1, kv_heads, BLOCK, width) for _ in range(copies)]
+    caches = [probe.random(2, rows * num_blocks + 1, kv_heads, BLOCK, width) for _ in range(copies)]
     tables = torch.zeros(rows, columns, dtype=torch.int32, device=probe.device)
-    tables[:, :pages] = torch.randperm(rows * pages, device=probe.device).view(rows, pages).int()
+    tables[:, :num_blocks] = (
+        torch.randperm(rows * num_blocks, device=probe.device).view(rows, num_blocks).int()
+    )
     queries = probe.random(rows, heads, width, scale=width**-0.5)
     tiles = QueryTiles.from_spans([(row, context - 1, 1, row) for row in range(rows)], 1, probe.device)
     tiles = replace(tiles, max_seq_len=longest or tiles.max_seq_len)
@@ -287,30 +292,30 @@ def _measure_head(probe: Probe, weights: list[Tensor], requests: int, num_object
     from trimtab.kernels.triton.steering.step import steer  # noqa: PLC0415
 
     vocab, width = weights[0].shape
-    groups, table = _steered(probe, vocab, requests, num_objectives)
+    layout, state = _make_requests(probe, vocab, requests, num_objectives)
     rows = requests * (num_objectives + 1)
     hidden = probe.random(rows, width)
     logits = 3 * torch.randn(rows, vocab, device=probe.device)
-    both = [partial(lm_head_steer, hidden, weight, groups, table, trace=False) for weight in weights]
+    both = [partial(lm_head_steer, hidden, weight, layout, state, trace=False) for weight in weights]
     products = [partial(logits_matmul, hidden, weight) for weight in weights]
-    steering = partial(steer, logits, groups, table, trace=False)
+    steering = partial(steer, logits, layout, state, trace=False)
     name, moved = f"{requests} x {num_objectives + 1}", weights[0].nbytes
     add = partial(probe.report.add, "head")
-    add(f"{name}, as the engine goes", **probe.traffic(moved, probe.microseconds(both)))
-    add(f"{name}, product alone", **probe.traffic(moved, probe.microseconds(products)))
-    add(f"{name}, steer alone (L2 warm)", us=probe.microseconds([steering]))
+    add(f"{name}, LM head and steering", **probe.traffic(moved, probe.microseconds(both)))
+    add(f"{name}, LM head alone", **probe.traffic(moved, probe.microseconds(products)))
+    add(f"{name}, steering alone (L2 warm)", us=probe.microseconds([steering]))
     probe.print_kernels(both[0], name)
 
 
-def _steered(
+def _make_requests(
     probe: Probe, vocab: int, requests: int, num_objectives: int
 ) -> tuple[RequestLayout, SteeringState]:
-    """Requests that are decoded together: by MATO, or plainly where they have no objectives."""
+    """Layout and state of a batch of requests: MATO, or plain decoding without objectives."""
     from trimtab.kernels.specs.steering import GREEDY, MATO  # noqa: PLC0415 - it imports triton
 
-    table = SteeringState(vocab, probe.device)
+    state = SteeringState(vocab, probe.device)
     for row in range(requests):
-        table.add_request(
+        state.add_request(
             row,
             MATO if num_objectives else SteeringCoefficients(),
             [1 / num_objectives] * num_objectives if num_objectives else [],
@@ -318,11 +323,11 @@ def _steered(
         )
     return RequestLayout.from_branches(
         [(row, range(num_objectives + 1)) for row in range(requests)], probe.device
-    ), table
+    ), state
 
 
 def measure_steps(probe: Probe) -> None:
-    """Decoding, and how far it is from what it is wanted to be."""
+    """Decode steps, and their ratios to the targets."""
     if probe.small:
         with TemporaryDirectory() as scratch:
             model = tiny_models.write_model(
@@ -332,7 +337,7 @@ def measure_steps(probe: Probe) -> None:
     else:
         for plan in PLANS:
             _measure_plan(probe, plan)
-            probe.free()  # the next engine takes what memory is left
+            probe.free()  # the next engine takes the remaining memory
     _add_targets_of_steps(probe.report)
 
 
@@ -350,18 +355,18 @@ def _measure_plan(probe: Probe, plan: StepPlan) -> None:
 
 
 def _measure_load(probe: Probe, engine: Engine, load: StepLoad, steps: int) -> None:
-    time_steps(engine, load, 2)  # what compiles does so now
+    time_steps(engine, load, 2)  # warm-up: compiles kernels
     _, seconds = time_steps(engine, load, steps)
     us, branches = 1e6 * statistics.median(seconds), 1 + len(load.method.branch_objectives())
-    tokens = load.context_len + 35  # about half-way through the steps
+    tokens = load.context_len + 35  # mean context over the steps
     moved = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, load.num_requests * branches, tokens)
-    least = 1e6 * moved / probe.copy_speed
+    floor_us = 1e6 * moved / probe.copy_speed
     probe.report.add(
         "steps",
         f"{load.num_requests} x {branches} at {load.context_len}",
         us=us,
-        floor_us=least,
-        times_floor=us / least,
+        floor_us=floor_us,
+        times_floor=us / floor_us,
         tokens_per_s=1e6 * load.num_requests / us,
         captured=engine.stats.captured,
     )
@@ -371,31 +376,31 @@ def _add_targets_of_steps(report: Report) -> None:
     names = plain, steered, crowd = "1 x 1 at 512", "1 x 5 at 512", "16 x 5 at 512"
     steps = report.rows.get("steps", {})
     if not steps.keys() >= set(names):
-        return  # they were small
+        return  # with --small
     ratio = steps[steered]["us"] / steps[plain]["us"]
-    report.add("targets", "plain 1x1: share of copy, wants .80", found=1 / steps[plain]["times_floor"])
-    report.add("targets", "1x5 over 1x1, wants 1.06", found=ratio)
-    report.add("targets", "16x5 over floor, wants 1.35", found=steps[crowd]["times_floor"])
+    report.add("targets", "plain 1x1: share of copy, target .80", found=1 / steps[plain]["times_floor"])
+    report.add("targets", "1x5 over 1x1, target 1.06", found=ratio)
+    report.add("targets", "16x5 over floor, target 1.35", found=steps[crowd]["times_floor"])
 
 
 def measure_hf(probe: Probe) -> None:
-    """A token's time after the first, plain and guided."""
-    model = _of_transformers(probe)
+    """Time per token after the first, plain and with guidance_scale."""
+    model = _make_hf_model(probe)
     prompt = torch.randint(0, 300, (1, 20 if probe.small else 512), device=probe.device)
-    seen = torch.ones_like(prompt)
-    guidance = {"guidance_scale": 1.5, "negative_prompt_ids": prompt, "negative_prompt_attention_mask": seen}
+    mask = torch.ones_like(prompt)
+    guidance = {"guidance_scale": 1.5, "negative_prompt_ids": prompt, "negative_prompt_attention_mask": mask}
     few, many = 4, 8 if probe.small else 44
     for name, fields in (("plain", {}), (GUIDED, guidance)):
-        seconds = partial(_generating, probe, model, prompt, fields)
-        seconds(few)  # the first of its kind is slower
+        seconds = partial(_time_generate, probe, model, prompt, fields)
+        seconds(few)  # warm-up
         differences = [seconds(many) - seconds(few) for _ in range(3)]
         per_token = statistics.median(differences) / (many - few)
         probe.report.add("hf", name, us_per_token=1e6 * per_token)
     _add_targets_of_hf(probe.report)
 
 
-def _of_transformers(probe: Probe) -> Any:
-    """A model in the shape of Llama 3.1 8B, with random weights in bfloat16."""
+def _make_hf_model(probe: Probe) -> Any:
+    """A transformers model in the shape of Llama 3.1 8B, with random bfloat16 weights."""
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - only this part needs it
 
     tiny, full = (307, 32, 48, 2, 4, 2), (128_256, 4096, 14_336, 32, 32, 8)
@@ -410,19 +415,19 @@ def _of_transformers(probe: Probe) -> Any:
         max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
-    usual = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with probe.device:
             model: Any = LlamaForCausalLM(config)
     finally:
-        torch.set_default_dtype(usual)
+        torch.set_default_dtype(default_dtype)
     model.generation_config.eos_token_id = None
     return model.eval()
 
 
-def _generating(probe: Probe, model: Any, prompt: Tensor, fields: dict[str, Any], tokens: int) -> float:
-    """Seconds of exactly so many tokens, with the prompt's."""
+def _time_generate(probe: Probe, model: Any, prompt: Tensor, fields: dict[str, Any], tokens: int) -> float:
+    """Seconds to generate exactly `tokens` tokens, including prefill."""
     probe.wait()
     start = time.perf_counter()
     with torch.inference_mode():
@@ -440,11 +445,11 @@ def _generating(probe: Probe, model: Any, prompt: Tensor, fields: dict[str, Any]
 
 
 def _add_targets_of_hf(report: Report) -> None:
-    """Beside our steps, where these were measured before."""
+    """Compare with this run's `steps`, if they were measured before."""
     guided, steps = report.rows["hf"][GUIDED]["us_per_token"], report.rows.get("steps", {})
     for name in ("1 x 2 at 512", "1 x 5 at 512"):
         if name in steps:
-            title = f"{name} against guidance_scale, wants 8"
+            title = f"{name} against guidance_scale, target 8"
             report.add("targets", title, found=guided / steps[name]["us"])
 
 
@@ -478,25 +483,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="probe", description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     known = ", ".join(PARTS)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {known}; all without")
-    parser.add_argument("--small", action="store_true", help="tiny, on a CPU: tries this program out")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {known}; default: all")
+    parser.add_argument("--small", action="store_true", help="tiny shapes on a CPU, to test this program")
     args = parser.parse_args(argv)
     for part in args.parts:
         if part not in PARTS:
-            parser.error(f"unknown part {part!r}; known are {known}")
+            parser.error(f"unknown part {part!r}; choose from {known}")
     return args
 
 
 def _measure(probe: Probe, part: str) -> None:
     try:
         PARTS[part](probe)
-    except Exception as error:  # one part's failure is no other's
+    except Exception as error:  # a failing part must not stop the others
         probe.report.add("failed", part, error=f"{type(error).__name__}: {error}"[:300])
 
 
 def _hide_neighbours() -> None:
-    """Takes this file's folder and the repository's root from where Python looks for packages: transformers
-    looks for one that is called `kernels`, and would find ours."""
+    """Remove this file's folder and the repository root from sys.path: transformers imports a package named
+    `kernels` and would find ours."""
     here = Path(__file__).resolve()
     hidden = {here.parent, here.parents[2]}
     sys.path[:] = [path for path in sys.path if Path(path).resolve() not in hidden]

@@ -1,4 +1,4 @@
-"""What a check found: rows, printed as they come, and what went wrong, none of which stops the rest."""
+"""Report of a GPU check: rows, printed as they are recorded, and failures, which do not stop the check."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 from ...engine.utils.json import dumps
 
 MAX_FRAMES = 4
-"""Calls of a failure that are told of, the innermost last."""
+"""Stack frames shown of a failure, the innermost last."""
 CPU = torch.device("cpu")
 
 
 @dataclass
 class CheckReport:
-    """Rows, failures, and what was left out once the time was up.
+    """Rows, failures, and parts skipped after the deadline.
 
-    deadline: a time of `time.monotonic`, after which nothing begins. num_done: parts that another process has
-    seen to. path: a file that holds all this after every row. metadata: what belongs to all rows. num_seen:
-    parts that were asked about. gpu_lost: the GPU does nothing more for this process.
+    deadline: time.monotonic() after which no part starts. num_done: parts already done by another process.
+    path: result file, rewritten after every row. metadata: fields that apply to all rows. num_seen: parts
+    passed to `should_skip`. gpu_lost: the GPU is unusable for this process.
     """
 
     deadline: float
@@ -41,9 +41,9 @@ class CheckReport:
 
     @contextmanager
     def record(self, section: str, name: str) -> Iterator[dict[str, Any]]:
-        """A row to be filled in. What is raised within is a failure of this row alone.
+        """Yield a row to fill in. An exception inside is a failure of this row only.
 
-        A row whose "wrong" is not empty failed by what it found. Ask `should_skip` first.
+        A row with a non-empty "wrong" is a failure too. Call `should_skip` first.
         """
         row: dict[str, Any] = {"section": section, "name": name}
         start = time.monotonic()
@@ -63,25 +63,25 @@ class CheckReport:
         self._save()
 
     def should_skip(self, section: str, name: str) -> bool:
-        """Whether a part is left out: seen to by another process, or there is no time, or no GPU any more."""
+        """Whether to skip a part: done by another process, past the deadline, or the GPU is lost."""
         if self.gpu_lost:
             return True
         self.num_seen += 1
         if self.num_seen <= self.num_done:
             return True
-        self._save()  # so that it is known where this process died, if it does
+        self._save()  # records where this process died, if it does
         if time.monotonic() < self.deadline:
             return False
         self.skipped.append(f"{section}: {name}")
         return True
 
     def _synchronize(self) -> None:
-        """Failures of a kernel show when the host waits for it."""
+        """Wait for the GPU: kernel failures are raised here."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def _probe_gpu(self) -> None:
-        """After a failure: does the GPU still do anything?"""
+        """After a failure, check whether the GPU is still usable."""
         try:
             self._synchronize()
         except Exception:

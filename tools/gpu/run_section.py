@@ -1,4 +1,4 @@
-"""One section of the check of a GPU, in a process of its own: what it finds goes to a file as it is found."""
+"""Run one section of the GPU check in its own process, and save the results to a file after each row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .report import CheckReport
 
 EXIT_GPU_LOST = 3
-"""The exit status where the GPU does nothing more for this process."""
+"""Exit status if the GPU became unusable for this process."""
 
 
 def main(argv: list[str]) -> int:
-    """Section, device, seconds, how many parts to pass over, and the file."""
+    """argv: section, device, seconds, number of parts to skip, result file."""
     section, device_name, seconds, num_done, path = argv
     if device_name == "cpu":  # before triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
@@ -30,15 +30,14 @@ def main(argv: list[str]) -> int:
     if device.type == "cuda":
         _setup_device(device)
     report = CheckReport(time.monotonic() + float(seconds), device, int(num_done), Path(path))
-    with report.record(section, "all of it"):  # what its own parts do not catch
+    with report.record(section, "all parts"):  # catches errors outside the parts
         report.metadata["machine"] = _machine_info(device)
         _run_section(section, report, device)
     return EXIT_GPU_LOST if report.gpu_lost else 0
 
 
 def _setup_device(device: torch.device) -> None:
-    """Triton launches on the device that is the current one; float32 products are float32's, whatever the
-    environment says."""
+    """Make the device current, for Triton's launches, and disable TF32 whatever the environment says."""
     import torch  # noqa: PLC0415
 
     torch.cuda.set_device(device)
@@ -46,7 +45,7 @@ def _setup_device(device: torch.device) -> None:
 
 
 def _run_section(section: str, report: CheckReport, device: torch.device) -> None:
-    import torch  # noqa: PLC0415 - triton has been told what it is to do
+    import torch  # noqa: PLC0415 - after TRITON_INTERPRET is set
 
     from ..common import machine_peaks  # noqa: PLC0415
     from ..common.timing import Clock  # noqa: PLC0415
@@ -85,7 +84,7 @@ def _run_section(section: str, report: CheckReport, device: torch.device) -> Non
 
 
 def _machine_info(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Metadata of the machine and software that the measurements ran on."""
     import torch  # noqa: PLC0415
     import triton  # noqa: PLC0415
 

@@ -1,5 +1,5 @@
-"""Steps of Llama 3.1 8B with random weights, beside the least time that their bytes take; and what
-batch_invariant makes of that time.
+"""Benchmark decode steps of Llama 3.1 8B with random weights against the memory roofline, also with
+batch_invariant.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from .report import CheckReport
 
 WARMUP_STEPS, NUM_STEPS = 5, 40
-"""Steps that are not counted, and those that are."""
+"""Warm-up steps and measured steps."""
 OBJECTIVES = tuple(Objective(str(index), 1.0 + index) for index in range(4))
 
 
 @dataclass(frozen=True)
 class StepLoad:
-    """So many requests of one method, each branch with a prompt of so many tokens of its own."""
+    """`num_requests` requests of one method, each branch with its own prompt of `context_len` tokens."""
 
     num_requests: int
     method: Method
@@ -53,9 +53,7 @@ class StepLoad:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which model is decoded, with what, and which loads; `invariant_loads` of them with batch_invariant,
-    too.
-    """
+    """The model, engine options and loads of a benchmark; `invariant_loads` also run with batch_invariant."""
 
     model: str
     engine_options: dict[str, Any]
@@ -83,18 +81,17 @@ TINY_PLAN = StepPlan("", {"dtype": "float32", "kv_cache_memory": "1MiB"}, (SMALL
 
 
 def with_model(plan: StepPlan, model: str) -> StepPlan:
-    """The same loads on another model."""
+    """Copy the plan for another model."""
     return replace(plan, model=model)
 
 
 def measure_steps(report: CheckReport, device: str, plan: StepPlan, peaks: MachinePeaks) -> None:
-    """A row for opening the model, then four a load: as shipped, without captured steps, without those that
-    are launched before the one before them is read, and with the last product apart from the steering. Then
-    as shipped with batch_invariant, where times are told as multiples, too.
+    """Record a row for opening the model, then four per load: as shipped, without CUDA graphs, without async
+    scheduling, and with an unfused LM head. Then as shipped with batch_invariant, and the ratio of the times.
     """
     baseline: dict[str, dict[str, Any]] = {}
     for invariant, loads in ((False, plan.loads), (True, plan.invariant_loads)):
-        gc.collect()  # engines of before: this one takes what memory is left
+        gc.collect()  # free earlier engines: the next one takes the remaining memory
         if device != "cpu":
             torch.cuda.empty_cache()
         _measure_all(report, device, plan, loads, invariant, peaks, baseline)
@@ -109,7 +106,7 @@ def _measure_all(
     peaks: MachinePeaks,
     baseline: dict[str, dict[str, Any]],
 ) -> None:
-    """usual: the rows without batch_invariant, by name; they are noted, or compared with."""
+    """baseline: rows without batch_invariant by load; filled, or compared with if `invariant`."""
     suffix = ", batch_invariant" if invariant else ""
     engine: Engine | None = None
     if invariant and report.should_skip("steps", f"the model opens{suffix}"):
@@ -138,7 +135,7 @@ def _measure_all(
 def _compare_invariant(
     report: CheckReport, name: str, result: dict[str, Any], baseline: dict[str, Any]
 ) -> None:
-    with report.record("steps", f"{name}: batch_invariant costs") as row:
+    with report.record("steps", f"{name}: cost of batch_invariant") as row:
         for key in ("p50_us", "prompts_us"):
             row[f"times_{key.removesuffix('_us')}"] = result[key] / baseline[key]
 
@@ -146,27 +143,27 @@ def _compare_invariant(
 def _measure_load(
     report: CheckReport, engine: Engine, load: StepLoad, num_steps: int, peaks: MachinePeaks, suffix: str = ""
 ) -> dict[str, Any]:
-    """The row of the steps as the engine takes them."""
-    from ...kernels.triton.backend import sample_unfused  # noqa: PLC0415 - triton has been told what it is to do
+    """Record a row per variant of a load; return that of the engine as shipped."""
+    from ...kernels.triton.backend import sample_unfused  # noqa: PLC0415 - after TRITON_INTERPRET is set
 
     core, runner = engine._core, engine._core.runner
     graphs, lookahead, sample_fn = default = runner.cuda_graphs, core.async_scheduling, runner.sample
     variants: dict[str, tuple[CUDAGraphRunner | None, bool, Callable[..., SamplerOutput]]] = {
         "": default,
-        ", launched one by one": (None, lookahead, sample_fn),
-        ", each awaited": (graphs, False, sample_fn),
-        ", product and steering apart": (graphs, lookahead, sample_unfused),
+        ", without CUDA graphs": (None, lookahead, sample_fn),
+        ", without async scheduling": (graphs, False, sample_fn),
+        ", unfused LM head": (graphs, lookahead, sample_unfused),
     }
     rows: list[dict[str, Any]] = []
     for name, variant in variants.items():
         if name and (variant == default or suffix):
-            continue  # that is how it is done here anyway, or the others are known
+            continue  # the same as the default, or already measured without batch_invariant
         runner.cuda_graphs, core.async_scheduling, runner.sample = variant
         with report.record("steps", load.name + name + suffix) as row:
             rows.append(row)
             mean_context = load.context_len + WARMUP_STEPS + num_steps // 2
             num_branches = load.num_requests * (1 + len(load.method.branch_objectives()))
-            time_steps(engine, load, 1)  # what it compiles is no prompt's time
+            time_steps(engine, load, 1)  # warm-up: compile time must not count as prefill time
             prefill_time, step_times = time_steps(engine, load, num_steps)
             spread = TimeSpread.from_seconds(step_times)
             num_bytes = roofline.weight_bytes(engine) + roofline.kv_bytes(engine, num_branches, mean_context)
@@ -181,9 +178,9 @@ def _measure_load(
 
 
 def time_steps(engine: Engine, load: StepLoad, num_steps: int) -> tuple[float, list[float]]:
-    """Seconds until all requests have a token, and of each of some steps in which every branch decodes.
+    """Seconds of prefill until all requests have a token, and of each step in which all branches decode.
 
-    The host has read each step's tokens.
+    Each time includes reading the step's tokens on the host.
     """
     core, vocab_size = engine._core, engine.model_config.vocab_size
     generator = torch.Generator().manual_seed(3)
@@ -210,7 +207,7 @@ def time_steps(engine: Engine, load: StepLoad, num_steps: int) -> tuple[float, l
                 step_times.append(time.perf_counter() - start)
             _check_errors(groups)
             if any(group.is_finished for group in groups):
-                break  # those whose prompts were first end first
+                break  # requests whose prefill was first finish first
     finally:
         for group in groups:
             core.scheduler.remove(group)
@@ -218,7 +215,7 @@ def time_steps(engine: Engine, load: StepLoad, num_steps: int) -> tuple[float, l
 
 
 def _check_errors(groups: list[SequenceGroup]) -> None:
-    """Raises RuntimeError where one has failed: it gets no token more."""
+    """Raise RuntimeError if a request failed, since it gets no more tokens."""
     for group in groups:
         if group.output_state.error:
             raise RuntimeError(group.output_state.error)

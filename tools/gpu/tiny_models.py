@@ -1,4 +1,4 @@
-"""Small random models of each kind, as folders, whose every part matters to what they say."""
+"""Model folders with small random weights, scaled so that every layer affects the output."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MODEL_KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True},
 }
 WEIGHT_GAINS = {"q_proj": 2.0, "o_proj": 3.0, "down_proj": 3.0}
-"""Attention that is not flat, and layers that outweigh the embedding."""
+"""Weight scales: attention is not uniform, and layers outweigh the embedding."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """How large such a model is."""
+    """Dimensions of a model."""
 
     hidden_size: int
     intermediate_size: int
@@ -59,7 +59,7 @@ TINY_MODEL = ModelSize(
 
 
 def write_model(folder: Path, kind: str, size: ModelSize, dtype: torch.dtype) -> Path:
-    """A whole model folder: configuration, weights of this type, and a vocabulary of bytes and numbers."""
+    """Write a model folder: config, weights in `dtype`, and a tokenizer with byte tokens."""
     folder.mkdir(parents=True)
     config = MODEL_KINDS[kind] | {
         "vocab_size": size.vocab_size,
@@ -90,13 +90,13 @@ def _random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator
     if len(shape) == 1:
         return torch.add(1.0, noise, alpha=0.2)
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        return noise.mul_(0.5 * (40 / shape[1]) ** 0.5)  # logits of the same spread whatever the width
+        return noise.mul_(0.5 * (40 / shape[1]) ** 0.5)  # logits with the same spread at any width
     gain = next((gain for module, gain in WEIGHT_GAINS.items() if module in name), 1.0)
     return noise.mul_(gain / shape[1] ** 0.5)
 
 
 def _make_tokenizer(size: int) -> Tokenizer:
-    """The letters that bytes are written as, then words that no text has."""
+    """A byte-level BPE tokenizer without merges: byte characters, then filler tokens up to `size`."""
     byte_chars = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*byte_chars, *(f"{byte_chars[0]}{index}" for index in range(size - len(byte_chars)))]
     tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))

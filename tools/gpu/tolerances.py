@@ -1,4 +1,4 @@
-"""How near a kernel's results are to those of its reference, as the kernels' tests ask."""
+"""Tolerances for comparing a kernel's results with its reference; also used by the kernel tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.steering.state import RequestLayout
+from ...kernels.steering.layout import RequestLayout
 from ...kernels.steering.step import SamplerOutput
 
 ULP = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 MAX_ULPS = 4
-"""Roundings of the result's type that a number may be away from the truth."""
+"""Allowed error in units in the last place of the result's dtype."""
 MIN_TOKEN_MATCH = 0.9
-"""The share of tokens that must be the reference's: the rest may be near ties."""
+"""Fraction of tokens that must equal the reference's; the others may be near ties."""
 
 TOLERANCES = {
     "weights": (1e-4, 1e-5),
@@ -26,11 +26,11 @@ TOLERANCES = {
     "logprob": (1e-3, 1e-3),
     "branch_logprobs": (1e-4, 1e-3),
 }
-"""What a steering step tells: the relative error that is allowed, and the least that is whatever the size."""
+"""(rtol, atol) of a steering step's outputs."""
 
 
 def to_float64(value: Any) -> Any:
-    """The same arguments in float64, as far as they are tensors, or values made of tensors."""
+    """Convert floating-point tensors to float64, also inside tuples and dataclasses."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, tuple):
@@ -42,7 +42,7 @@ def to_float64(value: Any) -> Any:
 
 
 def iter_tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of a result or of arguments, in their order."""
+    """Yield all tensors of a result or of arguments, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -51,10 +51,10 @@ def iter_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def compare_tensors(results: Any, references: Any, expected: Any, atol: float = 1e-5) -> tuple[float, str]:
-    """(the largest error over what is allowed, what is wrong or ""), for tensors one by one.
+    """Compare tensor by tensor; return (largest error / tolerance, failure message or "").
 
-    expected: the reference in float64. references: the reference as it is, of which twice the error is
-    allowed, and `atol` and some roundings more.
+    expected: the reference in float64. references: the reference in its dtype. The tolerance is twice the
+    error of `references`, plus `MAX_ULPS` roundings and `atol`.
     """
     worst, wrong = 0.0, ""
     for index, (result, reference, truth) in enumerate(
@@ -72,12 +72,12 @@ def compare_tensors(results: Any, references: Any, expected: Any, atol: float = 
         ratio = _error_ratio(result.double(), reference.double(), truth.double(), ulp, atol)
         worst = max(worst, ratio)
         if not ratio <= 1:
-            wrong = wrong or f"result {index} is {ratio:.3g} times as far off as is allowed"
+            wrong = wrong or f"the error of result {index} is {ratio:.3g} times the tolerance"
     return worst, wrong
 
 
 def _error_ratio(result: Tensor, reference: Tensor, truth: Tensor, ulp: float, atol: float) -> float:
-    """The largest error over what is allowed of it; infinite where one is NaN and the other is not."""
+    """Largest error / tolerance; infinite if NaNs are not at the same indices."""
     if not result.numel():
         return 0.0
     if not torch.equal(result.isnan(), truth.isnan()):
@@ -91,21 +91,21 @@ def _error_ratio(result: Tensor, reference: Tensor, truth: Tensor, ulp: float, a
 def compare_sampler_outputs(
     actual: SamplerOutput, expected: SamplerOutput, layout: RequestLayout
 ) -> tuple[float, str]:
-    """As `difference`, for what a steering step chose: tokens, and the numbers of those that are the same."""
+    """As `compare_tensors`, for a steering step: tokens, and the other outputs where tokens are equal."""
     token_matches = actual.tokens == expected.tokens
     match_rate = float(token_matches.float().mean())
     wrong = (
-        "" if match_rate >= MIN_TOKEN_MATCH else f"only {match_rate:.0%} of the tokens are the reference's"
+        "" if match_rate >= MIN_TOKEN_MATCH else f"only {match_rate:.0%} of the tokens equal the reference's"
     )
     if bool((actual.failed != expected.failed).any()):
-        return float("inf"), "other requests failed than the reference's"
+        return float("inf"), "the set of failed requests differs from the reference's"
     worst, row_matches = 0.0, token_matches[layout.request_of_row]
     for name, (rtol, atol) in TOLERANCES.items():
         mask = row_matches if name == "branch_logprobs" else token_matches
         values, expected_values = (getattr(output, name)[mask].double() for output in (actual, expected))
         ratios = (values - expected_values).abs() / (rtol * expected_values.abs() + atol)
-        ratio = float(ratios.nan_to_num(0.0).max()) if ratios.numel() else 0.0  # NaN: not measured by one
+        ratio = float(ratios.nan_to_num(0.0).max()) if ratios.numel() else 0.0  # NaN: not computed by both
         worst = max(worst, ratio)
         if not ratio <= 1:
-            wrong = wrong or f"{name} is {ratio:.3g} times as far off as is allowed"
+            wrong = wrong or f"the error of {name} is {ratio:.3g} times the tolerance"
     return worst, wrong

@@ -26,7 +26,7 @@ class RayConfig:
         validate_types(self)
         validate_rules(
             self,
-            ("replicas", self._is_valid_range(), "a whole number ≥ 1, or a range such as 1:4"),
+            ("replicas", self._is_valid_range(), "an integer ≥ 1, or a range such as 1:4"),
             ("replica_cpus", 0 <= self.replica_cpus < 1e6, "a number ≥ 0"),
             ("replica_gpus", self.replica_gpus is None or 0 <= self.replica_gpus < 1e6, "a number ≥ 0"),
         )

@@ -1,1 +1,1 @@
-"""The LM head fused with the steering step: no [rows, vocab] logits in memory. `launch.py` is the entry."""
+"""LM head fused with the steering step, without [rows, vocab] logits in memory. Start in `launch.py`."""

@@ -1,16 +1,16 @@
-"""The LM head fused with the steering step: no [rows, vocab] logits in memory.
+"""LM head fused with the steering step, without [rows, vocab] logits in memory.
 
-    weigh    (request)                              as in `steer`
-    blend    (request, part of the width)           where branches are not needed apart: Σ c h
-    project  (tile of requests, of the vocabulary)  z = W h; best tokens, or two rows a request
-    mix … choose                                    of those rows, where they are kept: as in `steer`
-    settle   (branch)                               the token, its logit in every branch, normalisers
-    finish   (request)                              as in `steer`
+    reweight_kernel      (request)                        as in `steer`
+    mix_hidden_kernel    (request, hidden tile)           Σ c h, if no branch is needed separately
+    lm_head_kernel       (request tile, vocabulary tile)  z = W h; best tokens, or two rows per request
+    mix_logits_kernel … sample_truncated_kernel           as in `steer`, on those rows if they are stored
+    reduce_tiles_kernel  (request, branch)                token, its logit in every branch, normalisers
+    finalize_kernel      (request)                        as in `steer`
 
-Greedy steps and draws without a filter are decided by `project`. A trust region, a mask, a filter, edits, the
-likeliest tokens and a measured divergence need whole rows of scores: the first branch's and the mix of the
-others, which the launches of `steer` go on with as with a request of two branches. Where rows are so many
-that their arithmetic outlasts the reading of the weights, the vendor's product and `steer` follow each other.
+`lm_head_kernel` alone decides greedy steps and sampling without filters. A trust region, support mask,
+filter, edits, top log-probabilities and measured KL need full rows of scores: the first branch and the mix of
+the others, which the launches of `steer` process like a request of two branches. With so many rows that the
+arithmetic takes longer than reading the weights, the vendor's matmul is followed by `steer`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import triton
 from torch import Tensor
 
 from ...lm_head import logits_matmul
-from ...steering.features import StepFeatures
-from ...steering.state import RequestLayout
+from ...steering.feature import StepFeatures
+from ...steering.layout import RequestLayout
+from ...steering.state import COLUMN_INDEX
 from ..configs import LMHeadConfig
 from ..dot import UPCAST
 from ..steering.step import SteeringLaunch, steer
@@ -35,16 +36,17 @@ from .project import lm_head_kernel, mix_hidden_kernel
 from .reduce import reduce_tiles_kernel
 
 if TYPE_CHECKING:
-    from ...steering.state import LogitEdits, SteeringState
+    from ...steering.layout import LogitEdits
+    from ...steering.state import SteeringState
     from ...steering.step import SamplerOutput
 
 BLOCK_K = 1024
-"""Of the width, in one go."""
+"""Hidden dimension per step of `mix_hidden_kernel` and `reduce_tiles_kernel`."""
 FINALIZE_BLOCK_S = 4
-"""`finish` merges one part as if of so many: with one, its code for Blackwell spills."""
+"""Padded number of parts that `finalize_kernel` merges: with 1, its Blackwell code spills registers."""
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAUNCH_OPTIONS = {"enable_fp_fusion": True}
-"""Said, since what a launch does without it depends on Triton's version."""
+"""Explicit, because the default depends on the Triton version."""
 
 
 def lm_head_steer(
@@ -58,21 +60,20 @@ def lm_head_steer(
     top: bool = False,
     config: LMHeadConfig | None = None,
 ) -> SamplerOutput:
-    """Chooses one token for each request and moves the table on by it; see `kernels.lm_head.lm_head_steer`.
+    """Choose one token per request and update the steering state; see `kernels.lm_head.lm_head_steer`.
 
-    hidden [rows, width] after the final norm, weight [vocab, width], contiguous, of one type: float32,
-    bfloat16 or float16; sums are float32. config: how it is launched, None for what the device is launched
-    with. Raises ValueError for other types, shapes or layouts.
+    hidden [rows, hidden_size] after the final norm, weight [vocab, hidden_size], contiguous, of one dtype:
+    float32, bfloat16 or float16; accumulation is float32. config: None for the launch config of the device.
+    Raises ValueError for other dtypes, shapes or strides.
     """
     _check_args(hidden, weight, layout)
     config = config or get_launch_configs(hidden.device).head
-    features = StepFeatures.from_layout(layout, state)
+    features = state.features(layout)
     plan = FusedPlan.from_features(
         features, layout, state, trace=trace, top=top, has_edits=edits is not None, config=config
     )
-    is_fp32_cuda = (
-        hidden.is_cuda and hidden.dtype == torch.float32
-    )  # no tensor core has that, and tiles of it spill
+    # tensor cores do not support float32, and float32 tiles spill registers
+    is_fp32_cuda = hidden.is_cuda and hidden.dtype == torch.float32
     if plan is None or is_fp32_cuda:
         return steer(logits_matmul(hidden, weight), layout, state, edits, trace=trace, top=top)
     launch = _FusedEnds(hidden, weight, layout, state, features, plan, trace=trace, top=top)
@@ -82,25 +83,26 @@ def lm_head_steer(
 def _check_args(hidden: Tensor, weight: Tensor, layout: RequestLayout) -> None:
     if hidden.dtype != weight.dtype or hidden.dtype not in SUPPORTED_DTYPES:
         raise ValueError(
-            f"hidden and weight must be of one floating type, not {hidden.dtype}, {weight.dtype}"
+            f"hidden and weight must share one floating dtype, got {hidden.dtype} and {weight.dtype}"
         )
     shapes = tuple(hidden.shape), tuple(weight.shape)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden must be [rows, width], weight [vocab, width]; they are {shapes}")
+        raise ValueError(f"expected hidden [rows, hidden_size] and weight [vocab, hidden_size], got {shapes}")
     if not (hidden.is_contiguous() and weight.is_contiguous()):
         raise ValueError(
-            f"hidden and weight must be contiguous and have strides {hidden.stride()}, {weight.stride()}"
+            f"hidden and weight must be contiguous, got strides {hidden.stride()} and {weight.stride()}"
         )
     if len(hidden) != len(layout.branch_of_row):
-        raise ValueError(f"hidden has {len(hidden)} rows and the groups {len(layout.branch_of_row)}")
+        raise ValueError(f"hidden has {len(hidden)} rows, the request layout {len(layout.branch_of_row)}")
     if not hidden.device == weight.device == layout.state_rows.device:
         raise ValueError(
-            f"hidden is on {hidden.device}, weight on {weight.device}, groups on {layout.state_rows.device}"
+            f"expected one device, got hidden on {hidden.device}, weight on {weight.device}, "
+            f"request layout on {layout.state_rows.device}"
         )
 
 
 class _TileResults(NamedTuple):
-    """What the parts of a vocabulary left of each request; token_score: see `settle_kernel`."""
+    """Results per request and vocabulary part; token_score: see `reduce_tiles_kernel`."""
 
     best_score: Tensor
     best_token: Tensor
@@ -113,7 +115,7 @@ class _TileResults(NamedTuple):
 
 
 class _FusedEnds(SteeringLaunch):
-    """What is launched over all rows, before and after; to `finish` the vocabulary is the chosen token."""
+    """First and last launches, over all rows; to `finalize_kernel` the chosen token is the vocabulary."""
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ class _FusedEnds(SteeringLaunch):
         return self.trace or self.top
 
     def run_fused(self) -> SamplerOutput:
-        """The whole step, where the product's launch finds the best tokens."""
+        """Run a step in which `lm_head_kernel` selects the best tokens."""
         self._reweight()
         shape = (self.num_reqs, self.num_tiles)
         best_score, score_max, score_sum, token_score = (self._new(*shape) for _ in range(4))
@@ -160,7 +162,7 @@ class _FusedEnds(SteeringLaunch):
         return self.finalize_step(results)
 
     def project_rows(self, rows_out: Tensor, coefs_out: Tensor) -> None:
-        """Weights and product, where rows are kept: rows_out [groups · plan.kept, vocab]."""
+        """Reweight, and compute the stored rows: rows_out [requests · plan.rows_stored, vocab]."""
         self._reweight()
         dummy = self.dummy
         self._lm_head(
@@ -170,8 +172,8 @@ class _FusedEnds(SteeringLaunch):
     def finalize_step(
         self, results: _TileResults, top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     ) -> SamplerOutput:
-        """The token and all that is told of it; `top_logprobs_fn` tokens from the logarithm of a row's
-        sum.
+        """Choose the tokens and return the step's output; top_logprobs_fn: maps the logsumexp of each
+        request's scores to its top log-probabilities.
         """
         if top_logprobs_fn is not None:
             self.top_logprobs_fn = top_logprobs_fn
@@ -182,7 +184,7 @@ class _FusedEnds(SteeringLaunch):
         return self.top_logprobs_fn(lse)
 
     def _mix_hidden(self) -> tuple[Tensor, Tensor]:
-        """One row a request; what its type cannot hold is a row of its own."""
+        """(high, low): one mixed hidden state per request; low is the rounding error of high."""
         hidden_size, has_low = self.hidden.shape[1], self.hidden.dtype != torch.float32
         high = self.hidden.new_empty(self.num_reqs, hidden_size)
         low = torch.empty_like(high) if has_low else self.dummy
@@ -201,7 +203,7 @@ class _FusedEnds(SteeringLaunch):
         lm_head_kernel[(plan.num_row_tiles, self.num_tiles)](
             hidden, low, self.weight, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, self.on_ray,
-            state.steps, *self._params("temperature", "seed"),
+            state.steps, state.params[COLUMN_INDEX["temperature"]], state.seeds,
             rows_out, coefs_out, self.tile_max, self.tile_sum,
             results.score_max, results.score_sum, results.token_score, results.nonfinite,
             results.best_score, results.best_token,
@@ -216,7 +218,7 @@ class _FusedEnds(SteeringLaunch):
         )  # fmt: skip
 
     def _reduce_tiles(self, results: _TileResults) -> Tensor:
-        """Makes one part of all; the tokens, [groups]."""
+        """Merge all parts into one; returns the tokens [requests]."""
         layout, plan = self.layout, self.plan
         vocab_size, hidden_size = self.weight.shape
         num_parts = results.best_score.shape[1]
@@ -224,13 +226,13 @@ class _FusedEnds(SteeringLaunch):
         grid_rows = layout.max_rows if plan.branch_logprobs or self._return_logprobs else 1
         reduce_tiles_kernel[(self.num_reqs, grid_rows)](
             self.hidden, self.weight, layout.state_rows, layout.row_start, layout.num_rows, self.on_ray,
-            *self._params("kl_budget"), self.tile_max, self.tile_sum, *results,
+            *self.params, self.tile_max, self.tile_sum, *results,
             self.logits, self.row_max, self.row_sum, self.best_score, self.best_token, self.nonfinite,
             self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength, tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,
             MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
             RETURN_LOGPROBS=self._return_logprobs,
-            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
+            HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
             HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
             BLOCK_P=triton.next_power_of_2(num_parts), BLOCK_T=triton.next_power_of_2(self.num_tiles),
             **LAUNCH_OPTIONS,
@@ -239,7 +241,7 @@ class _FusedEnds(SteeringLaunch):
 
 
 class _StoredRows(SteeringLaunch):
-    """A step over the rows that were kept, as of requests of one or two branches, between its two ends."""
+    """The launches of `steer` over the stored rows, as requests of one or two branches."""
 
     def __init__(self, ends: _FusedEnds) -> None:
         rows = ends._new(ends.plan.rows_stored * ends.num_reqs, len(ends.weight))
@@ -261,7 +263,7 @@ class _StoredRows(SteeringLaunch):
 
 
 def _stored_layout(layout: RequestLayout, rows_stored: int) -> RequestLayout:
-    """Requests of at most `rows_stored` rows, each beginning with its own first branch."""
+    """Layout of the stored rows: at most `rows_stored` per request, the first its first branch."""
     req_ids = torch.arange(len(layout.state_rows), device=layout.state_rows.device)
     return RequestLayout(
         state_rows=layout.state_rows,

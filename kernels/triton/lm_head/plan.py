@@ -1,4 +1,4 @@
-"""How the fused LM head of one step is launched and what it stores, decided on the host."""
+"""Host-side plan of one fused LM head launch: whether to fuse, tile shape, stored rows."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 
 import triton
 
+from ...steering.feature import HeadOutput
 from ..configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
 
 if TYPE_CHECKING:
-    from ...steering.features import StepFeatures
-    from ...steering.state import RequestLayout, SteeringState
-
-"""By counted bytes and compiled code, not timed: within 64 rows the weights are read once and the product
-waits for memory; a second tile of rows would read them again, through a cache that is hardly fast enough."""
+    from ...steering.feature import StepFeatures
+    from ...steering.layout import RequestLayout
+    from ...steering.state import SteeringState
 
 
 @dataclass(frozen=True)
 class FusedPlan:
-    """blended: hidden states are mixed before the product, to one row a request. materialize: rows are kept
-    for the launches of `steer`, `rows_stored` a request; else the product's launch finds each tile's best
-    token. branch_logprobs: (max, Σ exp) of every row are wanted. branch_slots: places for a request's rows
-    in a tile of `tile_rows`.
+    """mix_before_head: mix hidden states before the LM head, to one row per request. materialize: store
+    `rows_stored` rows per request for the launches of `steer`; otherwise `lm_head_kernel` selects the best
+    token of each tile. branch_logprobs: also compute (max, Σ exp) of every row. branch_slots: slots for the
+    branches of one request in a tile of `tile_rows` rows.
     """
 
     mix_before_head: bool
@@ -45,7 +44,7 @@ class FusedPlan:
         return -(-vocab_size // self.tile.tokens)
 
     def bytes_moved(self, num_rows: int, vocab_size: int, hidden_size: int, itemsize: int) -> int:
-        """The least that the product's launch moves: weights once, hidden states, what it leaves."""
+        """Minimum memory traffic of `lm_head_kernel`: weights once, hidden states, outputs."""
         stats_bytes = 8 * num_rows * self.num_vocab_tiles(vocab_size) if self.branch_logprobs else 0
         output_bytes = (
             4 * self.rows_stored * vocab_size if self.materialize else 12 * self.num_vocab_tiles(vocab_size)
@@ -57,11 +56,11 @@ class FusedPlan:
         )
 
     def flops(self, num_rows: int, vocab_size: int, hidden_size: int) -> int:
-        """The least that the product computes: rows that only fill a tile up do not count."""
+        """Minimum FLOPs of the matrix product, without padding rows."""
         return 2 * self.gemm_rows(num_rows) * vocab_size * hidden_size
 
     def gemm_rows(self, num_rows: int) -> int:
-        """Hidden states that are multiplied: a blended one is a pair, of its high and its low digits."""
+        """Rows of the matrix product; a mixed hidden state is a pair of rows, its high and low bits."""
         return 2 * self.num_reqs if self.mix_before_head else num_rows
 
     @classmethod
@@ -76,29 +75,26 @@ class FusedPlan:
         has_edits: bool,
         config: LMHeadConfig = DEFAULT_LM_HEAD_CONFIG,
     ) -> FusedPlan | None:
-        """None where the vocabulary's product and `steer` are better done one after the other.
+        """None where a separate logits product followed by `steer` is better.
 
-        The divergence is measured, and edits, filters and the likeliest tokens are made of stored rows.
+        Measured KL, edits, filters and top log-probabilities need stored rows.
         """
-        needs_rows = features.has_kl_budget or features.has_nucleus_mask or features.uses_prev_contrast
-        mix_before_head = not (trace or top or features.has_rewards or needs_rows)
+        head_output, branch_logprobs = features.head_output, trace or features.branch_logprobs
+        mix_before_head = not (top or branch_logprobs or head_output > HeadOutput.SCORES)
         branch_slots = 1 if mix_before_head else triton.next_power_of_2(layout.max_rows)
         num_reqs = len(layout.state_rows)
         if num_reqs * branch_slots > config.max_rows or branch_slots > max(config.tiles):
             return None
-        if (
-            features.has_nucleus_mask or features.uses_prev_contrast
-        ) and layout.max_rows > 2:  # they look at more than two rows keep
+        if head_output == HeadOutput.BRANCHES and layout.max_rows > 2:  # two rows are stored
             return None
         tile_rows = config.tile_rows(num_reqs * branch_slots, branch_slots)
         return cls(
             mix_before_head=mix_before_head,
-            materialize=needs_rows
-            or features.has_truncation
+            materialize=head_output > HeadOutput.TOKEN
             or top
             or has_edits
             or (trace and _any_on_ray(layout, state)),
-            branch_logprobs=trace or features.has_rewards,
+            branch_logprobs=branch_logprobs,
             branch_slots=branch_slots,
             tile_rows=tile_rows,
             num_reqs=num_reqs,
@@ -107,7 +103,7 @@ class FusedPlan:
 
 
 def _any_on_ray(layout: RequestLayout, state: SteeringState) -> bool:
-    """Whether a request's scores may be of the form b + a (m − b), so that a trace has its divergence."""
+    """Whether the scores of any request may have the form b + a (m − b), so that a trace measures its KL."""
     coefficients = [state.host_params[row][0] for row in layout.host_state_rows or tuple(state.host_params)]
     any_on_ray = any(
         coefs.base_coef == 1 - coefs.objective_coef and not coefs.prev_contrast_coef for coefs in coefficients

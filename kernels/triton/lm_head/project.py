@@ -1,13 +1,14 @@
-"""LM head and mix in one pass: logits stay in registers.
+"""LM head and branch mixing in one pass; the logits stay in registers.
 
-    blend    (request, part of the width)   Σ c h, where nothing needs the branches apart: one row a request
-    project  (tile of requests, tile of the vocabulary)   z = W h, and what is needed of it
+    mix_hidden_kernel  (request, hidden tile)           Σ c h, one row per request, if no branch is needed
+                                                        separately
+    lm_head_kernel     (request tile, vocabulary tile)  z = W h, reduced as follows
 
-A tile of rows has places for so many requests, each with `SLOTS` places for its branches, so that any numbers
-of branches meet in one product, each weight is read once for all of them, and a request's rows are together.
-Branches are mixed one after the other, in order, whatever stands in the tile. Of z stay (max, Σ exp) a row,
-and of the scores s = Σ c z either the best token of the tile, or two rows a request: its first branch, and
-Σ c z of the others (of one other: itself), with the coefficients that make s of them.
+A row tile holds BLOCK_M // BRANCH_SLOTS requests with BRANCH_SLOTS rows each, so that requests with different
+numbers of branches share one product, each weight is read once for all of them, and the rows of a request are
+adjacent. Branches are mixed in order, whatever else is in the tile. Stored are (max, Σ exp) of z per row and,
+of the scores s = Σ c z, either the best token of the tile, or two rows per request: its first branch, and
+Σ c z of the others (a single other branch unscaled), with the coefficients that combine them to s.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..steering.weights import GREEDY_THRESHOLD
 
 @triton.jit
 def load_coef(coef_ptr, strength_ptr, on_ray_ptr, req_idx, row, branch_idx, mask):
-    """Of branches in the scores, float32; on a ray b + a (m − b), the base's share is added to that of m."""
+    """Branch coefficients of the scores, float32; on the ray b + a (m − b) including the base term 1 − a."""
     coef = tl.load(coef_ptr + row, mask=mask, other=0.0)
     strength = tl.load(strength_ptr + req_idx, mask=mask, other=0.0)
     base_term = tl.where(branch_idx == 0, 1.0 - strength, 0.0)
@@ -35,7 +36,7 @@ def mix_hidden_kernel(
     hidden_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, on_ray_ptr, high_ptr, low_ptr,
     HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr,
 ):  # fmt: skip
-    """PAIRED: what `high` rounds off stands in `low`, so that two products of its type give the sum's."""
+    """HAS_LOW: store the rounding error of `high` in `low`; the two products add up to that of the sum."""
     req_idx = tl.program_id(0).to(tl.int64)
     offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
@@ -92,8 +93,8 @@ def logits_matmul(
 
 @triton.jit
 def select_branch(branch_logits, branch_idx, BRANCH_SLOTS: tl.constexpr):
-    """The logits of every request's branch `branch_idx`, [tokens, requests]; branch_logits [tokens,
-    requests, slots].
+    """Logits of branch `branch_idx` of every request; branch_logits [tokens, requests, slots] → [tokens,
+    requests].
     """
     offs_slot = tl.arange(0, BRANCH_SLOTS)[None, None, :]
     return tl.sum(tl.where(offs_slot == branch_idx, branch_logits, 0.0), axis=2)
@@ -105,7 +106,7 @@ def store_branches(
     vocab_size,
     MIX_BEFORE_HEAD: tl.constexpr, ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Stores the first branch, and the mix of the others or the only other; and the shares of both."""
+    """Store the first branch, the mix of the others (a single one unscaled), and both coefficients."""
     offs = req_idx[None, :] * (ROWS_STORED * vocab_size) + offs_v[:, None]
     mask = mask_v[:, None] & (num_rows > 0)[None, :]
     mixed = tl.zeros([offs_v.shape[0], req_idx.shape[0]], tl.float32)
@@ -120,7 +121,7 @@ def store_branches(
         coef_out_ptrs = coefs_out_ptr + req_idx * ROWS_STORED + branch_idxs
         tl.store(
             coef_out_ptrs, tl.where(is_single, coef, 1.0), mask=has_branch & (branch_idxs < ROWS_STORED)
-        )  # the same in every tile
+        )  # every vocabulary tile stores the same values
         if branch_idx == 0:
             tl.store(rows_out_ptr + offs, logits, mask=mask)
         else:
@@ -149,7 +150,7 @@ def mix_branches(
 
 @triton.jit
 def add_gumbel_noise(scores, steps_ptr, temperature_ptr, seed_ptr, state_row, req_mask, offs_v):
-    """Scores/T plus noise where a request has a temperature, [tokens, requests]."""
+    """Scores/T plus Gumbel noise for sampled requests, unchanged for greedy ones, [tokens, requests]."""
     temperature = tl.load(temperature_ptr + state_row, mask=req_mask, other=0.0)
     is_sampled = temperature >= GREEDY_THRESHOLD
     if tl.max(is_sampled.to(tl.int32), axis=0) > 0:
@@ -173,10 +174,11 @@ def lm_head_kernel(
     ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
     HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """hidden [rows, width], of one row a group where they are BLENDED; weight [vocab, width].
+    """hidden [rows, HIDDEN_SIZE], with MIX_BEFORE_HEAD one row per request; weight [vocab, HIDDEN_SIZE].
 
-    MATERIALIZE: kept [KEPT · groups, vocab] and their coefficients are written; else raw (the score of the
-    best token), broken (how many scores are not finite), best and index [groups, tiles].
+    MATERIALIZE: write rows_out [ROWS_STORED · requests, vocab] and coefs_out; otherwise nonfinite (the number
+    of non-finite scores), best_score, best_token and with RETURN_LOGPROBS token_score (the noise-free score
+    of the best token), [requests, tiles].
     """
     REQS_PER_TILE: tl.constexpr = BLOCK_M // BRANCH_SLOTS
     tile_idx = tl.program_id(1)
@@ -224,7 +226,7 @@ def lm_head_kernel(
         )
         tile_offs = req_idx * num_tiles + tile_idx
         is_finite = tl.abs(scores) < float("inf")
-        # counted in float32: of bits the compiler makes a word in local memory
+        # count in float32: for a boolean sum the compiler uses local memory
         nonfinite = tl.sum(tl.where(is_finite | (offs_v >= vocab_size)[:, None], 0.0, 1.0), axis=0)
         tl.store(nonfinite_ptr + tile_offs, nonfinite.to(tl.int32), mask=req_mask)
         allowed_scores = tl.where((offs_v < valid_vocab)[:, None] & (scores == scores), scores, float("-inf"))

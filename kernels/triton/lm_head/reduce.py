@@ -1,8 +1,9 @@
-"""Reduce the results of the vocabulary tiles to the chosen token and the log-normalisers.
+"""Reduce the per-tile results of the fused LM head to the chosen token and its log-normalisers.
 
-One program a branch, or a request where no branch is asked after. It finds the token from the best of every
-part of the vocabulary, as `finish` does, multiplies that token's row of W with the branch's hidden state, and
-merges what the parts left. To `finish` the step then has one part, and a vocabulary of one token.
+One program per branch, or per request if no branch log-probability is needed. It selects the token from the
+best of every vocabulary part, as `finalize_kernel` does, multiplies that token's row of W with the branch's
+hidden state, and merges the statistics of the parts. `finalize_kernel` then sees one part and a vocabulary of
+one token.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..steering.columns import load_param
 from ..steering.finalize import merge_stats
 from ..steering.score import NO_TOKEN
-from ..steering.trust_region import load_moments
+from ..steering.trust_region import KL_BUDGET, load_moments
 
 
 @triton.jit
@@ -31,9 +33,10 @@ def compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE: tl.constexpr,
     return tl.sum(sums, axis=0)
 
 
-@triton.jit(do_not_specialize=["num_parts", "num_tiles", "num_reqs"])
+@triton.jit(do_not_specialize=["params_stride", "num_parts", "num_tiles", "num_reqs"])
 def reduce_tiles_kernel(
-    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, kl_budget_ptr,
+    hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, params_ptr,
+    params_stride,
     tile_max_ptr, tile_sum_ptr,
     best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr,
     kl_sums_ptr, strength_ptr,
@@ -45,7 +48,10 @@ def reduce_tiles_kernel(
     MEASURE_KL: tl.constexpr, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """raw: scores of the best token of each part, or STORED, of every token. one_…: of the one part left."""
+    """token_score: noise-free score of the best token of each part; with MATERIALIZE of every token.
+
+    out_*: the merged results, as one part.
+    """
     req_idx, branch_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offs_p = tl.arange(0, BLOCK_P)
     part_offs = req_idx * num_parts + offs_p
@@ -81,7 +87,8 @@ def reduce_tiles_kernel(
                 token_score = tl.sum(tl.where(tokens == token, token_scores, 0.0), axis=0)
             tl.store(out_token_score_ptr + req_idx, token_score)
         if HAS_KL_BUDGET | MEASURE_KL:
-            has_kl_budget = tl.load(kl_budget_ptr + tl.load(state_rows_ptr + req_idx)) < float("inf")
+            state_row = tl.load(state_rows_ptr + req_idx)
+            has_kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf")
             if (tl.load(on_ray_ptr + req_idx) != 0) & (MEASURE_KL | has_kl_budget):
                 maxes, sum_exps, means, variances = load_moments(
                     kl_sums_ptr + req_idx * 8 * num_parts, num_parts, 2, 2, BLOCK_P

@@ -1,3 +1,1 @@
-"""The steering step as a fixed number of Triton launches, one file a stage. `step.py` launches them in
-order.
-"""
+"""The steering step as a fixed number of Triton launches, one file per stage. Start in `step.py`."""

@@ -1,4 +1,4 @@
-"""The last launch of a steering step, one program a request: token, trace and next state.
+"""The last launch of a steering step, one program per request: token, trace and next state.
 
 R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...steering.coefficients import EMA as EMA_OF_PROGRAM
-from ...steering.coefficients import MEAN as MEAN_OF_PROGRAM
+from ...steering.rewards import EMA as REFERENCE_EMA
+from ...steering.rewards import MEAN as REFERENCE_MEAN
+from .columns import column, load_param
 from .score import NO_TOKEN
-from .trust_region import kl_divergence, load_moments, select
+from .trust_region import KL_BUDGET, kl_divergence, load_moments, select
 
+ACCUMULATE, DECAY = column("accumulate"), column("decay")
 BLOCK_R = 16
-MEAN, EMA = tl.constexpr(MEAN_OF_PROGRAM), tl.constexpr(EMA_OF_PROGRAM)
+MEAN, EMA = tl.constexpr(REFERENCE_MEAN), tl.constexpr(REFERENCE_EMA)
 
 
 @triton.jit
 def merge_stats(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
-    """(max, Σ exp) of a row from those of its parts."""
+    """(max, Σ exp) of a row from those of its splits."""
     offs_s = tl.arange(0, BLOCK_S)
     maxes = tl.load(max_ptr + offs_s, mask=offs_s < num_splits, other=float("-inf"))
     max_value = tl.max(maxes, axis=0)
@@ -48,11 +50,11 @@ def load_branch_logprobs(
     return logit - (row_max + tl.log(tl.where(mask_r, tl.sum(sum_exp, axis=1), 1.0)))
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_reqs", "max_objectives"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "num_reqs", "max_objectives"])
 def finalize_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, accumulate_ptr,
-    decay_ptr,
-    kl_budget_ptr, rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr,
+    params_ptr, params_stride,
+    rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
     score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr,
     logprob_ptr,
     kl_ptr, branch_logprob_ptr, lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
@@ -96,7 +98,7 @@ def finalize_kernel(
 
     kl = tl.zeros([], tl.float32) + float("nan")
     if MEASURE_KL | HAS_KL_BUDGET:
-        has_kl_budget = tl.load(kl_budget_ptr + state_row) < float("inf")
+        has_kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf")
         if on_ray & (MEASURE_KL | has_kl_budget):
             maxes, sum_exps, means, _ = load_moments(
                 kl_sums_ptr + req_idx * 8 * num_splits, num_splits, 2, 2, BLOCK_S
@@ -115,7 +117,8 @@ def finalize_kernel(
 
     num_tokens = tl.load(steps_ptr + state_row) + 1
     tl.store(steps_ptr + state_row, num_tokens)
-    accumulate, decay = tl.load(accumulate_ptr + state_row), tl.load(decay_ptr + state_row)
+    accumulate = load_param(params_ptr, params_stride, state_row, ACCUMULATE)
+    decay = load_param(params_ptr, params_stride, state_row, DECAY)
     has_base = tl.load(branch_ptr + row_start) == 0
     offs_r = tl.arange(0, BLOCK_R)
     for start_o in range(0, max_objectives, BLOCK_O):

@@ -1,8 +1,8 @@
-"""Gumbel noise from (request seed, position, token id) alone, bit for bit the integers of
+"""Gumbel noise as a function of (request seed, position, token id), from the same random integers as
 `kernels.steering.gumbel`.
 
-The logarithm near 1 is Kahan's: with w = 1 − u rounded, −log(1 − u) = u · log(w) / (w − 1), or u where w
-is 1. Integers are equal everywhere; logarithms are those of the machine.
+log1p(−u) is computed by Kahan's method: with w = 1 − u rounded, −log(1 − u) = u · log(w) / (w − 1), or u if
+w = 1. The integers are equal on all devices; the logarithms depend on the device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ U_STEP, U_MAX = tl.constexpr(gumbel.U_STEP), tl.constexpr(gumbel.U_MAX)
 
 @triton.jit
 def splitmix64(x):
-    """Splitmix64's finaliser of an int64."""
+    """The finaliser of splitmix64, int64 → int64."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * FINAL_MUL_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * FINAL_MUL_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -30,7 +30,7 @@ def splitmix64(x):
 
 @triton.jit
 def random_bits(seed, position, tokens):
-    """32 random bits for each of the int32 tokens, for int64 seed and position."""
+    """32 random bits for each int32 token; seed and position are int64."""
     key = splitmix64(splitmix64(seed + SEED_INC) ^ (position * POSITION_FACTOR + POSITION_INC))
     x = tokens * GOLDEN + key.to(tl.int32)
     x = (x ^ ((x >> 16) & 0xFFFF)) * MIX_MUL_1 + (key >> 32).to(tl.int32)
@@ -40,7 +40,7 @@ def random_bits(seed, position, tokens):
 
 @triton.jit
 def gumbel_from_bits(bits):
-    """Standard Gumbel noise, float32 and finite, of int32 random bits."""
+    """Standard Gumbel noise, float32 and finite, from int32 random bits."""
     u = tl.minimum(((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * U_STEP, U_MAX)
     one_minus_u = 1.0 - u
     exponential = tl.where(
@@ -53,5 +53,5 @@ def gumbel_from_bits(bits):
 
 @triton.jit
 def gumbel_noise(seed, position, tokens):
-    """Standard Gumbel noise, float32, for each of the int32 tokens."""
+    """Standard Gumbel noise, float32, for each int32 token."""
     return gumbel_from_bits(random_bits(seed, position, tokens))

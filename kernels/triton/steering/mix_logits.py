@@ -1,8 +1,9 @@
 """Mix the logits of a request's branches in one pass, in splits of the vocabulary.
 
-Rows are looped over with the split held in registers, so that neither their number nor the numbers of other
-requests change what is computed. Each split leaves per row (max, Σ exp), the mixed logits, OPAD's contrast
-for the next step, whether anything was not finite, and in a trust region the sums of the coarse strengths.
+The kernel loops over the rows and keeps the split in registers, so that neither the number of rows nor that
+of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, the mixed logits, OPAD's
+contrast for the next step, whether any value was not finite, and in a trust region the moments at the coarse
+strengths.
 """
 
 from __future__ import annotations
@@ -10,27 +11,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .trust_region import coarse_strength, store_moments
+from .columns import column, load_param
+from .trust_region import KL_BUDGET, coarse_strength, store_moments
+
+PREV_CONTRAST_COEF = column("prev_contrast_coef")
 
 
 @triton.jit
 def has_nonfinite(values, mask):
-    """1 where some entry is NaN or infinite, else 0: zero times it is no number."""
+    """1 if any entry is NaN or infinite, else 0; 0 · x is NaN exactly for those."""
     check = tl.sum(tl.where(mask, values, 0.0) * 0.0, axis=0)
     return (check != check).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "valid_vocab"])
 def mix_logits_kernel(
     logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
-    prev_contrast_coef_ptr,
-    contrast_slot_ptr, prev_contrast_ptr, kl_budget_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
+    params_ptr, params_stride,
+    contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
-    HAS_PREV_CONTRAST: tl.constexpr, HAS_KL_BUDGET: tl.constexpr, NUM_COARSE: tl.constexpr,
+    HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr, NUM_COARSE: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """named: ids at or beyond it are never chosen; row_allowed is each row's max below it."""
+    """valid_vocab: ids from it on are never chosen; row_valid_max: the maximum of each row below it."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
     row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
@@ -51,10 +55,10 @@ def mix_logits_kernel(
         if (split_idx + 1) * BLOCK_V > valid_vocab:
             row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)
         tl.store(row_valid_max_ptr + row * num_splits + split_idx, row_valid_max)
-    # what is no number in a row is none in the mix, whatever its share
+    # a non-finite value of any row makes the mix non-finite, even with coefficient 0
     tl.store(nonfinite_ptr + req_idx * num_splits + split_idx, has_nonfinite(mixed, mask_v))
     if HAS_PREV_CONTRAST:
-        prev_contrast_coef = tl.load(prev_contrast_coef_ptr + state_row)
+        prev_contrast_coef = load_param(params_ptr, params_stride, state_row, PREV_CONTRAST_COEF)
         if prev_contrast_coef != 0:
             z0 = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
             z1 = tl.load(logits_ptr + (row_start + 1) * vocab_size + offs_v, mask=mask_v, other=0.0).to(
@@ -67,13 +71,13 @@ def mix_logits_kernel(
                 prev_contrast_coef.to(tl.float32) * tl.load(contrast_ptrs, mask=mask_v, other=0.0),
                 0.0,
             )
-            tl.debug_barrier()  # what is kept is read before it is replaced
+            tl.debug_barrier()  # read the previous contrast before it is overwritten
             tl.store(contrast_ptrs, z1 - z0, mask=mask_v)
     tl.store(mixed_logits_ptr + req_idx * vocab_size + offs_v, mixed, mask=mask_v)
     centre -= tl.load(logits_ptr + row_start * vocab_size).to(tl.float32)
     tl.store(centre_ptr + req_idx, centre, mask=split_idx == 0)
-    if HAS_KL_BUDGET:
-        if tl.load(kl_budget_ptr + state_row) < float("inf"):
+    if STORE_COARSE_SUMS:
+        if load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf"):
             max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
             base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
                 tl.float32

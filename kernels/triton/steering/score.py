@@ -1,11 +1,12 @@
-"""From mixed logits to what may be sampled, in splits of the vocabulary.
+"""Steered scores, logit edits and token selection, per split of the vocabulary.
 
-    s = (1 − a) b + a m on a ray, a from the trust region where there is one; else s is the mix itself
-    then ids without a token, support mask, bias and bans, repetition
+    s = (1 − a) b + a m on the ray, a from the trust region if the request has one; otherwise s = the mix
+    then: ids beyond the tokenizer, support mask, bias and bans, repetition penalty
 
-Each split leaves (max, Σ exp) of s, the sums of b + a d and b + d that KL is measured by, and its best token
-by s alone or, where there is a temperature, by s/T plus Gumbel noise. With top-k, top-p or min-p in the batch
-the allowed scores are stored instead, and `choose` takes the best token when the thresholds are known.
+`score_kernel` stores per split (max, Σ exp) of s, the moments of b + a d and b + d that KL is measured from,
+and the best token by s, or for sampled requests by s/T plus Gumbel noise. With top-k, top-p or min-p in the
+batch it stores the allowed scores instead, and `sample_truncated_kernel` selects the best token once the
+thresholds are known.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .columns import column, load_param
 from .gumbel import gumbel_noise
+from .masks import FORBIDDEN_LOGIT, forbidden_in_trust_region, outside_nucleus
 from .mix_logits import has_nonfinite
-from .trust_region import solve_strength, store_moments
-from .weights import GREEDY_THRESHOLD
+from .trust_region import KL_BUDGET, solve_strength, store_moments
+from .weights import GREEDY_THRESHOLD, TEMPERATURE
 
+MIN_P = column("min_p")
 NO_TOKEN = tl.constexpr(2**31 - 1)
-"""Behind every token, where the lowest is looked for."""
+"""Greater than every token id, to mask the search for the lowest."""
 
 
 @triton.jit
 def store_best(best_score_ptr, best_token_ptr, offs, scores, token_ids):
-    """Stores one split's largest score and the lowest token that has it."""
+    """Store the largest score of a split and the lowest token id that has it."""
     best_score = tl.max(scores, axis=0)
     tl.store(best_score_ptr + offs, best_score)
     tl.store(best_token_ptr + offs, tl.min(tl.where(scores == best_score, token_ids, NO_TOKEN), axis=0))
@@ -32,28 +36,29 @@ def store_best(best_score_ptr, best_token_ptr, offs, scores, token_ids):
 
 @triton.jit
 def add_gumbel_noise(scores, token_ids, seed_ptr, temperature, state_row, position):
-    """Scores/T plus noise."""
+    """Scores/T plus Gumbel noise."""
     return scores / temperature.to(tl.float32) + gumbel_noise(
         tl.load(seed_ptr + state_row), position, token_ids
     )
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_reqs", "valid_vocab", "store_scores"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "num_reqs", "valid_vocab", "store_scores"])
 def score_kernel(
     logits_ptr, mixed_logits_ptr, steered_scores_ptr, allowed_scores_ptr, bias_ptr, repetition_penalty_ptr,
     state_rows_ptr, row_start_ptr,
-    num_rows_ptr, strength_ptr, on_ray_ptr, steps_ptr, kl_budget_ptr, temperature_ptr, seed_ptr,
+    num_rows_ptr, coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, params_ptr, params_stride,
+    seed_ptr, row_valid_max_ptr,
     centre_ptr, bracket_ptr, inner_sums_ptr, nucleus_threshold_ptr, strength_out_ptr, score_max_ptr,
     score_sum_ptr, kl_sums_ptr, nonfinite_ptr, allowed_max_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_splits, num_reqs, store_scores,
-    HAS_KL_BUDGET: tl.constexpr, HAS_NUCLEUS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr,
+    HAS_KL_BUDGET: tl.constexpr, HAS_MASKS: tl.constexpr, HAS_EDITS: tl.constexpr,
     HAS_TRUNCATION: tl.constexpr,
     MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr, NUM_INNER: tl.constexpr,
     MAX_POINTS: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """added, penalty: what Edits add to and divide by, [groups, vocab]. store_scores: steered scores are
-    stored where they are REPORTED; it is asked as the kernel runs, which has variants enough.
+    """bias, repetition_penalty: dense maps of the logit edits, [requests, vocab]. store_scores: with
+    RETURN_LOGPROBS also store the steered scores; a runtime argument to limit the compiled variants.
     """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
@@ -61,9 +66,11 @@ def score_kernel(
     on_ray = tl.load(on_ray_ptr + req_idx) != 0
     strength = tl.load(strength_ptr + req_idx)
     centre = tl.load(centre_ptr + req_idx)
+    scale = tl.where(on_ray, strength, 1.0).to(tl.float32)  # of coefficients, before the trust region
+    base_share = tl.where(on_ray, 1.0 - strength, 0.0).to(tl.float32)
     has_kl_budget = strength != strength
     if HAS_KL_BUDGET:
-        kl_budget = tl.load(kl_budget_ptr + state_row).to(tl.float32)
+        kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET).to(tl.float32)
         has_kl_budget = kl_budget < float("inf")
         if has_kl_budget:
             bracket, inner_sums = (
@@ -81,6 +88,12 @@ def score_kernel(
     mask_v = offs_v < vocab_size
     offs = req_idx * vocab_size + offs_v
     a = strength.to(tl.float32)
+    if HAS_MASKS:
+        outside_region = forbidden_in_trust_region(
+            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride,
+            state_row, row_start, num_rows, scale,
+            base_share, offs_v, mask_v, vocab_size, num_splits, BLOCK_S,
+        )  # fmt: skip
     scores = tl.load(mixed_logits_ptr + offs, mask=mask_v, other=0.0)
     if on_ray:
         base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(
@@ -90,8 +103,11 @@ def score_kernel(
             if MEASURE_KL | has_kl_budget:
                 direction = tl.where(mask_v, scores - base - centre, 0.0)
                 sums_ptr = kl_sums_ptr + req_idx * 8 * num_splits
-                store_moments(sums_ptr, 0, base, direction, 1.0, split_idx, num_splits, 2)
-                store_moments(sums_ptr, 1, base, direction, a, split_idx, num_splits, 2)
+                region_base = base
+                if HAS_MASKS:
+                    region_base = tl.where(outside_region, FORBIDDEN_LOGIT, base)
+                store_moments(sums_ptr, 0, region_base, direction, 1.0, split_idx, num_splits, 2)
+                store_moments(sums_ptr, 1, region_base, direction, a, split_idx, num_splits, 2)
         scores = (1.0 - strength).to(tl.float32) * base + a * scores
     split_offs = req_idx * num_splits + split_idx
     tl.store(nonfinite_ptr + num_reqs * num_splits + split_offs, has_nonfinite(scores, mask_v))
@@ -104,12 +120,13 @@ def score_kernel(
         tl.store(score_sum_ptr + split_offs, tl.sum(tl.exp(valid_scores - max_score), axis=0))
 
     scores = tl.where((offs_v < valid_vocab) & (scores == scores), scores, float("-inf"))
-    if HAS_NUCLEUS_MASK:
-        threshold = tl.load(nucleus_threshold_ptr + req_idx)
-        pref_logits = tl.load(
-            logits_ptr + (row_start + num_rows - 1) * vocab_size + offs_v, mask=mask_v, other=0.0
-        )
-        scores = tl.where(pref_logits.to(tl.float32) >= threshold, scores, float("-inf"))
+    if HAS_MASKS:
+        forbidden = outside_region | outside_nucleus(
+            logits_ptr, nucleus_threshold_ptr, params_ptr, params_stride,
+            state_row, req_idx, row_start, num_rows, offs_v,
+            mask_v, vocab_size,
+        )  # fmt: skip
+        scores = tl.where(forbidden, float("-inf"), scores)
     if HAS_EDITS:
         scores += tl.load(bias_ptr + offs, mask=mask_v, other=0.0)
         repetition_penalty = tl.load(repetition_penalty_ptr + offs, mask=mask_v, other=1.0)
@@ -118,7 +135,7 @@ def score_kernel(
         tl.store(allowed_scores_ptr + offs, scores, mask=mask_v)
         tl.store(allowed_max_ptr + split_offs, tl.max(scores, axis=0))
     else:
-        temperature = tl.load(temperature_ptr + state_row)
+        temperature = load_param(params_ptr, params_stride, state_row, TEMPERATURE)
         if temperature >= GREEDY_THRESHOLD:
             scores = add_gumbel_noise(
                 scores, offs_v, seed_ptr, temperature, state_row, tl.load(steps_ptr + state_row)
@@ -126,26 +143,26 @@ def score_kernel(
         store_best(best_score_ptr, best_token_ptr, split_offs, scores, offs_v)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits"])
 def sample_truncated_kernel(
-    allowed_scores_ptr, allowed_max_ptr, state_rows_ptr, steps_ptr, temperature_ptr, min_p_ptr, seed_ptr,
+    allowed_scores_ptr, allowed_max_ptr, state_rows_ptr, steps_ptr, params_ptr, params_stride, seed_ptr,
     top_k_threshold_ptr, top_p_threshold_ptr, best_score_ptr, best_token_ptr, vocab_size, num_splits,
     HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """The best token of a split among those at or above all thresholds."""
+    """Select the best token of a split among those at or above all thresholds."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
     offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
     scores = tl.load(
         allowed_scores_ptr + req_idx * vocab_size + offs_v, mask=offs_v < vocab_size, other=float("-inf")
     )
-    temperature = tl.load(temperature_ptr + state_row)
+    temperature = load_param(params_ptr, params_stride, state_row, TEMPERATURE)
     if temperature >= GREEDY_THRESHOLD:
         offs_s = tl.arange(0, BLOCK_S)
         maxes = tl.load(
             allowed_max_ptr + req_idx * num_splits + offs_s, mask=offs_s < num_splits, other=float("-inf")
         )
-        min_p = tl.load(min_p_ptr + state_row).to(tl.float32)
+        min_p = load_param(params_ptr, params_stride, state_row, MIN_P).to(tl.float32)
         has_min_p = min_p > 0
         log_min_p = tl.where(
             has_min_p, tl.log(tl.where(has_min_p, min_p, 1.0)) * temperature.to(tl.float32), float("-inf")
@@ -157,7 +174,7 @@ def sample_truncated_kernel(
             threshold = tl.maximum(threshold, tl.load(top_p_threshold_ptr + req_idx))
         keep = scores >= threshold
         scores = tl.where(keep, scores, float("-inf"))
-        if tl.max(scores, axis=0) > float("-inf"):  # few splits hold any of those that are kept
+        if tl.max(scores, axis=0) > float("-inf"):  # most splits have no token above the threshold
             noisy_scores = add_gumbel_noise(
                 scores, offs_v, seed_ptr, temperature, state_row, tl.load(steps_ptr + state_row)
             )

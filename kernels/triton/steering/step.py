@@ -1,52 +1,56 @@
-"""The steering step on a device: `kernels.steering.step` in a few launches, whose number the host knows
-beforehand.
+"""The steering step on a GPU: `kernels.steering.step` as a fixed sequence of Triton launches.
 
-    weigh   (request)          weights, coefficients of the mix
-    mix     (request, split)   Σ c z, (max, Σ exp) of every row; in a trust region the sums of 8 strengths
-    refine  (request, split)   in a trust region: the sums of 12 strengths inside the bracket
-    search  (request, split)   4 launches each for a support mask, for top-k and for top-p
-    score   (request, split)   a*, scores, mask, bans and penalties, noise, best token of a split
-    choose  (request, split)   with top-k, top-p or min-p: the best token among those kept
-    finish  (request)          token, log-probabilities, KL, rewards, step
+    reweight_kernel          (request)          weights, coefficients of the mix
+    mix_logits_kernel        (request, split)   Σ c z, (max, Σ exp) of every row; trust region: 8 strengths
+    kl_bracket_kernel        (request, split)   trust region: 12 strengths inside the bracket
+    find_thresholds          (request, split)   4 launches each for support mask, top-k and top-p
+    score_kernel             (request, split)   a*, scores, mask, bans, penalties, noise, best per split
+    sample_truncated_kernel  (request, split)   top-k, top-p, min-p: the best of the remaining tokens
+    finalize_kernel          (request)          token, log-probabilities, KL, rewards, step count
 
-A split of the vocabulary has one length for a vocabulary, whatever the batch, and its partial results are
-merged by the next launch, so that a request's results do not depend on its neighbours. Nothing is read back
-by the host and there are no atomics: which launches a step has follows from what its requests were admitted
-with. Bias and penalties are scattered into two dense maps first, and the likeliest 20 are torch's `topk` of
-the stored scores.
+The split length depends only on the vocabulary size, and the next launch merges the partial results of the
+splits, so that a request's results do not depend on the rest of the batch. There are no atomics and no reads
+by the host: the parameters of the admitted requests determine the launches of a step. Bias and penalties are
+scattered into two dense maps first. The top 20 log-probabilities are `torch.topk` of the stored scores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ...steering.features import StepFeatures
-from ...steering.state import LogitEdits
+from ...steering.feature import StepFeatures
+from ...steering.features import FEATURES
+from ...steering.layout import LogitEdits
+from ...steering.masks import MASKS, NUCLEUS_MASK
+from ...steering.prev_contrast import PREV_CONTRAST
 from ...steering.step import TOP_LOGPROBS, SamplerOutput
+from ...steering.top_k_top_p import TOP_K, TOP_P, TRUNCATION
+from ...steering.trust_region import KL_BUDGET
 from .finalize import BLOCK_R, finalize_kernel
 from .mix_logits import mix_logits_kernel
 from .score import sample_truncated_kernel, score_kernel
 from .top_k_top_p import ThresholdKind, find_thresholds
-from .trust_region import MAX_POINTS, NUM_COARSE, NUM_INNER, kl_bracket_kernel
+from .trust_region import MAX_POINTS, NUM_COARSE, NUM_INNER, kl_bracket_kernel, masked_coarse_sums_kernel
 from .weights import BLOCK_O, reweight_kernel
 
 if TYPE_CHECKING:
-    from ...steering.state import RequestLayout, SteeringState
+    from ...steering.layout import RequestLayout
+    from ...steering.state import SteeringState
 
 LARGE_VOCAB = 65_536
 
 
-ALL_FEATURES = StepFeatures(**dict.fromkeys((field.name for field in fields(StepFeatures)), True))
+ALL_FEATURES = StepFeatures(FEATURES)
 
 
 @dataclass(frozen=True)
 class VocabTiling:
-    """How a vocabulary is split: a function of its size alone."""
+    """Split of the vocabulary; depends on its size alone."""
 
     block_v: int
     num_splits: int
@@ -70,14 +74,12 @@ def steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """Chooses one token for each request and moves the table on by it; see `kernels.steering.step.steer`.
+    """Choose one token per request and update the steering state; see `kernels.steering.step.steer`.
 
-    logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for another type or layout.
+    logits [rows, vocab] float32 or bfloat16, contiguous. Raises ValueError for other inputs.
     """
     _check_args(logits, layout)
-    return SteeringLaunch(
-        logits, layout, state, StepFeatures.from_layout(layout, state), trace=trace, top=top
-    ).run(edits)
+    return SteeringLaunch(logits, layout, state, state.features(layout), trace=trace, top=top).run(edits)
 
 
 def invariant_steer(
@@ -89,10 +91,10 @@ def invariant_steer(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """As `steer`, by the same launches of the same code whatever the step's requests ask for.
+    """Like `steer`, with the same launches and compiled variants whatever features the requests use.
 
-    Code that is compiled for other features may round otherwise. A request without a feature skips it; what a
-    trace tells is measured in any case.
+    Variants compiled for other features may round differently. Requests without a feature skip it; trace
+    outputs are always computed.
     """
     _check_args(logits, layout)
     launch = SteeringLaunch(logits, layout, state, ALL_FEATURES, trace=True, top=True)
@@ -102,17 +104,17 @@ def invariant_steer(
 
 def _check_args(logits: Tensor, layout: RequestLayout) -> None:
     if logits.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"logits must be float32 or bfloat16 and are {logits.dtype}")
+        raise ValueError(f"logits must be float32 or bfloat16, got {logits.dtype}")
     if logits.dim() != 2 or not logits.is_contiguous():
-        raise ValueError(f"logits must be contiguous [rows, vocab] and have shape {tuple(logits.shape)}")
+        raise ValueError(f"logits must be contiguous [rows, vocab], got shape {tuple(logits.shape)}")
     if len(logits) != len(layout.branch_of_row):
-        raise ValueError(f"logits have {len(logits)} rows and the groups {len(layout.branch_of_row)}")
+        raise ValueError(f"logits have {len(logits)} rows, the request layout {len(layout.branch_of_row)}")
     if layout.state_rows.device != logits.device:
-        raise ValueError(f"logits are on {logits.device} and the groups on {layout.state_rows.device}")
+        raise ValueError(f"logits are on {logits.device}, the request layout on {layout.state_rows.device}")
 
 
 class SteeringLaunch:
-    """One step's buffers, and its launches in their order; features: what these are compiled for."""
+    """Buffers and ordered launches of one step; features: those that the kernels are compiled with."""
 
     def __init__(
         self,
@@ -126,6 +128,7 @@ class SteeringLaunch:
     ) -> None:
         self.logits, self.layout, self.state = logits, layout, state
         self.trace, self.top = trace, top
+        self.params = state.params, state.params.stride(0)
         self.num_rows, self.vocab_size = logits.shape
         self.num_reqs, self.max_objectives = len(layout.state_rows), state.prior_weights.shape[1]
         self.features, self.tiling = features, VocabTiling.from_vocab_size(self.vocab_size)
@@ -147,21 +150,22 @@ class SteeringLaunch:
             self._new(self.num_reqs, num_splits) for _ in range(4)
         )
         self.best_token = self._new(self.num_reqs, num_splits, dtype=torch.int32)
-        self.nonfinite = self._new(
-            2, self.num_reqs, num_splits, dtype=torch.int32
-        )  # as found by mix, by score
+        # [0] by mix_logits_kernel, [1] by score_kernel
+        self.nonfinite = self._new(2, self.num_reqs, num_splits, dtype=torch.int32)
         self.centre = self._new(self.num_reqs)
+        self.has_masks = not features.isdisjoint(MASKS)
+        self.has_region_masks = any(mask.in_trust_region for mask in MASKS if mask in features)
+        self.has_truncation = not features.isdisjoint(TRUNCATION)
+        self.has_kl_budget = KL_BUDGET in features
         self.coarse_sums, self.inner_sums, self.bracket = (
-            self._new(self.num_reqs, *shape) if features.has_kl_budget else self.dummy
+            self._new(self.num_reqs, *shape) if self.has_kl_budget else self.dummy
             for shape in ((4, NUM_COARSE, num_splits), (4, NUM_INNER, num_splits), (6,))
         )
         self.kl_sums = (
-            self._new(self.num_reqs, 4, 2, num_splits) if trace or features.has_kl_budget else self.dummy
+            self._new(self.num_reqs, 4, 2, num_splits) if trace or self.has_kl_budget else self.dummy
         )
         self.steered_scores = self._new(self.num_reqs, self.vocab_size) if top else self.dummy
-        self.allowed_scores = (
-            self._new(self.num_reqs, self.vocab_size) if features.has_truncation else self.dummy
-        )
+        self.allowed_scores = self._new(self.num_reqs, self.vocab_size) if self.has_truncation else self.dummy
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.logits.device)
@@ -169,18 +173,15 @@ class SteeringLaunch:
     def run(self, edits: LogitEdits | None) -> SamplerOutput:
         self._reweight()
         self._mix_logits()
-        if self.features.has_kl_budget:
+        if self.has_kl_budget:
             self._bracket_kl()
         nucleus_threshold = (
-            self._find_thresholds(ThresholdKind.NUCLEUS) if self.features.has_nucleus_mask else None
+            self._find_thresholds(ThresholdKind.NUCLEUS) if NUCLEUS_MASK in self.features else None
         )
         self._score(edits, nucleus_threshold)
-        if self.features.has_truncation:
+        if self.has_truncation:
             self._sample_truncated()
         return self._finalize()
-
-    def _params(self, *names: str) -> list[Tensor]:
-        return [self.state.params[name] for name in names]
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -191,34 +192,42 @@ class SteeringLaunch:
         reweight_kernel[(self.num_reqs,)](
             layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
             state.prior_weights, state.rewards, state.steps,
-            *self._params("base_coef", "objective_coef", "prev_contrast_coef", "reward_rate", "beta",
-            "kl_budget"),
-            *self._params("temperature", "mask_top_p", "top_k", "top_p"),
-            self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray, self.truncation_params,
+            *self.params, self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray,
+            self.truncation_params,
             self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
         )  # fmt: skip
 
     def _mix_logits(self) -> None:
         layout, state, features = self.layout, self.state, self.features
-        prev_contrast = state.reserve_contrast(self.vocab_size) if features.uses_prev_contrast else self.dummy
+        prev_contrast = state.reserve_contrast(self.vocab_size) if PREV_CONTRAST in features else self.dummy
         mix_logits_kernel[self._grid](
             self.logits, layout.state_rows, layout.row_start, layout.num_rows,
-            self.coefs, self.start_strength, state.steps, *self._params("prev_contrast_coef"),
-            state.contrast_slot, prev_contrast, *self._params("kl_budget"),
+            self.coefs, self.start_strength, state.steps, *self.params,
+            state.contrast_slot, prev_contrast,
             self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre,
             self.coarse_sums,
             self.vocab_size, self.tiling.num_splits, state.vocab_size,
-            HAS_PREV_CONTRAST=features.uses_prev_contrast, HAS_KL_BUDGET=features.has_kl_budget,
+            HAS_PREV_CONTRAST=PREV_CONTRAST in features,
+            STORE_COARSE_SUMS=self.has_kl_budget and not self.has_region_masks,
             NUM_COARSE=NUM_COARSE, **self.launch_args,
         )  # fmt: skip
 
     def _bracket_kl(self) -> None:
+        layout = self.layout
+        inputs = (
+            self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
+            *self.params, self.coefs, self.start_strength, self.row_valid_max, self.centre,
+            self.coarse_sums,
+        )  # fmt: skip
+        if self.has_region_masks:
+            masked_coarse_sums_kernel[self._grid](
+                *inputs, self.vocab_size, self.tiling.num_splits,
+                NUM_COARSE=NUM_COARSE, BLOCK_S=self.tiling.block_s, **self.launch_args,
+            )  # fmt: skip
         kl_bracket_kernel[self._grid](
-            self.logits, self.mixed_logits, self.layout.state_rows, self.layout.row_start,
-            *self._params("kl_budget"),
-            self.start_strength, self.centre, self.coarse_sums, self.bracket, self.inner_sums,
-            self.vocab_size, self.tiling.num_splits,
-            NUM_COARSE=NUM_COARSE, NUM_INNER=NUM_INNER, BLOCK_S=self.tiling.block_s, **self.launch_args,
+            *inputs, self.bracket, self.inner_sums, self.vocab_size, self.tiling.num_splits,
+            HAS_MASKS=self.has_region_masks, NUM_COARSE=NUM_COARSE, NUM_INNER=NUM_INNER,
+            BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
     def _find_thresholds(self, kind: ThresholdKind, prior: Tensor | None = None) -> Tensor:
@@ -226,7 +235,6 @@ class SteeringLaunch:
         values, split_max = (
             (self.logits, self.row_valid_max) if is_nucleus else (self.allowed_scores, self.allowed_max)
         )
-        temperature = self.state.params["mask_temperature" if is_nucleus else "temperature"]
         valid_vocab, block_v = self.state.vocab_size, self.tiling.block_v
         return find_thresholds(
             kind,
@@ -234,38 +242,37 @@ class SteeringLaunch:
             split_max,
             self.layout,
             self.truncation_params,
-            temperature,
+            self.state.params,
             valid_vocab,
             block_v,
             prior,
         )
 
     def _score(self, edits: LogitEdits | None, nucleus_threshold: Tensor | None) -> None:
-        layout, features = self.layout, self.features
+        layout = self.layout
         bias, repetition_penalty = (
             self._scatter_edits(edits) if edits is not None else (self.dummy, self.dummy)
         )
         score_kernel[self._grid](
             self.logits, self.mixed_logits, self.steered_scores, self.allowed_scores, bias,
             repetition_penalty,
-            layout.state_rows, layout.row_start, layout.num_rows, self.start_strength, self.on_ray,
-            self.state.steps,
-            *self._params("kl_budget", "temperature", "seed"),
+            layout.state_rows, layout.row_start, layout.num_rows, self.coefs, self.start_strength,
+            self.on_ray, self.state.steps, *self.params, self.state.seeds, self.row_valid_max,
             self.centre, self.bracket, self.inner_sums,
             self.dummy if nucleus_threshold is None else nucleus_threshold,
             self.strength, self.score_max, self.score_sum, self.kl_sums, self.nonfinite, self.allowed_max,
             self.best_score, self.best_token, self.vocab_size, self.state.vocab_size,
             self.tiling.num_splits, self.num_reqs,
             int(self.top),
-            HAS_KL_BUDGET=features.has_kl_budget, HAS_NUCLEUS_MASK=nucleus_threshold is not None,
+            HAS_KL_BUDGET=self.has_kl_budget, HAS_MASKS=self.has_masks,
             HAS_EDITS=edits is not None,
-            HAS_TRUNCATION=features.has_truncation, MEASURE_KL=self.trace,
+            HAS_TRUNCATION=self.has_truncation, MEASURE_KL=self.trace,
             RETURN_LOGPROBS=self.trace or self.top,
             NUM_INNER=NUM_INNER, MAX_POINTS=MAX_POINTS, BLOCK_S=self.tiling.block_s, **self.launch_args,
         )  # fmt: skip
 
     def _scatter_edits(self, edits: LogitEdits) -> tuple[Tensor, Tensor]:
-        """What edits add, and what they divide by, [groups, vocab]."""
+        """Bias and repetition penalty as dense maps, [requests, vocab]."""
         bias, repetition_penalty = torch.zeros_like(self.mixed_logits), torch.ones_like(self.mixed_logits)
         bias.index_put_(edits.bias_index, edits.bias, accumulate=True)
         repetition_penalty[edits.repetition_index] = edits.repetition
@@ -273,13 +280,13 @@ class SteeringLaunch:
 
     def _sample_truncated(self) -> None:
         features = self.features
-        top_k_threshold = self._find_thresholds(ThresholdKind.TOP_K) if features.top_k else None
+        top_k_threshold = self._find_thresholds(ThresholdKind.TOP_K) if TOP_K in features else None
         top_p_threshold = (
-            self._find_thresholds(ThresholdKind.TOP_P, top_k_threshold) if features.top_p else None
+            self._find_thresholds(ThresholdKind.TOP_P, top_k_threshold) if TOP_P in features else None
         )
         sample_truncated_kernel[self._grid](
             self.allowed_scores, self.allowed_max, self.layout.state_rows, self.state.steps,
-            *self._params("temperature", "min_p", "seed"),
+            *self.params, self.state.seeds,
             self.dummy if top_k_threshold is None else top_k_threshold,
             self.dummy if top_p_threshold is None else top_p_threshold,
             self.best_score, self.best_token, self.vocab_size, self.tiling.num_splits,
@@ -298,13 +305,13 @@ class SteeringLaunch:
         finalize_kernel[(self.num_reqs,)](
             self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
             layout.branch_of_row,
-            *self._params("accumulate", "decay", "kl_budget"), state.rewards, state.steps,
+            *self.params, state.rewards, state.steps,
             self.strength, self.on_ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
             self.kl_sums, self.nonfinite, self.best_score, self.best_token,
             tokens, failed, logprob, kl, branch_logprobs, lse,
             self.vocab_size, self.tiling.num_splits, self.num_reqs, self.max_objectives,
-            HAS_KL_BUDGET=self.features.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
-            BRANCH_LOGPROBS=self.trace or self.features.has_rewards,
+            HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
+            BRANCH_LOGPROBS=self.trace or self.features.branch_logprobs,
             BLOCK_O=BLOCK_O, BLOCK_R=BLOCK_R, BLOCK_S=self.tiling.block_s, num_warps=1,
         )  # fmt: skip
         return SamplerOutput(

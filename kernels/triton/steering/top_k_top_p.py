@@ -1,15 +1,16 @@
-"""Thresholds without a sort: the largest t for which enough of a row lies at or above it.
+"""Top-k and top-p thresholds without a sort: the largest t such that the values ≥ t reach the target.
 
-    survey  (request, split)   how much lies at or above each of 15 values below the row's largest
-    survey  (request, split)   where many may lie between two of them, at or above each of 15 between these
-    gather  (request, split)   the values between the two that the threshold lies between
-    halve   (request)          the threshold among these
+    count_ge_kernel  (request, split)   mass at or above each of 15 coarse bounds below the row maximum
+    count_ge_kernel  (request, split)   if the coarse bracket may be large: the same for 15 bounds inside it
+    compact_kernel   (request, split)   collect the values inside the bracket of the threshold
+    bisect_kernel    (request)          bisect for the threshold among these values
 
-Enough is a count (top-k) or a mass (top-p, and Linear Alignment's nucleus of its preference branch). A mass
-is a sum of integers, 2⁴⁰ times the probability relative to the top token, and so the same in any order.
-Halving works on the ordered integers that float32 values are, so that it ends at one value, exactly. All ties
-are kept. Nothing is asked of the host, and the number of launches is fixed. Of a row that is nearly one value
-all lies between two that are tried, and `halve` reads it again and again, 1,024 at a time.
+The target is a count (top-k) or a probability mass (top-p, and the nucleus of Linear Alignment's preference
+branch). Mass is a sum of integers, 2⁴⁰ times the probability relative to the top token, and so does not
+depend on the order. Bisection runs on order-preserving integer keys of the float32 values, so that it ends at
+exactly one value. All ties are kept. There are no reads by the host, and the number of launches is fixed. If
+a row is nearly constant, all its values are in one bracket, and every step of `bisect_kernel` rereads them,
+1,024 at a time.
 """
 
 from __future__ import annotations
@@ -23,46 +24,51 @@ import triton.language as tl
 from torch import Tensor
 
 from ...distributed.vocab_parallel import MASS_SCALE as REFERENCE_MASS_SCALE
+from .columns import column, load_param
 
 if TYPE_CHECKING:
-    from ...steering.state import RequestLayout
+    from ...steering.layout import RequestLayout
 
 NUM_BOUNDS, BOUNDS_PER_PASS, BISECT_TILE = tl.constexpr(16), tl.constexpr(2), tl.constexpr(1024)
 MAX_DIRECT = tl.constexpr(2048)
-"""Values that one program halves among as they are."""
+"""Bracket size up to which `bisect_kernel` runs without a fine pass."""
 NO_REFINE = tl.constexpr(1 << 40)
-"""In place of the lowest value tried: there was no second survey."""
+"""Stored instead of the lowest fine bound if the request had no fine pass."""
 MASS_SCALE = tl.constexpr(REFERENCE_MASS_SCALE)
-MIN_KEY, END_KEY = tl.constexpr(-0x7F800001), tl.constexpr(0x7F800001)  # of −∞, and one above that of ∞
+MIN_KEY, END_KEY = (
+    tl.constexpr(-0x7F800001),
+    tl.constexpr(0x7F800001),
+)  # the key of −∞; one above the key of ∞
 
 
 class ThresholdKind(IntEnum):
-    """What is searched for."""
+    """Which threshold to search for."""
 
     NUCLEUS = 0
     TOP_K = 1
     TOP_P = 2
 
 
+TEMPERATURE, MASK_TEMPERATURE = column("temperature"), column("mask_temperature")
 NUCLEUS, TOP_K, TOP_P = (tl.constexpr(int(kind)) for kind in ThresholdKind)
 
 
 @triton.jit
 def float_to_key(values):
-    """int32 that are ordered as the float32 values are; −0 and 0 are one."""
+    """Order-preserving int32 keys of float32 values; −0 and 0 have the same key."""
     bits = tl.where(values == 0, 0.0, values).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def key_to_float(keys):
-    """The float32 values whose ordered integers these are."""
+    """Inverse of `float_to_key`."""
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def get_row(row_start_ptr, num_rows_ptr, req_idx, KIND: tl.constexpr):
-    """The row that is searched: a request's, or the logits of its last branch."""
+    """The row to search: the request's scores, or for a nucleus the logits of its last branch."""
     row = req_idx
     if KIND == NUCLEUS:
         row = tl.load(row_start_ptr + req_idx) + tl.load(num_rows_ptr + req_idx) - 1
@@ -70,10 +76,20 @@ def get_row(row_start_ptr, num_rows_ptr, req_idx, KIND: tl.constexpr):
 
 
 @triton.jit
+def load_temperature(params_ptr, params_stride, state_row, KIND: tl.constexpr):
+    """The temperature of the mass that is searched for."""
+    if KIND == NUCLEUS:
+        temperature = load_param(params_ptr, params_stride, state_row, MASK_TEMPERATURE)
+    else:
+        temperature = load_param(params_ptr, params_stride, state_row, TEMPERATURE)
+    return temperature.to(tl.float32)
+
+
+@triton.jit
 def load_split(
     values_ptr, row, split_idx, vocab_size, valid_vocab, KIND: tl.constexpr, BLOCK_V: tl.constexpr
 ):
-    """A split's values, and which of them there are; what is no number is −∞."""
+    """The values of a split with NaN replaced by −∞, and their mask."""
     offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
     mask_v = offs_v < (valid_vocab if KIND == NUCLEUS else vocab_size)
     values = tl.load(values_ptr + row * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(tl.float32)
@@ -82,7 +98,7 @@ def load_split(
 
 @triton.jit
 def load_row_max(split_max_ptr, row, num_splits, BLOCK_S: tl.constexpr):
-    """The largest value of a row."""
+    """The maximum of a row."""
     offs_s = tl.arange(0, BLOCK_S)
     return tl.max(
         tl.load(split_max_ptr + row * num_splits + offs_s, mask=offs_s < num_splits, other=float("-inf")),
@@ -94,8 +110,8 @@ def load_row_max(split_max_ptr, row, num_splits, BLOCK_S: tl.constexpr):
 def bound_spacing(
     split_max_ptr, row, row_max, temperature, num_splits, KIND: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """What values are tried in units of: the temperature that masses have; of counts, how far parts' tops lie
-    apart where that is much, as at a large strength."""
+    """Spacing of the coarse bounds: the temperature for masses; for counts 1, or 1/8 of the range of the
+    split maxima if that is more, as with a large strength."""
     spacing = temperature
     if KIND == TOP_K:
         offs_s = tl.arange(0, BLOCK_S)
@@ -109,9 +125,9 @@ def bound_spacing(
 
 @triton.jit
 def coarse_bounds(bound_idx, row_max, spacing):
-    """The ordered integers of the values to try, int64: the lowest of all, then rising to just below the top.
+    """Keys of the coarse bounds, int64: MIN_KEY, then rising to just below the row maximum.
 
-    They lie the further apart the further they are below it.
+    Their distance grows with the distance from the maximum.
     """
     steps_back = (bound_idx - NUM_BOUNDS).to(tl.float32)
     value = row_max + spacing * steps_back * (0.35 - 0.1 * steps_back)
@@ -121,7 +137,7 @@ def coarse_bounds(bound_idx, row_max, spacing):
 
 @triton.jit
 def token_mass(values, row_max, temperature, KIND: tl.constexpr):
-    """What each value counts: 1, or its integer mass."""
+    """Mass of each value: 1 for top-k, otherwise its fixed-point probability."""
     if KIND == TOP_K:
         mass = tl.full(values.shape, 1, tl.int32)
     else:
@@ -132,9 +148,9 @@ def token_mass(values, row_max, temperature, KIND: tl.constexpr):
 
 @triton.jit
 def find_bracket(bounds_ptr, sums_ptr, target, req_idx, num_splits, BLOCK_S: tl.constexpr):
-    """The last value tried at or above which there is enough, and the next; how much lies at or above each.
+    """(lo, hi, mass_lo, mass_hi): the last bound with enough mass, the next one, and their masses.
 
-    Values are ordered integers; they are read, as another kernel may round what it computes otherwise.
+    Bounds are keys; they are loaded, since recomputing them in another kernel may round differently.
     """
     offs_s, bound_idx = tl.arange(0, BLOCK_S), tl.arange(0, NUM_BOUNDS)
     offs = req_idx * NUM_BOUNDS * num_splits + bound_idx[:, None] * num_splits + offs_s[None, :]
@@ -150,7 +166,7 @@ def find_bracket(bounds_ptr, sums_ptr, target, req_idx, num_splits, BLOCK_S: tl.
 
 @triton.jit
 def load_target(sums_ptr, limit, req_idx, num_splits, KIND: tl.constexpr, BLOCK_S: tl.constexpr):
-    """How much is enough: the limit of a count; of a mass its share of all, which lies above the lowest."""
+    """The target mass: `limit` for top-k, otherwise limit · total mass, that of the lowest bound."""
     target = limit
     if KIND != TOP_K:
         offs_s = tl.arange(0, BLOCK_S)
@@ -166,7 +182,7 @@ def refine_bracket(
     coarse_bounds_ptr, coarse_sums_ptr, fine_bounds_ptr, fine_sums_ptr, limit, req_idx, num_splits,
     KIND: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The bracket after both surveys, how much lies at or above the higher of them, and the target."""
+    """(lo, hi, mass_hi, target) of the bracket after both passes."""
     target = load_target(coarse_sums_ptr, limit, req_idx, num_splits, KIND, BLOCK_S)
     lo, hi, _, mass_hi = find_bracket(
         coarse_bounds_ptr, coarse_sums_ptr, target, req_idx, num_splits, BLOCK_S
@@ -182,7 +198,7 @@ def refine_bracket(
 
 @triton.jit
 def fine_bounds(lo, hi, bound_idx, row_max):
-    """The ordered integer so many sixteenths of the way, by value; from −∞ on, by the integers themselves."""
+    """Keys of the fine bounds: 16 equal steps in value from lo to hi, or in key space if lo is −∞."""
     lo_value = key_to_float(lo.to(tl.int32))
     hi_value = tl.where(hi == END_KEY, row_max, key_to_float(hi.to(tl.int32)))
     value = lo_value + (hi_value - lo_value) * (bound_idx.to(tl.float32) / 16)
@@ -191,33 +207,35 @@ def fine_bounds(lo, hi, bound_idx, row_max):
     return tl.where(bound_idx == 0, lo, keys)
 
 
-@triton.jit(do_not_specialize=["num_splits", "valid_vocab"])
+@triton.jit(do_not_specialize=["params_stride", "num_splits", "valid_vocab"])
 def count_ge_kernel(
-    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr,
+    values_ptr, split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr,
+    params_ptr, params_stride,
     prior_ptr,
     coarse_bounds_ptr, coarse_sums_ptr, bounds_ptr, sums_ptr, vocab_size, valid_vocab, num_splits,
     KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, IS_FINE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """rows: logits for a nucleus, else scores [groups, vocab]; tops: their max by split; limits [groups, 3]:
-    p or k of each kind, 0 is off. sums [groups, 16, splits].
+    """values: logits for a nucleus, otherwise scores [requests, vocab]; split_max: their maxima;
+    truncation [requests, 3]: p or k of each kind, 0 is off. sums [requests, 16, splits]; bounds [requests,
+    16].
 
-    With OUTER mass is counted among the tokens at or above thresholds that were found before [groups].
-    IS_FINE: the second survey, after the first; bound_keys [groups, 16]: what is tried, as ordered integers.
+    HAS_PRIOR: count only tokens at or above the earlier thresholds `prior` [requests]. IS_FINE: the second
+    pass, inside the coarse bracket.
     """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(truncation_ptr + req_idx * 3 + KIND)
     if limit > 0:
         row = get_row(row_start_ptr, num_rows_ptr, req_idx, KIND)
         row_max = load_row_max(split_max_ptr, row, num_splits, BLOCK_S)
-        temperature = tl.load(temperature_ptr + tl.load(state_rows_ptr + req_idx)).to(tl.float32)
+        temperature = load_temperature(params_ptr, params_stride, tl.load(state_rows_ptr + req_idx), KIND)
         is_active = limit > 0
         if IS_FINE:
             target = load_target(coarse_sums_ptr, limit, req_idx, num_splits, KIND, BLOCK_S)
             lo, hi, mass_lo, mass_hi = find_bracket(
                 coarse_bounds_ptr, coarse_sums_ptr, target, req_idx, num_splits, BLOCK_S
             )
-            # as many as there can be if all of them weigh as little as the lowest
+            # upper limit of the number of values: all have the mass of the lowest
             min_mass = tl.full([], 1.0, tl.float32)
             if KIND != TOP_K:
                 log_ratio = tl.minimum(key_to_float(lo.to(tl.int32)) - row_max, 0.0)
@@ -259,8 +277,8 @@ def compact_kernel(
     fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, vocab_size, valid_vocab, num_splits,
     KIND: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """held [groups, splits, SPLIT]: the ordered integers in the bracket; num_candidates [groups,
-    num_splits]: how many.
+    """candidates [requests, splits, BLOCK_V]: the keys inside the bracket; num_candidates [requests, splits]:
+    their number.
     """
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     limit = tl.load(truncation_ptr + req_idx * 3 + KIND)
@@ -282,7 +300,8 @@ def compact_kernel(
         if float_to_key(tl.load(split_max_ptr + row * num_splits + split_idx)) >= lo:
             values, mask_v = load_split(values_ptr, row, split_idx, vocab_size, valid_vocab, KIND, BLOCK_V)
             keys = float_to_key(values)
-            in_bracket = mask_v & (keys >= lo.to(tl.int32)) & (keys < hi)
+            # −∞, of masked tokens, is left out: a bracket from −∞ on would hold nearly the whole vocabulary
+            in_bracket = mask_v & (keys > MIN_KEY) & (keys >= lo.to(tl.int32)) & (keys < hi)
             rank = tl.cumsum(in_bracket.to(tl.int32), axis=0)
             tl.store(candidates_ptr + split_offs * BLOCK_V + rank - 1, keys, mask=in_bracket)
             num_candidates = tl.max(rank, axis=0)
@@ -291,22 +310,23 @@ def compact_kernel(
 
 @triton.jit
 def load_candidates(key_ptrs, mask, prior, row_max, temperature, KIND: tl.constexpr):
-    """Ordered integers that were gathered, and what each counts, 0 where there is none."""
+    """Candidate keys and their masses; masked candidates have mass 0."""
     keys = tl.load(key_ptrs, mask=mask, other=0)
     values = key_to_float(keys)
     mass = token_mass(values, row_max, temperature, KIND)
     return keys, tl.where(mask & (values >= prior), mass, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["params_stride"])
 def bisect_kernel(
-    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, temperature_ptr, prior_ptr,
+    split_max_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, truncation_ptr, params_ptr, params_stride,
+    prior_ptr,
     coarse_bounds_ptr,
     coarse_sums_ptr, fine_bounds_ptr, fine_sums_ptr, candidates_ptr, num_candidates_ptr, threshold_ptr,
     num_splits,
     KIND: tl.constexpr, HAS_PRIOR: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """threshold [groups]: −∞ where the request does not have this filter."""
+    """threshold [requests]: −∞ for requests without this filter."""
     KEYS_PER_SPLIT: tl.constexpr = BISECT_TILE // BLOCK_S
     req_idx = tl.program_id(0).to(tl.int64)
     limit = tl.load(truncation_ptr + req_idx * 3 + KIND)
@@ -314,7 +334,7 @@ def bisect_kernel(
     if limit > 0:
         row = get_row(row_start_ptr, num_rows_ptr, req_idx, KIND)
         row_max = load_row_max(split_max_ptr, row, num_splits, BLOCK_S)
-        temperature = tl.load(temperature_ptr + tl.load(state_rows_ptr + req_idx)).to(tl.float32)
+        temperature = load_temperature(params_ptr, params_stride, tl.load(state_rows_ptr + req_idx), KIND)
         lo, hi, mass_hi, target = refine_bracket(
             coarse_bounds_ptr,
             coarse_sums_ptr,
@@ -362,16 +382,16 @@ def find_thresholds(
     split_max: Tensor,
     layout: RequestLayout,
     truncation_params: Tensor,
-    temperature: Tensor,
+    params: Tensor,
     valid_vocab: int,
     block_v: int,
     prior: Tensor | None = None,
 ) -> Tensor:
-    """The thresholds of one kind, float32 [groups].
+    """The thresholds of one kind, float32 [requests].
 
-    values, split_max: see `survey_kernel`. truncation_params [groups, 3] float64. temperature: the column
-    of the table. valid_vocab: ids at or beyond it are in no nucleus. block_v: the length that the
-    vocabulary is split in, a power of two. prior: thresholds below which nothing counts.
+    values, split_max: see `count_ge_kernel`. truncation_params [requests, 3] float64. params: the state's
+    columns. valid_vocab: ids from it on are in no nucleus. block_v: the split length, a power of two. prior:
+    only values at or above these thresholds count.
     """
     num_reqs, (vocab_size, num_splits) = len(layout.state_rows), (values.shape[1], split_max.shape[1])
     coarse, fine = (
@@ -385,12 +405,13 @@ def find_thresholds(
     num_candidates = torch.empty(num_reqs, num_splits, dtype=torch.int32, device=values.device)
     thresholds = torch.empty(num_reqs, device=values.device)
     layout_args = layout.state_rows, layout.row_start, layout.num_rows, truncation_params
+    params_args = params, params.stride(0)
     prior_thresholds = thresholds if prior is None else prior
     constants = {"KIND": int(kind), "BLOCK_S": triton.next_power_of_2(num_splits), "BLOCK_V": block_v}
     num_warps = max(block_v // 512, 1)
     for outputs in (coarse, fine):
         count_ge_kernel[(num_reqs, num_splits)](
-            values, split_max, *layout_args, temperature, prior_thresholds, *coarse, *outputs, vocab_size,
+            values, split_max, *layout_args, *params_args, prior_thresholds, *coarse, *outputs, vocab_size,
             valid_vocab, num_splits,
             HAS_PRIOR=prior is not None, IS_FINE=outputs is fine, **constants, num_warps=num_warps,
         )  # fmt: skip
@@ -399,7 +420,7 @@ def find_thresholds(
         valid_vocab, num_splits, **constants, num_warps=num_warps,
     )  # fmt: skip
     bisect_kernel[(num_reqs,)](
-        split_max, *layout_args, temperature, prior_thresholds, *coarse, *fine, candidates, num_candidates,
+        split_max, *layout_args, *params_args, prior_thresholds, *coarse, *fine, candidates, num_candidates,
         thresholds, num_splits,
         HAS_PRIOR=prior is not None, **constants, num_warps=4,
     )  # fmt: skip

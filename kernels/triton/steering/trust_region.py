@@ -1,15 +1,15 @@
-"""The trust region on a device: a fixed number of passes instead of a search that waits for its result.
+"""KL trust region on a GPU: a fixed number of passes instead of a data-dependent search.
 
-Along the ray b + a d, d = m − b, with A(a) = logsumexp(b + a d) and a constant c taken from d, which cancels,
+Along the ray b + a d, d = m − b, with A(a) = logsumexp(b + a d); a constant subtracted from d cancels in
 
     KL(a) = (a − 1) A′(a) − [A(a) − A(1)],    d log KL / d log(a − 1) = (a − 1)² A″(a) / KL(a)
 
-The mixing pass sums 8 strengths, 1 and up to a_T; `refine` finds the two between which the budget lies, and
-sums 12 between them, with second moments. The strength is then read off a monotone cubic of log KL over
-log(a − 1), aimed as far below the budget as the search of `kernels.steering.trust_region`, and KL is
-measured there. A divergence that is not a number obeys no budget.
+`mix_logits_kernel` computes moments at 8 strengths from 1 to a_T. `kl_bracket_kernel` brackets the budget
+between two of them, and computes moments at 12 strengths inside the bracket. `solve_strength` reads the
+strength off a monotone cubic of log KL over log(a − 1), with the same margin below the budget as
+`kernels.steering.trust_region`, and KL is measured there. A KL that is NaN exceeds every budget.
 
-Sums lie by [group, moment, node, split]; each split has its own largest exponent.
+Moments are stored as [request, moment, strength, split], each split relative to its own maximum.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import triton
 import triton.language as tl
 
 from ...steering.trust_region import TOLERANCE
+from .columns import column, load_param
+from .masks import FORBIDDEN_LOGIT, forbidden_in_trust_region
 
 NUM_COARSE, NUM_INNER, MAX_POINTS = 8, 12, 16
-"""Strengths of the two passes, and the power of two that holds either."""
+"""Strengths of the two passes, and the power of two that covers both."""
 COARSE_POINTS, INNER_POINTS = tl.constexpr(NUM_COARSE), tl.constexpr(NUM_INNER)
+KL_BUDGET = column("kl_budget")
 TARGET_FRACTION = tl.constexpr(1 - TOLERANCE / 2)
 
 
 @triton.jit
 def store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits, NUM_POINTS: tl.constexpr):
-    """Stores one split's (max, Σ e, Σ e d, Σ e d²) of b + a d [split length]; outside, b is −∞ and d is 0."""
+    """Store one split's (max, Σ e, Σ e d, Σ e d²) of b + a d [BLOCK_V]; masked entries have b = −∞, d = 0."""
     scores = base + a * direction
     max_value = tl.max(scores, axis=0)
     exps = tl.exp(scores - max_value)
@@ -44,7 +47,7 @@ def store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits
 def load_moments(
     sums_ptr, num_splits, NUM_POINTS: tl.constexpr, MAX_POINTS: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """(max, Σ e, mean of d, variance of d) over all splits, [TILE] each."""
+    """(max, Σ e, mean of d, variance of d) over all splits, [MAX_POINTS] each."""
     offs_p, offs_s = tl.arange(0, MAX_POINTS)[:, None], tl.arange(0, BLOCK_S)[None, :]
     mask = (offs_p < NUM_POINTS) & (offs_s < num_splits)
     point_ptrs = sums_ptr + offs_p * num_splits + offs_s
@@ -69,14 +72,14 @@ def select(values, indices, target_idx):
 
 @triton.jit
 def kl_divergence(a, max_value, sum_exp, mean, max_one, sum_one, mean_one):
-    """KL(a) from the sums at a and at 1. Differences are taken before anything is added up."""
+    """KL(a) from the moments at a and at 1; subtracts before it adds, to limit float32 rounding."""
     log_ratio = (max_value - max_one) - (a - 1.0) * mean_one + tl.log(sum_exp / sum_one)
     return (a - 1.0) * (mean - mean_one) - log_ratio
 
 
 @triton.jit
 def coarse_strength(point_idx, max_strength):
-    """a of the coarse nodes: 1, then 1 + (a_T − 1) ρ^(7 − node), where ρ^6 is 1/64 or reaches 1.03."""
+    """Coarse strengths: 1, then 1 + (a_T − 1) ρ^(7 − point_idx), with ρ^6 = 1/64, or less to reach 1.03."""
     max_excess = tl.maximum(max_strength - 1.0, 1e-30)
     rho = tl.exp(tl.minimum(tl.log(0.03 / max_excess) / 6.0, -0.6931472))
     power = tl.exp((point_idx - (COARSE_POINTS - 1)) * -tl.log(rho))
@@ -86,7 +89,7 @@ def coarse_strength(point_idx, max_strength):
 
 @triton.jit
 def inner_strength(point_idx, lo, hi):
-    """a of the inner nodes, evenly spaced in log(a − 1) from low to high; from 1, over six octaves."""
+    """Inner strengths, evenly spaced in log(a − 1) from lo to hi; with lo = 1, over six octaves below hi."""
     hi_excess = tl.maximum(hi - 1.0, 1e-30)
     lo_excess = tl.where(lo > 1.0, lo - 1.0, hi_excess / 64.0)
     fraction = tl.minimum(point_idx.to(tl.float32) / (INNER_POINTS - 1), 1.0)
@@ -94,18 +97,51 @@ def inner_strength(point_idx, lo, hi):
     return tl.where(point_idx >= INNER_POINTS - 1, hi, a)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
-def kl_bracket_kernel(
-    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, kl_budget_ptr, strength_ptr, centre_ptr,
-    coarse_sums_ptr,
-    bracket_ptr, inner_sums_ptr, vocab_size, num_splits,
-    NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
+@triton.jit(do_not_specialize=["params_stride", "num_splits"])
+def masked_coarse_sums_kernel(
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, params_stride,
+    coef_ptr,
+    strength_ptr, row_valid_max_ptr, centre_ptr, coarse_sums_ptr, vocab_size, num_splits,
+    NUM_COARSE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Brackets the strength, and sums the inner nodes. bracket [groups, 6]: low, high, whether a_T is inside,
-    the centre of d, and A(1) of d as centred, in two parts: max and Σ e."""
+    """The coarse sums of a step with masks: these need the rows' maxima, which the mixing pass finds."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_row = tl.load(state_rows_ptr + req_idx)
-    kl_budget = tl.load(kl_budget_ptr + state_row).to(tl.float32)
+    if load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf"):
+        row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
+        max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
+        offs_v = split_idx * BLOCK_V + tl.arange(0, BLOCK_V)
+        mask_v = offs_v < vocab_size
+        base = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=float("-inf"))
+        base = base.to(tl.float32)
+        mixed = tl.load(mixed_logits_ptr + req_idx * vocab_size + offs_v, mask=mask_v, other=0.0)
+        direction = tl.where(mask_v, mixed - base - tl.load(centre_ptr + req_idx), 0.0)
+        forbidden = forbidden_in_trust_region(
+            logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride,
+            state_row, row_start, num_rows, 1.0,
+            1.0 - max_strength, offs_v, mask_v, vocab_size, num_splits, BLOCK_S,
+        )  # fmt: skip
+        base = tl.where(forbidden, FORBIDDEN_LOGIT, base)
+        sums_ptr = coarse_sums_ptr + req_idx * 4 * NUM_COARSE * num_splits
+        for point_idx in range(NUM_COARSE):
+            a = coarse_strength(split_idx * 0 + point_idx, max_strength)
+            store_moments(sums_ptr, point_idx, base, direction, a, split_idx, num_splits, NUM_COARSE)
+
+
+@triton.jit(do_not_specialize=["params_stride", "num_splits"])
+def kl_bracket_kernel(
+    logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, params_ptr, params_stride,
+    coef_ptr,
+    strength_ptr, row_valid_max_ptr, centre_ptr, coarse_sums_ptr, bracket_ptr, inner_sums_ptr,
+    vocab_size, num_splits,
+    HAS_MASKS: tl.constexpr, NUM_COARSE: tl.constexpr, NUM_INNER: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Bracket the strength, and compute the moments of the inner strengths. bracket [requests, 6]: lo, hi,
+    whether a_T obeys the budget, the centre of d, and A(1) of the centred d as max and Σ e."""
+    req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_row = tl.load(state_rows_ptr + req_idx)
+    kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET).to(tl.float32)
     if kl_budget < float("inf"):
         max_strength = tl.load(strength_ptr + req_idx).to(tl.float32)
         max_value, sum_exp, mean, _ = load_moments(
@@ -130,7 +166,7 @@ def kl_bracket_kernel(
         hi = select(a, point_idx, tl.minimum(first_beyond, NUM_COARSE - 1))
         prev_centre = tl.load(centre_ptr + req_idx)
         centre = prev_centre + mean_one
-        shift = centre - prev_centre  # what the sum above really added
+        shift = centre - prev_centre  # the rounded difference
         if split_idx == 0:
             bracket_out_ptr = bracket_ptr + req_idx * 6
             tl.store(bracket_out_ptr, lo)
@@ -148,6 +184,13 @@ def kl_bracket_kernel(
             )
             mixed = tl.load(mixed_logits_ptr + req_idx * vocab_size + offs_v, mask=mask_v, other=0.0)
             direction = tl.where(mask_v, mixed - base - centre, 0.0)
+            if HAS_MASKS:
+                forbidden = forbidden_in_trust_region(
+                    logits_ptr, coef_ptr, row_valid_max_ptr, params_ptr, params_stride, state_row, row_start,
+                    tl.load(num_rows_ptr + req_idx), 1.0, 1.0 - max_strength, offs_v, mask_v, vocab_size,
+                    num_splits, BLOCK_S,
+                )  # fmt: skip
+                base = tl.where(forbidden, FORBIDDEN_LOGIT, base)
             sums_ptr = inner_sums_ptr + req_idx * 4 * NUM_INNER * num_splits
             for inner_idx in range(NUM_INNER):
                 a_inner = inner_strength(split_idx * 0 + inner_idx, lo, hi)
@@ -156,14 +199,14 @@ def kl_bracket_kernel(
 
 @triton.jit
 def hermite_cubic(t, y0, y1, s0, s1):
-    """Hermite's cubic on [0, 1] with values y and slopes s at the ends."""
+    """Cubic Hermite interpolant on [0, 1] with values y and slopes s at the ends."""
     u = 1.0 - t
     return u * u * ((1.0 + 2.0 * t) * y0 + t * s0) + t * t * ((3.0 - 2.0 * t) * y1 - u * s1)
 
 
 @triton.jit
 def hermite_root(target, y0, y1, s0, s1):
-    """t in [0, 1] up to which the rising cubic is at most `target`: counted on 256 points, twice."""
+    """Largest t in [0, 1] with the monotone cubic ≤ `target`, to 1/65536: two counts over 256 points."""
     steps = (tl.arange(0, 256) + 1).to(tl.float32) / 256.0
     count = tl.sum((hermite_cubic(steps, y0, y1, s0, s1) <= target).to(tl.float32), axis=0)
     coarse = count / 256.0
@@ -177,7 +220,7 @@ def solve_strength(
     bracket_ptr, inner_sums_ptr, max_strength, kl_budget, num_splits,
     NUM_INNER: tl.constexpr, MAX_POINTS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """a* and the centre of d for one request."""
+    """The strength a* and the centre of d of one request."""
     lo, hi = tl.load(bracket_ptr), tl.load(bracket_ptr + 1)
     a_star = max_strength
     centre = tl.load(bracket_ptr + 3)
@@ -203,7 +246,7 @@ def solve_strength(
         s0 = tl.minimum(select(slopes, point_idx, lo_idx) * dx, max_slope)
         s1 = tl.minimum(select(slopes, point_idx, hi_idx) * dx, max_slope)
         x = x0 + dx * hermite_root(target, y0, y1, s0, s1)
-        # under the lowest node KL is nearly quadratic
+        # below the lowest strength KL is nearly quadratic
         x = tl.where(first_beyond == 0, x0 + tl.minimum(target - y0, 0.0) / 2.0, x)
         a_star = tl.minimum(1.0 + tl.exp(x), max_strength)
         a_star = tl.where(a_star >= 1.0, a_star, 1.0)

@@ -1,11 +1,11 @@
-"""MATO's weights and the coefficients of the mix: the first launch, one program a request.
+"""MATO weights and mixing coefficients: the first launch of a steering step, one program per request.
 
     w_k ∝ w⁰_k exp(−(β/τ) (R_k − min R))        in log space and float64, as `kernels.steering.step.reweight`
 
-Columns of the table are summed in chunks of one fixed size, zeros beyond a request's own objectives, so that
-its weights do not depend on how many objectives others have. A request whose scores lie on the ray
-b + a (m − b) gets the coefficients of m, the merged logits; b joins when a is known. The limits of its
-filters (mask, top-k, top-p; 0 is off) are gathered for `search`.
+Objectives are summed in chunks of fixed size, padded with zeros, so that a request's weights do not depend on
+the number of objectives of other requests. A request whose scores lie on the ray b + a (m − b) gets the
+coefficients of m, the merged logits; b is added once a is known. The limits of the truncation filters (mask,
+top-k, top-p; 0 is off) are stored for `find_thresholds`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...steering.state import GREEDY_BELOW
+from ...steering.sampling import GREEDY_BELOW
+from .columns import column, load_param
 from .top_k_top_p import NUCLEUS, TOP_K, TOP_P
 
 BLOCK_O = 32
 GREEDY_THRESHOLD = tl.constexpr(GREEDY_BELOW)
+BASE_COEF, OBJECTIVE_COEF, PREV_CONTRAST_COEF = (
+    column("base_coef"),
+    column("objective_coef"),
+    column("prev_contrast_coef"),
+)
+REWARD_RATE, BETA, KL_BUDGET = column("reward_rate"), column("beta"), column("kl_budget")
+TEMPERATURE, MASK_TOP_P = column("temperature"), column("mask_top_p")
+TOP_K_COLUMN, TOP_P_COLUMN = column("top_k"), column("top_p")
 
 
 @triton.jit
 def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_reward):
-    """log w⁰ − rate · (R − least) of the table's entries `offs`, and w⁰; −∞ where w⁰ is 0."""
+    """(log w⁰ − reward_rate · (R − min R), w⁰) of the state entries `offs`; −∞ where w⁰ is 0."""
     prior = tl.load(prior_weights_ptr + offs, mask=mask, other=0.0)
     rewards = tl.load(rewards_ptr + offs, mask=mask, other=0.0)
     is_active = prior > 0
@@ -30,12 +39,10 @@ def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_rew
     return tl.where(is_active, log_prior - reward_rate * (rewards - min_reward), float("-inf")), prior
 
 
-@triton.jit(do_not_specialize=["vocab_size", "max_objectives"])
+@triton.jit(do_not_specialize=["params_stride", "vocab_size", "max_objectives"])
 def reweight_kernel(
     state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr, steps_ptr,
-    base_coef_ptr, objective_coef_ptr,
-    prev_contrast_coef_ptr, reward_rate_ptr, beta_ptr, kl_budget_ptr, temperature_ptr, mask_top_p_ptr,
-    top_k_ptr, top_p_ptr,
+    params_ptr, params_stride,
     weights_ptr, scaled_rewards_ptr, coef_ptr, strength_ptr, on_ray_ptr, truncation_ptr, vocab_size,
     max_objectives,
     BLOCK_O: tl.constexpr,
@@ -43,12 +50,15 @@ def reweight_kernel(
     req_idx = tl.program_id(0).to(tl.int64)
     state_row = tl.load(state_rows_ptr + req_idx)
     row_start, num_rows = tl.load(row_start_ptr + req_idx), tl.load(num_rows_ptr + req_idx)
-    reward_rate, beta = tl.load(reward_rate_ptr + state_row), tl.load(beta_ptr + state_row)
-    prev_contrast_coef = tl.load(prev_contrast_coef_ptr + state_row)
+    reward_rate = load_param(params_ptr, params_stride, state_row, REWARD_RATE)
+    beta = load_param(params_ptr, params_stride, state_row, BETA)
+    prev_contrast_coef = load_param(params_ptr, params_stride, state_row, PREV_CONTRAST_COEF)
     is_first_step = (prev_contrast_coef != 0) & (tl.load(steps_ptr + state_row) == 0)
-    base_coef = tl.where(is_first_step, 0.0, tl.load(base_coef_ptr + state_row))
-    objective_coef = tl.where(is_first_step, 1.0, tl.load(objective_coef_ptr + state_row))
-    has_kl_budget = tl.load(kl_budget_ptr + state_row) < float("inf")
+    base_coef = tl.where(is_first_step, 0.0, load_param(params_ptr, params_stride, state_row, BASE_COEF))
+    objective_coef = tl.where(
+        is_first_step, 1.0, load_param(params_ptr, params_stride, state_row, OBJECTIVE_COEF)
+    )
+    has_kl_budget = load_param(params_ptr, params_stride, state_row, KL_BUDGET) < float("inf")
     has_base = (tl.load(branch_ptr + row_start) == 0) & (num_rows > 1)
     on_ray = has_kl_budget | (has_base & (base_coef == 1.0 - objective_coef) & (prev_contrast_coef == 0))
 
@@ -118,10 +128,11 @@ def reweight_kernel(
         tl.store(coef_ptr + row_start + branch_offs, coef.to(tl.float32), mask=mask)
     tl.store(strength_ptr + req_idx, objective_coef)
     tl.store(on_ray_ptr + req_idx, on_ray.to(tl.int32))
-    is_sampled = tl.load(temperature_ptr + state_row) >= GREEDY_THRESHOLD
-    mask_top_p, top_p = tl.load(mask_top_p_ptr + state_row), tl.load(top_p_ptr + state_row)
-    top_k = tl.load(top_k_ptr + state_row)
-    params_ptr = truncation_ptr + req_idx * 3
-    tl.store(params_ptr + NUCLEUS, tl.where(mask_top_p < 1, mask_top_p, 0.0))
-    tl.store(params_ptr + TOP_K, tl.where(is_sampled & (top_k < vocab_size), top_k, 0).to(tl.float64))
-    tl.store(params_ptr + TOP_P, tl.where(is_sampled & (top_p < 1), top_p, 0.0))
+    is_sampled = load_param(params_ptr, params_stride, state_row, TEMPERATURE) >= GREEDY_THRESHOLD
+    mask_top_p = load_param(params_ptr, params_stride, state_row, MASK_TOP_P)
+    top_p = load_param(params_ptr, params_stride, state_row, TOP_P_COLUMN)
+    top_k = load_param(params_ptr, params_stride, state_row, TOP_K_COLUMN)
+    limits_ptr = truncation_ptr + req_idx * 3
+    tl.store(limits_ptr + NUCLEUS, tl.where(mask_top_p < 1, mask_top_p, 0.0))
+    tl.store(limits_ptr + TOP_K, tl.where(is_sampled & (top_k < vocab_size), top_k, 0).to(tl.float64))
+    tl.store(limits_ptr + TOP_P, tl.where(is_sampled & (top_p < 1), top_p, 0.0))

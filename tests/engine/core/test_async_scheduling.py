@@ -1,4 +1,4 @@
-"""Steps that are launched before anybody knows what the one before them chose, as on a GPU; here on a CPU."""
+"""Async scheduling, run on a CPU: steps launched before the previous step's tokens are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 FAVORED_TOKEN = 9
-"""A token that is chosen wherever it may be."""
+"""A token that is sampled unless banned."""
 
 
 def open_engine(folder: Path, **fields: Any) -> Engine:
@@ -36,9 +36,9 @@ def open_engine(folder: Path, **fields: Any) -> Engine:
 
 @pytest.fixture
 def engine(tiny_folder: Path) -> Engine:
-    found = open_engine(tiny_folder)
-    set_async_scheduling(found)
-    return found
+    engine = open_engine(tiny_folder)
+    set_async_scheduling(engine)
+    return engine
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def reference(tiny_folder: Path) -> Engine:
 
 
 def record_events(engine: Engine) -> list[str]:
-    """What is launched and read from now on, in that order; steps whose tokens nobody knows are 'ahead'."""
+    """Record launches and reads from now on, in order; a step launched on unread tokens is 'ahead'."""
     runner, events = get_runner(engine), list[str]()
     launch = runner.execute
 
@@ -68,7 +68,7 @@ def record_events(engine: Engine) -> list[str]:
 
 
 def make_requests() -> list[Request]:
-    """Answers of several lengths, by all that the table of a request keeps between steps."""
+    """Requests of several lengths that cover all steering state kept between steps."""
     lengths = (3, 30, 9, 40)
     methods = (Amulet([KIND]), Mato([KIND, SHORT], kl_budget=0.2), Opad([SHORT]), Base())
     return [
@@ -77,8 +77,8 @@ def make_requests() -> list[Request]:
     ]
 
 
-def assert_same_outputs(found: list[Output], expected: list[Output]) -> None:
-    for output, reference in zip(found, expected, strict=True):
+def assert_same_outputs(outputs: list[Output], expected: list[Output]) -> None:
+    for output, reference in zip(outputs, expected, strict=True):
         assert output.error is None
         assert (output.token_ids, output.text, output.trace) == (
             reference.token_ids,
@@ -116,7 +116,7 @@ def test_replayed_graph_steps_use_the_previous_steps_tokens(
 
 
 def test_tokens_computed_after_the_end_of_an_answer_are_dropped(engine: Engine, reference: Engine) -> None:
-    """One ends by a token that nobody foresaw; its pages and its row go to the next, and another goes on."""
+    """One request ends by a stop token; its blocks and row go to a new one, and another continues."""
     ending = SamplingParams(
         max_tokens=20, min_tokens=4, logit_bias={FAVORED_TOKEN: 1e4}, stop_token_ids=(FAVORED_TOKEN,)
     )
@@ -125,14 +125,14 @@ def test_tokens_computed_after_the_end_of_an_answer_are_dropped(engine: Engine, 
         Request("What?", Amulet([KIND]), SamplingParams(max_tokens=30, ignore_eos=True)),
     ]
     later = Request("Who?", Opad([SHORT]), SamplingParams(max_tokens=12, ignore_eos=True))
-    found = run_with_arrivals(engine, requests, {5: later})
-    assert len(found[0].token_ids) == 5  # four that are not the end, which is banned, and the end
-    assert_same_outputs(found, [reference.generate(request) for request in (*requests, later)])
+    outputs = run_with_arrivals(engine, requests, {5: later})
+    assert len(outputs[0].token_ids) == 5  # four tokens while the stop token is banned, then the stop token
+    assert_same_outputs(outputs, [reference.generate(request) for request in (*requests, later)])
     assert is_idle(engine)
 
 
 def run_with_arrivals(engine: Engine, requests: list[Request], arrivals: dict[int, Request]) -> list[Output]:
-    """Answers, in the order in which requests came; `arrivals` are added before the step of their number."""
+    """Outputs in the order of arrival; `arrivals` maps a step number to the request added before it."""
     core, groups = get_core(engine), list[SequenceGroup]()
 
     def add(request: Request) -> None:
@@ -200,7 +200,7 @@ def test_a_waiting_request_starts_as_soon_as_there_is_room(tiny_folder: Path, re
     ]
     events = record_events(engine)
     assert_same_outputs(engine.generate(requests), reference.generate(requests))
-    # the last step of the first is known to be its last: the next step is the other's first
+    # max_tokens tells that a step is the first request's last, so the next step starts the other request
     assert events == ["execute", *["ahead", "result"] * 3, "result"] * 2
 
 
@@ -210,11 +210,11 @@ def test_a_failed_launch_fails_only_the_running_requests(
     core, launch = get_core(engine), get_runner(engine).execute
     left = [3]
 
-    def failing(plan: SchedulerOutput) -> InFlightStep:
+    def failing(scheduler_output: SchedulerOutput) -> InFlightStep:
         left[0] -= 1
         if not left[0]:
             raise RuntimeError("no more memory")
-        return launch(plan)
+        return launch(scheduler_output)
 
     monkeypatch.setattr(core.runner, "execute", failing)
     with pytest.raises(RuntimeError, match="no more memory"):
@@ -241,14 +241,14 @@ def test_a_finished_group_is_not_referenced_by_the_next_step(engine: Engine) -> 
 
 
 def test_leaving_after_a_failed_step_frees_no_other_requests_row(engine: Engine, reference: Engine) -> None:
-    """A stream that the step has failed for is read to its end when others have begun."""
+    """A stream whose step failed is read to its end after other requests have started."""
     core, launch = get_core(engine), get_runner(engine).execute
 
     def make_request(seed: int) -> Request:
         sampling = SamplingParams(max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
         return Request("Why? " * seed, Base(), sampling)
 
-    def failing(plan: SchedulerOutput) -> InFlightStep:
+    def failing(scheduler_output: SchedulerOutput) -> InFlightStep:
         raise RuntimeError("no more memory")
 
     one, two = engine.stream(make_request(1)), engine.stream(make_request(2))
@@ -265,7 +265,8 @@ def test_leaving_after_a_failed_step_frees_no_other_requests_row(engine: Engine,
     five = engine.stream(make_request(5))
     next(five)
     assert len({group.state_row for group in core.scheduler.running}) == 3
-    found = [list(stream)[-1].output for stream in (three, four, five)]
+    outputs = [list(stream)[-1].output for stream in (three, four, five)]
     assert_same_outputs(
-        [output for output in found if output], [reference.generate(make_request(seed)) for seed in (3, 4, 5)]
+        [output for output in outputs if output],
+        [reference.generate(make_request(seed)) for seed in (3, 4, 5)],
     )

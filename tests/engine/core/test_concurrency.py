@@ -1,4 +1,4 @@
-"""Threads, tasks, forks, signals and ends at any moment: nobody waits in vain, and nothing is left behind."""
+"""Concurrent use and shutdown of engines from threads, tasks and forked processes: no hangs, no leaks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shared_engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
 
 @pytest.fixture
 def engine(shared_engine: AsyncEngine) -> Iterator[AsyncEngine]:
-    """One that takes requests before and after the test."""
+    """The shared engine, which must still accept requests after the test."""
     yield shared_engine
     assert shared_engine.refusal is None
 
@@ -57,7 +57,7 @@ def run_async(make_coroutine: Callable[[], Any]) -> Any:
 
 
 def call_concurrently(*calls: Callable[[], Any]) -> list[Any]:
-    """What threads that start together give, or the RunError that they raise."""
+    """Run the calls in threads that start together; return their results or RunErrors."""
     barrier = threading.Barrier(len(calls))
 
     def call(function: Callable[[], Any]) -> Any:
@@ -71,7 +71,7 @@ def call_concurrently(*calls: Callable[[], Any]) -> list[Any]:
         return list(pool.map(call, calls, timeout=120))
 
 
-# Ends: of engines, loops, processes.
+# Shutdown of engines, event loops and processes.
 
 
 def test_an_unreferenced_engine_ends_its_thread(tiny_folder: Path) -> None:
@@ -88,16 +88,16 @@ def test_an_unreferenced_engine_ends_its_thread(tiny_folder: Path) -> None:
 
 
 def test_a_submitted_answer_reaches_its_callback_though_the_engine_is_unreferenced(tiny_folder: Path) -> None:
-    found, finished = list[Future[Output]](), threading.Event()
+    futures, finished = list[Future[Output]](), threading.Event()
 
     def on_done(future: Future[Output]) -> None:
-        found.append(future)
+        futures.append(future)
         finished.set()
 
     make_async_engine(tiny_folder).submit(make_request(0, 100)).add_done_callback(on_done)
     gc.collect()
     assert finished.wait(60)
-    assert found[0].result(0).finish_reason == "length"
+    assert futures[0].result(0).finish_reason == "length"
 
 
 SHUTDOWN_PROGRAMS = {
@@ -136,7 +136,7 @@ def test_the_interpreter_ends_with_a_live_engine(tiny_folder: Path, how: str) ->
 
 
 def run_python(code: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
-    """A program of its own, ended by force when it hangs."""
+    """Run a program in a new process; kill it when it hangs."""
     head = (
         "import asyncio, os, sys, threading, torch\n"
         "from trimtab import AsyncEngine, Engine, Request, RunError, SamplingParams\n"
@@ -155,12 +155,12 @@ FORK_PROGRAM = """
 engine = Engine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
 served = AsyncEngine.from_pretrained(sys.argv[1], kv_cache_memory='1MiB')
 request = Request('What happens if an earthworm is cut in half? ' * 5, sampling=SamplingParams(max_tokens=4))
-torch.ones(400, 400) @ torch.ones(400, 400)  # OpenMP's threads are there
+torch.ones(400, 400) @ torch.ones(400, 400)  # starts OpenMP's threads
 expected = engine.generate(request).token_ids
 sys.stdout.flush()
 child = os.fork()
 if not child:
-    served._thread._submit_lock.acquire()  # as if a thread had it at the fork
+    served._thread._submit_lock.acquire()  # as if a thread held it at the fork
     for call in (engine.generate, served.submit, lambda request: engine.score([1, 2])):
         try:
             call(request)
@@ -185,7 +185,9 @@ def test_a_forked_process_cannot_use_its_parents_engine_but_can_build_its_own(
     assert ended.stdout.splitlines() == [refusal] * 3 + ["True", "True", "7 True"], ended.stderr
 
 
-def test_closing_an_event_loop_in_mid_stream_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
+def test_closing_an_event_loop_mid_stream_does_not_affect_other_requests(
+    engine: AsyncEngine, tiny: Engine
+) -> None:
     async def begin() -> Any:
         return await engine.open_stream(make_request(0, 100))
 
@@ -216,15 +218,15 @@ def test_closing_a_stream_ends_the_task_that_reads_it(engine: AsyncEngine) -> No
 # Scores and futures.
 
 
-def test_a_cancelled_score_disturbs_nobody(engine: AsyncEngine, tiny: Engine) -> None:
+def test_a_cancelled_score_does_not_affect_other_scores(engine: AsyncEngine, tiny: Engine) -> None:
     async def cancel() -> None:
         tasks = [asyncio.create_task(engine.score([5, 6, 7])) for _ in range(20)]
         await asyncio.sleep(0)
         for task in tasks[::2]:
             task.cancel()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(each, asyncio.CancelledError) for each in found[::2])
-        assert all(each.equal(tiny.score([5, 6, 7])) for each in found[1::2])
+        scores = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(score, asyncio.CancelledError) for score in scores[::2])
+        assert all(score.equal(tiny.score([5, 6, 7])) for score in scores[1::2])
 
     run_async(cancel)
     assert engine.refusal is None
@@ -241,8 +243,8 @@ def test_scores_that_a_closed_engine_has_not_computed_are_refused(tiny_folder: P
         await asyncio.gather(*busy, return_exceptions=True)
         return await asyncio.gather(*scores, return_exceptions=True)
 
-    for found in run_async(close):
-        assert not isinstance(found, Exception) or str(found) == "the engine is closed"
+    for score in run_async(close):
+        assert not isinstance(score, Exception) or str(score) == "the engine is closed"
 
 
 def test_a_stop_between_two_reads_of_the_command_queue_is_not_missed(tiny_folder: Path) -> None:
@@ -251,7 +253,7 @@ def test_a_stop_between_two_reads_of_the_command_queue_is_not_missed(tiny_folder
 
     def ask(_: object) -> None:
         entered.wait(60)
-        get_thread(engine)._finalizer()  # its own note is read with this one
+        get_thread(engine)._finalizer()  # its stop command is read together with this one
 
     get_thread(engine)._commands.put(lambda _: entered.set())
     get_thread(engine)._commands.put(ask)
@@ -289,7 +291,7 @@ def test_aborted_requests_do_not_count_as_waiting(tiny_folder: Path) -> None:
     step, go = get_core(engine).step, threading.Event()
     get_core(engine).step = lambda: go.wait(60) and step()  # type: ignore[method-assign,func-returns-value]
     first = engine.submit(make_request(0))
-    while not engine.stats.waiting:  # the worker has it, and is about to step
+    while not engine.stats.waiting:  # the engine thread has queued it and is about to step
         time.sleep(0.001)
     waiting = engine.submit(make_request(1))
     with pytest.raises(BusyError, match="2 requests are waiting, and max_waiting is 2"):
@@ -308,7 +310,7 @@ async def cancel_score(engine: AsyncEngine) -> None:
         await asyncio.wait_for(engine.score([1]), 0.01)
 
 
-# All at once.
+# Races.
 
 
 @pytest.mark.parametrize("turn", range(6))
@@ -323,11 +325,11 @@ def test_a_request_made_during_shutdown_is_answered_or_refused(tiny_folder: Path
 
     calls = [*map(submit, range(6)), score, score, engine.shutdown, engine.shutdown]
     random.Random(turn).shuffle(calls)
-    for found in call_concurrently(*calls):
-        if isinstance(found, Future):
-            assert found.result(60).finish_reason in ("length", "abort")
-        elif isinstance(found, RunError):
-            assert "closed" in str(found)
+    for result in call_concurrently(*calls):
+        if isinstance(result, Future):
+            assert result.result(60).finish_reason in ("length", "abort")
+        elif isinstance(result, RunError):
+            assert "closed" in str(result)
     assert is_idle(engine)
     assert engine.unfinished == 0
 
@@ -351,5 +353,5 @@ def test_two_engines_in_two_threads_answer_as_alone(tiny_folder: Path, tiny: Eng
     def answers(engine: Engine) -> list[Any]:
         return [(output.token_ids, output.trace) for _ in range(3) for output in engine.generate(requests)]
 
-    for found in call_concurrently(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
-        assert found == expected * 3
+    for actual in call_concurrently(*(lambda engine=engine: answers(engine) for engine in engines)):  # type: ignore[misc]
+        assert actual == expected * 3

@@ -1,4 +1,4 @@
-"""What happens when something breaks: who is told of it, and what goes on as if nothing had happened."""
+"""Failures of a step, device, callback or tokenizer: error reports, and isolation of other requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def same_output(a: Output, b: Output) -> bool:
 
 
 class FailingCall:
-    """Stands before a call of the engine, and fails its `at`-th use with an error."""
+    """Wrap a method of the engine and raise an error at its `nth_call`."""
 
     def __init__(self, owner: Any, name: str, error: BaseException, nth_call: int = 1) -> None:
         self._call, self._error, self._calls_left = getattr(owner, name), error, nth_call
@@ -56,14 +56,14 @@ class FailingCall:
 
 
 STEP_STAGES: dict[str, Callable[[Any], tuple[Any, str]]] = {
-    "the plan": lambda core: (core.scheduler, "schedule"),
-    "the row of the table": lambda core: (core.runner, "add_request"),
-    "the move of pages": lambda core: (core.runner.cache, "swap_blocks"),
-    "the clearing of pages": lambda core: (core.runner.cache, "zero_blocks"),
-    "the forward": lambda core: (core.runner.model, "forward"),
-    "the last product": lambda core: (core.runner.model.lm_head, "_linear"),
-    "the choice": lambda core: (core.runner, "sample"),
-    "the end of the plan": lambda core: (core.scheduler, "mark_computed"),
+    "schedule": lambda core: (core.scheduler, "schedule"),
+    "add_request": lambda core: (core.runner, "add_request"),
+    "swap_blocks": lambda core: (core.runner.cache, "swap_blocks"),
+    "zero_blocks": lambda core: (core.runner.cache, "zero_blocks"),
+    "forward": lambda core: (core.runner.model, "forward"),
+    "lm_head": lambda core: (core.runner.model.lm_head, "_linear"),
+    "sample": lambda core: (core.runner, "sample"),
+    "mark_computed": lambda core: (core.scheduler, "mark_computed"),
 }
 
 
@@ -71,7 +71,7 @@ STEP_STAGES: dict[str, Callable[[Any], tuple[Any, str]]] = {
 def test_wherever_a_step_fails_running_requests_get_the_reason_and_waiting_ones_are_answered(
     stage: str, engine: AsyncEngine, tiny: Engine
 ) -> None:
-    """Of five requests of three branches, three are decoded at once."""
+    """Five requests of three branches each, three running at once."""
     requests = [make_request(f"Why {n}?", 5) for n in range(5)]
     expected = tiny.generate(requests)
     FailingCall(*STEP_STAGES[stage](get_core(engine)), ZeroDivisionError("by\ndesign"), nth_call=2)
@@ -90,7 +90,7 @@ def test_wherever_a_step_fails_running_requests_get_the_reason_and_waiting_ones_
 
 
 @pytest.mark.parametrize("stage", STEP_STAGES)
-def test_a_step_that_fails_ends_other_streams_with_the_reason_and_leaves_nothing(
+def test_a_failed_step_ends_other_streams_with_the_reason_and_leaves_the_engine_idle(
     stage: str, tiny_folder: Path, tiny: Engine
 ) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=9)
@@ -108,7 +108,7 @@ def test_a_step_that_fails_ends_other_streams_with_the_reason_and_leaves_nothing
 
 
 def test_blocks_that_a_failed_step_did_not_move_are_not_reused_as_cached(tiny_folder: Path) -> None:
-    """Long prompts of which the first end leave a hole, and the pages behind it move in the next step."""
+    """The first of the long requests to end leave a hole; the next step moves the blocks behind it."""
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="2MiB", max_num_seqs=9)
     long = [Request(f"{n} " * 100, sampling=SamplingParams(max_tokens=3 + 9 * n)) for n in range(3)]
     right = [engine.generate(request) for request in long]
@@ -129,8 +129,8 @@ def test_blocks_that_a_failed_step_did_not_move_are_not_reused_as_cached(tiny_fo
     assert all(same_output(one, other) for one, other in zip(engine.generate(long), right, strict=True))
 
 
-def test_a_stored_error_holds_no_tensor_of_the_step(engine: AsyncEngine) -> None:
-    """On a GPU that is out of memory, the next step needs what the failed one has taken."""
+def test_a_stored_error_does_not_keep_the_steps_tensors_alive(engine: AsyncEngine) -> None:
+    """On a GPU that is out of memory, the next step needs the memory of the failed one."""
     taken: list[weakref.ref[torch.Tensor]] = []
 
     def forward(*arguments: Any) -> Any:
@@ -184,7 +184,7 @@ def test_an_engine_stays_unhealthy_until_a_probe_token_succeeds(engine: AsyncEng
 
     assert asyncio.run(engine.health_error()) is None
     model.forward = fail  # type: ignore[method-assign]
-    assert asyncio.run(engine.health_error()) is None  # nothing has met the fault yet
+    assert asyncio.run(engine.health_error()) is None  # no step has failed yet
     assert engine.submit(make_request()).exception(60)
     for _ in range(2):
         assert (
@@ -194,7 +194,7 @@ def test_an_engine_stays_unhealthy_until_a_probe_token_succeeds(engine: AsyncEng
     assert asyncio.run(engine.health_error()) is None
     assert get_runner(engine).steps == 1
     assert asyncio.run(engine.health_error()) is None
-    assert get_runner(engine).steps == 1, "it tries only after a failure"
+    assert get_runner(engine).steps == 1, "a probe runs only after a failure"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -256,15 +256,17 @@ def test_a_score_that_waits_when_the_engine_closes_is_refused(engine: AsyncEngin
     assert str(score) == "the engine is closed"
 
 
-def test_a_reader_with_a_closed_event_loop_stops_nobody_else(engine: AsyncEngine, tiny: Engine) -> None:
-    """Its loop ends with the stream neither read nor closed."""
+def test_a_reader_with_a_closed_event_loop_does_not_block_other_requests(
+    engine: AsyncEngine, tiny: Engine
+) -> None:
+    """Its event loop ends with the stream neither read nor closed."""
     abandoned = asyncio.run(asyncio.wait_for(engine.open_stream(make_request("Who reads?", 40)), 60))
     other = engine.submit(make_request()).result(60)
     assert same_output(other, tiny.generate(make_request()))
     abandoned.close()
 
 
-def test_a_callback_that_fails_stops_nobody_else(engine: AsyncEngine, tiny: Engine) -> None:
+def test_a_callback_that_raises_does_not_affect_other_requests(engine: AsyncEngine, tiny: Engine) -> None:
     def fail(done: Future[Output]) -> None:
         raise ZeroDivisionError("by design")
 
@@ -311,7 +313,7 @@ def test_a_prompt_that_cannot_be_rendered_is_reported_to_its_caller(
 
 
 def test_a_wall_clock_jump_changes_nothing(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward by a century and back behind 1970, between any two looks at it."""
+    """Every read of the clock jumps a century ahead or before 1970."""
     jumps = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: 3e9 * (-1) ** next(jumps))
     monkeypatch.setattr(time, "time_ns", lambda: int(3e18) * (-1) ** next(jumps))

@@ -1,4 +1,4 @@
-"""Where an answer ends: at its length, an end of text, a stop id or a stop text."""
+"""Finish reasons: max_tokens, context length, end-of-text token, stop token id, stop string."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_answer_ends_where_the_longest_branch_fills_the_context(tiny_folder: 
     assert output.finish_reason == "length"
 
 
-def test_end_of_text_ends_the_answer_and_is_an_id_but_no_text(tiny: Engine) -> None:
+def test_an_end_of_text_token_ends_the_answer_and_is_not_in_its_text(tiny: Engine) -> None:
     for field in ({}, {"skip_special_tokens": False}, {"include_stop_str_in_output": True}):
         output = tiny.generate(Request(QUESTION, sampling=greedy_params(logit_bias={EOS: 1e4}, **field)))
         assert (output.token_ids, output.text, output.finish_reason) == ([EOS], "", "stop")
@@ -76,7 +76,7 @@ FORCED_TEXT = "one two STOP three"
 
 
 def generate_forced_text(engine: Engine, text: str, **fields: Any) -> Output:
-    """The answer of a model that says exactly `text`, character by character: every token is one byte."""
+    """Output of a model forced to generate exactly `text`; every token is one byte."""
     ids = [id_ for character in text for id_ in engine.tokenizer.encode(character)]
     request = Request("Say it.", sampling=SamplingParams(max_tokens=len(ids), **fields))
     forced_ids = iter(ids)
@@ -109,7 +109,7 @@ def generate_forced_text(engine: Engine, text: str, **fields: Any) -> Output:
         ((FORCED_TEXT,), False, "", len(FORCED_TEXT)),
     ],
 )
-def test_an_answer_ends_at_a_stop_text_that_spans_tokens(
+def test_an_answer_ends_at_a_stop_string_that_spans_tokens(
     stop: tuple[str, ...], include: bool, text: str, tokens: int, tiny: Engine
 ) -> None:
     output = generate_forced_text(tiny, FORCED_TEXT, stop=stop, include_stop_str_in_output=include)
@@ -117,12 +117,12 @@ def test_an_answer_ends_at_a_stop_text_that_spans_tokens(
     assert output.finish_reason == ("length" if text == FORCED_TEXT else "stop")
 
 
-def test_a_stop_text_found_only_as_the_answer_ends_is_a_stop(tiny: Engine) -> None:
-    """ "abcd" may still come when "bc" has: only the end of the answer decides."""
+def test_a_stop_string_matched_at_the_end_of_the_answer_has_reason_stop(tiny: Engine) -> None:
+    """After "abc", "abcd" may still complete: only the end of the answer decides for "bc"."""
     output = generate_forced_text(tiny, "abc", stop=("abcd", "bc"))
     assert (output.text, output.finish_reason) == ("a", "stop")
 
 
-def test_stop_texts_within_min_tokens_are_let_through(tiny: Engine) -> None:
+def test_stop_strings_within_min_tokens_are_ignored(tiny: Engine) -> None:
     output = generate_forced_text(tiny, "aXbXc", stop=("X",), min_tokens=3)
     assert (output.text, output.finish_reason, len(output.token_ids)) == ("aXb", "stop", 4)

@@ -1,4 +1,4 @@
-"""An engine's memory is free with the last reference to it, and waits for no collector of cycles."""
+"""An engine is freed with its last reference, without the cyclic garbage collector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSTEERED = Request("Why?", sampling=SamplingParams(max_tokens=40, temperature=0
 
 
 def weak_refs(core: EngineCore) -> list[weakref.ref[Any]]:
-    """The large parts of an engine."""
+    """Weak references to the large parts of an engine."""
     runner, cache = core.runner, core.runner.cache
     return [weakref.ref(part) for part in (core, runner.model, cache, cache.blocks, runner.steering_state)]
 
@@ -55,14 +55,14 @@ def test_an_engine_is_freed_with_its_last_reference(
     next(stream)
     engine.score([1, 2, 3])
     del engine
-    assert not all_collected(parts), "a stream that is not read to its end needs its engine"
+    assert not all_collected(parts), "an unfinished stream keeps its engine alive"
     del stream
     assert all_collected(parts)
     assert all(output.finish_reason == "length" for output in outputs)
 
 
 async def use_every_api(engine: AsyncEngine) -> list[Output]:
-    """Streams read and left, an answer that is cancelled, one that is late, and some in earnest."""
+    """Read a stream, leave a stream, cancel a request, let one time out, and finish two."""
     async for _ in engine.stream(STEERED):
         pass
     pieces = engine.stream(STEERED)
@@ -91,7 +91,7 @@ def test_an_async_engine_is_freed_with_its_last_reference(tiny_folder: Path, clo
             engine.submit(UNSTEERED)
     del engine
     worker.join(10)
-    assert all_collected(parts), "the futures, which are still here, keep it"
+    assert all_collected(parts), "the remaining futures keep the engine alive"
 
 
 def test_a_blocked_worker_thread_does_not_keep_an_engine_alive(tiny_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Interrupts at any moment of a step: the engine answers afterwards as if nothing had been."""
+"""Interrupts at any line of a step: later answers are unchanged."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PACKAGE = Path(trimtab.__file__).parent
 
 
 class InterruptedEngine:
-    """An engine of which a step is interrupted at a line, any that is run in one.
+    """An engine whose steps can be interrupted at any executed line.
 
-    looks_ahead: whether the step after it is on its way then.
+    looks_ahead: use async scheduling, so that the next step may be in flight.
     """
 
     def __init__(self, folder: Path, looks_ahead: bool = False) -> None:
-        cache_bytes = 26 * 3072  # too few for all
+        cache_bytes = 26 * 3072  # too few blocks for all requests
         self.engine = Engine.from_pretrained(str(folder), kv_cache_memory=cache_bytes, block_size=16)
         set_async_scheduling(self.engine, looks_ahead)
         sampling = [SamplingParams(max_tokens=12, temperature=1.0, seed=n) for n in range(4)]
@@ -41,7 +41,7 @@ class InterruptedEngine:
         return [(output.token_ids, output.trace) for output in self.engine.generate(self.requests)]
 
     def interrupt_at(self, line_number: int) -> int:
-        """Answers, and is interrupted at that line of all that the steps run; how many there were."""
+        """Run all requests, interrupted at this executed line of the steps. Return the line count."""
         count, core = 0, get_core(self.engine)
         step = core.step
 

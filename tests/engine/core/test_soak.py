@@ -1,4 +1,4 @@
-"""Thousands of mixed requests from tasks and threads: each ends as it may, memory is flat, nothing drifts."""
+"""Soak test: thousands of mixed concurrent requests end as expected, and memory stays flat."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     import torch
 
 NUM_LOOPS, NUM_TASKS, NUM_THREADS = 2, 20, 6
-"""Loops in threads of their own, tasks of each, and threads that submit; each has one request at a time."""
+"""Event loops, each in a thread; tasks per loop; threads that submit. Each has one request at a time."""
 NUM_BLOCKS, MAX_WAITING = 110, 24
-"""Of the KV cache and of the queue: the largest request fits, and the crowd does not."""
+"""Blocks of the KV cache and length of the queue: enough for the largest request, not for all clients."""
 TIMEOUT = 600
 """Seconds after which a request counts as lost."""
 TASK_FATES = {"done": 30, "streamed": 25, "left": 10, "cancelled": 10, "late": 8, "scored": 5, "refused": 2}
 THREAD_FATES = {"done": 50, "cancelled": 30, "late": 20}
-"""What becomes of a request, and how often. Those that are cancelled or late may be done before."""
+"""Relative frequency of the ends of a request. A cancelled or late one may be done before."""
 
 
 @dataclass
 class ClientCall:
-    """A request, what is to become of it, how it ended, and with what."""
+    """A request, its intended end, its actual end, and its results."""
 
     number: int
     fate: str
@@ -69,7 +69,7 @@ class ClientCall:
         return [choose.randrange(300) for _ in range(choose.randint(1, 60))]
 
     async def run_in_task(self, engine: AsyncEngine) -> None:
-        """Asks, waits or leaves, and notes the end."""
+        """Run the request in a task and record its end."""
         if self.fate == "scored":
             self.scores, self.end = await engine.score(self.token_ids), "scored"
         elif self.fate == "refused":
@@ -108,7 +108,7 @@ class ClientCall:
         self.end = "streamed"
 
     def run_in_thread(self, engine: AsyncEngine) -> None:
-        """The same by `submit`."""
+        """Run the request through `submit` and record its end."""
         future = engine.submit(self.request, self.timeout)
         if self.fate == "cancelled":
             time.sleep(self.cancel_delay)
@@ -126,32 +126,32 @@ class ClientCall:
         self.end = "late" if "abort" in reasons else "done"
 
     def check_end(self) -> None:
-        """It ended in a way that its fate allows."""
+        """Assert that the end is one that `fate` allows."""
         assert self.end in (self.fate, "done" if self.fate in ("cancelled", "late") else self.fate), self
 
     def check_alone(self, engine: Engine) -> None:
-        """Asked again alone it gets the same, and of an answer that was cut short the beginning."""
+        """Assert that the request alone gives the same outputs; an aborted answer must be a prefix."""
         if self.scores is not None and is_batch_invariant():
             assert self.scores.equal(engine.score(self.token_ids)), self
         if not self.outputs:
             return
-        for found, alone in zip(self.outputs, engine.generate(self.request).outputs, strict=True):
-            count = len(found.token_ids)
-            assert found.token_ids == alone.token_ids[:count], self
-            if found.finish_reason != "abort":
-                assert (found.text, found.finish_reason) == (alone.text, alone.finish_reason), self
+        for output, alone in zip(self.outputs, engine.generate(self.request).outputs, strict=True):
+            count = len(output.token_ids)
+            assert output.token_ids == alone.token_ids[:count], self
+            if output.finish_reason != "abort":
+                assert (output.text, output.finish_reason) == (alone.text, alone.finish_reason), self
             if is_batch_invariant():
-                assert found.logprobs == (alone.logprobs and alone.logprobs[:count]), self
+                assert output.logprobs == (alone.logprobs and alone.logprobs[:count]), self
                 lists = (
                     {name: values[:count] for name, values in vars(alone.trace).items()}
                     if alone.trace
                     else None
                 )
-                assert (vars(found.trace) if found.trace else None) == lists, self
+                assert (vars(output.trace) if output.trace else None) == lists, self
 
 
 class SoakRun:
-    """Visits to an engine, as many at once as the crowd is large; some of them are kept to be checked."""
+    """Concurrent clients of an engine; `num_kept` of the calls are kept for `check_alone`."""
 
     def __init__(self, engine: AsyncEngine, numbers: range, num_kept: int) -> None:
         self.engine = engine
@@ -161,72 +161,72 @@ class SoakRun:
         self._numbers, self._lock = iter(numbers), threading.Lock()
 
     def run(self) -> None:
-        """Raises what goes wrong in any of them."""
+        """Run all clients; raise the first error of any."""
         with ThreadPoolExecutor(NUM_LOOPS + NUM_THREADS) as pool:
-            crowd = [pool.submit(asyncio.run, self._loop()) for _ in range(NUM_LOOPS)]
-            crowd += [pool.submit(self._thread) for _ in range(NUM_THREADS)]
-            for each in crowd:
-                each.result()
+            clients = [pool.submit(asyncio.run, self._loop()) for _ in range(NUM_LOOPS)]
+            clients += [pool.submit(self._thread) for _ in range(NUM_THREADS)]
+            for client in clients:
+                client.result()
 
     async def _loop(self) -> None:
         await asyncio.gather(*(self._task() for _ in range(NUM_TASKS)))
 
     async def _task(self) -> None:
-        while visit := self._next_call(TASK_FATES):
-            while not visit.end:
+        while call := self._next_call(TASK_FATES):
+            while not call.end:
                 try:
-                    await asyncio.wait_for(visit.run_in_task(self.engine), TIMEOUT)
+                    await asyncio.wait_for(call.run_in_task(self.engine), TIMEOUT)
                 except BusyError:
                     self.busy += 1
                     await asyncio.sleep(0.3)
-            self._finish_call(visit)
+            self._finish_call(call)
 
     def _thread(self) -> None:
-        while visit := self._next_call(THREAD_FATES):
-            while not visit.end:
+        while call := self._next_call(THREAD_FATES):
+            while not call.end:
                 try:
-                    visit.run_in_thread(self.engine)
+                    call.run_in_thread(self.engine)
                 except BusyError:
                     self.busy += 1
                     time.sleep(0.3)
-            self._finish_call(visit)
+            self._finish_call(call)
 
     def _next_call(self, fates: dict[str, int]) -> ClientCall | None:
         with self._lock:
             number = next(self._numbers, None)
         return None if number is None else ClientCall.from_seed(number, fates)
 
-    def _finish_call(self, visit: ClientCall) -> None:
-        visit.check_end()
+    def _finish_call(self, call: ClientCall) -> None:
+        call.check_end()
         with self._lock:
-            self.ends[visit.end] += 1
-            if visit.number in self._keep:
-                self.num_kept.append(visit)
+            self.ends[call.end] += 1
+            if call.number in self._keep:
+                self.num_kept.append(call)
 
 
 def run_soak(engine: AsyncEngine, alone: Engine, numbers: range, num_kept: int) -> Counter[str]:
-    """How so many requests ended, after which the engine holds nothing; those kept are as they are alone."""
+    """Run the requests; assert an idle engine after it and kept calls that match `alone`. Count the ends."""
     soak = SoakRun(engine, numbers, num_kept)
     soak.run()
     asyncio.run(asyncio.wait_for(wait_until_idle(engine), TIMEOUT))
     assert sum(soak.ends.values()) == len(numbers)
     check_blocks(get_block_manager(engine), [])
     assert get_scheduler(engine)._used_rows == set()
-    for visit in soak.num_kept:
-        visit.check_alone(alone)
-    soak.ends.update(busy=soak.busy, checked=sum(bool(visit.outputs) for visit in soak.num_kept))
+    for call in soak.num_kept:
+        call.check_alone(alone)
+    soak.ends.update(busy=soak.busy, checked=sum(bool(call.outputs) for call in soak.num_kept))
     return soak.ends
 
 
 async def wait_until_idle(engine: AsyncEngine) -> None:
-    """Waits until what was left last has been dropped."""
+    """Wait until the last aborted requests have been removed."""
     while engine.unfinished or not is_idle(engine):
         await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 def engines(tiny_folder: Path) -> Iterator[tuple[AsyncEngine, Engine]]:
-    """One whose pages and queue are too few for the crowd, and one to ask alone, which keeps nothing."""
+    """An engine with too few blocks and queue slots for all clients, and a reference without prefix cache."""
     sizes: dict[str, Any] = {"model": str(tiny_folder), "block_size": 16}
     alone = Engine.from_pretrained(**sizes, kv_cache_memory="2MiB", enable_prefix_caching=False)
     memory = NUM_BLOCKS * get_runner(alone).cache.blocks[:, :, 0].nbytes
@@ -239,13 +239,13 @@ def engines(tiny_folder: Path) -> Iterator[tuple[AsyncEngine, Engine]]:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds, of which none wait to be collected."""
+    """Resident memory of this process in bytes, after a garbage collection."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
 def leaked_objects() -> int:
-    """Objects of requests that are still there."""
+    """Number of live request objects."""
     gc.collect()
     return sum(
         type(each) in (SequenceGroup, OutputStream, RequestHandle, Output) for each in gc.get_objects()
@@ -261,12 +261,12 @@ def test_hundreds_of_concurrent_requests_end_as_expected(engines: tuple[AsyncEng
 
 @pytest.mark.long
 def test_twenty_thousand_requests_leave_memory_flat(engines: tuple[AsyncEngine, Engine]) -> None:
-    """No object of a request is left, and what libraries keep for every shape that they meet fills up.
+    """No request object is left, and the per-shape caches of libraries fill up.
 
-    That is 240 MiB for the numbers of tokens, which are met beforehand, and less for those of rows and pages,
-    which only a crowd meets: it grows by less from quarter to quarter, where a leak would not. A request's
-    text, trace and outputs are some ten kilobytes: were they kept of one in six, they would be the 8 MiB that
-    are allowed in the last quarter.
+    Those take 240 MiB for the numbers of tokens, which are warmed up first, and less for the numbers of rows
+    and blocks, which only concurrent requests reach: their growth shrinks from quarter to quarter, where a
+    leak's would not. Text, trace and outputs of a request are about 10 KB: leaking one in six would make the
+    8 MiB allowed in the last quarter.
     """
     engine, alone = engines
     sizes, ends, before, start = list[int](), Counter[str](), leaked_objects(), time.perf_counter()

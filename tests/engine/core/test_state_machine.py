@@ -1,4 +1,4 @@
-"""Any order of calls, beside a model of what each may give: both engines, and two of them in one process."""
+"""Stateful property tests: random orders of engine calls against a model of their results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ QUICK = settings(
 
 @cache
 def answers_alone(folder: Path) -> list[list[list[int]]]:
-    """The tokens of every request's answers when nothing else is asked."""
+    """Tokens of each request's answers, each request run alone."""
     engine = Engine.from_pretrained(str(folder), kv_cache_memory="2MiB", block_size=16)
     return [token_ids(engine.generate(request)) for request in REQUESTS]
 
@@ -55,7 +55,7 @@ def token_ids(output: Output) -> list[list[int]]:
 
 
 class SyncEngineMachine(RuleBasedStateMachine):
-    """Two engines: lists, streams that are read in turn and left, scores, wrong requests."""
+    """Two engines: lists, streams read alternately or left, scores, invalid requests."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -76,17 +76,18 @@ class SyncEngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.streams)
     @rule(choose=st.randoms(use_true_random=False), pieces=st.integers(1, 6))
     def read(self, choose: random.Random, pieces: int) -> None:
-        stream, at, found = choose.choice(self.streams)
+        stream, at, token_ids_read = choose.choice(self.streams)
         for _ in range(pieces):
             delta = next(stream, None)
             if delta is None:
-                assert found == self.expected[at]
+                assert token_ids_read == self.expected[at]
                 self.streams = [each for each in self.streams if each[0] is not stream]
                 return
-            found[delta.index] += delta.token_ids
+            token_ids_read[delta.index] += delta.token_ids
         assert [
-            expected_text[: len(part)] for part, expected_text in zip(found, self.expected[at], strict=True)
-        ] == found
+            expected_text[: len(part)]
+            for part, expected_text in zip(token_ids_read, self.expected[at], strict=True)
+        ] == token_ids_read
 
     @precondition(lambda self: self.streams)
     @rule(choose=st.randoms(use_true_random=False))
@@ -119,7 +120,7 @@ class SyncEngineMachine(RuleBasedStateMachine):
 
 
 class AsyncEngineMachine(RuleBasedStateMachine):
-    """One AsyncEngine, asked from a thread and from the tasks of a loop elsewhere; open, drained, closed."""
+    """One AsyncEngine, called from a thread and from tasks of another event loop; open, drained, closed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -191,12 +192,12 @@ class AsyncEngineMachine(RuleBasedStateMachine):
             output = future.result(60)
         except CancelledError:
             assert future.cancelled()
-        except RunError as error:  # it was refused after this model had let it in
+        except RunError as error:  # refused after this model accepted it
             assert self.refusal
-            assert "closed" in str(error) or "draining" in str(error)  # noqa: PT017 - one of two ends
+            assert "closed" in str(error) or "draining" in str(error)  # noqa: PT017 - either reason is correct
         else:
-            for found, expected_tokens in zip(token_ids(output), self.expected[at], strict=True):
-                assert found == expected_tokens[: len(found)]
+            for tokens, expected_tokens in zip(token_ids(output), self.expected[at], strict=True):
+                assert tokens == expected_tokens[: len(tokens)]
             ended = "abort" not in {each.finish_reason for each in output.outputs}
             assert ended or late or self.closed
             assert not ended or token_ids(output) == self.expected[at]
@@ -226,7 +227,7 @@ class AsyncEngineMachine(RuleBasedStateMachine):
         assert self.engine.unfinished == 0
 
     async def drain_tasks(self) -> None:
-        """Waits for all other tasks of the loop: one that was cancelled at once has not begun yet."""
+        """Wait for all other tasks of the loop: one cancelled at once may not have started yet."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
 

@@ -1,4 +1,4 @@
-"""Stop texts in an answer that comes in pieces: each is found as soon as it is whole, wherever it is cut."""
+"""Stop strings in a streamed answer: matched as soon as they are complete, for any split of the text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def expected_stop(text: str, stops: Sequence[str], include: bool) -> tuple[str, bool]:
-    """The contract on the whole text: the earliest start, then the shortest."""
+    """Reference on the complete text: the earliest start, then the shortest stop string."""
     for start in range(len(text)):
         for stop in sorted(stops, key=len):
             if text.startswith(stop, start):
@@ -60,7 +60,7 @@ def test_only_a_possible_stop_prefix_is_held_back(text: str, stops: list[str]) -
         assert pending == text[len(text) - longest :]
 
 
-def test_a_stop_across_pieces_is_found_as_soon_as_it_is_complete() -> None:
+def test_a_stop_string_across_pieces_is_matched_as_soon_as_it_is_complete() -> None:
     finder = StopStringMatcher(["\n\nUser:"])
     assert finder.step("Yes.\n") == ("Yes.", False)
     assert finder.step("\nUs") == ("", False)
@@ -77,18 +77,18 @@ def test_a_match_waits_for_a_possible_earlier_match(last: str, visible: str) -> 
     assert finder.matched
 
 
-def test_a_stop_that_does_not_come_is_released() -> None:
+def test_an_incomplete_stop_string_is_released() -> None:
     finder = StopStringMatcher(["END"])
     assert [finder.step(piece)[0] for piece in ("a E", "N", "d")] == ["a ", "", "ENd"]
     finder.step("EN")
     assert (finder.flush(), finder.matched) == ("EN", False)
 
 
-def test_an_included_stop_is_shown_and_what_follows_is_not() -> None:
+def test_an_included_stop_string_ends_the_text() -> None:
     assert StopStringMatcher(["END"], include=True).step("the ENDING") == ("the END", True)
 
 
-def test_one_stop_may_be_given_as_a_text() -> None:
+def test_a_single_stop_string_need_not_be_a_list() -> None:
     assert StopStringMatcher("ab").step("b a ab") == ("b a ", True)
 
 
@@ -133,7 +133,7 @@ def make_byte_fallback() -> Tokenizer:
 def test_a_stop_spelled_in_byte_tokens_ends_at_its_last_byte(
     sampling: dict[str, Any], text: str, taken: int, visible: str, reason: str
 ) -> None:
-    """Such bytes are held until their run ends, for the next may make no character of them."""
+    """Byte tokens are pending until their run ends: the next byte may make the sequence invalid."""
     ids = [256 if byte == ord("x") else byte for byte in text.encode()]
     answer, count = OutputState(make_byte_fallback(), SamplingParams(**sampling), trace=False), 0
     while answer.finish_reason is None:

@@ -1,7 +1,7 @@
-"""One model in several processes: the tokens of one process, and an end with a cause.
+"""Tensor parallelism: the tokens of a single process, and failures with a cause.
 
-Where a token differs from that of one process, it is a tie if the two scores, noise included, lie within TIE
-of each other there; an answer is compared as far as its first tie.
+Where a token differs from that of one process, it is a tie if the two scores, noise included, differ by at
+most TIE_TOLERANCE; an answer is compared up to its first tie.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FILTERS: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Family(TinyModel):
-    """A tiny model of another architecture."""
+    """A tiny model with other config fields."""
 
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +91,7 @@ def make_requests(tokens: int) -> list[Request]:
 
 
 def is_tie(request: Request, output: Output, token: int, position: int) -> bool:
-    """Whether the token could as well have been chosen at this place of the output."""
+    """Whether `token` ties with the token at this position of the output."""
     assert output.logprobs is not None
     scores = output.logprobs[position].top
     sampling = request.sampling
@@ -110,7 +110,7 @@ def is_tie(request: Request, output: Output, token: int, position: int) -> bool:
 def agreement_before_ties(
     requests: list[Request], single_rank: list[Output], multi_rank: list[Output]
 ) -> float:
-    """The share of tokens before a first tie; fails where two answers differ without one."""
+    """Fraction of tokens before the first tie; asserts that answers differ only from a tie on."""
     count = 0
     for request, single, shared in zip(requests, single_rank, multi_rank, strict=True):
         assert shared.error is None
@@ -130,7 +130,7 @@ def agreement_before_ties(
 
 @pytest.fixture(scope="module")
 def two_rank_engine(tiny_folder: Path) -> Iterator[Engine]:
-    """The tiny model in two processes."""
+    """An engine of the tiny model on two processes."""
     with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE) as engine:
         yield engine
 
@@ -201,9 +201,7 @@ def test_a_model_that_cannot_be_sharded_is_refused_with_its_numbers(
 
 @pytest.mark.parametrize("size", [0, -1, 1025])
 def test_a_tensor_parallel_size_out_of_range_is_refused(size: int) -> None:
-    with pytest.raises(
-        InputError, match=rf"tensor_parallel_size is {size}; it must be a whole number from 1"
-    ):
+    with pytest.raises(InputError, match=rf"tensor_parallel_size is {size}; it must be an integer from 1"):
         Engine.from_pretrained(tensor_parallel_size=size)
 
 
@@ -219,7 +217,7 @@ def test_a_tensor_parallel_size_other_than_torchruns_world_size_is_refused(
 
 
 def worker_pids(engine: Engine | AsyncEngine) -> list[int]:
-    """Of the processes that the engine started."""
+    """Process ids of the engine's workers."""
     ranks = get_core(engine).tp_group
     assert ranks is not None
     assert ranks._workers is not None
@@ -234,7 +232,7 @@ def is_alive(pid: int) -> bool:
 
 
 def all_exited(pids: list[int], timeout: float) -> bool:
-    """Whether none of the processes is alive any more, within this time."""
+    """Whether all processes exit within `timeout` seconds."""
     until = time.monotonic() + timeout
     while any(map(is_alive, pids)) and time.monotonic() < until:
         time.sleep(0.02)
@@ -305,7 +303,7 @@ def test_an_idle_service_learns_within_five_seconds_that_a_process_was_killed(ti
 
 
 @pytest.mark.long
-def test_closing_an_engine_ends_its_processes_and_its_answers(tiny_folder: Path) -> None:
+def test_closing_an_engine_ends_its_processes_and_refuses_requests(tiny_folder: Path) -> None:
     engine = Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE)
     started = worker_pids(engine)
     assert all(map(is_alive, started))
@@ -318,7 +316,7 @@ def test_closing_an_engine_ends_its_processes_and_its_answers(tiny_folder: Path)
 
 @pytest.mark.long
 @pytest.mark.usefixtures("gc_disabled")
-def test_an_engine_goes_on_after_an_interrupt(tiny_folder: Path) -> None:
+def test_an_engine_still_answers_after_an_interrupt(tiny_folder: Path) -> None:
     with Engine.from_pretrained(str(tiny_folder), tensor_parallel_size=2, **SMALL_ENGINE) as engine:
         expected = engine.generate(Request(QUESTION, sampling=greedy_params(5))).token_ids
         pieces = engine.stream(Request(QUESTION, Mato([KIND, SHORT]), greedy_params(450, ignore_eos=True)))
@@ -335,7 +333,7 @@ HOLD_PROGRAM = """
 import sys
 from trimtab import Engine
 engine = Engine.from_pretrained(sys.argv[1], tensor_parallel_size=2, kv_cache_memory="8MiB")
-print(*[p.pid for p in engine._core.ranks._workers._processes.values()], flush=True)
+print(*[p.pid for p in engine._core.tp_group._workers._processes.values()], flush=True)
 sys.stdin.read()
 """
 
@@ -352,14 +350,14 @@ def test_however_the_first_process_ends_no_worker_stays_behind(
         text=True,
     ) as first:
         assert first.stdout is not None
-        found = [int(pid) for pid in first.stdout.readline().split()]
-        assert found
-        assert all(map(is_alive, found))
+        pids = [int(pid) for pid in first.stdout.readline().split()]
+        assert pids
+        assert all(map(is_alive, pids))
         if number is None:
             first.communicate("")
         else:
             first.send_signal(number)
-        assert all_exited(found, 5)
+        assert all_exited(pids, 5)
 
 
 ANSWER_PROGRAM = """

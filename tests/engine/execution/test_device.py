@@ -1,5 +1,7 @@
-"""Where an engine decodes: what is asked for and found, that nothing of a step lies elsewhere, and captured
-steps. A GPU is stood in for by the CPU, and a captured step by the same call again."""
+"""Device and backend selection, KV cache size, device placement of tensors, and CUDA graphs.
+
+The CPU stands in for a GPU, and a repeated call for a captured graph.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,10 @@ TOKENS = 5
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
-def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == CPU
-    with pytest.raises(InputError, match=re.escape("device is 'cuda:1', and torch finds no such GPU")):
+    with pytest.raises(InputError, match=re.escape("device is 'cuda:1', and torch finds no GPU")):
         Engine.from_pretrained("nowhere", device="cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -52,7 +54,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
         resolve_device("cuda:2")
 
 
-def test_kernels_are_those_that_the_device_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_is_one_that_the_device_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_backend("auto", CPU) is select_backend("torch", CPU) is CPU_BACKEND
     assert select_backend("torch", torch.device("cuda", 0)) is REFERENCE_BACKEND
     assert select_backend("auto", CPU, batch_invariant=True, world_size=2) is CPU_BACKEND
@@ -70,7 +72,7 @@ def test_kernels_are_those_that_the_device_can_run(monkeypatch: pytest.MonkeyPat
         select_backend("auto", torch.device("cuda", 0))
 
 
-def test_the_cache_of_a_gpu_gets_what_weights_and_the_largest_step_leave(
+def test_a_gpu_kv_cache_gets_the_memory_left_by_weights_and_the_largest_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
@@ -85,7 +87,7 @@ def test_the_cache_of_a_gpu_gets_what_weights_and_the_largest_step_leave(
 
     assert num_blocks(gpu_memory_utilization=0.5) == 40 - 20 - 2
     assert num_blocks(kv_cache_memory="5GiB") == 5
-    with pytest.raises(RunError, match=r"utilization is 0\.25, which leaves the KV cache no page of 1 GiB"):
+    with pytest.raises(RunError, match=r"utilization is 0\.25, too small for one KV block of 1 GiB"):
         num_blocks(gpu_memory_utilization=0.25)
     with pytest.raises(RunError, match="the KV cache needs 70 GiB of memory; cuda:0 has 60 GiB free"):
         num_blocks(kv_cache_memory="70GiB")
@@ -109,13 +111,13 @@ def open_engine(folder: Path) -> Engine:
 
 @pytest.fixture
 def torch_backend_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """An engine that decodes as on a GPU with torch's operations."""
+    """An engine with the reference backend, as on a GPU without Triton."""
     monkeypatch.setattr("trimtab.engine.core.builder.select_backend", lambda *_: REFERENCE_BACKEND)
     return open_engine(folder)
 
 
 def make_requests() -> list[Request]:
-    """Prompts of one and of several pages, edits, filters, and every part of the table."""
+    """Prompts of one and several blocks, logit edits, truncation, and all steering state."""
     greedy = SamplingParams(max_tokens=TOKENS, ignore_eos=True, repetition_penalty=1.2, logit_bias={7: 0.5})
     drawn = SamplingParams(
         max_tokens=TOKENS, ignore_eos=True, temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, seed=5
@@ -138,7 +140,7 @@ def assert_same_answers(engine: Engine, other: Engine) -> None:
     assert is_idle(engine)
 
 
-def test_the_reference_cache_decodes_as_the_cpu_cache_does(
+def test_the_reference_cache_gives_the_outputs_of_the_cpu_cache(
     torch_backend_engine: Engine, reference: Engine
 ) -> None:
     assert_same_answers(torch_backend_engine, reference)
@@ -147,15 +149,17 @@ def test_the_reference_cache_decodes_as_the_cpu_cache_does(
 
 
 def test_a_step_creates_no_tensor_on_another_device(torch_backend_engine: Engine, reference: Engine) -> None:
-    """A tensor made without a device is here one without numbers, which no other operation takes."""
+    """The default device is meta: a tensor made without a device has no data and fails in any operation."""
     with META:
-        found = torch_backend_engine.generate(make_requests())
+        outputs = torch_backend_engine.generate(make_requests())
         scored = torch_backend_engine.score([5, 6, 7])
-    assert [one.token_ids for one in found] == [one.token_ids for one in reference.generate(make_requests())]
+    assert [one.token_ids for one in outputs] == [
+        one.token_ids for one in reference.generate(make_requests())
+    ]
     assert scored.device == CPU
 
 
-def test_replayed_steps_are_those_that_are_launched_one_by_one(
+def test_replayed_steps_give_the_outputs_of_eager_steps(
     torch_backend_engine: Engine, reference: Engine
 ) -> None:
     runner = get_runner(torch_backend_engine)
@@ -165,7 +169,7 @@ def test_replayed_steps_are_those_that_are_launched_one_by_one(
     assert torch_backend_engine.stats.captured == len(capture_batch_sizes(12)) == 5
     replayed, run = [], runner.cuda_graphs.run
     runner.cuda_graphs.run = lambda *args: replayed.append(run(*args)) or replayed[-1]  # type: ignore[method-assign, func-returns-value]
-    cache.blocks.fill_(torch.nan)  # what no branch owns is seen by none
+    cache.blocks.fill_(torch.nan)  # blocks that no branch owns must not be read
     assert_same_answers(torch_backend_engine, reference)
     assert [step is None for step in replayed].count(False) >= TOKENS - 1
     assert len({len(step) for step in replayed if step is not None} & {8, 4, 2}) > 0
@@ -176,7 +180,7 @@ def test_the_inputs_of_a_captured_step_live_as_long_as_the_step(torch_backend_en
     cache: PagedKVCache = runner.cache  # type: ignore[assignment]
 
     def capture_and_drop(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Holds on to what it gives alone, as a graph does, which knows places of memory and no tensors."""
+        """Keep only the result, as a graph does: it has memory addresses, no tensors."""
         hidden, layout = step(), cache.metadata
         assert layout is not None
         (tiles,) = layout.query_tiles
@@ -197,7 +201,7 @@ def test_the_inputs_of_a_captured_step_live_as_long_as_the_step(torch_backend_en
     assert all(tensor() is not None for tensor in read)
 
 
-def test_steps_are_captured_for_few_sizes_up_to_the_largest() -> None:
+def test_captured_batch_sizes_and_lengths_end_with_the_maximum() -> None:
     assert capture_batch_sizes(48) == [1, 2, 4, 8, 16, 24, 32, 48]
     assert capture_batch_sizes(1000) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
     assert (capture_batch_sizes(1), capture_batch_sizes(5)) == ([1], [1, 2, 4, 5])
@@ -214,10 +218,10 @@ def test_packed_arrays_arrive_unchanged_and_aligned() -> None:
         np.array([[2.0**-40]]),
     ]
     packed = transfer.pack_pinned(CPU, columns)
-    found = transfer.unpack_views(packed, columns)
-    for tensor, column in zip(found, columns, strict=True):
+    views = transfer.unpack_views(packed, columns)
+    for tensor, column in zip(views, columns, strict=True):
         assert torch.equal(tensor, torch.from_numpy(np.ascontiguousarray(column)))
         assert (tensor.data_ptr() - packed.data_ptr()) % transfer.ALIGNMENT == 0
     assert [tensor.dtype for tensor in transfer.to_device(META, *columns)] == [
-        tensor.dtype for tensor in found
+        tensor.dtype for tensor in views
     ]

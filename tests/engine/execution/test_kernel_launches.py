@@ -1,6 +1,6 @@
-"""What an engine launches on a GPU, without one: tensors have no numbers, and launches are noted, not made.
+"""Kernel launches of an engine on a GPU, tested without one: meta tensors, and recorded launches.
 
-Host and device are told apart by torch itself, which mixes no tensors of two devices.
+Torch itself refuses to mix host and meta tensors in one operation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+pytest.importorskip("triton", reason="needs triton to compile kernels")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
@@ -46,7 +46,7 @@ REQUESTS = [
 
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> EngineCore:
-    """Llama 3.1 8B, whose chosen tokens stay where they are."""
+    """Llama 3.1 8B on the meta device."""
     return make_core(monkeypatch, "llama-3.1-8b", load_format="dummy", max_num_seqs=8)
 
 
@@ -67,12 +67,15 @@ def test_a_step_keeps_all_tensors_on_the_device_and_its_kernels_compile_for_hopp
         "sample_truncated",
         "finalize",
     }
-    found: dict[Any, KernelVariant] = {}
+    layer_builds: dict[Any, KernelVariant] = {}
     for build in builds:
-        if build.kernel_name in layers:  # the others are compiled with their cases
-            found.setdefault((build.kernel_name, *build.types.items(), *build.constants.items()), build)
+        if build.kernel_name in layers:  # other kernels have their own compile tests
+            layer_builds.setdefault(
+                (build.kernel_name, *build.types.items(), *build.constants.items()), build
+            )
     spilled = {
-        f"{key[0]} {build.label}": compile_resources(build, "sm_90").spills for key, build in found.items()
+        f"{key[0]} {build.label}": compile_resources(build, "sm_90").spills
+        for key, build in layer_builds.items()
     }
     assert set(spilled.values()) == {0}, spilled
 
@@ -83,7 +86,7 @@ def test_captured_steps_launch_the_decode_kernels_and_no_prefill_kernel(core: En
         runner.cuda_graphs = CUDAGraphRunner(runner.model, runner.cache, 8, 4096, fake_capture)  # type: ignore[arg-type]
         assert runner.cuda_graphs.num_graphs == 4 * 2
         builds.clear()
-        run_steps(core, REQUESTS, 1)  # prompts
+        run_steps(core, REQUESTS, 1)  # prefill
         prompts = len([build for build in builds if build.kernel_name == "attention"])
         builds.clear()
         runner.execute(core.scheduler.schedule()).result()
@@ -129,7 +132,7 @@ def test_the_profile_run_launches_what_the_largest_step_launches(core: EngineCor
 
 
 def launched_kernels(core: EngineCore, method: Method, trace: bool) -> list[str]:
-    """The kernels of a step of one request, in order, of which every branch has one token."""
+    """Names of the kernels of a decode step of one request, in launch order."""
     ids = [[1]] * (1 + len(method.branch_objectives()))
     (group,) = core.create_groups(Request(branch_token_ids=ids, steering=method, trace=trace))
     core.scheduler.add(group)
@@ -153,10 +156,10 @@ def test_a_layer_takes_six_launches_and_sampling_from_hidden_states_four(core: E
         "combine_splits",
         "rms_norm",
         "swiglu",
-    ]  # and four products, the vendor's
-    found = launched_kernels(core, Mato([OBJECTIVE_A, OBJECTIVE_B]), trace=False)
-    assert found[: 6 * core.model_config.num_layers] == layer * core.model_config.num_layers
-    assert found[6 * core.model_config.num_layers :] == [
+    ]  # and four vendor matmuls
+    launched = launched_kernels(core, Mato([OBJECTIVE_A, OBJECTIVE_B]), trace=False)
+    assert launched[: 6 * core.model_config.num_layers] == layer * core.model_config.num_layers
+    assert launched[6 * core.model_config.num_layers :] == [
         "rms_norm",
         "reweight",
         "lm_head",

@@ -1,4 +1,4 @@
-"""`load_format="dummy"`: an engine on a shape alone."""
+"""`load_format="dummy"`: an engine with random weights, from a config alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def config_folder(tmp_path: Path) -> Path:
-    """A folder with nothing but a config.json."""
+    """A folder with only a config.json."""
     write_json(tmp_path / "config.json", TinyModel(tied=False).config())
     return tmp_path
 
@@ -26,7 +26,7 @@ def dummy_engine(model: Any, **fields: Any) -> Engine:
     return Engine.from_pretrained(str(model), load_format="dummy", kv_cache_memory="1MiB", **fields)
 
 
-def test_a_shape_alone_decodes_ids_the_same_each_time(config_folder: Path) -> None:
+def test_dummy_weights_of_a_config_are_reproducible(config_folder: Path) -> None:
     steering = Mato([Objective("a", 0.7), Objective("b", 0.3)])
     request = Request(
         branch_token_ids=[[5, 6], [5, 7], [8]], steering=steering, sampling=SamplingParams(max_tokens=9)
@@ -52,7 +52,7 @@ def test_a_chat_with_a_model_without_tokenizer_is_refused(config_folder: Path) -
         dummy_engine(config_folder, chat_template="{{ messages }}")
 
 
-def test_a_dummy_with_a_tokenizer_writes_its_text(config_folder: Path) -> None:
+def test_a_dummy_model_with_a_tokenizer_returns_text(config_folder: Path) -> None:
     backend = train_tokenizer()
     backend.save(str(config_folder / "tokenizer.json"))
     output = dummy_engine(config_folder, chat_template="{{ messages[-1]['content'] }}").generate(
@@ -64,7 +64,7 @@ def test_a_dummy_with_a_tokenizer_writes_its_text(config_folder: Path) -> None:
     assert output.text == backend.decode(output.token_ids, skip_special_tokens=False)
 
 
-def test_a_folder_without_weights_is_a_dummy_only_on_request(config_folder: Path) -> None:
+def test_a_folder_without_weights_needs_load_format_dummy(config_folder: Path) -> None:
     train_tokenizer().save(str(config_folder / "tokenizer.json"))
     with pytest.raises(InputError, match=r"has neither model\.safetensors nor"):
         Engine.from_pretrained(str(config_folder))
@@ -78,7 +78,7 @@ def test_a_built_in_shape_has_no_weights_to_load() -> None:
         Engine.from_pretrained("llama-3.2-1b")
 
 
-def test_a_model_that_memory_cannot_hold_is_refused_before_anything_is_made(
+def test_a_model_larger_than_memory_is_refused_before_allocation(
     monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 3 * 2**30)

@@ -1,4 +1,4 @@
-"""What bends the choice of a token: bias and bans, penalties, top-k, and rows that have none."""
+"""Logit edits: bias and bans, penalties, top-k, and vocabulary rows without a token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_bias_bans_and_forces_tokens(tiny: Engine) -> None:
 
 
 def greedy_reference(tiny: Engine, output: Output, change: Any) -> list[int]:
-    """The arg max at every place of an answer after `change(log-probabilities, tokens so far)`."""
+    """The argmax at each position of an answer after `change(log-probabilities, tokens so far)`."""
     prompt = prompt_ids(output)[0]
     rows = tiny.score(prompt + output.token_ids)[len(prompt) - 1 : -1, : tiny.tokenizer.vocab_size]
     return [
@@ -76,9 +76,9 @@ def test_sampled_tokens_are_among_the_top_k(tiny: Engine) -> None:
         Request(QUESTION, Mato([KIND, SHORT]), sampled_params(11, 40, top_k=3, logprobs=10))
     )
     assert output.logprobs is not None
-    tokens = 300  # rows without one are reported too, but never drawn
+    tokens = 300  # rows without a token are reported too, but never sampled
     ranks = [
-        [token for token in found.top if token < tokens].index(found.token_id) for found in output.logprobs
+        [token for token in entry.top if token < tokens].index(entry.token_id) for entry in output.logprobs
     ]
     assert set(ranks) == {0, 1, 2}
 

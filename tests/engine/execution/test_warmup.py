@@ -1,6 +1,6 @@
-"""What is launched before the first request is all that requests launch: without a GPU, launches are noted.
+"""The warm-up launches every kernel variant that requests launch; launches are recorded, without a GPU.
 
-Two launches are one kernel where Triton would compile one; its own rules are asked, where it has them.
+Two launches are the same variant if Triton would compile one kernel for both; a test compares with Triton.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+pytest.importorskip("triton", reason="needs triton to compile kernels")
 if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("an interpreting process has no kernels to tell apart", allow_module_level=True)
+    pytest.skip("an interpreting process compiles no kernels", allow_module_level=True)
 
 from trimtab.engine import (
     Amulet,
@@ -61,13 +62,13 @@ if TYPE_CHECKING:
     from trimtab.engine.methods.base import Method
 
 MAX_BRANCHES = 82
-"""Twice those of a request with forty objectives."""
+"""Twice the branches of a request with forty objectives."""
 SHAPES = get_launch_configs(META).head.warmup_shapes(MAX_BRANCHES)
 
 
 @pytest.fixture(params=["llama-3.1-8b", "odd"])
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> EngineCore:
-    """A model of round sizes, and one of whose sizes 16 divides none: a token's heads have 60 numbers."""
+    """A model of round sizes, and one with no size divisible by 16: the heads of a token have 60 numbers."""
     fields: dict[str, Any] = {"max_num_seqs": MAX_BRANCHES, "enable_prefix_caching": False}
     if request.param == "odd":
         odd = TinyModel(hidden=36, heads=3, kv_heads=1, head_dim=12, dtype=torch.bfloat16)
@@ -84,7 +85,7 @@ def random_method(rng: Random) -> Method:
         Objective(f"objective {n}", 1.0 + n) for n in range(rng.choice([1, 2, 3, 5, 8, 15, 31, 40]))
     ]
     one, budget = objectives[:1], rng.choice([None, 0.2])
-    return rng.choice(
+    method: Method = rng.choice(
         [
             Base(),
             Prompt(one),
@@ -97,6 +98,7 @@ def random_method(rng: Random) -> Method:
             Mixture(objectives),
         ]
     )
+    return replace(method, relative_top=rng.choice([None, None, 0.1]))
 
 
 def random_request(rng: Random) -> Request:
@@ -122,11 +124,11 @@ def random_request(rng: Random) -> Request:
 
 
 def run_batches(core: EngineCore, rng: Random, batches: int) -> None:
-    """Batches, their prompts and two more tokens of each, and texts to score.
+    """Run batches: prefill, two decode steps, and a text to score after each.
 
-    One of as many plain requests as there may be, others of one request to nine of all kinds.
+    The first has MAX_BRANCHES plain requests, the others one to nine random requests.
     """
-    cache_tokens = 15 * core.config.block_size  # with the spare one a multiple of 16
+    cache_tokens = 15 * core.config.block_size  # with the padding block a multiple of 16
     plain = [Request(branch_token_ids=[[7]], trace=False)] * MAX_BRANCHES
     mixed = [[random_request(rng) for _ in range(rng.choice([1, 1, 2, 3, 5, 9]))] for _ in range(batches)]
     for requests in (plain, *mixed):
@@ -150,11 +152,11 @@ def test_requests_launch_only_kernels_that_the_warm_up_launched(core: EngineCore
         run_batches(core, Random(1), 30)
     late = {build.cache_key: f"{build.kernel_name} {build.label}" for build in launched}
     assert {late[variant] for variant in late.keys() - variant_keys(ready)} == set()
-    assert len(variant_keys(launched)) > 40, "the requests are alike"
-    assert len(variant_keys(ready)) < 200, "a start takes long"
+    assert len(variant_keys(launched)) > 40, "the requests are too uniform"
+    assert len(variant_keys(ready)) < 200, "the start would take long"
 
 
-def test_with_batch_invariant_few_kernels_are_enough_for_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_invariant_backend_warms_up_with_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "select_backend", lambda *_: INVARIANT)
     fields: dict[str, Any] = {
         "max_num_seqs": MAX_BRANCHES,
@@ -186,7 +188,7 @@ def test_triton_itself_compiles_nothing_after_the_warm_up(
 
 
 def test_most_steps_of_the_warm_up_are_needed(core: EngineCore) -> None:
-    """They launch a kernel that none before them does."""
+    """A needed step launches a kernel variant that no earlier one launches."""
     seen_variants, needed = set[tuple[Any, ...]](), list[bool]()
     for order in warmup_steps(core.runner.cache.padding_block, *SHAPES):  # type: ignore[attr-defined]
         with record_launches() as builds:
@@ -199,7 +201,8 @@ def test_most_steps_of_the_warm_up_are_needed(core: EngineCore) -> None:
 def test_the_warm_up_leaves_no_state_behind(core: EngineCore) -> None:
     runner, table = core.runner, core.runner.steering_state
     columns = [
-        *table.params.values(),
+        table.params,
+        table.seeds,
         table.prior_weights,
         table.rewards,
         table.steps,
@@ -210,7 +213,8 @@ def test_the_warm_up_leaves_no_state_behind(core: EngineCore) -> None:
     with record_launches():
         warm_up(runner, SHAPES)
     after = [
-        *table.params.values(),
+        table.params,
+        table.seeds,
         table.prior_weights,
         table.rewards,
         table.steps,
@@ -230,17 +234,17 @@ def test_a_compile_after_the_warm_up_is_counted_in_the_stats(
         warm_up(runner, SHAPES)
     begun, ended = (record.getMessage() for record in caplog.records)
     assert "every kernel once" in begun
-    assert re.fullmatch(r"every kernel was launched in \d+\.\d seconds, and 0 were made ready", ended)
+    assert re.fullmatch(r"launched every kernel in \d+\.\d seconds; 0 were compiled or loaded", ended)
     assert core.stats.late_compiles == 0
     compile_only(monkeypatch)
     with runner.on_device():
         swiglu(torch.zeros(3, 46))
     assert core.stats.late_compiles == 1
-    assert "the kernel swiglu_kernel was made ready" in caplog.text
+    assert "kernel swiglu_kernel was compiled or loaded" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("fields", "made"),
+    ("fields", "expected_calls"),
     [
         ({}, ["captured", "warm"]),
         ({"enforce_eager": True}, []),
@@ -249,26 +253,26 @@ def test_a_compile_after_the_warm_up_is_counted_in_the_stats(
     ],
 )
 def test_the_warm_up_captures_graphs_and_launches_kernels_where_supported(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], made: list[str]
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], expected_calls: list[str]
 ) -> None:
-    found = list[str]()
-    monkeypatch.setattr(builder, "warm_up", lambda *_: found.append("warm"))
-    captured = SimpleNamespace(device=META, capture_graphs=lambda *_: found.append("captured"))
+    calls = list[str]()
+    monkeypatch.setattr(builder, "warm_up", lambda *_: calls.append("warm"))
+    captured = SimpleNamespace(device=META, capture_graphs=lambda *_: calls.append("captured"))
     runner = cast("ModelRunner", captured)
     backend = REFERENCE_BACKEND if fields.get("kernels") == "torch" else TRITON
     backend = make_distributed(backend) if "tensor_parallel_size" in fields else backend
     builder.warm_up_and_capture(runner, backend, EngineConfig(**fields), 512)
-    assert found == made
+    assert calls == expected_calls
 
 
 def test_kernel_variants_are_distinguished_as_triton_does(core: EngineCore) -> None:
     if not hasattr(jit, "native_specialize_impl"):
-        pytest.skip("this triton has its rules elsewhere")
+        pytest.skip("this triton version has another specialization API")
     backend = make_backend(TARGETS["sm_90"])
     keys_by_variant: dict[tuple[Any, ...], set[str]] = {}
     launch = jit.JITFunction.run
 
-    def note(function: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
+    def record(function: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
         with record_launches() as builds:
             jit.JITFunction.run(function, *args, grid=grid, warmup=warmup, **more)
         bind = jit.create_function_from_signature(function.signature, function.params, backend)
@@ -277,7 +281,7 @@ def test_kernel_variants_are_distinguished_as_triton_does(core: EngineCore) -> N
             f"{function.__name__} {specialization} {options}"
         )
 
-    jit.JITFunction.run = note
+    jit.JITFunction.run = record
     try:
         for request in range(20):
             run_steps(core, [random_request(Random(request))], 1)

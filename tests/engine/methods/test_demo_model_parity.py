@@ -1,4 +1,4 @@
-"""The demo model beside transformers: 20 prompts of 64 greedy tokens, float32. Prints what it found (-s)."""
+"""Parity of the demo model with transformers: 20 prompts, 64 greedy tokens, float32. Prints results (-s)."""
 
 from __future__ import annotations
 
@@ -57,10 +57,13 @@ def test_the_demo_model_generates_the_naive_decoders_tokens(method: Method, demo
     sampling = SamplingParams(max_tokens=TOKENS)
     outputs = [engine.generate(Request(prompt, method, sampling)) for prompt in PROMPTS]
     model, vocab = load_reference(demo_folder), engine.tokenizer.vocab_size
-    found = [check_greedy(output, method, model, vocab, teacher_forced=True) for output in outputs]
-    tokens, ties = sum(each.tokens for each in found), [tie for each in found for tie in each.ties]
+    results = [check_greedy(output, method, model, vocab, teacher_forced=True) for output in outputs]
+    tokens, ties = (
+        sum(result.tokens for result in results),
+        [tie for result in results for tie in result.ties],
+    )
     print(f"{method.name} with {len(method.objectives)}: {tokens} tokens, {len(ties)} ties: {ties}")
-    assert all(each.holds for each in found)
+    assert all(result.holds for result in results)
     assert len(ties) <= 4, "ties that float32 cannot decide are rare"
 
 
@@ -72,9 +75,9 @@ def test_base_generates_what_transformers_generates(demo_folder: Path) -> None:
     same = 0
     for output in outputs:
         ids = torch.tensor([output.branches[0].prompt_token_ids])
-        found = model.generate(
+        generated = model.generate(
             ids, max_new_tokens=TOKENS, do_sample=False, attention_mask=torch.ones_like(ids)
         )
-        same += found[0, ids.shape[1] :].tolist() == output.token_ids
+        same += generated[0, ids.shape[1] :].tolist() == output.token_ids
     print(f"base: {same} of {len(PROMPTS)} answers equal")
     assert same == len(PROMPTS)

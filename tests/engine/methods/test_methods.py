@@ -1,4 +1,4 @@
-"""Methods as data: published defaults, the program that each compiles to, and what they refuse or warn of."""
+"""Decoding methods: published defaults, coefficients, refused settings and warnings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from trimtab.engine.utils.fields import config_field
 from trimtab.kernels.common.errors import InputError, SteeringWarning
 from trimtab.kernels.program import Program
 from trimtab.kernels.steering.closed_form import reward_strength, strength
-from trimtab.kernels.steering.coefficients import EMA, MEAN, SUM, SteeringCoefficients
+from trimtab.kernels.steering.coefficients import SteeringCoefficients
+from trimtab.kernels.steering.rewards import EMA, MEAN, SUM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,7 +224,9 @@ def test_empty_or_invalid_objectives_are_refused(make: Callable[[], object], mes
 def test_alpha_above_lambda_warns_that_the_strength_is_unbounded(make: Callable[[], Method]) -> None:
     with pytest.warns(SteeringWarning, match="grows without bound") as warned:
         assert make().coefficients().objective_coef > 1
-    assert [warning.filename for warning in warned] == [__file__], "once, at the line that made the method"
+    assert [warning.filename for warning in warned] == [__file__], (
+        "one warning, at the line that made the method"
+    )
 
 
 def test_alpha_at_lambda_does_not_warn() -> None:
@@ -251,7 +254,7 @@ def test_single_objective_methods_join_equally_weighted_objectives_without_warni
 @pytest.mark.parametrize("method", [Prompt, LinearAlignment, Guidance, Opad, Amulet], ids=lambda m: m.name)
 def test_single_objective_methods_warn_when_they_join_uneven_weights(method: type[Method]) -> None:
     with pytest.warns(
-        SteeringWarning, match=f"{method.name} steers toward one preference.*joins the 2 objectives"
+        SteeringWarning, match=f"{method.name} steers toward one objective.*joins the 2 objectives"
     ) as warned:
         method_instance = method((KIND, Objective("Be short.", 3)))
     assert method_instance.branch_objectives() == ("Be kind. Be short.",)
@@ -271,7 +274,7 @@ def test_weights_lie_on_the_simplex_whatever_their_size(raw_weights: list[float]
 
 
 @pytest.mark.parametrize("size", [1e-300, 1.0, 1e300, 5e-324])
-def test_only_the_ratio_of_weights_counts(size: float) -> None:
+def test_weights_of_any_scale_are_normalised(size: float) -> None:
     assert Mixture([Objective("a", size), Objective("b", size)]).weights() == (0.5, 0.5)
 
 
@@ -298,7 +301,7 @@ def test_names_are_those_of_the_command_line() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Halfway(Method):
-    """Someone's own method: part of the way to the objectives."""
+    """A user-defined method: part of the way to the objectives."""
 
     compilations: ClassVar[int] = 0
     fraction: float = config_field(0.5, "how far")
@@ -330,7 +333,7 @@ def test_a_custom_method_steers_like_its_formula(tiny: Engine) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forgetful(Method):
-    """A method whose coefficients() returns nothing, with a field of a type that nobody checks."""
+    """A method whose coefficients() returns None, with a field of an unchecked type."""
 
     fractions: list[complex] | None = None
 
@@ -358,9 +361,7 @@ def test_a_preset_fills_unset_fields_and_the_defaults_stay_as_published(cls: typ
 
 
 def test_a_method_written_for_the_previous_release_works_and_warns(tiny: Engine) -> None:
-    """Its class defines `wishes` and `program`, which returns a `SteeringCoefficients` of the old field
-    names.
-    """
+    """Its class defines `wishes` and `program`, which returns the old `Program` with the old field names."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
 

@@ -1,5 +1,7 @@
-"""Numbers at the ends of their range, through the whole engine: refused by name, or answered with numbers; a
-model that gives none fails its request alone."""
+"""Extreme values through the engine: refused by name, or answered with finite numbers.
+
+A model that returns NaN fails only the request that meets it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def make_request(method: Any = None, max_tokens: int = 6, text: str = "Why?", **
 
 
 def all_numbers(output: Output) -> Iterator[float]:
-    """All that an answer says in numbers."""
+    """All floats of an output."""
     trace, logprobs = output.trace, output.logprobs
     assert trace is not None
     assert logprobs is not None
@@ -77,27 +79,29 @@ def test_a_strength_beyond_the_range_of_scores_is_refused(name: str, value: floa
 ODD_REQUESTS = {
     "weights of 1e-300": make_request(Mato(make_objectives(1e-300, 2e-300, 5e-324))),
     "weights of 1e300 and 1e-300": make_request(Mato(make_objectives(1e300, 1e-300))),
-    "a mixture of both": make_request(Mixture(make_objectives(1e300, 1e-300, 1e300))),
-    "no temperature of the weights": make_request(Mato(make_objectives(1, 2, 0), tau=1e-300)),
-    "endless rewards": make_request(Mato(make_objectives(1, 2), tau=1e300, beta=1e300)),
+    "a mixture of 1e300 and 1e-300": make_request(Mixture(make_objectives(1e300, 1e-300, 1e300))),
+    "a tiny tau": make_request(Mato(make_objectives(1, 2, 0), tau=1e-300)),
+    "a huge tau and beta": make_request(Mato(make_objectives(1, 2), tau=1e300, beta=1e300)),
     "the largest strength": make_request(ContextSteering(make_objectives(1, 1), strength=1000)),
-    "the least": make_request(ContextSteering(make_objectives(1, 1), strength=-1000), temperature=1.0),
-    "a region of nothing": make_request(Amulet(make_objectives(1), kl_budget=1e-300)),
-    "a region of everything": make_request(
-        Guidance(make_objectives(1), guidance_scale=1000, kl_budget=1e300)
+    "the smallest strength": make_request(
+        ContextSteering(make_objectives(1, 1), strength=-1000), temperature=1.0
     ),
+    "a tiny trust region": make_request(Amulet(make_objectives(1), kl_budget=1e-300)),
+    "a huge trust region": make_request(Guidance(make_objectives(1), guidance_scale=1000, kl_budget=1e300)),
     "a mask of one token": make_request(
         LinearAlignment(make_objectives(1), mask_top_p=1e-12, mask_temperature=1e-6)
     ),
-    "hardly any temperature": make_request(Mato(make_objectives(1)), temperature=1e-30),
-    "the least temperature that draws": make_request(temperature=1e-5),
+    "a tiny temperature": make_request(Mato(make_objectives(1)), temperature=1e-30),
+    "the lowest temperature that samples": make_request(temperature=1e-5),
     "the highest temperature": make_request(Mato(make_objectives(1)), temperature=1000.0),
-    "hardly any mass": make_request(temperature=1.0, top_p=1e-12),
-    "all but no mass": make_request(temperature=1.0, top_p=1 - 1e-16, min_p=5e-324),
+    "a tiny top_p": make_request(temperature=1.0, top_p=1e-12),
+    "a top_p just below 1": make_request(temperature=1.0, top_p=1 - 1e-16, min_p=5e-324),
     "every token with a bias": make_request(temperature=1.0, logit_bias=dict.fromkeys(range(300), -1e30)),
-    "biases apart": make_request(repetition_penalty=1000.0, logit_bias={5: 1e30, 6: -1e30, 7: 1e30}),
+    "biases of opposite extremes": make_request(
+        repetition_penalty=1000.0, logit_bias={5: 1e30, 6: -1e30, 7: 1e30}
+    ),
     "fifteen objectives": make_request(Mato(make_objectives(*range(1, 16)))),
-    "fifteen at odds": make_request(
+    "fifteen objectives of extreme weights": make_request(
         Mato(make_objectives(*[10.0**n for n in range(-300, 300, 40)]), tau=1e-9)
     ),
     "one token": Request(
@@ -134,7 +138,7 @@ def test_an_extreme_request_gets_finite_numbers_and_changes_no_neighbour(
     assert same_output(tiny.generate(ODD_REQUESTS[name]), odd)
 
 
-@pytest.mark.parametrize("bans", ["all", "all but what the mask leaves out"])
+@pytest.mark.parametrize("bans", ["all", "all in the mask"])
 def test_a_request_with_every_token_banned_fails_alone(bans: str, tiny: Engine, healthy: Output) -> None:
     masked = LinearAlignment(make_objectives(1), mask_top_p=1e-12)
     kept_ids = tiny.generate(make_request(masked, 1)).token_ids
@@ -151,8 +155,8 @@ def test_a_request_with_every_token_banned_fails_alone(bans: str, tiny: Engine, 
 
 
 BROKEN_WEIGHTS = {
-    "a row of the head": ("lm_head.weight", (7, slice(None))),
-    "one number of the head": ("lm_head.weight", (7, 3)),
+    "a row of the LM head": ("lm_head.weight", (7, slice(None))),
+    "one element of the LM head": ("lm_head.weight", (7, 3)),
     "a norm": ("model.norm.weight", 3),
     "an attention": ("model.layers.0.self_attn.k_proj.weight", (2, 2)),
     "the last layer": ("model.layers.1.mlp.down_proj.weight", (0, slice(None))),
@@ -182,16 +186,16 @@ def test_a_model_with_nan_weights_fails_every_answer_with_the_reason(
     ):
         assert (output.finish_reason, output.token_ids, output.text) == ("error", [], "")
         assert output.error == "the model gave no finite score to any allowed token at token 1 of the answer"
-    with pytest.raises(RunError, match="the model gave no finite score after token 1 of what was scored"):
+    with pytest.raises(RunError, match="the model gave no finite score after token 1 of token_ids"):
         engine.score([5, 6])
     assert is_idle(engine)
 
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, int]:
-    """A model that breaks after one token: the embedding of byte E2 is NaN.
+    """A model that returns NaN after one token: the embedding of byte E2 is NaN.
 
-    A character of three begins with it: when the answer fails after it, half a character is held back.
+    A three-byte character begins with it: an answer that fails after it has a pending incomplete character.
     """
     tiny = TinyModel(tied=False, seed=6)
     folder = tiny.write(tmp_path_factory.mktemp("poisoned"))
@@ -227,7 +231,7 @@ def test_blocks_and_rows_of_a_failed_request_do_not_harm_the_next(poisoned: tupl
     stream = engine.stream(
         Request("b", sampling=greedy_params(60, ignore_eos=True, logit_bias={token: -1e9}))
     )
-    next(stream)  # keeps the engine from resting, so that slots are used again as they are
+    next(stream)  # keeps the engine busy, so that slots are reused without a reset
     for _ in range(3):
         assert engine.generate(Request("a", sampling=greedy_params(12, logit_bias={token: 1e4}))).error
         after = engine.generate(good)
@@ -236,7 +240,7 @@ def test_blocks_and_rows_of_a_failed_request_do_not_harm_the_next(poisoned: tupl
     assert is_idle(engine)
 
 
-def test_a_stream_that_fails_still_joins_to_the_text(poisoned: tuple[Engine, int]) -> None:
+def test_the_deltas_of_a_failed_stream_join_to_its_text(poisoned: tuple[Engine, int]) -> None:
     engine, token = poisoned
     deltas = list(engine.stream(Request("a", sampling=greedy_params(12, logit_bias={token: 1e4}))))
     output = deltas[-1].output
@@ -245,7 +249,9 @@ def test_a_stream_that_fails_still_joins_to_the_text(poisoned: tuple[Engine, int
     assert [token_id for delta in deltas for token_id in delta.token_ids] == output.token_ids
 
 
-def test_a_failed_answer_stays_failed_though_its_rest_is_a_stop_text(poisoned: tuple[Engine, int]) -> None:
+def test_a_failed_answer_stays_failed_if_its_pending_text_is_a_stop_string(
+    poisoned: tuple[Engine, int],
+) -> None:
     engine, token = poisoned
     output = engine.generate(
         Request("a", sampling=greedy_params(12, logit_bias={token: 1e4}, stop=("\ufffd",)))
@@ -257,7 +263,7 @@ def test_a_failed_answer_stays_failed_though_its_rest_is_a_stop_text(poisoned: t
 @pytest.mark.filterwarnings("ignore:tensor")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_nan_prompt_in_the_prefix_cache_harms_no_other(value: float, tmp_path: Path) -> None:
-    """Its pages are kept, found again by its like, and taken by others when it is forgotten."""
+    """Its blocks are cached, looked up by the same prompt, and reused by other requests after eviction."""
     tiny = TinyModel()
     tensors = tiny.tensors()
     tensors["model.embed_tokens.weight"][299] = 0
@@ -268,7 +274,7 @@ def test_a_nan_prompt_in_the_prefix_cache_harms_no_other(value: float, tmp_path:
     sick = Request(branch_token_ids=[[*range(5, 50), 299, *range(50, 75)]], sampling=params)
     right = Engine.from_pretrained(str(tmp_path), **make).generate(healthy)
     engine = Engine.from_pretrained(str(tmp_path), **make)
-    get_runner(engine).model._embed_tokens[299] = value  # whose product with the last layer has a copy
+    get_runner(engine).model._embed_tokens[299] = value  # the LM head has a copy of the weights
     for _ in range(3):
         ill, *well = engine.generate([sick, *healthy])
         assert ill.finish_reason == "error"
@@ -277,7 +283,7 @@ def test_a_nan_prompt_in_the_prefix_cache_harms_no_other(value: float, tmp_path:
 
 
 def test_a_vocabulary_of_a_quarter_of_a_million_is_steered_sampled_and_reported(tmp_path: Path) -> None:
-    """Its tokenizer has 300 tokens of it; the rows of the others are never chosen."""
+    """The tokenizer has 300 of its tokens; rows without a token are never sampled."""
     tiny = TinyModel(hidden=12, heads=2, kv_heads=1, intermediate=8, layers=1, vocab_size=262_144)
     engine = Engine.from_pretrained(str(tiny.write(tmp_path)), kv_cache_memory="1MiB")
     requests = [

@@ -1,4 +1,4 @@
-"""The tokens of every method, beside the published loop that is written out over transformers."""
+"""Greedy tokens of every method against the published loops, implemented with transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the KV cache: reserved whole, shared by common heads, forgotten oldest first, and never lost."""
+"""Block manager: all-or-nothing allocation, prefix sharing, LRU eviction, and no lost blocks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ tokens = st.lists(st.integers(1, 2), max_size=5)
 
 @st.composite
 def random_groups(draw: st.DrawFn) -> SequenceGroup:
-    """One to four branches that open with a common head; some are alike, some are all head."""
+    """One to four branches with a common prefix; some are identical, some are only the prefix."""
     head = draw(st.lists(st.integers(1, 2), min_size=1, max_size=14))
     tails = draw(st.lists(tokens, min_size=1, max_size=4))
     return make_group([head + tail for tail in tails], max_new_tokens=draw(st.integers(1, 9)))
 
 
 def compute_all(block_manager: BlockManager, group: SequenceGroup) -> bool:
-    """Everything of a group, branch by branch, as if steps had done it."""
+    """Compute all tokens of a group, branch by branch, as steps would."""
     for branch in group.branches:
         assert block_manager.take_cached(group, branch, set())
         count = group.num_uncomputed(branch)
@@ -53,7 +53,7 @@ def test_an_allocation_takes_all_blocks_or_none(group: SequenceGroup, size: int)
 @settings(deadline=None)
 @given(random_groups(), st.integers(1, 5))
 def test_a_group_alone_takes_the_predicted_number_of_blocks(group: SequenceGroup, size: int) -> None:
-    """But for a page that one branch ends with and another goes on from, which is not counted on."""
+    """Except for a block that ends one branch and continues another, which is not predicted as shared."""
     needed = BlockManager(1, size).blocks_needed(group)
     block_manager = BlockManager(needed, size)
     assert compute_all(block_manager, group)
@@ -69,7 +69,7 @@ def test_a_group_alone_takes_the_predicted_number_of_blocks(group: SequenceGroup
     total=st.integers(1, 40),
     steps=st.lists(st.tuples(st.integers(0, 2), random_groups()), max_size=15),
 )
-def test_blocks_are_never_held_twice_nor_lost(
+def test_blocks_are_never_allocated_twice_nor_lost(
     caching: bool, size: int, total: int, steps: list[tuple[int, SequenceGroup]]
 ) -> None:
     block_manager, groups = BlockManager(total, size, caching), list[SequenceGroup]()
@@ -114,7 +114,7 @@ def test_the_last_token_of_an_answer_needs_no_slot() -> None:
     assert block_manager.max_blocks(make_group([[1, 2, 3]], max_new_tokens=3)) == 2
 
 
-def test_releasing_twice_frees_once() -> None:
+def test_freeing_a_group_twice_frees_its_blocks_once() -> None:
     block_manager = BlockManager(9, 4)
     first, second = make_group([[1, 2, 3]], max_new_tokens=2), make_group([[1, 2, 3]], max_new_tokens=2)
     assert compute_all(block_manager, first)
@@ -125,7 +125,7 @@ def test_releasing_twice_frees_once() -> None:
     check_blocks(block_manager, [second])
 
 
-def test_the_next_turn_finds_the_prompt_and_the_answer_of_the_last() -> None:
+def test_the_next_turn_reuses_the_cached_prompt_and_answer() -> None:
     block_manager = BlockManager(9, 4)
     first = make_group([[1, 2, 3, 4, 5, 6]], max_new_tokens=9)
     first.output_ids += [7, 8, 9]
@@ -154,10 +154,10 @@ def test_the_least_recently_used_block_is_evicted_first_and_ends_before_beginnin
         assert compute_all(block_manager, group)
         block_manager.free(group)
     assert compute_all(block_manager, make_group([[9, 9, 8]], max_new_tokens=1))
-    for prompt, found in (([1, 1, 2, 2, 0], 2), ([3, 3, 0], 2)):
+    for prompt, num_cached in (([1, 1, 2, 2, 0], 2), ([3, 3, 0], 2)):
         again = make_group([prompt], max_new_tokens=1)
         block_manager.take_cached(again, again.branches[0], set())
-        assert again.branches[0].num_computed_tokens == found, prompt
+        assert again.branches[0].num_computed_tokens == num_cached, prompt
 
 
 def test_sparse_blocks_are_moved_to_the_beginning() -> None:
@@ -172,10 +172,10 @@ def test_sparse_blocks_are_moved_to_the_beginning() -> None:
     check_blocks(block_manager, [many[-1]])
     again = make_group([[0, 0, 5]], max_new_tokens=1)
     block_manager.take_cached(again, again.branches[0], set())
-    assert again.branches[0].num_computed_tokens == 2, "what was kept is still found after it has moved"
+    assert again.branches[0].num_computed_tokens == 2, "a moved block stays cached"
 
 
-def test_no_block_moves_where_blocks_need_not_be_dense() -> None:
+def test_no_block_moves_with_keep_dense_off() -> None:
     block_manager = BlockManager(64, 2, keep_dense=False)
     first, last = (make_group([[n, n, n]], max_new_tokens=1) for n in range(2))
     assert compute_all(block_manager, first)

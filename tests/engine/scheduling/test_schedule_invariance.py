@@ -1,4 +1,4 @@
-"""Random schedules with a model behind them: an answer is what it is alone, whatever goes on beside it."""
+"""Random schedules with a tiny model: an answer does not depend on concurrent requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trimtab.engine.outputs import Output
 
 QUICK_SCHEDULES, LONG_SCHEDULES = 3, 350
-"""Schedules for each engine."""
+"""Number of schedules per engine."""
 ENGINES: list[dict[str, Any]] = [
     {"enable_prefix_caching": caching, **fields}
     for caching in (True, False)
@@ -36,7 +36,7 @@ ENGINES: list[dict[str, Any]] = [
 
 
 def make_requests() -> list[Request]:
-    """Requests of all methods, short and long, with common heads, greedy and sampled."""
+    """Requests of all methods, short and long, with common prefixes, greedy and sampled."""
     asks: list[Any] = [
         "Why?",
         "What happens if an earthworm is cut in half? " * 2,
@@ -61,13 +61,13 @@ REQUESTS = make_requests()
 
 @cache
 def answers_alone(folder: Path) -> list[Output]:
-    """Every request of the catalogue, one after the other, in an engine with room."""
+    """Outputs of REQUESTS, each run alone in an engine with a large KV cache."""
     engine = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16)
     return [engine.generate(request) for request in REQUESTS]
 
 
 def run_schedule(engine: Engine, rng: random.Random) -> tuple[list[tuple[int, SequenceGroup]], set[int]]:
-    """One schedule: requests arrive at any step and some are aborted. All of them, and the ids of those."""
+    """Run one schedule with random arrivals and aborts; return all groups and the ids of aborted ones."""
     core = get_core(engine)
     core.async_scheduling = rng.random() < 0.5
     arrivals = [rng.randrange(len(REQUESTS)) for _ in range(rng.randint(1, 9))]
@@ -85,10 +85,10 @@ def run_schedule(engine: Engine, rng: random.Random) -> tuple[list[tuple[int, Se
         check_blocks(core.scheduler.block_manager, core.scheduler.running)
         unfinished = [*core.scheduler.running, *core.scheduler.waiting]
         rows = [group.state_row for group in unfinished if group.state_row >= 0]
-        assert len(set(rows)) == len(rows), "two requests have one row of the table"
+        assert len(set(rows)) == len(rows), "two groups share a state row"
         if unfinished and rng.random() < abort_rate:
             group = rng.choice(unfinished)
-            group.end("abort", "it was left", 0.0)
+            group.end("abort", "aborted", 0.0)
             core.scheduler.remove(group)
             aborted.add(id(group))
     raise AssertionError("the schedule does not end")
@@ -98,18 +98,18 @@ def check_schedule(engine: Engine, folder: Path, seed: int) -> None:
     groups, aborted = run_schedule(engine, random.Random(seed))
     assert is_idle(engine), seed
     for index, group in groups:
-        found, expected = group.make_output(0.0), answers_alone(folder)[index]
+        output, expected = group.make_output(0.0), answers_alone(folder)[index]
         if id(group) in aborted:
-            assert found.token_ids == expected.token_ids[: len(found.token_ids)], (seed, index)
+            assert output.token_ids == expected.token_ids[: len(output.token_ids)], (seed, index)
             continue
-        assert found.error is None, (seed, index)
-        assert (found.token_ids, found.text) == (expected.token_ids, expected.text), (seed, index)
+        assert output.error is None, (seed, index)
+        assert (output.token_ids, output.text) == (expected.token_ids, expected.text), (seed, index)
         if is_batch_invariant():
-            assert found.trace == expected.trace, (seed, index)
+            assert output.trace == expected.trace, (seed, index)
 
 
 def tight_engine(folder: Path, spare_blocks: int, **fields: Any) -> Engine:
-    """An engine whose cache holds the largest request and `spare_blocks` pages more."""
+    """An engine whose KV cache fits the largest request and `spare_blocks` more blocks."""
     roomy_core = get_core(Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", block_size=16))
     max_blocks = max(
         roomy_core.scheduler.block_manager.max_blocks(group)

@@ -1,4 +1,4 @@
-"""The order in which groups are served, and that neither cuts of prompts nor preemption change an answer."""
+"""Scheduler: order of service, chunked prefill and preemption without effect on answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAX_BRANCHES = 5
 def test_every_group_is_admitted_in_order_and_finishes(
     caching: bool, arrivals: list[SequenceGroup], size: int, budget: int, spare: int, random: st.Random
 ) -> None:
-    """Random arrivals, aborts, shared heads and tiny pools; every invariant is checked at every step."""
+    """Random arrivals, aborts, shared prefixes and tiny pools; all invariants are checked at every step."""
     arrivals = [deepcopy(group) for group in arrivals]
     max_blocks = max(BlockManager(1, size).max_blocks(group) for group in arrivals)
     scheduler = Scheduler(BlockManager(max_blocks + spare, size, caching), MAX_BRANCHES, budget)
@@ -54,7 +54,7 @@ def test_every_group_is_admitted_in_order_and_finishes(
         admitted += plan.new_groups
         rows = [group.state_row for group in (*scheduler.running, *scheduler.waiting) if group.state_row >= 0]
         assert len(set(rows)) == len(rows)
-        assert plan.scheduled, "a step that computes nothing would be repeated for ever"
+        assert plan.scheduled, "a step without tokens would repeat forever"
         for group in plan.to_sample:
             group.output_ids.append(random.randint(1, 2))
             if len(group.output_ids) == group.max_new_tokens:
@@ -72,7 +72,7 @@ def test_every_group_is_admitted_in_order_and_finishes(
 
 
 def run_to_end(scheduler: Scheduler) -> SimulatedKVCache:
-    """Runs everything to its end."""
+    """Run all groups to their end."""
     cache = SimulatedKVCache(scheduler)
     while not scheduler.idle:
         for group in cache.step().to_sample:
@@ -124,8 +124,8 @@ def test_a_prompt_common_to_all_branches_of_all_requests_is_computed_once() -> N
     for request in range(32):
         scheduler.add(make_group([head + [2000 + 3 * request + branch] * 20 for branch in range(3)], 8))
     cache = run_to_end(scheduler)
-    whole_pages = 1000 // 16 * 16
-    assert cache.num_computed == whole_pages + 96 * (1020 - whole_pages + 7)
+    num_shared = 1000 // 16 * 16
+    assert cache.num_computed == num_shared + 96 * (1020 - num_shared + 7)
 
 
 def test_the_youngest_group_is_preempted_when_blocks_run_out_and_resumes() -> None:
@@ -154,7 +154,7 @@ def test_a_preempted_group_keeps_its_state_row() -> None:
     assert groups[1].state_row == 1
 
 
-def test_removing_a_group_that_is_gone_changes_nothing() -> None:
+def test_removing_an_unknown_group_changes_nothing() -> None:
     scheduler = Scheduler(BlockManager(100, 4), 5, 6)
     first, second = make_group([[1] * 5], 9), make_group([[1] * 5], 9)
     scheduler.add(first)
@@ -190,10 +190,10 @@ MIXED = [
 def test_answers_are_bit_identical_for_any_prefill_chunks_and_block_usage(
     fields: dict[str, int], tiny_folder: Path, tiny: Engine
 ) -> None:
-    """Chunks, waiting, preemption (the last token of a request is computed twice when it comes back)."""
+    """Chunked prefill, waiting, preemption (which computes the last token of a request twice)."""
     expected = tiny.generate(MIXED)
     engine = Engine.from_pretrained(str(tiny_folder), **{"kv_cache_memory": "4MiB", **fields})
-    for _ in range(2):  # the second time from the prefix cache, where there is one
+    for _ in range(2):  # the second time from the prefix cache, if enabled
         outputs = engine.generate(MIXED)
         assert [output.error for output in outputs] == [None] * 3
         assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
@@ -218,7 +218,7 @@ def test_tokens_do_not_depend_on_the_block_size(
 
 
 def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Path, tiny: Engine) -> None:
-    # a page holds 16 tokens and takes 4096 bytes; the largest request needs most of the cache
+    # a block has 16 tokens in 4096 bytes; the largest request needs most of the cache
     engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="88KiB", max_num_seqs=3, block_size=16)
     requests = MIXED * 3
     outputs = engine.generate(requests)
@@ -229,10 +229,8 @@ def test_requests_wait_until_there_is_room_and_all_are_answered(tiny_folder: Pat
 
 @pytest.mark.parametrize("caching", [True, False])
 @batch_invariant_cpu
-def test_a_preempted_request_goes_on_where_it_was_to_the_last_bit(
-    caching: bool, tiny_folder: Path, tiny: Engine
-) -> None:
-    """Weights, rewards, OPAD's step before, the random stream and the trace survive."""
+def test_a_preempted_request_resumes_bit_identically(caching: bool, tiny_folder: Path, tiny: Engine) -> None:
+    """Weights, rewards, OPAD's previous contrast, the random stream and the trace survive."""
     sampling = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.8, top_p=0.9, seed=3)
     methods = (Mato([KIND, SHORT]), Opad([KIND]), Mato([SHORT, KIND], accumulate="mean", kl_budget=0.5))
     requests = [Request("Why do cats purr?", method, sampling) for method in methods]
@@ -261,11 +259,11 @@ def test_the_next_turn_of_a_conversation_computes_only_what_is_new(tiny_folder: 
 
 
 def test_a_request_that_can_never_fit_the_cache_is_refused_with_its_numbers(tiny_folder: Path) -> None:
-    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="12KiB", block_size=16)  # 3 pages
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="12KiB", block_size=16)  # 3 blocks
     ids = [5] * 30
     with pytest.raises(
         InputError,
-        match=r"needs 4 pages of 16 tokens, and the KV cache has 3; raise kv_cache_memory or lower",
+        match=r"needs 4 blocks of 16 tokens, and the KV cache has 3; raise kv_cache_memory or lower",
     ):
         engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=20)))
     output = engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=19)))

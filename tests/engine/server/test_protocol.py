@@ -10,9 +10,15 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from starlette.requests import Request as HttpRequest
-from trimtab.engine import AsyncEngine
+from trimtab.engine import AsyncEngine, SamplingParams
 from trimtab.engine.server import create_app
-from trimtab.engine.server.protocol import NOOP_VALUES, ROLES, SAMPLING_FIELDS
+from trimtab.engine.server.protocol import (
+    NOOP_VALUES,
+    ROLES,
+    SAMPLING_FIELDS,
+    ChatCompletionRequest,
+    parse_body,
+)
 
 from .conftest import QUESTION, STEERING, Client, ClientFactory, parse_error, parse_sse
 
@@ -56,9 +62,16 @@ def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "'x'"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "it must be true or"),
+        ({"stream": True, "stream_options": []}, "stream_options", "it must be a dictionary, or none"),
+        ({"stream_options": dict.fromkeys(map(str, range(65)), 1)}, "stream_options", "65 entries"),
+        ({"max_completion_tokens": 2**64}, "max_completion_tokens", "a number that fits 64 bits"),
+        ({"guidance_scale": 10**400}, "guidance_scale", "a number that fits 64 bits"),
+        ({"negative_prompt": 5}, "negative_prompt", "it must be a string, or none"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"messages": []}, "messages", "empty"),
-        ({"messages": "hi"}, "messages", "hi"),
+        ({"messages": "hi"}, "messages", "'hi'; it must be a list of dictionaries"),
+        ({"messages": [5]}, "messages", "item 0 of messages is 5; it must be a dictionary"),
         ({"messages": [{"role": "user"}]}, "messages", "empty"),
         ({"messages": [{"content": "x"}]}, "messages", "role"),
         (
@@ -128,6 +141,13 @@ def test_a_lone_surrogate_is_refused(client: Client) -> None:
     assert "lone surrogate" in parse_error(refused, 400)["message"]
 
 
+def test_a_model_name_with_a_lone_surrogate_does_not_exist(client: Client) -> None:
+    kind = {"content-type": "application/json"}
+    raw = b'{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}'
+    refused = client("POST", "/v1/chat/completions", content=raw, headers=kind)
+    assert parse_error(refused, 404)["code"] == "model_not_found"
+
+
 def test_a_body_that_is_too_large_or_not_json_is_refused(make_client: ClientFactory) -> None:
     client = make_client(max_body_bytes=1000)
     assert client.chat().status_code == 200
@@ -141,6 +161,9 @@ def test_every_sampling_field_is_in_the_openapi_schema(client: Client) -> None:
     properties = schema["content"]["application/json"]["schema"]["properties"]
     assert set(SAMPLING_FIELDS) <= set(properties)
     assert all(properties[name]["description"] for name in SAMPLING_FIELDS)
+    used = parse_body(ChatCompletionRequest, {"messages": QUESTION})[1]
+    described = {name: properties[name].get("default") for name in SAMPLING_FIELDS}
+    assert SamplingParams(**described, max_tokens=used.max_tokens) == used
 
 
 def test_a_small_body_cannot_ask_for_much_work(client: Client) -> None:

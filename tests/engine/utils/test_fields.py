@@ -68,6 +68,7 @@ VALID_VALUES: dict[str, str] = {
     "ratio": "1.5",
     "mask_top_p": "none",
     "mask_temperature": "1.5",
+    "relative_top": "none",
     "kl_budget": "none 1.5",
     "LinearAlignment.kl_budget": "none",  # a budget excludes the mask, which is on by default
     "strength": "-1 1.5",
@@ -196,9 +197,9 @@ def test_fields_of_unknown_types_are_not_checked() -> None:
 def test_a_union_accepts_each_of_its_types() -> None:
     assert (CustomFields(either="x").either, CustomFields(either=5).either) == ("x", 5)
     assert (CustomFields(pair=None).pair, CustomFields(pair=[1, 2]).pair) == (None, (1, 2))
-    with pytest.raises(InputError, match=r"^either of own is 1\.5; it must be a whole number, or a string$"):
+    with pytest.raises(InputError, match=r"^either of own is 1\.5; it must be an integer, or a string$"):
         CustomFields(either=1.5)
-    with pytest.raises(InputError, match=r"^item 1 of pair of own is 'x'; it must be a whole number$"):
+    with pytest.raises(InputError, match=r"^item 1 of pair of own is 'x'; it must be an integer$"):
         CustomFields(pair=[1, "x"])
 
 

@@ -1,4 +1,4 @@
-"""A product's rows are those of float64, and each is its own."""
+"""Linear layers against float64; a row does not depend on other rows."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_outputs_may_be_float32() -> None:
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 7, 41])
 def test_a_linear_layer_is_as_exact_as_float32(inner: int, outer: int, rows: int, dtype: torch.dtype) -> None:
-    """Against the weight's own values, of which float16 may move those under 7.6e-6 by 3e-8."""
+    """Against the original weights; float16 may change those under 7.6e-6 by 3e-8."""
     weight = random_weight(inner, outer, dtype)
     linear = Linear(weight)
     x = random_rows(rows, inner).to(linear.dtype)
@@ -135,7 +135,7 @@ def test_a_weight_beyond_float16_keeps_its_value(size: float) -> None:
     x = random_rows(7, 41).to(linear.dtype)
     exact = x.double() @ weight.double().t()
     rough = functional.linear(x, weight.to(linear.dtype)).double()
-    # a sum of n numbers may be off by √n roundings of its largest part, wherever that stands in the order
+    # allow √n roundings of the sum's magnitude, for any summation order
     rounded = 41**0.5 * torch.finfo(torch.float32).eps * (x.double().abs() @ weight.double().abs().t())
     allowed = 2 * (rough - exact).abs().amax(0) + rounded + 1e-5
     assert bool(((linear(x).double() - exact).abs() <= allowed).all())
@@ -150,7 +150,7 @@ def test_a_nan_weight_gives_nan_outputs() -> None:
 
 
 @pytest.mark.parametrize("value", [1e-8, 6e-8, 5e-7, 7.6e-6])
-def test_a_weight_too_small_for_float16_moves_by_at_most_3e_8(value: float) -> None:
+def test_a_weight_too_small_for_float16_changes_by_at_most_3e_8(value: float) -> None:
     weight = torch.full((9, 41), value).to(torch.bfloat16)
     linear = Linear(weight)
     got = linear(torch.eye(41).to(linear.dtype))

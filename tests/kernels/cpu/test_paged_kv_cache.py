@@ -1,4 +1,4 @@
-"""Attention over the paged cache is dense attention over each branch's own tokens, whoever else is there."""
+"""Attention over the paged KV cache equals dense attention of each branch, whatever the batch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ...helpers.invariance_marks import batch_invariant_cpu
 property_settings = settings(deadline=None, derandomize=True, max_examples=8)
 LAYERS = 2
 SHAPES = [(9, 3, 64), (4, 4, 9), (7, 1, 41), (2, 2, 8)]
-"""heads, heads of keys and values, head_dim."""
+"""(num_heads, num_kv_heads, head_dim)."""
 
 
 @dataclass
 class Branch:
-    """One branch and, per layer, what it was given: q, k, v [tokens, heads, head_dim]."""
+    """One branch and its inputs per layer: q, k, v [tokens, heads, head_dim]."""
 
     seed: int
     block_table: list[int] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Branch:
 
 
 class CacheHarness:
-    """A cache whose pages are NaN until written, and the branches that use it."""
+    """A cache whose blocks are NaN until written, and the branches that use it."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class CacheHarness:
         num_shared: int = 0,
         is_nan: bool = False,
     ) -> Branch:
-        """A branch of up to `num_tokens` tokens; the first `num_shared`, whole pages, are those of
+        """Add a branch of up to `num_tokens` tokens; the first `num_shared`, in full blocks, are shared with
         `prefix_of`.
         """
         branch = Branch(seed, num_shared=num_shared, num_computed=num_shared, is_nan=is_nan)
@@ -85,19 +85,19 @@ class CacheHarness:
         return branch
 
     def identity_rotary(self, rows: int) -> RotaryCosSin:
-        """Nothing is turned, and queries are scaled."""
+        """No rotation; queries are scaled."""
         cos = torch.ones(rows, self.head_dim)
         return RotaryCosSin(cos, torch.zeros_like(cos), *self.sizes[:2], self.head_dim**-0.5)
 
     def free_branch(self, branch: Branch) -> None:
-        """Gives the branch's own pages back as they are."""
+        """Free the branch's unshared blocks without zeroing them."""
         self.free += branch.block_table[branch.num_shared // self.cache.block_size :]
 
     def step(self, *chunks: tuple[Branch, int], params: AttentionParams = CAUSAL) -> list[list[Tensor]]:
-        """Computes the next tokens of each branch; [branch][layer] → [count, heads, head_dim]."""
-        segments = [SequenceChunk(b.num_computed, count, b.block_table) for b, count in chunks]
+        """Compute the next tokens of each branch; [branch][layer] → [count, heads, head_dim]."""
+        sequence_chunks = [SequenceChunk(b.num_computed, count, b.block_table) for b, count in chunks]
         padding = sum(count for _, count in chunks) % 3
-        self.cache.prepare(RaggedBatch.from_chunks(segments, self.cache.block_size, padding))
+        self.cache.prepare(RaggedBatch.from_chunks(sequence_chunks, self.cache.block_size, padding))
         outputs: list[list[Tensor]] = [[] for _ in chunks]
         for layer in range(LAYERS):
             q, k, v = (
@@ -108,8 +108,8 @@ class CacheHarness:
             out = self.cache.forward(layer, qkv, self.identity_rotary(len(qkv)), params=params)
             assert out.shape == (len(q) + padding, self.sizes[0] * self.head_dim)
             parts = out[: len(q)].unflatten(1, (self.sizes[0], -1)).split([count for _, count in chunks])
-            for found, part in zip(outputs, parts, strict=True):
-                found.append(part.clone())
+            for layers, part in zip(outputs, parts, strict=True):
+                layers.append(part.clone())
         for branch, count in chunks:
             branch.num_computed += count
         return outputs
@@ -118,7 +118,7 @@ class CacheHarness:
 def dense_attention(
     branch: Branch, layer: int, start: int, count: int, dtype: torch.dtype, params: AttentionParams = CAUSAL
 ) -> Tensor:
-    """Causal attention of `count` tokens after `start` over all in their window, by its definition."""
+    """Causal or sliding-window attention of `count` tokens from `start` on, by definition."""
     q, k, v = (tensor.to(dtype) for tensor in branch.qkv[layer])
     q, k, v = q[start : start + count], k[: start + count], v[: start + count]
     group = q.shape[1] // k.shape[1]
@@ -133,12 +133,12 @@ def dense_attention(
 
 
 def assert_dense(branch: Branch, outputs: list[Tensor], count: int, params: AttentionParams = CAUSAL) -> None:
-    """The last `count` tokens' outputs are within twice float32's own error of float64, plus 1e-5."""
+    """The last `count` tokens' errors against float64 are at most twice those of float32, plus 1e-5."""
     for layer, got in enumerate(outputs):
         exact = dense_attention(branch, layer, branch.num_computed - count, count, torch.float64, params)
         rough = dense_attention(branch, layer, branch.num_computed - count, count, torch.float32, params)
         allowed = 2 * (rough.double() - exact).abs().max() + 1e-5
-        assert float((got.double() - exact).abs().max()) <= float(allowed)  # not so where it is NaN
+        assert float((got.double() - exact).abs().max()) <= float(allowed)  # false for NaN
 
 
 @property_settings
@@ -154,7 +154,7 @@ def assert_dense(branch: Branch, outputs: list[Tensor], count: int, params: Atte
 def test_any_sequence_of_steps_equals_dense_attention(
     shape: tuple[int, int, int], block_size: int, params: AttentionParams, dtype: torch.dtype, seed: int
 ) -> None:
-    """Chunks, decoding, shared heads, windows, types, and pages left full of NaN."""
+    """Chunked prefill, decode, shared prefixes, windows, dtypes, and stale blocks full of NaN."""
     harness, rng = CacheHarness(*shape, block_size, dtype), random.Random(seed)
     running: dict[int, Branch] = {}
     for step in range(30):
@@ -180,9 +180,9 @@ def test_any_sequence_of_steps_equals_dense_attention(
                 chunks.append((branch, min(count, remaining)))
         if chunks:
             outputs = harness.step(*chunks, params=params)
-            for (branch, count), found in zip(chunks, outputs, strict=True):
+            for (branch, count), layers in zip(chunks, outputs, strict=True):
                 if not branch.is_nan:
-                    assert_dense(branch, found, count, params)
+                    assert_dense(branch, layers, count, params)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -196,7 +196,7 @@ def test_decoding_across_a_block_boundary_equals_dense_attention(shape: tuple[in
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_first_step_of_one_token_sees_the_shared_prefix(shape: tuple[int, int, int]) -> None:
+def test_a_first_step_of_one_token_attends_to_the_shared_prefix(shape: tuple[int, int, int]) -> None:
     harness = CacheHarness(*shape)
     first = harness.add_branch(0, 161)
     harness.step((first, 160))
@@ -208,7 +208,7 @@ def test_a_first_step_of_one_token_sees_the_shared_prefix(shape: tuple[int, int,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_blocks_left_full_of_nan_do_not_leak(shape: tuple[int, int, int]) -> None:
+def test_stale_blocks_full_of_nan_do_not_leak(shape: tuple[int, int, int]) -> None:
     harness = CacheHarness(*shape)
     ill = harness.add_branch(0, 400, is_nan=True)
     well = harness.add_branch(1, 140)
@@ -216,7 +216,7 @@ def test_blocks_left_full_of_nan_do_not_leak(shape: tuple[int, int, int]) -> Non
     assert_dense(well, harness.step((ill, 1), (well, 1))[1], 1)
     harness.free_branch(ill)
     after = harness.add_branch(2, 140)
-    assert set(after.block_table) & set(ill.block_table), "the new branch has pages of the ill one"
+    assert set(after.block_table) & set(ill.block_table), "the new branch reuses no block of the freed one"
     assert_dense(after, harness.step((after, 120), (well, 1))[0], 120)
     for _ in range(15):
         for branch, outputs in zip((after, well), harness.step((after, 1), (well, 1)), strict=True):
@@ -242,7 +242,7 @@ def run_chunks(
     *others: Branch,
     params: AttentionParams = CAUSAL,
 ) -> list[Tensor]:
-    """A branch's outputs, by layer, its tokens in pieces, beside others that take one token each."""
+    """A branch's outputs by layer, computed in chunks, batched with others that decode one token each."""
     steps = [
         harness.step((branch, n), *((other, 1) for other in others), params=params)[0] for n in chunk_sizes
     ]
@@ -259,14 +259,14 @@ def test_a_token_has_the_same_bits_for_any_prefill_chunks(
     shape: tuple[int, int, int], block_size: int, dtype: torch.dtype, params: AttentionParams
 ) -> None:
     length = 128 + 12
-    cuts = ([length], [1] * length, [2, 3, 128 - 9, 1, 1, length - 128 + 2], [length - 1, 1])
-    found = []
-    for course in cuts:
+    splits = ([length], [1] * length, [2, 3, 128 - 9, 1, 1, length - 128 + 2], [length - 1, 1])
+    results = []
+    for chunk_sizes in splits:
         harness = CacheHarness(*shape, block_size, dtype)
-        found.append(run_chunks(harness.add_branch(7, length), course, harness, params=params))
-    for course, layers in zip(cuts, found, strict=True):
-        for got, expected in zip(layers, found[0], strict=True):
-            assert torch.equal(got, expected), course
+        results.append(run_chunks(harness.add_branch(7, length), chunk_sizes, harness, params=params))
+    for chunk_sizes, layers in zip(splits, results, strict=True):
+        for got, expected in zip(layers, results[0], strict=True):
+            assert torch.equal(got, expected), chunk_sizes
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -275,7 +275,7 @@ def test_a_token_has_the_same_bits_for_any_prefill_chunks(
 def test_a_token_has_the_same_bits_whoever_shares_its_prefix(
     shape: tuple[int, int, int], others: int
 ) -> None:
-    def course(sharing: int) -> list[Tensor]:
+    def run_beside(sharing: int) -> list[Tensor]:
         harness = CacheHarness(*shape)
         branch = harness.add_branch(9, 110)
         before = run_chunks(branch, [100], harness)
@@ -285,22 +285,22 @@ def test_a_token_has_the_same_bits_whoever_shares_its_prefix(
         after = run_chunks(branch, [1, 1, 3, 1], harness, *beside)
         return [torch.cat(parts) for parts in zip(before, after, strict=True)]
 
-    for shared, alone in zip(course(others), course(0), strict=True):
+    for shared, alone in zip(run_beside(others), run_beside(0), strict=True):
         assert torch.equal(shared, alone)
 
 
 def decode_outputs(
     shape: tuple[int, int, int], dtype: torch.dtype, length: int, others: list[int], first: bool
 ) -> Tensor:
-    """The decoding steps of one branch beside others of these lengths, before or after them."""
+    """Decode outputs of one branch batched with others of these lengths, before or after them."""
     harness, steps = CacheHarness(*shape, dtype=dtype), 6
     harness.free.sort(reverse=first)
     branch = harness.add_branch(99, length + steps)
     neighbours = [harness.add_branch(at, long + steps) for at, long in enumerate(others)]
     harness.step((branch, length), *zip(neighbours, others, strict=True))
     group = [branch, *neighbours] if first else [*neighbours, branch]
-    found = [harness.step(*((b, 1) for b in group))[group.index(branch)] for _ in range(steps)]
-    return torch.stack([torch.stack(layers) for layers in found])
+    outputs = [harness.step(*((b, 1) for b in group))[group.index(branch)] for _ in range(steps)]
+    return torch.stack([torch.stack(layers) for layers in outputs])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -310,7 +310,7 @@ def decode_outputs(
 def test_a_decoded_token_has_the_same_bits_whatever_its_neighbours(
     shape: tuple[int, int, int], length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_pool, "BUFFER_NUMEL", 1 << 14)  # several buffers a step
+    monkeypatch.setattr(block_pool, "BUFFER_NUMEL", 1 << 14)  # several matmuls per step
     alone = decode_outputs(shape, dtype, length, [], True)
     for others in ([7], [400], [40, 128, 300, 3], [10 + 31 * at for at in range(1, 12)]):
         for first in (True, False):

@@ -1,4 +1,4 @@
-"""The steering step on parts of a vocabulary; each part is a thread here, and gloo joins them."""
+"""The steering step on a sharded vocabulary; each shard is a thread, connected by gloo."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMEOUT = timedelta(seconds=20)
 
 
 def on_each_shard(size: int, vocab: int, function: Callable[[VocabShard], T]) -> list[T]:
-    """What `function` gives for each of `size` parts of the vocabulary, all at the same time."""
+    """Run `function` for each of `size` vocabulary shards at the same time, and return the results."""
     store = c10d.HashStore()
 
     def run_rank(rank: int) -> T:
@@ -56,16 +56,16 @@ def slice_of_shard(rows: Tensor, shard: VocabShard) -> Tensor:
 def decode_on_shard(
     shard: VocabShard, requests: list[SteeringCase], vocab_size: int
 ) -> list[list[StepResult]]:
-    """All requests on this part; ids from `vocab_size` on have no token."""
-    table = SteeringState(min(max(vocab_size - shard.vocab_start, 0), shard.shard_size), shard=shard)
+    """Decode all requests on this shard; ids from `vocab_size` on have no token."""
+    state = SteeringState(min(max(vocab_size - shard.vocab_start, 0), shard.shard_size), shard=shard)
     return decode(
-        *(replace(each, logits=slice_of_shard(each.logits, shard)) for each in requests), state=table
+        *(replace(each, logits=slice_of_shard(each.logits, shard)) for each in requests), state=state
     )
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("named", [VOCAB, 700])
-def test_vocab_shards_sample_the_unsharded_tokens_and_agree_to_the_last_bit(size: int, named: int) -> None:
+def test_shards_sample_the_unsharded_tokens_and_are_bitwise_equal(size: int, named: int) -> None:
     requests = all_method_cases()
     unsharded = decode(*requests, state=SteeringState(named))
     first, *others = on_each_shard(size, VOCAB, lambda shard: decode_on_shard(shard, requests, named))
@@ -75,7 +75,7 @@ def test_vocab_shards_sample_the_unsharded_tokens_and_agree_to_the_last_bit(size
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_log_probabilities_of_shards_are_as_near_to_float64_as_unsharded_ones(size: int) -> None:
+def test_sharded_log_probabilities_are_as_accurate_as_unsharded_ones(size: int) -> None:
     requests = all_method_cases()
     unsharded = decode(*requests)
     (parts, *_) = on_each_shard(size, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB))
@@ -125,12 +125,12 @@ def test_top_k_top_p_on_shards_match_sorting(size: int, spread: float) -> None:
         assert torch.equal(threshold, expected_threshold)
 
 
-def test_of_equal_scores_the_lowest_id_is_taken_on_any_shard() -> None:
+def test_argmax_on_shards_takes_the_lowest_id_of_a_tie() -> None:
     scores = torch.zeros(3, 11)
     scores[0, [4, 9]], scores[1, 10] = 1.0, 1.0
     assert all(
-        found.tolist() == [4, 10, 0]
-        for found in on_each_shard(3, 11, lambda s: s.argmax(slice_of_shard(scores, s)))
+        ids.tolist() == [4, 10, 0]
+        for ids in on_each_shard(3, 11, lambda s: s.argmax(slice_of_shard(scores, s)))
     )
 
 
@@ -151,13 +151,13 @@ def test_rows_are_gathered_from_shards_of_different_widths() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_on_one_shard_fails_on_all_and_alone(value: float) -> None:
+def test_a_non_finite_row_on_one_shard_fails_only_its_request_on_all_shards(value: float) -> None:
     requests = all_method_cases()[-4:]
     well, *_ = on_each_shard(2, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB))
     requests[1].logits[:, :, VOCAB - 1] = value
-    for found in on_each_shard(2, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB)):
-        assert all(step.failed for step in found[1])
-        assert [bitwise_equal(found[i], well[i]) for i in range(4)] == [True, False, True, True]
+    for results in on_each_shard(2, VOCAB, lambda shard: decode_on_shard(shard, requests, VOCAB)):
+        assert all(step.failed for step in results[1])
+        assert [bitwise_equal(results[i], well[i]) for i in range(4)] == [True, False, True, True]
 
 
 def test_a_missing_shard_is_an_error() -> None:
@@ -167,4 +167,4 @@ def test_a_missing_shard_is_an_error() -> None:
         except WorkerDiedError as error:
             return str(error)
 
-    assert "another process does not answer" in on_each_shard(2, 4, leave)[0]
+    assert "another process exited or timed out" in on_each_shard(2, 4, leave)[0]

@@ -1,4 +1,4 @@
-"""Norm, rotation and activation against float64; a row never depends on the rows beside it."""
+"""RMSNorm, RoPE and SwiGLU against float64; a row does not depend on other rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seeded_randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_as_exact(got: Tensor, exact: Tensor, rough: Tensor) -> None:
-    """No further from the float64 truth than twice the same computed by torch in got's type, plus 1e-5."""
+    """The error against float64 is at most twice that of torch in the dtype of `got`, plus 1e-5."""
     assert got.dtype == rough.dtype
     assert got.shape == exact.shape
     allowed = 2 * (rough.double() - exact).abs().max() + 1e-5
@@ -44,7 +44,7 @@ def test_rms_norm_of_zeros_is_zero() -> None:
 
 
 @pytest.mark.parametrize("hidden", SIZES)
-def test_rms_norm_leaves_its_input_as_it_is(hidden: int) -> None:
+def test_rms_norm_does_not_change_its_input(hidden: int) -> None:
     x = seeded_randn(3, hidden)
     before = x.clone()
     rms_norm(x, torch.ones(hidden), EPS)
@@ -59,7 +59,7 @@ def rotary_angles(head_dim: int, positions: Tensor) -> Tensor:
 def cos_sin_table(
     head_dim: int, positions: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin as `rotate` reads them: for both halves, sin with the sign of its half."""
+    """cos and sin for `apply_rotary`: for both halves, sin with the sign of its half."""
     angle = rotary_angles(head_dim, positions)
     cos, sin = torch.cat((angle.cos(), angle.cos()), -1), torch.cat((-angle.sin(), angle.sin()), -1)
     return cos[:, None].to(dtype), sin[:, None].to(dtype)
@@ -82,7 +82,7 @@ def test_rotary_rotates_each_pair_by_its_angle(head_dim: int, dtype: torch.dtype
     assert_as_exact(apply_rotary(x, cos, sin), torch.cat((turned.real, turned.imag), -1), rough)
 
 
-def test_scores_of_rotated_queries_and_keys_depend_on_their_distance_alone() -> None:
+def test_scores_of_rotated_queries_and_keys_depend_only_on_their_distance() -> None:
     query, key = seeded_randn(1, 1, 64, seed=1).double(), seeded_randn(1, 1, 64, seed=2).double()
 
     def score(at: int, to: int) -> float:
@@ -101,7 +101,7 @@ def test_one_rotary_pass_rotates_all_heads_scales_queries_and_leaves_values() ->
     ready = apply_rotary(qkv, *RotaryCosSin(cos[:, 0], sin[:, 0], 3, 2, 0.125).per_head)
     assert torch.equal(
         ready[:, :3], 0.125 * apply_rotary(qkv[:, :3], cos, sin)
-    )  # a power of two rounds nothing
+    )  # scaling by a power of two is exact
     assert torch.equal(ready[:, 3:5], apply_rotary(qkv[:, 3:5], cos, sin))
     assert torch.equal(ready[:, 5:], qkv[:, 5:])
 

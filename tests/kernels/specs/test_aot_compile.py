@@ -1,4 +1,4 @@
-"""Every kernel compiles for every target, as it is launched for real models, without spills."""
+"""Every kernel compiles for every target at the launches of real models, without register spills."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+pytest.importorskip("triton", reason="needs triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
@@ -35,7 +35,8 @@ from trimtab.kernels.specs.lm_head import (
 )
 from trimtab.kernels.specs.registry import SPECS
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.triton.attention import paged_attention
 from trimtab.kernels.triton.backend import INVARIANT
 from trimtab.kernels.triton.configs import DEFAULT_CONFIGS
@@ -52,16 +53,16 @@ CPU = torch.device("cpu")
 VARIANTS = [build for spec in SPECS for build in variants_of(spec)]
 
 
-LONG_ARCHS = {"sm_100"}  # half a minute each where nothing is kept, and its code is the nearest to another's
+LONG_ARCHS = {"sm_100"}  # half a minute without a cache, and its code is the most similar to another's
 ARCHS = [pytest.param(arch, marks=[pytest.mark.long] if arch in LONG_ARCHS else []) for arch in TARGETS]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_kernel_spills(arch: str) -> None:
-    found = {f"{build.kernel_name} {build.label}": compile_resources(build, arch) for build in VARIANTS}
-    assert {name: code.spills for name, code in found.items() if code.spills} == {}
-    assert all(0 < code.registers <= (512 if arch == "gfx942" else 255) for code in found.values())
-    assert all(0 < code.occupancy <= 1 for code in found.values())
+    resources = {f"{build.kernel_name} {build.label}": compile_resources(build, arch) for build in VARIANTS}
+    assert {name: code.spills for name, code in resources.items() if code.spills} == {}
+    assert all(0 < code.registers <= (512 if arch == "gfx942" else 255) for code in resources.values())
+    assert all(0 < code.occupancy <= 1 for code in resources.values())
 
 
 def test_the_compiled_variants_are_the_launched_ones() -> None:
@@ -81,7 +82,7 @@ def test_the_compiled_variants_are_the_launched_ones() -> None:
 
 
 def test_a_spilling_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same search with a sixteenth of the threads has more numbers than registers."""
+    """The same search kernel with a sixteenth of the threads needs more registers than there are."""
     build = next(
         build for build in VARIANTS if build.kernel_name == "count_ge" and build.constants["HAS_PRIOR"]
     )
@@ -93,7 +94,7 @@ def test_a_spilling_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
 def test_every_config_that_tune_tries_compiles(arch: str) -> None:
-    """One number after another is changed from what is shipped; what spills or does not fit is only slow."""
+    """One field at a time differs from the shipped config; a config that spills is slow but compiles."""
     builds: list[KernelVariant] = []
     for name, values in tune.ATTENTION_CHOICES.items():
         for case in ATTENTION.cases[:2]:
@@ -115,7 +116,7 @@ def test_every_config_that_tune_tries_compiles(arch: str) -> None:
 
 
 def compiled_code(builds: list[KernelVariant]) -> set[tuple[Any, ...]]:
-    """What is compiled, wherever its tensors lie: the parts of a step's layout are aligned on a GPU alone."""
+    """Cache keys without alignment: the tensors of a step's layout are aligned on a GPU only."""
     return {replace(build, aligned=frozenset()).cache_key for build in builds}
 
 
@@ -126,37 +127,39 @@ def test_invariant_prefill_and_decode_attention_run_the_same_code_without_fma() 
         3,
         3,
     )  # with a window, without, demo
-    usual = [kernel for kernel, *_ in compiled_code(variants_of(ATTENTION))]
-    assert usual.count("attention") == 5  # so that it can fail
+    default = [kernel for kernel, *_ in compiled_code(variants_of(ATTENTION))]
+    assert default.count("attention") == 5  # the default code differs, so this test can fail
     assert not any(build.fp_fusion for build in builds)
 
 
-def test_with_batch_invariant_a_step_launches_the_same_code_whatever_is_in_it() -> None:
-    """But for `merge`, an elementwise launch more where a token of a long text decodes."""
+def test_batch_invariant_steps_of_any_shape_launch_the_same_code() -> None:
+    """Except `combine_splits`, an extra elementwise launch when a long sequence decodes."""
     config = ModelConfig.from_dict(TinyModel(heads=4, head_dim=12, layers=1, max_length=2048).config())
     weights = DummyWeights(param_shapes(config), torch.float32, CPU)
     model = Decoder(config, weights, torch.float32, CPU, INVARIANT.ops)
     cache = INVARIANT.cache_cls(1, 80, 16, config.num_kv_heads, config.head_dim, torch.float32, CPU)
-    table = SteeringState(config.vocab_size, CPU)
-    for row, (program, draw) in enumerate(
+    state = SteeringState(config.vocab_size, CPU)
+    for row, (coefficients, sampling) in enumerate(
         ((SteeringCoefficients(), GREEDY), (KL_BOUNDED, TRUNCATED), (MATO, SAMPLED))
     ):
-        table.add_request(row, program, [0.5] * 2, draw)
+        state.add_request(row, coefficients, [0.5] * 2, sampling)
     block_table = list(range(40))
     steps = {
         "one token": ([(40, 1)], [0], False),
-        "a long text and a short": ([(600, 1), (3, 1)], [1], True),
+        "a long and a short sequence": ([(600, 1), (3, 1)], [1], True),
         "a prompt": ([(0, 33)], [2], False),
         "prompts and tokens": ([(0, 5), (7, 16), (300, 1), (2, 70)], [0, 1, 2], True),
     }
-    found = {}
+    code_by_step = {}
     for name, (counts, rows, top) in steps.items():
         with record_launches() as builds, torch.inference_mode():
             tokens = sum(count for _, count in counts)
-            segments = [SequenceChunk(start, count, block_table) for start, count in counts]
-            hidden = forward(model, segments, [1] * tokens, [1] * tokens, cache)
-            groups = RequestLayout.from_branches([(row, range(3)) for row in rows], CPU)
-            INVARIANT.sample(model.lm_head, hidden[[0] * (3 * len(rows))], groups, table, top=top)
-        found[name] = compiled_code([build for build in builds if build.kernel_name != "combine_splits"])
-        assert len(found[name]) > 12
-    assert all(keys == found["one token"] for keys in found.values())
+            chunks = [SequenceChunk(start, count, block_table) for start, count in counts]
+            hidden = forward(model, chunks, [1] * tokens, [1] * tokens, cache)
+            layout = RequestLayout.from_branches([(row, range(3)) for row in rows], CPU)
+            INVARIANT.sample(model.lm_head, hidden[[0] * (3 * len(rows))], layout, state, top=top)
+        code_by_step[name] = compiled_code(
+            [build for build in builds if build.kernel_name != "combine_splits"]
+        )
+        assert len(code_by_step[name]) > 12
+    assert all(keys == code_by_step["one token"] for keys in code_by_step.values())

@@ -1,6 +1,6 @@
-"""Kernels compiled for sm_90 at the shapes of real models give what the references give, in few instructions.
+"""Kernels compiled for sm_90 at the shapes of real models match the references, within instruction budgets.
 
-`tools/test --long tests/kernels/specs/test_compiled_cases.py -s` prints what each launches and carries out.
+`tools/test --long tests/kernels/specs/test_compiled_cases.py -s` prints launches and instructions per kernel.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+pytest.importorskip("triton", reason="needs triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
 from trimtab.kernels.specs import spec as specs
 from trimtab.kernels.specs.registry import SPECS
 from trimtab.kernels.specs.spec import KernelCase, KernelSpec
-from trimtab.kernels.specs.steering import LLAMA, NUCLEUS_MASKED, SAMPLED, STEER, _steer_case
+from trimtab.kernels.specs.steering import LLAMA, MASKED, SAMPLED, STEER, _steer_case
 from trimtab.tools.gpu.kernels import compare_kernel
 
 from ...emulator.launch import emulate
 
 MAX_SMALL_BYTES = 8 << 20
-"""Bytes of a case that takes seconds; the largest takes three minutes and 5 GB."""
+"""Maximum bytes of a case that takes seconds; the largest takes three minutes and 5 GB."""
 CYCLES = 132 * 4 * 1.7e3
-"""Instructions that an H100 issues in a microsecond at most."""
+"""Maximum instructions that an H100 issues in a microsecond."""
 MAX_CYCLES = {
     "mix_logits": 2 * 20,
     "count_ge": 3 * 200,
@@ -33,9 +33,9 @@ MAX_CYCLES = {
     "score": 80,
     "sample_truncated": 110,
 }
-"""Instructions of a warp for 32 tokens of a request with two branches, all filters and a support mask."""
+"""Warp instructions per 32 tokens of a request with two branches, all filters and a support mask."""
 TOO_SLOW = {("matmul", "Llama 3.1 8B, 5 rows, 4096 to 128256")}
-"""Weights of 1 GB, which are compared in float64 as what a kernel may have written: more than 24 GB."""
+"""Its 1 GB of weights is compared in float64 as a possible output, which needs more than 24 GB."""
 CASES = [
     pytest.param(
         spec,
@@ -53,23 +53,23 @@ CASES = [
 def test_emulated_compiled_code_matches_the_reference(
     spec: KernelSpec, case: KernelCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(specs, "MAX_INIT_NUMEL", 1 << 40)  # weights have numbers, however many
+    monkeypatch.setattr(specs, "MAX_INIT_NUMEL", 1 << 40)  # initialise weights of any size
     with emulate("sm_90") as emulator:
         share, wrong = compare_kernel(spec, case, torch.device("cpu"))
     assert not wrong
     assert share <= 1
-    print(f"\n{spec.name}, {case.name}: {share:.3f} of the error allowed")
+    print(f"\n{spec.name}, {case.name}: {share:.3f} of the tolerance")
     for kernel, issued in emulator.instructions.items():
-        least = issued / CYCLES
+        min_us = issued / CYCLES
         print(
-            f"  {kernel:14} {emulator.launches[kernel]:3} launches {issued:12,} instructions {least:8.2f} us"
+            f"  {kernel:14} {emulator.launches[kernel]:3} launches {issued:12,} instructions {min_us:8.2f} us"
         )
 
 
 def test_steering_kernels_stay_within_their_instruction_budget() -> None:
-    case = _steer_case(1, 1, LLAMA, NUCLEUS_MASKED, SAMPLED, torch.bfloat16)
+    case = _steer_case(1, 1, LLAMA, MASKED, SAMPLED, torch.bfloat16)
     with emulate("sm_90") as emulator:
         compare_kernel(STEER, case, torch.device("cpu"))
-    found = {kernel: emulator.instructions[kernel] / (LLAMA / 32) for kernel in MAX_CYCLES}
-    assert {kernel: issued for kernel, issued in found.items() if issued > MAX_CYCLES[kernel]} == {}
-    assert emulator.instructions["bisect"] < 3 * 10_000, "one program has all of this to do"
+    per_warp = {kernel: emulator.instructions[kernel] / (LLAMA / 32) for kernel in MAX_CYCLES}
+    assert {kernel: issued for kernel, issued in per_warp.items() if issued > MAX_CYCLES[kernel]} == {}
+    assert emulator.instructions["bisect"] < 3 * 10_000, "a single program executes all of it"

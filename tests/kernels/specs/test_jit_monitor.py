@@ -1,4 +1,4 @@
-"""Compiles are counted as Triton makes them, each by the engine that waits for it."""
+"""`JITMonitor` counts Triton's compiles, each for the engine that waits for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="kernels are compiled where there is triton")
+pytest.importorskip("triton", reason="needs triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreting process cannot compile", allow_module_level=True)
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def restore_hook() -> Iterator[None]:
-    """Each test leaves Triton without a function to call."""
+    """Check that no hook is installed in Triton before and after each test."""
     gc.collect()
     owner, name = _hook_owner()
     assert getattr(owner, name) is None
@@ -37,12 +37,12 @@ def restore_hook() -> Iterator[None]:
 
 
 def notify_compiled(name: str) -> Any:
-    """Tells whoever is to be told that a kernel was compiled, as Triton does."""
+    """Call the installed hook as Triton does after compiling a kernel."""
     owner, hook = _hook_owner()
     return getattr(owner, hook)(key="", repr="", fn=SimpleNamespace(name=name), compile={})
 
 
-def test_a_compile_is_expected_once_and_then_a_warning_that_names_the_kernel(
+def test_a_compile_after_seal_is_late_and_logs_a_warning_with_the_kernel_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     compiles = JITMonitor()

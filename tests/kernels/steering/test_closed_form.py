@@ -1,4 +1,4 @@
-"""The optimisation loop of Amulet and MATO is one scalar recurrence, and the scalar is the published one."""
+"""The optimisation loop of Amulet and MATO equals a scalar recurrence with the published values."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ MATO = ("1.4545", "1.8173", "1.8700", "1.9078", "1.9247", "1.9347", "1.9815")
 
 
 @pytest.mark.parametrize(("iterations", "printed"), [*zip(ITERATIONS, AMULET, strict=True)])
-def test_the_strength_at_the_hyperparameters_of_amulet_is_the_printed_one(
+def test_strength_at_amulets_hyperparameters_matches_the_published_table(
     iterations: int, printed: str
 ) -> None:
     assert f"{strength(2, 2, 10, iterations):.4f}" == printed
 
 
 @pytest.mark.parametrize(("iterations", "printed"), [*zip(ITERATIONS, MATO, strict=True)])
-def test_the_strength_at_the_hyperparameters_of_mato_is_the_printed_one(
-    iterations: int, printed: str
-) -> None:
+def test_strength_at_matos_hyperparameters_matches_the_published_table(iterations: int, printed: str) -> None:
     assert f"{strength(0.5, 1, 10, iterations):.4f}" == printed
 
 
@@ -42,12 +40,12 @@ def random_branches(seed: int, vocab: int, objectives: int, spread: float) -> tu
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(objectives + 1, vocab, generator=generator, dtype=torch.float64)
     weights = torch.rand(objectives, generator=generator, dtype=torch.float64)
-    base, *preferred = logits.log_softmax(-1)
-    return base, (weights / weights.sum() @ torch.stack(preferred))
+    base, *objective_logprobs = logits.log_softmax(-1)
+    return base, (weights / weights.sum() @ torch.stack(objective_logprobs))
 
 
 def max_logprob_error(policy: Tensor, base: Tensor, anchor: Tensor, a: float) -> float:
-    """Largest |Δ log π| between the loop's result and b + a (p − b), constants removed."""
+    """Largest |Δ log π| between the loop's result and b + a (p − b), both centred."""
     closed = base + a * (anchor - base)
     return float(((policy - policy.mean()) - (closed - closed.mean())).abs().max())
 
@@ -105,7 +103,7 @@ def test_with_a_fixed_reward_the_loop_equals_its_own_closed_form(
     ("alpha", "lam", "eta", "iterations", "at_least"),
     [(2, 2, 10, 60, 5.6), (0.5, 1, 10, 80, 1.9), (2, 1, 10, 500, 900), (3, 1, 10, 36, 900)],
 )
-def test_the_closed_form_holds_up_to_the_largest_strength_that_is_allowed(
+def test_the_closed_form_holds_up_to_the_maximum_strength(
     alpha: float, lam: float, eta: float, iterations: int, at_least: float
 ) -> None:
     a = strength(alpha, lam, eta, iterations)
@@ -117,7 +115,7 @@ def test_the_closed_form_holds_up_to_the_largest_strength_that_is_allowed(
 
 @property_settings
 @given(alpha=st.floats(0, 50), lam=st.floats(0.01, 50), eta=st.floats(0.01, 1e4))
-def test_no_iterations_leave_the_anchor_as_it_is(alpha: float, lam: float, eta: float) -> None:
+def test_zero_iterations_give_strength_one(alpha: float, lam: float, eta: float) -> None:
     assert strength(alpha, lam, eta, 0) == 1
     assert reward_strength(alpha, lam, eta, 0) == 1
 

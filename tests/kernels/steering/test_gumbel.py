@@ -1,4 +1,4 @@
-"""The noise is uniform, uncorrelated between neighbours, and a function of (seed, position, token) alone."""
+"""Sampling noise: uniform, uncorrelated between neighbours, a function of (seed, position, token) alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import Tensor
 from trimtab.kernels.steering import gumbel as noise
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
 from trimtab.kernels.steering.gumbel import gumbel, rng_keys, token_bits
-from trimtab.kernels.steering.state import RowSampling, SteeringState
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import sample
 
 UNLIKELY = 1e-6
-"""A test fails where a perfect source would fail it once in a million choices of seeds."""
+"""p-value below which a test fails: a perfect source fails once in a million seeds."""
 SIGMAS = 5.0
 TOKENS = torch.arange(1000, dtype=torch.int32)
 SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 2**32, 2**32 + 1, 2**31, -(2**31), 12345, 1 << 62])
@@ -85,8 +86,8 @@ def test_one_flipped_input_bit_flips_every_output_bit_half_of_the_time(kind: str
 
 
 @pytest.mark.parametrize("lag", [1, 233, 1597, 10_946, 28_657, 75_025])
-def test_tokens_a_fibonacci_number_apart_are_unrelated(lag: int) -> None:
-    """There the multiples of the golden ratio that the mixer starts from come nearest to each other."""
+def test_tokens_a_fibonacci_number_apart_are_uncorrelated(lag: int) -> None:
+    """At these lags the multiples of the golden ratio that the mixer starts from are closest together."""
     streams = token_bits(
         rng_keys(torch.arange(8), torch.full((8,), 17)), torch.arange(100_000, dtype=torch.int32)
     )
@@ -96,7 +97,7 @@ def test_tokens_a_fibonacci_number_apart_are_unrelated(lag: int) -> None:
 
 
 def test_two_streams_are_never_shifted_copies_of_each_other() -> None:
-    """Even where their first keys are some tokens' steps apart; by chance 50,000² / 2³² ≈ 0.6 values meet."""
+    """Even if their first keys are a few token steps apart; 50,000² / 2³² ≈ 0.6 values match by chance."""
     tokens = torch.arange(50_000, dtype=torch.int32)
     first = torch.tensor([0, noise.GOLDEN, 77 * noise.GOLDEN & 0x7FFFFFFF, 0], dtype=torch.int32)
     streams = token_bits(torch.stack((first, torch.tensor([1, 2, -3, 1 << 30], dtype=torch.int32))), tokens)
@@ -106,14 +107,14 @@ def test_two_streams_are_never_shifted_copies_of_each_other() -> None:
 
 
 def splitmix_finalizer(x: int) -> int:
-    """The finaliser of splitmix64, on the integers modulo 2⁶⁴."""
+    """The finaliser of splitmix64, in integers modulo 2⁶⁴."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
     return x ^ (x >> 31)
 
 
 def reference_bits(seed: int, position: int, token: int) -> int:
-    """The bits as the documentation gives them, on the integers modulo 2³²: what a seed replays, for ever."""
+    """The bits by the documented formula, in integers modulo 2³²; they must never change, so seeds replay."""
     key = splitmix_finalizer((seed + 0x9E3779B97F4A7C15) % 2**64)
     key = splitmix_finalizer(key ^ ((position * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) % 2**64))
     x = (token * 0x9E3779B1 + key % 2**32) % 2**32
@@ -122,7 +123,7 @@ def reference_bits(seed: int, position: int, token: int) -> int:
     return x ^ (x >> 15)
 
 
-def test_the_bits_are_those_of_the_documented_mixer() -> None:
+def test_bits_match_the_documented_mixer() -> None:
     tokens = [0, 1, 2, 31, 49_151, 151_935, 2**31 - 1]
     for position in (0, 1, 4095, 100_000):
         got = token_bits(
@@ -140,15 +141,15 @@ def test_all_64_bit_seeds_give_distinct_streams() -> None:
     assert float(correlations.abs().max()) <= SIGMAS / len(TOKENS) ** 0.5
 
 
-def test_a_seed_beyond_int64_is_taken_by_its_64_bits() -> None:
-    table = SteeringState(7)
+def test_a_seed_beyond_int64_wraps_to_its_low_64_bits() -> None:
+    state = SteeringState(7)
     for row, seed in enumerate((2**63 + 5, 5 - 2**63, 2**64 - 1, -1, 2**64 + 3, 3)):
-        table.add_request(row, SteeringCoefficients(), (), RowSampling(temperature=1.0, seed=seed))
-    column = table.params["seed"][:6].tolist()  # there are rows in store
+        state.add_request(row, SteeringCoefficients(), (), RowSampling(temperature=1.0, seed=seed))
+    column = state.seeds[:6].tolist()  # the state may have spare rows
     assert column == [5 - 2**63, 5 - 2**63, -1, -1, 3, 3]
 
 
-def test_noise_does_not_depend_on_the_size_of_the_vocabulary_or_of_the_batch() -> None:
+def test_noise_does_not_depend_on_vocabulary_size_or_batch() -> None:
     positions = 7 * torch.arange(len(SEEDS))
     full_noise = gumbel(SEEDS, positions, 4099)
     for vocab in (1, 7, 41, 1000):
@@ -168,7 +169,7 @@ def test_noise_depends_on_seed_and_on_position() -> None:
 
 
 def test_gumbel_noise_is_finite_and_exact_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near to −log(−log(1 − u)) as u, of 31 bits, can be in float32."""
+    """As close to −log(−log(1 − u)) as float32 allows for a 31-bit u."""
     top = 2**31 - 1
     crafted = [0, 1, 2, 3, 1000, 2**20, 2**24 - 1, 2**24 + 1, 2**30, top - 200, top - 64, top - 1, top]
     crafted += [-1, -(2**31), 1 - 2**31]
@@ -195,7 +196,7 @@ def test_gumbel_noise_has_the_gumbel_distribution() -> None:
 
 
 def draw_tokens(scores: Tensor, count: int, over: str, settings: RowSampling) -> Tensor:
-    """`count` tokens drawn from one row of scores, over neighbouring seeds or positions."""
+    """Sample `count` tokens from one row of scores, over consecutive seeds or positions."""
     index, fixed = torch.arange(count), torch.full((count,), 3)
     columns = {
         name: torch.full((count,), value)
@@ -211,7 +212,7 @@ def draw_tokens(scores: Tensor, count: int, over: str, settings: RowSampling) ->
 
 
 def expected_probabilities(scores: Tensor, settings: RowSampling) -> Tensor:
-    """The exact probabilities of what `settings` says, by sorting in float64."""
+    """Exact sampling probabilities under `settings`, by sorting in float64."""
     chances = (scores.double() / settings.temperature).softmax(-1)
     if settings.top_k:
         chances[chances < chances.sort(descending=True).values[settings.top_k - 1]] = 0
@@ -232,7 +233,7 @@ def expected_probabilities(scores: Tensor, settings: RowSampling) -> Tensor:
         RowSampling(temperature=1.2, top_k=40, top_p=0.8, min_p=0.02),
     ],
 )
-def test_tokens_are_drawn_with_exactly_their_probabilities(over: str, how: RowSampling) -> None:
+def test_tokens_are_sampled_with_their_exact_probabilities(over: str, how: RowSampling) -> None:
     scores = 2 * torch.randn(50, generator=torch.Generator().manual_seed(4))
     chances = expected_probabilities(scores, how)
     count = 40_000
@@ -241,13 +242,13 @@ def test_tokens_are_drawn_with_exactly_their_probabilities(over: str, how: RowSa
     often = chances * count >= 5
     rest = torch.stack((counts[~often].sum().double(), (count * chances[~often]).sum()))
     observed = torch.cat((counts[often].double(), rest[:1]))
-    hoped = torch.cat((count * chances[often], rest[1:]))
-    keep = hoped > 0
-    assert chi_square(observed[keep], hoped[keep]) > UNLIKELY
+    expected = torch.cat((count * chances[often], rest[1:]))
+    keep = expected > 0
+    assert chi_square(observed[keep], expected[keep]) > UNLIKELY
 
 
 @pytest.mark.parametrize("over", ["seeds", "positions"])
-def test_successive_draws_are_independent(over: str) -> None:
+def test_successive_samples_are_independent(over: str) -> None:
     drawn = draw_tokens(torch.zeros(7), 40_000, over, RowSampling(temperature=1.0))
     pairs = torch.bincount(7 * drawn[:-1:2] + drawn[1::2], minlength=49)
     assert chi_square(pairs, torch.full((49,), 20_000 / 49)) > UNLIKELY

@@ -1,4 +1,4 @@
-"""Bans, biases and the repetition penalty: single scores that change before a token is chosen."""
+"""Bans, biases and the repetition penalty: edits of scores before sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 from trimtab.engine.methods.builtin import Base, LinearAlignment
-from trimtab.kernels.steering.state import LogitEdits
+from trimtab.kernels.steering.layout import LogitEdits
 
 from ..steering_harness import (
     GREEDY,
@@ -56,7 +56,7 @@ def test_a_request_whose_every_token_is_banned_fails_alone() -> None:
     assert bitwise_equal([after[0], after[2]], [before[0], before[2]])
 
 
-def test_a_request_whose_whole_support_mask_is_banned_fails() -> None:
+def test_a_request_whose_support_mask_is_fully_banned_fails() -> None:
     logits = random_logits(0, 1, 2, 41)
     request = SteeringCase(LinearAlignment(make_objectives(1.0), mask_top_p=0.5), logits)
     inside = nucleus_by_sorting(logits[0, 1].double(), 0.5)
@@ -73,9 +73,7 @@ def test_a_request_whose_whole_support_mask_is_banned_fails() -> None:
     seen_ids=st.lists(st.integers(0, 40), min_size=1, max_size=30),
     penalty=st.floats(0.2, 5),
 )
-def test_the_repetition_penalty_is_that_of_transformers(
-    seed: int, seen_ids: list[int], penalty: float
-) -> None:
+def test_the_repetition_penalty_matches_transformers(seed: int, seen_ids: list[int], penalty: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = 3 * torch.randn(2, 41, generator=generator)
     ours = scores.clone()
@@ -94,7 +92,7 @@ def test_biases_add_up_and_act_before_the_repetition_penalty() -> None:
     assert scores.tolist() == [[1.0, 1.0, 2.0], [8.0, 5.0, -math.inf]]
 
 
-def test_bans_and_biases_decide_the_token_but_not_its_reported_logprob() -> None:
+def test_bans_and_biases_change_the_token_but_not_the_reported_logprobs() -> None:
     logits = torch.tensor([[[1.0, 4.0, 3.0, 0.0]]])
     (steps,) = decode(SteeringCase(Base(), logits), edits=make_edits(bias=[(0, 1, -math.inf), (0, 3, 9.0)]))
     assert steps[0].token == 3

@@ -1,4 +1,4 @@
-"""Numbers at the ends of their range: what a step says of a request that it does not fail are numbers."""
+"""Extreme logits and settings: a request that does not fail has no NaN in its outputs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
-from trimtab.kernels.steering.step import SamplerOutput, reweight, steer
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.rewards import reweight
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
+from trimtab.kernels.steering.step import SamplerOutput, steer
 
 from ..steering_harness import make_objectives
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 VOCAB = 41
 SCALES = (0.0, 1e-45, 1e-30, 1.0, 1e10, 1e18, 1e20, 1e30, 1e32)
-"""Beyond them the sum of a row of finite logits, or a times their difference, may leave float32."""
+"""At larger scales the sum of a row of logits, or a times a difference, may overflow float32."""
 DRAWS = (
     RowSampling(),
     RowSampling(temperature=1e-30),
@@ -66,19 +69,19 @@ ON_A_RAY = (ContextSteering, Guidance, Amulet, Mato)
 
 
 def run_steps(method: Method, scales: Sequence[float], kind: str = "drawn") -> list[SamplerOutput]:
-    """Three steps of a batch in which every scale of the logits meets every draw."""
-    table, branches = SteeringState(VOCAB), len(method.branch_objectives()) + 1
+    """Three steps of a batch with every combination of logit scale and sampling settings."""
+    state, branches = SteeringState(VOCAB), len(method.branch_objectives()) + 1
     cases = list(product(scales, DRAWS))
-    for row, (_, draw) in enumerate(cases):
-        table.add_request(row, method.cached_coefficients, method.weights(), draw)
-    groups = RequestLayout.from_branches([(row, range(branches)) for row in range(len(cases))])
+    for row, (_, sampling) in enumerate(cases):
+        state.add_request(row, method.cached_coefficients, method.weights(), sampling)
+    layout = RequestLayout.from_branches([(row, range(branches)) for row in range(len(cases))])
     unscaled = (torch.cat([make_logits(branches, kind, step)] * len(cases)) for step in range(3))
     factors = torch.tensor([scale for scale, _ in cases]).repeat_interleave(branches)[:, None]
-    return [steer(factors * row, groups, table, top=True) for row in unscaled]
+    return [steer(factors * row, layout, state, top=True) for row in unscaled]
 
 
 def make_logits(branches: int, kind: str, step: int) -> Tensor:
-    """From -1 to 1, [branches, vocab]."""
+    """Logits from −1 to 1, [branches, vocab]."""
     if kind == "level":
         return torch.linspace(-1, 1, branches)[:, None].repeat(1, VOCAB)
     if kind == "one token":
@@ -87,7 +90,7 @@ def make_logits(branches: int, kind: str, step: int) -> Tensor:
 
 
 def nan_groups(choice: SamplerOutput) -> Tensor:
-    """Of which groups a step says what is no number, [groups]; a KL may be none."""
+    """Which requests have a NaN in their outputs, [requests]; kl is exempt."""
     assert choice.top_logprobs is not None
     reported = [
         choice.logprob,
@@ -119,16 +122,16 @@ def test_logits_near_the_float32_limit_fail_or_give_finite_results(method: Metho
         assert bool(choice.weights.isfinite().all())
 
 
-def test_at_any_tau_the_lowest_reward_gets_the_most_weight_and_ties_keep_prior_weights() -> None:
+def test_at_any_tau_the_lowest_reward_gets_the_largest_weight_and_ties_keep_prior_weights() -> None:
     double = {"dtype": torch.float64}
     prior = torch.tensor([[0.2, 0.3, 0.5, 0.0]] * 3, **double)
     rewards = torch.tensor(
         [[2.0, 2.0, 2.5, -9.0], [-7e9, -7e9, 3e9, -8e9], [1e300, 1e300, -1e300, 0]], **double
     )
-    found = reweight(prior, rewards, torch.tensor([1e308, 1e300, 1e-300], **double))
-    assert found[:2].tolist() == [pytest.approx([0.4, 0.6, 0, 0], abs=1e-15)] * 2
+    weights = reweight(prior, rewards, torch.tensor([1e308, 1e300, 1e-300], **double))
+    assert weights[:2].tolist() == [pytest.approx([0.4, 0.6, 0, 0], abs=1e-15)] * 2
     behind = 0.5 * math.exp(-2)
     total = behind + 0.5
-    assert found[2].tolist() == pytest.approx(
+    assert weights[2].tolist() == pytest.approx(
         [0.2 * math.exp(-2) / total, 0.3 * math.exp(-2) / total, 0.5 / total, 0]
     )

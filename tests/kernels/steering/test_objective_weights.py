@@ -1,4 +1,4 @@
-"""The weights of objectives: on the simplex, where they balance rewards and what was asked."""
+"""Objective weights: on the simplex, minimising rewards plus divergence from the prior weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from trimtab.engine.methods.builtin import Mato
-from trimtab.kernels.steering.step import reweight
+from trimtab.kernels.steering.rewards import reweight
 
 from ..steering_harness import SteeringCase, decode, float64_tensor, make_objectives, random_logits
 
@@ -81,7 +81,7 @@ def test_weights_do_not_depend_on_how_many_objectives_other_requests_have() -> N
 
 @pytest.mark.parametrize("accumulate", ["sum", "mean", "ema"])
 def test_weights_stay_finite_when_rewards_are_huge(accumulate: str) -> None:
-    """Every token moves one reward by about 1e6 up and the other as far down."""
+    """Every token changes one reward by about +1e6 and another by −1e6."""
     logits = random_logits(0, 20, 4, 9)
     logits[:, 0, 3] += 30
     logits[:, 1], logits[:, 2] = logits[:, 1], logits[:, 2] * 1e6

@@ -1,4 +1,4 @@
-"""The steering step: what every method must give, request by request."""
+"""The steering step: every method against its formulas, and requests in a batch against alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from trimtab.engine.methods.builtin import (
 )
 from trimtab.kernels.steering.closed_form import unrolled_loop
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import steer
 
 from ..steering_harness import (
@@ -49,7 +51,7 @@ property_settings = settings(deadline=None, derandomize=True, max_examples=15)
 seeds = st.integers(0, 2**40)
 
 
-# A method is its coefficients.
+# Coefficients.
 
 
 @property_settings
@@ -62,9 +64,9 @@ def test_one_hot_coefficients_give_plain_decoding_of_that_branch(
     weights = [float(index == chosen) for index in range(1, objectives + 1)]
     every = list(range(objectives + 1))
     on_base = SteeringCase(ContextSteering(make_objectives(*weights), strength=0.0), logits, draw, every)
-    on_wish = SteeringCase(Mixture(make_objectives(*weights)), logits, draw, every)
+    on_objective = SteeringCase(Mixture(make_objectives(*weights)), logits, draw, every)
     assert token_ids(decode(on_base)[0]) == plain_decode(logits[:, 0], draw)
-    assert token_ids(decode(on_wish)[0]) == plain_decode(logits[:, chosen], draw)
+    assert token_ids(decode(on_objective)[0]) == plain_decode(logits[:, chosen], draw)
 
 
 def test_greedy_plain_decoding_takes_the_largest_logit() -> None:
@@ -73,7 +75,7 @@ def test_greedy_plain_decoding_takes_the_largest_logit() -> None:
 
 
 def all_methods(*weights: float, kl_budget: float | None = None) -> list[Method]:
-    """One of each method; those for one preference take the first objective."""
+    """One of each method; methods for a single objective get one of weight 1."""
     one, many = make_objectives(1.0), make_objectives(*weights)
     budget: dict[str, Any] = {"kl_budget": kl_budget}
     return [
@@ -155,7 +157,7 @@ def test_mato_with_one_objective_is_amulet(
     assert bitwise_equal(ours, theirs)
 
 
-# Whole trajectories against the papers' formulas.
+# Trajectories against the papers' formulas.
 
 
 class ReferenceStep(NamedTuple):
@@ -168,9 +170,9 @@ class ReferenceStep(NamedTuple):
 def mato_reference(
     method: Mato, logits: Tensor, dtype: torch.dtype, forced: Sequence[int]
 ) -> list[ReferenceStep]:
-    """MATO with the literal loop over the vocabulary; it appends the tokens `forced`, whatever it chose."""
+    """MATO with the literal loop over the vocabulary, continuing with the tokens `forced`."""
     prior = float64_tensor([*method.weights()])
-    rewards, found = torch.zeros_like(prior), []
+    rewards, steps = torch.zeros_like(prior), []
     for t, z in enumerate(logits):
         logprobs = z.to(dtype).log_softmax(-1).double()
         weights = prior * torch.exp(-rewards / method.tau)
@@ -178,18 +180,18 @@ def mato_reference(
         merged = weights @ logprobs[1:]
         policy = unrolled_loop(logprobs[0], merged, method.alpha, method.lam, method.nu, method.iterations)
         policy, token = policy.log_softmax(-1), int(policy.argmax())
-        found.append(ReferenceStep(token, float(policy[token]), weights.tolist(), rewards.tolist()))
+        steps.append(ReferenceStep(token, float(policy[token]), weights.tolist(), rewards.tolist()))
         gained = method.beta * (logprobs[1:, forced[t]] - logprobs[0, forced[t]])
         rewards = {
             "sum": rewards + gained,
             "mean": (rewards * t + gained) / (t + 1),
             "ema": method.decay * rewards + (1 - method.decay) * gained,
         }[method.accumulate]
-    return found
+    return steps
 
 
 def is_within_error(got: Sequence[float], truth: Sequence[float], rough: Sequence[float]) -> bool:
-    """Whether `got` is as near to the float64 truth as twice what the same in float32 is, plus 1e-5."""
+    """Whether the error of `got` against float64 is at most twice that of float32, plus 1e-5."""
     allowed = 2 * (float64_tensor([*rough]) - float64_tensor([*truth])).abs().max() + 1e-5
     return bool(((float64_tensor([*got]) - float64_tensor([*truth])).abs() <= allowed).all())
 
@@ -231,7 +233,7 @@ def test_mato_follows_its_formulas_token_by_token(
 
 @property_settings
 @given(seed=seeds, gain=st.sampled_from((0.5, 1.0, 3.0)), vocab=st.sampled_from((7, 41, 333)))
-def test_opad_starts_at_the_preference_and_then_adds_the_contrast_of_the_step_before(
+def test_opad_starts_at_the_objective_and_then_adds_the_previous_steps_contrast(
     seed: int, gain: float, vocab: int
 ) -> None:
     logits = random_logits(seed, 10, 2, vocab, branch_spread=0.7)
@@ -248,7 +250,7 @@ def test_opad_starts_at_the_preference_and_then_adds_the_contrast_of_the_step_be
     assert [step.logprob for step in step_results] == pytest.approx(exact, abs=3e-5 * (1 + gain))
 
 
-def test_a_new_request_in_the_same_row_starts_afresh() -> None:
+def test_a_new_request_in_a_reused_row_starts_from_scratch() -> None:
     table = SteeringState(41)
     for method in (Opad(make_objectives(1.0)), Mato(make_objectives(0.4, 0.6))):
         logits = random_logits(5, 8, len(method.weights()) + 1, 41)
@@ -258,7 +260,7 @@ def test_a_new_request_in_the_same_row_starts_afresh() -> None:
 
 @property_settings
 @given(seed=seeds, top_p=st.floats(0.05, 0.999), temperature=st.floats(0.3, 3))
-def test_linear_alignment_takes_the_best_token_of_the_nucleus_of_the_preference(
+def test_linear_alignment_takes_the_best_token_of_the_objectives_nucleus(
     seed: int, top_p: float, temperature: float
 ) -> None:
     method = LinearAlignment(make_objectives(1.0), mask_top_p=top_p, mask_temperature=temperature)
@@ -271,7 +273,7 @@ def test_linear_alignment_takes_the_best_token_of_the_nucleus_of_the_preference(
         assert token == max(allowed, key=lambda v: float(scores[v]))
 
 
-# What is reported.
+# Reported outputs.
 
 
 @property_settings
@@ -282,7 +284,7 @@ def test_linear_alignment_takes_the_best_token_of_the_nucleus_of_the_preference(
     vocab=st.sampled_from((7, 41, 1000)),
     temperature=st.sampled_from((0.0, 0.7)),
 )
-def test_the_reported_logprob_is_that_of_the_mixed_scores_before_temperature_and_truncation(
+def test_the_reported_logprob_is_of_the_steered_scores_before_temperature_and_truncation(
     seed: int, objectives: int, strength: float, vocab: int, temperature: float
 ) -> None:
     weights = [0.5 + index for index in range(objectives)]
@@ -294,8 +296,8 @@ def test_the_reported_logprob_is_that_of_the_mixed_scores_before_temperature_and
         exact = (coefficients.double()[:, None] * z.double()).sum(0).log_softmax(-1)
         rough = (coefficients.float()[:, None] * z).sum(0).log_softmax(-1)
         # the coefficients themselves are rounded to float32, here and in the kernel
-        wobble = 2**-23 * float((coefficients.double()[:, None] * z.double()).abs().sum(0).max())
-        allowed = 2 * float((rough - exact).abs().max()) + 2 * wobble + 1e-5
+        rounding = 2**-23 * float((coefficients.double()[:, None] * z.double()).abs().sum(0).max())
+        allowed = 2 * float((rough - exact).abs().max()) + 2 * rounding + 1e-5
         assert abs(step.logprob - float(exact[step.token])) <= allowed
         count = min(20, vocab)
         assert [token for token, _ in step.top] == [
@@ -324,7 +326,7 @@ def kl_reference(base: Tensor, merged: Tensor, a: float) -> float:
 
 
 @pytest.mark.parametrize("kl_budget", [None, 0.05])
-def test_the_reported_divergence_is_from_the_merged_policy(kl_budget: float | None) -> None:
+def test_the_reported_kl_is_from_the_merged_policy(kl_budget: float | None) -> None:
     logits = random_logits(8, 20, 3, 333)
     (step_results,) = decode(SteeringCase(Amulet(make_objectives(1.0), kl_budget=kl_budget), logits[:, :2]))
     base, objective = logits[:, :2].double().unbind(1)
@@ -333,7 +335,7 @@ def test_the_reported_divergence_is_from_the_merged_policy(kl_budget: float | No
     assert any(step.strength < 5 for step in step_results) == (kl_budget is not None)
 
 
-def test_no_divergence_is_reported_for_methods_without_a_ray() -> None:
+def test_kl_is_nan_for_methods_not_of_the_form_b_plus_a_m_minus_b() -> None:
     logits = random_logits(8, 4, 3, 41)
     step_results = decode(
         SteeringCase(Opad(make_objectives(1.0)), logits[:, :2]),
@@ -343,7 +345,7 @@ def test_no_divergence_is_reported_for_methods_without_a_ray() -> None:
 
 
 @pytest.mark.parametrize("draw", [GREEDY, SAMPLED])
-def test_an_endless_budget_changes_no_token(draw: RowSampling) -> None:
+def test_a_huge_kl_budget_changes_no_token(draw: RowSampling) -> None:
     logits = random_logits(2, 20, 3, 333)
     free, bound = (Mato(make_objectives(0.2, 0.8), kl_budget=budget) for budget in (None, 1e30))
     (ours,), (theirs,) = (decode(SteeringCase(method, logits, draw)) for method in (free, bound))
@@ -363,7 +365,7 @@ def test_tokens_and_weights_are_the_same_without_a_trace(index: int) -> None:
     assert [step.strength for step in traced[0]] == [step.strength for step in silent[0]]
 
 
-# Requests in one batch.
+# Batching.
 
 
 def test_a_request_gives_the_same_bits_in_a_mixed_batch_as_alone() -> None:
@@ -375,7 +377,7 @@ def test_a_request_gives_the_same_bits_in_a_mixed_batch_as_alone() -> None:
 
 
 def test_a_request_gives_the_same_bits_when_the_batch_is_computed_by_two_threads() -> None:
-    """A batch is split over threads at other places than a request alone."""
+    """Threads split a batch at other indices than a single request."""
     requests = [
         SteeringCase(method, random_logits(seed, 2, 3, 20_011), SAMPLED)
         for seed, method in enumerate(
@@ -407,13 +409,13 @@ def test_an_integer_parameter_of_one_request_does_not_round_those_of_another() -
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("odd", [0, 1])
-def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(odd: int, value: float) -> None:
+def test_a_non_finite_row_fails_only_its_request(odd: int, value: float) -> None:
     requests = [replace(request, logits=request.logits[:4].clone()) for request in all_method_cases()]
     healthy = decode(*requests, top_k=False)
     for index, request in enumerate(requests):
         if index % 2 == odd:
             row = index % request.logits.shape[1]
-            request.logits[2, row, slice(None) if index % 3 else 60 * index] = value
+            request.logits[2, row, slice(None) if index % 3 else 50 * index] = value
     broken = decode(*requests, top_k=False)
     for index, (ill, well) in enumerate(zip(broken, healthy, strict=True)):
         if index % 2 == odd:
@@ -424,7 +426,7 @@ def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(odd: int, v
             assert bitwise_equal(ill, well)
 
 
-# Which tokens are allowed.
+# Allowed tokens.
 
 
 @pytest.mark.parametrize("draw", [GREEDY, SAMPLED, RowSampling(temperature=50.0, seed=2)])

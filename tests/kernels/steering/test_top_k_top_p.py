@@ -1,4 +1,4 @@
-"""Top-k, top-p and min-p keep what sorting keeps, ties and all."""
+"""Top-k, top-p and min-p keep the same tokens as sorting, including ties."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from trimtab.kernels.steering.top_k_top_p import truncation_threshold
 
 property_settings = settings(deadline=None, derandomize=True, max_examples=150)
 NEAR = 1e-5
-"""A token may differ from sorting only where the mass above it is this near to p."""
+"""A token may differ from sorting only if the mass above it is this close to p."""
 VOCABULARIES = (1, 7, 41, 1000, TOP_P_WINDOW + 1, 4097)
 
 
 def random_rows(seed: int, rows: int, vocab: int, spread: float, grid: float) -> Tensor:
-    """Random scores; `grid` > 0 rounds them to its multiples, which makes ties."""
+    """Random scores, rounded to multiples of `grid` > 0 to create ties."""
     scores = spread * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
     return (scores / grid).round() * grid if grid else scores
 
 
 def mass_above(scores: Tensor) -> Tensor:
-    """The probability of all tokens with a larger score, for each token of a row, by sorting in float64."""
+    """For each token of a row, the total probability of tokens with larger scores, by float64 sorting."""
     order = scores.double().argsort(descending=True)
     ordered = scores[order]
     before = torch.cat((torch.zeros(1).double(), scores.double().softmax(-1)[order].cumsum(-1)[:-1]))
-    starts = torch.searchsorted(-ordered, -ordered, right=False)  # the first of those that tie
+    starts = torch.searchsorted(-ordered, -ordered, right=False)  # first index of each tie
     return torch.empty_like(before).scatter(0, order, before[starts])
 
 
 def keep_by_sorting(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
-    """(which tokens are kept, which may be kept or not) of one row."""
+    """(kept tokens, tokens within rounding that may be kept or not) of one row."""
     keep = torch.ones_like(scores, dtype=torch.bool)
     if 0 < top_k < len(scores):
         keep &= scores >= scores.sort(descending=True).values[top_k - 1]
@@ -63,7 +63,7 @@ scores_of = {
     top_p=st.sampled_from((1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 0.999999, 1.0)) | st.floats(1e-6, 1),
     min_p=st.sampled_from((0.0, 1e-4, 0.05, 0.5, 1.0)),
 )
-def test_top_k_top_p_min_p_keep_what_sorting_keeps(
+def test_top_k_top_p_min_p_match_sorting(
     seed: int, vocab: int, spread: float, grid: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     scores = random_rows(seed, 1, vocab, spread, grid)
@@ -78,7 +78,7 @@ def test_top_k_top_p_min_p_keep_what_sorting_keeps(
 
 @property_settings
 @given(**scores_of, top_p=st.floats(1e-6, 0.999999))
-def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass(
+def test_a_nucleus_is_the_smallest_set_that_reaches_top_p(
     seed: int, vocab: int, spread: float, grid: float, top_p: float
 ) -> None:
     scores = random_rows(seed, 1, vocab, spread, grid)
@@ -90,7 +90,7 @@ def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass(
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999999])
-def test_a_nucleus_larger_than_the_window_is_found_by_sorting_everything(top_p: float) -> None:
+def test_a_nucleus_larger_than_the_window_is_found_by_a_full_sort(top_p: float) -> None:
     scores = random_rows(seed=0, rows=1, vocab=4 * TOP_P_WINDOW, spread=0.05, grid=0)
     keep_mask = scores[0] >= UNSHARDED.nucleus_threshold(scores, torch.tensor([top_p]).double())[0]
     keep, either = keep_by_sorting(scores[0], 0, top_p, 0)
@@ -116,7 +116,7 @@ def test_ties_at_the_end_of_the_nucleus_are_kept() -> None:
 
 
 @pytest.mark.parametrize("top_k", [41, 42, 10**6])
-def test_a_top_k_of_the_whole_vocabulary_or_more_is_off(top_k: int) -> None:
+def test_top_k_of_at_least_the_vocabulary_size_is_off(top_k: int) -> None:
     scores = random_rows(0, 1, 41, 3, 0)
     threshold = truncation_threshold(scores, torch.tensor([top_k]), torch.ones(1), torch.zeros(1))
     assert threshold.tolist() == [[-torch.inf]]

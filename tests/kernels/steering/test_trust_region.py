@@ -1,4 +1,4 @@
-"""The trust region keeps its budget, and gives away nothing of it."""
+"""The trust region stays within the KL budget and uses all of it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def flat(vocab: int, generator: torch.Generator) -> BranchPair:
 
 
 def far_apart(vocab: int, generator: torch.Generator) -> BranchPair:
-    """Branches far apart, and a few tokens that one of them all but excludes."""
+    """Very different branches, with some tokens almost excluded by one of them."""
     base, direction = gaussian(vocab, generator)
     direction *= 4
     direction[::5] += 12
@@ -52,7 +52,7 @@ def far_apart(vocab: int, generator: torch.Generator) -> BranchPair:
 
 
 def identical(vocab: int, generator: torch.Generator) -> BranchPair:
-    """The same branches but for a constant, which raw logits may differ by."""
+    """The same branches up to a constant, by which raw logits may differ."""
     return 3 * torch.randn(vocab, generator=generator), torch.full((vocab,), 7.3)
 
 
@@ -88,7 +88,7 @@ def bisection(base: Tensor, direction: Tensor, limit: float, budget: float) -> f
 
 
 def max_rounding_error(base: Tensor, direction: Tensor, a: float) -> float:
-    """How far float32 scores b + a d, and so A(a), may be off: half a unit of b, of a d and of their sum."""
+    """Rounding error of float32 scores b + a d, and so of A(a): half an ulp of b, of a d and of their sum."""
     return 2**-23 * float((base.abs() + a * direction.abs()).max())
 
 
@@ -110,7 +110,7 @@ cases = {
 
 @property_settings
 @given(**cases)
-def test_the_divergence_stays_within_the_budget(
+def test_the_kl_stays_within_the_budget(
     family: Callable[[int, torch.Generator], BranchPair], vocab: int, excess: float, budget: float, seed: int
 ) -> None:
     base, direction = family(vocab, torch.Generator().manual_seed(seed))
@@ -126,7 +126,7 @@ def test_the_divergence_stays_within_the_budget(
 def test_the_strength_is_the_largest_within_the_budget(
     family: Callable[[int, torch.Generator], BranchPair], vocab: int, excess: float, budget: float, seed: int
 ) -> None:
-    """Within 2e-3 of a − 1, or where KL hardly changes with a, as near as 2e-3 of KL determines it."""
+    """Within 2e-3 of a − 1, or of KL where KL hardly changes with a."""
     base, direction = family(vocab, torch.Generator().manual_seed(seed))
     limit = 1 + excess
     a, _ = solve_strength(base, direction, limit, budget)
@@ -164,7 +164,7 @@ def many_rows(vocab: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
-def test_rows_solved_together_have_the_bits_of_each_alone(vocab: int) -> None:
+def test_rows_solved_together_have_the_same_bits_as_alone(vocab: int) -> None:
     rows = many_rows(vocab)
     together = torch.stack(solve_kl_budget(*rows))
     alone = [
@@ -175,7 +175,7 @@ def test_rows_solved_together_have_the_bits_of_each_alone(vocab: int) -> None:
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each pass over the vocabulary had, one entry a pass."""
+    """Records the number of rows of each pass over the vocabulary."""
     rows_per_sweep: list[int] = []
 
     def counted(
@@ -189,7 +189,7 @@ def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_keeps_strength_one_and_leaves_the_others_alone(
+def test_a_non_finite_row_gets_strength_one_and_does_not_affect_others(
     value: float, sweeps: list[int]
 ) -> None:
     rows = many_rows(41)
@@ -206,7 +206,7 @@ def test_a_row_that_is_not_finite_keeps_strength_one_and_leaves_the_others_alone
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 def test_half_of_the_limited_rows_need_at_most_six_sweeps(vocab: int, sweeps: list[int]) -> None:
-    """A sweep is one pass over the vocabulary; no row comes near the sweeps allowed."""
+    """A sweep is one pass over the vocabulary; no row needs more than a third of MAX_ITERS."""
     rows, needed = many_rows(vocab), []
     for i, limit in enumerate(rows[2].tolist()):
         sweeps.clear()
@@ -222,7 +222,7 @@ def test_half_of_the_limited_rows_need_at_most_six_sweeps(vocab: int, sweeps: li
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 @pytest.mark.parametrize("a", [1.0, 1.5, 5.6487, -2.0])
-def test_the_divergence_is_that_of_its_definition(vocab: int, a: float) -> None:
+def test_kl_divergence_matches_its_definition(vocab: int, a: float) -> None:
     base, direction, _, _ = many_rows(vocab)
     got = kl_divergence(base, direction, torch.full((len(base),), a, dtype=torch.float64))
     exact = [exact_kl(b, d, a)[0] for b, d in zip(base, direction, strict=True)]
@@ -230,10 +230,10 @@ def test_the_divergence_is_that_of_its_definition(vocab: int, a: float) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 7, 512, 513, 4097])
-def test_a_row_sum_has_the_bits_of_the_row_alone_and_the_value_of_the_exact_sum(width: int) -> None:
+def test_row_sum_is_batch_invariant_and_close_to_the_exact_sum(width: int) -> None:
     x = torch.rand(9, width, generator=torch.Generator().manual_seed(width))
     total = row_sum(x)
     assert torch.equal(total, torch.cat([row_sum(row[None]) for row in x]))
     rough, exact = x.sum(-1).double(), x.double().sum(-1)
-    # pieces of 512 in float32, then float64: no worse than float32 all the way, but for one rounding
+    # chunks of 512 in float32, then float64: at most one rounding worse than float32 throughout
     assert float((total - exact).abs().max()) <= 2 * float((rough - exact).abs().max()) + 2**-23 * width

@@ -1,7 +1,7 @@
-"""These tests launch kernels: on a GPU; interpreted, which Triton is told before it is imported; or emulated.
+"""Fixtures for tests that launch Triton kernels: on a GPU, in Triton's interpreter, or emulated.
 
-With none of these they are not collected. `tools/test` runs them in a process with TRITON_INTERPRET=1, and in
-one with `--emulate`.
+Otherwise these tests are not collected. `tools/test` runs them in one process with TRITON_INTERPRET=1, which
+must be set before Triton is imported, and in another with `--emulate`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With --emulate what is launched is compiled, and carried out by numpy."""
+    """With --emulate, compile every launch to PTX and execute it with numpy."""
     arch = request.config.getoption("--emulate")
     if not arch:
         yield
@@ -30,23 +30,26 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
     from ...emulator.launch import emulate  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as monkeypatch, emulate(arch):
-        monkeypatch.setenv("TRITON_INTERPRET", "1")  # an engine asks whether anything can run kernels here
+        monkeypatch.setenv(
+            "TRITON_INTERPRET", "1"
+        )  # the engine checks it before it uses Triton without a GPU
         yield
 
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """New tensors are filled with NaN, and those of integers with their largest value."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # a GPU has no such product, nor such a cumsum
+    """Fill uninitialised tensors with NaN, integer tensors with their maximum."""
+    # on a GPU some operations have no deterministic version, hence warn_only
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
 def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted products sum as a tensor core does: all rows alike, and for each shape in its own order.
+    """Make interpreted `tl.dot` sum like a tensor core: the same order for all rows, another for each shape.
 
-    numpy's library rounds a row by its place in a tile, too.
+    In numpy's BLAS the rounding of a row also depends on its position in the tile.
     """
     if torch.cuda.is_available():
         return

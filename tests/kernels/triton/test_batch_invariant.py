@@ -1,9 +1,10 @@
-"""With batch_invariant a row's bits are its own: beside any others, in any number, and however it was cut."""
+"""Batch-invariant kernels: the bits of a row do not depend on the batch or on how a prompt is chunked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from trimtab.kernels.reference import paged_attention as paged
 from trimtab.kernels.reference.paged_attention import QueryTiles
 from trimtab.kernels.reference.rotary import QKNorm, RotaryCosSin
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
-from trimtab.kernels.steering.state import RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import SamplerOutput
 from trimtab.kernels.triton.attention import paged_attention
 from trimtab.kernels.triton.batch_invariant_attention import invariant_attention
@@ -47,7 +50,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = F32) -> Tensor:
 @parametrize_dtypes
 @pytest.mark.parametrize(("rows", "inner", "out"), [(1, 9, 7), (7, 41, 33), (9, 128, 130), (70, 70, 5)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_matmul_is_near_its_float64_value(
+def test_a_matmul_is_close_to_float64(
     dtype: torch.dtype, rows: int, inner: int, out: int, biased: bool
 ) -> None:
     x, weight = random_tensor(rows, inner, dtype=dtype), random_tensor(out, inner, dtype=dtype)
@@ -56,7 +59,7 @@ def test_a_matmul_is_near_its_float64_value(
     for out_dtype in (None, F32):
         for one in (matmul(x, weight, bias, out_dtype), reference.matmul(x, weight, bias, out_dtype)):
             assert one.dtype == (out_dtype or dtype)
-            # float32 sums of `inner` terms, then one rounding, which the interpreter makes a truncation
+            # float32 sums of `inner` terms, then one rounding, which is a truncation in the interpreter
             allowed = 2 * ULP[F32] * inner**0.5 * (x.double().abs() @ weight.double().abs().T + 1)
             assert bool(((one.double() - exact).abs() <= allowed + ULP[one.dtype] * exact.abs()).all())
 
@@ -65,21 +68,21 @@ def test_a_matmul_is_near_its_float64_value(
 def test_a_matmul_row_has_the_same_bits_for_any_number_of_rows(dtype: torch.dtype) -> None:
     shapes = ((2 * BLOCK_M + 5, 70), (41, 70), (41,))
     x, weight, bias = (random_tensor(*shape, dtype=dtype) for shape in shapes)
-    together = matmul(x, weight, bias)
+    batched = matmul(x, weight, bias)
     for first, count in ((0, 1), (3, 1), (64, 1), (132, 1), (0, 2), (5, 17), (60, 9), (1, 128)):
-        assert torch.equal(matmul(x[first : first + count], weight, bias), together[first : first + count])
+        assert torch.equal(matmul(x[first : first + count], weight, bias), batched[first : first + count])
     shuffled = torch.randperm(len(x), device=DEVICE)
-    assert torch.equal(matmul(x[shuffled], weight, bias), together[shuffled])
+    assert torch.equal(matmul(x[shuffled], weight, bias), batched[shuffled])
     assert matmul(x[:0], weight, bias).shape == (0, 41)
 
 
-@pytest.mark.skipif(not UPCAST, reason="compiled, a product of float32 sums in one order whatever its shape")
-def test_other_tile_shapes_sum_in_another_order_so_that_the_test_above_can_fail() -> None:
+@pytest.mark.skipif(not UPCAST, reason="compiled float32 products sum in the same order for every shape")
+def test_other_tile_shapes_change_bits_so_that_the_test_above_can_fail() -> None:
     x, weight = random_tensor(BLOCK_M, 70), random_tensor(41, 70)
     narrow, wide = (torch.empty(BLOCK_M, 41, device=DEVICE) for _ in range(2))
-    for found, columns in ((narrow, 32), (wide, 64)):
+    for out, columns in ((narrow, 32), (wide, 64)):
         matmul_kernel[(2, 2)](
-            x, weight, weight, found, BLOCK_M, 41,
+            x, weight, weight, out, BLOCK_M, 41,
             K=70, HAS_BIAS=False, BLOCK_M=32, BLOCK_N=columns, BLOCK_K=columns, UPCAST=UPCAST,
         )  # fmt: skip
     assert torch.allclose(narrow, wide, atol=1e-4)
@@ -102,8 +105,8 @@ def test_the_tile_depends_on_the_weight_and_never_on_the_rows() -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ((random_tensor(2, 3), random_tensor(4, 3, dtype=BF16)), "one floating type"),
-        ((random_tensor(2, 3), random_tensor(4, 5)), "x must be"),
+        ((random_tensor(2, 3), random_tensor(4, 3, dtype=BF16)), "one floating dtype"),
+        ((random_tensor(2, 3), random_tensor(4, 5)), "expected x"),
         ((random_tensor(2, 3), random_tensor(4, 3), random_tensor(5)), r"bias must be \[4\]"),
         ((random_tensor(2, 3), random_tensor(3, 4).T), "contiguous"),
     ],
@@ -119,7 +122,7 @@ SHAPES: list[tuple[int, int, int, int, torch.dtype]] = [
     (3, 3, 16, 32, BF16),
     (20, 1, 16, 32, F32),
 ]
-"""Heads, those of keys and values, a page, their width; the last has groups of more than a program's rows."""
+"""(heads, kv_heads, block_size, head_dim, dtype); the GQA group of the last exceeds the rows of a program."""
 LENGTH = 50
 SMALL_SPLITS = AttentionConfig(split=32, keys=32)
 
@@ -127,7 +130,7 @@ SMALL_SPLITS = AttentionConfig(split=32, keys=32)
 def filled_cache(
     kv_heads: int, block: int, head_dim: int, dtype: torch.dtype, length: int
 ) -> tuple[Tensor, Tensor]:
-    """A cache that holds one branch, in pages in no order, and beyond it NaN."""
+    """A cache with one branch in randomly ordered blocks, NaN elsewhere, and its block table."""
     depth = -(-length // block)
     order = torch.randperm(depth + 3, device=DEVICE)
     cache = torch.full((2, len(order), kv_heads, block, head_dim), torch.nan, dtype=dtype, device=DEVICE)
@@ -142,20 +145,22 @@ def filled_cache(
 def attend_in_chunks(
     queries: Tensor, cache: Tensor, table: Tensor, chunk_sizes: list[int], params: AttentionParams
 ) -> Tensor:
-    """Of a branch whose tokens come in so many pieces, each over what stands before it and itself alone."""
-    found, at = [], 0
+    """Attention of a branch whose tokens arrive in chunks; the cache is NaN beyond the current chunk."""
+    outputs, pos = [], 0
     block, empty = cache.shape[3], torch.full_like(cache, torch.nan)
     for count in chunk_sizes:
         visible = empty.clone()
-        for block_index in range(-(-(at + count) // block)):  # what comes later is not there yet
-            block_id, num_visible = table[0, block_index], min(block, at + count - block_index * block)
+        for block_index in range(-(-(pos + count) // block)):  # later tokens are not in the cache yet
+            block_id, num_visible = table[0, block_index], min(block, pos + count - block_index * block)
             visible[:, block_id, :, :num_visible] = cache[:, block_id, :, :num_visible]
-        tiles = QueryTiles.from_spans([(0, at, count, 0)], 1 if count == 1 else 16, DEVICE)
-        found.append(
-            invariant_attention(queries[at : at + count], visible, table, tiles, params, config=SMALL_SPLITS)
+        tiles = QueryTiles.from_spans([(0, pos, count, 0)], 1 if count == 1 else 16, DEVICE)
+        outputs.append(
+            invariant_attention(
+                queries[pos : pos + count], visible, table, tiles, params, config=SMALL_SPLITS
+            )
         )
-        at += count
-    return torch.cat(found)
+        pos += count
+    return torch.cat(outputs)
 
 
 ATTENTION_CASES = [
@@ -168,7 +173,7 @@ ATTENTION_CASES = [
 
 
 @pytest.mark.parametrize(("shape", "params"), ATTENTION_CASES, ids=str)
-def test_attention_of_a_token_has_the_same_bits_in_any_chunk_and_decoded(
+def test_attention_of_a_token_has_the_same_bits_decoded_or_in_any_chunk(
     shape: Any, params: AttentionParams
 ) -> None:
     heads, kv_heads, block, width, dtype = shape
@@ -197,22 +202,28 @@ def test_without_batch_invariance_prefill_and_decoding_differ_so_that_the_test_a
 
 
 def test_attention_of_a_token_has_the_same_bits_beside_longer_sequences() -> None:
-    """More splits than its own, and other tiles."""
+    """With more splits than the token needs, and in other tiles."""
     heads, kv_heads, block, width, dtype = SHAPES[0]
     cache, table = filled_cache(kv_heads, block, width, dtype, LENGTH)
     queries = random_tensor(40, heads, width)
     runs = [(0, 20, 1, 0), (1, 49, 1, 0), (2, 31, 1, 0)]
-    crowd = invariant_attention(
+    batched = invariant_attention(
         queries, cache, table, QueryTiles.from_spans(runs, 1, DEVICE), config=SMALL_SPLITS
     )
     prompts = [(3, 30, 18, 0), (21, 2, 9, 0)]
     invariant_attention(
-        queries, cache, table, QueryTiles.from_spans(prompts, 16, DEVICE), CAUSAL, crowd, config=SMALL_SPLITS
+        queries,
+        cache,
+        table,
+        QueryTiles.from_spans(prompts, 16, DEVICE),
+        CAUSAL,
+        batched,
+        config=SMALL_SPLITS,
     )
     for first, start, count, _ in [*runs, *prompts]:
         alone = QueryTiles.from_spans([(first, start, count, 0)], 1 if count == 1 else 16, DEVICE)
-        found = invariant_attention(queries, cache, table, alone, config=SMALL_SPLITS)
-        assert torch.equal(found[first : first + count], crowd[first : first + count])
+        single = invariant_attention(queries, cache, table, alone, config=SMALL_SPLITS)
+        assert torch.equal(single[first : first + count], batched[first : first + count])
 
 
 @parametrize_dtypes
@@ -221,59 +232,60 @@ def test_norms_rotary_and_swiglu_of_a_row_do_not_depend_on_other_rows(dtype: tor
     eps, cos, sin = torch.tensor([1e-5], device=DEVICE), random_tensor(23, 22), random_tensor(23, 22)
     norm = QKNorm(random_tensor(2, 22), eps)
 
-    def written(rows: slice) -> Tensor:
-        """The turned queries, and what is written of keys and values, in pages of one token."""
+    def rotate_and_write(rows: slice) -> Tensor:
+        """The rotated queries, and the keys and values written to blocks of one token."""
         cache = torch.full((2, 23, 1, 1, 22), torch.nan, dtype=dtype, device=DEVICE)
         block_ids = torch.arange(23, device=DEVICE)[rows]
-        turns, nowhere = RotaryCosSin(cos[rows], sin[rows], 1, 1, 0.2), torch.zeros_like(block_ids)
-        queries = rope_and_write_kv(x[rows].view(-1, 3, 22), turns, norm, cache, block_ids, nowhere)
+        cos_sin, offsets = RotaryCosSin(cos[rows], sin[rows], 1, 1, 0.2), torch.zeros_like(block_ids)
+        queries = rope_and_write_kv(x[rows].view(-1, 3, 22), cos_sin, norm, cache, block_ids, offsets)
         return torch.cat((queries.flatten(1), cache[:, block_ids].movedim(0, 1).flatten(1)), 1)
 
     calls = (
-        written,
+        rotate_and_write,
         lambda rows: rms_norm(x[rows], weight, eps),
         lambda rows: swiglu(x[rows]),
     )
     for call in calls:
-        together = call(slice(None))
+        batched = call(slice(None))
         for first, count in ((0, 1), (7, 1), (22, 1), (3, 16), (6, 17)):
             rows = slice(first, first + count)
-            assert torch.equal(call(rows), together[rows])
+            assert torch.equal(call(rows), batched[rows])
 
 
 def test_steering_of_a_request_has_the_same_bits_whatever_the_others_use() -> None:
-    """A trust region, rewards, a mask, filters and a delay, each beside plain requests."""
-    vocab, draw = 97, RowSampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=3)
+    """A trust region, rewards, masks, filters and OPAD's contrast, batched with plain requests."""
+    vocab, sampling = 97, RowSampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=3)
     region = SteeringCoefficients(base_coef=-4.6, objective_coef=5.6, reward_rate=1.0, kl_budget=0.2)
     kinds = [
         (SteeringCoefficients(), 1, RowSampling()),
-        (region, 3, draw),
-        (SteeringCoefficients(base_coef=-2.0, objective_coef=3.0, mask_top_p=0.8), 2, draw),
+        (region, 3, sampling),
+        (SteeringCoefficients(base_coef=-2.0, objective_coef=3.0, mask_top_p=0.8), 2, sampling),
     ]
     kinds += [
         (SteeringCoefficients(base_coef=-1.0, objective_coef=2.0, prev_contrast_coef=1.0), 2, RowSampling()),
         (SteeringCoefficients(), 1, RowSampling()),
+        (replace(region, relative_top=0.05), 3, sampling),
     ]
     logits = 3 * random_tensor(sum(branches for _, branches, _ in kinds), vocab)
-    table = SteeringState(vocab, DEVICE)
-    for row, (program, branches, drawn) in enumerate(kinds):
-        table.add_request(row, program, [1 / max(branches - 1, 1)] * (branches - 1), drawn)
+    state = SteeringState(vocab, DEVICE)
+    for row, (coefficients, branches, row_sampling) in enumerate(kinds):
+        state.add_request(row, coefficients, [1 / max(branches - 1, 1)] * (branches - 1), row_sampling)
 
-    def steered(rows: list[int], how: Callable[..., SamplerOutput]) -> SamplerOutput:
+    def steer_rows(rows: list[int], steer_fn: Callable[..., SamplerOutput]) -> SamplerOutput:
         firsts = [sum(branches for _, branches, _ in kinds[:row]) for row in rows]
         row_logits = [logits[first : first + kinds[row][1]] for first, row in zip(firsts, rows, strict=True)]
-        groups = RequestLayout.from_branches([(row, range(kinds[row][1])) for row in rows], DEVICE)
-        return how(torch.cat(row_logits), groups, deepcopy(table), trace=True)
+        layout = RequestLayout.from_branches([(row, range(kinds[row][1])) for row in rows], DEVICE)
+        return steer_fn(torch.cat(row_logits), layout, deepcopy(state), trace=True)
 
-    crowd = steered([0, 1, 2, 3, 4], invariant_steer)
+    batched = steer_rows(list(range(len(kinds))), invariant_steer)
     first = 0
     for row, (_, branches, _) in enumerate(kinds):
-        alone, usual = (steered([row], how) for how in (invariant_steer, steer))
+        alone, default = (steer_rows([row], steer_fn) for steer_fn in (invariant_steer, steer))
         for name in ("tokens", "failed", "logprob", "strength", "kl"):
-            found = getattr(crowd, name)[row : row + 1]
-            assert torch.equal(found.nan_to_num(-7), getattr(alone, name).nan_to_num(-7))
-            assert torch.allclose(found.double(), getattr(usual, name).double(), atol=1e-5, equal_nan=True)
-        logprobs = crowd.branch_logprobs[first : first + branches]
+            actual = getattr(batched, name)[row : row + 1]
+            assert torch.equal(actual.nan_to_num(-7), getattr(alone, name).nan_to_num(-7))
+            assert torch.allclose(actual.double(), getattr(default, name).double(), atol=1e-5, equal_nan=True)
+        logprobs = batched.branch_logprobs[first : first + branches]
         assert torch.equal(logprobs, alone.branch_logprobs)
-        assert torch.allclose(logprobs, usual.branch_logprobs, atol=1e-5)
+        assert torch.allclose(logprobs, default.branch_logprobs, atol=1e-5)
         first += branches

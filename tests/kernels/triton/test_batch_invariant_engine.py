@@ -1,4 +1,4 @@
-"""With batch_invariant a whole model's log-probabilities are a request's own, to the last bit."""
+"""With batch_invariant, engine outputs for a request are bitwise independent of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 3
 BLOCK_BYTES = 2 * 2 * 16 * 12 * 4
-"""Bytes: keys and values, their heads, tokens, numbers of four bytes."""
+"""Keys and values · KV heads · block size · head_dim · 4 bytes."""
 
 pytestmark = pytest.mark.usefixtures("tensor_cores", "short_splits")
 
 
 @pytest.fixture
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that these prompts have several."""
+    """Shorten the splits so that these prompts have several."""
     attention = replace(tuning.DEFAULT_CONFIGS.attention, split=32, keys=32)
     monkeypatch.setattr(
         tuning, "get_launch_configs", lambda device: replace(tuning.DEFAULT_CONFIGS, attention=attention)
@@ -55,18 +55,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_engine(folder: Path, **fields: Any) -> Engine:
-    usual = {"kv_cache_memory": "1MiB", "block_size": 16, "kernels": "triton", "batch_invariant": True}
-    return Engine.from_pretrained(str(folder), **(usual | fields))
+    defaults = {"kv_cache_memory": "1MiB", "block_size": 16, "kernels": "triton", "batch_invariant": True}
+    return Engine.from_pretrained(str(folder), **(defaults | fields))
 
 
 def make_requests() -> list[Request]:
-    """Each asks a step for something else; their prompts are of one and of several splits."""
+    """Requests that use different step features, with prompts of one and of several splits."""
     greedy: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
-    drawn = {**greedy, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "seed": 5}
+    sampled = {**greedy, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "seed": 5}
     cases: list[tuple[Method, dict[str, Any], tuple[int, ...]]] = [
         (Amulet([KIND], kl_budget=0.2), greedy, (40, 37)),
         (Base(), {**greedy, "logprobs": 3}, (41,)),
-        (Mato([KIND, SHORT]), drawn, (40, 20, 34)),
+        (Mato([KIND, SHORT]), sampled, (40, 20, 34)),
         (Opad([SHORT]), {**greedy, "repetition_penalty": 1.2}, (9, 18)),
     ]
     return [
@@ -78,7 +78,7 @@ def make_requests() -> list[Request]:
 
 
 def prompt(length: int) -> list[int]:
-    """Ids that another length does not begin with."""
+    """Token ids that are no prefix of those of another length."""
     return [5 + length * n % 290 for n in range(length)]
 
 
@@ -87,15 +87,15 @@ def answers_alone(folder: Path, requests: list[Request]) -> list[Output]:
     return [engine.generate(request) for request in requests]
 
 
-def assert_same_outputs(found: list[Output], expected: list[Output]) -> bool:
-    for one, other in zip(found, expected, strict=True):
+def assert_same_outputs(actual: list[Output], expected: list[Output]) -> bool:
+    for one, other in zip(actual, expected, strict=True):
         assert (one.error, other.error) == (None, None)
         assert one.token_ids == other.token_ids
         assert one.trace is not None
-    return [(one.trace, one.logprobs) for one in found] == [(one.trace, one.logprobs) for one in expected]
+    return [(one.trace, one.logprobs) for one in actual] == [(one.trace, one.logprobs) for one in expected]
 
 
-def test_batched_cached_and_replayed_requests_are_as_alone(folder: Path) -> None:
+def test_batched_prefix_cached_and_replayed_requests_give_the_same_bits_as_alone(folder: Path) -> None:
     engine, exact = make_engine(folder), answers_alone(folder, make_requests())
     assert assert_same_outputs(engine.generate(make_requests()), exact)
     runner, cached = get_runner(engine), engine.stats.cached
@@ -106,8 +106,8 @@ def test_batched_cached_and_replayed_requests_are_as_alone(folder: Path) -> None
     assert engine.stats.cached > cached + 64
 
 
-def test_chunked_and_preempted_requests_are_as_alone(folder: Path) -> None:
-    """Both need a fourth page for their answers, and there is one."""
+def test_chunked_and_preempted_requests_give_the_same_bits_as_alone(folder: Path) -> None:
+    """Both requests need a fourth block for their answers, and only one is free."""
     sampling = SamplingParams(max_tokens=6, ignore_eos=True, logprobs=2)
     prompts = [[first, *prompt(47)] for first in (7, 11)]
     same_prompts = [Request(branch_token_ids=[ids], steering=Base(), sampling=sampling) for ids in prompts]
@@ -122,8 +122,8 @@ def test_chunked_and_preempted_requests_are_as_alone(folder: Path) -> None:
 def test_a_prompt_in_one_chunk_equals_one_token_by_token_only_with_batch_invariance(
     folder: Path, invariant: bool
 ) -> None:
-    found = []
+    outputs = []
     for max_batched in (1, 2048):
         fields = {"max_num_seqs": 1, "max_num_batched_tokens": max_batched, "batch_invariant": invariant}
-        found.append([make_engine(folder, **fields).generate(make_requests()[1])])
-    assert assert_same_outputs(*found) is invariant
+        outputs.append([make_engine(folder, **fields).generate(make_requests()[1])])
+    assert assert_same_outputs(*outputs) is invariant

@@ -1,4 +1,4 @@
-"""A whole model decodes with Triton's kernels as it does with torch's operations."""
+"""Engines with Triton kernels against engines with torch operations, on complete models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trimtab.engine import (
     Request,
     SamplingParams,
 )
-from trimtab.kernels.triton.lm_head import launch as launching
+from trimtab.kernels.triton.lm_head import launch as launch_module
 from trimtab.kernels.triton.lm_head.plan import FusedPlan
 from trimtab.tools.gpu import tiny_models
 
@@ -48,22 +48,24 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
 
 
 def make_requests() -> list[Request]:
-    """Every kind of method and draw, prompts of one and of several pages, joined in one batch."""
+    """Different methods and sampling settings, prompts of one and of several KV blocks, for one batch."""
     greedy = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    drawn = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.8, top_k=40, top_p=0.95, seed=5)
+    sampled = SamplingParams(
+        max_tokens=TOKENS, ignore_eos=True, temperature=0.8, top_k=40, top_p=0.95, seed=5
+    )
     return [
         Request("Why?", Base(), greedy),
         Request("What happens if an earthworm is cut in half?", Amulet([KIND]), greedy),
-        Request("Why?", Mato([KIND, SHORT], kl_budget=0.2), drawn),
+        Request("Why?", Mato([KIND, SHORT], kl_budget=0.2), sampled),
         Request("naïve café", LinearAlignment([KIND]), greedy),
         Request("What?", Opad([SHORT]), greedy),
     ]
 
 
 def assert_engines_agree(engines: tuple[Engine, Engine], requests: list[Request]) -> None:
-    """Both answer alike, and what is told of it is near."""
-    found, expected = (engine.generate(requests) for engine in engines)
-    for one, other in zip(found, expected, strict=True):
+    """Assert equal tokens and close traces."""
+    actual, expected = (engine.generate(requests) for engine in engines)
+    for one, other in zip(actual, expected, strict=True):
         assert (one.error, one.token_ids) == (None, other.token_ids)
         assert (one.trace is None) == (other.trace is None)
         if one.trace is None or other.trace is None:
@@ -77,30 +79,30 @@ def assert_engines_agree(engines: tuple[Engine, Engine], requests: list[Request]
     assert all(map(is_idle, engines))
 
 
-def test_triton_and_torch_engines_give_the_same_answers_and_near_numbers(
+def test_triton_and_torch_engines_give_the_same_tokens_and_close_traces(
     engines: tuple[Engine, Engine],
 ) -> None:
     assert_engines_agree(engines, make_requests())
 
 
 def make_request(method: Method, trace: bool = False, **sampling: Any) -> Request:
-    """Of prompts of a few tokens."""
+    """A request with prompts of two tokens."""
     ids = [[5 + 9 * branch, 6] for branch in range(1 + len(method.branch_objectives()))]
     greedy = SamplingParams(max_tokens=3, ignore_eos=True, **sampling)
     return Request(branch_token_ids=ids, steering=method, sampling=greedy, trace=trace)
 
 
 SAMPLING_PATHS = {
-    "on chip": [make_request(Mato([KIND, SHORT])), make_request(Base(), temperature=0.8, seed=3)],
-    "on chip, told of": [
+    "fused": [make_request(Mato([KIND, SHORT])), make_request(Base(), temperature=0.8, seed=3)],
+    "fused with trace": [
         make_request(Base(), trace=True),
         make_request(Base(), trace=True, temperature=0.8, seed=3),
     ],
-    "mixed before": [
+    "mixed before head": [
         make_request(Amulet([KIND])),
         make_request(Mixture([KIND, SHORT]), temperature=0.8, seed=3),
     ],
-    "mixed before, stored": [
+    "mixed before head, stored": [
         make_request(Amulet([KIND])),
         make_request(Base(), temperature=0.8, top_k=9, seed=3),
     ],
@@ -108,44 +110,44 @@ SAMPLING_PATHS = {
         make_request(Amulet([KIND]), trace=True, logprobs=2),
         make_request(Mato([KIND, SHORT], kl_budget=0.2)),
     ],
-    "product, then steer": [make_request(Opad([SHORT])), make_request(Mato([KIND, SHORT], kl_budget=0.2))],
+    "unfused": [make_request(Opad([SHORT])), make_request(Mato([KIND, SHORT], kl_budget=0.2))],
 }
 
 
-@pytest.mark.parametrize("way", SAMPLING_PATHS)
-def test_every_path_from_hidden_states_to_tokens_is_taken_and_gives_the_same_answer(
-    engines: tuple[Engine, Engine], way: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("path", SAMPLING_PATHS)
+def test_every_path_from_hidden_states_to_tokens_is_used_and_matches_torch(
+    engines: tuple[Engine, Engine], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways: list[str] = []
+    paths: list[str] = []
 
     def record_plan(*args: Any, **named: Any) -> FusedPlan | None:
         plan = FusedPlan.from_features(*args, **named)
-        ways.append(path_name(plan))
+        paths.append(path_name(plan))
         return plan
 
-    monkeypatch.setattr(launching, "FusedPlan", SimpleNamespace(from_features=record_plan))
-    assert_engines_agree(engines, SAMPLING_PATHS[way])
-    assert ways == [way] * 3
+    monkeypatch.setattr(launch_module, "FusedPlan", SimpleNamespace(from_features=record_plan))
+    assert_engines_agree(engines, SAMPLING_PATHS[path])
+    assert paths == [path] * 3
 
 
 def path_name(plan: FusedPlan | None) -> str:
     if plan is None:
-        return "product, then steer"
+        return "unfused"
     if plan.mix_before_head:
-        return "mixed before, stored" if plan.materialize else "mixed before"
+        return "mixed before head, stored" if plan.materialize else "mixed before head"
     if plan.materialize:
         return "stored"
-    return "on chip, told of" if plan.branch_logprobs and plan.branch_slots == 1 else "on chip"
+    return "fused with trace" if plan.branch_logprobs and plan.branch_slots == 1 else "fused"
 
 
-def test_triton_scores_are_near_those_of_torch(engines: tuple[Engine, Engine]) -> None:
+def test_triton_scores_are_close_to_torch(engines: tuple[Engine, Engine]) -> None:
     ids = [5 + 7 * n % 290 for n in range(40)]
     ours, reference = (engine.score(ids) for engine in engines)
     assert float((ours - reference).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen3"])
-def test_scores_are_near_with_sliding_windows_qk_norms_and_dynamic_rope(tmp_path: Path, kind: str) -> None:
+def test_scores_are_close_with_sliding_windows_qk_norms_and_dynamic_rope(tmp_path: Path, kind: str) -> None:
     folder = tiny_models.write_model(tmp_path / "model", kind, tiny_models.TINY_MODEL, torch.float32)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"max_position_embeddings": 20, "rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}
@@ -161,13 +163,13 @@ def test_scores_are_near_with_sliding_windows_qk_norms_and_dynamic_rope(tmp_path
 def test_an_answer_is_the_same_alone_and_batched(engines: tuple[Engine, Engine]) -> None:
     triton, _ = engines
     first, second, *_ = make_requests()
-    alone, crowded = triton.generate(second), triton.generate([first, second])[1]
-    assert (alone.token_ids, alone.trace) == (crowded.token_ids, crowded.trace)
+    alone, batched = triton.generate(second), triton.generate([first, second])[1]
+    assert (alone.token_ids, alone.trace) == (batched.token_ids, batched.trace)
 
 
 def test_chunked_prompts_and_few_blocks_give_the_same_answers(tmp_path: Path) -> None:
     folder = TinyModel(hidden=40, heads=4, kv_heads=2, head_dim=12, seed=3).write(tmp_path / "tiny")
-    narrow = Engine.from_pretrained(
+    small_engine = Engine.from_pretrained(
         str(folder),
         kv_cache_memory="80KiB",
         block_size=16,
@@ -175,8 +177,8 @@ def test_chunked_prompts_and_few_blocks_give_the_same_answers(tmp_path: Path) ->
         max_num_batched_tokens=23,
         kernels="triton",
     )
-    roomy = Engine.from_pretrained(str(folder), kv_cache_memory="1MiB", block_size=16, kernels="torch")
+    large_engine = Engine.from_pretrained(str(folder), kv_cache_memory="1MiB", block_size=16, kernels="torch")
     requests = [make_requests()[0], make_requests()[1]]
-    found, expected = narrow.generate(requests), roomy.generate(requests)
-    assert [output.token_ids for output in found] == [output.token_ids for output in expected]
-    assert narrow.stats.steps > 2 * TOKENS
+    actual, expected = small_engine.generate(requests), large_engine.generate(requests)
+    assert [output.token_ids for output in actual] == [output.token_ids for output in expected]
+    assert small_engine.stats.steps > 2 * TOKENS

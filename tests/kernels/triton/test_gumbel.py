@@ -1,4 +1,4 @@
-"""The kernels' noise is that of the torch reference: the same integers, and logarithms as exact."""
+"""Gumbel noise of the Triton kernels against the torch reference: equal integers, close logarithms."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ def noise_kernel(seeds, positions, bits_out, noise_out, rows, vocab, ROWS: tl.co
     seed = tl.load(seeds + row, mask=row < rows, other=0)
     position = tl.load(positions + row, mask=row < rows, other=0)
     bits = random_bits(seed, position, tokens)
-    at, inside = row * vocab + tokens, (row < rows) & (tokens < vocab)
-    tl.store(bits_out + at, bits, mask=inside)
-    tl.store(noise_out + at, gumbel_from_bits(bits), mask=inside)
+    offs, mask = row * vocab + tokens, (row < rows) & (tokens < vocab)
+    tl.store(bits_out + offs, bits, mask=mask)
+    tl.store(noise_out + offs, gumbel_from_bits(bits), mask=mask)
 
 
 def noise(seeds: Tensor, positions: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     """(bits int32, Gumbel noise float32), [rows, vocab] each, for int64 seeds and positions [rows]."""
     bits = torch.empty(len(seeds), vocab, dtype=torch.int32, device=seeds.device)
-    drawn = torch.empty_like(bits, dtype=torch.float32)
+    gumbel = torch.empty_like(bits, dtype=torch.float32)
     grid = (triton.cdiv(len(seeds), ROWS), triton.cdiv(vocab, SPAN))
-    noise_kernel[grid](seeds, positions, bits, drawn, len(seeds), vocab, ROWS=ROWS, SPAN=SPAN)
-    return bits, drawn
+    noise_kernel[grid](seeds, positions, bits, gumbel, len(seeds), vocab, ROWS=ROWS, SPAN=SPAN)
+    return bits, gumbel
 
 
-def test_random_bits_are_those_of_the_reference() -> None:
-    found, _ = noise(SEEDS.to(DEVICE), POSITIONS.to(DEVICE), 1001)
+def test_random_bits_equal_the_reference() -> None:
+    bits, _ = noise(SEEDS.to(DEVICE), POSITIONS.to(DEVICE), 1001)
     tokens = torch.arange(1001, dtype=torch.int32)
-    assert torch.equal(found.cpu(), token_bits(rng_keys(SEEDS, POSITIONS), tokens))
+    assert torch.equal(bits.cpu(), token_bits(rng_keys(SEEDS, POSITIONS), tokens))
 
 
-def test_gumbel_noise_is_as_exact_as_float32_and_finite() -> None:
-    bits, drawn = noise(SEEDS.to(DEVICE), POSITIONS.to(DEVICE), 20_001)
+def test_gumbel_noise_is_finite_and_close_to_float64() -> None:
+    bits, gumbel = noise(SEEDS.to(DEVICE), POSITIONS.to(DEVICE), 20_001)
     u = ((bits.cpu() & 0x7FFFFFFF).double() + 0.5) * 2.0**-31
     exact = -torch.log(-torch.log1p(-u.clamp(max=1 - 2.0**-24)))
-    assert bool(drawn.isfinite().all())
-    # u is rounded to 24 bits, which moves the noise by that share of it, and more only near the largest u
-    near = u < 1 - 2.0**-14
-    torch.testing.assert_close(drawn.cpu().double()[near], exact[near], rtol=1e-3, atol=1e-4)
+    assert bool(gumbel.isfinite().all())
+    # rounding u to 24 bits changes the noise by about the same relative error, and by more near the largest u
+    is_accurate = u < 1 - 2.0**-14
+    torch.testing.assert_close(gumbel.cpu().double()[is_accurate], exact[is_accurate], rtol=1e-3, atol=1e-4)
 
 
 def test_tokens_are_sampled_with_their_probabilities() -> None:
-    """Chi-square of 60,000 draws from 30 tokens, by positions of one seed and by seeds at one position."""
+    """Chi-square of 60,000 draws from 30 tokens, over positions of a seed and over seeds at a position."""
     vocab, draws = 30, 60_000
-    chances = torch.linspace(0, 3, vocab).softmax(-1).double()
+    probs = torch.linspace(0, 3, vocab).softmax(-1).double()
     for seeds, positions in (
         (torch.full((draws,), 5), torch.arange(draws)),
         (torch.arange(draws), torch.full((draws,), 70_000)),
     ):
-        _, drawn = noise(seeds.to(DEVICE), positions.to(DEVICE), vocab)
-        chosen = (drawn.cpu() + chances.log().float()).argmax(-1)
-        expected = draws * chances
+        _, gumbel = noise(seeds.to(DEVICE), positions.to(DEVICE), vocab)
+        chosen = (gumbel.cpu() + probs.log().float()).argmax(-1)
+        expected = draws * probs
         counts = torch.bincount(chosen, minlength=vocab).double()
         chi_square = float(((counts - expected) ** 2 / expected).sum())
         assert 10 < chi_square < 60  # 29 degrees of freedom: p between 0.0005 and 0.9996

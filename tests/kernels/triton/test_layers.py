@@ -1,4 +1,4 @@
-"""What layers and steps launch gives what the torch references give, and touches nothing else."""
+"""RMSNorm, SwiGLU, RoPE and attention kernels against float64, with poisoned memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def assert_near(actual: Tensor, exact: Tensor, sums: int = 1) -> None:
-    """Within a few roundings of the result's type, and of float32 sums of so many terms."""
+    """Assert an error of a few roundings of the result dtype and of float32 sums with `sums` terms."""
     assert actual.isfinite().all()
     size = exact.abs().clamp(min=exact.abs().mean())
     error = ((actual.double() - exact) / size).abs().max()
@@ -45,21 +45,21 @@ def assert_near(actual: Tensor, exact: Tensor, sums: int = 1) -> None:
 
 @parametrize_dtypes
 @pytest.mark.parametrize("hidden", [1, 33, 576])
-def test_rms_norm_is_near_its_float64_value(dtype: torch.dtype, hidden: int) -> None:
+def test_rms_norm_is_close_to_float64(dtype: torch.dtype, hidden: int) -> None:
     x, weight, eps = (
         random_tensor(3, hidden, dtype=dtype),
         random_tensor(hidden),
         torch.tensor([1e-5], device=DEVICE),
     )
-    for found in (rms_norm(x, weight, eps), norm.rms_norm(x, weight, eps)):
-        assert found.dtype == dtype
-        assert_near(found, x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
+    for actual in (rms_norm(x, weight, eps), norm.rms_norm(x, weight, eps)):
+        assert actual.dtype == dtype
+        assert_near(actual, x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight)
     with pytest.raises(ValueError, match="at most"):
         rms_norm(random_tensor(1, MAX_HIDDEN_SIZE + 1), random_tensor(MAX_HIDDEN_SIZE + 1), eps)
 
 
 @parametrize_dtypes
-def test_swiglu_is_near_its_float64_value(dtype: torch.dtype) -> None:
+def test_swiglu_is_close_to_float64(dtype: torch.dtype) -> None:
     gate_up = 4 * random_tensor(3, 2 * 1050, dtype=dtype)
     gate, up = gate_up.double().chunk(2, dim=-1)
     assert_near(launch_swiglu(gate_up), torch.nn.functional.silu(gate) * up)
@@ -69,13 +69,11 @@ def test_swiglu_is_near_its_float64_value(dtype: torch.dtype) -> None:
 @parametrize_dtypes
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("width", [2, 10, 64])
-def test_rotary_and_cache_write_are_near_their_float64_values(
-    dtype: torch.dtype, normed: bool, width: int
-) -> None:
-    """The last row only fills the batch up: it is turned, and written nowhere."""
+def test_rotary_and_cache_write_are_close_to_float64(dtype: torch.dtype, normed: bool, width: int) -> None:
+    """The last row is padding: it is rotated, but not written to the cache."""
     rows, tokens, heads, kv_heads, block = 6, 5, 6, 2, 16
     qkv = random_tensor(rows, heads + 2 * kv_heads, width, dtype=dtype)
-    turns = random_rotary(rows, heads, kv_heads, width)
+    cos_sin = random_rotary(rows, heads, kv_heads, width)
     weight, eps = random_tensor(heads + kv_heads, width), torch.tensor([1e-6], device=DEVICE)
     norm = rotary.QKNorm(weight, eps) if normed else None
     block_ids, offset = (
@@ -84,28 +82,28 @@ def test_rotary_and_cache_write_are_near_their_float64_values(
     )
     empty = torch.full((2, 7, kv_heads, block, width), torch.nan, dtype=dtype, device=DEVICE)
     caches = empty, empty.clone()
-    found = rope_and_write_kv(qkv, turns, norm, caches[0], block_ids, offset)
-    assert_near(rotary.rope_and_write_kv(qkv, turns, norm, caches[1], block_ids, offset), found.double())
-    exact = _float64_rotary(qkv.double(), turns, norm)
-    assert_near(found, exact[:, :heads] * turns.q_scale)
-    written = torch.zeros(7, block, dtype=torch.bool, device=DEVICE)
-    written[block_ids, offset] = True
+    actual = rope_and_write_kv(qkv, cos_sin, norm, caches[0], block_ids, offset)
+    assert_near(rotary.rope_and_write_kv(qkv, cos_sin, norm, caches[1], block_ids, offset), actual.double())
+    exact = _float64_rotary(qkv.double(), cos_sin, norm)
+    assert_near(actual, exact[:, :heads] * cos_sin.q_scale)
+    is_written = torch.zeros(7, block, dtype=torch.bool, device=DEVICE)
+    is_written[block_ids, offset] = True
     for side, first in ((0, heads), (1, heads + kv_heads)):
         for cache in caches:
             assert_near(cache[side, block_ids, :, offset], exact[:tokens, first : first + kv_heads])
-            assert cache[side].movedim(1, 2)[~written].isnan().all()
+            assert cache[side].movedim(1, 2)[~is_written].isnan().all()
 
 
 def test_cache_write_rounds_to_the_dtype_of_the_cache() -> None:
-    qkv, turns = random_tensor(2, 5, 64), random_rotary(2, 3, 1, 64)
+    qkv, cos_sin = random_tensor(2, 5, 64), random_rotary(2, 3, 1, 64)
     block_ids = offset = torch.tensor([0, 1], device=DEVICE)
     caches = [torch.empty(2, 2, 1, 16, 64, dtype=torch.float16, device=DEVICE) for _ in range(2)]
-    found, expected = (
-        write(qkv, turns, None, cache, block_ids, offset)
+    actual, expected = (
+        write(qkv, cos_sin, None, cache, block_ids, offset)
         for write, cache in zip((rope_and_write_kv, rotary.rope_and_write_kv), caches, strict=True)
     )
-    assert found.dtype == expected.dtype == torch.float16
-    assert_near(found, expected.double())
+    assert actual.dtype == expected.dtype == torch.float16
+    assert_near(actual, expected.double())
     assert_near(caches[0][:, block_ids, :, offset], caches[1][:, block_ids, :, offset].double())
 
 
@@ -116,12 +114,12 @@ def random_rotary(rows: int, heads: int, kv_heads: int, head_dim: int) -> rotary
 
 
 def _float64_rotary(qkv: Tensor, cos_sin: rotary.RotaryCosSin, norm: rotary.QKNorm | None) -> Tensor:
-    turned, cos, sin = qkv[:, : -cos_sin.num_kv_heads], cos_sin.cos.double(), cos_sin.sin.double()
+    rotated, cos, sin = qkv[:, : -cos_sin.num_kv_heads], cos_sin.cos.double(), cos_sin.sin.double()
     if norm is not None:
-        length = (turned.square().mean(-1, keepdim=True) + norm.eps.double()).rsqrt()
-        turned = turned * length * norm.weight.double()
-    turned = turned * cos[:, None] + turned.roll(qkv.shape[-1] // 2, -1) * sin[:, None]
-    return torch.cat((turned, qkv[:, -cos_sin.num_kv_heads :]), 1)
+        length = (rotated.square().mean(-1, keepdim=True) + norm.eps.double()).rsqrt()
+        rotated = rotated * length * norm.weight.double()
+    rotated = rotated * cos[:, None] + rotated.roll(qkv.shape[-1] // 2, -1) * sin[:, None]
+    return torch.cat((rotated, qkv[:, -cos_sin.num_kv_heads :]), 1)
 
 
 SEQUENCES = {
@@ -133,7 +131,7 @@ SEQUENCES = {
 def filled_cache(
     kv_heads: int, block: int, head_dim: int, dtype: torch.dtype, runs: list[Any]
 ) -> tuple[Tensor, Tensor]:
-    """A cache in which only what the runs hold is not NaN, and their tables, in pages in no order."""
+    """A cache with the runs in randomly ordered blocks, NaN elsewhere, and their block tables."""
     depth = max(-(-(start + count) // block) for _, start, count in runs)
     order = torch.randperm(len(runs) * depth + 3, device=DEVICE)
     cache = torch.full((2, len(order), kv_heads, block, head_dim), torch.nan, dtype=dtype, device=DEVICE)
@@ -168,7 +166,7 @@ PARAMS = [
 
 @pytest.mark.parametrize(("shape", "params"), PARAMS, ids=str)
 @pytest.mark.parametrize("kind", SEQUENCES)
-def test_attention_is_near_its_float64_value(
+def test_attention_is_close_to_float64(
     kind: str, shape: tuple[int, int, int, int, torch.dtype], params: AttentionParams
 ) -> None:
     heads, kv_heads, block, width, dtype = shape
@@ -179,37 +177,37 @@ def test_attention_is_near_its_float64_value(
     tiles = QueryTiles.from_spans(
         [(*run, index) for index, run in enumerate(runs)], 1 if kind == "decoding" else 16, DEVICE
     )
-    found = paged_attention(queries, cache, tables, tiles, params)
+    actual = paged_attention(queries, cache, tables, tiles, params)
     exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, params)
-    assert found.shape == exact.shape
-    assert found.isfinite().all()
-    # the result is rounded, and on a GPU the shares of keys as they are multiplied
+    assert actual.shape == exact.shape
+    assert actual.isfinite().all()
+    # the result is rounded, and on a GPU also the probabilities before the product with V
     allowed = 2e-6 + (ULP[dtype] * (exact.abs() + 1) if dtype != torch.float32 else 0.0)
-    assert bool(((found.double() - exact).abs() <= allowed).all())
+    assert bool(((actual.double() - exact).abs() <= allowed).all())
 
 
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("tuned", [AttentionConfig(128, 32, 2, 4, 3), AttentionConfig(512, 128, 8, 8, 1)])
-def test_attention_is_the_same_however_it_is_launched(kind: str, tuned: AttentionConfig) -> None:
+def test_attention_matches_the_reference_with_any_launch_config(kind: str, tuned: AttentionConfig) -> None:
     heads, kv_heads, block, width, dtype = DEMO
     runs = SEQUENCES[kind]
     cache, tables = filled_cache(kv_heads, block, width, dtype, runs)
     rows = max(first + count for first, _, count in runs)
     queries = 2 * random_tensor(rows, heads, width, dtype=dtype) * width**-0.5
     tiles = make_tiles(runs, 1 if kind == "decoding" else 16)
-    found = paged_attention(queries, cache, tables, tiles, AttentionParams(300), config=tuned)
+    actual = paged_attention(queries, cache, tables, tiles, AttentionParams(300), config=tuned)
     exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, AttentionParams(300))
-    assert bool(((found.double() - exact).abs() <= 2e-6 + ULP[dtype] * (exact.abs() + 1)).all())
+    assert bool(((actual.double() - exact).abs() <= 2e-6 + ULP[dtype] * (exact.abs() + 1)).all())
 
 
 def test_attention_of_a_token_has_the_same_bits_alone_and_batched() -> None:
     runs = SEQUENCES["decoding"]
     cache, tables = filled_cache(2, 16, 32, torch.float32, runs)
     queries = random_tensor(len(runs), 6, 32)
-    together = paged_attention(queries, cache, tables, make_tiles(runs, 1))
+    batched = paged_attention(queries, cache, tables, make_tiles(runs, 1))
     for index in (1, 5):
         _, start, count = runs[index]
         tiles = QueryTiles.from_spans([(0, start, count, index)], 1, DEVICE)
         assert torch.equal(
-            paged_attention(queries[index : index + 1], cache, tables, tiles)[0], together[index]
+            paged_attention(queries[index : index + 1], cache, tables, tiles)[0], batched[index]
         )

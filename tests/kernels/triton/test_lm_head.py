@@ -1,4 +1,4 @@
-"""The fused last product gives the tokens of its float64 logits, and tells of them what `steer` tells."""
+"""The fused LM head against float64 logits and the torch steering step."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from trimtab.engine.methods.builtin import (
 )
 from trimtab.kernels.lm_head import LMHead, logits_matmul
 from trimtab.kernels.lm_head import lm_head_steer as torch_lm_head_steer
-from trimtab.kernels.steering.features import StepFeatures
-from trimtab.kernels.steering.state import LogitEdits, RowSampling
+from trimtab.kernels.steering.layout import LogitEdits
+from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.step import steer as reference
 from trimtab.kernels.triton.backend import sample_fused
 from trimtab.kernels.triton.configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
-from trimtab.kernels.triton.lm_head import launch as launching
+from trimtab.kernels.triton.lm_head import launch as launch_module
 from trimtab.kernels.triton.lm_head.launch import lm_head_steer
 from trimtab.kernels.triton.lm_head.plan import FusedPlan
-from trimtab.kernels.triton.steering import step as steering
-from trimtab.kernels.triton.steering import top_k_top_p as searching
+from trimtab.kernels.triton.steering import step as step_module
+from trimtab.kernels.triton.steering import top_k_top_p as threshold_module
 
 from ..steering_harness import make_objectives
 from .test_steering import (
@@ -52,15 +52,19 @@ from .test_steering import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trimtab.kernels.steering.state import RequestLayout
+    from trimtab.kernels.steering.layout import RequestLayout
     from trimtab.kernels.steering.step import SamplerOutput
 
 WARM_SAMPLING = RowSampling(temperature=0.7, seed=11)
 SMALL_CONFIG = LMHeadConfig({rows: LMHeadTile(128, 32, 4, 2) for rows in (16, 64)}, max_rows=10**6)
-"""Tiles for a width of few numbers; any number of rows is fused."""
+"""Tiles for a small hidden size; any number of rows is fused."""
 VOCAB, NUM_TOKENS, HIDDEN_SIZE = 333, 326, 41
 TWO_BRANCH_CASES = [request for request in ALL_CASES if len(request.branches) <= 2]
-FUSABLE_CASES = [request for request in ALL_CASES if not (isinstance(request.method, LinearAlignment | Opad))]
+FUSABLE_CASES = [
+    request
+    for request in ALL_CASES
+    if not (isinstance(request.method, LinearAlignment | Opad) or request.method.relative_top)
+]
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -69,22 +73,22 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def random_head(
     vocab: int = VOCAB, hidden_size: int = HIDDEN_SIZE, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """[vocab, width]."""
+    """LM head weight [vocab, hidden_size]."""
     return torch.randn(vocab, hidden_size, generator=torch.Generator().manual_seed(99)).to(DEVICE, dtype)
 
 
 def random_hidden(
-    groups: RequestLayout,
+    layout: RequestLayout,
     seed: int,
     hidden_size: int = HIDDEN_SIZE,
     dtype: torch.dtype = torch.bfloat16,
     branch_spread: float = 1,
 ) -> Tensor:
-    """Hidden states of branches that agree but for `branch_spread`, [rows, width]."""
+    """Hidden states [rows, hidden_size]; the branches of a request differ by `branch_spread`."""
     generator = torch.Generator().manual_seed(seed)
-    shared = 3 * torch.randn(len(groups.state_rows), hidden_size, generator=generator)
-    per_branch = branch_spread * torch.randn(len(groups.branch_of_row), hidden_size, generator=generator)
-    return ((shared.to(DEVICE)[groups.request_of_row] + per_branch.to(DEVICE)) * hidden_size**-0.5).to(dtype)
+    shared = 3 * torch.randn(len(layout.state_rows), hidden_size, generator=generator)
+    per_branch = branch_spread * torch.randn(len(layout.branch_of_row), hidden_size, generator=generator)
+    return ((shared.to(DEVICE)[layout.request_of_row] + per_branch.to(DEVICE)) * hidden_size**-0.5).to(dtype)
 
 
 def run_fused(
@@ -96,8 +100,8 @@ def run_fused(
     tuning: LMHeadConfig = SMALL_CONFIG,
     **options: bool,
 ) -> list[SamplerOutput]:
-    state, groups = make_state(requests, num_tokens), make_layout(requests)
-    return [lm_head_steer(h, weight, groups, state, edits, config=tuning, **options) for h in hidden]
+    state, layout = make_state(requests, num_tokens), make_layout(requests)
+    return [lm_head_steer(h, weight, layout, state, edits, config=tuning, **options) for h in hidden]
 
 
 def run_reference(
@@ -109,9 +113,9 @@ def run_reference(
     num_tokens: int = NUM_TOKENS,
     **options: bool,
 ) -> list[SamplerOutput]:
-    """`steer` of torch, of logits that `logits_matmul` makes."""
-    state, groups = make_state(requests, num_tokens), make_layout(requests)
-    return [reference(logits_matmul(h, weight), groups, state, edits, **options) for h in hidden]
+    """The torch `steer` on logits computed by `logits_matmul`."""
+    state, layout = make_state(requests, num_tokens), make_layout(requests)
+    return [reference(logits_matmul(h, weight), layout, state, edits, **options) for h in hidden]
 
 
 def float64_logits(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ def assert_agrees(
     edits: LogitEdits | None = None,
     **options: Any,
 ) -> None:
-    """The tokens are those of float64 logits; what is told is as near to those as torch in float32."""
+    """Assert the tokens of float64 logits, and reported values as close to them as float32 torch."""
     got = run_fused(requests, hidden, weight, edits, **options)
     options.pop("tuning", None)
     truths = run_reference(float64_logits, requests, hidden, weight, edits, **options)
@@ -150,8 +154,8 @@ def assert_agrees(
 def test_every_method_and_sampling_with_stored_branch_logits_and_edits_matches_the_reference(
     requests: list[SteeringCase],
 ) -> None:
-    groups = make_layout(requests)
-    hidden = [random_hidden(groups, seed) for seed in range(3)]
+    layout = make_layout(requests)
+    hidden = [random_hidden(layout, seed) for seed in range(3)]
     assert_agrees(requests, hidden, random_head(), make_edits(len(requests)), trace=True, top=True)
 
 
@@ -195,17 +199,17 @@ def test_hidden_states_mixed_before_the_lm_head_match_the_reference() -> None:
 
 
 def test_mixed_hidden_states_keep_the_precision_their_dtype_would_round_off() -> None:
-    """Among requests whose token it would change: a GPU rounds to the nearest, the interpreter cuts off."""
+    """Uses requests whose token rounding would change; a GPU rounds to nearest, the interpreter truncates."""
     strength, weight = Amulet(make_objectives(1.0)).coefficients().objective_coef, random_head(512)
     many = random_hidden(make_layout([SteeringCase(Amulet(make_objectives(1.0)))] * 2000), 0)
     base, objective = many.double().unflatten(0, (-1, 2)).unbind(1)
     mixed = base + strength * (objective - base)
-    cut = (mixed.float().view(torch.int32) & -(2**16)).view(torch.float32)
-    tokens, rounded, shortened = (
-        float64_logits(h, weight).argmax(-1) for h in (mixed, mixed.bfloat16(), cut)
+    truncated = (mixed.float().view(torch.int32) & -(2**16)).view(torch.float32)
+    tokens, rounded_tokens, truncated_tokens = (
+        float64_logits(h, weight).argmax(-1) for h in (mixed, mixed.bfloat16(), truncated)
     )
-    assert all(int((found != tokens).sum()) > 3 for found in (rounded, shortened))
-    changed = ((rounded != tokens) | (shortened != tokens)).nonzero()[:, 0]
+    assert all(int((approx != tokens).sum()) > 3 for approx in (rounded_tokens, truncated_tokens))
+    changed = ((rounded_tokens != tokens) | (truncated_tokens != tokens)).nonzero()[:, 0]
     hidden = many.unflatten(0, (-1, 2))[changed].flatten(0, 1)
     (choice,) = run_fused(
         [SteeringCase(Amulet(make_objectives(1.0)))] * len(changed),
@@ -231,28 +235,28 @@ def test_two_splits_of_the_vocabulary_match_the_reference_in_every_dtype(dtype: 
 
 @pytest.mark.parametrize("trace", [True, False])
 def test_a_request_of_any_number_of_objectives_gives_the_same_bits_batched_as_alone(trace: bool) -> None:
-    draws = [RowSampling(), WARM_SAMPLING] if not trace else [RowSampling(), WARM_SAMPLING, FLAT_SAMPLING]
-    crowd = [SteeringCase(Base(), draws[1])]
+    samplings = [RowSampling(), WARM_SAMPLING] if not trace else [RowSampling(), WARM_SAMPLING, FLAT_SAMPLING]
+    batch = [SteeringCase(Base(), samplings[1])]
     for count in (1, 2, 3, 5, 8, 15):
         budget = 0.05 if trace and count % 5 == 0 else None
         method = Mato(make_objectives(*range(1, count + 1)), tau=0.5, kl_budget=budget)
-        crowd.append(SteeringCase(method, draws[count % len(draws)]))
-    groups, weight = make_layout(crowd), random_head()
-    hidden = [random_hidden(groups, seed) for seed in (0, 1)]
+        batch.append(SteeringCase(method, samplings[count % len(samplings)]))
+    layout, weight = make_layout(batch), random_head()
+    hidden = [random_hidden(layout, seed) for seed in (0, 1)]
     tuning = LMHeadConfig({16: SMALL_CONFIG.tiles[16]}, SMALL_CONFIG.max_rows)
-    together = run_fused(crowd, hidden, weight, tuning=tuning, trace=trace)
+    batched = run_fused(batch, hidden, weight, tuning=tuning, trace=trace)
     for index in (0, 1, 3, 4, 6):
-        first, count = int(groups.row_start[index]), int(groups.num_rows[index])
+        first, count = int(layout.row_start[index]), int(layout.num_rows[index])
         rows = [h[first : first + count].contiguous() for h in hidden]
-        objectives = len(crowd[index].method.weights())
-        alone = run_fused([crowd[index]], rows, weight, tuning=tuning, trace=trace or index == 0)
-        for single, many in zip(alone, together, strict=True):
-            if index == 0 and not trace:  # alone it needs no normalisers, and would be another launch
+        objectives = len(batch[index].method.weights())
+        alone = run_fused([batch[index]], rows, weight, tuning=tuning, trace=trace or index == 0)
+        for single, many in zip(alone, batched, strict=True):
+            if index == 0 and not trace:  # alone it needs no normalisers, so its launches differ
                 assert torch.equal(single.tokens[0], many.tokens[0])
                 continue
-            batched_fields = fields_of_request(many, groups, index, objectives)
+            batched_fields = fields_of_request(many, layout, index, objectives)
             assert bitwise_equal(
-                fields_of_request(single, make_layout([crowd[index]]), 0, objectives), batched_fields
+                fields_of_request(single, make_layout([batch[index]]), 0, objectives), batched_fields
             ), index
 
 
@@ -267,8 +271,8 @@ def test_a_request_may_have_more_branches_than_the_smallest_tile_has_rows() -> N
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", ["stored", "on chip", "mixed before"])
-def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(value: float, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["stored", "fused", "mixed before head"])
+def test_a_nonfinite_row_fails_only_its_own_request(value: float, kind: str) -> None:
     requests = [
         SteeringCase(Base()),
         SteeringCase(Amulet(make_objectives(1.0)), WARM_SAMPLING),
@@ -276,20 +280,22 @@ def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(value: floa
     ]
     requests += (
         [SteeringCase(Mato(make_objectives(1.0, 2.0)))]
-        if kind != "mixed before"
+        if kind != "mixed before head"
         else [SteeringCase(Amulet(make_objectives(1.0)))]
     )
-    trace, groups = kind == "stored", make_layout(requests)
-    healthy = random_hidden(groups, 0)
-    ill = healthy.clone()
+    trace, layout = kind == "stored", make_layout(requests)
+    valid_hidden = random_hidden(layout, 0)
+    corrupted_hidden = valid_hidden.clone()
     for index in (1, 2):
-        ill[groups.row_start[index], 7] = value  # of the mixture, a branch that weighs nothing
-    (well,), (sick,) = (run_fused(requests, [h], random_head(), trace=trace) for h in (healthy, ill))
-    assert sick.failed.tolist() == [False, True, True, False]
-    assert sick.tokens[1:3].tolist() == [0, 0]
+        corrupted_hidden[layout.row_start[index], 7] = value  # for the mixture, a branch with weight 0
+    (expected,), (actual,) = (
+        run_fused(requests, [h], random_head(), trace=trace) for h in (valid_hidden, corrupted_hidden)
+    )
+    assert actual.failed.tolist() == [False, True, True, False]
+    assert actual.tokens[1:3].tolist() == [0, 0]
     for index in (0, 3):
         objectives = len(requests[index].method.weights())
-        pair = [fields_of_request(choice, groups, index, objectives) for choice in (well, sick)]
+        pair = [fields_of_request(choice, layout, index, objectives) for choice in (expected, actual)]
         assert bitwise_equal(*pair), index
 
 
@@ -303,7 +309,7 @@ def test_the_lowest_of_tied_tokens_is_chosen(trace: bool) -> None:
 
 
 @pytest.mark.parametrize("trace", [True, False])
-def test_rows_of_the_head_without_a_token_are_never_chosen(trace: bool) -> None:
+def test_padding_rows_of_the_lm_head_are_never_chosen(trace: bool) -> None:
     requests, weight = (
         [SteeringCase(Mato(make_objectives(1.0))), SteeringCase(Base(), WARM_SAMPLING)],
         random_head(),
@@ -314,7 +320,7 @@ def test_rows_of_the_head_without_a_token_are_never_chosen(trace: bool) -> None:
 
 
 class RecordedKernel:
-    """A jitted function that notes its launches."""
+    """A Triton kernel that records its launches."""
 
     def __init__(self, function: Any, names: list[str]) -> None:
         self.function, self.names = function, names
@@ -349,7 +355,7 @@ EXPECTED_LAUNCHES = {
     ),
     "trust region": ([ALL_CASES[6]], False, [*ROW_KERNELS, "kl_bracket", "score", *END_KERNELS]),
     "mask": ([ALL_CASES[3]], False, [*ROW_KERNELS, *SEARCH_KERNELS, "score", *END_KERNELS]),
-    "delay": ([ALL_CASES[7]], False, [*ROW_KERNELS, "score", *END_KERNELS]),
+    "OPAD": ([ALL_CASES[7]], False, [*ROW_KERNELS, "score", *END_KERNELS]),
     "mask among many branches": (
         [ALL_CASES[3], ALL_CASES[10]],
         False,
@@ -359,19 +365,19 @@ EXPECTED_LAUNCHES = {
 }
 
 
-@pytest.mark.parametrize("what", EXPECTED_LAUNCHES)
+@pytest.mark.parametrize("case", EXPECTED_LAUNCHES)
 def test_a_step_has_fixed_launches_and_never_syncs_with_the_host(
-    what: str, monkeypatch: pytest.MonkeyPatch
+    case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    requests, trace, launches = EXPECTED_LAUNCHES[what]
-    for module in (launching, steering, searching):
+    requests, trace, launches = EXPECTED_LAUNCHES[case]
+    for module in (launch_module, step_module, threshold_module):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, RecordedKernel(getattr(module, name), names))
-    table, groups = make_state(requests, 9), make_layout(requests)
-    hidden, weight = random_hidden(groups, 0), random_head(9)
+    state, layout = make_state(requests, 9), make_layout(requests)
+    hidden, weight = random_hidden(layout, 0), random_head(9)
     with ForbidHostSync():
-        lm_head_steer(hidden, weight, groups, table, trace=trace)
+        lm_head_steer(hidden, weight, layout, state, trace=trace)
     assert names == launches
 
 
@@ -379,8 +385,8 @@ def test_more_rows_than_the_tuned_maximum_run_unfused() -> None:
     requests = [SteeringCase(Mato(make_objectives(1.0)))] * 33
     hidden, weight = random_hidden(make_layout(requests), 0), random_head()
     (choice,) = run_fused(requests, [hidden], weight, tuning=DEFAULT_LM_HEAD_CONFIG)
-    table = make_state(requests, NUM_TOKENS)
-    truth = torch_lm_head_steer(hidden, weight, make_layout(requests), table)
+    state = make_state(requests, NUM_TOKENS)
+    truth = torch_lm_head_steer(hidden, weight, make_layout(requests), state)
     assert torch.equal(choice.tokens, truth.tokens)
     assert torch.allclose(choice.logprob, truth.logprob, atol=1e-5, rtol=0)
 
@@ -388,17 +394,17 @@ def test_more_rows_than_the_tuned_maximum_run_unfused() -> None:
 def make_plan(
     requests: Sequence[SteeringCase], tuning: LMHeadConfig = DEFAULT_LM_HEAD_CONFIG, *, trace: bool = False
 ) -> FusedPlan:
-    groups, state = make_layout(requests), make_state(requests, 9)
-    features = StepFeatures.from_layout(groups, state)
+    layout, state = make_layout(requests), make_state(requests, 9)
+    features = state.features(layout)
     plan = FusedPlan.from_features(
-        features, groups, state, trace=trace, top=False, has_edits=False, config=tuning
+        features, layout, state, trace=trace, top=False, has_edits=False, config=tuning
     )
     assert plan is not None
     return plan
 
 
-def test_a_plan_counts_its_tiles_bytes_and_operations() -> None:
-    """Of Llama 3.1 8B's head, by hand."""
+def test_a_plan_counts_tiles_bytes_and_flops() -> None:
+    """Counted by hand for the LM head of Llama 3.1 8B."""
     vocab, width = 128_256, 4096
     eight = make_plan([SteeringCase(Mato(make_objectives(*[1.0] * 4)))] * 8)
     assert (eight.branch_slots, eight.tile_rows, eight.num_row_tiles, eight.num_vocab_tiles(vocab)) == (
@@ -424,17 +430,17 @@ def test_a_plan_counts_its_tiles_bytes_and_operations() -> None:
 
 def test_incompatible_shapes_and_dtypes_are_refused() -> None:
     requests = [SteeringCase(Base()), SteeringCase(Base())]
-    table, groups = make_state(requests, 9), make_layout(requests)
-    hidden, weight = random_hidden(groups, 0), random_head(9)
-    for inputs, by, message in (
-        (hidden, weight.float(), "of one floating type"),
-        (hidden.double(), weight.double(), "of one floating type"),
-        (hidden[:, 1:].contiguous(), weight, r"must be \[rows, width\]"),
+    state, layout = make_state(requests, 9), make_layout(requests)
+    hidden, weight = random_hidden(layout, 0), random_head(9)
+    for hidden_arg, weight_arg, message in (
+        (hidden, weight.float(), "must share one floating dtype"),
+        (hidden.double(), weight.double(), "must share one floating dtype"),
+        (hidden[:, 1:].contiguous(), weight, r"expected hidden \[rows, hidden_size\]"),
         (hidden[:, 1:], weight[:, 1:], "must be contiguous"),
-        (hidden[:1], weight, "1 rows and the groups 2"),
+        (hidden[:1], weight, "1 rows, the request layout 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            lm_head_steer(inputs, by, groups, table)
+            lm_head_steer(hidden_arg, weight_arg, layout, state)
 
 
 def test_a_soft_cap_is_of_each_branchs_logits_and_never_of_mixed_hidden_states() -> None:

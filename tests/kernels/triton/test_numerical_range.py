@@ -1,11 +1,11 @@
-"""Numbers at the ends of their range, in the kernels as in the torch references."""
+"""Extreme settings and logits in the steering kernels, against the torch reference."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from trimtab.engine.methods.builtin import Amulet, ContextSteering, Mato
-from trimtab.kernels.steering.state import RowSampling
+from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.step import steer as reference
 from trimtab.kernels.triton.steering.step import steer
 
@@ -30,12 +30,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e18])
-def test_extreme_settings_and_logits_give_finite_numbers_and_the_references_weights(scale: float) -> None:
-    groups = make_layout(CASES)
-    rows = [scale * random_logits(groups, VOCAB, seed) for seed in (0, 1)]
-    ours, theirs = (run_steps(how, CASES, rows, VOCAB) for how in (steer, reference))
-    for choice, right in zip(ours, theirs, strict=True):
-        assert not choice.failed.any()
-        reported = (choice.logprob, choice.strength, choice.kl, choice.branch_logprobs, choice.rewards)
-        assert not any(numbers.isnan().any() for numbers in reported)
-        assert torch.allclose(choice.weights, right.weights, rtol=0, atol=1e-4)
+def test_extreme_settings_and_logits_give_finite_outputs_and_the_reference_weights(scale: float) -> None:
+    layout = make_layout(CASES)
+    rows = [scale * random_logits(layout, VOCAB, seed) for seed in (0, 1)]
+    actual, expected = (run_steps(steer_fn, CASES, rows, VOCAB) for steer_fn in (steer, reference))
+    for output, reference_output in zip(actual, expected, strict=True):
+        assert not output.failed.any()
+        values = (output.logprob, output.strength, output.kl, output.branch_logprobs, output.rewards)
+        assert not any(value.isnan().any() for value in values)
+        assert torch.allclose(output.weights, reference_output.weights, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The steering step as Triton kernels gives what the torch reference gives, request by request."""
+"""The Triton steering step against the torch reference, request by request."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
-from trimtab.kernels.steering.state import LogitEdits, RequestLayout, RowSampling, SteeringState
+from trimtab.kernels.steering.layout import LogitEdits, RequestLayout
+from trimtab.kernels.steering.sampling import RowSampling
+from trimtab.kernels.steering.state import SteeringState
 from trimtab.kernels.steering.step import steer as reference
-from trimtab.kernels.triton.steering import step as launching
-from trimtab.kernels.triton.steering import top_k_top_p as searching
+from trimtab.kernels.triton.steering import step as step_module
+from trimtab.kernels.triton.steering import top_k_top_p as threshold_module
 from trimtab.kernels.triton.steering.step import steer
 
 from ..steering_harness import GREEDY, SAMPLED, make_objectives
@@ -69,11 +71,16 @@ ALL_CASES = [
     SteeringCase(Mato(make_objectives(*[1.0] * 7), accumulate="mean", tau=0.2, kl_budget=0.1)),
     SteeringCase(Mato(make_objectives(0.1, 0.0, 0.3), accumulate="ema", utility="reward")),
     SteeringCase(Mixture(make_objectives(0.5, 0.2, 0.3)), FLAT_SAMPLING),
+    SteeringCase(Base(relative_top=0.2), FLAT_SAMPLING),
+    SteeringCase(ContextSteering(make_objectives(0.3, 0.7), relative_top=0.05)),
+    SteeringCase(Mato(make_objectives(1.0, 3.0), kl_budget=0.1, relative_top=0.3), FLAT_SAMPLING),
+    SteeringCase(LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
+    SteeringCase(Amulet(make_objectives(1.0), kl_budget=0.2, relative_top=0.1)),
 ]
 
 
 def make_layout(requests: Sequence[SteeringCase]) -> RequestLayout:
-    """Requests stand in the table in reverse, so that a row of it is not a place in the batch."""
+    """State rows are in reverse order of the batch, so that mixing up the two fails."""
     last = len(requests) - 1
     return RequestLayout.from_branches(
         [(last - i, request.branches) for i, request in enumerate(requests)], DEVICE
@@ -85,7 +92,7 @@ def make_state(requests: Sequence[SteeringCase], vocab: int) -> SteeringState:
     for index, request in enumerate(requests):
         method = request.method
         state.add_request(
-            len(requests) - 1 - index, method.coefficients(), method.weights(), request.sampling
+            len(requests) - 1 - index, method.cached_coefficients, method.weights(), request.sampling
         )
     return state
 
@@ -93,7 +100,7 @@ def make_state(requests: Sequence[SteeringCase], vocab: int) -> SteeringState:
 def random_logits(
     layout: RequestLayout, vocab: int, seed: int, spread: float = 3, branch_spread: float = 1
 ) -> Tensor:
-    """Logits of branches that agree but for `branch_spread` and a constant, [rows, vocab] float32."""
+    """Logits [rows, vocab] float32; the branches of a request differ by `branch_spread` and a constant."""
     generator = torch.Generator().manual_seed(seed)
     shared = spread * torch.randn(len(layout.state_rows), vocab, generator=generator)
     per_branch = branch_spread * torch.randn(len(layout.branch_of_row), vocab, generator=generator)
@@ -118,7 +125,7 @@ def run_steps(
 def fields_of_request(
     choice: SamplerOutput, layout: RequestLayout, index: int, num_objectives: int
 ) -> list[Tensor]:
-    """All that a step said of one request."""
+    """All outputs of a step for one request."""
     first, count = int(layout.row_start[index]), int(layout.num_rows[index])
     values = []
     for field in fields(choice):
@@ -135,13 +142,13 @@ def fields_of_request(
 
 
 def bitwise_equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Whether all are equal to the last bit, NaN and all."""
+    """Whether all tensors are bitwise equal; NaN equals NaN."""
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a, b) or repr(a.tolist()) == repr(b.tolist()) for a, b in pairs)
 
 
 def is_close(got: Tensor, rough: Tensor, exact: Tensor) -> bool:
-    """Whether `got` is as near to the float64 truth as twice what torch in float32 is, plus 1e-5."""
+    """Whether the error of `got` against float64 is at most twice that of float32 torch, plus 1e-5."""
     if not torch.equal(got.isnan(), exact.isnan()):
         return False
     allowed = 2 * (rough.double() - exact).abs().nan_to_num().max() + 1e-5
@@ -149,7 +156,7 @@ def is_close(got: Tensor, rough: Tensor, exact: Tensor) -> bool:
 
 
 def make_edits(num_groups: int) -> LogitEdits:
-    """Bans, two biases on one token, and penalties, for the even requests of a batch."""
+    """A ban, two biases on one token, and penalties, for the even requests of a batch."""
     even = torch.arange(0, num_groups, 2, device=DEVICE)
 
     def entries(*tokens: int) -> tuple[Tensor, Tensor]:
@@ -164,9 +171,9 @@ def make_edits(num_groups: int) -> LogitEdits:
 def assert_reported_close(
     ours: SamplerOutput, single: SamplerOutput, truth: SamplerOutput, no_trust_region: Tensor
 ) -> None:
-    """What is told of a choice is as near to that of float64 as torch in float32 is.
+    """Assert that the reported values are as close to float64 as those of float32 torch.
 
-    no_trust_region [groups]: without a trust region, whose strength is only near.
+    no_trust_region [requests]: False for requests with a trust region, whose strength is approximate.
     """
     assert not ours.failed.any()
     for name in ("weights", "rewards", "branch_logprobs"):
@@ -177,37 +184,41 @@ def assert_reported_close(
 
 
 def lacks_trust_region(requests: Sequence[SteeringCase]) -> Tensor:
-    """Which of the requests have no trust region, [groups]."""
+    """Which of the requests have no trust region, [requests]."""
     return torch.tensor(
         [each.method.coefficients().kl_budget == math.inf for each in requests], device=DEVICE
     )
 
 
-def test_every_method_and_draw_in_one_batch_equals_the_reference_over_several_steps() -> None:
-    vocab, named = 333, 326
-    groups, edits = make_layout(ALL_CASES), make_edits(len(ALL_CASES))
-    logits = [random_logits(groups, vocab, seed) for seed in range(3)]
-    exact = run_steps(reference, ALL_CASES, [z.double() for z in logits], named, edits, top=True)
-    rough = run_steps(reference, ALL_CASES, logits, named, edits, top=True)
-    got = run_steps(steer, ALL_CASES, logits, named, edits, top=True)
-    free = lacks_trust_region(ALL_CASES)
+def test_every_method_and_sampling_in_one_batch_matches_the_reference_over_several_steps() -> None:
+    vocab, valid_vocab = 333, 326
+    layout, edits = make_layout(ALL_CASES), make_edits(len(ALL_CASES))
+    logits = [random_logits(layout, vocab, seed) for seed in range(3)]
+    exact = run_steps(reference, ALL_CASES, [z.double() for z in logits], valid_vocab, edits, top=True)
+    rough = run_steps(reference, ALL_CASES, logits, valid_vocab, edits, top=True)
+    got = run_steps(steer, ALL_CASES, logits, valid_vocab, edits, top=True)
+    no_trust_region = lacks_trust_region(ALL_CASES)
     for ours, single, truth in zip(got, rough, exact, strict=True):
         assert torch.equal(ours.tokens, single.tokens)
-        assert_reported_close(ours, single, truth, free)
+        assert_reported_close(ours, single, truth, no_trust_region)
         assert ours.top_logprobs
         assert single.top_logprobs
         assert truth.top_logprobs
         assert is_close(
-            *(choice.top_logprobs[0][free] for choice in (ours, single, truth) if choice.top_logprobs)
+            *(
+                choice.top_logprobs[0][no_trust_region]
+                for choice in (ours, single, truth)
+                if choice.top_logprobs
+            )
         )
-        assert torch.equal(ours.top_logprobs[1][free], single.top_logprobs[1][free])
+        assert torch.equal(ours.top_logprobs[1][no_trust_region], single.top_logprobs[1][no_trust_region])
 
 
 def test_a_vocabulary_of_two_splits_works_in_float32_and_bfloat16() -> None:
     requests = [ALL_CASES[index] for index in (3, 8, 11)]
     vocab = 2048 + 41
-    groups = make_layout(requests)
-    logits = [random_logits(groups, vocab, seed).bfloat16() for seed in range(2)]
+    layout = make_layout(requests)
+    logits = [random_logits(layout, vocab, seed).bfloat16() for seed in range(2)]
     single = [z.float() for z in logits]
     rough = run_steps(reference, requests, single, vocab)
     half, full = (run_steps(steer, requests, step_logits, vocab) for step_logits in (logits, single))
@@ -220,51 +231,59 @@ def test_a_vocabulary_of_two_splits_works_in_float32_and_bfloat16() -> None:
 
 
 def test_a_request_of_any_number_of_objectives_gives_the_same_bits_batched_as_alone() -> None:
-    draws = [GREEDY, FLAT_SAMPLING, RowSampling(0.8, top_k=4, seed=5), RowSampling(1.0, min_p=0.1, seed=6)]
-    crowd = [SteeringCase(Base(), draws[1])]
+    samplings = [
+        GREEDY,
+        FLAT_SAMPLING,
+        RowSampling(0.8, top_k=4, seed=5),
+        RowSampling(1.0, min_p=0.1, seed=6),
+    ]
+    batch = [SteeringCase(Base(), samplings[1])]
     for count in range(1, 16):
         budget = 0.05 if count % 5 == 0 else None
-        crowd.append(
+        batch.append(
             SteeringCase(
-                Mato(make_objectives(*range(1, count + 1)), tau=0.5, kl_budget=budget), draws[count % 4]
+                Mato(make_objectives(*range(1, count + 1)), tau=0.5, kl_budget=budget), samplings[count % 4]
             )
         )
-    crowd += [ALL_CASES[4], ALL_CASES[7], SteeringCase(Mato(make_objectives(*range(1, 41))))]
-    vocab, groups = 97, make_layout(crowd)
-    logits = [random_logits(groups, vocab, seed) for seed in (0, 1)]
-    together = run_steps(steer, crowd, logits, vocab)
+    batch += [ALL_CASES[4], ALL_CASES[7], SteeringCase(Mato(make_objectives(*range(1, 41))))]
+    vocab, layout = 97, make_layout(batch)
+    logits = [random_logits(layout, vocab, seed) for seed in (0, 1)]
+    batched = run_steps(steer, batch, logits, vocab)
     for index in (0, 1, 5, 6, 7, 10, 15, 16, 17, 18):
-        first, count = int(groups.row_start[index]), int(groups.num_rows[index])
-        alone = run_steps(steer, [crowd[index]], [z[first : first + count] for z in logits], vocab)
-        objectives = len(crowd[index].method.weights())
-        for single, many in zip(alone, together, strict=True):
-            batched_fields = fields_of_request(many, groups, index, objectives)
+        first, count = int(layout.row_start[index]), int(layout.num_rows[index])
+        alone = run_steps(steer, [batch[index]], [z[first : first + count] for z in logits], vocab)
+        objectives = len(batch[index].method.weights())
+        for single, many in zip(alone, batched, strict=True):
+            batched_fields = fields_of_request(many, layout, index, objectives)
             assert bitwise_equal(
-                fields_of_request(single, make_layout([crowd[index]]), 0, objectives), batched_fields
+                fields_of_request(single, make_layout([batch[index]]), 0, objectives), batched_fields
             ), index
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_row_that_is_not_finite_fails_its_own_request_and_no_other(value: float) -> None:
+def test_a_nonfinite_row_fails_only_its_own_request(value: float) -> None:
     requests = [ALL_CASES[index] for index in (0, 2, 4, 6, 7, 11)]
-    groups = make_layout(requests)
-    healthy = [random_logits(groups, 41, seed) for seed in (0, 1)]
-    ill = [healthy[0].clone(), healthy[1]]
+    layout = make_layout(requests)
+    valid_logits = [random_logits(layout, 41, seed) for seed in (0, 1)]
+    corrupted_logits = [valid_logits[0].clone(), valid_logits[1]]
     broken = (1, 3, 5)
     for index in broken:
-        ill[0][int(groups.row_start[index] + groups.num_rows[index]) - 1, 7 * index] = value
-    well, sick = run_steps(steer, requests, healthy, 41), run_steps(steer, requests, ill, 41)
-    assert sick[0].failed.tolist() == [index in broken for index in range(len(requests))]
-    assert not sick[0].tokens[sick[0].failed].any()
-    assert bool(sick[1].weights.isfinite().all())
+        corrupted_logits[0][int(layout.row_start[index] + layout.num_rows[index]) - 1, 7 * index] = value
+    expected, actual = (
+        run_steps(steer, requests, valid_logits, 41),
+        run_steps(steer, requests, corrupted_logits, 41),
+    )
+    assert actual[0].failed.tolist() == [index in broken for index in range(len(requests))]
+    assert not actual[0].tokens[actual[0].failed].any()
+    assert bool(actual[1].weights.isfinite().all())
     for index in set(range(len(requests))) - set(broken):
         objectives = len(requests[index].method.weights())
-        for one, other in zip(well, sick, strict=True):
-            pair = [fields_of_request(choice, groups, index, objectives) for choice in (one, other)]
+        for one, other in zip(expected, actual, strict=True):
+            pair = [fields_of_request(choice, layout, index, objectives) for choice in (one, other)]
             assert bitwise_equal(*pair), index
 
 
-def test_a_request_whose_every_token_is_banned_fails_alone() -> None:
+def test_only_the_request_with_every_token_banned_fails() -> None:
     requests = [
         SteeringCase(Base()),
         SteeringCase(Base()),
@@ -272,10 +291,13 @@ def test_a_request_whose_every_token_is_banned_fails_alone() -> None:
         SteeringCase(Base(), SAMPLED),
     ]
     logits = random_logits(make_layout(requests), 9, 0)
-    at = (torch.tensor([1, 2], device=DEVICE).repeat_interleave(9), torch.arange(9, device=DEVICE).repeat(2))
-    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-    banned = LogitEdits(at, torch.full((18,), -math.inf, device=DEVICE), (none, none), none.float())
-    (before,), (after,) = (run_steps(steer, requests, [logits], 9, edits) for edits in (None, banned))
+    index = (
+        torch.tensor([1, 2], device=DEVICE).repeat_interleave(9),
+        torch.arange(9, device=DEVICE).repeat(2),
+    )
+    empty = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    bans = LogitEdits(index, torch.full((18,), -math.inf, device=DEVICE), (empty, empty), empty.float())
+    (before,), (after,) = (run_steps(steer, requests, [logits], 9, edits) for edits in (None, bans))
     assert after.failed.tolist() == [False, True, True, False]
     assert after.tokens[[1, 2]].tolist() == [0, 0]
     assert torch.equal(after.tokens[[0, 3]], before.tokens[[0, 3]])
@@ -289,29 +311,29 @@ def test_the_lowest_of_tied_tokens_is_chosen() -> None:
     assert choice.tokens.tolist() == [700]
 
 
-def heavy_tailed_rows(groups: RequestLayout, vocab: int, seed: int) -> Tensor:
-    """Rows whose few outliers overtake each other suddenly as the strength grows."""
+def heavy_tailed_rows(layout: RequestLayout, vocab: int, seed: int) -> Tensor:
+    """Rows with few outliers that overtake each other suddenly as the strength grows."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(5, len(groups.branch_of_row), vocab, generator=generator)
+    rows = torch.randn(5, len(layout.branch_of_row), vocab, generator=generator)
     return (2 * rows[0] / rows[1:].square().mean(0).sqrt()).to(DEVICE)
 
 
-def test_the_trust_region_is_respected_and_exhausted_at_any_strength() -> None:
+def test_kl_reaches_but_never_exceeds_the_budget_at_any_strength() -> None:
     cases = [(a, budget) for a in (1.0, 1.9, 5.6, 40.0, 1000.0) for budget in (0.01, 0.2, 0.5)]
     requests = [
         SteeringCase(Guidance(make_objectives(1.0), guidance_scale=a, kl_budget=budget))
         for a, budget in cases
     ]
-    groups = make_layout(requests)
-    rows = heavy_tailed_rows(groups, 2089, 0)
-    odd = groups.request_of_row % 2 == 1
-    rows[odd] = random_logits(groups, 2089, 1, branch_spread=0.4)[odd]
+    layout = make_layout(requests)
+    rows = heavy_tailed_rows(layout, 2089, 0)
+    is_odd = layout.request_of_row % 2 == 1
+    rows[is_odd] = random_logits(layout, 2089, 1, branch_spread=0.4)[is_odd]
     (choice,) = run_steps(steer, requests, [rows], 2089)
     assert not choice.failed.any()
     base, objective = rows.double().unflatten(0, (-1, 2)).unbind(1)
-    near_policy = objective.log_softmax(-1)
-    far = (base + choice.strength[:, None] * (objective - base)).log_softmax(-1)
-    kl = (far.exp() * (far - near_policy)).sum(-1)
+    log_pi_m = objective.log_softmax(-1)
+    log_pi_a = (base + choice.strength[:, None] * (objective - base)).log_softmax(-1)
+    kl = (log_pi_a.exp() * (log_pi_a - log_pi_m)).sum(-1)
     budget = torch.tensor([budget for _, budget in cases], dtype=torch.float64, device=DEVICE)
     limit = torch.tensor([a for a, _ in cases], dtype=torch.float64, device=DEVICE)
     assert bool((kl <= budget + 1e-4).all())
@@ -327,13 +349,13 @@ def test_a_step_gives_the_same_tokens_without_a_trace() -> None:
     for name in ("tokens", "weights", "strength"):
         assert torch.equal(getattr(traced, name), getattr(untraced, name))
     assert bool(untraced.logprob.isnan().all())
-    (likeliest,) = run_steps(reference, requests, logits, 97, trace=False)
-    assert torch.equal(untraced.kl.isnan(), likeliest.kl.isnan())
-    assert torch.equal(untraced.branch_logprobs.isnan(), likeliest.branch_logprobs.isnan())
+    (expected,) = run_steps(reference, requests, logits, 97, trace=False)
+    assert torch.equal(untraced.kl.isnan(), expected.kl.isnan())
+    assert torch.equal(untraced.branch_logprobs.isnan(), expected.branch_logprobs.isnan())
 
 
 class ForbidHostSync(TorchDispatchMode):
-    """Refuses what would make the host wait for a value of the device."""
+    """Forbids operations that make the host wait for a device value."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -343,7 +365,7 @@ class ForbidHostSync(TorchDispatchMode):
 
 
 class CountedKernel:
-    """A jitted function that counts its launches."""
+    """A Triton kernel that counts its launches."""
 
     def __init__(self, function: Any, counts: dict[str, int], name: str) -> None:
         self.function, self.counts, self.name = function, counts, name
@@ -354,18 +376,19 @@ class CountedKernel:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "launches"), [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18)]
+    ("chosen", "launches"),
+    [((0, 9), 4), ((0, 6), 5), ((3,), 8), ((5,), 5), ((4, 11), 18), ((15,), 4), ((18,), 6)],
 )
-def test_a_step_has_a_fixed_number_of_launches_and_reads_nothing_back(
+def test_a_step_has_a_fixed_number_of_launches_and_never_syncs_with_the_host(
     chosen: tuple[int, ...], launches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: dict[str, int] = {}
-    for module in (launching, searching):
+    for module in (step_module, threshold_module):
         for kernel in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, kernel, CountedKernel(getattr(module, kernel), counts, kernel))
     requests = [replace(ALL_CASES[index]) for index in chosen]
-    table, groups = make_state(requests, 9), make_layout(requests)
-    logits = random_logits(groups, 9, 0)
+    state, layout = make_state(requests, 9), make_layout(requests)
+    logits = random_logits(layout, 9, 0)
     with ForbidHostSync():
-        steer(logits, groups, table)
+        steer(logits, layout, state)
     assert sum(counts.values()) == launches

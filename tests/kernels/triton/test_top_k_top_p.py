@@ -1,4 +1,4 @@
-"""Thresholds found on a device keep what sorting keeps, whatever a row looks like."""
+"""Top-k and top-p thresholds of the Triton kernels against sorting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from trimtab.kernels.distributed.vocab_parallel import MASS_SCALE
-from trimtab.kernels.steering.state import RequestLayout
+from trimtab.kernels.steering.layout import RequestLayout
+from trimtab.kernels.steering.state import COLUMN_INDEX
 from trimtab.kernels.triton.steering.step import VocabTiling
 from trimtab.kernels.triton.steering.top_k_top_p import ThresholdKind, find_thresholds
 
@@ -19,16 +20,16 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def make_rows() -> tuple[list[str], Tensor]:
-    """Where the threshold lies close to the top, far below it, among thousands of others, or among equals.
+    """Rows whose threshold is close to the maximum, far below it, among thousands of values, or among ties.
 
-    The last has no name: it asks for nothing.
+    The last row has no name; its request has no filter.
     """
     draw = torch.randn(VOCAB, generator=torch.Generator().manual_seed(0))
     few = torch.full((VOCAB,), -torch.inf)
     few[[7, 2000, 2499]] = torch.tensor([3.0, 1e-30, -0.0])
     peaked = 0.5 * draw - 40
     peaked[2242] = 20.0
-    named = {
+    rows_by_name = {
         "like logits": 3 * draw,
         "flat": 1e-3 * draw + 5,
         "equal": torch.full((VOCAB,), -1.5),
@@ -38,11 +39,11 @@ def make_rows() -> tuple[list[str], Tensor]:
         "wide": 1e4 * draw,
         "around zero": 1e-20 * draw,
     }
-    return list(named), torch.stack([*named.values(), named["flat"]]).to(DEVICE)
+    return list(rows_by_name), torch.stack([*rows_by_name.values(), rows_by_name["flat"]]).to(DEVICE)
 
 
 def keep_mask_by_sorting(row: Tensor, limit: float, temperature: float, kind: ThresholdKind) -> Tensor:
-    """Ties are kept; of masses, what integers count."""
+    """Keep mask by sorting; ties are kept, and masses are fixed-point integers."""
     values = row.sort(descending=True).values
     if kind is ThresholdKind.TOP_K:
         return row >= values[min(int(limit), VOCAB) - 1]
@@ -52,35 +53,45 @@ def keep_mask_by_sorting(row: Tensor, limit: float, temperature: float, kind: Th
 
 def call_find_thresholds(
     kind: ThresholdKind,
-    stacked: Tensor,
+    rows: Tensor,
     limit: float,
     temperatures: float,
     prior_thresholds: Tensor | None = None,
 ) -> Tensor:
-    tiling, count = VocabTiling.from_vocab_size(VOCAB), len(stacked)
-    edges = [*range(0, VOCAB, tiling.block_v), VOCAB]
-    tops = torch.stack([stacked[:, low:high].amax(1) for low, high in pairwise(edges)], 1)
-    groups = RequestLayout.from_branches([(index, [0]) for index in range(count)], DEVICE)
+    tiling, count = VocabTiling.from_vocab_size(VOCAB), len(rows)
+    split_edges = [*range(0, VOCAB, tiling.block_v), VOCAB]
+    split_max = torch.stack([rows[:, low:high].amax(1) for low, high in pairwise(split_edges)], 1)
+    layout = RequestLayout.from_branches([(index, [0]) for index in range(count)], DEVICE)
     limits = torch.zeros(count, 3, dtype=torch.float64, device=DEVICE)
     limits[:, kind] = limit
     limits[-1] = 0
-    temperature = torch.full((count,), temperatures, dtype=torch.float64, device=DEVICE)
+    params = torch.zeros(len(COLUMN_INDEX), count, dtype=torch.float64, device=DEVICE)
+    for name in ("temperature", "mask_temperature"):
+        params[COLUMN_INDEX[name]] = temperatures
     return find_thresholds(
-        kind, stacked, tops.contiguous(), groups, limits, temperature, VOCAB, tiling.block_v, prior_thresholds
+        kind,
+        rows,
+        split_max.contiguous(),
+        layout,
+        limits,
+        params,
+        VOCAB,
+        tiling.block_v,
+        prior_thresholds,
     )
 
 
 @pytest.mark.parametrize("count", [1, 50, 1300, VOCAB - 1])
 def test_top_k_keeps_the_largest(count: int) -> None:
-    named, stacked = make_rows()
-    thresholds = call_find_thresholds(ThresholdKind.TOP_K, stacked, count, 1.0)
+    names, rows = make_rows()
+    thresholds = call_find_thresholds(ThresholdKind.TOP_K, rows, count, 1.0)
     assert thresholds[-1] == -torch.inf
-    for name, row, threshold in zip(named, stacked, thresholds, strict=False):
+    for name, row, threshold in zip(names, rows, thresholds, strict=False):
         assert torch.equal(row >= threshold, keep_mask_by_sorting(row, count, 1.0, ThresholdKind.TOP_K)), name
 
 
 @pytest.mark.parametrize(
-    ("kind", "mass", "warmth"),
+    ("kind", "mass", "temperature"),
     [
         (ThresholdKind.TOP_P, 1e-9, 1.0),
         (ThresholdKind.TOP_P, 0.9, 0.05),
@@ -90,25 +101,25 @@ def test_top_k_keeps_the_largest(count: int) -> None:
     ],
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(
-    kind: ThresholdKind, mass: float, warmth: float
+    kind: ThresholdKind, mass: float, temperature: float
 ) -> None:
-    """The exponential is each library's own: where the mass is just reached, a token more or less."""
-    named, stacked = make_rows()
-    thresholds = call_find_thresholds(kind, stacked, mass, warmth)
+    """Implementations of exp differ, so that a token more or less may reach the mass."""
+    names, rows = make_rows()
+    thresholds = call_find_thresholds(kind, rows, mass, temperature)
     assert thresholds[-1] == -torch.inf
-    for name, row, threshold in zip(named, stacked, thresholds, strict=False):
-        num_kept, right = (
+    for name, row, threshold in zip(names, rows, thresholds, strict=False):
+        num_kept, expected = (
             int((row >= threshold).sum()),
-            int(keep_mask_by_sorting(row, mass, warmth, kind).sum()),
+            int(keep_mask_by_sorting(row, mass, temperature, kind).sum()),
         )
-        assert abs(num_kept - right) <= 1 + right // 1000, name
+        assert abs(num_kept - expected) <= 1 + expected // 1000, name
 
 
 def test_top_p_mass_counts_only_tokens_kept_by_the_prior_thresholds() -> None:
-    named, stacked = make_rows()
-    outer = call_find_thresholds(ThresholdKind.TOP_K, stacked, 40, 1.0)
-    thresholds = call_find_thresholds(ThresholdKind.TOP_P, stacked, 0.5, 1.0, outer)
-    for name, row, least, threshold in zip(named, stacked, outer, thresholds, strict=False):
-        inner = row.masked_fill(row < least, -torch.inf)
-        right = keep_mask_by_sorting(inner, 0.5, 1.0, ThresholdKind.TOP_P)
-        assert torch.equal((row >= threshold) & (row >= least), right), name
+    names, rows = make_rows()
+    prior = call_find_thresholds(ThresholdKind.TOP_K, rows, 40, 1.0)
+    thresholds = call_find_thresholds(ThresholdKind.TOP_P, rows, 0.5, 1.0, prior)
+    for name, row, prior_threshold, threshold in zip(names, rows, prior, thresholds, strict=False):
+        prior_kept = row.masked_fill(row < prior_threshold, -torch.inf)
+        expected = keep_mask_by_sorting(prior_kept, 0.5, 1.0, ThresholdKind.TOP_P)
+        assert torch.equal((row >= threshold) & (row >= prior_threshold), expected), name

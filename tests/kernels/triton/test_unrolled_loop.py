@@ -1,4 +1,4 @@
-"""The published loop as one launch gives what its closed form and its literal reference give."""
+"""The unrolled-loop kernel against its closed form and the torch loop."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_the_unrolled_loop_matches_the_closed_form_and_the_torch_loop(
     generator = torch.Generator().manual_seed(0)
     base, anchor = (4 * torch.randn(3, 1031, generator=generator, dtype=torch.float64) for _ in range(2))
     base, anchor = base.log_softmax(-1), anchor.log_softmax(-1)
-    found = unrolled_loop(base.to(DEVICE), anchor.to(DEVICE), *loop).cpu()
+    result = unrolled_loop(base.to(DEVICE), anchor.to(DEVICE), *loop).cpu()
     closed, literal = base + strength(*loop) * (anchor - base), unrolled_loop_reference(base, anchor, *loop)
     for expected in (closed, literal):
-        difference = found.log_softmax(-1) - expected.log_softmax(-1)
+        difference = result.log_softmax(-1) - expected.log_softmax(-1)
         assert float(difference.abs().max()) <= 1e-11 * strength(*loop)
     single = unrolled_loop(base.float().to(DEVICE), anchor.float().to(DEVICE), *loop).cpu().double()
     assert float((single.log_softmax(-1) - closed.log_softmax(-1)).abs().max()) <= 1e-3
@@ -30,7 +30,7 @@ def test_the_unrolled_loop_matches_the_closed_form_and_the_torch_loop(
 
 def test_unsupported_inputs_of_the_unrolled_loop_are_refused() -> None:
     x = torch.zeros(2, 41)
-    with pytest.raises(ValueError, match="one shape and one type"):
+    with pytest.raises(ValueError, match="the same shape and dtype"):
         unrolled_loop(x, x[:1], *AMULET)
     with pytest.raises(ValueError, match="must be float32 or float64"):
         unrolled_loop(x.half(), x.half(), *AMULET)

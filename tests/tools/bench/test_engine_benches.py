@@ -93,7 +93,7 @@ def test_a_failed_request_fails_the_run(run: Run, tiny_folder: Path) -> None:
     [
         ((), f"BENCH is missing; it must be one of {', '.join(BENCHES)}"),
         (("weather",), f"unknown bench 'weather'; benches are {', '.join(BENCHES)}"),
-        (("latency", "--num-iters", "0"), "num_iters is 0; it must be a whole number from 1 to 10000"),
+        (("latency", "--num-iters", "0"), "num_iters is 0; it must be an integer from 1 to 10000"),
         (
             ("latency", "--steered-share", "0.5"),
             "steered_share is 0.5, which needs an objective",
@@ -103,7 +103,7 @@ def test_a_failed_request_fails_the_run(run: Run, tiny_folder: Path) -> None:
             "batch_size is 20, which makes 60 branches; max_num_seqs allows 48 at once",
         ),
         (("latency", "--tau", "1"), "--tau belongs to mato, not to base"),
-        (("throughput", "--num-prompts", "x"), "--num-prompts is 'x'; it must be a whole number"),
+        (("throughput", "--num-prompts", "x"), "--num-prompts is 'x'; it must be an integer"),
         (
             ("throughput", "--dataset-path", "questions", "--input-len", "9"),
             "input_len is 9; it must be left out with dataset_path",
@@ -111,7 +111,7 @@ def test_a_failed_request_fails_the_run(run: Run, tiny_folder: Path) -> None:
         (("serve", "--base-url", "ftp://x"), "base_url is 'ftp://x'; it must be like http://127.0.0.1:8000"),
         (("serve", "--request-rate", "0"), "request_rate is 0.0; it must be a number above 0, or inf"),
         (("serve", "--endpoint", "/x"), "endpoint is '/x'; it must be one of /v1/chat/completions, "),
-        (("overhead", "--rounds", "0"), "rounds is 0; it must be a whole number ≥ 1"),
+        (("overhead", "--rounds", "0"), "rounds is 0; it must be an integer ≥ 1"),
         (("overhead", "--model", "nowhere"), "model is 'nowhere'; it must be 'demo', "),
         (("peers", "--peer", "llama"), "--peer is 'llama'; it must be like vllm=/path/to/python"),
         (("peers", "--skip", "gpt"), "--skip is 'gpt'; contestants are trimtab base, "),

@@ -165,20 +165,20 @@ def test_none_resets_an_optional_field() -> None:
 
 def test_none_is_refused_for_a_field_that_is_not_optional() -> None:
     args = make_parser(common_args.add_sampling).parse_argv(["--max-tokens", "none"])
-    with pytest.raises(InputError, match=r"^--max-tokens is 'none'; it must be a whole number$"):
+    with pytest.raises(InputError, match=r"^--max-tokens is 'none'; it must be an integer$"):
         common_args.sampling_params(args)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--max-tokens", "1.5"], "--max-tokens is '1.5'; it must be a whole number"),
+        (["--max-tokens", "1.5"], "--max-tokens is '1.5'; it must be an integer"),
         (["--temperature", "warm"], "--temperature is 'warm'; it must be a number"),
-        (["--seed", "x"], "--seed is 'x'; it must be a whole number, or none"),
+        (["--seed", "x"], "--seed is 'x'; it must be an integer, or none"),
         (["--logit-bias", "5"], "--logit-bias is '5'; it must be ID=BIAS, such as 42=-100"),
-        (["--logit-bias", "a=1"], "--logit-bias is 'a'; it must be a whole number"),
+        (["--logit-bias", "a=1"], "--logit-bias is 'a'; it must be an integer"),
         (["--logit-bias", "5=1", "--logit-bias", "05=2"], "--logit-bias has 5 twice; each id may occur once"),
-        (["--stop-token-ids", "END"], "--stop-token-ids is 'END'; it must be a whole number"),
+        (["--stop-token-ids", "END"], "--stop-token-ids is 'END'; it must be an integer"),
         (["--temperature", "-1"], "temperature is -1.0; it must be a finite number ≥ 0 and at most 1000"),
         (
             ["--temperature", "-1e-3"],

@@ -55,7 +55,7 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
         (["generate", " "], "the prompt is empty; ask something"),
         (["generate", "hi", "--dtype", "int3"], "dtype is 'int3'; it must be one of auto, "),
         (["generate", "hi", "--kv-cache-memory", "-5"], "kv_cache_memory is '-5'; it must be a size of"),
-        (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be a whole number from 1 to 128"),
+        (["generate", "hi", "--n", "1000000000"], "n is 1000000000; it must be an integer from 1 to 128"),
         (["generate", "\udcff"], "the argument '\\udcff' is not valid UTF-8"),
         (["chat", "hi"], "unrecognized arguments: hi; see trimtab chat --help"),
         (["chat", "--n", "2"], "unrecognized arguments: --n 2; see trimtab chat --help"),
@@ -106,6 +106,40 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+WITHOUT_PYDANTIC = """
+import builtins, sys
+
+imported, import_module = set(), builtins.__import__
+
+def record(name, *args, **kwargs):
+    imported.add(name.partition(".")[0])
+    return import_module(name, *args, **kwargs)
+
+sys.modules["pydantic"], builtins.__import__ = None, record
+
+from trimtab import Engine, Mato, Objective, Request, SamplingParams
+from trimtab.engine.server import ServerConfig
+from trimtab.tools.cli.main import COMMANDS, main
+
+model = sys.argv[1]
+assert ServerConfig(port=1).port == 1
+assert all(main([command, "--help"]) == 0 for command in COMMANDS)
+engine = Engine.from_pretrained(model, kv_cache_memory="1MiB")
+request = Request("Why?", Mato([Objective("Be kind.")]), SamplingParams(max_tokens=2))
+assert engine.generate(request).token_ids
+assert main(["generate", "Why?", "--model", model, "--max-tokens", "2", "--kv-cache-memory", "1MiB"]) == 0
+assert "pydantic" not in imported
+assert main(["serve", "--model", model]) == 2
+"""
+
+
+def test_only_the_server_needs_pydantic(tiny_folder: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_PYDANTIC, str(tiny_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("trimtab: serving needs the package pydantic; pip install 'trimtab[serve]'\n")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
         ("mto", f"unknown method 'mto'; methods are {', '.join(cls.name for cls in METHODS)}"),
         ("amulet:tau=1", "'tau' belongs to mato, not to amulet"),
         ("base:alpha=1", "'alpha' belongs to amulet and mato, not to base"),
-        ("opad:foo=1", "'foo' is not a setting of opad; it takes placement and gain"),
+        ("opad:foo=1", "'foo' is not a setting of opad; it takes placement, relative_top and gain"),
         ("mato:tau=1:tau=2", "tau of mato is set twice; it may be set once"),
         ("mato:tau", "'tau' has no value; it must be tau=VALUE"),
         ("mato:tau=x", "tau is 'x'; it must be a number"),

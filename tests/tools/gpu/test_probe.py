@@ -1,4 +1,4 @@
-"""The probe of a GPU: every part of it runs where there is none, small; what is said of it exists."""
+"""`tools/gpu/probe.py`: every part runs at tiny shapes without a GPU, and the documented commands work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIGURES = {
 
 
 def run_probe(folder: Path, program: list[str], *words: str) -> dict[str, Any]:
-    """What a small run of the program has written."""
+    """Run the program with --small, and return the contents of probe.json."""
     package_dir = folder / "shown"
     package_dir.mkdir()
     (package_dir / "trimtab").symlink_to(ROOT)
@@ -45,8 +45,8 @@ def run_probe(folder: Path, program: list[str], *words: str) -> dict[str, Any]:
     }
     environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | overrides
     command = [sys.executable, *program, *words, "--small"]
-    ran = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    process = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     rows: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     assert "failed" not in rows
     assert rows.pop("roof")["bytes/s"].keys() == {"copy", "read"}
@@ -65,7 +65,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert rows["steps"]["1 x 5 at 20"]["us"] > 0
 
 
-def test_transformers_is_measured_by_a_file_that_is_run_by_its_path(tmp_path: Path) -> None:
+def test_transformers_is_measured_when_the_file_is_run_by_its_path(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     rows = run_probe(tmp_path, ["tools/gpu/probe.py"], "hf")
     assert list(rows["hf"]) == ["plain", "guidance_scale=1.5"]
@@ -78,7 +78,7 @@ def test_a_failing_part_is_reported_and_stops_no_other(
         raise RuntimeError("no such kernel")
 
     monkeypatch.setenv("OUT", str(tmp_path))
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that it is as before afterwards
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that monkeypatch restores it
     monkeypatch.setitem(probe.PARTS, "head", fail)
     assert probe.main(["head", "gemm", "--small"]) == 1
     rows = json.loads((tmp_path / "probe.json").read_text())
@@ -89,7 +89,7 @@ def test_a_failing_part_is_reported_and_stops_no_other(
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         probe.main(["everything"])
-    assert "known are roof, gemm" in capsys.readouterr().err
+    assert "choose from roof, gemm" in capsys.readouterr().err
 
 
 def test_figures_are_printed_beside_their_targets() -> None:
@@ -102,8 +102,8 @@ def test_figures_are_printed_beside_their_targets() -> None:
     report.add("hf", probe.GUIDED, us_per_token=1100.0)
     probe._add_targets_of_steps(report)
     probe._add_targets_of_hf(report)
-    found = [row["found"] for row in report.rows["targets"].values()]
-    assert found == pytest.approx([0.8, 1.1, 1.5, 1100 / 105, 10.0])
+    ratios = [row["found"] for row in report.rows["targets"].values()]
+    assert ratios == pytest.approx([0.8, 1.1, 1.5, 1100 / 105, 10.0])
 
 
 def test_bandwidth_is_reported_as_a_share_of_copy_speed() -> None:
@@ -114,9 +114,9 @@ def test_bandwidth_is_reported_as_a_share_of_copy_speed() -> None:
 
 
 def documented_args(name: str) -> list[list[str]]:
-    """The arguments with which the how-to calls this program, each time."""
-    found = [words[words.index(name) + 1 :] for words in SPLIT if name in words]
-    return [list(takewhile(lambda word: ">" not in word, words)) for words in found]
+    """The arguments of each call of this program in the how-to."""
+    calls = [words[words.index(name) + 1 :] for words in SPLIT if name in words]
+    return [list(takewhile(lambda word: ">" not in word, words)) for words in calls]
 
 
 def test_the_documented_commands_parse() -> None:
@@ -126,9 +126,9 @@ def test_the_documented_commands_parse() -> None:
     assert [check._parse_args(words).sections for words in checks]
     assert {part for words in probes for part in probe._arguments(words).parts} == probe.PARTS.keys()
     known = {process for processes in check.SECTIONS.values() for process in processes}
-    ((section, *places),) = documented_args("trimtab.tools.gpu.run_section")
+    ((section, *args),) = documented_args("trimtab.tools.gpu.run_section")
     assert section in known
-    assert len(places) == 4
+    assert len(args) == 4
 
 
 def test_the_documented_files_exist() -> None:
@@ -141,7 +141,7 @@ def test_the_documented_files_exist() -> None:
         assert re.fullmatch(r"\d+x\d+", shape)
 
 
-def test_the_profiler_is_told_the_names_of_the_decode_attention_kernels() -> None:
+def test_the_documented_profiler_pattern_matches_the_decode_attention_kernels() -> None:
     source = (ROOT / "kernels" / "triton" / "attention.py").read_text(encoding="utf-8")
     kernels = re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)
     (pattern,) = re.findall(r"-k regex:'([^']+)'", "\n".join(LINES))

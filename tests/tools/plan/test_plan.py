@@ -182,7 +182,7 @@ def test_without_json_a_table_has_the_assumptions_in_its_title(run: Run, tmp_pat
         (("--gpu", "v100"), "gpu is 'v100'; it must be one of a100, h100, h200, b200, mi300x, cpu"),
         (("--rps", "0"), "rps is 0.0; it must be a number above 0"),
         (("--rps", "inf"), "rps is inf; it must be a number above 0"),
-        (("--branches", "0"), "branches is 0; it must be a whole number ≥ 1"),
+        (("--branches", "0"), "branches is 0; it must be an integer ≥ 1"),
         (("--shared", "128"), "shared is 128; it must be from 0 to less than prompt (128)"),
         (("--efficiency", "1.5"), "efficiency is 1.5; it must be above 0 and at most 1"),
         (("--model", "nowhere"), "model is 'nowhere'; it must be 'demo', a folder with config.json"),

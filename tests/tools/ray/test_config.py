@@ -20,7 +20,7 @@ def test_replicas_is_a_number_or_a_range(replicas: str, bounds: tuple[int, int])
 
 @pytest.mark.parametrize("replicas", ["0", "x", "4:1", "1:", ":2", "-1", "1:2:3", "1.5"])
 def test_invalid_replicas_are_refused(run: Callable[..., CommandResult], replicas: str) -> None:
-    right = "it must be a whole number ≥ 1, or a range such as 1:4"
+    right = "it must be an integer ≥ 1, or a range such as 1:4"
     refused = run("serve", "--ray", "--replicas", replicas)
     assert refused == CommandResult(2, "", f"trimtab: replicas is {replicas!r}; {right}\n")
 
@@ -33,7 +33,7 @@ def test_ray_settings_need_the_ray_flag(run: Callable[..., CommandResult]) -> No
 
 
 def test_a_single_prompt_is_refused_with_ray(run: Callable[..., CommandResult]) -> None:
-    assert "give --input and --output" in run("generate", "x", "--ray").stderr
+    assert "--ray requires --input and --output" in run("generate", "x", "--ray").stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

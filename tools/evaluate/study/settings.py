@@ -74,9 +74,9 @@ class StudySettings:
         validate_types(self)
         object.__setattr__(self, "scorers", tuple(_split_names(self.scorers)))
         if self.weights < 1:
-            raise invalid_value("weights", self.weights, "a whole number ≥ 1")
+            raise invalid_value("weights", self.weights, "an integer ≥ 1")
         if self.limit is not None and self.limit < 1:
-            raise invalid_value("limit", self.limit, "a whole number ≥ 1, or none")
+            raise invalid_value("limit", self.limit, "an integer ≥ 1, or none")
         if self.pairwise is not None and self.pairwise.partition(":")[0] != "judge":
             raise invalid_value("pairwise", self.pairwise, "judge:URL, or none")
         if self.fluent is not None and not 1 <= self.fluent < math.inf:
