@@ -17,7 +17,8 @@ from .reference.swiglu import swiglu
 class Ops:
     """One implementation of each operation; the functions of the same name document the shapes.
 
-    make_lm_head: builds the LM head from its weight and the soft cap of the logits (None for none), in the form that the backend's `sample` expects.
+    make_lm_head: builds the LM head from its weight and the soft cap of the logits (None for none), in the
+    form that the backend's `sample` expects.
     matmul: multiplies by weights; None lets `kernels.cpu.linear` choose the fastest implementation.
     """
 
