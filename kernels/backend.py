@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .attention_metadata import RaggedBatch
+    from .attention_params import AttentionParams
     from .reference.rotary import QKNorm, RotaryCosSin
     from .steering.step import SamplerOutput
 
@@ -47,7 +48,12 @@ class KVCache(Protocol):
     def prepare(self, batch: RaggedBatch) -> None: ...
 
     def forward(
-        self, layer: int, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None, window: int | None
+        self,
+        layer: int,
+        qkv: Tensor,
+        rotary: RotaryCosSin,
+        norm: QKNorm | None,
+        params: AttentionParams,
     ) -> Tensor: ...
 
     def zero_blocks(self, block_ids: list[int]) -> None: ...

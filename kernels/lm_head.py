@@ -10,6 +10,7 @@ from torch import Tensor
 from .common.profiling import in_stage
 from .cpu.linear import Linear
 from .reference.matmul import matmul
+from .reference.softcap import softcap_
 from .steering.layout import LogitEdits, RequestLayout
 from .steering.state import SteeringState
 from .steering.step import SamplerOutput, steer
@@ -25,15 +26,22 @@ def logits_matmul(hidden: Tensor, weight: Tensor) -> Tensor:
 class LMHead:
     """LM head with an unpacked weight [vocab, width]. Hidden states must be in `dtype`.
 
+    softcap: of the logits, see `reference.softcap`; None for none.
     matmul_fn: computes hidden Wᵀ; defaults to `logits_matmul`.
     """
 
-    def __init__(self, weight: Tensor, matmul_fn: Callable[[Tensor, Tensor], Tensor] = logits_matmul) -> None:
-        self.weight, self.dtype, self._matmul = weight, weight.dtype, matmul_fn
+    def __init__(
+        self,
+        weight: Tensor,
+        softcap: float | None = None,
+        matmul_fn: Callable[[Tensor, Tensor], Tensor] = logits_matmul,
+    ) -> None:
+        self.weight, self.dtype, self.softcap, self._matmul = weight, weight.dtype, softcap, matmul_fn
 
     @in_stage("head")
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._matmul(hidden, self.weight)
+        logits = self._matmul(hidden, self.weight)
+        return logits if self.softcap is None else softcap_(logits, self.softcap)
 
 
 class PackedLMHead:
@@ -41,20 +49,21 @@ class PackedLMHead:
 
     dtype = torch.float32
 
-    def __init__(self, weight: Tensor) -> None:
-        self._linear = Linear(weight, dtype=self.dtype)
+    def __init__(self, weight: Tensor, softcap: float | None = None) -> None:
+        self.softcap, self._linear = softcap, Linear(weight, dtype=self.dtype)
 
     @in_stage("head")
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._linear(hidden)
+        logits = self._linear(hidden)
+        return logits if self.softcap is None else softcap_(logits, self.softcap)
 
 
 AnyLMHead = LMHead | PackedLMHead
 
 
-def make_lm_head(weight: Tensor) -> AnyLMHead:
+def make_lm_head(weight: Tensor, softcap: float | None = None) -> AnyLMHead:
     """The LM head that is fastest on the weight's device."""
-    return PackedLMHead(weight) if weight.device.type == "cpu" else LMHead(weight)
+    return PackedLMHead(weight, softcap) if weight.device.type == "cpu" else LMHead(weight, softcap)
 
 
 def sample_from_hidden(

@@ -17,13 +17,14 @@ from .reference.swiglu import swiglu
 class Ops:
     """One implementation of each operation; the functions of the same name document the shapes.
 
-    make_lm_head: builds the LM head from its weight, in the form that the backend's `sample` expects.
+    make_lm_head: builds the LM head from its weight and the soft cap of the logits (None for none), in the
+    form that the backend's `sample` expects.
     matmul: multiplies by weights; None lets `kernels.cpu.linear` choose the fastest implementation.
     """
 
     rms_norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
-    make_lm_head: Callable[[Tensor], AnyLMHead]
+    make_lm_head: Callable[[Tensor, float | None], AnyLMHead]
     matmul: Matmul | None = None
 
 

@@ -11,9 +11,10 @@ from ..kernels.attention_metadata import SequenceChunk
 from ..kernels.common.errors import InputError
 from ..kernels.cpu.linear import pad_rows
 from ..kernels.cpu.paged_kv_cache import CPUPagedKVCache
+from .architectures.architecture import SEQUENCE_CLASSIFICATION
 from .chat.prompts import render_prompt
 from .common.json_files import read_json
-from .config import SEQUENCE_CLASSIFICATION, ModelConfig
+from .config import ModelConfig
 from .forward import forward
 from .loader.loader import ModelBundle, bundle_from_folder
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .chat.template import Message
-    from .llama import Progress
+    from .decoder import Progress
 
 BLOCK_SIZE = 64
 MAX_BATCHED_TOKENS = 2048

@@ -4,66 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.common.errors import InputError, short_repr
+from .architectures.architecture import SEQUENCE_CLASSIFICATION
+from .architectures.switches import Switches
 from .common.config_reader import ConfigReader, config_error
 from .common.json_files import require_small_file
+from .layers.rope_parameters import parse_rope
 from .layers.rotary_embedding import Rope
-from .rope_parameters import parse_rope
+from .registry import find_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from .architectures.architecture import Architecture
+
 MAX_LAYERS, MAX_LABELS = 1 << 12, 1 << 12
-DEFAULT_WINDOW = 4096
-SLIDING_ATTENTION, FULL_ATTENTION = "sliding_attention", "full_attention"
-CAUSAL_LM, SEQUENCE_CLASSIFICATION = "ForCausalLM", "ForSequenceClassification"
-"""Suffixes of architecture names, by the kind of head."""
 
 
-@dataclass(frozen=True)
-class ArchDefaults:
-    """Properties fixed by an architecture, and transformers' defaults for keys that config.json omits.
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Switches):
+    """A decoder's sizes, and its `Switches`.
 
-    num_kv_heads, head_dim: None where they follow from the other sizes. bias_flags: the bias keys of
-    config.json that the architecture reads. sliding: whether all layers use sliding-window attention; None
-    where config.json selects the layers.
-    """
-
-    context_length: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    qkv_bias: bool = False
-    bias_flags: tuple[str, ...] = ()
-    qk_norm: bool = False
-    sliding: bool | None = False
-
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": ArchDefaults(context_length=2048, bias_flags=("attention_bias", "mlp_bias")),
-    "MistralForCausalLM": ArchDefaults(context_length=131_072, num_kv_heads=8, sliding=True),
-    "Qwen2ForCausalLM": ArchDefaults(context_length=32_768, num_kv_heads=32, qkv_bias=True, sliding=None),
-    "Qwen3ForCausalLM": ArchDefaults(
-        context_length=32_768,
-        num_kv_heads=32,
-        head_dim=128,
-        bias_flags=("attention_bias",),
-        qk_norm=True,
-        sliding=None,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A Llama-family decoder's sizes and switches.
-
-    qkv_bias, output_bias: biases of the attention projections; mlp_bias: of the three MLP projections.
-    qk_norm: queries and keys are RMS-normalised per head, before rotary embedding.
-    sliding_windows: per layer, how many tokens a token attends to, itself included; None is all before it.
     dtype: the checkpoint's dtype, "float32" when config.json omits it.
     labels: a classifier's label names, one for each output of its head; () for a causal language model.
     """
@@ -79,11 +44,6 @@ class ModelConfig:
     rms_norm_eps: float
     rope: Rope
     max_position_embeddings: int
-    sliding_windows: tuple[int | None, ...]
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
     tie_word_embeddings: bool
     dtype: str
     labels: tuple[str, ...] = ()
@@ -106,12 +66,13 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Parse the keys of a config.json, as written by transformers 4 or 5."""
-        architecture = _read_architecture(data)
-        defaults, reader = ARCHITECTURES[_causal_lm_name(architecture)], ConfigReader(data)
-        _reject_unsupported(reader)
+        name, family = find_architecture(data)
+        reader = ConfigReader(data)
+        _reject_quantized(reader)
+        activation = family.read_activation(reader)
         hidden_size, num_heads = reader.get_int("hidden_size"), reader.get_int("num_attention_heads")
-        num_kv_heads = _read_num_kv_heads(reader, defaults, num_heads)
-        head_dim = reader.get_int("head_dim", defaults.head_dim or hidden_size // num_heads)
+        num_kv_heads = _read_num_kv_heads(reader, family, num_heads)
+        head_dim = reader.get_int("head_dim", family.head_dim or hidden_size // num_heads)
         if num_heads % num_kv_heads:
             raise config_error(
                 "num_attention_heads", num_heads, f"num_key_value_heads {num_kv_heads} must divide it"
@@ -119,11 +80,12 @@ class ModelConfig:
         if head_dim % 2:
             raise config_error("head_dim", head_dim, "it must be even for rotary embedding")
         num_layers = reader.get_int("num_hidden_layers", max_value=MAX_LAYERS)
-        context_length = reader.get_int("max_position_embeddings", defaults.context_length)
-        enabled_biases = {key for key in defaults.bias_flags if reader.get_bool(key)}
-        labels = _read_labels(reader) if architecture.endswith(SEQUENCE_CLASSIFICATION) else ()
+        context_length = reader.get_int("max_position_embeddings", family.context_length)
+        labels = _read_labels(reader) if name.endswith(SEQUENCE_CLASSIFICATION) else ()
+        switches = replace(family.read_switches(reader, num_layers), activation=activation)
         return cls(
-            architecture=architecture,
+            **vars(switches),
+            architecture=name,
             vocab_size=reader.get_int("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=reader.get_int("intermediate_size"),
@@ -134,11 +96,6 @@ class ModelConfig:
             rms_norm_eps=reader.get_float("rms_norm_eps", 1e-6, 1e-20, 1),
             rope=parse_rope(reader, context_length, head_dim),
             max_position_embeddings=context_length,
-            sliding_windows=_read_sliding_windows(reader, defaults, num_layers),
-            qkv_bias=defaults.qkv_bias or "attention_bias" in enabled_biases,
-            output_bias="attention_bias" in enabled_biases,
-            mlp_bias="mlp_bias" in enabled_biases,
-            qk_norm=defaults.qk_norm,
             tie_word_embeddings=reader.get_bool("tie_word_embeddings") and not labels,
             dtype=_read_dtype(reader),
             labels=labels,
@@ -150,29 +107,14 @@ class ModelConfig:
         return self.rope.context_length(self.max_position_embeddings)
 
     @property
+    def query_scale(self) -> float:
+        """The factor of the attention scores, with which queries are multiplied."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
     def kv_elements_per_token(self) -> int:
         """KV cache elements per token of one branch, over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
-
-
-def _read_architecture(data: Mapping[str, Any]) -> str:
-    """Return the architecture from `architectures`, or else from `model_type`, such as "llama"."""
-    by_model_type = {name.removesuffix(CAUSAL_LM).lower(): name for name in ARCHITECTURES}
-    model_type = data.get("model_type")
-    value = data.get("architectures") or by_model_type.get(str(model_type), model_type)
-    name = value[0] if isinstance(value, list) else value
-    if not isinstance(name, str) or _causal_lm_name(name) not in ARCHITECTURES:
-        raise InputError(
-            f"architecture {short_repr(name)} is not supported; expected one of {', '.join(ARCHITECTURES)}, "
-            f"or for reward models the same ending in {SEQUENCE_CLASSIFICATION}"
-        )
-    return name
-
-
-def _causal_lm_name(architecture: str) -> str:
-    """The causal LM with the same layers: LlamaForSequenceClassification → LlamaForCausalLM."""
-    stem = architecture.removesuffix(SEQUENCE_CLASSIFICATION)
-    return architecture if stem == architecture else stem + CAUSAL_LM
 
 
 def _read_labels(reader: ConfigReader) -> tuple[str, ...]:
@@ -190,7 +132,7 @@ def _read_dtype(reader: ConfigReader) -> str:
     return value
 
 
-def _reject_unsupported(reader: ConfigReader) -> None:
+def _reject_quantized(reader: ConfigReader) -> None:
     quantization = reader.get_dict("quantization_config")
     if quantization:
         raise InputError(
@@ -198,46 +140,11 @@ def _reject_unsupported(reader: ConfigReader) -> None:
             f"{short_repr(quantization.get('quant_method'))}, "
             "which is not supported; a checkpoint must be in float32, float16 or bfloat16"
         )
-    activation = reader.data.get("hidden_act", "silu")
-    if activation != "silu":
-        raise config_error("hidden_act", activation, "only 'silu' is supported")
 
 
-def _read_num_kv_heads(reader: ConfigReader, defaults: ArchDefaults, num_heads: int) -> int:
+def _read_num_kv_heads(reader: ConfigReader, family: Architecture, num_heads: int) -> int:
     """Null means multi-head attention; a missing key, the architecture's default."""
     absent = "num_key_value_heads" not in reader.data
     return reader.get_int(
-        "num_key_value_heads", defaults.num_kv_heads if absent and defaults.num_kv_heads else num_heads
+        "num_key_value_heads", family.num_kv_heads if absent and family.num_kv_heads else num_heads
     )
-
-
-def _read_sliding_windows(
-    reader: ConfigReader, defaults: ArchDefaults, num_layers: int
-) -> tuple[int | None, ...]:
-    """The window of each layer."""
-    sliding = defaults.sliding if defaults.sliding is not None else reader.get_bool("use_sliding_window")
-    has_window = sliding and reader.data.get("sliding_window", DEFAULT_WINDOW) is not None
-    window = reader.get_int("sliding_window", DEFAULT_WINDOW) if has_window else None
-    if defaults.sliding is not None:
-        return (window,) * num_layers
-    first_sliding = reader.get_int("max_window_layers", 28, min_value=0)
-    layer_types = reader.data.get("layer_types") or [
-        SLIDING_ATTENTION if window and i >= first_sliding else FULL_ATTENTION for i in range(num_layers)
-    ]
-    if (
-        not isinstance(layer_types, list)
-        or len(layer_types) != num_layers
-        or any(t not in (SLIDING_ATTENTION, FULL_ATTENTION) for t in layer_types)
-    ):
-        raise config_error(
-            "layer_types",
-            layer_types,
-            f"it must list {SLIDING_ATTENTION!r} or {FULL_ATTENTION!r} for each of {num_layers} layers",
-        )
-    if SLIDING_ATTENTION in layer_types and window is None:
-        raise config_error(
-            "layer_types",
-            layer_types,
-            "sliding_attention layers need use_sliding_window and sliding_window",
-        )
-    return tuple(window if layer_type == SLIDING_ATTENTION else None for layer_type in layer_types)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..kernels.backend import KVCache
-    from .llama import LlamaForCausalLM
+    from .decoder import Decoder
 
 
 def forward(
-    model: LlamaForCausalLM,
+    model: Decoder,
     chunks: list[SequenceChunk],
     token_ids: Sequence[int],
     rope_lengths: Sequence[int],

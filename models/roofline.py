@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..kernels.specs import roofline
 from ..kernels.specs.roofline import OpCost
-from .llama import EMBEDDING, param_shapes
+from .decoder import EMBEDDING, norms_per_layer, param_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ def step_ops(
         StepOp("embed", num_forwards, roofline.embedding(tokens_per_forward, hidden_size, itemsize)),
         StepOp(
             "norm",
-            2 * num_layer_runs + num_forwards,
+            norms_per_layer(config) * num_layer_runs + num_forwards,
             roofline.norm(tokens_per_forward, hidden_size, itemsize),
         ),
         StepOp(

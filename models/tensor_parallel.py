@@ -121,9 +121,13 @@ class RowParallelLinear(Linear):
         super().__init__(weight, bias)
         self._comm = comm
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """The all-reduced product."""
+        return self._comm.all_reduce(super().__call__(x))
+
     def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + the all-reduced product, rounded once."""
-        return (residual + self._comm.all_reduce(self(x))).to(residual.dtype)
+        return (residual + self(x)).to(residual.dtype)
 
 
 class VocabParallelEmbedding:

@@ -23,7 +23,7 @@ SMOKE = {
     "kernels/steering/test_closed_form.py",
     "kernels/steering/test_top_k_top_p.py",
     "kernels/steering/test_step.py",
-    "models/test_llama.py",
+    "models/test_decoder.py",
     "models/chat/test_prompts.py",
     "models/tokenizer/test_tokenizer.py",
     "engine/test_engine.py",

@@ -9,7 +9,7 @@ from ...kernels.common.errors import InputError
 from ...kernels.steering.state import SteeringState
 from ...models import tensor_parallel
 from ...models.common import memory
-from ...models.llama import param_dims
+from ...models.decoder import param_dims
 from ...models.loader.loader import load_bundle
 from ...models.weights.safetensors import torch_dtype
 from ..distributed.distributed_info import DistributedInfo

@@ -22,7 +22,7 @@ from ...kernels.reference.paged_kv_cache import AttentionMetadata, PagedKVCache
 
 if TYPE_CHECKING:
     from ...kernels.attention_metadata import SequenceChunk
-    from ...models.llama import LlamaForCausalLM
+    from ...models.decoder import Decoder
 
 CaptureFn = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Captures a call; the result replays it on the same tensors."""
@@ -79,7 +79,7 @@ class CUDAGraphRunner:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Decoder,
         cache: PagedKVCache,
         max_num_seqs: int,
         max_model_len: int,

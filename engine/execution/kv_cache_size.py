@@ -21,14 +21,14 @@ from .model_runner import inference_context
 
 if TYPE_CHECKING:
     from ...kernels.backend import Backend, KVCache
-    from ...models.llama import LlamaForCausalLM
+    from ...models.decoder import Decoder
 
 TRUNCATED_SAMPLING = RowSampling(temperature=1.0, top_k=50, top_p=0.9, min_p=0.01)
 
 
 def compute_num_kv_blocks(
     config: EngineConfig,
-    model: LlamaForCausalLM,
+    model: Decoder,
     backend: Backend,
     make_cache: Callable[[int], KVCache],
     block_bytes: int,
@@ -64,7 +64,7 @@ def _configured_num_blocks(config: EngineConfig, block_bytes: int, device: torch
 
 def profile_run(
     config: EngineConfig,
-    model: LlamaForCausalLM,
+    model: Decoder,
     backend: Backend,
     make_cache: Callable[[int], KVCache],
     shard: UnshardedVocab = UNSHARDED,

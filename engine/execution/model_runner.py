@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ...kernels.backend import Backend, KVCache
     from ...kernels.steering.step import SamplerOutput
-    from ...models.llama import LlamaForCausalLM
+    from ...models.decoder import Decoder
     from ..scheduling.scheduler import SchedulerOutput
     from ..sequence.sequence import SequenceGroup
 
@@ -60,7 +60,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Decoder,
         make_cache: Callable[[int], KVCache],
         num_blocks: int,
         steering_state: SteeringState,

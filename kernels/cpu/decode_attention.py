@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..reference.causal_mask import MASK_VALUE, mask_bias
+from ..reference.softcap import softcap_
 from .block_pool import KVBlockPool, ReadKV
 from .shared_blocks import BlockSharing
 
@@ -101,13 +102,17 @@ class DecodeAttention:
         bias[self._valid_rows] = row_bias[:, None, None]
         return [bias[matmul.rows].view_as(matmul.scores) for matmul in self._matmuls]
 
-    def forward(self, layer: int, qkv: Tensor, bias: list[Tensor]) -> Tensor:
+    def forward(self, layer: int, qkv: Tensor, bias: list[Tensor], softcap: float | None = None) -> Tensor:
         """qkv [·, width]: the batch's scaled queries, keys, values → [rows + num_padding, heads, width]."""
         queries, scores, probs, out = self._buffers
         torch.index_select(qkv, 0, self._q_index, out=queries)
         for matmul, block_bias in zip(self._matmuls, bias, strict=True):
             keys = matmul.read_kv(layer, 0).transpose(1, 2)
-            torch.baddbmm(block_bias, matmul.queries, keys, out=matmul.scores)
+            if softcap is None:
+                torch.baddbmm(block_bias, matmul.queries, keys, out=matmul.scores)
+            else:  # the cap stands between the product and the mask
+                torch.bmm(matmul.queries, keys, out=matmul.scores)
+                softcap_(matmul.scores, softcap).add_(block_bias)
         max_blocks, num_seqs, num_heads, width = self._shape
         if max_blocks == 1:
             torch.softmax(self._score_rows, -1, out=probs)

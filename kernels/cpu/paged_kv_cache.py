@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..attention_metadata import RaggedBatch, SequenceChunk
+from ..attention_params import CAUSAL, AttentionParams
 from ..common.profiling import in_stage
 from ..reference.rms_norm import rms_norm
 from ..reference.rotary import QKNorm, RotaryCosSin, apply_rotary
+from ..reference.softcap import softcap_
 from .block_pool import MIN_SINGLE_ROWS, KVBlockPool, pad_head_dim
 from .decode_attention import DecodeAttention, pairwise_sum
 from .prefill_attention import PrefillBatch, PrefillChunkBatch
@@ -107,20 +109,19 @@ class CPUPagedKVCache(KVBlockPool):
         qkv: Tensor,
         rotary: RotaryCosSin,
         norm: QKNorm | None = None,
-        window: int | None = None,
+        params: AttentionParams = CAUSAL,
     ) -> Tensor:
         """Apply RoPE, write keys and values to the cache, and return softmax(q kᵀ) v over each branch's
         context, [rows, heads · head_dim] float32.
 
         qkv [batch rows, heads + 2 · kv_heads, head_dim]: queries, keys, values; may be overwritten. norm: QK
-        norm, applied before RoPE. RoPE also scales queries by 1/√head_dim: a scale in the matmul would be
-        rounded differently in different code paths. With a window, a token attends to itself and to the
-        window − 1 tokens before it.
+        norm, applied before RoPE. RoPE also scales queries by its `scale`: a scale in the matmul would be
+        rounded differently in different code paths.
         """
         qkv, padding = self.apply_rope(qkv, rotary, norm), self.padded_head_dim - self.head_dim
         if not padding:
-            return self._forward(layer, qkv, window).flatten(1)
-        return self._forward(layer, pad(qkv, (0, padding)), window)[..., :-padding].flatten(1)
+            return self._forward(layer, qkv, params).flatten(1)
+        return self._forward(layer, pad(qkv, (0, padding)), params)[..., :-padding].flatten(1)
 
     @in_stage("rope")
     def apply_rope(self, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None) -> Tensor:
@@ -129,39 +130,50 @@ class CPUPagedKVCache(KVBlockPool):
             qkv[:, : -self.num_kv_heads] = rms_norm(qkv[:, : -self.num_kv_heads], norm.weight, norm.eps)
         return apply_rotary(qkv, *rotary.per_head)
 
-    def _forward(self, layer: int, qkv: Tensor, window: int | None) -> Tensor:
+    def _forward(self, layer: int, qkv: Tensor, params: AttentionParams) -> Tensor:
         metadata = self._metadata
         assert metadata is not None, "call prepare before forward"
-        num_heads = qkv.shape[1] - 2 * self.num_kv_heads
+        num_heads, window = qkv.shape[1] - 2 * self.num_kv_heads, params.window
         self.write(layer, metadata.slot_mapping, qkv[: metadata.num_tokens, num_heads:])
         if window not in metadata.mask_cache:
             metadata.mask_cache[window] = self._build_masks(metadata, num_heads, window)
         masks, qkv_rows = metadata.mask_cache[window], qkv.view(-1, self.padded_head_dim)
         if not metadata.prefills:
             assert self._decode_attention is not None
-            return self._decode_attention.forward(layer, qkv_rows, masks.decode_bias)
+            return self._decode_attention.forward(layer, qkv_rows, masks.decode_bias, params.softcap)
         out = qkv.new_zeros(len(qkv), num_heads, self.padded_head_dim)
         if metadata.decode_rows:
             assert self._decode_attention is not None
-            decode_out = self._decode_attention.forward(layer, qkv_rows, masks.decode_bias)
+            decode_out = self._decode_attention.forward(layer, qkv_rows, masks.decode_bias, params.softcap)
             out[metadata.decode_rows] = decode_out[: len(metadata.decode_rows)]
         for prefill, query_rows in masks.prefills:
             kv = self._gather_kv(layer, prefill.block_ids)
             for chunks, rows in zip(prefill.chunk_batches, query_rows, strict=True):
                 queries = qkv_rows.index_select(0, rows)
                 out.index_copy_(
-                    0, chunks.out_rows, self._prefill(queries, chunks, kv, num_heads // self.num_kv_heads)
+                    0,
+                    chunks.out_rows,
+                    self._prefill(queries, chunks, kv, num_heads // self.num_kv_heads, params.softcap),
                 )
             del kv  # before the next is gathered, to limit peak memory
         return out
 
-    def _prefill(self, queries: Tensor, chunks: PrefillChunkBatch, kv: Tensor, group_size: int) -> Tensor:
+    def _prefill(
+        self,
+        queries: Tensor,
+        chunks: PrefillChunkBatch,
+        kv: Tensor,
+        group_size: int,
+        softcap: float | None,
+    ) -> Tensor:
         """queries [chunks · kv_heads · padded query rows, width], kv [2, chunks · kv_heads, num_blocks,
         block_size, width] → [tokens of the chunks without padding, heads, width]."""
         chunk_len, num_kv_heads, num_blocks = chunks.chunk_len, self.num_kv_heads, chunks.num_blocks
         queries = queries.view(kv.shape[1], -1, self.padded_head_dim)
         keys, values = kv[:, :, chunks.first_block : chunks.first_block + num_blocks].unbind(0)
         scores = torch.bmm(queries, keys.flatten(1, 2).transpose(1, 2))
+        if softcap is not None:
+            softcap_(scores, softcap)
         masked_scores = scores[:, : chunk_len * group_size, chunks.first_key :].unflatten(
             1, (chunk_len, group_size)
         )

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attention_params import CAUSAL, AttentionParams
 from .causal_mask import is_masked
+from .softcap import softcap_
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ def max_seq_len(columns: np.ndarray[Any, np.dtype[np.int32]]) -> int:
 
 
 def paged_attention(
-    q: Tensor, kv_cache: Tensor, block_tables: Tensor, query_tiles: QueryTiles, window: int | None = None
+    q: Tensor,
+    kv_cache: Tensor,
+    block_tables: Tensor,
+    query_tiles: QueryTiles,
+    params: AttentionParams = CAUSAL,
 ) -> Tensor:
     """softmax(q kᵀ) v over each branch's keys up to the token itself; queries are already scaled.
 
     q [tokens, heads, head_dim]; kv_cache [2, num_blocks, kv_heads, block_size, head_dim] of one layer;
-    block_tables [branches, max_blocks] int32 → [tokens, heads, head_dim] in the dtype of q. With a window, a
-    token attends to itself and to the window − 1 tokens before it.
+    block_tables [branches, max_blocks] int32 → [tokens, heads, head_dim] in the dtype of q.
     """
     _, num_heads, head_dim = q.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -88,10 +93,12 @@ def paged_attention(
         )
         q_tile = q[rows].to(acc_dtype).view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
         scores = torch.einsum("tkgd,knd->tkgn", q_tile, k)
+        if params.softcap is not None:
+            scores = softcap_(scores, params.softcap)
         key_pos, query_pos = (
             torch.arange(*span, device=q.device) for span in ((seq_len,), (pos_start, seq_len))
         )
-        masked = is_masked(key_pos, query_pos[:, None], window)[:, None, None]
+        masked = is_masked(key_pos, query_pos[:, None], params.window)[:, None, None]
         probs = scores.masked_fill(masked, -torch.inf).softmax(-1)
         out[rows] = torch.einsum("tkgn,knd->tkgd", probs, v).flatten(1, 2).to(out.dtype)
     return out

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention_metadata import swap_blocks
+from ..attention_params import CAUSAL, AttentionParams
 from ..common.profiling import in_stage
 from ..common.transfer import to_device
 from .paged_attention import QueryTiles, max_seq_len, paged_attention, split_tiles
@@ -117,13 +118,13 @@ class PagedKVCache:
         qkv: Tensor,
         rotary: RotaryCosSin,
         norm: QKNorm | None = None,
-        window: int | None = None,
+        params: AttentionParams = CAUSAL,
     ) -> Tensor:
         """See `CPUPagedKVCache.forward`; returns [rows, heads · head_dim] in the cache's dtype."""
         metadata, kv_cache = self.metadata, self.blocks[layer]
         assert metadata is not None, "call prepare before forward"
         queries = self.apply_rope(metadata, kv_cache, qkv, rotary, norm)
-        return self.run_attention(metadata, kv_cache, queries, window).flatten(1)
+        return self.run_attention(metadata, kv_cache, queries, params).flatten(1)
 
     @in_stage("rope")
     def apply_rope(
@@ -138,12 +139,12 @@ class PagedKVCache:
         return rope_and_write_kv(qkv, rotary, norm, kv_cache, metadata.block_ids, metadata.block_offsets)
 
     def run_attention(
-        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, window: int | None
+        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, params: AttentionParams
     ) -> Tensor:
         """Attention of the queries over a layer's blocks; both [rows, heads, head_dim]."""
         out = torch.zeros_like(queries)
         for tiles in metadata.query_tiles:  # zeros except in the rows of the tiles
-            out += paged_attention(queries, kv_cache, metadata.block_tables, tiles, window)
+            out += paged_attention(queries, kv_cache, metadata.block_tables, tiles, params)
         return out
 
     def zero_blocks(self, block_ids: list[int]) -> None:

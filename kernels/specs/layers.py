@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, device, dtype
 
+from ..attention_params import AttentionParams
 from ..reference import matmul as matmul_reference
 from ..reference import paged_attention as paged
 from ..reference import rms_norm as norm
@@ -142,7 +143,7 @@ def _attention_case(
             _random_cache(model, num_seqs * num_blocks, where, generator),
             block_tables,
             paged.QueryTiles.from_spans(chunks, tile_size, where),
-            window,
+            AttentionParams(window),
         )
 
     cost = roofline.attention(num_seqs, context_len, num_new, *model.attention_dims, window)

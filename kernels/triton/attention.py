@@ -18,11 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention_params import CAUSAL
 from ..reference import causal_mask
 from . import tuning
 from .dot import MIN_DOT_M, UPCAST
 
 if TYPE_CHECKING:
+    from ..attention_params import AttentionParams
     from ..reference.paged_attention import QueryTiles
     from .configs import AttentionConfig
 
@@ -51,9 +53,13 @@ def load_q_tile(
 def attention_inner(
     q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, APPLY_MASK: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, APPLY_MASK: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add BLOCK_N keys to the running maximum m_i, sum l_i and accumulator acc of every row."""
+    """Add BLOCK_N keys to the running maximum m_i, sum l_i and accumulator acc of every row.
+
+    SOFTCAP: of the scores, 0 for none.
+    """
     offs_d = tl.arange(0, BLOCK_D)
     offs_n = start_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < hi
@@ -64,7 +70,10 @@ def attention_inner(
     v = tl.load(v_cache_ptr + kv_offs[:, None] + offs_d[None, :], mask=kv_mask, other=0.0)
     if UPCAST:
         k, v = k.to(tl.float32), v.to(tl.float32)
-    qk = tl.dot(q, tl.trans(k), input_precision="ieee") * LOG2E
+    qk = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if SOFTCAP > 0:  # tanh(x) = 2 sigmoid(2x) - 1
+        qk = SOFTCAP * (2 * tl.sigmoid(qk * (2 / SOFTCAP)) - 1)
+    qk = qk * LOG2E
     if APPLY_MASK:
         attn_mask = (offs_n[None, :] <= q_pos[:, None]) & mask_n[None, :]
         if HAS_WINDOW:
@@ -87,7 +96,7 @@ def attention_kernel(
     out_ptr, m_ptr, l_ptr, stride_bt, num_splits, window,
     NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """stride_bt: entries per block-table row. KV_SPLIT 0: one split has all keys and writes the output."""
     tile_idx, kv_head, split_idx = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -130,12 +139,12 @@ def attention_kernel(
             m_i, l_i, acc = attention_inner(
                 q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr,
                 kv_head,
-                NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, False, UPCAST,
+                NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, SOFTCAP, False, UPCAST,
             )  # fmt: skip
     for start_n in range(unmasked_hi, hi, BLOCK_N):
         m_i, l_i, acc = attention_inner(
             q, m_i, l_i, acc, q_pos, start_n, hi, window, k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head,
-            NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, True, UPCAST,
+            NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, SOFTCAP, True, UPCAST,
         )  # fmt: skip
     if KV_SPLIT > 0:
         split_offs = (
@@ -205,7 +214,7 @@ def paged_attention(
     cache: Tensor,
     block_tables: Tensor,
     tiles: QueryTiles,
-    window: int | None = None,
+    params: AttentionParams = CAUSAL,
     out: Tensor | None = None,
     config: AttentionConfig | None = None,
 ) -> Tensor:
@@ -215,7 +224,7 @@ def paged_attention(
     None for the launch config of the device.
     """
     config = config or tuning.get_launch_configs(queries.device).attention
-    constexprs, block_size = launch_constants(queries, cache, window, config), cache.shape[3]
+    constexprs, block_size = launch_constants(queries, cache, params.window, config), cache.shape[3]
     num_kv_heads, gqa_group, head_dim = (
         constexprs["NUM_KV_HEADS"],
         constexprs["GQA_GROUP"],
@@ -234,14 +243,15 @@ def paged_attention(
     attention_kernel[(len(tiles.row_start), num_kv_heads, num_splits)](
         queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens,
         tiles.table_row,
-        split_acc, split_m, split_l, block_tables.shape[1], num_splits, window or 0,
+        split_acc, split_m, split_l, block_tables.shape[1], num_splits, params.window or 0,
         **constexprs, BLOCK_SIZE=block_size, BLOCK_M=block_m, KV_SPLIT=config.split if is_decode else 0,
-        UPCAST=UPCAST,
+        SOFTCAP=params.softcap or 0.0, UPCAST=UPCAST,
         num_warps=config.warps if is_decode else config.prompt_warps, num_stages=config.stages,
     )  # fmt: skip
     if is_decode:
         combine_splits_kernel[(len(tiles.row_start), num_kv_heads)](
-            split_acc, split_m, split_l, tiles.row_start, tiles.pos_start, out, num_splits, window or 0,
+            split_acc, split_m, split_l, tiles.row_start, tiles.pos_start, out, num_splits,
+            params.window or 0,
             **constexprs, BLOCK_M=triton.next_power_of_2(gqa_group), KV_SPLIT=config.split,
         )  # fmt: skip
     return out

@@ -39,7 +39,12 @@ def sample_fused(
     trace: bool = True,
     top: bool = False,
 ) -> SamplerOutput:
-    """See `kernels.lm_head.sample_from_hidden`; fuses LM head and steering step where that is faster."""
+    """See `kernels.lm_head.sample_from_hidden`; fuses LM head and steering step where that is faster.
+
+    A soft cap needs each branch's logits: those of mixed hidden states are not the mixed logits.
+    """
+    if head.softcap is not None:
+        return sample_unfused(head, hidden, layout, state, edits, trace=trace, top=top)
     head_inputs = hidden[: len(layout.branch_of_row)]
     return lm_head_steer(head_inputs, head.weight, layout, state, edits, trace=trace, top=top)
 

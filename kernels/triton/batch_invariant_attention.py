@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention_params import CAUSAL
 from . import tuning
 from .attention import (
     MASK_VALUE,
@@ -38,6 +39,7 @@ from .attention import (
 from .dot import MIN_DOT_M, UPCAST
 
 if TYPE_CHECKING:
+    from ..attention_params import AttentionParams
     from ..reference.paged_attention import QueryTiles
     from .configs import AttentionConfig
 
@@ -49,7 +51,7 @@ def invariant_attention_kernel(
     out_ptr, acc_ptr, m_ptr, l_ptr, stride_bt, row_blocks, num_parts, splits_per_part, window,
     NUM_KV_HEADS: tl.constexpr, GQA_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SPLIT: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, UPCAST: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """stride_bt: entries per row of the block table. row_blocks: programs that share the rows of a tile.
     num_parts 1: the result is final; otherwise the state of each part is stored.
@@ -94,7 +96,7 @@ def invariant_attention_kernel(
             m_j, l_j, acc_j = attention_inner(
                 q, m_j, l_j, acc_j, q_pos, start_n, hi, window,
                 k_cache_ptr, v_cache_ptr, block_table_ptr, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_D,
-                BLOCK_SIZE, BLOCK_N, HAS_WINDOW, True, UPCAST,
+                BLOCK_SIZE, BLOCK_N, HAS_WINDOW, SOFTCAP, True, UPCAST,
             )  # fmt: skip
         m_i, l_i, acc = merge_states(m_i, l_i, acc, m_j, l_j, acc_j)
     # masked stores instead of a branch, which spills registers on some GPUs
@@ -115,13 +117,13 @@ def invariant_attention(
     cache: Tensor,
     block_tables: Tensor,
     tiles: QueryTiles,
-    window: int | None = None,
+    params: AttentionParams = CAUSAL,
     out: Tensor | None = None,
     config: AttentionConfig | None = None,
 ) -> Tensor:
     """Like `attention.paged_attention`; the bits of a token do not depend on the tile it is in."""
     config = config or tuning.get_launch_configs(queries.device).attention
-    constexprs = launch_constants(queries, cache, window, config) | {"KV_SPLIT": config.split}
+    constexprs = launch_constants(queries, cache, params.window, config) | {"KV_SPLIT": config.split}
     num_kv_heads, gqa_group, head_dim = (
         constexprs["NUM_KV_HEADS"],
         constexprs["GQA_GROUP"],
@@ -140,13 +142,14 @@ def invariant_attention(
         queries, cache[0], cache[1], block_tables, tiles.row_start, tiles.pos_start, tiles.num_tokens,
         tiles.table_row,
         out, part_acc, part_m, part_l, block_tables.shape[1], row_blocks, num_parts,
-        num_splits // num_parts, window or 0,
-        **constexprs, BLOCK_SIZE=cache.shape[3], BLOCK_M=MIN_DOT_M, UPCAST=UPCAST,
+        num_splits // num_parts, params.window or 0,
+        **constexprs, BLOCK_SIZE=cache.shape[3], BLOCK_M=MIN_DOT_M,
+        SOFTCAP=params.softcap or 0.0, UPCAST=UPCAST,
         num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,
     )  # fmt: skip
     if num_parts > 1:
         combine_splits_kernel[(len(tiles.row_start), num_kv_heads)](
-            part_acc, part_m, part_l, tiles.row_start, tiles.pos_start, out, num_parts, window or 0,
+            part_acc, part_m, part_l, tiles.row_start, tiles.pos_start, out, num_parts, params.window or 0,
             **constexprs, BLOCK_M=triton.next_power_of_2(gqa_group), enable_fp_fusion=False,
         )  # fmt: skip
     return out

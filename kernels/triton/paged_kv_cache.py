@@ -15,6 +15,7 @@ from .rotary import rope_and_write_kv
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..attention_params import AttentionParams
     from ..reference.rotary import QKNorm, RotaryCosSin
 
 
@@ -37,12 +38,12 @@ class TritonPagedKVCache(PagedKVCache):
         )
 
     def run_attention(
-        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, window: int | None
+        self, metadata: AttentionMetadata, kv_cache: Tensor, queries: Tensor, params: AttentionParams
     ) -> Tensor:
         out = torch.empty_like(queries)
         out[len(metadata.block_ids) :] = 0  # padding rows have no tile
         for tiles in metadata.query_tiles:
-            self.attention_fn(queries, kv_cache, metadata.block_tables, tiles, window, out)
+            self.attention_fn(queries, kv_cache, metadata.block_tables, tiles, params, out)
         return out
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...kernels.common.errors import InputError, short_repr, truncate
-from ..llama import EMBEDDING, FINAL_NORM, LAYER_SHAPES, LM_HEAD, OPTIONAL_SHAPES
-from ..rope_parameters import MAX_THETA
+from ..config import MAX_LAYERS, ModelConfig
+from ..decoder import EMBEDDING, FINAL_NORM, LM_HEAD, param_shapes
+from ..layers.rope_parameters import MAX_THETA
+from ..registry import find_gguf_architecture
 from .rope_scaling import ROPE_FREQS, build_rope_scaling
 
 if TYPE_CHECKING:
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
 MAX_LISTED_NAMES = 8
 """Maximum names in an error."""
 
-GLOBAL_TENSORS = {  # Hugging Face name: GGUF name, dimensions
-    EMBEDDING: ("token_embd.weight", ("vocab", "hidden")),
-    FINAL_NORM: ("output_norm.weight", ("hidden",)),
-    LM_HEAD: ("output.weight", ("vocab", "hidden")),
+GLOBAL_TENSORS = {  # Hugging Face name: GGUF name
+    EMBEDDING: "token_embd.weight",
+    FINAL_NORM: "output_norm.weight",
+    LM_HEAD: "output.weight",
 }
-LAYER_MODULES = {  # Hugging Face module of a layer: GGUF module
+LAYER_MODULES = {  # Hugging Face module of a layer: GGUF module of the same, in Llama
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -35,33 +37,6 @@ LAYER_MODULES = {  # Hugging Face module of a layer: GGUF module
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-}
-
-
-@dataclass(frozen=True)
-class GGUFArchitecture:
-    """A value of general.architecture. `config` has the keys of config.json other than the sizes.
-
-    `optional_key`: the key in `llama.OPTIONAL_SHAPES` of a layer's further tensors. `interleaved`: rotary
-    embedding pairs the rows 2i and 2i + 1 of a query or key head, not i and i + head_dim / 2 as in Hugging
-    Face checkpoints.
-    """
-
-    config: Mapping[str, Any]
-    optional_key: str = ""
-    interleaved: bool = False
-
-
-def _hf_architecture(name: str, **config: Any) -> dict[str, Any]:
-    return {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower(), **config}
-
-
-GGUF_ARCHITECTURES = {
-    "llama": GGUFArchitecture(
-        _hf_architecture("Llama", attention_bias=False, mlp_bias=False), interleaved=True
-    ),
-    "qwen2": GGUFArchitecture(_hf_architecture("Qwen2"), "qkv_bias"),
-    "qwen3": GGUFArchitecture(_hf_architecture("Qwen3", attention_bias=False), "qk_norm"),
 }
 
 
@@ -81,13 +56,10 @@ class GGUFModel:
     """The decoder in a GGUF file. Raises InputError when its architecture is not supported."""
 
     def __init__(self, file: GGUFFile) -> None:
-        arch_name = file.get("general.architecture")
-        if not isinstance(arch_name, str) or arch_name not in GGUF_ARCHITECTURES:
-            known = ", ".join(GGUF_ARCHITECTURES)
-            raise InputError(
-                f"the GGUF file's general.architecture is {short_repr(arch_name)}; expected one of {known}"
-            )
-        self._file, self._prefix, self._arch = file, f"{arch_name}.", GGUF_ARCHITECTURES[arch_name]
+        self._family = find_gguf_architecture(file.get("general.architecture"))
+        assert self._family.gguf is not None
+        self._file, self._format = file, self._family.gguf
+        self._prefix = f"{self._format.name}."
         self._reject_unsupported()
 
     def build_config(self, dtype: str) -> dict[str, Any]:
@@ -97,7 +69,9 @@ class GGUFModel:
             key = f"{self._prefix}rope.freq_base"
             raise InputError(f"the GGUF file's {key} is {theta:g}; it must be from 2 to {MAX_THETA:g}")
         config = {
-            **self._arch.config,
+            "architectures": [self._family.name],
+            "model_type": self._family.model_type,
+            **self._format.config,
             "vocab_size": self._vocab_size(),
             "hidden_size": self._get_size("embedding_length"),
             "intermediate_size": self._get_size("feed_forward_length"),
@@ -105,7 +79,7 @@ class GGUFModel:
             "num_attention_heads": self._num_heads,
             "num_key_value_heads": self._get_size("attention.head_count_kv", self._num_heads),
             "head_dim": self._head_dim,
-            "hidden_act": "silu",
+            "hidden_act": self._family.activations[0],
             "max_position_embeddings": self._get_size("context_length"),
             "rms_norm_eps": file.get_float(f"{self._prefix}attention.layer_norm_rms_epsilon"),
             "rope_theta": theta,
@@ -114,42 +88,37 @@ class GGUFModel:
             "eos_token_id": file.get_token_id("eos"),
             "pad_token_id": file.get_token_id("padding"),
             "dtype": dtype,
+            **{key: file.get_float(self._prefix + name) for key, name in self._format.float_keys.items()},
             **self._sliding_window_config(),
         }
         if scaling := build_rope_scaling(file, self._prefix, theta, self._head_dim):
             config["rope_scaling"] = scaling
         return config
 
-    def build_tensor_map(self) -> dict[str, TensorMapping]:
-        """Output tensors by name. Raises InputError unless the file has exactly the tensors they need."""
-        dim_sizes = {
-            "vocab": self._vocab_size(),
-            "hidden": self._get_size("embedding_length"),
-            "inner": self._get_size("feed_forward_length"),
-            "query": self._num_heads * self._head_dim,
-            "kv": self._get_size("attention.head_count_kv", self._num_heads) * self._head_dim,
-            "head": self._head_dim,
-        }
-        gguf_tensors = dict(GLOBAL_TENSORS)
-        if "output.weight" not in self._file.tensors:
-            del gguf_tensors[LM_HEAD]  # tied to the embedding
-        layer_shapes = {**LAYER_SHAPES, **OPTIONAL_SHAPES.get(self._arch.optional_key, {})}
-        num_layers = self._get_size("block_count")
-        for index in range(min(num_layers, len(self._file.tensors))):  # with more layers, some are missing
-            for name, dims in layer_shapes.items():
-                module, _, suffix = name.rpartition(".")
-                gguf_tensors[f"model.layers.{index}.{name}"] = (
-                    f"blk.{index}.{LAYER_MODULES[module]}.{suffix}",
-                    dims,
-                )
+    def build_tensor_map(self, config: Mapping[str, Any]) -> dict[str, TensorMapping]:
+        """Output tensors by name, for the config.json of `build_config`.
+
+        Raises InputError unless the file has exactly the tensors they need.
+        """
+        # with more layers than tensors some are missing, and the first of them are enough to say so
+        max_layers = max(1, min(len(self._file.tensors), MAX_LAYERS))
+        num_layers = min(config["num_hidden_layers"], max_layers)
+        model_config = parse_config({**config, "num_hidden_layers": num_layers})
         tensor_map = {}
-        for hf_name, (gguf_name, dims) in gguf_tensors.items():
-            permuted = self._arch.interleaved and gguf_name.endswith(("attn_q.weight", "attn_k.weight"))
-            tensor_map[hf_name] = TensorMapping(
-                gguf_name, tuple(dim_sizes[dim] for dim in dims), self._head_dim if permuted else 0
-            )
+        for hf_name, shape in param_shapes(model_config).items():
+            gguf_name = self._gguf_name(hf_name)
+            permuted = self._format.interleaved and gguf_name.endswith(("attn_q.weight", "attn_k.weight"))
+            tensor_map[hf_name] = TensorMapping(gguf_name, shape, self._head_dim if permuted else 0)
         self._validate_tensors({mapping.gguf_name: mapping.shape for mapping in tensor_map.values()})
         return tensor_map
+
+    def _gguf_name(self, name: str) -> str:
+        """The GGUF name of a Hugging Face tensor."""
+        if name in GLOBAL_TENSORS:
+            return GLOBAL_TENSORS[name]
+        index, _, layer_name = name.removeprefix("model.layers.").partition(".")
+        module, _, suffix = layer_name.rpartition(".")
+        return f"blk.{index}.{(LAYER_MODULES | dict(self._format.modules))[module]}.{suffix}"
 
     @property
     def _num_heads(self) -> int:
@@ -157,7 +126,6 @@ class GGUFModel:
 
     @property
     def _head_dim(self) -> int:
-
         return self._get_size("attention.key_length", self._get_size("embedding_length") // self._num_heads)
 
     def _get_size(self, key: str, default: int | None = None) -> int:
@@ -174,14 +142,14 @@ class GGUFModel:
         return num_rows
 
     def _sliding_window_config(self) -> dict[str, Any]:
-        """Keys for sliding-window attention in every layer, which only Mistral and Qwen classes support."""
+        """Keys for sliding-window attention in every layer."""
         key = f"{self._prefix}attention.sliding_window"
         if not self._file.get(key):
             return {}
-        window = {"sliding_window": self._file.get_size(key)}
-        if self._prefix == "llama.":
-            return {**_hf_architecture("Mistral"), **window}
-        return {**window, "use_sliding_window": True, "max_window_layers": 0}
+        window = self._file.get_size(key)
+        if self._format.window_config is None:
+            raise InputError(f"the GGUF file's {key} is {window}; {self._family.name} has no sliding window")
+        return {"sliding_window": window, **self._format.window_config}
 
     def _reject_unsupported(self) -> None:
         if (num_splits := self._file.get("split.count", 1)) not in (0, 1):
@@ -225,5 +193,14 @@ class GGUFModel:
             if names
         ]
         if problems:
-            arch_name = self._arch.config["architectures"][0]
-            raise InputError(f"the GGUF file's tensors do not match {arch_name}; {'; '.join(problems)}")
+            raise InputError(
+                f"the GGUF file's tensors do not match {self._family.name}; {'; '.join(problems)}"
+            )
+
+
+def parse_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The config.json of `GGUFModel.build_config` as a `ModelConfig`. Raises InputError if unsupported."""
+    try:
+        return ModelConfig.from_dict(config)
+    except InputError as error:
+        raise InputError(f"the GGUF file's metadata do not describe a supported model: {error}") from None

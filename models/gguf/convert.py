@@ -11,9 +11,8 @@ import torch
 
 from ...kernels.common.errors import InputError
 from ..common.atomic_folder import atomic_folder, require_empty
-from ..config import ModelConfig
 from ..weights.safetensors import DTYPES, is_finite, warn_non_finite
-from .config import GGUFModel
+from .config import GGUFModel, parse_config
 from .reader import GGUFFile
 from .tokenizer import build_generation_config, build_tokenizer, build_tokenizer_config
 
@@ -45,15 +44,9 @@ def convert(path: Path, folder: Path, dtype: str = "bfloat16", progress: Progres
     require_empty(folder)
     file = GGUFFile(path)
     model = GGUFModel(file)
-    config, tensor_map, hf_tokenizer = (
-        model.build_config(dtype),
-        model.build_tensor_map(),
-        build_tokenizer(file),
-    )
-    try:
-        ModelConfig.from_dict(config)
-    except InputError as error:
-        raise InputError(f"the GGUF file's metadata do not describe a supported model: {error}") from None
+    config = model.build_config(dtype)
+    tensor_map, hf_tokenizer = model.build_tensor_map(config), build_tokenizer(file)
+    parse_config(config)
     template = file.get_str("tokenizer.chat_template")
     with atomic_folder(folder) as staging:
         staging.mkdir()

@@ -38,6 +38,7 @@ class PreTokenizerSpec:
 
 
 LLAMA3 = PreTokenizerSpec((LLAMA3_SPLIT,), ignore_merges=True, add_bos=True)
+SMOLLM = PreTokenizerSpec((r"\p{N}", GPT2_SPLIT))
 PRE_TOKENIZERS = {
     "default": PreTokenizerSpec((r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")),
     "deepseek-r1-qwen": PreTokenizerSpec((QWEN2_SPLIT,)),
@@ -47,7 +48,8 @@ PRE_TOKENIZERS = {
     "llama3": LLAMA3,
     "qwen2": PreTokenizerSpec((QWEN2_SPLIT,), nfc=True),
     "qwen35": PreTokenizerSpec((QWEN35_SPLIT,), nfc=True),
-    "smollm": PreTokenizerSpec((r"\p{N}", GPT2_SPLIT)),
+    "refact": SMOLLM,
+    "smollm": SMOLLM,
     "tekken": PreTokenizerSpec((TEKKEN_SPLIT,), ignore_merges=True, add_bos=True),
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...kernels.common.errors import InputError
 from ...kernels.ops import TORCH_OPS, Ops
 from ..chat.template import ChatTemplate
-from ..llama import LlamaForCausalLM, param_shapes
+from ..decoder import Decoder, param_shapes
 from ..tensor_parallel import ShardedWeights
 from ..tokenizer.tokenizer import Tokenizer
 from ..weights.dummy import DummyTokenizer, DummyWeights
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..config import ModelConfig
-    from ..llama import Progress
+    from ..decoder import Progress
     from ..tensor_parallel import TPSharding
     from ..weights.source import WeightSource
 
@@ -44,7 +44,7 @@ class ModelBundle:
         progress: Progress | None = None,
         ops: Ops = TORCH_OPS,
         sharding: TPSharding | None = None,
-    ) -> LlamaForCausalLM:
+    ) -> Decoder:
         """Load the model with kernels `ops`; with `sharding`, this rank's shard.
 
         Raises InputError when the weights do not match the config, RunError when the device lacks the memory.
@@ -56,9 +56,9 @@ class ModelBundle:
             else Checkpoint(self.checkpoint)
         )
         if sharding is None:
-            return LlamaForCausalLM(self.config, weights, dtype, device, ops, progress)
+            return Decoder(self.config, weights, dtype, device, ops, progress)
         local_weights = ShardedWeights(weights, sharding, full_shapes)
-        return LlamaForCausalLM(sharding.local_config, local_weights, dtype, device, ops, progress, sharding)
+        return Decoder(sharding.local_config, local_weights, dtype, device, ops, progress, sharding)
 
 
 def load_bundle(

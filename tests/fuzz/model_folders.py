@@ -10,7 +10,7 @@ import torch
 from trimtab.engine import Engine, Request, SamplingParams
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import param_shapes, weight_bytes
+from trimtab.models.decoder import param_shapes, weight_bytes
 from trimtab.tools.commands import info
 
 from ..helpers import vocabularies

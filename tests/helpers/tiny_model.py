@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimtab.engine.request import Request
 from trimtab.engine.sequence.sequence import Branch, SequenceGroup
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import param_shapes
+from trimtab.models.decoder import param_shapes
 
 from ..harness import get_block_manager, get_scheduler
 

@@ -81,6 +81,14 @@ SEVEN_HEADS = {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size"
 NO_BIAS = {"attention_bias": False, "mlp_bias": False}
 NO_WINDOW = {"sliding_window": None}
 WINDOW = {"use_sliding_window": True, "sliding_window": 37}
+MULTIPLIERS = {
+    "embedding_multiplier": 5.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 0.6,
+    "rms_norm_eps": 1e-2,
+}
+"""With an ε that matters for the norms of a scaled residual stream."""
 
 CASES = {
     "llama": ArchitectureCase("llama"),
@@ -140,6 +148,16 @@ CASES = {
         {"layer_types": [FULL] * 3},
     ),
     "qwen3-llama3": ArchitectureCase("qwen3", {**llama3(), "head_dim": 12}, PLAIN),
+    "granite": ArchitectureCase("granite", {**MULTIPLIERS, "tie_word_embeddings": True}),
+    "granite-biases": ArchitectureCase(
+        "granite", {**MULTIPLIERS, "attention_bias": True, "mlp_bias": True}, NO_BIAS, transformers_4=True
+    ),
+    **{
+        f"granite-{key}": ArchitectureCase("granite", MULTIPLIERS, {key: 1.0}, shards=2)
+        for key in MULTIPLIERS
+        if key != "rms_norm_eps"
+    },
+    "granite-defaults": ArchitectureCase("granite", {**NINE_HEADS, **yarn()}, PLAIN),
 }
 
 

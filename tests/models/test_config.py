@@ -431,3 +431,18 @@ def test_a_config_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(InputError, match="is not a regular file"):
         ModelConfig.from_folder(tmp_path)
+
+
+def test_granite_has_no_classifier() -> None:
+    """Transformers has none."""
+    with pytest.raises(InputError, match=r"expected one of LlamaForSequenceClassification, [^G]*$"):
+        read_config(architectures=["GraniteForSequenceClassification"])
+
+
+@pytest.mark.parametrize(
+    "key", ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"]
+)
+@pytest.mark.parametrize("value", [0, -0.5, 1e9, "1"])
+def test_a_multiplier_of_granite_that_is_no_scale_is_refused(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{key} {value!r}; it must be a number from 0.0001 to")):
+        read_config(architectures=["GraniteForCausalLM"], **{key: value})

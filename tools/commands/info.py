@@ -126,7 +126,7 @@ def dtype_bits(dtype: str) -> int:
 
 def _count_weights(config: ModelConfig, folder: Path | None) -> tuple[int, int]:
     """Parameters and bytes of the checkpoint; without weight files, those that the config implies."""
-    from ...models import llama  # noqa: PLC0415
+    from ...models import decoder  # noqa: PLC0415
     from ...models.weights import safetensors  # noqa: PLC0415
 
     if folder is not None and any(
@@ -135,7 +135,7 @@ def _count_weights(config: ModelConfig, folder: Path | None) -> tuple[int, int]:
         weights = safetensors.Checkpoint(folder)
         shapes, dtypes = weights.shapes, weights.dtypes
     else:
-        shapes = llama.param_shapes(config)
+        shapes = decoder.param_shapes(config)
         dtypes = dict.fromkeys(shapes, config.dtype)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return sum(sizes.values()), sum(count * dtype_bits(dtypes[name]) // 8 for name, count in sizes.items())
@@ -162,7 +162,7 @@ def _memory_fit(config: ModelConfig, info: dict[str, Any]) -> dict[str, Any]:
 
     from ...engine.config import EngineConfig, parse_bytes  # noqa: PLC0415
     from ...models.common import memory  # noqa: PLC0415
-    from ...models.llama import weight_bytes  # noqa: PLC0415
+    from ...models.decoder import weight_bytes  # noqa: PLC0415
 
     cpu = device("cpu")
     model_bytes = weight_bytes(config, dtype_bits(config.dtype) // 8, cpu)

@@ -71,5 +71,5 @@ class DeviceClock:
 
 
 def _run_attention(args: tuple[Any, ...], config: AttentionConfig) -> torch.Tensor:
-    queries, cache, tables, tiles, window = args
-    return paged_attention(queries, cache, tables, tiles, window, config=config)
+    queries, cache, tables, tiles, params = args
+    return paged_attention(queries, cache, tables, tiles, params, config=config)

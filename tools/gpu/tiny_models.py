@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ...models.config import ModelConfig
-from ...models.llama import param_shapes
+from ...models.decoder import param_shapes
 
 if TYPE_CHECKING:
     from pathlib import Path

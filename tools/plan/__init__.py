@@ -69,7 +69,7 @@ def estimate_scenarios(config: ModelConfig, plan: PlanConfig) -> dict[str, Estim
     """As `plan_load`, for a model's config."""
     from torch import device  # noqa: PLC0415
 
-    from ...models.llama import weight_bytes  # noqa: PLC0415
+    from ...models.decoder import weight_bytes  # noqa: PLC0415
     from .replica import Assumptions, Demand, Replica  # noqa: PLC0415
     from .sizing import estimate  # noqa: PLC0415
 

@@ -67,6 +67,16 @@ FAMILIES = {
     ),
     "qwen2": Family(**FOUR_KV_HEADS, dtype=torch.bfloat16, fields={"architectures": ["Qwen2ForCausalLM"]}),
     "qwen3": Family(**FOUR_KV_HEADS, fields={"architectures": ["Qwen3ForCausalLM"], "head_dim": 6}),
+    "granite": Family(
+        **FOUR_KV_HEADS,
+        fields={
+            "architectures": ["GraniteForCausalLM"],
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 0.7,
+        },
+    ),
 }
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.kernels.reference.paged_kv_cache import PagedKVCache
-    from trimtab.models.llama import LlamaForCausalLM
+    from trimtab.models.decoder import Decoder
 
 KIND, SHORT = Objective("Be kind."), Objective("Be short.", 2)
 TOKENS = 5
@@ -78,7 +78,7 @@ def test_a_gpu_kv_cache_gets_the_memory_left_by_weights_and_the_largest_step(
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
     monkeypatch.setattr(kv_cache_size, "_measure_peak", lambda call, device: 2 * GIB)
-    model = cast("LlamaForCausalLM", SimpleNamespace(device=torch.device("cuda", 0)))
+    model = cast("Decoder", SimpleNamespace(device=torch.device("cuda", 0)))
 
     def num_blocks(**fields: Any) -> int:
         return kv_cache_size.compute_num_kv_blocks(

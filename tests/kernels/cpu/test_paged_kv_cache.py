@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
 from trimtab.kernels.attention_metadata import RaggedBatch, SequenceChunk
+from trimtab.kernels.attention_params import CAUSAL, AttentionParams
 from trimtab.kernels.cpu import block_pool
 from trimtab.kernels.cpu.paged_kv_cache import CPUPagedKVCache
 from trimtab.kernels.reference.rotary import RotaryCosSin
@@ -92,7 +93,7 @@ class CacheHarness:
         """Free the branch's unshared blocks without zeroing them."""
         self.free += branch.block_table[branch.num_shared // self.cache.block_size :]
 
-    def step(self, *chunks: tuple[Branch, int], window: int | None = None) -> list[list[Tensor]]:
+    def step(self, *chunks: tuple[Branch, int], params: AttentionParams = CAUSAL) -> list[list[Tensor]]:
         """Compute the next tokens of each branch; [branch][layer] → [count, heads, head_dim]."""
         sequence_chunks = [SequenceChunk(b.num_computed, count, b.block_table) for b, count in chunks]
         padding = sum(count for _, count in chunks) % 3
@@ -104,7 +105,7 @@ class CacheHarness:
                 for i in range(3)
             )
             qkv = pad(torch.cat((q, k, v), 1), (0, 0, 0, 0, 0, padding), value=torch.nan)
-            out = self.cache.forward(layer, qkv, self.identity_rotary(len(qkv)), window=window)
+            out = self.cache.forward(layer, qkv, self.identity_rotary(len(qkv)), params=params)
             assert out.shape == (len(q) + padding, self.sizes[0] * self.head_dim)
             parts = out[: len(q)].unflatten(1, (self.sizes[0], -1)).split([count for _, count in chunks])
             for layers, part in zip(outputs, parts, strict=True):
@@ -115,7 +116,7 @@ class CacheHarness:
 
 
 def dense_attention(
-    branch: Branch, layer: int, start: int, count: int, dtype: torch.dtype, window: int | None = None
+    branch: Branch, layer: int, start: int, count: int, dtype: torch.dtype, params: AttentionParams = CAUSAL
 ) -> Tensor:
     """Causal or sliding-window attention of `count` tokens from `start` on, by definition."""
     q, k, v = (tensor.to(dtype) for tensor in branch.qkv[layer])
@@ -123,17 +124,19 @@ def dense_attention(
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    if params.softcap is not None:
+        scores = params.softcap * torch.tanh(scores / params.softcap)
     hidden = torch.ones(count, start + count, dtype=torch.bool).triu(start + 1)
-    if window is not None:
-        hidden |= torch.ones(count, start + count, dtype=torch.bool).tril(start - window)
+    if params.window is not None:
+        hidden |= torch.ones(count, start + count, dtype=torch.bool).tril(start - params.window)
     return torch.einsum("hts,shd->thd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
 
-def assert_dense(branch: Branch, outputs: list[Tensor], count: int, window: int | None = None) -> None:
+def assert_dense(branch: Branch, outputs: list[Tensor], count: int, params: AttentionParams = CAUSAL) -> None:
     """The last `count` tokens' errors against float64 are at most twice those of float32, plus 1e-5."""
     for layer, got in enumerate(outputs):
-        exact = dense_attention(branch, layer, branch.num_computed - count, count, torch.float64, window)
-        rough = dense_attention(branch, layer, branch.num_computed - count, count, torch.float32, window)
+        exact = dense_attention(branch, layer, branch.num_computed - count, count, torch.float64, params)
+        rough = dense_attention(branch, layer, branch.num_computed - count, count, torch.float32, params)
         allowed = 2 * (rough.double() - exact).abs().max() + 1e-5
         assert float((got.double() - exact).abs().max()) <= float(allowed)  # false for NaN
 
@@ -142,12 +145,14 @@ def assert_dense(branch: Branch, outputs: list[Tensor], count: int, window: int 
 @given(
     shape=st.sampled_from(SHAPES),
     block_size=st.sampled_from((16, 48, 64)),
-    window=st.sampled_from((None, 1, 20, 100)),
+    params=st.builds(
+        AttentionParams, st.sampled_from((None, 1, 20, 100)), st.sampled_from((None, 0.8, 30.0))
+    ),
     dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
     seed=st.integers(0, 2**32),
 )
 def test_any_sequence_of_steps_equals_dense_attention(
-    shape: tuple[int, int, int], block_size: int, window: int | None, dtype: torch.dtype, seed: int
+    shape: tuple[int, int, int], block_size: int, params: AttentionParams, dtype: torch.dtype, seed: int
 ) -> None:
     """Chunked prefill, decode, shared prefixes, windows, dtypes, and stale blocks full of NaN."""
     harness, rng = CacheHarness(*shape, block_size, dtype), random.Random(seed)
@@ -174,10 +179,10 @@ def test_any_sequence_of_steps_equals_dense_attention(
                 count = 1 if branch.num_computed and rng.random() < 0.7 else rng.randint(1, 140)
                 chunks.append((branch, min(count, remaining)))
         if chunks:
-            outputs = harness.step(*chunks, window=window)
+            outputs = harness.step(*chunks, params=params)
             for (branch, count), layers in zip(chunks, outputs, strict=True):
                 if not branch.is_nan:
-                    assert_dense(branch, layers, count, window)
+                    assert_dense(branch, layers, count, params)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -231,11 +236,15 @@ def test_blocks_may_be_swapped(shape: tuple[int, int, int]) -> None:
 
 
 def run_chunks(
-    branch: Branch, chunk_sizes: list[int], harness: CacheHarness, *others: Branch, window: int | None = None
+    branch: Branch,
+    chunk_sizes: list[int],
+    harness: CacheHarness,
+    *others: Branch,
+    params: AttentionParams = CAUSAL,
 ) -> list[Tensor]:
     """A branch's outputs by layer, computed in chunks, batched with others that decode one token each."""
     steps = [
-        harness.step((branch, n), *((other, 1) for other in others), window=window)[0] for n in chunk_sizes
+        harness.step((branch, n), *((other, 1) for other in others), params=params)[0] for n in chunk_sizes
     ]
     return [torch.cat([outputs[layer] for outputs in steps]) for layer in range(LAYERS)]
 
@@ -244,17 +253,17 @@ def run_chunks(
     ("block_size", "dtype"), [(16, torch.float32), (64, torch.float32), (32, torch.bfloat16)], ids=str
 )
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("params", [CAUSAL, AttentionParams(40), AttentionParams(softcap=1.5)], ids=str)
 @batch_invariant_cpu
 def test_a_token_has_the_same_bits_for_any_prefill_chunks(
-    shape: tuple[int, int, int], block_size: int, dtype: torch.dtype, window: int | None
+    shape: tuple[int, int, int], block_size: int, dtype: torch.dtype, params: AttentionParams
 ) -> None:
     length = 128 + 12
     splits = ([length], [1] * length, [2, 3, 128 - 9, 1, 1, length - 128 + 2], [length - 1, 1])
     results = []
     for chunk_sizes in splits:
         harness = CacheHarness(*shape, block_size, dtype)
-        results.append(run_chunks(harness.add_branch(7, length), chunk_sizes, harness, window=window))
+        results.append(run_chunks(harness.add_branch(7, length), chunk_sizes, harness, params=params))
     for chunk_sizes, layers in zip(splits, results, strict=True):
         for got, expected in zip(layers, results[0], strict=True):
             assert torch.equal(got, expected), chunk_sizes

@@ -42,8 +42,8 @@ from trimtab.kernels.triton.backend import INVARIANT
 from trimtab.kernels.triton.configs import DEFAULT_CONFIGS
 from trimtab.kernels.triton.lm_head.launch import lm_head_steer
 from trimtab.models.config import ModelConfig
+from trimtab.models.decoder import Decoder, param_shapes
 from trimtab.models.forward import forward
-from trimtab.models.llama import LlamaForCausalLM, param_shapes
 from trimtab.models.weights.dummy import DummyWeights
 from trimtab.tools.commands import tune
 
@@ -136,7 +136,7 @@ def test_batch_invariant_steps_of_any_shape_launch_the_same_code() -> None:
     """Except `combine_splits`, an extra elementwise launch when a long sequence decodes."""
     config = ModelConfig.from_dict(TinyModel(heads=4, head_dim=12, layers=1, max_length=2048).config())
     weights = DummyWeights(param_shapes(config), torch.float32, CPU)
-    model = LlamaForCausalLM(config, weights, torch.float32, CPU, INVARIANT.ops)
+    model = Decoder(config, weights, torch.float32, CPU, INVARIANT.ops)
     cache = INVARIANT.cache_cls(1, 80, 16, config.num_kv_heads, config.head_dim, torch.float32, CPU)
     state = SteeringState(config.vocab_size, CPU)
     for row, (coefficients, sampling) in enumerate(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trimtab.kernels.attention_params import CAUSAL, AttentionParams
 from trimtab.kernels.reference import matmul as reference
 from trimtab.kernels.reference import paged_attention as paged
 from trimtab.kernels.reference.paged_attention import QueryTiles
@@ -142,7 +143,7 @@ def filled_cache(
 
 
 def attend_in_chunks(
-    queries: Tensor, cache: Tensor, table: Tensor, chunk_sizes: list[int], window: int | None
+    queries: Tensor, cache: Tensor, table: Tensor, chunk_sizes: list[int], params: AttentionParams
 ) -> Tensor:
     """Attention of a branch whose tokens arrive in chunks; the cache is NaN beyond the current chunk."""
     outputs, pos = [], 0
@@ -155,7 +156,7 @@ def attend_in_chunks(
         tiles = QueryTiles.from_spans([(0, pos, count, 0)], 1 if count == 1 else 16, DEVICE)
         outputs.append(
             invariant_attention(
-                queries[pos : pos + count], visible, table, tiles, window, config=SMALL_SPLITS
+                queries[pos : pos + count], visible, table, tiles, params, config=SMALL_SPLITS
             )
         )
         pos += count
@@ -163,24 +164,26 @@ def attend_in_chunks(
 
 
 ATTENTION_CASES = [
-    *((shape, None) for shape in SHAPES),
-    *((SHAPES[0], size) for size in (1, 25, 45)),
-    (SHAPES[2], 25),
+    *((shape, CAUSAL) for shape in SHAPES),
+    *((SHAPES[0], AttentionParams(size)) for size in (1, 25, 45)),
+    (SHAPES[2], AttentionParams(25)),
+    (SHAPES[0], AttentionParams(25, softcap=0.8)),
+    (SHAPES[1], AttentionParams(softcap=1.5)),
 ]
 
 
-@pytest.mark.parametrize(("shape", "window"), ATTENTION_CASES)
+@pytest.mark.parametrize(("shape", "params"), ATTENTION_CASES, ids=str)
 def test_attention_of_a_token_has_the_same_bits_decoded_or_in_any_chunk(
-    shape: Any, window: int | None
+    shape: Any, params: AttentionParams
 ) -> None:
     heads, kv_heads, block, width, dtype = shape
     cache, table = filled_cache(kv_heads, block, width, dtype, LENGTH)
     queries = 2 * random_tensor(LENGTH, heads, width, dtype=dtype) * width**-0.5
-    one_chunk = attend_in_chunks(queries, cache, table, [LENGTH], window)
+    one_chunk = attend_in_chunks(queries, cache, table, [LENGTH], params)
     for cut in ([1, 2, 28, *[1] * 4, 15], [33, 1, 14, 1, 1], [17, 32, 1]):
-        assert torch.equal(attend_in_chunks(queries, cache, table, cut, window), one_chunk)
+        assert torch.equal(attend_in_chunks(queries, cache, table, cut, params), one_chunk)
     tiles = QueryTiles.from_spans([(0, 0, LENGTH, 0)], 16, DEVICE)
-    exact = paged.paged_attention(queries.double(), cache.double(), table, tiles, window)
+    exact = paged.paged_attention(queries.double(), cache.double(), table, tiles, params)
     allowed = 2e-6 + (ULP[dtype] * (exact.abs() + 1) if dtype != F32 else 0.0)
     assert bool(((one_chunk.double() - exact).abs() <= allowed).all())
 
@@ -209,7 +212,13 @@ def test_attention_of_a_token_has_the_same_bits_beside_longer_sequences() -> Non
     )
     prompts = [(3, 30, 18, 0), (21, 2, 9, 0)]
     invariant_attention(
-        queries, cache, table, QueryTiles.from_spans(prompts, 16, DEVICE), None, batched, config=SMALL_SPLITS
+        queries,
+        cache,
+        table,
+        QueryTiles.from_spans(prompts, 16, DEVICE),
+        CAUSAL,
+        batched,
+        config=SMALL_SPLITS,
     )
     for first, start, count, _ in [*runs, *prompts]:
         alone = QueryTiles.from_spans([(first, start, count, 0)], 1 if count == 1 else 16, DEVICE)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trimtab.kernels.attention_params import AttentionParams
 from trimtab.kernels.reference import paged_attention as paged
 from trimtab.kernels.reference import rms_norm as norm
 from trimtab.kernels.reference import rotary, swiglu
@@ -153,17 +154,20 @@ SMALL, DEMO, SINGLE = (
     (9, 3, 64, 64, torch.float16),
     (3, 3, 16, 32, torch.bfloat16),
 )
-WINDOWS = [
-    *((shape, window) for shape in (SMALL, DEMO, SINGLE) for window in (None, 40)),
-    (SMALL, 1),
-    (SMALL, 300),
+PARAMS = [
+    *((shape, AttentionParams(window)) for shape in (SMALL, DEMO, SINGLE) for window in (None, 40)),
+    (SMALL, AttentionParams(1)),
+    (SMALL, AttentionParams(300)),
+    (SMALL, AttentionParams(softcap=1.5)),
+    (DEMO, AttentionParams(40, softcap=0.7)),
+    (SINGLE, AttentionParams(softcap=30.0)),
 ]
 
 
-@pytest.mark.parametrize(("shape", "window"), WINDOWS)
+@pytest.mark.parametrize(("shape", "params"), PARAMS, ids=str)
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_attention_is_close_to_float64(
-    kind: str, shape: tuple[int, int, int, int, torch.dtype], window: int | None
+    kind: str, shape: tuple[int, int, int, int, torch.dtype], params: AttentionParams
 ) -> None:
     heads, kv_heads, block, width, dtype = shape
     runs = SEQUENCES[kind]
@@ -173,8 +177,8 @@ def test_attention_is_close_to_float64(
     tiles = QueryTiles.from_spans(
         [(*run, index) for index, run in enumerate(runs)], 1 if kind == "decoding" else 16, DEVICE
     )
-    actual = paged_attention(queries, cache, tables, tiles, window)
-    exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, window)
+    actual = paged_attention(queries, cache, tables, tiles, params)
+    exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, params)
     assert actual.shape == exact.shape
     assert actual.isfinite().all()
     # the result is rounded, and on a GPU also the probabilities before the product with V
@@ -191,8 +195,8 @@ def test_attention_matches_the_reference_with_any_launch_config(kind: str, tuned
     rows = max(first + count for first, _, count in runs)
     queries = 2 * random_tensor(rows, heads, width, dtype=dtype) * width**-0.5
     tiles = make_tiles(runs, 1 if kind == "decoding" else 16)
-    actual = paged_attention(queries, cache, tables, tiles, 300, config=tuned)
-    exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, 300)
+    actual = paged_attention(queries, cache, tables, tiles, AttentionParams(300), config=tuned)
+    exact = paged.paged_attention(queries.double(), cache.double(), tables, tiles, AttentionParams(300))
     assert bool(((actual.double() - exact).abs() <= 2e-6 + ULP[dtype] * (exact.abs() + 1)).all())
 
 

@@ -18,11 +18,12 @@ from trimtab.engine.methods.builtin import (
     Mixture,
     Opad,
 )
+from trimtab.kernels.lm_head import LMHead, logits_matmul
 from trimtab.kernels.lm_head import lm_head_steer as torch_lm_head_steer
-from trimtab.kernels.lm_head import logits_matmul
 from trimtab.kernels.steering.layout import LogitEdits
 from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.step import steer as reference
+from trimtab.kernels.triton.backend import sample_fused
 from trimtab.kernels.triton.configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
 from trimtab.kernels.triton.lm_head import launch as launch_module
 from trimtab.kernels.triton.lm_head.launch import lm_head_steer
@@ -440,3 +441,22 @@ def test_incompatible_shapes_and_dtypes_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             lm_head_steer(hidden_arg, weight_arg, layout, state)
+
+
+def test_a_soft_cap_is_of_each_branchs_logits_and_never_of_mixed_hidden_states() -> None:
+    """Without one, this request is mixed before the head; a cap of the mixed logits is another token's."""
+    cap = 0.5
+    requests = [SteeringCase(Mato(make_objectives(2)), WARM_SAMPLING) for _ in range(3)]
+    layout, weight = make_layout(requests), random_head(dtype=torch.float32)
+    hidden = random_hidden(layout, 5, dtype=torch.float32, branch_spread=4)
+
+    def sample(logits_cap: float | None) -> SamplerOutput:
+        head = LMHead(weight, logits_cap)
+        return sample_fused(head, hidden, layout, make_state(requests, NUM_TOKENS), trace=False)
+
+    logits = cap * torch.tanh(float64_logits(hidden, weight) / cap)
+    expected = reference(
+        logits.float(), layout, make_state(requests, NUM_TOKENS), None, trace=False, top=False
+    )
+    assert torch.equal(sample(cap).tokens, expected.tokens)
+    assert not torch.equal(sample(None).tokens, expected.tokens)

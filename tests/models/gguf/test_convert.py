@@ -19,20 +19,21 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 from trimtab.engine.engine import Engine
 from trimtab.kernels.common.errors import InputError, RunError
 from trimtab.models.common.atomic_folder import atomic_folder
 from trimtab.models.config import ModelConfig
+from trimtab.models.decoder import param_shapes as shapes_of
 from trimtab.models.gguf import convert as conversion
 from trimtab.models.gguf.convert import convert
-from trimtab.models.llama import param_shapes as shapes_of
 from trimtab.models.loader import download
 from trimtab.models.weights.safetensors import Checkpoint
 
 from ...helpers.gguf_files import (
     HEAD_DIM,
     HEADS,
+    HF_NAMES,
     HIDDEN,
     KV_HEADS,
     LAYERS,
@@ -49,6 +50,7 @@ from ...helpers.gguf_files import (
     write_gguf,
 )
 from ...helpers.memory_peak import MIB, peak_memory
+from ..test_architectures import randomize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -227,6 +229,86 @@ def test_a_sliding_window_selects_an_architecture_that_supports_it(tmp_path: Pat
     assert (full[0, 10] - cut[0, 4]).abs().max() > 0.1
 
 
+GRANITE_SCALES = {
+    "embedding_multiplier": "granite.embedding_scale",
+    "attention_multiplier": "granite.attention.scale",
+    "residual_multiplier": "granite.residual_scale",
+    "logits_scaling": "granite.logit_scale",
+}
+"""config.json key: GGUF key."""
+
+
+def permute_rope(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """llama.cpp's order of the rows of a query or key projection."""
+    return weight.view(num_heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def write_granite(path: Path, model: Any, without: str = "") -> Path:
+    """A Granite model of transformers as llama.cpp's converter writes it; one key may be left out."""
+    config, gguf_names = model.config, {hf: name for name, hf in HF_NAMES.items()}
+    scales = {name: float(getattr(config, key)) for key, name in GRANITE_SCALES.items() if name != without}
+    contents = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        prefix, _, module = name.removesuffix(".weight").partition("layers.")
+        index, _, module = module.partition(".")
+        gguf_name = f"blk.{index}.{gguf_names[module]}" if module else gguf_names[prefix]
+        num_heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(gguf_name.rpartition(".")[2])
+        values = permute_rope(tensor, num_heads) if num_heads else tensor
+        contents[f"{gguf_name}.weight"] = (values.numpy(), Kind.F32)
+    extra = {"granite.rope.freq_base": 500.0, "tokenizer.ggml.pre": "refact", **scales}
+    return write_gguf(path, extra, contents, "granite")
+
+
+def granite_model() -> Any:
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM}
+    scales = dict(zip(GRANITE_SCALES, (5.0, 0.3, 0.4, 6.0), strict=True))
+    config = GraniteConfig(
+        vocab_size=len(TOKENS),
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        **sizes,
+        **heads,
+        **scales,
+    )
+    return randomize(GraniteForCausalLM(config).eval())
+
+
+def test_a_granite_file_becomes_the_model_that_it_was_written_from(tmp_path: Path) -> None:
+    theirs = granite_model()
+    folder = convert(write_granite(tmp_path / "m.gguf", theirs), tmp_path / "out", "float32")
+    ours = GraniteForCausalLM.from_pretrained(folder)
+    for key in GRANITE_SCALES:
+        assert getattr(ours.config, key) == pytest.approx(getattr(theirs.config, key), rel=1e-6)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    ids = list(range(3, 40))
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([ids])).logits[0].log_softmax(-1)
+    engine = Engine.from_pretrained(str(folder), kv_cache_memory="8MiB", dtype="float32")
+    assert float((engine.score(ids) - expected).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("key", GRANITE_SCALES.values())
+def test_a_granite_file_without_one_of_its_scales_is_refused(tmp_path: Path, key: str) -> None:
+    path = write_granite(tmp_path / "m.gguf", granite_model(), without=key)
+    with pytest.raises(InputError, match=f"{key} is None; it must be a number above 0"):
+        convert(path, tmp_path / "out")
+
+
+def test_a_granite_file_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
+    scales = dict.fromkeys(GRANITE_SCALES.values(), 1.0)
+    path = write_gguf(
+        tmp_path / "m.gguf", {**scales, "granite.attention.sliding_window": 24}, architecture="granite"
+    )
+    with pytest.raises(InputError, match="sliding_window is 24; GraniteForCausalLM has no sliding window"):
+        convert(path, tmp_path / "out")
+
+
 def test_the_safetensors_file_has_format_metadata_and_aligned_data(source: Path, tmp_path: Path) -> None:
     path = convert(source, tmp_path / "out") / "model.safetensors"
     with safe_open(path, "pt") as file:
@@ -359,7 +441,10 @@ def without_tensor(name: str) -> dict[str, tuple[np.ndarray, Kind]]:
 
 SQUARE = np.zeros((256, 256), np.float32)
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "another architecture": ({"architecture": "gemma3"}, ["'gemma3'", "expected one of llama, qwen2, qwen3"]),
+    "another architecture": (
+        {"architecture": "gemma3"},
+        ["'gemma3'", "expected one of llama, qwen2, qwen3, granite"],
+    ),
     "an unknown pre-tokenizer": (
         {"metadata": {"tokenizer.ggml.pre": "mystery"}},
         ["'mystery'", "smollm", "llama-bpe", "qwen2"],

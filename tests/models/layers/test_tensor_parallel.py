@@ -10,7 +10,7 @@ import torch
 from trimtab.kernels.common.errors import InputError
 from trimtab.kernels.distributed.communicator import Communicator
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import LlamaForCausalLM, param_dims, param_shapes, weight_bytes
+from trimtab.models.decoder import Decoder, param_dims, param_shapes, weight_bytes
 from trimtab.models.tensor_parallel import RANK0_BIASES, SHARDED_DIMS, ShardedWeights, TPSharding
 from trimtab.models.weights.dummy import DummyWeights
 from trimtab.models.weights.safetensors import Checkpoint
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from trimtab.models.llama import WeightSource
+    from trimtab.models.decoder import WeightSource
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 4]
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_refused_on_every_rank(
     each = TPSharding(CONFIG, cast("Communicator", FakeCommunicator(1, 2)), param_dims(CONFIG))
     checkpoint.shapes["model.norm.weight"] = (35,)
     with pytest.raises(InputError, match=r"model.norm.weight is \[35\], expected \[36\]"):
-        LlamaForCausalLM(
+        Decoder(
             each.local_config,
             ShardedWeights(checkpoint, each, param_shapes(CONFIG)),
             torch.float32,

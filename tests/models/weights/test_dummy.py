@@ -9,7 +9,7 @@ import pytest
 import torch
 from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import param_shapes
+from trimtab.models.decoder import param_shapes
 from trimtab.models.loader.presets import PRESETS, resolve_config
 from trimtab.models.tokenizer.tokenizer import Tokenizer
 from trimtab.models.weights.dummy import DummyTokenizer, DummyWeights

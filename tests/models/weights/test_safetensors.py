@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from trimtab.engine.engine import Engine
 from trimtab.kernels.common.errors import InputError
 from trimtab.models.config import ModelConfig
-from trimtab.models.llama import LlamaForCausalLM
+from trimtab.models.decoder import Decoder
 from trimtab.models.weights.safetensors import Checkpoint
 
 from ...helpers.memory_peak import MIB, peak_memory
@@ -37,9 +37,9 @@ def load_model(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
-) -> LlamaForCausalLM:
+) -> Decoder:
     shape = ModelConfig.from_folder(folder)
-    return LlamaForCausalLM(shape, Checkpoint(folder), dtype, CPU, progress=progress)
+    return Decoder(shape, Checkpoint(folder), dtype, CPU, progress=progress)
 
 
 def model_scores(folder: Path, dtype: str = "float32") -> torch.Tensor:

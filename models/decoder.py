@@ -1,19 +1,21 @@
-"""Llama-family decoder: token ids to hidden states and logits, with an external KV cache."""
+"""The decoder of every model family: token ids to hidden states and logits, with an external KV cache."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..kernels.attention_params import AttentionParams
 from ..kernels.common.profiling import stage
 from ..kernels.cpu.linear import GatedLinear, Linear, get_compute_dtype
 from ..kernels.ops import TORCH_OPS, Ops
 from ..kernels.reference.rotary import QKNorm, RotaryCosSin
+from .architectures.switches import NormPlacement
 from .common import memory
 from .config import ModelConfig
 from .layers.rotary_embedding import RotaryEmbedding
@@ -23,17 +25,15 @@ from .weights.source import WeightSource
 Progress = Callable[[int, int], None]
 
 LAYER_SHAPES = {
-    "input_layernorm.weight": ("hidden",),
     "self_attn.q_proj.weight": ("query", "hidden"),
     "self_attn.k_proj.weight": ("kv", "hidden"),
     "self_attn.v_proj.weight": ("kv", "hidden"),
     "self_attn.o_proj.weight": ("hidden", "query"),
-    "post_attention_layernorm.weight": ("hidden",),
     "mlp.gate_proj.weight": ("inner", "hidden"),
     "mlp.up_proj.weight": ("inner", "hidden"),
     "mlp.down_proj.weight": ("hidden", "inner"),
 }
-"""The checkpoint names of a layer's tensors, and their dimensions."""
+"""The checkpoint names of a layer's projections, and their dimensions."""
 OPTIONAL_SHAPES = {
     "qkv_bias": {
         "self_attn.q_proj.bias": ("query",),
@@ -50,6 +50,28 @@ OPTIONAL_SHAPES = {
 }
 """Further tensors of a layer, by the `ModelConfig` switch that enables them."""
 
+
+class NormNames(NamedTuple):
+    """The checkpoint names of a layer's norms of the residual stream; None where there is none."""
+
+    pre_attention: str | None
+    post_attention: str | None
+    pre_mlp: str | None
+    post_mlp: str | None
+
+
+NORM_NAMES: dict[NormPlacement, NormNames] = {
+    "before": NormNames("input_layernorm", None, "post_attention_layernorm", None),
+    "after": NormNames(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": NormNames(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+"""By `norm_placement`; the names are those of transformers' Llama, OLMo 2 and Gemma 2."""
+
 EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
 LM_HEAD, SCORE_HEAD = "lm_head.weight", "score.weight"
 """The heads of a causal language model and of a classifier."""
@@ -59,21 +81,37 @@ class KVCache(Protocol):
     """The KV cache interface of a decoder; see `kernels.cpu.paged_kv_cache.CPUPagedKVCache.forward`."""
 
     def forward(
-        self, layer: int, qkv: Tensor, rotary: RotaryCosSin, norm: QKNorm | None, window: int | None
+        self,
+        layer: int,
+        qkv: Tensor,
+        rotary: RotaryCosSin,
+        norm: QKNorm | None,
+        params: AttentionParams,
     ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """The float32 weight [hidden] and ε [1] of a norm of hidden states."""
+
+    weight: Tensor
+    eps: Tensor
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
     """One decoder layer; projections that read the same input are merged."""
 
-    input_layernorm: Tensor
+    pre_attention_norm: RMSNorm | None
     qkv_proj: Linear
     qk_norm: QKNorm | None
+    attention: AttentionParams
     o_proj: Linear
-    post_attention_layernorm: Tensor
+    post_attention_norm: RMSNorm | None
+    pre_mlp_norm: RMSNorm | None
     gate_up_proj: GatedLinear
     down_proj: Linear
+    post_mlp_norm: RMSNorm | None
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -92,7 +130,10 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def param_dims(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """The dimension names of each tensor."""
-    layer_dims = dict(LAYER_SHAPES)
+    layer_dims: dict[str, tuple[str, ...]] = {
+        f"{name}.weight": ("hidden",) for name in NORM_NAMES[config.norm_placement] if name
+    }
+    layer_dims |= LAYER_SHAPES
     for flag, tensors in OPTIONAL_SHAPES.items():
         layer_dims |= tensors if getattr(config, flag) else {}
     dims_by_name: dict[str, tuple[str, ...]] = {EMBEDDING: ("vocab", "hidden")}
@@ -119,8 +160,18 @@ def weight_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> in
     return num_params * itemsize
 
 
-class LlamaForCausalLM:
-    """A decoder on one device. `dtype` is the dtype of its weights, `lm_head` its head."""
+def norms_per_layer(config: ModelConfig) -> int:
+    """How many norms of hidden states a layer has."""
+    return sum(name is not None for name in NORM_NAMES[config.norm_placement])
+
+
+class Decoder:
+    """A decoder on one device. `dtype` is the dtype of its weights, `lm_head` its head.
+
+    Scales cost nothing. Norms after sublayers have the factor `residual_scale` m in their weight; without
+    such norms the residual stream is stored divided by m, and the norms before sublayers use ε / m², which
+    gives the same. The weight of the last norm has the factor `logits_scale`.
+    """
 
     def __init__(
         self,
@@ -146,10 +197,10 @@ class LlamaForCausalLM:
             VocabParallelEmbedding(embedding, sharding.vocab_shard) if sharding else embedding
         )
         lm_head = embedding if config.tie_word_embeddings else loader.load_tensor(_head_name(config))
-        self.lm_head = ops.make_lm_head(lm_head.to(dtype))
-        self._layers = [loader.load_layer(f"model.layers.{index}") for index in range(config.num_layers)]
-        self._norm = loader.load_norm(FINAL_NORM)
-        self._eps = loader.eps
+        self.lm_head = ops.make_lm_head(lm_head.to(dtype), config.logits_softcap)
+        self._layers = [loader.load_layer(index) for index in range(config.num_layers)]
+        self._norm = loader.load_final_norm()
+        self._embedding_scale = config.embedding_scale / _residual_unit(config)
         self._rotary_emb = RotaryEmbedding(config.rope, config.head_dim, device)
         self._compute_dtype = get_compute_dtype(dtype, device)
 
@@ -164,27 +215,45 @@ class LlamaForCausalLM:
         config, ops = self.config, self.ops
         num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
         rotary = RotaryCosSin(
-            *self._rotary_emb.cos_sin(positions, rope_lengths), num_heads, num_kv_heads, config.head_dim**-0.5
+            *self._rotary_emb.cos_sin(positions, rope_lengths), num_heads, num_kv_heads, config.query_scale
         )
         with stage("embed"):
             hidden_states = self._embed_tokens[token_ids].to(self.dtype).to(self._compute_dtype)
+            if self._embedding_scale != 1:
+                hidden_states = hidden_states * self._embedding_scale
         for index, layer in enumerate(self._layers):
-            with stage("norm"):
-                normed = ops.rms_norm(hidden_states, layer.input_layernorm, self._eps)
+            normed = self._normalize(hidden_states, layer.pre_attention_norm)
             with stage("qkv"):
                 qkv = layer.qkv_proj(normed)
             qkv = qkv.view(len(hidden_states), num_heads + 2 * num_kv_heads, config.head_dim)
-            attn_output = cache.forward(index, qkv, rotary, layer.qk_norm, config.sliding_windows[index])
+            attn_output = cache.forward(index, qkv, rotary, layer.qk_norm, layer.attention)
             if attn_output.dtype != hidden_states.dtype:
                 attn_output = attn_output.to(hidden_states.dtype)
             with stage("output"):
-                hidden_states = layer.o_proj.add_residual(hidden_states, attn_output)
-            with stage("norm"):
-                normed = ops.rms_norm(hidden_states, layer.post_attention_layernorm, self._eps)
+                hidden_states = self._add_projection(
+                    hidden_states, layer.o_proj, attn_output, layer.post_attention_norm
+                )
+            normed = self._normalize(hidden_states, layer.pre_mlp_norm)
             with stage("mlp"):
-                hidden_states = layer.down_proj.add_residual(hidden_states, layer.gate_up_proj(normed))
+                hidden_states = self._add_projection(
+                    hidden_states, layer.down_proj, layer.gate_up_proj(normed), layer.post_mlp_norm
+                )
+        return self._normalize(hidden_states.to(self.lm_head.dtype), self._norm)
+
+    def _normalize(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
+        """The norm of x [tokens, hidden], or x without one."""
+        if norm is None:
+            return x
         with stage("norm"):
-            return ops.rms_norm(hidden_states.to(self.lm_head.dtype), self._norm, self._eps)
+            return self.ops.rms_norm(x, norm.weight, norm.eps)
+
+    def _add_projection(
+        self, hidden_states: Tensor, projection: Linear, x: Tensor, norm: RMSNorm | None
+    ) -> Tensor:
+        """hidden_states plus a sublayer's last projection of x, after the norm if there is one."""
+        if norm is None:
+            return projection.add_residual(hidden_states, x)
+        return hidden_states + self._normalize(projection(x), norm)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """[rows, hidden] → float32 [rows, vocab]; classifiers: [rows, labels]; shards: their columns."""
@@ -206,7 +275,8 @@ class _WeightLoader:
     ) -> None:
         self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
         self._ops, self._progress, self._sharding = ops, progress, sharding
-        self.eps = torch.tensor([config.rms_norm_eps], device=device)
+        self._eps = torch.tensor([config.rms_norm_eps], device=device)
+        self._residual_eps = torch.tensor([config.rms_norm_eps / _residual_unit(config) ** 2], device=device)
         self._param_shapes = param_shapes(config)
         ignored = {dtype_name for dtype_name in weights.shapes if dtype_name.endswith("rotary_emb.inv_freq")}
         weights.validate(
@@ -240,21 +310,44 @@ class _WeightLoader:
         if self._progress:
             self._progress(self._loaded_bytes, self._total_bytes)
 
-    def load_norm(self, name: str) -> Tensor:
-        return self.load_tensor(name).float()
+    def load_final_norm(self) -> RMSNorm:
+        """The norm before the head, with the scale of the logits; a classifier's outputs have none."""
+        weight = self._load_norm_weight(FINAL_NORM)
+        config = self._config
+        return RMSNorm(weight if config.labels else weight * config.logits_scale, self._residual_eps)
 
-    def load_layer(self, prefix: str) -> DecoderLayer:
+    def load_layer(self, index: int) -> DecoderLayer:
         memory.trim_malloc()  # return the source tensors of the previous layer
-        attn, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        config, prefix = self._config, f"model.layers.{index}"
+        norms, attn, mlp = NORM_NAMES[config.norm_placement], f"{prefix}.self_attn", f"{prefix}.mlp"
         return DecoderLayer(
-            input_layernorm=self.load_norm(f"{prefix}.input_layernorm.weight"),
+            pre_attention_norm=self._load_pre_norm(prefix, norms.pre_attention),
             qkv_proj=self._load_merged_linear(f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj"),
-            qk_norm=self._load_qk_norm(attn) if self._config.qk_norm else None,
+            qk_norm=self._load_qk_norm(attn) if config.qk_norm else None,
+            attention=AttentionParams(config.sliding_windows[index], config.attention_softcap),
             o_proj=self._load_row_parallel(f"{attn}.o_proj"),
-            post_attention_layernorm=self.load_norm(f"{prefix}.post_attention_layernorm.weight"),
+            post_attention_norm=self._load_post_norm(prefix, norms.post_attention),
+            pre_mlp_norm=self._load_pre_norm(prefix, norms.pre_mlp),
             gate_up_proj=self._load_gate_up(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
             down_proj=self._load_row_parallel(f"{mlp}.down_proj"),
+            post_mlp_norm=self._load_post_norm(prefix, norms.post_mlp),
         )
+
+    def _load_norm_weight(self, name: str) -> Tensor:
+        return self.load_tensor(name).float() + self._config.norm_offset
+
+    def _load_pre_norm(self, prefix: str, name: str | None) -> RMSNorm | None:
+        """A norm of the residual stream."""
+        return (
+            RMSNorm(self._load_norm_weight(f"{prefix}.{name}.weight"), self._residual_eps) if name else None
+        )
+
+    def _load_post_norm(self, prefix: str, name: str | None) -> RMSNorm | None:
+        """A norm of what a sublayer adds to the residual stream."""
+        if name is None:
+            return None
+        weight = self._load_norm_weight(f"{prefix}.{name}.weight") * self._config.residual_scale
+        return RMSNorm(weight, self._eps)
 
     def _load_merged_linear(self, *names: str) -> Linear:
         return Linear(*self._load_merged(names), matmul=self._ops.matmul)
@@ -278,10 +371,15 @@ class _WeightLoader:
         return GatedLinear(*weights, biases, self._ops.swiglu, self._ops.matmul)
 
     def _load_qk_norm(self, prefix: str) -> QKNorm:
-        q, k = (self.load_norm(f"{prefix}.{name}.weight") for name in ("q_norm", "k_norm"))
+        q, k = (self._load_norm_weight(f"{prefix}.{name}.weight") for name in ("q_norm", "k_norm"))
         config = self._config
         weight = torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
-        return QKNorm(weight, self.eps)
+        return QKNorm(weight, self._eps)
+
+
+def _residual_unit(config: ModelConfig) -> float:
+    """What the residual stream is divided by."""
+    return config.residual_scale if config.norm_placement == "before" else 1.0
 
 
 def _concat(tensors: list[Tensor]) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.common.errors import InputError, short_repr
-from .common.config_reader import ConfigReader, config_error
-from .layers.rotary_embedding import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
+from ...kernels.common.errors import InputError, short_repr
+from ..common.config_reader import ConfigReader, config_error
+from .rotary_embedding import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
