@@ -212,7 +212,7 @@ class Decoder:
         `cache` must be prepared with this step's batch, which maps tokens to branches.
         `rope_lengths` [tokens]: each token's request's `Rope.rope_length`, required with dynamic RoPE.
         """
-        config, ops = self.config, self.ops
+        config = self.config
         num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
         rotary = RotaryCosSin(
             *self._rotary_emb.cos_sin(positions, rope_lengths), num_heads, num_kv_heads, config.query_scale
