@@ -308,7 +308,7 @@ def test_a_template_may_render_nothing() -> None:
 
 def test_running_out_of_private_use_characters_is_one_sentence() -> None:
     private = "".join(map(chr, [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
-    with pytest.raises(InputError, match=r"has \d+ different letters; at most 0 will do"):
+    with pytest.raises(InputError, match=r"has \d+ different characters; the maximum is 0"):
         render_prompts("byte-level", CHATML, [{"role": "user", "content": f"<s>{private}"}])
 
 
