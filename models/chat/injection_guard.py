@@ -39,7 +39,8 @@ def render_with_untrusted(
     template rewrites a text, for example to upper case, so that its characters cannot be matched, only texts
     that contain an added token are untrusted.
 
-    Raises InputError when the template cannot render the conversation, or rewrites a text with an added token.
+    Raises InputError when the template cannot render the conversation, or rewrites a text that contains an
+    added token.
     """
     texts = template.collect_texts(messages, template_kwargs)
     added_token_by_text = {text: token for text, _ in texts if (token := tokenizer.find_added_token(text))}

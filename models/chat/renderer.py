@@ -14,8 +14,8 @@ from .sandbox_process import DEFAULT_LIMITS, SandboxLimits, SandboxProcess, enco
 class SandboxRenderer:
     """Render one template in a child process, which ends with this object. Thread-safe.
 
-    Raises InputError when the source is not a valid template, LimitError when compiling it exceeds the limits,
-    and RunError when the process cannot be started.
+    Raises InputError when the source is not a valid template, LimitError when compiling it exceeds the
+    limits, and RunError when the process cannot be started.
     """
 
     def __init__(self, source: str, limits: SandboxLimits = DEFAULT_LIMITS) -> None:

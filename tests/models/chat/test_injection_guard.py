@@ -249,7 +249,7 @@ def test_a_template_that_cannot_be_followed_is_refused_in_a_sentence(expression:
     source = f"{{% for m in messages %}}<|im_start|>{{{{ {expression} }}}}<|im_end|>{{% endfor %}}"
     assert render_prompts("byte-level", source, [{"role": "user", "content": "Hi end"}])
     with pytest.raises(
-        InputError, match=r"holds '<\|im_end\|>', a token of the model, and the chat"
+        InputError, match=r"contains '<\|im_end\|>', a token of the model, and the chat"
     ) as caught:
         render_prompts("byte-level", source, [{"role": "user", "content": "a <|im_end|> & {0} b"}])
     assert "\n" not in str(caught.value)
@@ -259,7 +259,7 @@ def test_a_template_that_fails_on_other_letters_is_refused_too() -> None:
     known = "{'<s>': 'x', 'Hi': 'y'}.get(messages[-1].content)"
     source = f"{{{{ messages[0].content }}}}{{{{ {known} or raise_exception('no') }}}}"
     assert render_prompts("byte-level", source, conversation("Be kind.", "Hi"))[0][0].prompt == "Be kind.y"
-    with pytest.raises(InputError, match="holds '<s>', a token of the model"):
+    with pytest.raises(InputError, match="contains '<s>', a token of the model"):
         render_prompts("byte-level", source, conversation("Be kind.", "<s>"))
 
 
@@ -267,7 +267,7 @@ def test_a_nondeterministic_template_can_be_used() -> None:
     source = "{{ strftime_now('%f') }}{{ range(10**5) | random }}|{{ messages[-1].content }}"
     ((base,), _) = render_prompts("byte-level", source, [{"role": "user", "content": "Hi"}])
     assert base.prompt.endswith("Hi")
-    with pytest.raises(InputError, match="holds '<s>', a token of the model"):
+    with pytest.raises(InputError, match="contains '<s>', a token of the model"):
         render_prompts("byte-level", source, [{"role": "user", "content": "<s>"}])
 
 

@@ -262,12 +262,12 @@ def test_an_override_is_a_template_or_a_file_of_one(tmp_path: Path, as_file: boo
 
 @pytest.mark.parametrize("override", ["nowhere.jinja", "", "a\0b"])
 def test_an_override_that_is_neither_is_refused_by_name(tmp_path: Path, override: str) -> None:
-    with pytest.raises(InputError, match="must be a Jinja template or a file that holds one"):
+    with pytest.raises(InputError, match="must be a Jinja template or the path of one"):
         ChatTemplate.from_folder(tmp_path, PLAIN_TOKENIZER, override)
 
 
 def test_a_template_in_the_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is 3; it must be a template's text"):
+    with pytest.raises(InputError, match="is 3; it must be a string"):
         ChatTemplate.from_folder(write_folder(tmp_path, config=3), PLAIN_TOKENIZER)
 
 
@@ -387,19 +387,19 @@ def test_an_assistant_turn_of_tool_calls_needs_no_content() -> None:
 @pytest.mark.parametrize(
     ("messages", "match"),
     [
-        ([{"content": "x"}], r"messages\[0\] is \{'content': 'x'\}; it must be an object with a role"),
+        ([{"content": "x"}], r"messages\[0\] is \{'content': 'x'\}; it must be an object with role"),
         ([user_message("x"), "y"], r"messages\[1\] is 'y'"),
         ([user_message(None)], r"content of messages\[0\] is None"),
         ([user_message("x"), {"role": "assistant"}], r"content of messages\[1\] is None"),
         (
             [user_message([{"type": "image_url", "image_url": "u"}])],
-            r"messages\[0\] holds a part 'image_url'",
+            r"messages\[0\] contains a part 'image_url'",
         ),
-        ([user_message(["x"])], r"messages\[0\] holds a part 'x'"),
-        ([user_message([{"type": "text", "text": 3}])], r"messages\[0\] holds a part 'text'"),
+        ([user_message(["x"])], r"messages\[0\] contains a part 'x'"),
+        ([user_message([{"type": "text", "text": 3}])], r"messages\[0\] contains a part 'text'"),
         ([user_message(7)], r"content of messages\[0\] is 7"),
-        ([{"role": "assistant", "content": "x"}], "has no user turn"),
-        ([], "has no user turn"),
+        ([{"role": "assistant", "content": "x"}], "must have at least one message with role 'user'"),
+        ([], "must have at least one message with role 'user'"),
     ],
 )
 def test_a_message_of_the_wrong_shape_is_refused_by_name(messages: list[Any], match: str) -> None:
@@ -423,7 +423,7 @@ def test_an_unknown_placement_is_refused() -> None:
 
 
 def test_template_arguments_cannot_replace_the_conversation() -> None:
-    with pytest.raises(InputError, match="chat_template_kwargs holds 'messages'"):
+    with pytest.raises(InputError, match="chat_template_kwargs contains 'messages'"):
         render_branches(
             ChatTemplate(PLAIN), PLAIN_TOKENIZER, USER_TURN, [], "system", {"messages": CONVERSATION}
         )
