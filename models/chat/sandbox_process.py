@@ -31,9 +31,9 @@ PASSED_ENV_VARS = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 class SandboxLimits:
     """Limits of a template for one conversation.
 
-    cpu_seconds: CPU time. wall_seconds: wall-clock time. memory_bytes: address space, including that of Python.
-    output_bytes: size of the answer in UTF-8. On systems without resource limits, such as Windows, only
-    output_bytes applies.
+    cpu_seconds: CPU time. wall_seconds: wall-clock time. memory_bytes: address space, including that of
+    Python. output_bytes: size of the answer in UTF-8. On systems without resource limits, such as Windows,
+    only output_bytes applies.
     """
 
     cpu_seconds: float = 2.0

@@ -24,9 +24,9 @@ def test_a_json_object_is_read_and_a_missing_file_is_empty(tmp_path: Path) -> No
     [
         (b"{'a'", "is not valid JSON"),
         (b"", "is not valid JSON"),
-        (b"[1]", "holds a JSON list; it must be an object"),
+        (b"[1]", "contains a JSON list; it must be an object"),
         (b"\xff{}", "is not UTF-8 text"),
-        (b'{"a": ' * 100_000, "is nested too deep"),
+        (b'{"a": ' * 100_000, "is JSON that is nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
     ],
 )

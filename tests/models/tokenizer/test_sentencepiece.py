@@ -350,7 +350,7 @@ def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
         ),
         ({"added_tokens": {"<x>": -5}}, r"is -5; it must be an integer"),
         ({"added_tokens": {"<x>": 2**60}}, r"is 1152921504606846976; it must"),
-        ({"added_tokens": ["<x>"]}, r"added_tokens\.json' holds a JSON list"),
+        ({"added_tokens": ["<x>"]}, r"added_tokens\.json' contains a JSON list"),
         ({"tokenizer_config": {"added_tokens_decoder": [1]}}, r"added_tokens_decoder in .* is \[1\]"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},

@@ -131,7 +131,7 @@ def test_a_broken_tokenizer_json_is_refused_in_one_sentence(tmp_path: Path, cont
         ({"generation_config": {"eos_token_id": "2"}}, r"eos_token_id in .*generation_config\.json' is '2'"),
         ({"config": {"eos_token_id": [2, -1]}}, r"eos_token_id in .*config\.json' is \[2, -1\]"),
         ({"tokenizer_config": {"bos_token": 4}}, "bos_token in .* is 4"),
-        ({"config": [1]}, r"config\.json' holds a JSON list"),
+        ({"config": [1]}, r"config\.json' contains a JSON list"),
     ],
 )
 def test_a_wrong_value_in_a_config_file_is_refused_by_name(
