@@ -234,7 +234,7 @@ def test_files_that_number_a_token_differently_are_refused_by_name(tmp_path: Pat
     folder = write_folder(
         tmp_path, BACKENDS["byte-level"], added_tokens_decoder={str(size + 7): {"content": "<x>"}}
     )
-    with pytest.raises(InputError, match=rf"'<x>' has id {size} by tokenizer\.json and id {size + 7} by"):
+    with pytest.raises(InputError, match=rf"'<x>' has id {size} in tokenizer\.json and id {size + 7} in"):
         Tokenizer.from_folder(folder)
 
 

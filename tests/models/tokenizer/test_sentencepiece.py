@@ -358,7 +358,7 @@ def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
         ),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"5": {}}}},
-            r"token '5' in .* is \{\}; it must be a text",
+            r"token '5' in .* is \{\}; it must be a string",
         ),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"5": {"content": "a", "lstrip": 3}}}},
