@@ -59,7 +59,7 @@ class SandboxProcess:
         try:
             self.request(b"", START_TIMEOUT)
         except LimitError as error:
-            raise RunError(f"the chat template renderer failed to start with {sys.executable}") from error
+            raise RunError(f"cannot start {sys.executable} to render chat templates") from error
         (answer,) = self.request(encode_line({"source": source}), START_TIMEOUT)
         if "error" in answer:
             location = (

@@ -75,8 +75,8 @@ class Tokenizer:
     ) -> list[int]:
         """Encode a text to token ids. Added tokens in the text are recognized.
 
-        `untrusted` contains the indices of untrusted characters: an added token that includes one is encoded as
-        plain text, unless the token is only whitespace.
+        `untrusted` contains the indices of untrusted characters: an added token that includes one is encoded
+        as plain text, unless the token is only whitespace.
         Raises InputError when the text is not valid Unicode.
         """
         _check_unicode(text)
@@ -124,8 +124,8 @@ class Tokenizer:
         return encode_segments(text, trusted, self._encode_plain)
 
     def _encode_plain(self, text: str, position: TextPosition) -> list[int]:
-        """Encode untrusted text. Some vocabularies list added tokens among their pieces: if one results, the text
-        is halved until none does."""
+        """Encode untrusted text. Some vocabularies list added tokens among their pieces: if one results, the
+        text is halved until none does."""
         ids = self._backend.encode_plain(text, position)
         if self._added_ids.isdisjoint(ids) or len(text) < 2:
             return ids
@@ -148,8 +148,8 @@ def _load_backend(folder: Path) -> TokenizerBackend:
 def _load_sentencepiece(folder: Path, path: Path) -> TokenizerBackend:
     """Load a tokenizer.model, with the settings of tokenizer_config.json.
 
-    Defaults of missing settings are those of the older tokenizer classes: BOS before a text, nothing after it.
-    transformers 5 adds no BOS in this case.
+    Defaults of missing settings are those of the older tokenizer classes: BOS before a text, nothing after
+    it. transformers 5 adds no BOS in this case.
     """
     config = read_json(folder / TOKENIZER_CONFIG)
     for name in BOOL_KEYS:
