@@ -292,7 +292,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {**LLAMA3, "factor": 0.5}}, "factor 0.5; it must be a number from 1 to 1e+06"),
     ({"rope_parameters": {**LLAMA3, "factor": None}}, "config.json has no factor"),
     ({"rope_parameters": {**LLAMA3, "low_freq_factor": 4.0}}, "high_freq_factor 4.0; it must be above"),
-    ({"rope_parameters": {**LLAMA3, ORIGINAL: 8.5}}, f"{ORIGINAL} 8.5; it must be a whole number"),
+    ({"rope_parameters": {**LLAMA3, ORIGINAL: 8.5}}, f"{ORIGINAL} 8.5; it must be an integer"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "rope_parameters": None}, "no low_freq_factor"),
     ({"rope_parameters": {"type": "linear"}}, "config.json has no factor"),
     ({"rope_parameters": {"type": "linear", "factor": float("nan")}}, "factor nan"),

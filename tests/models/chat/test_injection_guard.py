@@ -227,7 +227,7 @@ REWRITES = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content.split('</think>')[-1].lstrip('\\n') }}{% elif m.content.startswith('<tool>') %}?{% else %}
 {{ m.content }}{% endif %}<|im_end|>
 {% endfor %}"""
-"""Extracts the thought of a turn and writes it back between the template's tokens, as Qwen3's template does."""
+"""Extracts the thought of a turn and writes it back between the template's tokens, as in Qwen3."""
 
 
 @everywhere
