@@ -480,9 +480,7 @@ def test_an_occupied_destination_is_refused_and_an_empty_one_is_filled(source: P
     (tmp_path / "full" / "mine").touch()
     (tmp_path / "empty").mkdir()
     for name in ("file", "full"):
-        with pytest.raises(
-            InputError, match=f"{name}' already exists; it must be a new or empty folder"
-        ):
+        with pytest.raises(InputError, match=f"{name}' already exists; it must be a new or empty folder"):
             convert(source, tmp_path / name)
     assert [entry.name for entry in (tmp_path / "full").iterdir()] == ["mine"]
     assert (convert(source, tmp_path / "empty") / "config.json").is_file()
