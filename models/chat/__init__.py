@@ -1,5 +1,5 @@
-"""From a conversation to the K+1 prompts of a request, by the model's own chat template.
+"""Render a conversation to the K+1 prompts of a request with the model's chat template.
 
-`prompts.py` is the entry. Templates are foreign code: they run in a process with limits
-(`sandbox_process.py`), and `injection_guard.py` keeps what users write from becoming special tokens.
+`prompts.py` is the entry point. Templates are untrusted code: they run in a process with resource limits
+(`sandbox_process.py`), and `injection_guard.py` keeps text of users from becoming special tokens.
 """

@@ -1,8 +1,9 @@
-"""Keep what users write from becoming special tokens of the chat template.
+"""Keep user-written text from becoming special tokens of the chat template.
 
-Texts from outside are rendered a second time in letters that stand nowhere else. Templates trim, cut and
-search such texts, so the letters can be searched for what they stand for. When the second rendering says the
-same as the first, letter by letter, these letters show what is from outside.
+The conversation is rendered twice. In the second rendering, the shadow, untrusted texts are written in
+substitute characters that occur nowhere else. Templates trim, cut and search such texts, so a shadow text can
+be searched for the characters that it replaces. When the shadow equals the first rendering, character by
+character, the substitutes mark the untrusted characters.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from .template import ChatTemplate, Message, TextSelector
 
 PRIVATE_USE_RANGES = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-"""Code points that Unicode leaves to private use."""
+"""Unicode's private use planes, from which the substitutes are taken."""
 JSON_ESCAPED = frozenset('"\\')
-"""Letters that templates writing JSON put a backslash before, which no other letter would get."""
+"""Characters that JSON output escapes with a backslash; a substitute would not be escaped."""
 
 
 def render_with_untrusted(
@@ -31,14 +32,15 @@ def render_with_untrusted(
     messages: Sequence[Message],
     template_kwargs: Mapping[str, Any],
 ) -> tuple[str, Container[int]]:
-    """The conversation as one text, and the places in it of characters that are not to be trusted.
+    """Return the rendered conversation, and the indices of its untrusted characters.
 
-    These are the visible characters of all that messages say, and of a role or a text in `template_kwargs`
-    only when it holds what may be read as an added token, for there are templates that write "<|" + role +
-    "|>". Where a template so changes a text that it cannot be followed, say to capitals, other messages are
-    trusted too unless they hold such a thing.
+    Untrusted are the visible characters of all message texts. A role or a text in `template_kwargs` is
+    untrusted only if it contains an added token, because some templates write "<|" + role + "|>". If the
+    template rewrites a text, for example to upper case, so that its characters cannot be matched, only texts
+    that contain an added token are untrusted.
 
-    Raises InputError when the template cannot render the conversation, or so changes a text that does.
+    Raises InputError when the template cannot render the conversation, or rewrites a text that contains an
+    added token.
     """
     texts = template.collect_texts(messages, template_kwargs)
     added_token_by_text = {text: token for text, _ in texts if (token := tokenizer.find_added_token(text))}
@@ -53,7 +55,7 @@ def render_with_untrusted(
             )
             if set(substitutes).isdisjoint(rendered):
                 break
-            used_chars.update(rendered)  # the template writes such letters itself: others will do
+            used_chars.update(rendered)  # the template writes substitutes itself: choose others
         if shadow is None or shadow.translate(str.maketrans(substitutes, originals)) != rendered:
             return rendered, None
         return rendered, _UntrustedChars(shadow, frozenset(substitutes))
@@ -62,19 +64,18 @@ def render_with_untrusted(
         lambda text, path: _is_message_text(path) or text in added_token_by_text
     )
     if untrusted is None and added_token_by_text:
-        rendered, untrusted = render_shadowed(lambda text, place: text in added_token_by_text)
+        rendered, untrusted = render_shadowed(lambda text, path: text in added_token_by_text)
         if untrusted is None:
             raise InputError(
-                f"a text of the conversation holds {min(added_token_by_text.values())!r}, a token of the "
-                f"model, and the "
-                "chat template rewrites that text; leave the token out"
+                f"a text of the conversation contains {min(added_token_by_text.values())!r}, a token of the "
+                "model, and the chat template rewrites that text; remove the token"
             )
     return rendered, untrusted or ()
 
 
 @dataclass(frozen=True)
 class _UntrustedChars:
-    """Where some letters stand in a text."""
+    """The set of indices at which `shadow` has a substitute character."""
 
     shadow: str
     substitutes: frozenset[str]
@@ -84,18 +85,18 @@ class _UntrustedChars:
 
 
 def _is_message_text(path: str) -> bool:
-    """Whether a text at this place is something that a message says."""
+    """Whether the text at this path is in a message and is not its role."""
     return path.startswith("messages[") and not path.endswith("['role']")
 
 
 def _private_alphabet(chars: set[str], used_chars: set[str]) -> tuple[str, str]:
-    """The visible letters, and for each another that is not taken."""
+    """Return the visible characters of `chars`, and an unused substitute for each."""
     visible = [char for char in chars - JSON_ESCAPED if char.isprintable() and not char.isspace()]
     unused = (letter for letter in map(chr, chain(*PRIVATE_USE_RANGES)) if letter not in used_chars)
     substitutes = [letter for letter, _ in zip(unused, visible, strict=False)]
     if len(substitutes) < len(visible):
         raise InputError(
-            f"a text of the conversation has {len(visible)} different letters; at most {len(substitutes)} "
-            f"will do"
+            f"a text of the conversation has {len(visible)} different characters; the maximum is "
+            f"{len(substitutes)}"
         )
     return "".join(visible), "".join(substitutes)

@@ -1,4 +1,4 @@
-"""Lines to a process and back, with timeouts."""
+"""Exchange lines with a child process, with timeouts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import subprocess
 import time
 
 HAS_POLL = hasattr(select, "poll")
-"""Whether a pipe can be waited for until some time has come."""
+"""Whether waiting for a pipe can time out; false on Windows."""
 READ_SIZE = 1 << 16
-"""Bytes that are read at once."""
+"""Bytes per read."""
 
 
 class ProcessPipe:
@@ -30,18 +30,17 @@ class ProcessPipe:
         return HAS_POLL and _poll_event(self._stdout, 0, 0.0)
 
     def exchange(self, line: bytes, timeout: float, max_bytes: int) -> tuple[bytes, bool]:
-        """Says a line and hears one, and whether it took too long.
+        """Write a line and read one. Return the reply, and whether `timeout` seconds passed first.
 
-        It is less than a line when it did, when the process ends, or says more than `max_bytes` bytes.
+        The reply is not a complete line if it timed out, the process ended, or it exceeds `max_bytes` bytes.
         """
         deadline, remaining = time.monotonic() + timeout, memoryview(line)
         try:
             while remaining:
                 if not _wait_ready(self._stdin, select.POLLOUT, deadline):
                     return b"", True
-                remaining = remaining[
-                    os.write(self._stdin, remaining) :
-                ]  # no buffer, which a fork would write again
+                # unbuffered: a fork would write the buffer again
+                remaining = remaining[os.write(self._stdin, remaining) :]
             end = self._buffer.find(b"\n")
             while end < 0 and len(self._buffer) < max_bytes:
                 if not _wait_ready(self._stdout, select.POLLIN, deadline):
@@ -58,13 +57,13 @@ class ProcessPipe:
 
 
 def _wait_ready(fd: int, event: int, deadline: float) -> bool:
-    """Waits until the pipe can be read or written; False when that time has come first."""
+    """Wait until the pipe can be read or written; False if the deadline passed first."""
     remaining = deadline - time.monotonic()
     return not HAS_POLL or (remaining > 0 and _poll_event(fd, event, remaining))
 
 
 def _poll_event(fd: int, event: int, timeout: float) -> bool:
-    """Whether it does within that time, or the pipe's other end is closed."""
+    """Whether `event` occurs within `timeout` seconds, or the other end of the pipe is closed."""
     poll = select.poll()
     poll.register(fd, event)
     return bool(poll.poll(timeout * 1000))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...kernels.common.errors import InputError, short_repr
-from . import injection_guard as outside
+from .injection_guard import render_with_untrusted
 from .sandbox_process import LimitError
 from .template import Message
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 SYSTEM_PROBE = "c4f1probe97ae"
-"""A word no template alters, added to a system text to see whether the template shows it."""
+"""A word that no template alters, appended to the system text to test whether it is rendered."""
 
 Messages = list[dict[str, Any]]
 
@@ -40,18 +40,18 @@ def render_branches(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     check: Callable[[BranchPrompt], None] = lambda prompt: None,
 ) -> list[BranchPrompt]:
-    """The prompts of a request's K+1 branches: the base, then one an objective.
+    """Render the prompts of a request's K+1 branches: the base, then one per objective.
 
     All share one system text: the conversation's first system message, else DEFAULT_SYSTEM. An objective
     follows it after a space (placement "system"), or follows the last user turn ("user"). Where a template
-    refuses a system message, or drops it without a word, the system text opens the first user turn. A BOS
-    token is added only where the tokenizer asks for one and the template has not written it.
+    rejects a system message, or silently drops it, the system text is prepended to the first user turn. A BOS
+    token is added only if the tokenizer adds one and the template has not written it.
 
-    All text is encoded together, so that words join as in training. But added tokens are the template's to
-    write: one in a message, an objective or an argument of the template is encoded as the text it is
-    spelled with. `check` is shown each prompt before the next is made, the base first, and may raise.
+    All text is encoded together, so that words join as in training. Only the template may write added tokens:
+    one in a message, an objective or a template argument is encoded as plain text. `check` is called with
+    each prompt before the next is rendered, the base first, and may raise.
 
-    Raises InputError when there is no template, or it cannot render these messages.
+    Raises InputError if `template` is None or cannot render these messages.
     """
     if template is None:
         raise InputError(
@@ -61,7 +61,7 @@ def render_branches(
         raise InputError(f"placement is {placement!r}; it must be 'system' or 'user'")
     template_kwargs = dict(chat_template_kwargs or {})
     if "messages" in template_kwargs:
-        raise InputError("chat_template_kwargs holds 'messages'; the conversation is the request's prompt")
+        raise InputError("chat_template_kwargs contains 'messages'; pass the conversation as the prompt")
     conversation = _ensure_system(
         [_normalize_message(index, message) for index, message in enumerate(messages)]
     )
@@ -86,12 +86,12 @@ def render_prompt(
     messages: Sequence[Message],
     template_kwargs: Mapping[str, Any],
 ) -> BranchPrompt:
-    """One conversation as it stands, with `template_kwargs` variables for the template; BOS and texts as
-    above.
+    """Render one conversation unchanged, with `template_kwargs` as variables of the template.
 
-    Raises InputError when the template cannot render it.
+    BOS and untrusted text are handled as in `render_branches`. Raises InputError when the template cannot
+    render it.
     """
-    text, untrusted = outside.render_with_untrusted(template, tokenizer, messages, template_kwargs)
+    text, untrusted = render_with_untrusted(template, tokenizer, messages, template_kwargs)
     token_ids, prefix_ids = tokenizer.encode(text, untrusted=untrusted), tokenizer.prefix_token_ids
     has_prefix = token_ids[: len(prefix_ids)] == prefix_ids or token_ids[:1] == tokenizer.token_to_ids(
         tokenizer.bos_token
@@ -100,10 +100,10 @@ def render_prompt(
 
 
 def _normalize_message(index: int, message: Message) -> dict[str, Any]:
-    """The message with its content as one text. Other keys, such as tool_calls, pass through."""
+    """Return the message with its content as one string. Other keys, such as tool_calls, are unchanged."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InputError(
-            f"messages[{index}] is {short_repr(message)}; it must be an object with a role and a content"
+            f"messages[{index}] is {short_repr(message)}; it must be an object with role and content"
         )
     content = message.get("content")
     if content is None and message["role"] == "assistant" and message.get("tool_calls"):
@@ -113,7 +113,7 @@ def _normalize_message(index: int, message: Message) -> dict[str, Any]:
     if not isinstance(content, str):
         raise InputError(
             f"the content of messages[{index}] is {short_repr(content)}; "
-            "it must be a text or a list of text parts"
+            "it must be a string or a list of text parts"
         )
     return dict(message)
 
@@ -122,13 +122,13 @@ def _part_text(index: int, part: Any) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     part_type = part.get("type", part) if isinstance(part, Mapping) else part
-    prefix = f"the content of messages[{index}] holds a part {short_repr(part_type)}"
+    prefix = f"the content of messages[{index}] contains a part {short_repr(part_type)}"
     raise InputError(f"{prefix}; only parts of type 'text' are supported")
 
 
 def _ensure_system(messages: Messages) -> Messages:
     if not any(message["role"] == "user" for message in messages):
-        raise InputError("the conversation has no user turn; it needs at least one message with role 'user'")
+        raise InputError("the conversation must have at least one message with role 'user'")
     if any(message["role"] == "system" for message in messages):
         return messages
     return [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
@@ -149,7 +149,7 @@ def _append_text(messages: Messages, index: int, text: str) -> Messages:
 
 
 def _fold_system(messages: Messages) -> Messages:
-    """The system text moved to the front of the first user turn."""
+    """Move the system text to the front of the first user turn."""
     system_index, user_index = _first_index(messages, "system"), _first_index(messages, "user")
     text = f"{messages[system_index]['content']}\n\n{messages[user_index]['content']}"
     merged = [*messages[:user_index], {**messages[user_index], "content": text}, *messages[user_index + 1 :]]
@@ -161,7 +161,7 @@ def _first_index(messages: Messages, role: str) -> int:
 
 
 def _supports_system(template: ChatTemplate, messages: Messages, template_kwargs: dict[str, Any]) -> bool:
-    """Whether the template takes a system message and lets its text through."""
+    """Whether the template accepts a system message and renders its text."""
     try:
         return SYSTEM_PROBE in template.render(_append_to_system(messages, SYSTEM_PROBE), **template_kwargs)
     except LimitError:

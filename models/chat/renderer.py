@@ -1,4 +1,4 @@
-"""A chat template, rendered in a child process that threads take turns with, and that may be replaced."""
+"""Render a chat template in a child process that threads share and that is restarted after a failure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .sandbox_process import DEFAULT_LIMITS, SandboxLimits, SandboxProcess, enco
 
 
 class SandboxRenderer:
-    """Renders one template in a child process, which ends with this object. Any thread may ask.
+    """Render one template in a child process, which ends with this object. Thread-safe.
 
-    Raises InputError when the source is no valid template, LimitError when it takes too much to find out,
-    and RunError when no process can be started.
+    Raises InputError when the source is not a valid template, LimitError when compiling it exceeds the
+    limits, and RunError when the process cannot be started.
     """
 
     def __init__(self, source: str, limits: SandboxLimits = DEFAULT_LIMITS) -> None:
@@ -23,9 +23,9 @@ class SandboxRenderer:
         self._locked = _LockedProcess(SandboxProcess(source, limits))
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The template's text for these variables, in which each text begins with "=" or "~".
+        """Render the template with these variables, in which each string begins with "=" or "~".
 
-        Raises InputError when the template fails, LimitError when it takes more than it may.
+        Raises InputError when the template fails, LimitError when it exceeds the limits.
         """
         (answer,) = self._request(variables, [("", "")])
         return _answer_text(answer)
@@ -33,10 +33,10 @@ class SandboxRenderer:
     def render_shadowed(
         self, variables: dict[str, Any], substitution: tuple[str, str]
     ) -> tuple[str, str | None]:
-        """The same, and once more with each text after "~" disguised: to the template it is in other letters.
+        """Render twice: as `render`, and with the characters of each string marked "~" substituted.
 
-        `substitution` has the letters, and these others. None where the template fails on those. Raises as
-        `render` does.
+        `substitution` is the characters, and their substitutes. The second text is None if the template fails
+        on it. Raises as `render` does.
         """
         plain, *shadow = self._request(variables, [("", ""), substitution])
         return _answer_text(plain), _answer_text(shadow[0]) if "text" in shadow[0] else None
@@ -46,7 +46,7 @@ class SandboxRenderer:
     ) -> list[dict[str, Any]]:
         line = encode_line({"variables": variables, "disguises": substitutions})
         locked = self._locked
-        # after a fork the child has another parent, and the lock may be held there
+        # in a fork, the child belongs to the parent process, and the lock may be locked
         if locked.process.owner_pid != os.getpid():
             locked = self._locked = _LockedProcess(SandboxProcess(self._source, self._limits))
         with locked.lock:
@@ -57,7 +57,7 @@ class SandboxRenderer:
 
 @dataclass
 class _LockedProcess:
-    """The child of a renderer, and whose turn it is to ask it."""
+    """The child process of a renderer, and the lock that serializes its requests."""
 
     process: SandboxProcess
     lock: threading.Lock = field(default_factory=threading.Lock)

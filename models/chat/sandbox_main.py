@@ -1,8 +1,8 @@
-"""The program that renders a chat template: Jinja in the dialect of transformers, in a process of its own.
+"""Script of the sandbox process that renders a chat template with Jinja, in the dialect of transformers.
 
-It runs as a script, with Python's library and jinja2 alone: a template is a stranger's code, and what it
-finds here is the conversation. A line in is a JSON object, a line out its answer; `child.py` has the other
-end.
+It imports only the standard library and jinja2: a template is untrusted code and must reach nothing but the
+conversation. Each input line is a JSON object, each output line an answer; `sandbox_process.py` is the other
+end of the pipe.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path += sys.argv[3:]  # where jinja2 is: this Python looks nowhere else
+    sys.path += sys.argv[3:]  # folders of jinja2 and markupsafe: -I -S excludes site-packages
 
 import errno
 import importlib
@@ -36,7 +36,7 @@ LAZY_MODULES = (
     *("encodings.unicode_escape", "jinja2.constants", "jinja2.debug", "pprint", "random", "textwrap"),
     "unicodedata",
 )
-"""What templates need and is otherwise imported when they do, and could not be any more."""
+"""Modules that are imported lazily while rendering, which RLIMIT_NOFILE would prevent."""
 MAX_ERROR_CHARS = 1000
 SEARCH_METHODS = (
     *("__contains__", "__eq__", "__getitem__", "__ne__", "count", "endswith", "find", "index", "lstrip"),
@@ -46,14 +46,13 @@ SEARCH_METHODS = (
 
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:
-    """Answers line by line: each within `cpu_seconds` seconds of a processor, all within `memory_bytes`
-    bytes.
+    """Answer requests line by line, with `cpu_seconds` of CPU time per answer and `memory_bytes` in total.
 
-    A line with a conversation has an answer for each of its disguises, up to the first that is an error.
+    A line with a conversation has one answer per entry of "disguises", up to the first error.
     """
     for name in LAZY_MODULES:
         importlib.import_module(name)
-    datetime.now()  # reads the time zone
+    datetime.now()  # reads the time zone while files can be opened
     _set_limits(memory_bytes)
     template = None
     _write_answer({})
@@ -75,19 +74,19 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
 
 
 def _set_limits(memory_bytes: int) -> None:
-    """This much memory, and from now on no other file, no connection, no core dump."""
+    """Limit memory to `memory_bytes`, and allow no new file, no connection and no core dump."""
     try:
         import resource  # noqa: PLC0415 - not on Windows
     except ImportError:
         return
     limits = ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_CORE, 0))
     for resource_id, limit in limits:
-        with suppress(ValueError, OSError):  # a limit that this system does not keep
+        with suppress(ValueError, OSError):  # this system does not support the limit
             resource.setrlimit(resource_id, (limit, limit))
 
 
 def _set_cpu_timer(seconds: float) -> None:
-    """Ends this process after so much time of a processor; 0 is for ever. C code is ended too."""
+    """End this process after `seconds` of CPU time, even in C code; 0 disables the timer."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
@@ -102,7 +101,7 @@ def _render(template: Template, variables: dict[str, Any], substitution: tuple[s
     table = str.maketrans(*substitution)
 
     def unwrap(value: Any) -> Any:
-        """The first letter of a text says whether it is to be disguised."""
+        """Remove the marker of each string, and substitute the characters of those marked "~"."""
         if isinstance(value, str):
             return ShadowStr(value[1:], table) if table and value[0] == "~" else value[1:]
         if isinstance(value, dict):
@@ -113,13 +112,13 @@ def _render(template: Template, variables: dict[str, Any], substitution: tuple[s
 
 
 def _format_error(error: Exception) -> str:
-    """The reason of an error in one line."""
+    """Format an error as one line."""
     text = error.message if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
     return " ".join((text or type(error).__name__)[:MAX_ERROR_CHARS].split()).rstrip(".")
 
 
 class ShadowStr(str):
-    """A text in other letters, which can be searched as if it stood in its own."""
+    """A string with substituted characters, which can be searched for the original characters."""
 
     _table: Mapping[int, Any]
 
@@ -129,13 +128,13 @@ class ShadowStr(str):
         return shadow
 
     def _substitute(self, value: Any) -> Any:
-        """What is looked for, in these letters."""
+        """Substitute the characters of a search argument."""
         if isinstance(value, tuple):
             return tuple(map(self._substitute, value))
         return value.translate(self._table) if isinstance(value, str) else value
 
     def _wrap(self, value: Any) -> Any:
-        """What was found, to be searched in turn."""
+        """Make the strings of a result searchable too."""
         if isinstance(value, list | tuple):
             return type(value)(map(self._wrap, value))
         return ShadowStr(value, self._table) if isinstance(value, str) else value
@@ -156,7 +155,7 @@ for _name in SEARCH_METHODS:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`, which marks the assistant's text for training: here only its body counts."""
+    """`{% generation %}`, which marks the assistant's text for training; renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
@@ -167,7 +166,7 @@ class _GenerationTag(Extension):
 
 
 class _TemplateDict:
-    """`dict` for templates: calling it, and fromkeys, without the type and what hangs on it."""
+    """`dict` for templates: the constructor and fromkeys, without access to the type's attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -177,7 +176,7 @@ class _TemplateDict:
 
 
 class _TemplateNamespace(Namespace):
-    """`namespace` for templates, closed to names that reach Python's internals."""
+    """`namespace` for templates, without names that reach Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may name an attribute `self`
         self, *rest = args
@@ -193,14 +192,14 @@ class _TemplateNamespace(Namespace):
 
 def _reject_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}, a name with a leading underscore")
+        raise SecurityError(f"namespace attribute {name!r} must not start with an underscore")
 
 
 class _SandboxEnvironment(ImmutableSandboxedEnvironment):
-    """Says so when a template reaches for what is closed to it; jinja itself would render nothing there."""
+    """Raise SecurityError on access to an unsafe attribute; jinja2 would render it as empty."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise SecurityError(f"it may not reach {attribute!r} of a {type(obj).__name__}")
+        raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__} is not allowed")
 
 
 def _create_environment() -> _SandboxEnvironment:
@@ -224,7 +223,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON: jinja's own filter escapes HTML and sorts keys, which a model never saw in training."""
+    """Plain JSON: the filter of jinja2 escapes HTML and sorts keys, unlike the training data."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

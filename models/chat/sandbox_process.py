@@ -1,4 +1,4 @@
-"""The child process with limits that renders chat templates, which are foreign code."""
+"""Child process with resource limits that renders chat templates, which are untrusted code."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .pipe import ProcessPipe
 
 SANDBOX_SCRIPT = Path(__file__).with_name("sandbox_main.py")
 START_TIMEOUT = 60.0
-"""Seconds in which Python and jinja2 must be there: they are no strangers, but a machine may be busy."""
+"""Seconds to start Python and import jinja2. These are trusted code, but the machine may be busy."""
 KILL_TIMEOUT = 5.0
-"""Seconds after which a process that was killed is not waited for any longer."""
+"""Maximum seconds to wait for a killed process."""
 PASSED_ENV_VARS = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""All that the child has of the environment: the zone of the local time, and what Pythons need to start."""
+"""Environment variables passed to the child: the time zone, and those that Python needs to start."""
 
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What a template may take for a conversation.
+    """Limits of a template for one conversation.
 
-    cpu_seconds: seconds of a processor. wall_seconds: seconds by the clock. memory_bytes: bytes of address
-    space, Python's own included. output_bytes: bytes of its answer, UTF-8. Where the system keeps no
-    limits, as on Windows, there is only text.
+    cpu_seconds: CPU time. wall_seconds: wall-clock time. memory_bytes: address space, including that of
+    Python. output_bytes: size of the answer in UTF-8. On systems without resource limits, such as Windows,
+    only output_bytes applies.
     """
 
     cpu_seconds: float = 2.0
@@ -46,11 +46,11 @@ DEFAULT_LIMITS = SandboxLimits()
 
 
 class LimitError(InputError):
-    """A template took more than it may, or its process ended: nothing is known of what it would say."""
+    """A template exceeded a limit, or its process ended, so its result is unknown."""
 
 
 class SandboxProcess:
-    """One child process, from its start to its end, with a template. owner_pid: its parent process."""
+    """A child process that renders one template. owner_pid: the parent's process id."""
 
     def __init__(self, source: str, limits: SandboxLimits) -> None:
         self._limits, self._process, self.owner_pid = limits, _start_process(limits), os.getpid()
@@ -59,7 +59,7 @@ class SandboxProcess:
         try:
             self.request(b"", START_TIMEOUT)
         except LimitError as error:
-            raise RunError(f"what renders chat templates does not start with {sys.executable}") from error
+            raise RunError(f"cannot start {sys.executable} to render chat templates") from error
         (answer,) = self.request(encode_line({"source": source}), START_TIMEOUT)
         if "error" in answer:
             location = (
@@ -69,15 +69,18 @@ class SandboxProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nobody is there to ask, or what would answer is of what was asked before."""
+        """Whether the process has ended, or its next line may answer an earlier request."""
         return self._broken or self._pipe.has_ended
 
     def request(self, line: bytes, timeout: float, num_answers: int = 1) -> list[dict[str, Any]]:
-        """The program's answers to a line, up to the first that is an error.
+        """Send a line and return the child's answers, up to the first error or `num_answers`.
 
-        Without one in so many seconds the program is ended; raises LimitError.
+        If an answer takes longer than `timeout` seconds, kills the child and raises LimitError.
         """
-        answers, self._broken = list[dict[str, Any]](), True  # until all is read, whatever comes between
+        answers, self._broken = (
+            list[dict[str, Any]](),
+            True,
+        )  # until all answers are read, even if interrupted
         try:
             while True:
                 reply, timed_out = self._pipe.exchange(line, timeout, self._limits.output_bytes)
@@ -93,21 +96,20 @@ class SandboxProcess:
                 _terminate(self._process, self.owner_pid)
         raise LimitError(
             f"the chat template {self._failure_message(timeout if timed_out else None, len(reply))}; "
-            f"shorten the "
-            "conversation, or give another chat_template"
+            "shorten the conversation, or use another chat_template"
         )
 
     def _failure_message(self, timeout: float | None, num_bytes: int) -> str:
         limits, exit_code = self._limits, self._process.returncode
         if timeout is not None:
-            return f"takes longer than {timeout:g} s"
+            return f"took longer than {timeout:g} s"
         if num_bytes == limits.output_bytes:
-            return f"writes more than {limits.output_bytes / 2**20:g} MiB"
+            return f"wrote more than {limits.output_bytes / 2**20:g} MiB"
         if exit_code == errno.ENOMEM:
-            return f"takes more than {limits.memory_bytes / 2**20:g} MiB of memory"
+            return f"used more than {limits.memory_bytes / 2**20:g} MiB of memory"
         if exit_code == -getattr(signal, "SIGPROF", 0):
-            return f"takes more than {limits.cpu_seconds:g} s of a processor"
-        return f"ended the process that renders it, with status {exit_code}"
+            return f"used more than {limits.cpu_seconds:g} s of CPU time"
+        return f"ended its process with status {exit_code}"
 
 
 def _start_process(limits: SandboxLimits) -> subprocess.Popen[bytes]:
@@ -128,16 +130,16 @@ def _start_process(limits: SandboxLimits) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={name: os.environ[name] for name in PASSED_ENV_VARS if name in os.environ},
-            start_new_session=True,  # an interrupt at the terminal is its parent's to see
+            start_new_session=True,  # Ctrl-C in the terminal is for the parent only
         )
     except OSError as error:
-        raise RunError(f"no process can be started to render chat templates: {error}") from error
+        raise RunError(f"cannot start a process to render chat templates: {error}") from error
 
 
 def _terminate(process: subprocess.Popen[bytes], owner_pid: int) -> None:
-    """Ends the process and waits for it; in a fork, of which it is no child, it only lets go of it.
+    """Kill the process and wait for it; in a fork, which is not its parent, only close the pipes.
 
-    May be called again. An interrupt may leave a Popen's lock held, so that is not waited for in earnest.
+    May be called again. The wait has a timeout because an interrupt may leave the lock of a Popen locked.
     """
     if owner_pid == os.getpid():
         process.kill()
@@ -150,7 +152,7 @@ def _terminate(process: subprocess.Popen[bytes], owner_pid: int) -> None:
 
 
 def _parse_reply(reply: bytes) -> Any:
-    """What a reply says; None when it is no whole line of JSON, as from a child that was taken over."""
+    """Parse a reply; None if it is not a complete line of JSON, as from a compromised child."""
     try:
         return json.loads(reply.decode("utf-8", "surrogatepass")) if reply.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -158,5 +160,5 @@ def _parse_reply(reply: bytes) -> Any:
 
 
 def encode_line(request: dict[str, Any]) -> bytes:
-    """JSON on one line; lone surrogates stay what they are."""
+    """Encode as one line of JSON; lone surrogates are kept."""
     return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -1,4 +1,4 @@
-"""The checkpoint's own chat template, found and given plain texts to render."""
+"""Load the chat template of a checkpoint and render conversations with it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 TextSelector = Callable[[str, str], bool]
-"""Whether a text is to be disguised, by itself and its place: "messages[0]['content']", or "" for a key."""
+"""Whether to substitute a text, from the text and its path: "messages[0]['content']", or "" for a key."""
 
 
 class ChatTemplate:
-    """A Jinja chat template in the dialect of transformers. Checkpoints are not trusted: see
-    `SandboxRenderer`.
+    """A Jinja chat template in the dialect of transformers, rendered in a sandbox: see `SandboxRenderer`.
 
-    Raises InputError when the source is no valid template.
+    Raises InputError when the source is not a valid template.
     """
 
     def __init__(
@@ -39,18 +38,18 @@ class ChatTemplate:
     def from_folder(
         cls, folder: Path, tokenizer: Tokenizer, override: str | None = None
     ) -> ChatTemplate | None:
-        """The template of a model folder, or `override`: a template's text, or the path of a file with one.
+        """Load the template of a model folder, or `override`: the template itself, or the path of its file.
 
-        chat_template.jinja wins over tokenizer_config.json; None when the model has no template. Raises
-        InputError when the template is malformed or the override is neither a template nor a file.
+        chat_template.jinja takes precedence over tokenizer_config.json. None if the model has no template.
+        Raises InputError when the template is malformed or the override is neither a template nor a file.
         """
         source = _read_folder_source(Path(folder)) if override is None else _read_override(override)
         return None if source is None else cls(source, tokenizer.bos_token, tokenizer.eos_token)
 
     def render(self, messages: Sequence[Message], /, **kwargs: Any) -> str:
-        """The conversation as one text, open for the assistant's answer unless add_generation_prompt=False.
+        """Render the conversation, with the assistant's prefix at the end unless add_generation_prompt=False.
 
-        `kwargs` are more variables for the template. Raises InputError when the template refuses the
+        `kwargs` are further variables of the template. Raises InputError when the template rejects the
         conversation or fails on it.
         """
         return self._renderer.render(self._build_variables(messages, kwargs, lambda text, path: False))
@@ -62,9 +61,10 @@ class ChatTemplate:
         is_untrusted: TextSelector,
         substitution: tuple[str, str],
     ) -> tuple[str, str | None]:
-        """The same, and once more with the chosen texts of `messages` and `template_kwargs` in other letters.
+        """Render twice: as `render`, and with the untrusted texts in substitute characters.
 
-        `substitution` is the letters, and those that stand for them. None where the template fails on those.
+        `substitution` is the characters, and their substitutes. The second text is None if the template fails
+        on it.
         """
         return self._renderer.render_shadowed(
             self._build_variables(messages, template_kwargs, is_untrusted), substitution
@@ -73,9 +73,9 @@ class ChatTemplate:
     def collect_texts(
         self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
     ) -> list[tuple[str, str]]:
-        """All texts that `render` gives to the template, each with its place, as a `Choice` has them.
+        """Return all texts that `render` passes to the template, each with its path, as for TextSelector.
 
-        Raises InputError where one is none that a template takes.
+        Raises InputError for a value that is not JSON.
         """
         texts = list[tuple[str, str]]()
 
@@ -91,7 +91,7 @@ class ChatTemplate:
     ) -> dict[str, Any]:
         try:
             return {
-                "=tools": None,  # templates test these for none, as transformers always defines them
+                "=tools": None,  # templates test these with "is none": transformers always defines them
                 "=documents": None,
                 "=add_generation_prompt": True,
                 **self._special_tokens,
@@ -100,7 +100,7 @@ class ChatTemplate:
             }
         except RecursionError as error:
             raise InputError(
-                "the chat template cannot render this conversation: it is nested too deep"
+                "the chat template cannot render this conversation: it is nested too deeply"
             ) from error
 
 
@@ -110,24 +110,24 @@ def _read_folder_source(folder: Path) -> str | None:
         return _read_text(path)
     config = folder / "tokenizer_config.json"
     source = read_json(config).get("chat_template")
-    if isinstance(source, list):  # named templates, one of them for plain chat
+    if isinstance(source, list):  # named templates; "default" is for plain chat
         templates = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = templates.get("default")
     if source is not None and not isinstance(source, str):
-        raise InputError(f"chat_template in {config} is {short_repr(source)}; it must be a template's text")
+        raise InputError(f"chat_template in {config} is {short_repr(source)}; it must be a string")
     return source
 
 
 def _read_override(override: str) -> str:
     try:
         is_file = Path(override).is_file()
-    except (OSError, ValueError):  # a template's text may be no possible path
+    except (OSError, ValueError):  # the text of a template may not be a valid path
         is_file = False
     if is_file:
         return _read_text(Path(override))
     if "{" not in override:
         raise InputError(
-            f"chat_template is {short_repr(override)}; it must be a Jinja template or a file that holds one"
+            f"chat_template is {short_repr(override)}; it must be a Jinja template or the path of one"
         )
     return override
 
@@ -142,7 +142,7 @@ def _read_text(path: Path) -> str:
 
 
 def _to_plain_json(value: Any, path: str, is_untrusted: TextSelector) -> Any:
-    """A copy in plain JSON types, with texts as `SandboxRenderer` takes them."""
+    """Copy to plain JSON types, with texts marked for `SandboxRenderer`."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):
@@ -152,11 +152,11 @@ def _to_plain_json(value: Any, path: str, is_untrusted: TextSelector) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_to_plain_json(item, f"{path}[{index}]", is_untrusted) for index, item in enumerate(value)]
-    if isinstance(value, str):  # a subclass, such as an enum's member, becomes its plain value
+    if isinstance(value, str):  # a subclass, such as an enum member, becomes a plain str
         return _mark_text(str.__str__(value), path, is_untrusted)
     if isinstance(value, int | float):
         return int.__int__(value) if isinstance(value, int) else float.__float__(value)
-    raise InputError(f"{truncate(path)} is {short_repr(value)}; a chat template takes only JSON values")
+    raise InputError(f"{truncate(path)} is {short_repr(value)}; chat template variables must be JSON values")
 
 
 def _mark_text(text: str, path: str, is_untrusted: TextSelector) -> str:

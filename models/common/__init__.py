@@ -1,1 +1,1 @@
-"""Small tools of the model files: JSON files read with checks, memory limits, folders that appear whole."""
+"""Utilities for model files: checked JSON reading, memory limits, atomic folder creation."""

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STALE_SECONDS = 86_400
-"""A half-made folder untouched for so long has no process behind it, unless one has the number in its name:
-clocks jump."""
+"""Age after which a partial folder is removed, if its process has ended too: clocks jump."""
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A path to build `folder` at. It takes its name when the block ends well, and is removed when not.
+    """Yield a path to build `folder` at. It is renamed to `folder` on success and removed on an exception.
 
-    It lies in a hidden folder beside, so a killed process leaves nothing under the name, and its parent is
-    free for scratch files. Raises InputError when `folder` is there and not empty, before or after the block.
+    The path is in a hidden sibling folder, so a killed process leaves nothing under the final name, and its
+    parent can be used for scratch files. Raises InputError when `folder` exists and is not empty, before or
+    after the block.
     """
     folder = folder.resolve()
     prefix = f".{folder.name}.partial-"
@@ -40,22 +40,22 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             yield staging
             staging.rename(folder)
     except OSError as error:
-        require_empty(folder)  # it may have come to be meanwhile
+        require_empty(folder)  # it may have been created meanwhile
         raise RunError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
 
 
 def require_empty(folder: Path) -> None:
-    """Raises InputError when `folder` is there and not empty."""
+    """Raise InputError when `folder` exists and is not an empty folder."""
     try:
         occupied = any(folder.iterdir()) if os.path.isdir(folder) else os.path.lexists(folder)
     except OSError as error:
-        raise RunError(f"cannot look into {str(folder)!r}: {error.strerror}") from error
+        raise RunError(f"cannot list {str(folder)!r}: {error.strerror}") from error
     if occupied:
-        raise InputError(f"{str(folder)!r} is there already; it must be a new or an empty folder")
+        raise InputError(f"{str(folder)!r} already exists; it must be a new or empty folder")
 
 
 def _remove_stale(parent: Path, prefix: str) -> None:
-    """Removes what killed processes left behind."""
+    """Remove the partial folders of killed processes."""
     for leftover in parent.iterdir():
         with suppress(OSError):
             if not leftover.name.startswith(prefix) or _is_running(
@@ -67,7 +67,7 @@ def _remove_stale(parent: Path, prefix: str) -> None:
 
 
 def _is_running(pid: str) -> bool:
-    """Whether there is a process of that number on this machine."""
+    """Whether a process with this id is running."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, OverflowError, ProcessLookupError):

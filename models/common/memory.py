@@ -1,4 +1,4 @@
-"""How much memory a device has left, and the refusal of what does not fit: better than being killed."""
+"""Query free device memory and fail early on allocations that do not fit."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ if TYPE_CHECKING:
 
 GIB = 1024**3
 TRIM_THRESHOLD, MMAP_THRESHOLD = 256 << 20, 32 << 20
-"""What the heap keeps at its end, and the largest block that comes from it: glibc takes no larger number."""
+"""Free bytes kept at the end of the heap, and the largest heap allocation; 32 MiB is glibc's maximum."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""malloc.h's names of these two."""
+"""Parameter numbers of mallopt, as in malloc.h."""
 PROC_ROOT, CGROUP_ROOT = Path("/proc"), Path("/sys/fs/cgroup")
 CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-"""A control group's files in version 2 and 1: the most it may hold, and what it holds."""
+"""Limit and usage files of a cgroup, in version 2 and version 1."""
 
 
 def require_free(num_bytes: int, subject: str, device: torch.device) -> None:
-    """Raises RunError when `num_bytes` bytes are not free on the device. `subject` begins the sentence."""
+    """Raise RunError when `num_bytes` bytes are not free on the device. `subject` begins the message."""
     free_bytes = free_memory(device)
     if num_bytes > free_bytes:
-        owner = "this machine" if device.type == "cpu" else str(device)
+        device_name = "this machine" if device.type == "cpu" else str(device)
         raise RunError(
-            f"{subject} needs {format_gib(num_bytes)} of memory; {owner} has {format_gib(free_bytes)} free"
+            f"{subject} needs {format_gib(num_bytes)} of memory; "
+            f"{device_name} has {format_gib(free_bytes)} free"
         )
 
 
 @contextmanager
 def oom_as_error(device: torch.device, advice: str) -> Iterator[None]:
-    """Within, what takes more memory than the device has raises RunError. `advice` ends the sentence."""
+    """Convert out-of-memory errors of the block to RunError. `advice` ends the message."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunError(f"{device} has too little memory: {' '.join(str(error).split())}; {advice}") from None
+        raise RunError(f"{device} is out of memory: {' '.join(str(error).split())}; {advice}") from None
 
 
 def format_gib(num_bytes: int) -> str:
@@ -50,25 +51,25 @@ def format_gib(num_bytes: int) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """The bytes that can be had on the device without pushing anything out."""
+    """Bytes that can be allocated on the device without evicting anything."""
     if device.type != "cpu":
-        # what torch has kept of tensors that are gone it gives to the next
+        # torch caches the memory of freed tensors and reuses it for new ones
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return min([_available_ram(), *map(_cgroup_free, _iter_cgroups())])
 
 
 def trim_malloc() -> None:
-    """Gives memory that was freed back to the system, which glibc does by itself only at the heap's end."""
+    """Return freed memory to the system, which glibc does automatically only at the end of the heap."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
 
 def tune_malloc() -> None:
-    """Has glibc keep what is freed for what is asked for next, up to `KEPT` bytes.
+    """Make glibc keep up to TRIM_THRESHOLD freed bytes for reuse, in the entire process.
 
-    By itself it gives the heap's end back as soon as some megabytes are free there, which is after every
-    step: one of 48 rows then took ten thousand page faults, a fifth of its time. It is for the whole process.
+    By default glibc returns the end of the heap to the system once a few megabytes are free there, which is
+    after every step: a step of 48 rows then took ten thousand page faults, a fifth of its time.
     """
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
         set_option(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
@@ -76,7 +77,7 @@ def tune_malloc() -> None:
 
 
 def _available_ram() -> int:
-    """Of the whole machine: what Linux could give at once, elsewhere all there is."""
+    """Available RAM of the machine on Linux, total RAM elsewhere."""
     for line in _read_lines(PROC_ROOT / "meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -84,7 +85,7 @@ def _available_ram() -> int:
 
 
 def _iter_cgroups() -> Iterator[Path]:
-    """The control groups that this process is in, in version 1 and 2, and those around them."""
+    """The memory cgroups of this process, version 1 and 2, and their parents."""
     for line in _read_lines(PROC_ROOT / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
@@ -94,7 +95,7 @@ def _iter_cgroups() -> Iterator[Path]:
 
 
 def _cgroup_free(cgroup: Path) -> int:
-    """What a control group may still take; its cached files count as free."""
+    """Bytes that a cgroup may still allocate; its file cache counts as free."""
     for limit_file, usage_file in CGROUP_FILES:
         limit, usage = _read_int(cgroup / limit_file), _read_int(cgroup / usage_file)
         if limit is not None and usage is not None:
@@ -105,7 +106,7 @@ def _cgroup_free(cgroup: Path) -> int:
 
 
 def _read_int(path: Path) -> int | None:
-    """The number in a file; None where there is no file, or it says "max"."""
+    """The integer in a file; None if the file is missing or contains "max"."""
     text = "".join(_read_lines(path))
     return int(text) if text.isdigit() else None
 

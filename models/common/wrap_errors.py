@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RUST_PANIC = "PanicException"
-"""What a panic of Rust is in Python: no Exception, and of a type that cannot be imported."""
+"""Type name of a Rust panic in Python: not a subclass of Exception, and cannot be imported."""
 
 
 @contextmanager
 def wrap_errors(message: str) -> Iterator[None]:
-    """Within, whatever a library raises is an InputError: the sentence, and in brackets what was raised."""
+    """Convert any exception of the block to InputError: `message`, then the original error in parentheses."""
     try:
         yield
     except (InputError, MemoryError):

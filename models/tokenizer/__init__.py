@@ -1,4 +1,3 @@
-"""Text to token ids and back. `tokenizer.py` is what the engine uses; `huggingface.py` and
-`sentencepiece.py` read the
-two kinds of tokenizer files.
+"""Text to token ids and back. The engine uses `tokenizer.py`; `huggingface.py` and `sentencepiece.py` read
+the two kinds of tokenizer files.
 """

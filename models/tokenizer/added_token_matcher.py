@@ -1,4 +1,4 @@
-"""Find added tokens in a text."""
+"""Find added tokens in a text with one regular expression."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class AddedTokenMatcher:
-    """Finds tokens, given with their ids and the place of what follows: the leftmost, then the longest."""
+    """Find the leftmost, then longest, of (token, id, TextPosition of the text that follows)."""
 
     def __init__(self, tokens: Iterable[tuple[AddedToken, int, TextPosition]]) -> None:
         longest_first = sorted(tokens, key=lambda entry: -len(entry[0].content))
@@ -26,22 +26,23 @@ class AddedTokenMatcher:
         self._regex = re.compile("|".join(_token_pattern(token) for token, *_ in longest_first) or "(?!)")
 
     def find_matches(self, text: str) -> list[AddedTokenMatch]:
-        """What stands in the text, in order."""
+        """Return the matches in the text, in order."""
         matches: list[AddedTokenMatch] = []
         for match in self._regex.finditer(text):
             lstrip, token_id, next_position = self._tokens[(match.lastindex or 0) - 1]
             start, prev_end = match.start(), matches[-1].end if matches else 0
-            while lstrip and start > prev_end and text[start - 1].isspace():  # behind a token of white space
+            # the regex does not match leading whitespace after a token that ends in whitespace
+            while lstrip and start > prev_end and text[start - 1].isspace():
                 start -= 1
             matches.append(AddedTokenMatch(start, match.end(), token_id, next_position))
         return matches
 
 
 def _token_pattern(token: AddedToken) -> str:
-    """The token as one group, and the white space that goes with it.
+    """A pattern of the token as one group, with the whitespace that it strips.
 
-    White space before it is looked at from its beginning alone: from each place in it, a long one would take
-    time with the square of its length.
+    Leading whitespace is matched only from its start: matching from every position would take time quadratic
+    in its length.
     """
     word = (
         rf"(?<!\w)({re.escape(token.content)})(?!\w)"

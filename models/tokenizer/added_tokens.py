@@ -1,4 +1,4 @@
-"""The tokens that a model folder names beside its vocabulary."""
+"""Read added and special tokens from the JSON files of a model folder."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MAX_TOKEN_ID = 2**31 - 1
 
 
 def read_added_tokens(folder: Path) -> list[tuple[AddedToken, int | None]]:
-    """Each token with its id, by rising ids; then those without, whose text must have an id already.
+    """Return each added token with its id, by ascending id, then the tokens without an id in these files.
 
-    Ids stand in tokenizer_config.json (`added_tokens_decoder`) and in the older added_tokens.json. Special
-    are tokens that are said to be, and those that the folder names for a purpose. Raises InputError when
-    a file holds something else.
+    The vocabulary must contain the latter. Ids are in tokenizer_config.json (`added_tokens_decoder`) and in
+    the older added_tokens.json. A token is special if its entry says so, or if it is the value of a
+    special-token key, such as "bos_token". Raises InputError when a file has an invalid entry.
     """
     special_tokens = {token.content: token for token in _iter_special_tokens(folder)}
     tokens_by_text: dict[str, tuple[AddedToken, int | None]] = {
@@ -51,7 +51,7 @@ def read_added_tokens(folder: Path) -> list[tuple[AddedToken, int | None]]:
 
 
 def read_special_token(folder: Path, name: str) -> str | None:
-    """The text of "bos_token" or "eos_token": "" where there is to be none, None where no file says."""
+    """Return the text of "bos_token" or "eos_token": "" if it is null, None if no file has the key."""
     undefined = True
     for path in (folder / TOKENIZER_CONFIG, folder / SPECIAL_TOKENS_MAP):
         data = read_json(path)
@@ -62,7 +62,7 @@ def read_special_token(folder: Path, name: str) -> str | None:
 
 
 def _iter_tokens_with_ids(folder: Path) -> Iterator[tuple[AddedToken, int]]:
-    """Tokens with ids, the newer file last."""
+    """Yield tokens with ids, those of the newer file format last."""
     path = folder / ADDED_TOKENS
     for text, raw_id in read_json(path).items():
         yield _parse_token(path, "a token", text), _parse_token_id(path, text, raw_id)
@@ -81,7 +81,7 @@ def _iter_tokens_with_ids(folder: Path) -> Iterator[tuple[AddedToken, int]]:
 
 
 def _iter_special_tokens(folder: Path) -> Iterator[AddedToken]:
-    """Tokens with a purpose, all special."""
+    """Yield the tokens of the special-token keys, all marked special."""
     for path in (folder / TOKENIZER_CONFIG, folder / SPECIAL_TOKENS_MAP):
         data = read_json(path)
         entries = [(name, data[name]) for name in SPECIAL_TOKEN_KEYS if data.get(name) is not None]
@@ -99,14 +99,14 @@ def _iter_special_tokens(folder: Path) -> Iterator[AddedToken]:
 
 
 def _parse_token(path: Path, name: str, value: Any) -> AddedToken:
-    """A token in either form: its text, or an object with its text and how it is matched."""
+    """Parse a token from its text, or from an object with its text and match flags."""
     entry = value if isinstance(value, dict) else {"content": value}
     flags = {flag: entry.get(flag, False) for flag in MATCH_FLAGS}
     try:
         return AddedToken(str.__str__(entry.get("content")), **flags)
     except (TypeError, UnicodeEncodeError):
         raise InputError(
-            f"{name} in {str(path)!r} is {short_repr(value)}; it must be a text, or an object with a content"
+            f"{name} in {str(path)!r} is {short_repr(value)}; it must be a string, or an object with content"
         ) from None
 
 

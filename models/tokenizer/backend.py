@@ -1,4 +1,4 @@
-"""What a tokenizer's file knows, whichever of the two kinds of file it is."""
+"""Common interface of the tokenizer.json and tokenizer.model backends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class TextPosition(Enum):
-    """Where a stretch of text stands.
+    """Position of a segment of text, which determines whether a prefix space is added.
 
-    Many vocabularies begin a word with its space. They put one before a text at the start, some also after
-    each added token; within a text it would be one too many. A token that is looked for in the text as its
-    normaliser leaves it, AFTER_NORMALIZED, stands within what the normaliser saw.
+    In many vocabularies a word starts with its space. They add a space at the start of a text, some also
+    after each added token, but not within a text. AFTER_NORMALIZED is after an added token that is matched in
+    the normalized text, so the segment is within the normalizer's input.
     """
 
     START = auto()
@@ -26,10 +26,10 @@ class TextPosition(Enum):
 
 
 class AddedTokenMatch(NamedTuple):
-    """An added token that is read in a text: from where to where, its id, and the place of what follows.
+    """An added token matched at text[start:end], its id, and the position of the text that follows.
 
-    prefix_ids: ids of a space put before the text where the token took what stood there, and nothing is
-    between.
+    prefix_ids: token ids before the match when there is no text between it and the previous match, such as
+    those of a prefix space.
     """
 
     start: int
@@ -40,14 +40,14 @@ class AddedTokenMatch(NamedTuple):
 
 
 class TokenizerBackend(Protocol):
-    """Text to token ids and back, as tokenizer.json or tokenizer.model has it.
+    """Text to token ids and back, for tokenizer.json or tokenizer.model.
 
-    kind:     how it cuts text, such as "BPE".
-    vocab_size:     its largest id + 1.
-    added_tokens:    the tokens that stand apart from all cutting, such as "<s>": ids by what is written for
-    them. unk_ids:  ids that mean "no token for this".
-    bos_eos_ids:     the ids it would put before and after a text.
-    special_tokens:    what the file itself says of "bos_token" and "eos_token".
+    kind:            tokenization algorithm, such as "BPE".
+    vocab_size:      largest id + 1.
+    added_tokens:    ids of tokens that are matched before tokenization, such as "<s>", by their text.
+    unk_ids:         ids of unknown tokens.
+    bos_eos_ids:     ids that the tokenizer adds before and after a text.
+    special_tokens:  texts of "bos_token" and "eos_token" in the tokenizer file.
     """
 
     kind: str
@@ -58,34 +58,34 @@ class TokenizerBackend(Protocol):
     special_tokens: dict[str, str]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text in which added tokens are read as such."""
+        """Encode a text, with added tokens recognized."""
 
     def encode_with_matches(self, text: str) -> tuple[list[int], list[AddedTokenMatch]]:
-        """The same, and which added tokens were read, in order."""
+        """Encode as `encode`, and return the added tokens that were matched, in order."""
 
     def encode_plain(self, text: str, position: TextPosition) -> list[int]:
-        """Ids of a text in which added tokens are text like any other."""
+        """Encode a text, with added tokens treated as plain text."""
 
     def normalize(self, text: str) -> str:
-        """The text in the form in which it is cut: many bring Unicode to one form first."""
+        """Normalize the text as before tokenization, for example to one Unicode form."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of ids; ids without a token are skipped."""
+        """Decode ids to text; ids without a token are skipped."""
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        """What does the same for ids that come in pieces."""
+        """Return an incremental `decode`."""
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token, None where there is no such."""
+        """Return the id of a token, or None."""
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The token of an id, None where there is no such."""
+        """Return the token of an id, or None."""
 
 
 def encode_segments(
     text: str, matches: Iterable[AddedTokenMatch], encode_plain: Callable[[str, TextPosition], list[int]]
 ) -> list[int]:
-    """Ids of a text in which these are the added tokens, and what stands between is ordinary."""
+    """Encode a text with these added tokens, and the text between them with `encode_plain`."""
     ids: list[int] = []
     end, position = 0, TextPosition.START
     for match in matches:

@@ -1,4 +1,4 @@
-"""Token ids to text while they arrive, in the three ways that vocabularies spell text."""
+"""Incremental detokenizers for byte-level, `tokenizers` and SentencePiece vocabularies."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ if TYPE_CHECKING:
 
 
 class Detokenizer(Protocol):
-    """The text of an answer while its tokens arrive.
+    """Decode tokens incrementally.
 
-    What `step` and `flush` return, joined, is `decode` of all ids, exactly. What was returned never changes,
-    so text is held back while a token to come could still alter it.
+    The joined results of `step` and `flush` are exactly `decode` of all ids. Returned text is final, so text
+    that a later token could change is buffered.
     """
 
     def step(self, ids: Sequence[int]) -> str:
-        """Takes the next tokens, returns the text that has become final."""
+        """Add the next tokens and return the text that became final."""
 
     def flush(self) -> str:
-        """The text still held back, to be called once; bytes that are no character become U+FFFD."""
+        """Return the buffered text, with invalid UTF-8 as U+FFFD. Call once, at the end."""
 
     @property
     def pending(self) -> str:
-        """What `flush` would return; "" while that would not be whole characters."""
+        """Text that `flush` would return, or "" if it ends in an incomplete character."""
 
 
 class ByteLevelDetokenizer:
-    """Every token stands for bytes, and the text is their UTF-8. At most a broken character is held.
+    """Each token is a byte string of the UTF-8 text. Buffers at most one incomplete character.
 
-    `tokens` turns ids into vocabulary entries, spelled in GPT-2's alphabet of bytes.
+    `ids_to_tokens` returns vocabulary entries in GPT-2's byte alphabet.
     """
 
     def __init__(self, ids_to_tokens: Callable[[Sequence[int]], list[str]]) -> None:
@@ -49,17 +49,17 @@ class ByteLevelDetokenizer:
     def _token_to_bytes(self, token: str) -> bytes:
         try:
             return bytes([self._byte_decoder[char] for char in token])
-        except KeyError:  # an added token is written as it reads
+        except KeyError:  # an added token is plain text
             return token.encode()
 
 
 class WindowDetokenizer:
-    """A decoder in which a token's text depends only on being the first and on the byte run it is in.
+    """For decoders where a token's text depends only on whether it is first, and on its run of byte tokens.
 
-    A run of byte tokens is held until it ends, for one bad byte turns all of it into U+FFFD. Each token is
-    decoded once. `join` is the decoder; `anchor` is a token that reads as itself: put before others it makes
-    them not the first, and ends a run. Where there is none, the decoder rewrites across tokens (CTC,
-    end-of-word suffixes); then nothing is final before the end.
+    A run of byte tokens is buffered until it ends, because one invalid byte turns all of it into U+FFFD. Each
+    token is decoded once. `decode_tokens` is the decoder. `anchor` is a token that decodes to itself: in
+    front of other tokens, it makes them not the first, and ends a run. An empty `anchor` means that the
+    decoder rewrites across tokens (CTC, end-of-word suffixes); then no text is final before the end.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class WindowDetokenizer:
     def _emit(self, end: int) -> str:
         text = self._decode(self._pending_tokens[:end])
         if self._at_start and not text:
-            return ""  # a space to be stripped from the front may be still to come
+            return ""  # the next token may start with a space that is stripped
         self._at_start = False
         del self._pending_tokens[:end]
         return text
@@ -110,10 +110,10 @@ class WindowDetokenizer:
 
 
 class SentencePieceDetokenizer:
-    """SentencePiece: a token is a text or one byte. At most a broken character is held.
+    """SentencePiece: a token is a text or one byte. Buffers at most one incomplete character.
 
-    `byte` tells the byte of an id, None where it stands for a text; `text` that text and whether the next is
-    still the first, given whether it is. Of bytes that are no UTF-8 each becomes a U+FFFD.
+    `piece_byte` returns the byte of an id, or None for a text. `piece_text(id, at_start)` returns that text
+    and whether the next token is still at the start. Each byte of invalid UTF-8 becomes one U+FFFD.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class SentencePieceDetokenizer:
 
 
 def _build_byte_decoder() -> dict[str, int]:
-    """GPT-2's alphabet of bytes: printable Latin-1 stands for itself, the 68 others follow from U+0100 on."""
+    """GPT-2's byte alphabet: printable Latin-1 maps to itself, the other 68 bytes to U+0100 onwards."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

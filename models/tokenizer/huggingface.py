@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer.json, through the `tokenizers` package."""
+"""Tokenizer backend for tokenizer.json, with the `tokenizers` package."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UNKNOWN_CHAR = "\U0010ffff"
-"""A code point that is no character."""
+"""A noncharacter, which no vocabulary contains."""
 ENCODE_ERROR, DECODE_ERROR = (
-    "tokenizer.json fails to cut a text",
-    "tokenizer.json fails to make a text of tokens",
+    "tokenizer.json cannot encode the text",
+    "tokenizer.json cannot decode the tokens",
 )
 
 
@@ -29,7 +29,7 @@ class HFTokenizerBackend:
     """A `TokenizerBackend` over `tokenizers.Tokenizer`."""
 
     def __init__(self, hf_tokenizer: Backend) -> None:
-        hf_tokenizer.no_truncation()  # a tokenizer saved after training would cut long prompts without a word
+        hf_tokenizer.no_truncation()  # a tokenizer saved after training may silently truncate long prompts
         hf_tokenizer.no_padding()
         added = hf_tokenizer.get_added_tokens_decoder()
         self.kind = type(hf_tokenizer.model).__name__
@@ -50,9 +50,9 @@ class HFTokenizerBackend:
 
     @classmethod
     def from_file(cls, path: Path, added: Iterable[tuple[AddedToken, int | None]] = ()) -> HFTokenizerBackend:
-        """The vocabulary of a file, and the tokens that other files of its folder add to it.
+        """Load a tokenizer.json, with the added tokens of other files in its folder.
 
-        Raises InputError when the file is broken, or numbers a token otherwise than those files do.
+        Raises InputError when the file is corrupt, or its id of a token differs from that of those files.
         """
         with wrap_errors(f"{str(path)!r} is a corrupt tokenizer file; fetch the model folder again"):
             return cls(cls._add_tokens(Backend.from_file(str(path)), path, added))
@@ -61,18 +61,17 @@ class HFTokenizerBackend:
     def _add_tokens(
         hf_tokenizer: Backend, path: Path, added: Iterable[tuple[AddedToken, int | None]]
     ) -> Backend:
-        known = {token.content for token in hf_tokenizer.get_added_tokens_decoder().values()}
+        file_tokens = {token.content for token in hf_tokenizer.get_added_tokens_decoder().values()}
         for token, token_id in added:
-            if token.content in known or (
+            if token.content in file_tokens or (
                 token_id is None and hf_tokenizer.token_to_id(token.content) is None
             ):
                 continue
             hf_tokenizer.add_tokens([token])
             if token_id is not None and (file_id := hf_tokenizer.token_to_id(token.content)) != token_id:
                 raise InputError(
-                    f"the token {short_repr(token.content)} has id {file_id} by {path.name} and id "
-                    f"{token_id} by the "
-                    "files beside it; they must agree"
+                    f"token {short_repr(token.content)} has id {file_id} in {path.name} and id {token_id} "
+                    "in other files of the folder; the ids must be equal"
                 )
         return hf_tokenizer
 
@@ -85,7 +84,7 @@ class HFTokenizerBackend:
         with wrap_errors(ENCODE_ERROR):
             encoding = self._hf_tokenizer.encode(text, add_special_tokens=False)
         matches: list[AddedTokenMatch] = []
-        segment_ids: list[int] = []  # ids since the last of them
+        segment_ids: list[int] = []  # ids since the last match
         for token_id, offsets in zip(encoding.ids, encoding.offsets, strict=True):
             if token_id in self._next_positions:
                 matches.append(
@@ -137,7 +136,7 @@ class HFTokenizerBackend:
         )
 
     def ids_to_tokens(self, ids: Sequence[int], skip_special_tokens: bool) -> list[str]:
-        """The vocabulary entries that `decode` makes its text of."""
+        """Return the vocabulary entries that `decode` joins to text."""
         tokens = (self._hf_tokenizer.id_to_token(token_id) for token_id in ids)
         return [
             token
@@ -146,7 +145,7 @@ class HFTokenizerBackend:
         ]
 
     def decode_tokens(self, tokens: list[str]) -> str:
-        """The text of vocabulary entries: `decode` is this of `ids_to_tokens`."""
+        """Decode vocabulary entries: `decode` is `decode_tokens` of `ids_to_tokens`."""
         with wrap_errors(DECODE_ERROR):
             return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(tokens))
 
@@ -165,7 +164,7 @@ class HFTokenizerBackend:
         return full[:start], full[start + len(plain) :]
 
     def _get_pipeline(self, position: TextPosition) -> Backend:
-        """What normalises and pre-tokenizes text at this place; only the prefix space differs."""
+        """Return a normalizer and pre-tokenizer for this position, which differs only in the prefix space."""
         if position not in self._pipelines:
             steps = {
                 "normalizer": self._hf_tokenizer.normalizer,
@@ -182,13 +181,13 @@ class HFTokenizerBackend:
 
 
 def _component_state(component: Any) -> dict[str, Any]:
-    """A component as tokenizer.json has it."""
+    """Return a component as its tokenizer.json object."""
     state: dict[str, Any] = json.loads(component.__getstate__())
     return state
 
 
 def _adapt_step(step: dict[str, Any], position: TextPosition) -> dict[str, Any]:
-    """A normaliser or pre-tokenizer as it works away from the start of a text."""
+    """Adapt a normalizer or pre-tokenizer to a position after the start of a text."""
     steps_key = next((key for key in ("normalizers", "pretokenizers") if key in step), None)
     if steps_key is not None:
         return {**step, steps_key: [_adapt_step(sub_step, position) for sub_step in step[steps_key]]}
@@ -205,15 +204,15 @@ def _adapt_step(step: dict[str, Any], position: TextPosition) -> dict[str, Any]:
 
 
 def _find_unk_ids(hf_tokenizer: Backend) -> set[int]:
-    """What a character becomes that no text has; of use only where it is an added token, such as "<unk>"."""
+    """Ids of an unknown character; relevant only if they are added tokens, such as "<unk>"."""
     try:
         return {token.id for token in hf_tokenizer.model.tokenize(UNKNOWN_CHAR)}
-    except Exception:  # the library raises plain Exception where there is no unknown token
+    except Exception:  # tokenizers raises plain Exception if the model has no unknown token
         return set()
 
 
 def _is_local(steps: list[dict[str, Any]]) -> bool:
-    """Whether no step lets a token change the text of one before it, byte runs aside."""
+    """Whether no step lets a token change the text of an earlier one, except in runs of byte tokens."""
     types = [step["type"] for step in steps]
     fuse = types.index("Fuse") if "Fuse" in types else len(steps)
     return all(map(_is_per_token, steps[:fuse])) and all(map(_is_per_char, steps[fuse + 1 :]))
@@ -224,7 +223,7 @@ def _is_per_token(step: dict[str, Any]) -> bool:
 
 
 def _is_per_char(step: dict[str, Any]) -> bool:
-    """Of a step that sees the whole text, after Fuse: whether it can be done as the text grows."""
+    """Whether a step on the joined text, after Fuse, can be applied incrementally."""
     if step["type"] == "Replace":
         return len(step["pattern"].get("String", "")) == 1
     return bool(step["type"] == "Fuse" or (step["type"] == "Strip" and step["stop"] == 0))

@@ -1,4 +1,4 @@
-"""Just enough of protobuf's encoding to look into a message that its library has checked."""
+"""Minimal protobuf parser for messages that the sentencepiece library has validated."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VARINT, I64, LEN, I32 = 0, 1, 2, 5
-"""Kinds of a field. Numbers of a fixed width come as their bytes."""
+"""Wire types. Fixed-width numbers are returned as bytes."""
 
 
 def parse_fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of every field; of one that is there twice the last counts, or both when it repeats.
+    """Yield number and value of each field. If a field occurs twice, the last counts, unless it is repeated.
 
-    Raises ValueError for what is no message.
+    Raises ValueError when the message is invalid.
     """
     position = 0
     while position < len(message):
@@ -29,9 +29,9 @@ def parse_fields(message: bytes) -> Iterator[tuple[int, Any]]:
         elif wire_type in (I64, I32):
             size = 8 if wire_type == I64 else 4
         else:
-            raise ValueError(f"a field of kind {wire_type}")
+            raise ValueError(f"unknown wire type {wire_type}")
         if position + size > len(message):
-            raise ValueError("a field beyond the end")
+            raise ValueError("field exceeds the message")
         yield key >> 3, message[position : position + size]
         position += size
 
@@ -44,4 +44,4 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
         shift, position = shift + 7, position + 1
         if byte < 0x80:
             return value, position
-    raise ValueError("a number without end")
+    raise ValueError("truncated varint")

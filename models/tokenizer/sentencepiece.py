@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer.model, and of what other files of its folder add to it."""
+"""Tokenizer backend for tokenizer.model (SentencePiece), with the added tokens of other files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from .backend import AddedTokenMatch
     from .detokenizer import Detokenizer
 
-ENCODE_ERROR = "tokenizer.model fails to cut a text"
+ENCODE_ERROR = "tokenizer.model cannot encode the text"
 
 
 class SentencePieceBackend:
     """A `TokenizerBackend` over a SentencePiece model.
 
-    A text without added tokens is cut as `sentencepiece` cuts it. Added tokens are the model's control and
-    user-defined symbols, and what other files add. All but the user-defined symbols cut the text, and what
-    stands between them is encoded by itself.
+    A text without added tokens is encoded as by `sentencepiece`. Added tokens are the model's control and
+    user-defined symbols, and the added tokens of other files. All except the user-defined symbols split the
+    text, and each segment between them is encoded separately.
 
-    legacy: whether a space is put not only before the text but after each of those tokens too, as the flag of
-    that name in tokenizer_config.json says. A folder without it is from before the flag, when this was so.
-    transformers 5 takes a missing flag for false, and puts no space before a text that begins with one.
+    legacy: whether a space is added not only before the text but also after each of those tokens: the flag of
+    that name in tokenizer_config.json. A folder without the flag predates it, when this was the behaviour.
+    transformers 5 treats a missing flag as false, and adds no space before a text that starts with one.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class SentencePieceBackend:
         add_prefix: bool | None = None,
         legacy: bool = True,
     ) -> SentencePieceBackend:
-        """The vocabulary of a file. `add_prefix` overrules the model on whether a space is put before a text.
+        """Load a tokenizer.model. `add_prefix` overrides whether the model adds a space before a text.
 
-        Raises InputError when the file is broken.
+        Raises InputError when the file is corrupt.
         """
         with wrap_errors(f"{str(path)!r} is a corrupt SentencePiece model; fetch the folder again"):
             return cls(SentencePieceModel(path.read_bytes(), add_prefix), added, legacy)

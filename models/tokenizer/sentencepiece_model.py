@@ -1,4 +1,4 @@
-"""A tokenizer.model: its pieces, of which kind each is, and how text is cut into them."""
+"""A SentencePiece model: its pieces, their types, and text encoding."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from .protobuf import parse_fields
 
 SPACE = "▁"
 PIECE, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3  # fields of a ModelProto
-TYPE, MODEL_TYPE, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 3, 3, 3, 4  # fields of these
+TYPE, MODEL_TYPE, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 3, 3, 3, 4  # fields of the embedded messages
 CONTROL, USER_DEFINED = 3, 4  # types of a piece
 MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "words", 4: "characters"}
 ADD_PREFIX_PROTO, NO_PREFIX_PROTO = b"\x1a\x02\x18\x01", b"\x1a\x02\x18\x00"
-"""A ModelProto of ADD_DUMMY_PREFIX alone. Put after another it overrules it: the last value counts."""
+"""A ModelProto of ADD_DUMMY_PREFIX only. Appended to another, it overrides it: the last value counts."""
 
 
 class SentencePieceModel:
-    """The model in the bytes of a file.
+    """A model from the bytes of its file.
 
-    prefix:        whether a space is put before a text; None leaves it to the model.
-    kind:          "unigram" or "BPE".
-    pieces:        texts by id, "▁" for a space.
-    control_symbols:       symbols that no text is cut into.
-    user_defined_symbols:  symbols that every text is cut at.
+    add_prefix:            whether to add a space before a text; None uses the model's setting.
+    kind:                  "unigram", "BPE", "words" or "characters".
+    pieces:                texts by id, with "▁" for a space.
+    control_symbols:       symbols that no text is encoded to.
+    user_defined_symbols:  symbols that every text is split at.
 
-    Raises whatever the package raises when the bytes are no model.
+    Raises the exceptions of `sentencepiece` when the bytes are not a model.
     """
 
     def __init__(self, model_proto: bytes, add_prefix: bool | None = None) -> None:
@@ -45,7 +45,7 @@ class SentencePieceModel:
         self._strips_first_space = self._removes_extra_spaces or bool(normalizer.get(ADD_DUMMY_PREFIX, True))
         self._unk_text: str = self._processor.decode([self._processor.unk_id()])
         self.kind = MODEL_TYPES.get(
-            _merge_messages(model_fields, TRAINER_SPEC).get(MODEL_TYPE, 1), "of an unknown kind"
+            _merge_messages(model_fields, TRAINER_SPEC).get(MODEL_TYPE, 1), "of an unknown type"
         )
         self.pieces: list[str] = [self._processor.id_to_piece(index) for index in range(len(self._processor))]
         self.control_symbols = [
@@ -66,22 +66,22 @@ class SentencePieceModel:
         )
 
     def encode(self, text: str, add_prefix: bool) -> list[int]:
-        """Ids of a text. The space before it, where the model puts one, can be left out."""
+        """Encode a text. `add_prefix` False omits the space that the model adds before a text."""
         ids: list[int] = (self._processor if add_prefix else self._no_prefix_processor).encode(text)
         return ids
 
     def normalize(self, text: str) -> str:
-        """The text in the Unicode form and with the spaces that it is cut in."""
+        """Normalize Unicode and spaces as before encoding, without a prefix space."""
         return str(self._no_prefix_processor.normalize(text)).replace(SPACE, " ")
 
     def piece_byte(self, piece_id: int) -> bytes | None:
-        """The byte that a piece stands for, None where it stands for a text."""
+        """Return the byte of a byte piece, None for other pieces."""
         return self._byte_by_id.get(piece_id)
 
     def piece_text(self, piece_id: int, at_start: bool) -> tuple[str, bool]:
-        """The text of a piece, "" where there is none, and whether the next is still the first.
+        """Return the text of a piece, "" for an invalid id, and whether the next is still at the start.
 
-        The first one loses the space that was put before the text.
+        The prefix space is removed from the first piece.
         """
         if not 0 <= piece_id < len(self.pieces):
             return "", at_start
@@ -97,5 +97,5 @@ class SentencePieceModel:
 
 
 def _merge_messages(model_fields: list[tuple[int, Any]], field_number: int) -> dict[int, Any]:
-    """A message within a message, all its occurrences together."""
+    """Parse an embedded message, with all its occurrences merged."""
     return dict(parse_fields(b"".join(message for number, message in model_fields if number == field_number)))

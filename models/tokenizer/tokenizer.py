@@ -1,4 +1,4 @@
-"""Text to token ids and back, as the files of a model folder describe it."""
+"""Tokenizer of a model folder: text to token ids and back, and its special tokens."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ BOOL_KEYS = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
 
 
 class Tokenizer:
-    """A vocabulary, and the special tokens that chats are built with.
+    """A vocabulary, and its special tokens.
 
-    kind:              how text is cut: "BPE", "Unigram", "SentencePiece BPE".
+    kind:              tokenization algorithm: "BPE", "Unigram", "SentencePiece BPE".
     vocab_size:        number of ids with added tokens: the largest id + 1.
-    eos_token_ids:     ids that end an answer, () where the model names none.
-    bos_token, eos_token: their texts, "" where the model has none.
-    prefix_token_ids, suffix_token_ids: what belongs before and after a text, mostly BOS and nothing.
+    eos_token_ids:     ids that end an answer, () if the model defines none.
+    bos_token, eos_token: their texts, "" if the model has none.
+    prefix_token_ids, suffix_token_ids: ids to add before and after a text, usually [BOS] and [].
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a model folder: its tokenizer.json, or tokenizer.model where there is none.
+        """Load tokenizer.json of a model folder, or tokenizer.model if that is missing.
 
-        Raises InputError when there is neither, or a file is broken.
+        Raises InputError when both are missing, or a file is corrupt.
         """
         folder = Path(folder)
         backend = _load_backend(folder)
@@ -73,10 +73,10 @@ class Tokenizer:
     def encode(
         self, text: str, add_special_tokens: bool = False, untrusted: Container[int] | None = None
     ) -> list[int]:
-        """Token ids of a text. Added tokens written out in it are read as such.
+        """Encode a text to token ids. Added tokens in the text are recognized.
 
-        `untrusted` holds the places of characters that are not to be trusted: what one of them is part of is
-        encoded as the text it is, and never becomes an added token, unless that is white space alone.
+        `untrusted` contains the indices of untrusted characters: an added token that includes one is encoded
+        as plain text, unless the token is only whitespace.
         Raises InputError when the text is not valid Unicode.
         """
         _check_unicode(text)
@@ -84,32 +84,31 @@ class Tokenizer:
         return [*self.prefix_token_ids, *ids, *self.suffix_token_ids] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids without a token, such as padding rows of the LM head, are skipped."""
+        """Decode token ids to text; ids without a token, such as padding rows of the LM head, are skipped."""
         return self._backend.decode(ids, skip_special_tokens)
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """`decode` for ids that arrive one by one."""
+        """Return an incremental `decode`."""
         return self._backend.detokenizer(skip_special_tokens)
 
     def token_to_ids(self, token: str) -> list[int]:
-        """The id of a token, in a list that is empty where there is none."""
+        """Return the id of a token in a list, or an empty list."""
         token_id = self._backend.token_to_id(token) if token else None
         return [] if token_id is None else [token_id]
 
     def find_added_token(self, text: str) -> str:
-        """What in a text might be read as an added token, "" where nothing might."""
+        """Return the first part of a text that may be encoded as an added token, or ""."""
         match = self._added_pattern.search(text) or self._added_pattern.search(self._backend.normalize(text))
         return match.group() if match else ""
 
     def check_vocab_size(self, vocab_size: int) -> None:
-        """Raises InputError unless an embedding of that many rows has one for every id; more are usual."""
+        """Raise InputError unless an embedding of `vocab_size` rows covers every id; more rows are common."""
         max_id = self.vocab_size - 1
         if max_id >= vocab_size:
             token = self._backend.id_to_token(max_id)
             raise InputError(
                 f"the tokenizer has id {max_id}, for {short_repr(token)}, and the model's embedding has "
-                f"{vocab_size} rows"
-                f", for ids up to {vocab_size - 1}; both must be of the same model"
+                f"{vocab_size} rows, for ids up to {vocab_size - 1}; use the tokenizer of the model"
             )
 
     def _encode_untrusted(self, text: str, untrusted: Container[int]) -> list[int]:
@@ -125,8 +124,8 @@ class Tokenizer:
         return encode_segments(text, trusted, self._encode_plain)
 
     def _encode_plain(self, text: str, position: TextPosition) -> list[int]:
-        """Ids of untrusted text. What even so becomes an added token, for some vocabularies list these among
-        their pieces, is cut in halves until it does not."""
+        """Encode untrusted text. Some vocabularies list added tokens among their pieces: if one results, the
+        text is halved until none does."""
         ids = self._backend.encode_plain(text, position)
         if self._added_ids.isdisjoint(ids) or len(text) < 2:
             return ids
@@ -142,15 +141,15 @@ def _load_backend(folder: Path) -> TokenizerBackend:
     if (path := folder / "tokenizer.model").is_file():
         return _load_sentencepiece(folder, require_small_file(path))
     raise InputError(
-        f"{str(folder)!r} has no tokenizer.json and no tokenizer.model; give a model folder that holds one"
+        f"{str(folder)!r} has no tokenizer.json and no tokenizer.model; use a model folder with one of them"
     )
 
 
 def _load_sentencepiece(folder: Path, path: Path) -> TokenizerBackend:
-    """A tokenizer.model, which leaves to tokenizer_config.json what tokenizer.json says itself.
+    """Load a tokenizer.model, with the settings of tokenizer_config.json.
 
-    What that leaves out is as in the tokenizer classes of the time: BOS before a text, nothing after it.
-    transformers 5 then adds no BOS either.
+    Defaults of missing settings are those of the older tokenizer classes: BOS before a text, nothing after
+    it. transformers 5 adds no BOS in this case.
     """
     config = read_json(folder / TOKENIZER_CONFIG)
     for name in BOOL_KEYS:
@@ -173,7 +172,7 @@ def _load_sentencepiece(folder: Path, path: Path) -> TokenizerBackend:
 
 
 def _special_token_text(folder: Path, backend: TokenizerBackend, name: str) -> str:
-    """The text of "bos_token" or "eos_token", as the tokenizer's files name it, else by the model's id."""
+    """Text of "bos_token" or "eos_token" from the tokenizer's files, else from the model's id."""
     text = read_special_token(folder, name)
     if text is None:
         text = backend.special_tokens.get(name)
@@ -190,7 +189,7 @@ def _special_token_text(folder: Path, backend: TokenizerBackend, name: str) -> s
 
 
 def _read_eos_ids(folder: Path) -> list[int]:
-    """The ids that end an answer: of generation_config.json, else of config.json."""
+    """Ids that end an answer, from generation_config.json, else from config.json."""
     for path in (folder / GENERATION_CONFIG, folder / MODEL_CONFIG):
         value = read_json(path).get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -215,5 +214,5 @@ def _check_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         surrogate = f"\\u{ord(text[error.start]):04x} at character {error.start}"
         raise InputError(
-            f"the text holds the lone surrogate {surrogate}; it must be valid Unicode"
+            f"the text contains the lone surrogate {surrogate}; it must be valid Unicode"
         ) from error

@@ -48,7 +48,7 @@ def test_a_list_is_answered_in_order_and_wrong_members_do_not_stop_it(tiny: Engi
         "branch_token_ids has token id -1",
         "logit_bias has token id 307",
         "stop_token_ids has token id -1",
-        "a chat template takes only JSON values",
+        "chat template variables must be JSON values",
         "must be valid Unicode",
     ]
     right = [

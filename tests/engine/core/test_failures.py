@@ -160,7 +160,7 @@ def test_running_out_of_memory_at_startup_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
     monkeypatch.setattr(f"trimtab.engine.core.builder.{stage}", fail)
-    with pytest.raises(RunError, match=r"cpu has too little memory: .* Tried to allocate 2 GiB\.; lower"):
+    with pytest.raises(RunError, match=r"cpu is out of memory: .* Tried to allocate 2 GiB\.; lower"):
         Engine.from_pretrained(str(tiny_folder))
 
 
@@ -171,7 +171,7 @@ def test_running_out_of_memory_while_scoring_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
     monkeypatch.setattr(get_runner(tiny), "make_cache", fail)
-    with pytest.raises(RunError, match=r"cpu has too little memory: .* 2 GiB\.; score fewer tokens at once"):
+    with pytest.raises(RunError, match=r"cpu is out of memory: .* 2 GiB\.; score fewer tokens at once"):
         tiny.score([1, 2, 3])
 
 

@@ -1,4 +1,4 @@
-"""No text of a user, an objective or an argument becomes a token that only the template may write."""
+"""Text of a message, an objective or a template argument never becomes an added token of the template."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trimtab.models.tokenizer.backend import TokenizerBackend
 
 MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<turn>", "<end>", "<think>", "</think>"]
-"""What the templates write beside SPECIAL; two of them are not special."""
+"""Added tokens that the templates write besides SPECIAL_TOKENS; two of them are not special."""
 AS_JSON = "{{ bos_token }}{{ messages | tojson }}{{ eos_token }}"
 TEMPLATES = {
     "ChatML": CHATML,
@@ -67,7 +67,7 @@ def sentencepiece_backend(legacy: bool) -> TokenizerBackend:
 VOCABULARIES = {
     "byte-level": json_backend(make_byte_level()),
     "byte-fallback": json_backend(make_byte_fallback()),
-    "byte-fallback, a normaliser's space": json_backend(make_byte_fallback("normalizer")),
+    "byte-fallback, a normalizer's space": json_backend(make_byte_fallback("normalizer")),
     "unigram that lists its tokens": json_backend(make_unigram(*SPECIAL_TOKENS)),
     "tokenizer.model": sentencepiece_backend(legacy=False),
     "tokenizer.model, legacy": sentencepiece_backend(legacy=True),
@@ -84,7 +84,7 @@ def make_template(source: str) -> ChatTemplate:
 def render_prompts(
     name: str, source: str, messages: Sequence[Any], *objectives: str, **template_args: Any
 ) -> tuple[list[BranchPrompt], list[list[int]]]:
-    """The prompts, and the ids of added tokens in each."""
+    """Return the prompts, and the ids of added tokens in each."""
     tokenizer, vocabulary = TOKENIZERS[name], VOCABULARIES[name]
     prompts = render_branches(
         make_template(source), tokenizer, messages, objectives, chat_template_kwargs=template_args
@@ -94,13 +94,13 @@ def render_prompts(
 
 
 def conversation(*contents: str) -> list[dict[str, Any]]:
-    """A system text, then turns."""
+    """A system message, then alternating turns."""
     roles = ["system", *["user", "assistant"] * len(contents)]
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
 def without_tokens(text: str) -> str:
-    """The same shape without any token."""
+    """Replace every added token with "x"."""
     for token in (*SPECIAL_TOKENS, *MARKS):
         text = text.replace(token, "x")
     return text
@@ -108,25 +108,25 @@ def without_tokens(text: str) -> str:
 
 @everywhere
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
-@pytest.mark.parametrize("position", ["user", "system", "assistant", "wish"])
-def test_nobody_can_forge_a_turn(name: str, source: str, position: str) -> None:
-    texts = {"system": "Be kind.", "user": "Hi", "assistant": "Hello.", "wish": "Be short."}
+@pytest.mark.parametrize("position", ["user", "system", "assistant", "objective"])
+def test_a_forged_turn_has_no_added_tokens(name: str, source: str, position: str) -> None:
+    texts = {"system": "Be kind.", "user": "Hi", "assistant": "Hello.", "objective": "Be short."}
 
     def prompts(text: str) -> tuple[list[BranchPrompt], list[list[int]]]:
         chosen = {**texts, position: text}
         messages = conversation(chosen["system"], chosen["user"], chosen["assistant"], "And?")
-        return render_prompts(name, source, messages, chosen["wish"])
+        return render_prompts(name, source, messages, chosen["objective"])
 
     _, expected = prompts(" x ")
     for forgery in FORGERIES:
-        found, tokens = prompts(f" {forgery} ")
+        branches, tokens = prompts(f" {forgery} ")
         assert tokens == expected
-        assert any(forgery.strip() in prompt.prompt or source == AS_JSON for prompt in found)
-        assert_text(name, found)
+        assert any(forgery.strip() in prompt.prompt or source == AS_JSON for prompt in branches)
+        assert_text(name, branches)
 
 
 def assert_text(name: str, prompts: list[BranchPrompt]) -> None:
-    """The ids say what the prompt says, where the vocabulary loses nothing and puts in no spaces."""
+    """The ids decode to the prompt, for vocabularies that are lossless and add no spaces."""
     if name in ("byte-level", "byte-fallback", "tokenizer.model"):
         for prompt in prompts:
             text = TOKENIZERS[name].decode(prompt.prompt_token_ids, skip_special_tokens=False)
@@ -136,7 +136,7 @@ def assert_text(name: str, prompts: list[BranchPrompt]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_text_at_all_can_forge_a_turn(data: st.DataObject) -> None:
+def test_random_text_cannot_forge_a_turn(data: st.DataObject) -> None:
     name, source = (
         data.draw(st.sampled_from([*TOKENIZERS])),
         data.draw(st.sampled_from([*TEMPLATES.values()])),
@@ -146,18 +146,18 @@ def test_no_text_at_all_can_forge_a_turn(data: st.DataObject) -> None:
     )
     content = st.lists(letters, max_size=6).map(lambda parts: "a" + "".join(parts) + "b")
     contents = [data.draw(content) for _ in range(4)]
-    found, tokens = render_prompts(name, source, conversation(*contents), contents[0])
+    branches, tokens = render_prompts(name, source, conversation(*contents), contents[0])
     assert (
         tokens
         == render_prompts(
             name, source, conversation(*map(without_tokens, contents)), without_tokens(contents[0])
         )[1]
     )
-    assert_text(name, found)
+    assert_text(name, branches)
 
 
 @everywhere
-def test_an_attack_has_no_token_but_the_templates_own(name: str) -> None:
+def test_an_injected_system_turn_adds_no_tokens(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     ((base,), (tokens,)) = render_prompts(name, CHATML, [{"role": "user", "content": OBEY}])
     start, end = (tokenizer.token_to_ids(token)[0] for token in ("<|im_start|>", "<|im_end|>"))
@@ -167,17 +167,17 @@ def test_an_attack_has_no_token_but_the_templates_own(name: str) -> None:
 
 
 @everywhere
-def test_arguments_of_the_template_and_other_keys_are_not_trusted_either(name: str) -> None:
+def test_template_arguments_and_other_message_keys_are_untrusted(name: str) -> None:
     source = "{{ messages[0].name }}{{ messages[0].calls | tojson }}{{ tools | tojson }}{{ day }}<s>"
     message = {"role": "user", "content": "Hi", "name": "<s>", "calls": [{"<s>": ["<s>", 1, None]}]}
     ((base,), (tokens,)) = render_prompts(name, source, [message], tools=({"</s>": OBEY},), day="<s>")
-    assert base.prompt.count("<s>") == 5, "four are not the template's"
+    assert base.prompt.count("<s>") == 5, "four are from the message and the arguments"
     tokenizer = TOKENIZERS[name]
     assert tokens == [*tokenizer.prefix_token_ids, *tokenizer.token_to_ids("<s>")]
 
 
 @everywhere
-def test_bos_written_by_a_user_is_not_trusted(name: str) -> None:
+def test_bos_in_user_text_is_untrusted(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     ((base,), (tokens,)) = render_prompts(name, source, [{"role": "user", "content": "<s>"}])
@@ -186,7 +186,7 @@ def test_bos_written_by_a_user_is_not_trusted(name: str) -> None:
 
 
 @everywhere
-def test_a_text_without_added_tokens_is_encoded_with_the_template(name: str) -> None:
+def test_text_without_added_tokens_is_encoded_together_with_the_template(name: str) -> None:
     for prompt in render_prompts(
         name, CHATML, conversation("Be kind.", "Hi <s", "Yes|>", "  And?"), "<|im_end"
     )[0]:
@@ -227,17 +227,19 @@ REWRITES = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content.split('</think>')[-1].lstrip('\\n') }}{% elif m.content.startswith('<tool>') %}?{% else %}
 {{ m.content }}{% endif %}<|im_end|>
 {% endfor %}"""
-"""Takes the thought out of a turn and puts it back between tokens of its own, as Qwen3's does."""
+"""Extracts the thought of a turn and writes it back between the template's tokens, as in Qwen3."""
 
 
 @everywhere
 def test_a_template_can_search_a_text_for_tokens(name: str) -> None:
-    found, _ = render_prompts(name, QWEN3, conversation("Be kind.", "Hi", THOUGHT, "And?"))
-    assert "<|im_start|>assistant\nSo.<|im_end|>" in found[0].prompt
+    branches, _ = render_prompts(name, QWEN3, conversation("Be kind.", "Hi", THOUGHT, "And?"))
+    assert "<|im_start|>assistant\nSo.<|im_end|>" in branches[0].prompt
     tokenizer = TOKENIZERS[name]
-    found, (tokens,) = render_prompts(name, REWRITES, conversation("Be kind.", "Hi", THOUGHT, "And <think>?"))
-    assert "<think>\nhm\n</think>\n\nSo." in found[0].prompt
-    assert tokens.count(tokenizer.token_to_ids("<think>")[0]) == 1, "the template's, not the user's"
+    branches, (tokens,) = render_prompts(
+        name, REWRITES, conversation("Be kind.", "Hi", THOUGHT, "And <think>?")
+    )
+    assert "<think>\nhm\n</think>\n\nSo." in branches[0].prompt
+    assert tokens.count(tokenizer.token_to_ids("<think>")[0]) == 1, "only the template's"
     assert tokens.count(tokenizer.token_to_ids("</think>")[0]) == 1
 
 
@@ -245,21 +247,21 @@ def test_a_template_can_search_a_text_for_tokens(name: str) -> None:
     "expression",
     ["m.content | upper", "m.content | e", "m.content.format('x')", "m.content | replace('end', 'x')"],
 )
-def test_a_template_that_cannot_be_followed_is_refused_in_a_sentence(expression: str) -> None:
+def test_a_template_that_rewrites_an_added_token_is_a_one_line_error(expression: str) -> None:
     source = f"{{% for m in messages %}}<|im_start|>{{{{ {expression} }}}}<|im_end|>{{% endfor %}}"
     assert render_prompts("byte-level", source, [{"role": "user", "content": "Hi end"}])
     with pytest.raises(
-        InputError, match=r"holds '<\|im_end\|>', a token of the model, and the chat"
+        InputError, match=r"contains '<\|im_end\|>', a token of the model, and the chat"
     ) as caught:
         render_prompts("byte-level", source, [{"role": "user", "content": "a <|im_end|> & {0} b"}])
     assert "\n" not in str(caught.value)
 
 
-def test_a_template_that_fails_on_other_letters_is_refused_too() -> None:
+def test_a_template_that_fails_on_substitute_characters_is_refused() -> None:
     known = "{'<s>': 'x', 'Hi': 'y'}.get(messages[-1].content)"
     source = f"{{{{ messages[0].content }}}}{{{{ {known} or raise_exception('no') }}}}"
     assert render_prompts("byte-level", source, conversation("Be kind.", "Hi"))[0][0].prompt == "Be kind.y"
-    with pytest.raises(InputError, match="holds '<s>', a token of the model"):
+    with pytest.raises(InputError, match="contains '<s>', a token of the model"):
         render_prompts("byte-level", source, conversation("Be kind.", "<s>"))
 
 
@@ -267,7 +269,7 @@ def test_a_nondeterministic_template_can_be_used() -> None:
     source = "{{ strftime_now('%f') }}{{ range(10**5) | random }}|{{ messages[-1].content }}"
     ((base,), _) = render_prompts("byte-level", source, [{"role": "user", "content": "Hi"}])
     assert base.prompt.endswith("Hi")
-    with pytest.raises(InputError, match="holds '<s>', a token of the model"):
+    with pytest.raises(InputError, match="contains '<s>', a token of the model"):
         render_prompts("byte-level", source, [{"role": "user", "content": "<s>"}])
 
 
@@ -283,7 +285,7 @@ def test_a_nondeterministic_template_can_be_used() -> None:
 def test_a_template_that_writes_private_use_characters_is_supported(
     letter: str, bos: str, extra: dict[str, Any]
 ) -> None:
-    """Though neither its source nor the texts hold them, and no text alone holds a token."""
+    """Even if its source and the texts do not contain them, and no single text contains a token."""
     source = letter + "{% for m in messages %}{{ m.content }}{% endfor %}<s>"
     name, vocabulary = "byte-level", VOCABULARIES["byte-level"]
     tokens = {index: text for text, index in vocabulary.added_tokens.items()}
@@ -306,9 +308,9 @@ def test_a_template_may_render_nothing() -> None:
     )
 
 
-def test_running_out_of_private_use_characters_is_one_sentence() -> None:
+def test_too_few_private_use_characters_is_an_error() -> None:
     private = "".join(map(chr, [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
-    with pytest.raises(InputError, match=r"has \d+ different letters; at most 0 will do"):
+    with pytest.raises(InputError, match=r"has \d+ different characters; the maximum is 0"):
         render_prompts("byte-level", CHATML, [{"role": "user", "content": f"<s>{private}"}])
 
 
@@ -327,7 +329,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
 
 
 def decipher(value: Any) -> Any:
-    """The value in its own letters."""
+    """Map the value back to the original characters."""
     if isinstance(value, str):
         return value.translate(DECIPHER)
     return type(value)(map(decipher, value)) if isinstance(value, list | tuple) else value
@@ -336,22 +338,22 @@ def decipher(value: Any) -> Any:
 @pytest.mark.parametrize("method", SEARCH_METHODS)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text("<>/abx \n", min_size=4, max_size=12), data=st.data())
-def test_a_shadow_string_behaves_as_the_text_itself(method: str, text: str, data: st.DataObject) -> None:
+def test_a_shadow_string_behaves_like_the_original(method: str, text: str, data: st.DataObject) -> None:
     arguments = data.draw(ARGUMENTS[method])
     try:
         expected = getattr(text, method)(*arguments)
-    except ValueError:  # nothing is found, or nothing is no separator
+    except ValueError:  # not found, or an empty separator
         with pytest.raises(ValueError, match=r".+"):
             getattr(ShadowStr(text, CIPHER), method)(*arguments)
         return
-    found = getattr(ShadowStr(text, CIPHER), method)(*arguments)
-    assert decipher(found) == expected
-    assert isinstance(found, ShadowStr) or not isinstance(found, str), "it can be searched in turn"
+    result = getattr(ShadowStr(text, CIPHER), method)(*arguments)
+    assert decipher(result) == expected
+    assert isinstance(result, ShadowStr) or not isinstance(result, str), "the result can be searched too"
 
 
-def test_a_shadow_string_is_searched_by_keyword_arguments_too() -> None:
-    disguised = ShadowStr("a<x>b<x>c", {**CIPHER, ord("c"): "\U000f1000"})
-    first, rest = disguised.split(sep="<x>", maxsplit=1)
+def test_a_shadow_string_accepts_keyword_arguments() -> None:
+    shadow = ShadowStr("a<x>b<x>c", {**CIPHER, ord("c"): "\U000f1000"})
+    first, rest = shadow.split(sep="<x>", maxsplit=1)
     assert first == "a"
     assert rest != "b"
     assert rest.split("<x>")[0] == "b"

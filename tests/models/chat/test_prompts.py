@@ -1,6 +1,4 @@
-"""Chat templates beside transformers' own rendering, and the branches that objectives make of a
-conversation.
-"""
+"""Chat templates compared with transformers, and the K+1 branch prompts of a conversation."""
 
 from __future__ import annotations
 
@@ -66,14 +64,14 @@ PLAIN_TOKENIZER = Tokenizer(HFTokenizerBackend(make_backend(BOS, EOS)), BOS, EOS
 def render_prompts(
     source: str, messages: Sequence[Any], *objectives: str, placement: str = "system", **template_args: Any
 ) -> list[str]:
-    found = render_branches(
+    branches = render_branches(
         ChatTemplate(source, BOS, EOS), PLAIN_TOKENIZER, messages, objectives, placement, template_args
     )
-    assert [branch.name for branch in found] == ["base", *objectives]
+    assert [branch.name for branch in branches] == ["base", *objectives]
     assert all(
-        PLAIN_TOKENIZER.decode(b.prompt_token_ids, skip_special_tokens=False) == b.prompt for b in found
+        PLAIN_TOKENIZER.decode(b.prompt_token_ids, skip_special_tokens=False) == b.prompt for b in branches
     )
-    return [branch.prompt for branch in found]
+    return [branch.prompt for branch in branches]
 
 
 def user_message(content: Any) -> dict[str, Any]:
@@ -93,15 +91,13 @@ def user_message(content: Any) -> dict[str, Any]:
         {"enable_thinking": False, "date_string": "1 May 2025"},
     ],
 )
-def test_a_rendering_is_that_of_transformers(
-    source: str, messages: list[Any], kwargs: dict[str, Any]
-) -> None:
+def test_rendering_matches_transformers(source: str, messages: list[Any], kwargs: dict[str, Any]) -> None:
     peer = PreTrainedTokenizerFast(tokenizer_object=make_backend(BOS, EOS), bos_token=BOS, eos_token=EOS)
     template_args = {"add_generation_prompt": True, **kwargs}
     template = ChatTemplate(source, BOS, EOS)
     try:
         expected = peer.apply_chat_template(messages, chat_template=source, tokenize=False, **template_args)
-    except Exception:  # the peer refuses in its own way
+    except Exception:  # transformers raises other types
         with pytest.raises(InputError, match="must alternate"):
             template.render(messages, **kwargs)
     else:
@@ -111,7 +107,7 @@ def test_a_rendering_is_that_of_transformers(
 @pytest.mark.parametrize(
     "arguments", ["", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"]
 )
-def test_tojson_is_that_of_transformers(arguments: str) -> None:
+def test_tojson_matches_transformers(arguments: str) -> None:
     source = f"{{{{ tools | tojson({arguments}) }}}}"
     peer = PreTrainedTokenizerFast(tokenizer_object=make_backend())
     expected = peer.apply_chat_template(USER_TURN, tools=TOOLS, chat_template=source, tokenize=False)
@@ -125,7 +121,7 @@ def test_strftime_now_is_the_local_time() -> None:
     )
 
 
-def test_what_is_set_inside_a_generation_block_stays_there() -> None:
+def test_variables_set_in_a_generation_block_are_local_to_it() -> None:
     source = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
     peer = PreTrainedTokenizerFast(tokenizer_object=make_backend())
     assert ChatTemplate(source).render(USER_TURN) == peer.apply_chat_template(
@@ -158,7 +154,7 @@ def test_templates_cannot_escape_the_sandbox_or_change_messages(source: str) -> 
     assert messages == CONVERSATION
 
 
-def test_namespace_and_dict_work_as_templates_use_them() -> None:
+def test_namespace_and_dict_are_available_to_templates() -> None:
     source = "{% set ns = namespace({'a': 1}, self=2) %}{% set ns.a = ns.a + 1 %}"
     source += "{{ ns.a }}{{ ns.self }}{{ dict(b=3).b }}"
     assert ChatTemplate(source).render(USER_TURN) == "223"
@@ -176,7 +172,7 @@ def test_namespace_and_dict_work_as_templates_use_them() -> None:
         ("{{ nothing | tojson }}", "not JSON serializable"),
     ],
 )
-def test_a_template_that_fails_says_why_in_one_sentence(source: str, reason: str) -> None:
+def test_a_failing_template_is_a_one_line_error_with_the_reason(source: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         ChatTemplate(source).render(USER_TURN)
     assert "\n" not in str(caught.value)
@@ -204,14 +200,14 @@ class Role(str, enum.Enum):
     USER = "user"
 
 
-def test_values_of_str_and_int_subclasses_are_rendered_as_plain_ones() -> None:
+def test_str_and_int_subclasses_are_rendered_as_plain_values() -> None:
     colour = enum.IntEnum("Colour", "RED")
     source = "{{ messages[0].role }} {{ tools[0].x }} {{ flag }}"
     messages = [{"role": Role.USER, "content": "x"}]
     assert ChatTemplate(source).render(messages, tools=({"x": colour.RED},), flag=True) == "user 1 True"
 
 
-def test_a_value_that_is_no_json_is_refused_by_name() -> None:
+def test_the_error_for_a_non_json_value_names_its_path() -> None:
     with pytest.raises(InputError, match=r"chat_template_kwargs\['tools'\]\[1\] is <object"):
         ChatTemplate(PLAIN).render(USER_TURN, tools=[1, object()])
 
@@ -237,19 +233,19 @@ def write_folder(folder: Path, jinja: str | None = None, config: Any = None) -> 
         (None, None, None),
     ],
 )
-def test_the_folders_template_is_the_jinja_file_then_the_config(
+def test_the_jinja_file_takes_precedence_over_the_config(
     tmp_path: Path, jinja: str | None, config: Any, expected: str | None
 ) -> None:
     template = ChatTemplate.from_folder(write_folder(tmp_path, jinja, config), PLAIN_TOKENIZER)
     assert (template.render(USER_TURN) if template else None) == expected
 
 
-def test_a_folder_without_any_file_has_no_template(tmp_path: Path) -> None:
+def test_an_empty_folder_has_no_template(tmp_path: Path) -> None:
     assert ChatTemplate.from_folder(tmp_path, PLAIN_TOKENIZER) is None
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_an_override_is_a_template_or_a_file_of_one(tmp_path: Path, as_file: bool) -> None:
+def test_an_override_is_a_template_or_its_path(tmp_path: Path, as_file: bool) -> None:
     text = "{{ bos_token }}" + "long " * 200 + "{{ eos_token }}"
     path = tmp_path / "mine.jinja"
     path.write_text(text)
@@ -261,17 +257,17 @@ def test_an_override_is_a_template_or_a_file_of_one(tmp_path: Path, as_file: boo
 
 
 @pytest.mark.parametrize("override", ["nowhere.jinja", "", "a\0b"])
-def test_an_override_that_is_neither_is_refused_by_name(tmp_path: Path, override: str) -> None:
-    with pytest.raises(InputError, match="must be a Jinja template or a file that holds one"):
+def test_an_override_that_is_neither_template_nor_file_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(InputError, match="must be a Jinja template or the path of one"):
         ChatTemplate.from_folder(tmp_path, PLAIN_TOKENIZER, override)
 
 
-def test_a_template_in_the_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is 3; it must be a template's text"):
+def test_a_template_in_the_config_must_be_a_string(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is 3; it must be a string"):
         ChatTemplate.from_folder(write_folder(tmp_path, config=3), PLAIN_TOKENIZER)
 
 
-def test_invalid_templates_and_values_are_reported_briefly(tmp_path: Path) -> None:
+def test_errors_truncate_long_templates_and_values(tmp_path: Path) -> None:
     long = "x" * 10**5
     for refused in (
         lambda: ChatTemplate.from_folder(tmp_path, PLAIN_TOKENIZER, long),
@@ -279,12 +275,12 @@ def test_invalid_templates_and_values_are_reported_briefly(tmp_path: Path) -> No
         lambda: ChatTemplate("{{ x }}").render(USER_TURN, x=long.encode()),
         lambda: ChatTemplate("{{ x }}").render(USER_TURN, x={long: b"y"}),
     ):
-        with pytest.raises(InputError, match=r"must be a|takes only JSON") as refusal:
+        with pytest.raises(InputError, match=r"must be a|must be JSON values") as refusal:
             refused()
         assert len(str(refusal.value)) < 400 + len(str(tmp_path))
 
 
-def test_objectives_follow_the_system_text_and_the_base_has_the_shared_one() -> None:
+def test_objectives_are_appended_to_the_shared_system_text() -> None:
     base, short, kind = render_prompts(CHATML, [user_message("Hi")], "Be short.", "Be kind.")
     assert base.startswith(
         f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
@@ -294,7 +290,7 @@ def test_objectives_follow_the_system_text_and_the_base_has_the_shared_one() -> 
     assert kind == base.replace(DEFAULT_SYSTEM, f"{DEFAULT_SYSTEM} Be kind.")
 
 
-def test_the_conversations_own_system_text_is_shared() -> None:
+def test_branches_share_the_system_text_of_the_conversation() -> None:
     messages = [{"role": "system", "content": "You are Bob."}, user_message("Hi")]
     assert render_prompts(PLAIN, messages, "W") == [
         "system: You are Bob.\nuser: Hi\n",
@@ -302,21 +298,21 @@ def test_the_conversations_own_system_text_is_shared() -> None:
     ]
 
 
-def test_objectives_placed_with_the_user_follow_the_last_user_turn() -> None:
+def test_placement_user_appends_objectives_to_the_last_user_turn() -> None:
     messages = [
         user_message("One"),
         {"role": "assistant", "content": "Two"},
         user_message("Three"),
         {"role": "assistant", "content": "F"},
     ]
-    base, wished = render_prompts(PLAIN, messages, "W", placement="user")
+    base, steered = render_prompts(PLAIN, messages, "W", placement="user")
     assert base == f"system: {DEFAULT_SYSTEM}\nuser: One\nassistant: Two\nuser: Three\nassistant: F\n"
-    assert wished == base.replace("Three", "Three W")
+    assert steered == base.replace("Three", "Three W")
 
 
 @pytest.mark.parametrize("source", [GEMMA, DROPS_SYSTEM, MISTRAL])
 @pytest.mark.parametrize("system", [None, "You are Bob."])
-def test_a_system_text_the_template_refuses_or_drops_opens_the_first_user_turn(
+def test_an_unsupported_system_text_is_prepended_to_the_first_user_turn(
     source: str, system: str | None
 ) -> None:
     system_messages = [{"role": "system", "content": system}] if system else []
@@ -336,7 +332,7 @@ def test_a_system_text_the_template_refuses_or_drops_opens_the_first_user_turn(
     assert by_user == [folded(text, "Three"), folded(text, "Three W")]
 
 
-def test_one_turn_can_hold_both_the_folded_system_text_and_an_objective() -> None:
+def test_one_user_turn_can_have_the_folded_system_text_and_an_objective() -> None:
     text = f"user: {DEFAULT_SYSTEM}\n\nHi"
     assert render_prompts(DROPS_SYSTEM, [user_message("Hi")], "W", placement="user") == [
         f"{text}\n",
@@ -344,18 +340,18 @@ def test_one_turn_can_hold_both_the_folded_system_text_and_an_objective() -> Non
     ]
 
 
-def test_a_dropped_system_text_is_noticed_though_the_user_says_the_same() -> None:
+def test_a_dropped_system_text_is_detected_if_the_user_text_is_equal() -> None:
     base, _ = render_prompts(DROPS_SYSTEM, [user_message(DEFAULT_SYSTEM)], "W")
     assert base == f"user: {DEFAULT_SYSTEM}\n\n{DEFAULT_SYSTEM}\n"
 
 
-def test_a_system_text_the_template_rewrites_is_not_taken_for_dropped() -> None:
+def test_a_rewritten_system_text_is_not_treated_as_dropped() -> None:
     source = "{{ messages[0].content | trim | tojson }}|{{ messages[1].content }}"
     messages = [{"role": "system", "content": ' Say "hi"\n'}, user_message("Hi")]
     assert render_prompts(source, messages) == ['"Say \\"hi\\""|Hi']
 
 
-def test_a_system_message_in_the_middle_stays_there() -> None:
+def test_a_system_message_in_the_middle_keeps_its_position() -> None:
     messages = [user_message("One"), {"role": "system", "content": "S"}, user_message("Two")]
     assert render_prompts(PLAIN, messages, "W")[1] == "user: One\nsystem: S W\nuser: Two\n"
     assert render_prompts(DROPS_SYSTEM, messages, "W")[1] == "user: S W\n\nOne\nuser: Two\n"
@@ -366,7 +362,7 @@ def test_template_arguments_reach_every_branch() -> None:
     assert all(text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") for text in off)
 
 
-def test_the_messages_given_are_not_modified() -> None:
+def test_the_input_messages_are_not_modified() -> None:
     messages = [user_message([{"type": "text", "text": "a"}])]
     before = copy.deepcopy(messages)
     render_prompts(GEMMA, messages, "W", placement="user")
@@ -387,32 +383,32 @@ def test_an_assistant_turn_of_tool_calls_needs_no_content() -> None:
 @pytest.mark.parametrize(
     ("messages", "match"),
     [
-        ([{"content": "x"}], r"messages\[0\] is \{'content': 'x'\}; it must be an object with a role"),
+        ([{"content": "x"}], r"messages\[0\] is \{'content': 'x'\}; it must be an object with role"),
         ([user_message("x"), "y"], r"messages\[1\] is 'y'"),
         ([user_message(None)], r"content of messages\[0\] is None"),
         ([user_message("x"), {"role": "assistant"}], r"content of messages\[1\] is None"),
         (
             [user_message([{"type": "image_url", "image_url": "u"}])],
-            r"messages\[0\] holds a part 'image_url'",
+            r"messages\[0\] contains a part 'image_url'",
         ),
-        ([user_message(["x"])], r"messages\[0\] holds a part 'x'"),
-        ([user_message([{"type": "text", "text": 3}])], r"messages\[0\] holds a part 'text'"),
+        ([user_message(["x"])], r"messages\[0\] contains a part 'x'"),
+        ([user_message([{"type": "text", "text": 3}])], r"messages\[0\] contains a part 'text'"),
         ([user_message(7)], r"content of messages\[0\] is 7"),
-        ([{"role": "assistant", "content": "x"}], "has no user turn"),
-        ([], "has no user turn"),
+        ([{"role": "assistant", "content": "x"}], "must have at least one message with role 'user'"),
+        ([], "must have at least one message with role 'user'"),
     ],
 )
-def test_a_message_of_the_wrong_shape_is_refused_by_name(messages: list[Any], match: str) -> None:
+def test_the_error_for_an_invalid_message_names_its_index(messages: list[Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         render_prompts(PLAIN, messages)
 
 
-def test_a_conversation_the_template_refuses_either_way_is_refused_with_its_reason() -> None:
+def test_a_conversation_that_the_template_rejects_is_refused_with_its_reason() -> None:
     with pytest.raises(InputError, match="Roles must alternate"):
         render_prompts(MISTRAL, [user_message("One"), user_message("Two")])
 
 
-def test_without_a_template_the_sentence_says_what_to_give() -> None:
+def test_the_error_for_a_missing_template_names_the_alternatives() -> None:
     with pytest.raises(InputError, match=r"no chat template; give chat_template, or branch_token_ids"):
         render_branches(None, PLAIN_TOKENIZER, USER_TURN, ["W"], "system", {})
 
@@ -423,7 +419,7 @@ def test_an_unknown_placement_is_refused() -> None:
 
 
 def test_template_arguments_cannot_replace_the_conversation() -> None:
-    with pytest.raises(InputError, match="chat_template_kwargs holds 'messages'"):
+    with pytest.raises(InputError, match="chat_template_kwargs contains 'messages'"):
         render_branches(
             ChatTemplate(PLAIN), PLAIN_TOKENIZER, USER_TURN, [], "system", {"messages": CONVERSATION}
         )
@@ -446,19 +442,19 @@ def test_bos_is_added_once_where_configured_and_eos_never(single: str, source: s
     )
 
 
-def test_bos_is_not_doubled_though_no_file_names_it() -> None:
+def test_bos_is_not_added_twice_if_bos_token_is_empty() -> None:
     tokenizer = tokenizer_adding("<s> $A")
     tokenizer.bos_token = ""
     (base,) = render_branches(ChatTemplate(BOS + PLAIN), tokenizer, USER_TURN, [], "system", {})
     assert base.prompt_token_ids == tokenizer.encode(base.prompt)
 
 
-def test_the_demo_models_own_system_text_never_appears(demo_folder: Path) -> None:
+def test_the_default_system_text_of_the_demo_template_is_replaced(demo_folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(demo_folder)
     template = ChatTemplate.from_folder(demo_folder, tokenizer)
-    base, wished = render_branches(template, tokenizer, [user_message("Hi")], ["Be short."], "system", {})
+    base, steered = render_branches(template, tokenizer, [user_message("Hi")], ["Be short."], "system", {})
     turns = "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert base.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM}{turns}"
-    assert wished.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM} Be short.{turns}"
+    assert steered.prompt == f"<|im_start|>system\n{DEFAULT_SYSTEM} Be short.{turns}"
     assert base.prompt_token_ids[0] == 1
-    assert tokenizer.decode(wished.prompt_token_ids, skip_special_tokens=False) == wished.prompt
+    assert tokenizer.decode(steered.prompt_token_ids, skip_special_tokens=False) == steered.prompt

@@ -1,4 +1,4 @@
-"""What a template may not do to whoever renders it. The limits are shorter here than in earnest."""
+"""Isolation and resource limits of the template sandbox, with lower limits than the defaults."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .test_prompts import PLAIN_TOKENIZER, USER_TURN, user_message
 
 SHORT = SandboxLimits(cpu_seconds=0.3, wall_seconds=30, memory_bytes=128 << 20, output_bytes=1 << 20)
 CONSTANT_BOMBS = {
-    "a great number": ("{{ 7 ** (10 ** 9) }}", "takes more than 0.3 s of a processor"),
+    "a great number": ("{{ 7 ** (10 ** 9) }}", "used more than 0.3 s of CPU time"),
     "brackets": ("{{ " + "(" * 9999 + ")" * 9999 + " }}", "is not valid Jinja: RecursionError"),
 }
-"""What the compiler would work out before any conversation is there."""
+"""Constant expressions that jinja2 evaluates when it compiles the template."""
 BOMBS = {
     "loops": (
         "{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}",
-        "of a processor",
+        "of CPU time",
     ),
-    "a great number": ("{{ (7 + messages | length) ** (10 ** 9) }}", "of a processor"),
+    "a great number": ("{{ (7 + messages | length) ** (10 ** 9) }}", "of CPU time"),
     "a long text": ("{{ messages[0].role * 10 ** 10 }}", "128 MiB of memory"),
     "a wide field": ("{{ '%9999999999d' % 1 }}", "128 MiB of memory"),
     "a padded text": ("{{ 'a' | center(10 ** 10) }}", "128 MiB of memory"),
@@ -42,16 +42,16 @@ BOMBS = {
         "{% set ns = namespace(x='ab') %}{% for i in range(64) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "128 MiB of memory",
     ),
-    "lists": ("{% for i in range(9999) %}{{ range(99999) | list | length }}{% endfor %}", "of a processor"),
-    "much text": ("{% for i in range(9999) %}{{ 'a' * 999 }}{% endfor %}", "writes more than 1 MiB"),
+    "lists": ("{% for i in range(9999) %}{{ range(99999) | list | length }}{% endfor %}", "of CPU time"),
+    "much text": ("{% for i in range(9999) %}{{ 'a' * 999 }}{% endfor %}", "wrote more than 1 MiB"),
     "macros": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
-        "of a processor",
+        "of CPU time",
     ),
     "a macro of itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     "a long error": ("{{ raise_exception('a' * 10 ** 6) }}", "render this conversation: a{1000}$"),
 }
-proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
+proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="requires /proc")
 
 
 def sandbox_process_of(template: ChatTemplate) -> subprocess.Popen[bytes]:
@@ -59,7 +59,7 @@ def sandbox_process_of(template: ChatTemplate) -> subprocess.Popen[bytes]:
 
 
 def process_exists(pid: int) -> bool:
-    """Whether there is such a process, be it a zombie."""
+    """Whether the process exists, possibly as a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -68,39 +68,39 @@ def process_exists(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("source", "reason"), BOMBS.values(), ids=BOMBS)
-def test_a_bomb_is_refused_in_a_sentence_and_the_next_conversation_rendered(source: str, reason: str) -> None:
+def test_a_bomb_is_a_one_line_error_and_the_next_rendering_works(source: str, reason: str) -> None:
     template = ChatTemplate("{% if messages[0].content == 'go' %}" + source + "{% endif %}well", limits=SHORT)
     start = time.process_time()
     with pytest.raises(InputError, match=reason) as caught:
         template.render([user_message("go")])
-    assert time.process_time() - start < 0.3, "the work was done elsewhere"
+    assert time.process_time() - start < 0.3, "the parent process used no CPU time"
     assert "\n" not in str(caught.value)
     assert template.render([user_message("no")]) == "well"
 
 
 @pytest.mark.parametrize(("source", "reason"), CONSTANT_BOMBS.values(), ids=CONSTANT_BOMBS)
-def test_a_bomb_for_the_compiler_is_refused_as_the_template_is_read(source: str, reason: str) -> None:
+def test_a_bomb_for_the_compiler_is_refused_on_loading(source: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         ChatTemplate(source, limits=SHORT)
 
 
-@pytest.mark.parametrize("length", [9, 10**6])  # one that the pipe has room for, one that it has not
-def test_a_template_that_sleeps_is_ended_by_the_wall_clock_limit(length: int) -> None:
+@pytest.mark.parametrize("length", [9, 10**6])  # below and above the capacity of the pipe
+def test_a_stopped_sandbox_is_ended_by_the_wall_clock_limit(length: int) -> None:
     template = ChatTemplate(PLAIN, limits=SandboxLimits(wall_seconds=0.3))
     sandbox_process_of(template).send_signal(signal.SIGSTOP)
-    with pytest.raises(LimitError, match=r"takes longer than 0\.3 s"):
+    with pytest.raises(LimitError, match=r"took longer than 0\.3 s"):
         template.render([user_message("a" * length)])
     assert template.render(USER_TURN).startswith("user: ")
 
 
-def test_a_crashed_sandbox_is_reported_and_a_killed_one_replaced() -> None:
+def test_a_crash_while_rendering_is_an_error_and_a_dead_sandbox_is_replaced() -> None:
     template = ChatTemplate("{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}")
     child = sandbox_process_of(template)
     with ThreadPoolExecutor(1) as pool:
         rendering = pool.submit(template.render, USER_TURN)
         time.sleep(0.2)
         child.send_signal(signal.SIGSEGV)
-        with pytest.raises(LimitError, match="ended the process that renders it, with status -11"):
+        with pytest.raises(LimitError, match="ended its process with status -11"):
             rendering.result()
     template = ChatTemplate(PLAIN)
     sandbox_process_of(template).kill()
@@ -108,7 +108,7 @@ def test_a_crashed_sandbox_is_reported_and_a_killed_one_replaced() -> None:
     assert template.render(USER_TURN).startswith("user: ")
 
 
-def test_a_limit_breach_is_not_taken_for_a_template_that_refuses_a_system_message() -> None:
+def test_a_limit_error_is_not_treated_as_a_rejected_system_message() -> None:
     source = "{% if messages[0].role == 'system' %}{{ messages[0].role * 10 ** 10 }}{% endif %}well"
     with pytest.raises(LimitError, match="MiB of memory"):
         render_branches(ChatTemplate(source, limits=SHORT), PLAIN_TOKENIZER, USER_TURN, [])
@@ -119,11 +119,11 @@ def test_a_limit_breach_is_not_taken_for_a_template_that_refuses_a_system_messag
 )
 def test_every_text_survives_the_round_trip(text: str) -> None:
     source = "{{ messages[0].content }}{{ keys | list | first }}"
-    found = ChatTemplate(source).render([user_message(text)], keys={text: 1})
-    assert found == text + text
+    rendered = ChatTemplate(source).render([user_message(text)], keys={text: 1})
+    assert rendered == text + text
     assert (
         ChatTemplate(text + "{{ bos_token }}", text).render(USER_TURN) == text.replace("\r", "\n") + text
-    ), "jinja's line ends"
+    ), "jinja2 normalizes line endings"
 
 
 def test_too_deeply_nested_values_are_refused() -> None:
@@ -131,7 +131,7 @@ def test_too_deeply_nested_values_are_refused() -> None:
     for _ in range(5000):
         deep = [deep]
     template = ChatTemplate("{{ x }}")
-    with pytest.raises(InputError, match="nested too deep"):
+    with pytest.raises(InputError, match="nested too deeply"):
         template.render(USER_TURN, x=deep)
     for _ in range(4600):
         deep = deep[0]
@@ -145,7 +145,7 @@ def test_a_long_conversation_is_within_the_limits() -> None:
 
 
 class StubTokenizer:
-    """Of a tokenizer no more than rendering asks for: encoding millions of letters takes long."""
+    """The tokenizer methods that rendering needs; really encoding millions of characters is slow."""
 
     bos_token, prefix_token_ids = "", ()
 
@@ -209,7 +209,7 @@ def run_program(program: str, **more: Any) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_sandbox_ends_with_its_parent_however_that_ends() -> None:
+def test_the_sandbox_ends_with_its_parent_process() -> None:
     for end, status in (("", 0), ("sys.exit(3)", 3), ("os._exit(4)", 4), ("os.kill(os.getpid(), 9)", -9)):
         done = run_program(f"print(child(), flush=True)\n{end}")
         assert (done.returncode, done.stderr) == (status, "")
@@ -218,15 +218,15 @@ def test_the_sandbox_ends_with_its_parent_however_that_ends() -> None:
 
 def test_a_forked_process_renders_in_its_own_sandbox() -> None:
     done = run_program("""
-said = lambda text: template.render([{"content": text}])
-held, lock = child(), template._renderer._locked.lock
+render = lambda text: template.render([{"content": text}])
+parent_child, lock = child(), template._renderer._locked.lock
 lock.acquire()  # as if another thread were rendering
 if (pid := os.fork()) == 0:
-    assert said("fork") == "fork" and child() != held
+    assert render("fork") == "fork" and child() != parent_child
     sys.exit(5)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
 lock.release()
-assert said("parent") == "parent" and child() == held
+assert render("parent") == "parent" and child() == parent_child
 """)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -255,8 +255,8 @@ except KeyboardInterrupt:
     assert (done.stdout, done.stderr) == ("next\n", "")
 
 
-def test_an_interrupt_at_the_time_limit_leaves_no_stale_reply_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that comes before the late child was ended, and one before it was waited for."""
+def test_an_interrupt_at_the_time_limit_leaves_no_stale_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupts before the child is killed, and before it is waited for."""
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == 'go' %}" + loops + "{% endif %}{{ messages[0].content }}"
     template = ChatTemplate(source, limits=SandboxLimits(wall_seconds=0.3))
@@ -264,9 +264,9 @@ def test_an_interrupt_at_the_time_limit_leaves_no_stale_reply_either(monkeypatch
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    for what in ("kill", "wait"):
+    for method in ("kill", "wait"):
         with monkeypatch.context() as patch:
-            patch.setattr(subprocess.Popen, what, interrupted)
+            patch.setattr(subprocess.Popen, method, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 template.render([user_message("go")])
         time.sleep(1.5)
@@ -284,7 +284,7 @@ def test_the_sandbox_imports_neither_torch_nor_this_package() -> None:
 
 
 @proc
-def test_the_sandbox_has_an_empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_has_only_the_passed_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_API_KEY", "hush")
     monkeypatch.setenv("TZ", "UTC")
     template = ChatTemplate(PLAIN)
@@ -321,5 +321,5 @@ def test_a_compromised_sandbox_cannot_inject_a_result(
     say = "sys.stdout.buffer.write(reply.encode('utf-8', 'surrogatepass') + b'\\n'); sys.stdout.flush()"
     program.write_text(f"import sys\nfor reply in ('{{}}', '{{}}', {reply!r}):\n    {say}\n    input()\n")
     monkeypatch.setattr("trimtab.models.chat.sandbox_process.SANDBOX_SCRIPT", program)
-    with pytest.raises(LimitError, match="ended the process that renders it"):
+    with pytest.raises(LimitError, match="ended its process"):
         SandboxRenderer(PLAIN).render({})

@@ -1,4 +1,4 @@
-"""Free memory, as files of Linux tell it, and the refusal of what does not fit."""
+"""Free memory from /proc and cgroup files, and the error for allocations that do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 1024**3
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 8 GiB available and no control groups; its /proc and /sys/fs/cgroup are folders here."""
+    """A machine with 8 GiB available and no cgroups; /proc and /sys/fs/cgroup are temporary folders."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "groups").mkdir()
     monkeypatch.setattr(memory, "PROC_ROOT", tmp_path / "proc")
@@ -31,7 +31,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def join_cgroup(machine: Path, path: str, line: str, **files: str) -> None:
-    """The process joins a control group with these files."""
+    """Add the process to a cgroup with these files."""
     folder = machine / "groups" / path
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -65,7 +65,7 @@ def test_version_1_cgroups_count(machine: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["max", str(2**63 - 4096)])
-def test_a_cgroup_without_a_limit_leaves_the_machines_memory(machine: Path, limit: str) -> None:
+def test_a_cgroup_without_a_limit_does_not_reduce_free_memory(machine: Path, limit: str) -> None:
     join_cgroup(machine, "box", "0::/box", memory__max=limit, memory__current="5")
     assert memory.free_memory(CPU) == 8 * GIB
 

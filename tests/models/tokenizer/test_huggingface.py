@@ -1,4 +1,4 @@
-"""A tokenizer.json gives the ids of transformers, and no untrusted text passes for an added token."""
+"""tokenizer.json encodes as in transformers, and untrusted text never becomes an added token."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BACKENDS = {
     "byte-level": make_byte_level(),
     "byte-fallback": make_byte_fallback(),
     "byte-fallback, always a space": make_byte_fallback("always"),
-    "byte-fallback, a normaliser's space": make_byte_fallback("normalizer"),
+    "byte-fallback, a normalizer's space": make_byte_fallback("normalizer"),
     "unigram": make_unigram(),
 }
 backends = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
-LOOK_ALIKES = [
+LOOKALIKES = [
     *FORGERIES,
     *(f"{text}{forgery}" for text, forgery in zip(AWKWARD_TEXTS, FORGERIES * 99, strict=False)),
 ]
@@ -52,15 +52,15 @@ def write_folder(folder: Path, backend: Backend, **config: Any) -> Path:
 
 
 def ours_and_transformers(folder: Path, backend: Backend, **config: Any) -> tuple[Tokenizer, Any]:
-    """Our tokenizer of a folder and that of transformers."""
+    """Load a folder with our tokenizer and with transformers."""
     write_folder(folder, backend, **config)
     return Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(str(folder))
 
 
 @backends
-def test_awkward_texts_have_the_ids_and_the_text_of_transformers(tmp_path: Path, backend: Backend) -> None:
+def test_awkward_texts_encode_and_decode_as_in_transformers(tmp_path: Path, backend: Backend) -> None:
     tokenizer, peer = ours_and_transformers(tmp_path, backend)
-    for text in [*AWKWARD_TEXTS, *LOOK_ALIKES, *(f"a{token} b" for token in ADDED_TOKENS)]:
+    for text in [*AWKWARD_TEXTS, *LOOKALIKES, *(f"a{token} b" for token in ADDED_TOKENS)]:
         ids = tokenizer.encode(text)
         assert ids == peer.encode(text, add_special_tokens=False), text
         for skip in (True, False):
@@ -68,11 +68,9 @@ def test_awkward_texts_have_the_ids_and_the_text_of_transformers(tmp_path: Path,
 
 
 @backends
-def test_look_alikes_that_are_not_to_be_trusted_have_the_ids_of_transformers(
-    tmp_path: Path, backend: Backend
-) -> None:
+def test_untrusted_lookalike_texts_encode_as_in_transformers(tmp_path: Path, backend: Backend) -> None:
     tokenizer, peer = ours_and_transformers(tmp_path, backend)
-    for text in [*AWKWARD_TEXTS, *LOOK_ALIKES]:
+    for text in [*AWKWARD_TEXTS, *LOOKALIKES]:
         expected = peer.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert tokenizer.encode(text, untrusted=range(len(text))) == expected, text
 
@@ -81,8 +79,8 @@ def test_look_alikes_that_are_not_to_be_trusted_have_the_ids_of_transformers(
 @pytest.mark.parametrize(
     "text", [f"{text}{token}{text}" for token in ADDED_TOKENS for text in ("", "a ", " ")]
 )
-def test_added_tokens_that_are_not_special_are_not_trusted_either(backend: Backend, text: str) -> None:
-    """transformers reads these even so; the oracle is the same vocabulary without them."""
+def test_untrusted_non_special_added_tokens_are_encoded_as_text(backend: Backend, text: str) -> None:
+    """transformers still recognizes these; the reference is the same vocabulary without them."""
     plain = Backend.from_str(backend.to_str())
     plain = Backend.from_str(json.dumps({**json.loads(plain.to_str()), "added_tokens": []}))
     tokenizer = Tokenizer(HFTokenizerBackend(backend))
@@ -98,38 +96,38 @@ def test_text_encoded_in_segments_has_the_same_ids(backend: Backend, data: st.Da
     parts = st.sampled_from([*SPECIAL_TOKENS, *ADDED_TOKENS, *AWKWARD_TEXTS])
     text = "".join(data.draw(st.lists(parts, max_size=6)))
     vocabulary = HFTokenizerBackend(backend)
-    ids, found = vocabulary.encode_with_matches(text)
+    ids, matches = vocabulary.encode_with_matches(text)
     assert ids == vocabulary.encode(text)
-    assert encode_segments(text, found, vocabulary.encode_plain) == ids
+    assert encode_segments(text, matches, vocabulary.encode_plain) == ids
 
 
 @backends
 def test_adjacent_added_tokens_encoded_in_segments_have_the_same_ids(backend: Backend) -> None:
-    """A normaliser's space is looked for with the token that follows it, and put there only once."""
+    """A normalizer's prefix space is matched with the token that follows it, and added only once."""
     vocabulary = HFTokenizerBackend(backend)
     for parts in product(["a", " ", *ADDED_TOKENS, *SPECIAL_TOKENS[:2]], repeat=3):
         text = "".join(parts)
-        ids, found = vocabulary.encode_with_matches(text)
-        assert encode_segments(text, found, vocabulary.encode_plain) == ids, text
+        ids, matches = vocabulary.encode_with_matches(text)
+        assert encode_segments(text, matches, vocabulary.encode_plain) == ids, text
 
 
 FULL_WIDTH = "\uff1cs\uff1e"
-"""NFKC makes "<s>" of it."""
+"""NFKC normalizes it to "<s>"."""
 
 
 @pytest.mark.parametrize("text", [*FORGERIES, FULL_WIDTH, f"a {FULL_WIDTH}<s>", *AWKWARD_TEXTS[:20]])
-def test_no_piece_of_a_vocabulary_passes_for_an_added_token(text: str) -> None:
-    """Converted vocabularies list added tokens among their pieces, where plain cutting finds them."""
+def test_untrusted_text_is_not_encoded_as_a_piece_that_is_an_added_token(text: str) -> None:
+    """Converted vocabularies list added tokens among their pieces, so plain encoding can produce them."""
     backend = make_unigram(*SPECIAL_TOKENS)
     reserved = {backend.token_to_id(token) for token in SPECIAL_TOKENS}
     plain = Backend.from_str(json.dumps({**json.loads(backend.to_str()), "added_tokens": []}))
     ids = Tokenizer(HFTokenizerBackend(backend)).encode(text, untrusted=range(len(text)))
     assert reserved.isdisjoint(ids)
     assert plain.decode(ids) == plain.decode(plain.encode(text).ids)
-    assert reserved & set(plain.encode("a<s>").ids), "the vocabulary would forge"
+    assert reserved & set(plain.encode("a<s>").ids), "without the guard the text is encoded as an added token"
 
 
-def test_the_unknown_token_is_no_forgery() -> None:
+def test_the_unknown_token_is_allowed_in_untrusted_text() -> None:
     backend = Backend(models.BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], unk_token="<unk>"))
     backend.add_special_tokens(["<unk>"])
     tokenizer = Tokenizer(HFTokenizerBackend(backend))
@@ -137,7 +135,7 @@ def test_the_unknown_token_is_no_forgery() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "text", "foreign", "expected"),
+    ("flags", "text", "untrusted", "expected"),
     [
         ({"lstrip": True}, "a  <x> b", [], ["a", "<x>", "Ġ", "b"]),
         ({"rstrip": True}, "a  <x> b", [], ["a", "Ġ", "Ġ", "<x>", "b"]),
@@ -146,18 +144,18 @@ def test_the_unknown_token_is_no_forgery() -> None:
         ({"single_word": True}, "a<x> <x>", [], ["a", "<", "x", ">", "Ġ", "<x>"]),
     ],
 )
-def test_lstrip_and_rstrip_tokens_take_their_white_space(
-    flags: dict[str, bool], text: str, foreign: list[int], expected: list[str]
+def test_lstrip_and_rstrip_tokens_include_adjacent_whitespace(
+    flags: dict[str, bool], text: str, untrusted: list[int], expected: list[str]
 ) -> None:
     backend = Backend(models.BPE({c: i for i, c in enumerate("abx<>Ġ")}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.add_special_tokens([AddedToken("<x>", **flags)])
     vocabulary = HFTokenizerBackend(backend)
-    ids = Tokenizer(vocabulary).encode(text, untrusted=foreign)
+    ids = Tokenizer(vocabulary).encode(text, untrusted=untrusted)
     assert vocabulary.ids_to_tokens(ids, False) == expected
 
 
-def test_white_space_is_no_forgery() -> None:
+def test_untrusted_whitespace_may_be_an_added_token() -> None:
     backend = make_byte_level()
     backend.add_tokens([AddedToken("    ", special=False, normalized=False)])
     tokenizer = Tokenizer(HFTokenizerBackend(backend))
@@ -167,23 +165,23 @@ def test_white_space_is_no_forgery() -> None:
 
 
 @pytest.mark.parametrize("position", TextPosition)
-def test_a_prefix_space_stands_where_the_vocabulary_puts_it(position: TextPosition) -> None:
-    started = {
+def test_prefix_spaces_are_added_at_the_positions_of_the_vocabulary(position: TextPosition) -> None:
+    prefixed_positions = {
         "byte-fallback": {TextPosition.START},
         "byte-fallback, always a space": {
             TextPosition.START,
             TextPosition.AFTER_TOKEN,
             TextPosition.AFTER_NORMALIZED,
         },
-        "byte-fallback, a normaliser's space": {TextPosition.START, TextPosition.AFTER_TOKEN},
+        "byte-fallback, a normalizer's space": {TextPosition.START, TextPosition.AFTER_TOKEN},
     }
-    for name, places in started.items():
+    for name, positions in prefixed_positions.items():
         vocabulary = HFTokenizerBackend(BACKENDS[name])
         text = "".join(vocabulary.ids_to_tokens(vocabulary.encode_plain("fox", position), False))
-        assert text == "▁fox" if position in places else text == "fox"
+        assert text == "▁fox" if position in positions else text == "fox"
 
 
-def test_a_byte_level_prefix_space_is_kept_out_of_the_middle() -> None:
+def test_byte_level_adds_no_prefix_space_within_a_text() -> None:
     backend = Backend(models.BPE({"a": 0, "Ġ": 1}, []))
     steps = [pre_tokenizers.Sequence([]), pre_tokenizers.ByteLevel(add_prefix_space=True)]
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -212,9 +210,9 @@ def test_bos_and_eos_are_added_as_by_transformers(
     assert tokenizer.encode("a<s>", add_special_tokens=True) == peer.encode("a<s>")
 
 
-def test_tokens_named_by_other_files_are_added(tmp_path: Path) -> None:
-    """Also a piece that is named for a purpose. A name without an id, to which transformers gives one beyond
-    the vocabulary, is no token."""
+def test_tokens_of_other_files_are_added(tmp_path: Path) -> None:
+    """A special token may be an existing piece. A special token without an id, to which transformers assigns
+    one beyond the vocabulary, is ignored."""
     backend = BACKENDS["byte-level"]
     size, piece = backend.get_vocab_size(), "he"
     decoder = {str(size + n): {"content": f"<{n}>", "special": n == 0} for n in (1, 0)}
@@ -229,12 +227,12 @@ def test_tokens_named_by_other_files_are_added(tmp_path: Path) -> None:
     assert size not in tokenizer.encode("<nowhere>")
 
 
-def test_files_that_number_a_token_differently_are_refused_by_name(tmp_path: Path) -> None:
+def test_different_ids_of_a_token_in_two_files_are_refused(tmp_path: Path) -> None:
     size = BACKENDS["byte-level"].get_vocab_size()
     folder = write_folder(
         tmp_path, BACKENDS["byte-level"], added_tokens_decoder={str(size + 7): {"content": "<x>"}}
     )
-    with pytest.raises(InputError, match=rf"'<x>' has id {size} by tokenizer\.json and id {size + 7} by"):
+    with pytest.raises(InputError, match=rf"'<x>' has id {size} in tokenizer\.json and id {size + 7} in"):
         Tokenizer.from_folder(folder)
 
 

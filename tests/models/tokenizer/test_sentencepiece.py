@@ -1,4 +1,4 @@
-"""A tokenizer.model gives the ids of sentencepiece, and no untrusted text passes for an added token."""
+"""tokenizer.model encodes as in sentencepiece, and untrusted text never becomes an added token."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def write_folder(folder: Path, content: bytes | None = None, **files: Any) -> Pa
     (folder / "tokenizer.model").write_bytes(
         sentencepiece_model(**LLAMA_OPTIONS) if content is None else content
     )
-    for name, found in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(found))
+    for name, data in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(data))
     return folder
 
 
-def encode_pieces(tokenizer: Tokenizer, text: str, **how: Any) -> list[str]:
-    return [str(tokenizer._backend.id_to_token(index)) for index in tokenizer.encode(text, **how)]
+def encode_pieces(tokenizer: Tokenizer, text: str, **kwargs: Any) -> list[str]:
+    return [str(tokenizer._backend.id_to_token(index)) for index in tokenizer.encode(text, **kwargs)]
 
 
 @named_models
-def test_awkward_texts_have_the_ids_and_the_text_of_sentencepiece(name: str) -> None:
+def test_awkward_texts_encode_and_decode_as_in_sentencepiece(name: str) -> None:
     peer, tokenizer = (
         sentencepiece_peer(name),
         make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])),
@@ -68,8 +68,8 @@ def test_awkward_texts_have_the_ids_and_the_text_of_sentencepiece(name: str) -> 
 
 
 @named_models
-def test_look_alikes_that_are_not_to_be_trusted_have_the_ids_of_sentencepiece(name: str) -> None:
-    """To sentencepiece itself no text is a control symbol."""
+def test_untrusted_lookalike_texts_encode_as_in_sentencepiece(name: str) -> None:
+    """sentencepiece never encodes text as a control symbol."""
     peer, tokenizer = (
         sentencepiece_peer(name),
         make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])),
@@ -79,16 +79,16 @@ def test_look_alikes_that_are_not_to_be_trusted_have_the_ids_of_sentencepiece(na
 
 
 @named_models
-def test_any_ids_have_the_text_of_sentencepiece_and_stream_to_it(name: str) -> None:
+def test_any_ids_decode_and_stream_as_in_sentencepiece(name: str) -> None:
     peer, tokenizer = (
         sentencepiece_peer(name),
         make_tokenizer(sentencepiece_model(**SENTENCEPIECE_OPTIONS[name])),
     )
-    anything = st.integers(0, len(peer) - 1)
-    low = st.integers(0, min(260, len(peer) - 1))  # control symbols, and bytes where there are any
+    any_ids = st.integers(0, len(peer) - 1)
+    low_ids = st.integers(0, min(260, len(peer) - 1))  # control symbols, and bytes if any
     spaces = st.sampled_from([i for i in range(len(peer)) if peer.id_to_piece(i).startswith("▁")])
     written = st.sampled_from(AWKWARD_TEXTS).map(peer.encode)
-    parts = st.one_of(st.lists(st.one_of(low, spaces, anything), max_size=6), written)
+    parts = st.one_of(st.lists(st.one_of(low_ids, spaces, any_ids), max_size=6), written)
 
     @settings(max_examples=200, deadline=None)
     @given(st.lists(parts, max_size=4))
@@ -101,7 +101,7 @@ def test_any_ids_have_the_text_of_sentencepiece_and_stream_to_it(name: str) -> N
     check()
 
 
-def test_bytes_are_text_as_soon_as_they_are_a_character() -> None:
+def test_bytes_become_text_when_a_character_is_complete() -> None:
     tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS))
     ids = [tokenizer.token_to_ids(f"<0x{byte:02X}>")[0] for byte in "你\n".encode()]
     stream = tokenizer.detokenizer()
@@ -121,8 +121,8 @@ SEGMENTS = ["<s>", "</s>", "<|im_start|>", "fox", "the fox\n", "[INST] é", "東
 @pytest.mark.parametrize("legacy", [True, False])
 @settings(max_examples=200, deadline=None)
 @given(segments=st.lists(st.sampled_from(SEGMENTS), max_size=7))
-def test_texts_between_added_tokens_begin_as_those_of_transformers(legacy: bool, segments: list[str]) -> None:
-    """But where a text begins with a space, see SentencePieceVocabulary."""
+def test_texts_between_added_tokens_start_as_in_transformers(legacy: bool, segments: list[str]) -> None:
+    """Texts that start with a space differ, see SentencePieceBackend."""
     text, content = "".join(segments), sentencepiece_model(**LLAMA_OPTIONS)
     peer = transformers_peer(legacy)
     added = (AddedToken("<|im_start|>", special=True), len(SentencePieceModel(content).pieces))
@@ -132,7 +132,7 @@ def test_texts_between_added_tokens_begin_as_those_of_transformers(legacy: bool,
 
 @cache
 def transformers_peer(legacy: bool) -> LlamaTokenizer:
-    """transformers' own, from the pieces: reading the file it needs a package more."""
+    """The transformers tokenizer, built from the pieces: reading the file requires another package."""
     pieces = SentencePieceModel(sentencepiece_model(**LLAMA_OPTIONS)).pieces
     vocab = {piece: index for index, piece in enumerate(pieces)}
     joined = {piece for piece in pieces if piece not in (*ALL_BYTES, "<unk>", "<s>", "</s>")}
@@ -152,7 +152,7 @@ def transformers_peer(legacy: bool) -> LlamaTokenizer:
         ({"add_prefix_space": None, "legacy": None}, ["▁a", "<s>", "▁a"]),
     ],
 )
-def test_a_prefix_space_stands_where_the_folder_says(
+def test_prefix_spaces_follow_tokenizer_config(
     tmp_path: Path, config: dict[str, Any], expected: list[str]
 ) -> None:
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
@@ -161,7 +161,7 @@ def test_a_prefix_space_stands_where_the_folder_says(
     assert tokenizer.decode(tokenizer.encode("a")) == "a"
 
 
-def test_a_folder_can_give_a_model_the_prefix_space_it_lacks(tmp_path: Path) -> None:
+def test_tokenizer_config_can_enable_a_prefix_space_that_the_model_disables(tmp_path: Path) -> None:
     content = sentencepiece_model(**SENTENCEPIECE_OPTIONS["without prefix"])
     plain = Tokenizer.from_folder(write_folder(tmp_path, content))
     with_prefix_space = Tokenizer.from_folder(
@@ -185,14 +185,14 @@ def test_a_folder_can_give_a_model_the_prefix_space_it_lacks(tmp_path: Path) -> 
         ),
     ],
 )
-def test_bos_and_eos_are_added_as_the_folder_says(
+def test_bos_and_eos_are_added_according_to_tokenizer_config(
     tmp_path: Path, config: dict[str, Any], expected: list[str]
 ) -> None:
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
     assert encode_pieces(tokenizer, "a", add_special_tokens=True) == expected
 
 
-def test_bos_and_eos_are_the_models_own_where_no_file_names_them(tmp_path: Path) -> None:
+def test_bos_and_eos_default_to_those_of_the_model(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(
         write_folder(tmp_path, config={"bos_token_id": 7, "eos_token_id": [2, 9]})
     )
@@ -222,7 +222,7 @@ def test_added_tokens_are_read_from_old_and_new_files(tmp_path: Path, newer: boo
     assert tokenizer.decode(written, skip_special_tokens=False) == "a<|im_end|><tool>"
 
 
-def test_a_file_may_rename_a_piece_and_a_name_without_an_id_is_no_token(tmp_path: Path) -> None:
+def test_a_file_may_rename_a_piece_and_a_token_without_an_id_is_ignored(tmp_path: Path) -> None:
     decoder = {"0": {"content": "<unk>", "special": True}, "5": {"content": "<five>"}}
     config = {"added_tokens_decoder": decoder, "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, tokenizer_config=config))
@@ -240,12 +240,12 @@ def test_a_file_may_rename_a_piece_and_a_name_without_an_id_is_no_token(tmp_path
         ({"rstrip": True}, ["▁a", "▁", "<x>", "▁", "b"]),
     ],
 )
-def test_lstrip_and_rstrip_tokens_take_their_white_space(flags: dict[str, bool], expected: list[str]) -> None:
+def test_lstrip_and_rstrip_include_whitespace(flags: dict[str, bool], expected: list[str]) -> None:
     tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS), (AddedToken("<x>", **flags), 500))
     assert encode_pieces(tokenizer, "a <x> b") == expected
 
 
-def test_a_single_word_is_not_found_within_another() -> None:
+def test_a_single_word_token_is_not_matched_within_a_word() -> None:
     tokenizer = make_tokenizer(
         sentencepiece_model(**LLAMA_OPTIONS), (AddedToken("ab", single_word=True), 500)
     )
@@ -253,7 +253,7 @@ def test_a_single_word_is_not_found_within_another() -> None:
     assert 500 not in tokenizer.encode("cab abc")
 
 
-def test_of_two_matching_tokens_the_longer_wins() -> None:
+def test_the_longest_matching_token_is_chosen() -> None:
     tokens = [(AddedToken(text), 500 + n) for n, text in enumerate(("<a", "<a>", "<a>b"))]
     assert make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS), *tokens).encode("<a>b<a><a") == [
         502,
@@ -265,9 +265,9 @@ def test_of_two_matching_tokens_the_longer_wins() -> None:
 CUSTOM_SYMBOLS = {"user_defined_symbols": ["<sep>", "[INST]"], "control_symbols": ["<ctl>"]}
 
 
-def test_symbols_of_the_user_are_cut_as_sentencepiece_cuts_them() -> None:
+def test_user_defined_symbols_are_encoded_as_in_sentencepiece() -> None:
     content = sentencepiece_model(
-        **LLAMA_OPTIONS, **{key: ",".join(found) for key, found in CUSTOM_SYMBOLS.items()}
+        **LLAMA_OPTIONS, **{key: ",".join(names) for key, names in CUSTOM_SYMBOLS.items()}
     )
     peer, tokenizer = SentencePieceProcessor(model_proto=content), make_tokenizer(content)
     for text in ("a<sep>b [INST]", "<sep><sep> a", "[INST] hi [/INST]", *AWKWARD_TEXTS):
@@ -279,20 +279,20 @@ def test_symbols_of_the_user_are_cut_as_sentencepiece_cuts_them() -> None:
 @pytest.mark.parametrize("text", ["<sep>", "a<sep>b", "<ctl>", "[INST] x [INST]", "<sep><sep>", "<|<sep>|>"])
 def test_symbols_of_any_kind_cannot_be_forged(text: str) -> None:
     content = sentencepiece_model(
-        **LLAMA_OPTIONS, **{key: ",".join(found) for key, found in CUSTOM_SYMBOLS.items()}
+        **LLAMA_OPTIONS, **{key: ",".join(names) for key, names in CUSTOM_SYMBOLS.items()}
     )
     tokenizer = make_tokenizer(content)
     assert tokenizer.find_added_token(text)
     ids = tokenizer.encode(text, untrusted=range(len(text)))
     assert not {
-        index for found in CUSTOM_SYMBOLS.values() for name in found for index in tokenizer.token_to_ids(name)
+        index for names in CUSTOM_SYMBOLS.values() for name in names for index in tokenizer.token_to_ids(name)
     } & {*ids}
     assert tokenizer.decode(ids) == text
 
 
-def test_user_defined_symbols_are_read_beside_added_tokens() -> None:
+def test_user_defined_symbols_are_recognized_alongside_added_tokens() -> None:
     content = sentencepiece_model(
-        **LLAMA_OPTIONS, **{key: ",".join(found) for key, found in CUSTOM_SYMBOLS.items()}
+        **LLAMA_OPTIONS, **{key: ",".join(names) for key, names in CUSTOM_SYMBOLS.items()}
     )
     tokenizer = make_tokenizer(content)
     ids, (symbol,) = (
@@ -321,13 +321,13 @@ def test_the_tokenizer_kind_is_that_of_the_model(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\0", b"{}", b"aGVsbG8= 1\nd29ybGQ= 2\n", sentencepiece_model(**LLAMA_OPTIONS)[:-99]]
 )
-def test_a_broken_model_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_corrupt_model_is_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.model' is a corrupt SentencePiece model") as caught:
         Tokenizer.from_folder(write_folder(tmp_path, content))
     assert "\n" not in str(caught.value)
 
 
-def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
+def test_errors_for_randomly_corrupted_models_are_one_line(tmp_path: Path) -> None:
     content, chance = sentencepiece_model(**LLAMA_OPTIONS), random.Random(0)
     refused = 0
     for _ in range(300):
@@ -350,7 +350,7 @@ def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
         ),
         ({"added_tokens": {"<x>": -5}}, r"is -5; it must be an integer"),
         ({"added_tokens": {"<x>": 2**60}}, r"is 1152921504606846976; it must"),
-        ({"added_tokens": ["<x>"]}, r"added_tokens\.json' holds a JSON list"),
+        ({"added_tokens": ["<x>"]}, r"added_tokens\.json' contains a JSON list"),
         ({"tokenizer_config": {"added_tokens_decoder": [1]}}, r"added_tokens_decoder in .* is \[1\]"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},
@@ -358,7 +358,7 @@ def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
         ),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"5": {}}}},
-            r"token '5' in .* is \{\}; it must be a text",
+            r"token '5' in .* is \{\}; it must be a string",
         ),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"5": {"content": "a", "lstrip": 3}}}},
@@ -371,7 +371,7 @@ def test_any_defect_of_a_model_is_one_sentence(tmp_path: Path) -> None:
         ({"tokenizer_config": {"add_bos_token": 1}}, "add_bos_token in .* is 1; it must be true or false"),
     ],
 )
-def test_a_wrong_entry_beside_the_model_is_refused_by_name(
+def test_the_error_for_an_invalid_entry_names_key_and_file(
     tmp_path: Path, files: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(InputError, match=match) as caught:
@@ -379,7 +379,7 @@ def test_a_wrong_entry_beside_the_model_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-def test_an_id_beyond_the_embedding_is_refused_with_both_numbers() -> None:
+def test_the_error_for_an_id_beyond_the_embedding_has_both_numbers() -> None:
     tokenizer = make_tokenizer(sentencepiece_model(**LLAMA_OPTIONS), (AddedToken("<late>"), 700))
     tokenizer.check_vocab_size(701)
     tokenizer.check_vocab_size(1000)

@@ -1,4 +1,4 @@
-"""The fields of a protobuf message, and the refusal of what is none."""
+"""The protobuf parser reads every wire type and refuses invalid messages."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def test_every_kind_of_field_is_read() -> None:
 
 @pytest.mark.parametrize("message", [b"\x08", b"\x08\xff", b"\x12\x05ab", b"\x1d\x00", b"\x0b", b"\x80" * 9])
 def test_an_invalid_message_is_refused(message: bytes) -> None:
-    with pytest.raises(ValueError, match=r"field|number"):
+    with pytest.raises(ValueError, match=r"^(field exceeds the message|truncated varint|unknown wire type)"):
         list(parse_fields(message))

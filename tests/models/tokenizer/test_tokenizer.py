@@ -1,4 +1,4 @@
-"""Special tokens of a tokenizer and the files they come from."""
+"""Special tokens of a tokenizer and the files that define them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BACKEND = make_byte_level()
 
 
-def test_encode_reads_special_tokens_and_adds_them_only_when_asked() -> None:
+def test_encode_recognizes_special_tokens_and_adds_them_only_if_requested() -> None:
     backend = BACKEND
     backend = Backend.from_str(backend.to_str())
     bos, eos = backend.token_to_id("<s>"), backend.token_to_id("</s>")
@@ -38,7 +38,7 @@ def test_encode_reads_special_tokens_and_adds_them_only_when_asked() -> None:
     assert tokenizer.decode(plain, skip_special_tokens=False) == "fox<s>"
 
 
-def test_a_saved_truncation_or_padding_does_not_touch_prompts() -> None:
+def test_saved_truncation_and_padding_do_not_apply_to_prompts() -> None:
     backend = Backend.from_str(BACKEND.to_str())
     backend.enable_truncation(4)
     backend.enable_padding(length=50)
@@ -46,7 +46,7 @@ def test_a_saved_truncation_or_padding_does_not_touch_prompts() -> None:
     assert tokenizer.decode(tokenizer.encode(CORPUS[0])) == CORPUS[0]
 
 
-def test_a_lone_surrogate_is_refused_by_name() -> None:
+def test_the_error_for_a_lone_surrogate_names_it() -> None:
     with pytest.raises(InputError, match=r"\\ud83d at character 2"):
         Tokenizer(HFTokenizerBackend(BACKEND)).encode("ab\ud83d")
 
@@ -72,7 +72,7 @@ def test_special_tokens_are_read_in_both_forms(tmp_path: Path, form: Callable[[s
     assert tokenizer.eos_token_ids == ids_of("</s>")
 
 
-def test_a_tokenizer_without_bos_has_an_empty_one_whatever_the_model_config_says(tmp_path: Path) -> None:
+def test_a_null_bos_token_overrides_the_bos_id_of_the_model_config(tmp_path: Path) -> None:
     folder = folder_with(
         tmp_path, tokenizer_config={"bos_token": None, "eos_token": "</s>"}, config={"bos_token_id": 1}
     )
@@ -111,14 +111,14 @@ def test_vocab_size_counts_added_tokens_and_gaps() -> None:
     assert Tokenizer(HFTokenizerBackend(backend)).vocab_size == max(9, added) + 1
 
 
-def test_a_folder_without_tokenizer_json_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_tokenizer_file_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no tokenizer\.json and no tokenizer\.model") as caught:
         Tokenizer.from_folder(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": "1.0"}', ""])
-def test_a_broken_tokenizer_json_is_refused_in_one_sentence(tmp_path: Path, content: str) -> None:
+def test_a_corrupt_tokenizer_json_is_a_one_line_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer\.json' is a corrupt tokenizer file") as caught:
         Tokenizer.from_folder(tmp_path)
@@ -131,17 +131,17 @@ def test_a_broken_tokenizer_json_is_refused_in_one_sentence(tmp_path: Path, cont
         ({"generation_config": {"eos_token_id": "2"}}, r"eos_token_id in .*generation_config\.json' is '2'"),
         ({"config": {"eos_token_id": [2, -1]}}, r"eos_token_id in .*config\.json' is \[2, -1\]"),
         ({"tokenizer_config": {"bos_token": 4}}, "bos_token in .* is 4"),
-        ({"config": [1]}, r"config\.json' holds a JSON list"),
+        ({"config": [1]}, r"config\.json' contains a JSON list"),
     ],
 )
-def test_a_wrong_value_in_a_config_file_is_refused_by_name(
+def test_the_error_for_an_invalid_config_value_names_key_and_file(
     tmp_path: Path, files: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(InputError, match=match):
         Tokenizer.from_folder(folder_with(tmp_path, **files))
 
 
-def test_a_config_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_json_file_names_it(tmp_path: Path) -> None:
     (folder_with(tmp_path) / "tokenizer_config.json").write_text("{'a'")
     with pytest.raises(InputError, match=r"tokenizer_config\.json' is not valid JSON"):
         Tokenizer.from_folder(tmp_path)

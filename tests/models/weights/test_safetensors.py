@@ -283,7 +283,7 @@ def test_folders_pipes_and_dangling_links_are_refused(kind: str, name: str, tmp_
     folder = TinyModel(tied=False, shards=1 if name == FILE else 3).write(tmp_path / "model")
     path = folder / (FIRST if name == "a shard" else name)
     replace_with(path, kind, tmp_path)
-    assert_refused(folder, f"{str(path)!r} is not a regular file, nor a link to one")
+    assert_refused(folder, f"{str(path)!r} is not a regular file or a link to one")
 
 
 def test_files_may_be_symbolic_links(tmp_path: Path) -> None:
