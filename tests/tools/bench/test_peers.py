@@ -27,6 +27,7 @@ from trimtab.tools.bench.runners.competitors import (
 )
 from trimtab.tools.bench.runners.process import MissingPackageError, RunnerProcess
 
+from ...helpers.tiny_model import VOCAB_SIZE, TinyModel
 from ..conftest import CommandResult
 
 OBJECTIVES = [("Be kind.", 0.7), ("Be brief.", 0.3)]
@@ -49,11 +50,13 @@ class WorkerPair:
 
 
 @pytest.fixture(scope="module")
-def worker_pair(tiny_folder: Path) -> Iterator[WorkerPair]:
+def worker_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPair]:
+    # every row of the embedding has a token: trimtab samples no others, transformers does
+    folder = str(TinyModel(vocab_size=VOCAB_SIZE).write(tmp_path_factory.mktemp("peers")))
     with RunnerProcess("trimtab") as ours, RunnerProcess("transformers") as theirs:
         options = {"dtype": "float32", "wishes": OBJECTIVES, "rows": 6}
-        about = ours.request("open", model=str(tiny_folder), **options)["about"]
-        theirs.request("open", **options, **about, folder=str(tiny_folder))
+        about = ours.request("open", model=folder, **options)["about"]
+        theirs.request("open", **options, **about, folder=folder)
         yield WorkerPair(
             ours, theirs, ours.request("render", prompts=["Why?", "Is it so, and why?"])["prompts"]
         )
