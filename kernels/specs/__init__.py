@@ -1,4 +1,5 @@
-"""Kernel specifications: references, shapes of real models, roofline costs and ahead-of-time compilation.
+"""Where each kernel is registered: reference, Triton launcher, shapes of real models and roofline costs.
 
-Used by tests, `trimtab profile kernels`, benches and plans, not when serving. Start in `spec.py`.
+`registry.py` lists the kernels for tests, profiles and benches; `kernels.ops` takes the layer operations of a
+decoder from `layers.py`; `aot_compile.py` compiles without a GPU. Start in `spec.py`.
 """

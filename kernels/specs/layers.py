@@ -1,4 +1,4 @@
-"""Specs of the layer kernels at the shapes of Llama 3.1 8B and the demo model."""
+"""Registrations of the layer kernels, at the shapes of Llama 3.1 8B and the demo model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ import torch
 from torch import Generator, Tensor, device, dtype
 
 from ..attention_params import AttentionParams
-from ..reference import matmul as matmul_reference
 from ..reference import paged_attention as paged
-from ..reference import rms_norm as norm
 from ..reference import rotary
-from ..reference import swiglu as swiglu_reference
-from ..triton.attention import paged_attention
-from ..triton.batch_invariant_attention import invariant_attention
-from ..triton.batch_invariant_matmul import matmul
-from ..triton.rms_norm import rms_norm
-from ..triton.rotary import rope_and_write_kv
-from ..triton.swiglu import swiglu
+from ..reference.matmul import matmul
+from ..reference.rms_norm import rms_norm
+from ..reference.swiglu import swiglu
 from . import roofline
 from .spec import KernelCase, KernelSpec, random_weight
 
@@ -153,20 +147,26 @@ def _attention_case(
     )
 
 
-NORM = KernelSpec("rms_norm", norm.rms_norm, rms_norm, (_norm_case(LLAMA, 16), _norm_case(DEMO, 3)))
+RMS_NORM = KernelSpec(
+    "rms_norm",
+    rms_norm,
+    "rms_norm.rms_norm",
+    (_norm_case(LLAMA, 16), _norm_case(DEMO, 3)),
+    is_layer_op=True,
+)
 SWIGLU = KernelSpec(
-    "swiglu", swiglu_reference.swiglu, swiglu, (_swiglu_case(LLAMA, 16), _swiglu_case(DEMO, 3))
+    "swiglu", swiglu, "swiglu.swiglu", (_swiglu_case(LLAMA, 16), _swiglu_case(DEMO, 3)), is_layer_op=True
 )
 ROPE = KernelSpec(
     "rope_write",
     rotary.rope_and_write_kv,
-    rope_and_write_kv,
+    "rotary.rope_and_write_kv",
     (_rope_case(LLAMA, 16, True), _rope_case(DEMO, 3, False)),
 )
 ATTENTION = KernelSpec(
     "paged_attention",
     paged.paged_attention,
-    paged_attention,
+    "attention.paged_attention",
     (
         _attention_case(LLAMA, 5, 2048, 1),
         _attention_case(LLAMA, 2, 1024, 512),
@@ -176,12 +176,15 @@ ATTENTION = KernelSpec(
     ),
 )
 INVARIANT_ATTENTION = KernelSpec(
-    "invariant_attention", paged.paged_attention, invariant_attention, ATTENTION.cases
+    "invariant_attention",
+    paged.paged_attention,
+    "batch_invariant_attention.invariant_attention",
+    ATTENTION.cases,
 )
 MATMUL = KernelSpec(
     "matmul",
-    matmul_reference.matmul,
     matmul,
+    "batch_invariant_matmul.matmul",
     (
         _matmul_case(LLAMA, 5, 4096, 6144, has_bias=True),
         _matmul_case(LLAMA, 5, 4096, 4096),
@@ -190,5 +193,7 @@ MATMUL = KernelSpec(
         _matmul_case(LLAMA, 5, 4096, 128_256, dtype=F32),
         _matmul_case(DEMO, 5, 576, 576),
     ),
+    atol=1e-4,  # the sums of tensor cores round toward zero
 )
-LAYER_SPECS = (NORM, SWIGLU, ROPE, ATTENTION, INVARIANT_ATTENTION, MATMUL)
+LAYER_SPECS = (RMS_NORM, SWIGLU, ROPE, ATTENTION, INVARIANT_ATTENTION, MATMUL)
+LAYER_OPS = tuple(spec for spec in LAYER_SPECS if spec.is_layer_op)

@@ -1,18 +1,17 @@
-"""Spec of the fused LM head and steering kernel at the LM heads of Llama 3.1 8B and the demo model."""
+"""Registration of the fused LM head and steering kernel, at the shapes of Llama 3.1 8B and the demo model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..lm_head import lm_head_steer as reference
+from .. import lm_head
 from ..steering.coefficients import SteeringCoefficients
 from ..steering.layout import RequestLayout
 from ..steering.sampling import RowSampling
 from ..steering.state import SteeringState
-from ..triton.lm_head.launch import lm_head_steer
+from ..steering.step import SamplerOutput
 from ..triton.lm_head.plan import FusedPlan
 from .roofline import OpCost
 from .spec import KernelCase, KernelSpec, random_weight
@@ -66,15 +65,22 @@ def fused_case(
     return KernelCase(name, make, OpCost(num_bytes, plan.flops(num_rows, vocab_size, hidden_size)))
 
 
-def _trace_positional(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Take `trace` as the last positional argument."""
-    return lambda *args: fn(*args[:-1], trace=args[-1])
+def _reference(*args: Any) -> SamplerOutput:
+    *inputs, trace = args
+    return lm_head.lm_head_steer(*inputs, trace=trace)
+
+
+def _launch(*args: Any) -> SamplerOutput:
+    from ..triton.lm_head.launch import lm_head_steer  # noqa: PLC0415 - imports triton
+
+    *inputs, trace = args
+    return lm_head_steer(*inputs, trace=trace)
 
 
 LM_HEAD_STEER = KernelSpec(
     "lm_head_steer",
-    _trace_positional(reference),
-    _trace_positional(lm_head_steer),
+    _reference,
+    _launch,
     (
         fused_case(LLAMA, 1, 4, MATO, GREEDY),
         fused_case(LLAMA, 1, 4, KL_BOUNDED, GREEDY, trace=True),
@@ -85,4 +91,5 @@ LM_HEAD_STEER = KernelSpec(
         fused_case(DEMO, 8, 2, MATO, GREEDY),
         fused_case(DEMO, 4, 0, BASE, GREEDY, trace=True),
     ),
+    has_float64=False,  # the vendor's matmul gives float32 logits
 )

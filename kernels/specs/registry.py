@@ -1,4 +1,4 @@
-"""All kernel specs: compiled in the tests and listed by `trimtab profile kernels`."""
+"""All registered kernels: compiled and checked in the tests, listed by `trimtab profile kernels`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel spec: the launcher, its reference, and the model shapes that it is compiled and timed at.
+"""Kernel spec: a kernel's only registration, with its reference, launcher, and the shapes of real models.
 
 Does not import triton; `kernels.specs.aot_compile` records what a launch compiles.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from .roofline import OpCost
 
+TRITON_PACKAGE = f"{__package__.rpartition('.')[0]}.triton"
 MAX_INIT_NUMEL = 1 << 22
 """Maximum size of a weight that is initialised on a CPU, in elements."""
 
@@ -50,9 +53,30 @@ def random_weight(
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """One operation: `launch` and `reference` take the same arguments and return the same results."""
+    """One operation: `launch` and `reference` take the same arguments and return the same results.
+
+    triton: the Triton launcher, or its "module.function" below `kernels.triton`, imported at the first use.
+    cases: the launches that are compiled, checked and timed. is_layer_op: whether decoder layers call
+    it, as the attribute of `kernels.ops.Ops` with this name.
+
+    How results are compared: atol is the absolute tolerance. has_float64: whether the reference computes in
+    float64 if its arguments are float64. normalize: applied to the results first; None for none.
+    """
 
     name: str
     reference: Callable[..., Any]
-    launch: Callable[..., Any]
+    triton: str | Callable[..., Any]
     cases: tuple[KernelCase, ...]
+    is_layer_op: bool = False
+    atol: float = 1e-5
+    has_float64: bool = True
+    normalize: Callable[[Any], Any] | None = None
+
+    @cached_property
+    def launch(self) -> Callable[..., Any]:
+        """The Triton launcher. Imports triton."""
+        if not isinstance(self.triton, str):
+            return self.triton
+        module, _, function = self.triton.rpartition(".")
+        launcher: Callable[..., Any] = getattr(import_module(f"{TRITON_PACKAGE}.{module}"), function)
+        return launcher

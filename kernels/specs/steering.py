@@ -1,4 +1,4 @@
-"""Specs of the steering kernels at the vocabulary sizes of Llama 3.1 and the demo model."""
+"""Registrations of the steering kernels at the vocabulary sizes of Llama 3.1 and the demo model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from ..steering.closed_form import unrolled_loop as unrolled_loop_reference
+from ..steering.closed_form import unrolled_loop
 from ..steering.coefficients import SteeringCoefficients
 from ..steering.layout import RequestLayout
 from ..steering.masks import MASKS
 from ..steering.sampling import RowSampling
 from ..steering.state import SteeringState
-from ..steering.step import steer as steer_reference
-from ..triton.steering.step import invariant_steer, steer
-from ..triton.unrolled_loop import unrolled_loop
+from ..steering.step import steer
 from . import roofline
 from .spec import KernelCase, KernelSpec
 
@@ -65,8 +63,8 @@ def _steer_case(
 
 STEER = KernelSpec(
     "steer",
-    steer_reference,
     steer,
+    "steering.step.steer",
     (
         _steer_case(1, 4, LLAMA, MATO, GREEDY, torch.float32),
         _steer_case(16, 4, LLAMA, KL_BOUNDED, SAMPLED, torch.float32),
@@ -77,8 +75,8 @@ STEER = KernelSpec(
 )
 INVARIANT_STEER = KernelSpec(
     "invariant_steer",
-    steer_reference,
-    invariant_steer,
+    steer,
+    "steering.step.invariant_steer",
     (
         _steer_case(16, 4, LLAMA, KL_BOUNDED, SAMPLED, torch.float32),
         _steer_case(1, 1, DEMO, OPAD, GREEDY, torch.float32),
@@ -100,7 +98,9 @@ def _unrolled_loop_case(num_rows: int, vocab_size: int, dtype: torch.dtype) -> K
 
 ITERATE = KernelSpec(
     "iterate",
-    unrolled_loop_reference,
     unrolled_loop,
+    "unrolled_loop.unrolled_loop",
     (_unrolled_loop_case(1, LLAMA, torch.float32), _unrolled_loop_case(16, LLAMA, torch.float64)),
+    atol=1e-3,  # sixty iterations in float32
+    normalize=lambda scores: scores.log_softmax(-1),  # scores are defined up to a constant
 )

@@ -12,13 +12,11 @@ from .. import lm_head
 from ..backend import Backend, min_warmup_shapes
 from ..lm_head import LMHead
 from ..ops import Ops
-from .batch_invariant_matmul import matmul
+from ..specs.layers import LAYER_OPS, MATMUL
 from .jit_monitor import JITMonitor
 from .lm_head.launch import lm_head_steer
 from .paged_kv_cache import BatchInvariantPagedKVCache, TritonPagedKVCache
-from .rms_norm import rms_norm
 from .steering.step import invariant_steer, steer
-from .swiglu import swiglu
 from .tuning import get_launch_configs
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ def sample_fused(
 sample_unfused = partial(lm_head.sample_from_hidden, sampler=steer)
 """Like `sample_fused`, but never fused."""
 TRITON = Backend(
-    Ops(rms_norm=rms_norm, swiglu=swiglu, make_lm_head=LMHead),
+    Ops({spec.name: spec.launch for spec in LAYER_OPS}, LMHead),
     TritonPagedKVCache,
     sample_fused,
     cuda_graphs=True,
@@ -63,8 +61,8 @@ INVARIANT = replace(
     TRITON,
     ops=replace(
         TRITON.ops,
-        matmul=matmul,
-        make_lm_head=partial(LMHead, matmul_fn=partial(matmul, dtype=torch.float32)),
+        matmul=MATMUL.launch,
+        make_lm_head=partial(LMHead, matmul_fn=partial(MATMUL.launch, dtype=torch.float32)),
     ),
     cache_cls=BatchInvariantPagedKVCache,
     sample=partial(lm_head.sample_from_hidden, sampler=invariant_steer),

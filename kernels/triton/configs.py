@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import triton
-
 from .dot import MIN_DOT_M
 
 MIN_UNFUSED_SLOTS = 8
 """Branch slots per request with which few requests already exceed `LMHeadConfig.max_rows`."""
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of 2 that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LMHeadConfig:
 
     def tile_rows(self, num_slots: int, branch_slots: int) -> int:
         """Rows of the tile for `num_slots` row slots; a tile never splits a request's `branch_slots`."""
-        min_rows = max(MIN_DOT_M, triton.next_power_of_2(min(num_slots, max(self.tiles))), branch_slots)
+        min_rows = max(MIN_DOT_M, next_power_of_2(min(num_slots, max(self.tiles))), branch_slots)
         return min(rows for rows in self.tiles if rows >= min_rows)
 
     def warmup_shapes(self, max_step_rows: int) -> list[tuple[int, int]]:

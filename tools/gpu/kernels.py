@@ -18,26 +18,17 @@ from ..common.timing import Clock, TimeSpread
 from .report import CheckReport
 from .tolerances import compare_sampler_outputs, compare_tensors, to_float64
 
-FUSED_KERNEL, LOOP_KERNEL = "lm_head_steer", "iterate"
-"""Kernels with special handling. The reference of the first uses the vendor's matmul too, so there is no
-float64 result, and its cases have no weights on a CPU. The second returns scores up to a constant."""
-MATMUL_KERNEL, MATMUL_ATOL = "matmul", 1e-4
-"""A matmul on tensor cores, whose sums round toward zero, and its tolerance in float32."""
 MAX_INTERPRETED_BYTES = 1 << 20
 """Maximum size of a case in Triton's interpreter, in bytes."""
-LOOP_ATOL = 1e-3
-"""Tolerance of sixty iterations in float32; not part of a decode step."""
 
 
 def select_specs(device: torch.device) -> list[KernelSpec]:
     """All specs on a GPU; in the interpreter, the smallest case of each spec if it is small enough."""
-    from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - imports triton, after TRITON_INTERPRET is set
+    from ...kernels.specs.registry import SPECS  # noqa: PLC0415 - after TRITON_INTERPRET is set
 
     if device.type == "cuda":
         return list(SPECS)
-    smallest = [
-        (spec, min(spec.cases, key=lambda case: case.bytes)) for spec in SPECS if spec.name != FUSED_KERNEL
-    ]
+    smallest = [(spec, min(spec.cases, key=lambda case: case.bytes)) for spec in SPECS]
     return [replace(spec, cases=(case,)) for spec, case in smallest if case.bytes <= MAX_INTERPRETED_BYTES]
 
 
@@ -59,22 +50,19 @@ def compare_kernel(spec: KernelSpec, case: KernelCase, device: torch.device) -> 
     reference = spec.reference(*reference_args)
     if isinstance(actual, SamplerOutput):
         case_args = make_args(case, device)
-        expected = reference if spec.name == FUSED_KERNEL else spec.reference(*to_float64(case_args))
+        expected = spec.reference(*to_float64(case_args)) if spec.has_float64 else reference
         layout = next(value for value in kernel_args if isinstance(value, RequestLayout))
         return compare_sampler_outputs(actual, expected, layout)
     wide_args = to_float64(make_args(case, device))
     exact_result = spec.reference(*wide_args)
-    if spec.name == LOOP_KERNEL:
-        actual, reference, exact_result = (
-            scores.log_softmax(-1) for scores in (actual, reference, exact_result)
-        )
-        return compare_tensors(actual, reference, exact_result, LOOP_ATOL)
-    results = (
+    if spec.normalize:
+        actual, reference, exact_result = map(spec.normalize, (actual, reference, exact_result))
+    return compare_tensors(
         (actual, *_output_tensors(kernel_args)),
         (reference, *_output_tensors(reference_args)),
         (exact_result, *_output_tensors(wide_args)),
+        spec.atol,
     )
-    return compare_tensors(*results, MATMUL_ATOL) if spec.name == MATMUL_KERNEL else compare_tensors(*results)
 
 
 def _output_tensors(args: tuple[Any, ...]) -> list[Any]:

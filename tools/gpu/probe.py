@@ -42,6 +42,7 @@ from trimtab.engine.methods.builtin import Base, Mato
 from trimtab.engine.utils.json import dumps
 from trimtab.kernels.lm_head import logits_matmul
 from trimtab.kernels.reference.paged_attention import QueryTiles
+from trimtab.kernels.specs.steering import GREEDY, MATO
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
 from trimtab.kernels.steering.layout import RequestLayout
 from trimtab.kernels.steering.state import SteeringState
@@ -311,8 +312,6 @@ def _make_requests(
     probe: Probe, vocab: int, requests: int, num_objectives: int
 ) -> tuple[RequestLayout, SteeringState]:
     """Layout and state of a batch of requests: MATO, or plain decoding without objectives."""
-    from trimtab.kernels.specs.steering import GREEDY, MATO  # noqa: PLC0415 - it imports triton
-
     state = SteeringState(vocab, probe.device)
     for row in range(requests):
         state.add_request(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import triton
-
 from ...steering.feature import HeadOutput
-from ..configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile
+from ..configs import DEFAULT_LM_HEAD_CONFIG, LMHeadConfig, LMHeadTile, next_power_of_2
 
 if TYPE_CHECKING:
     from ...steering.feature import StepFeatures
@@ -81,7 +79,7 @@ class FusedPlan:
         """
         head_output, branch_logprobs = features.head_output, trace or features.branch_logprobs
         mix_before_head = not (top or branch_logprobs or head_output > HeadOutput.SCORES)
-        branch_slots = 1 if mix_before_head else triton.next_power_of_2(layout.max_rows)
+        branch_slots = 1 if mix_before_head else next_power_of_2(layout.max_rows)
         num_reqs = len(layout.state_rows)
         if num_reqs * branch_slots > config.max_rows or branch_slots > max(config.tiles):
             return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ from trimtab.kernels.specs.registry import SPECS
 from trimtab.kernels.steering.coefficients import SteeringCoefficients
 from trimtab.kernels.steering.layout import RequestLayout
 from trimtab.kernels.steering.state import SteeringState
+from trimtab.kernels.triton import backend
 from trimtab.kernels.triton.attention import paged_attention
 from trimtab.kernels.triton.backend import INVARIANT
 from trimtab.kernels.triton.configs import DEFAULT_CONFIGS
@@ -63,6 +66,16 @@ def test_no_kernel_spills(arch: str) -> None:
     assert {name: code.spills for name, code in resources.items() if code.spills} == {}
     assert all(0 < code.registers <= (512 if arch == "gfx942" else 255) for code in resources.values())
     assert all(0 < code.occupancy <= 1 for code in resources.values())
+
+
+def test_every_kernel_is_launched_by_a_registered_case() -> None:
+    """So a kernel without a registration, or with a branch that no case takes, is noticed."""
+    folder = Path(backend.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py")]
+    kernels = {
+        name for source in sources for name in re.findall(r"^def (\w+)_kernel\(", source, re.MULTILINE)
+    }
+    assert kernels == {build.kernel_name for build in VARIANTS}
 
 
 def test_the_compiled_variants_are_the_launched_ones() -> None:

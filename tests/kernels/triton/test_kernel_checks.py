@@ -1,4 +1,4 @@
-"""The kernel check tool on steering kernels, and graph replay of complete engine steps."""
+"""The kernel check tool on registered kernels, and graph replay of complete engine steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trimtab.kernels.specs.steering import (
     _unrolled_loop_case,
 )
 from trimtab.kernels.steering.step import SamplerOutput
-from trimtab.tools.gpu.kernels import compare_kernel
+from trimtab.tools.gpu.kernels import compare_kernel, select_specs
 
 from ...harness import get_runner
 from ...helpers.fake_graph import fake_capture
@@ -77,6 +77,14 @@ SMALL_SPECS = [
 ]
 
 
+@pytest.mark.parametrize("spec", select_specs(torch.device("cpu")), ids=lambda spec: spec.name)
+def test_every_registered_kernel_matches_its_reference(spec: KernelSpec) -> None:
+    """At its smallest case; the kernels whose smallest is too large for the interpreter are in SMALL_SPECS."""
+    for case in spec.cases:
+        error_ratio, message = compare_kernel(spec, case, DEVICE)
+        assert (error_ratio <= 1, message) == (True, "")
+
+
 @pytest.mark.parametrize("spec", SMALL_SPECS, ids=lambda spec: spec.name)
 def test_kernel_checks_pass_correct_kernels_and_detect_a_wrong_one(spec: KernelSpec) -> None:
     for case in spec.cases:
@@ -90,6 +98,6 @@ def test_kernel_checks_pass_correct_kernels_and_detect_a_wrong_one(spec: KernelS
         outputs[0, 5] += 0.1
         return outputs
 
-    share, wrong = compare_kernel(replace(spec, launch=broken), spec.cases[0], DEVICE)
+    share, wrong = compare_kernel(replace(spec, triton=broken), spec.cases[0], DEVICE)
     assert share > 1
     assert "times the tolerance" in wrong

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from trimtab.engine.engine import Engine
 from trimtab.engine.methods.builtin import Base
+from trimtab.kernels.specs.layers import LAYER_SPECS
 from trimtab.models import roofline
 from trimtab.models.config import ModelConfig
 from trimtab.models.loader.presets import PRESETS
@@ -41,9 +42,6 @@ def make_config(**more: Any) -> Replica:
 
 
 def test_step_costs_match_the_kernel_specs() -> None:
-    pytest.importorskip("triton")
-    from trimtab.kernels.specs.layers import LAYER_SPECS  # noqa: PLC0415
-
     cases = {(spec.name, case.name): case.cost for spec in LAYER_SPECS for case in spec.cases}
     costs_16 = {part.cost for part in roofline.decode_step_ops(LLAMA, 16, 100, 2)}
     assert cases["rms_norm", "Llama 3.1 8B, 16 rows"] in costs_16
