@@ -21,6 +21,7 @@ from .timing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...kernels.specs.spec import KernelCase
     from ...kernels.triton.configs import AttentionConfig, LMHeadConfig
 
 DECODE_CASE, PREFILL_CASE = ATTENTION.cases[:2]
@@ -59,9 +60,8 @@ class DeviceClock:
             }  # a GiB each, so only one is cached
         return self._head_args_by_rows[rows]
 
-    def _make_args(self, case: Any) -> tuple[Any, ...]:
-        args: tuple[Any, ...] = case.make(self._device, torch.Generator().manual_seed(0))
-        return args
+    def _make_args(self, case: KernelCase) -> tuple[Any, ...]:
+        return case.make_args(self._device, torch.Generator().manual_seed(0))
 
     def _median_seconds(self, call: Callable[[], Any]) -> float:
         try:
