@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -52,6 +54,17 @@ class FakeTimer:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="records launches")
+def test_the_clock_times_the_launches_of_registered_cases() -> None:
+    from trimtab.kernels.specs.aot_compile import record_launches  # noqa: PLC0415
+    from trimtab.tools.common.launch_timer import DeviceClock  # noqa: PLC0415
+
+    with record_launches() as launches:
+        seconds = DeviceClock(torch.device("cpu")).attention(DEFAULT_CONFIGS.attention)
+    assert 0 < seconds < math.inf
+    assert {launch.kernel_name for launch in launches} == {"attention", "combine_splits"}
 
 
 def test_the_search_finds_the_fastest_config_and_measures_each_once() -> None:
