@@ -20,6 +20,7 @@ from .engine import (
     Prompt,
     Request,
     SamplingParams,
+    Trim,
 )
 from .kernels.common.errors import BusyError, InputError, RunError, SteeringWarning
 from .kernels.common.version import VERSION
@@ -50,6 +51,7 @@ __all__ = [
     "RunError",
     "SamplingParams",
     "SteeringWarning",
+    "Trim",
 ]
 
 

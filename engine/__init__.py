@@ -18,6 +18,7 @@ from .methods.builtin import (
     Prompt,
 )
 from .methods.objective import Objective
+from .methods.trim import Trim
 from .request import Request
 from .sampling_params import SamplingParams
 
@@ -42,6 +43,7 @@ __all__ = [
     "Prompt",
     "Request",
     "SamplingParams",
+    "Trim",
 ]
 
 

@@ -15,6 +15,8 @@ class Trace:
 
     weights:          w(t) used for it, [tokens][K].
     rewards:          R_k before it, accumulated over the tokens so far, [tokens][K].
+    fulfilment:       R_k / E_k with it: 1 is as if branch k decoded alone, plain decoding is at or below 0.
+                      None while that is unknown, see `kernels.steering.gains`, [tokens][K].
     strength:         a, or a* of the trust region, [tokens].
     kl:               KL(π_a ‖ π_m) in nats; None for a method without base and merged policy, [tokens].
     branch_logprobs:  log-probability of the chosen token in each branch, base first, [tokens][K+1].
@@ -22,6 +24,7 @@ class Trace:
 
     weights: list[list[float]] = field(default_factory=list)
     rewards: list[list[float]] = field(default_factory=list)
+    fulfilment: list[list[float | None]] = field(default_factory=list)
     strength: list[float] = field(default_factory=list)
     kl: list[float | None] = field(default_factory=list)
     branch_logprobs: list[list[float]] = field(default_factory=list)
@@ -31,6 +34,7 @@ class Trace:
         return Trace(
             weights=self.weights[start:],
             rewards=self.rewards[start:],
+            fulfilment=self.fulfilment[start:],
             strength=self.strength[start:],
             kl=self.kl[start:],
             branch_logprobs=self.branch_logprobs[start:],
@@ -61,6 +65,7 @@ class Output:
     """One answer. `token_ids` includes the stop token, `text` does not.
 
     finish_reason is "stop", "length", "abort" or "error"; for the last two `error` gives the reason.
+    `fulfilment` [K] is that of the whole answer, see `Trace`. Without a trace only `Trim` knows it.
     In the result of `generate`, `outputs` has all n answers of the request, this one first.
     """
 
@@ -73,6 +78,7 @@ class Output:
     timings: Timings
     seed: int
     error: str | None = None
+    fulfilment: list[float | None] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list, repr=False)
 
 
@@ -96,7 +102,7 @@ class Delta:
 class SampledToken:
     """The token chosen for a group and its trace values, see `Trace`.
 
-    failed: no allowed token had a finite score. weights and rewards have one entry per objective,
+    failed: no allowed token had a finite score. weights, rewards and fulfilment have one entry per objective,
     branch_logprobs one per decoded branch. top_logprobs: the likeliest tokens with their
     log-probabilities, if requested.
     """
@@ -106,6 +112,7 @@ class SampledToken:
     logprob: float
     weights: list[float]
     rewards: list[float]
+    fulfilment: list[float | None]
     strength: float
     kl: float | None
     branch_logprobs: list[float]

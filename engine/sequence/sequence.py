@@ -136,4 +136,5 @@ class SequenceGroup:
             timings=Timings(queue, prefill, decode, rate),
             seed=self.seed,
             error=self.output_state.error,
+            fulfilment=list(self.output_state.fulfilment),
         )

@@ -136,6 +136,7 @@ class _FusedEnds(SteeringLaunch):
         self.num_tiles = plan.num_vocab_tiles(len(weight))
         stats_shape = (self.num_rows, self.num_tiles) if plan.branch_logprobs else (1,)
         self.tile_max, self.tile_sum = (self._new(*stats_shape) for _ in range(2))
+        self.tile_contrast = self._new(*stats_shape) if self.has_targets else self.dummy
         self.top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @property
@@ -204,12 +205,12 @@ class _FusedEnds(SteeringLaunch):
             hidden, low, self.weight, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, self.on_ray,
             state.steps, state.params[COLUMN_INDEX["temperature"]], state.seeds,
-            rows_out, coefs_out, self.tile_max, self.tile_sum,
+            rows_out, coefs_out, self.tile_max, self.tile_sum, self.tile_contrast,
             results.score_max, results.score_sum, results.token_score, results.nonfinite,
             results.best_score, results.best_token,
             vocab_size, state.vocab_size, self.num_reqs, self.num_tiles,
             MIX_BEFORE_HEAD=plan.mix_before_head, MATERIALIZE=plan.materialize,
-            BRANCH_LOGPROBS=plan.branch_logprobs,
+            BRANCH_LOGPROBS=plan.branch_logprobs, HAS_TARGETS=self.has_targets,
             RETURN_LOGPROBS=self._return_logprobs and not plan.materialize,
             ROWS_STORED=max(plan.rows_stored, 1), BRANCH_SLOTS=plan.branch_slots,
             BLOCK_M=plan.tile_rows, BLOCK_V=tile.tokens, HIDDEN_SIZE=hidden_size, BLOCK_K=tile.depth,
@@ -226,11 +227,12 @@ class _FusedEnds(SteeringLaunch):
         grid_rows = layout.max_rows if plan.branch_logprobs or self._return_logprobs else 1
         reduce_tiles_kernel[(self.num_reqs, grid_rows)](
             self.hidden, self.weight, layout.state_rows, layout.row_start, layout.num_rows, self.on_ray,
-            *self.params, self.tile_max, self.tile_sum, *results,
-            self.logits, self.row_max, self.row_sum, self.best_score, self.best_token, self.nonfinite,
-            self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength, tokens,
+            *self.params, self.tile_max, self.tile_sum, self.tile_contrast, *results,
+            self.logits, self.row_max, self.row_sum, self.row_contrast, self.best_score, self.best_token,
+            self.nonfinite, self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength,
+            tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,
-            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
+            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs, HAS_TARGETS=self.has_targets,
             RETURN_LOGPROBS=self._return_logprobs,
             HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
             HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
@@ -247,7 +249,7 @@ class _StoredRows(SteeringLaunch):
         rows = ends._new(ends.plan.rows_stored * ends.num_reqs, len(ends.weight))
         layout = _stored_layout(ends.layout, ends.plan.rows_stored)
         super().__init__(rows, layout, ends.state, ends.features, trace=ends.trace, top=ends.top)
-        self.ends = ends
+        self.ends, self.has_targets = ends, False  # the head's kernel has every branch
 
     def _reweight(self) -> None:
         super()._reweight()

@@ -1,9 +1,9 @@
 """Mix the logits of a request's branches in one pass, in splits of the vocabulary.
 
 The kernel loops over the rows and keeps the split in registers, so that neither the number of rows nor that
-of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, the mixed logits, OPAD's
-contrast for the next step, whether any value was not finite, and in a trust region the moments at the coarse
-strengths.
+of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, for E_k of
+`kernels.steering.gains` also Σ exp · (z_k − z_0), the mixed logits, OPAD's contrast for the next step, whether
+any value was not finite, and in a trust region the moments at the coarse strengths.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def has_nonfinite(values, mask):
 def mix_logits_kernel(
     logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
     params_ptr, params_stride,
-    contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
+    contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
-    HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr, NUM_COARSE: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    HAS_PREV_CONTRAST: tl.constexpr, HAS_TARGETS: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr,
+    NUM_COARSE: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """valid_vocab: ids from it on are never chosen; row_valid_max: the maximum of each row below it."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -42,6 +42,9 @@ def mix_logits_kernel(
     mask_v = offs_v < vocab_size
     mixed = tl.zeros([BLOCK_V], tl.float32)
     centre = tl.zeros([], tl.float32)
+    first_z = mixed
+    if HAS_TARGETS:
+        first_z = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
     for branch_idx in range(num_rows):
         row = row_start + branch_idx
         z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(tl.float32)
@@ -51,6 +54,9 @@ def mix_logits_kernel(
         row_max = tl.max(z, axis=0)
         tl.store(row_max_ptr + row * num_splits + split_idx, row_max)
         tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(tl.exp(z - row_max), axis=0))
+        if HAS_TARGETS:
+            contrast = tl.sum(tl.where(mask_v, tl.exp(z - row_max) * (z - first_z), 0.0), axis=0)
+            tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
         row_valid_max = row_max
         if (split_idx + 1) * BLOCK_V > valid_vocab:
             row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)
