@@ -2,8 +2,8 @@
 
 The kernel loops over the rows and keeps the split in registers, so that neither the number of rows nor that
 of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, for E_k of
-`kernels.steering.gains` also Σ exp · (z_k − z_0), the mixed logits, OPAD's contrast for the next step, whether
-any value was not finite, and in a trust region the moments at the coarse strengths.
+`kernels.steering.gains` also Σ exp · (z_k − z_0), the mixed logits, OPAD's contrast for the next step,
+whether any value was not finite, and in a trust region the moments at the coarse strengths.
 """
 
 from __future__ import annotations
