@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine as _engine
 from .engine import (
+    DEFAULT_METHOD,
     Amulet,
     Base,
     ContextSteering,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
+    "DEFAULT_METHOD",
     "Amulet",
     "AsyncEngine",
     "Base",

@@ -18,6 +18,7 @@ from .methods.builtin import (
     Prompt,
 )
 from .methods.objective import Objective
+from .methods.registry import DEFAULT_METHOD
 from .methods.trim import Trim
 from .request import Request
 from .sampling_params import SamplingParams
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "DEFAULT_METHOD",
     "Amulet",
     "AsyncEngine",
     "Base",

@@ -66,6 +66,7 @@ class Output:
 
     finish_reason is "stop", "length", "abort" or "error"; for the last two `error` gives the reason.
     `fulfilment` [K] is that of the whole answer, see `Trace`. Without a trace only `Trim` knows it.
+    `notes` are sentences about the settings and about objectives that the model does not react to.
     In the result of `generate`, `outputs` has all n answers of the request, this one first.
     """
 
@@ -79,6 +80,7 @@ class Output:
     seed: int
     error: str | None = None
     fulfilment: list[float | None] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list, repr=False)
 
 

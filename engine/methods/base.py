@@ -147,6 +147,18 @@ class Method:
                 f"{len(self._weighted_objectives)} objectives in one and ignores their uneven weights"
             )
 
+    def notes(self) -> list[str]:
+        """What to know about the settings: the warnings, and how the method changes the weights."""
+        asked, used = [o.weight for o in self._weighted_objectives], [w for w in self.weights() if w > 0]
+        notes = list(self.iter_warnings())
+        if self.objective_arity == "many" and any(
+            abs(a - b) > 1e-6 for a, b in zip(asked, used, strict=True)
+        ):
+            notes.append(f"{self.name} uses only the ratios of the weights: they become {_join(used)}")
+        if self.objective_arity == "one" and any(weight != 1 for weight in asked):
+            notes.append(f"{self.name} steers in full whatever the weight; trim follows weights")
+        return notes
+
     @property
     def _weighted_objectives(self) -> list[Objective]:
         return [o for o in self.objectives if o.weight > 0]
@@ -171,6 +183,10 @@ def _check_objectives(objectives: tuple[Objective, ...]) -> None:
                 f"objective {short_repr(objective.text)} is given twice; give it once with its total weight"
             )
         seen.add(objective.text)
+
+
+def _join(weights: Sequence[float]) -> str:
+    return ", ".join(f"{weight:.3g}" for weight in weights)
 
 
 def contrast_coefficients(

@@ -31,6 +31,8 @@ def _one_to_dict(output: Output, method: str) -> dict[str, Any]:
         "timings": asdict(output.timings),
         "seed": output.seed,
         "rewards": trace and trace.rewards,
+        "fulfilment": output.fulfilment,
+        "notes": output.notes,
         "strength": trace and trace.strength,
         "kl": trace and trace.kl,
         "logprobs": output.logprobs and [asdict(token) for token in output.logprobs],
@@ -44,7 +46,7 @@ def all_outputs(output: Output) -> list[Output]:
 
 
 def format_caption(output: Output, sampled: bool) -> str:
-    """`42 tokens · 18.3 tok/s · stop`, and the seed if tokens were sampled."""
+    """`42 tokens · 18.3 tok/s · stop`, the seed if tokens were sampled, and a line for each note."""
     speed = output.timings.tokens_per_second
     num_tokens = len(output.token_ids)
     parts = [
@@ -52,7 +54,7 @@ def format_caption(output: Output, sampled: bool) -> str:
         f"{speed:.1f} tok/s" if math.isfinite(speed) else "",
     ]
     parts += [output.finish_reason, f"seed {output.seed}" if sampled else ""]
-    return " · ".join(part for part in parts if part)
+    return "\n".join([" · ".join(part for part in parts if part), *output.notes])
 
 
 def format_strength(output: Output) -> str:
