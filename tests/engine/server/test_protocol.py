@@ -242,7 +242,7 @@ def test_a_client_that_disconnects_before_its_body_ends_leaks_nothing(
         ({"role": "tool", "content": "x"}, "the role of messages[0]"),
         ({"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, "'tool_calls'"),
         ({"role": "user", "content": "x", "audio": {"id": "y"}}, "'audio'"),
-        ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a text"),
+        ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a string or a list of text parts"),
     ],
 )
 def test_message_parts_other_than_text_are_refused(
