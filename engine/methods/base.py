@@ -149,12 +149,15 @@ class Method:
 
     def notes(self) -> list[str]:
         """What to know about the settings: the warnings, and how the method changes the weights."""
-        asked, used = [o.weight for o in self._weighted_objectives], [w for w in self.weights() if w > 0]
-        notes = list(self.iter_warnings())
-        if self.objective_arity == "many" and any(
-            abs(a - b) > 1e-6 for a, b in zip(asked, used, strict=True)
+        asked, notes = [o.weight for o in self._weighted_objectives], list(self.iter_warnings())
+        if (
+            self.objective_arity == "many"
+            and self.normalises_weights
+            and asked
+            and abs(sum(asked) - 1) > 1e-6
         ):
-            notes.append(f"{self.name} uses only the ratios of the weights: they become {_join(used)}")
+            used = ", ".join(f"{weight:.3g}" for weight in self.weights() if weight > 0)
+            notes.append(f"{self.name} uses only the ratios of the weights: they become {used}")
         if self.objective_arity == "one" and any(weight != 1 for weight in asked):
             notes.append(f"{self.name} steers in full whatever the weight; trim follows weights")
         return notes
@@ -183,10 +186,6 @@ def _check_objectives(objectives: tuple[Objective, ...]) -> None:
                 f"objective {short_repr(objective.text)} is given twice; give it once with its total weight"
             )
         seen.add(objective.text)
-
-
-def _join(weights: Sequence[float]) -> str:
-    return ", ".join(f"{weight:.3g}" for weight in weights)
 
 
 def contrast_coefficients(

@@ -151,9 +151,8 @@ class SequenceGroup:
     def _unknown_objectives(self) -> Iterator[str]:
         """A note for each objective whose prompt hardly changes the model's predictions."""
         num_tokens, method = len(self.output_ids), self.request.steering
-        if num_tokens < MIN_TOKENS_TO_JUDGE or not (
-            self.request.trace or method.cached_coefficients.max_gain
-        ):
+        is_measured = self.request.trace or method.cached_coefficients.max_gain
+        if num_tokens < MIN_TOKENS_TO_JUDGE or not is_measured:
             return
         texts, weights = method.branch_objectives(), method.weights()
         for text, weight, value in zip(texts, weights, self.output_state.fulfilment, strict=True):

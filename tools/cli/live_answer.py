@@ -58,10 +58,8 @@ def open_view(request: Request) -> Iterator[View]:
 
     method = request.steering
     objectives = method.branch_objectives() if request.trace and method.objective_arity == "many" else ()
-    live_view = display.LiveView(
-        display.make_console(),
-        [display.AskedObjective(*each) for each in zip(objectives, method.weights(), strict=False)],
-    )
+    asked = [display.AskedObjective(*each) for each in zip(objectives, method.weights(), strict=False)]
+    live_view = display.LiveView(display.make_console(), asked)
     live_view.start()
     try:
         yield live_view
