@@ -15,29 +15,29 @@ class Trace:
 
     weights:          w(t) used for it, [tokens][K].
     rewards:          R_k before it, accumulated over the tokens so far, [tokens][K].
-    fulfilment:       R_k / E_k with it: 1 is as if branch k decoded alone, plain decoding is at or below 0.
-                      None while that is unknown, see `kernels.steering.gains`, [tokens][K].
     strength:         a, or a* of the trust region, [tokens].
     kl:               KL(π_a ‖ π_m) in nats; None for a method without base and merged policy, [tokens].
     branch_logprobs:  log-probability of the chosen token in each branch, base first, [tokens][K+1].
+    fulfilment:       R_k / E_k with it: 1 is as if branch k decoded alone, plain decoding is at or below 0.
+                      None while that is unknown, see `kernels.steering.gains`, [tokens][K].
     """
 
     weights: list[list[float]] = field(default_factory=list)
     rewards: list[list[float]] = field(default_factory=list)
-    fulfilment: list[list[float | None]] = field(default_factory=list)
     strength: list[float] = field(default_factory=list)
     kl: list[float | None] = field(default_factory=list)
     branch_logprobs: list[list[float]] = field(default_factory=list)
+    fulfilment: list[list[float | None]] = field(default_factory=list)
 
     def tail(self, start: int) -> Trace:
         """The part from token `start` on."""
         return Trace(
             weights=self.weights[start:],
             rewards=self.rewards[start:],
-            fulfilment=self.fulfilment[start:],
             strength=self.strength[start:],
             kl=self.kl[start:],
             branch_logprobs=self.branch_logprobs[start:],
+            fulfilment=self.fulfilment[start:],
         )
 
 
@@ -79,9 +79,9 @@ class Output:
     timings: Timings
     seed: int
     error: str | None = None
+    outputs: list[Output] = field(default_factory=list, repr=False)
     fulfilment: list[float | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class SampledToken:
     logprob: float
     weights: list[float]
     rewards: list[float]
-    fulfilment: list[float | None]
     strength: float
     kl: float | None
     branch_logprobs: list[float]
     top_logprobs: list[tuple[int, float]]
+    fulfilment: list[float | None] = field(default_factory=list)

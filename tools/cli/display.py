@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ProgressCallback = Callable[[int, int], None]
 MAX_LABEL_WIDTH = 44
-BAR_WIDTH = 30
+BAR_WIDTH = 20
 
 
 def make_console() -> Console:
@@ -115,7 +115,7 @@ def fulfilment_bars(objectives: Sequence[AskedObjective], fulfilment: Sequence[f
     table = Table.grid(padding=(0, 1))
     table.add_column(max_width=MAX_LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column(width=BAR_WIDTH)
-    table.add_column()
+    table.add_column(no_wrap=True)
     for objective, reached in zip(objectives, fulfilment, strict=True):
         filled = min(max(reached or 0.0, 0.0), 1.0)
         bar = ProgressBar(total=1.0, completed=filled, width=BAR_WIDTH, finished_style="bar.complete")

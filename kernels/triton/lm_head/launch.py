@@ -135,8 +135,7 @@ class _FusedEnds(SteeringLaunch):
         self.hidden, self.weight, self.plan = hidden, weight, plan
         self.num_tiles = plan.num_vocab_tiles(len(weight))
         stats_shape = (self.num_rows, self.num_tiles) if plan.branch_logprobs else (1,)
-        self.tile_max, self.tile_sum = (self._new(*stats_shape) for _ in range(2))
-        self.tile_contrast = self._new(*stats_shape) if self.has_targets else self.dummy
+        self.tile_max, self.tile_sum, self.tile_contrast = (self._new(*stats_shape) for _ in range(3))
         self.top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @property
@@ -210,7 +209,7 @@ class _FusedEnds(SteeringLaunch):
             results.best_score, results.best_token,
             vocab_size, state.vocab_size, self.num_reqs, self.num_tiles,
             MIX_BEFORE_HEAD=plan.mix_before_head, MATERIALIZE=plan.materialize,
-            BRANCH_LOGPROBS=plan.branch_logprobs, HAS_TARGETS=self.has_targets,
+            BRANCH_LOGPROBS=plan.branch_logprobs,
             RETURN_LOGPROBS=self._return_logprobs and not plan.materialize,
             ROWS_STORED=max(plan.rows_stored, 1), BRANCH_SLOTS=plan.branch_slots,
             BLOCK_M=plan.tile_rows, BLOCK_V=tile.tokens, HIDDEN_SIZE=hidden_size, BLOCK_K=tile.depth,
@@ -232,7 +231,7 @@ class _FusedEnds(SteeringLaunch):
             self.nonfinite, self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength,
             tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,
-            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs, HAS_TARGETS=self.has_targets,
+            MATERIALIZE=plan.materialize, BRANCH_LOGPROBS=plan.branch_logprobs,
             RETURN_LOGPROBS=self._return_logprobs,
             HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=plan.materialize and self.trace,
             HIDDEN_SIZE=hidden_size, BLOCK_K=BLOCK_K,
@@ -249,7 +248,7 @@ class _StoredRows(SteeringLaunch):
         rows = ends._new(ends.plan.rows_stored * ends.num_reqs, len(ends.weight))
         layout = _stored_layout(ends.layout, ends.plan.rows_stored)
         super().__init__(rows, layout, ends.state, ends.features, trace=ends.trace, top=ends.top)
-        self.ends, self.has_targets = ends, False  # the head's kernel has every branch
+        self.ends = ends
 
     def _reweight(self) -> None:
         super()._reweight()

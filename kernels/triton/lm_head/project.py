@@ -171,7 +171,7 @@ def lm_head_kernel(
     score_max_ptr, score_sum_ptr, token_score_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_reqs, num_tiles,
     MIX_BEFORE_HEAD: tl.constexpr, MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr,
-    HAS_TARGETS: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
+    RETURN_LOGPROBS: tl.constexpr,
     ROWS_STORED: tl.constexpr, BRANCH_SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
     HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_LOW: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -206,11 +206,10 @@ def lm_head_kernel(
         exps = tl.exp(masked_logits - max_value[None, :])
         tl.store(row_max_ptr + rows * num_tiles + tile_idx, max_value, mask=mask_m)
         tl.store(row_sum_ptr + rows * num_tiles + tile_idx, tl.sum(exps, axis=0), mask=mask_m)
-        if HAS_TARGETS:
-            base = select_branch(branch_logits, 0, BRANCH_SLOTS)
-            contrast = tl.reshape(branch_logits - base[:, :, None], [BLOCK_V, BLOCK_M])
-            contrast = tl.sum(exps * tl.where(mask_v[:, None], contrast, 0.0), axis=0)
-            tl.store(row_contrast_ptr + rows * num_tiles + tile_idx, contrast, mask=mask_m)
+        base = select_branch(branch_logits, 0, BRANCH_SLOTS)
+        contrast = tl.reshape(branch_logits - base[:, :, None], [BLOCK_V, BLOCK_M])
+        contrast = tl.sum(exps * tl.where(mask_v[:, None], contrast, 0.0), axis=0)
+        tl.store(row_contrast_ptr + rows * num_tiles + tile_idx, contrast, mask=mask_m)
     if MATERIALIZE:
         store_branches(
             branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v,

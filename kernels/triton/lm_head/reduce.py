@@ -44,7 +44,7 @@ def reduce_tiles_kernel(
     out_nonfinite_ptr, out_max_ptr, out_sum_ptr, out_token_score_ptr, out_kl_sums_ptr, out_strength_ptr,
     token_ptr,
     vocab_size, num_parts, num_tiles, num_reqs,
-    MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr, HAS_TARGETS: tl.constexpr,
+    MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr,
     RETURN_LOGPROBS: tl.constexpr, HAS_KL_BUDGET: tl.constexpr,
     MEASURE_KL: tl.constexpr, HIDDEN_SIZE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -111,7 +111,6 @@ def reduce_tiles_kernel(
                 )
                 tl.store(row_max_ptr + row, max_value)
                 tl.store(row_sum_ptr + row, sum_exp)
-            if HAS_TARGETS:
                 _, contrast = merge_stats(
                     tile_max_ptr + row * num_tiles, tile_contrast_ptr + row * num_tiles, num_tiles, BLOCK_T
                 )

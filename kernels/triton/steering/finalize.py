@@ -43,7 +43,7 @@ def merge_logsumexp(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
 @triton.jit
 def load_branch_stats(
     logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, rows, mask_r, token, vocab_size, num_splits,
-    HAS_TARGETS: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """The token's log-probability, the logsumexp and the mean of z − z_0 in each row `rows` of the logits."""
     offs_s = tl.arange(0, BLOCK_S)[None, :]
@@ -53,10 +53,8 @@ def load_branch_stats(
     sum_exp = tl.load(row_sum_ptr + offs, mask=mask, other=0.0) * tl.exp(split_maxes - row_max[:, None])
     row_sum = tl.where(mask_r, tl.sum(sum_exp, axis=1), 1.0)
     lse = row_max + tl.log(row_sum)
-    mean_contrast = tl.zeros_like(lse)
-    if HAS_TARGETS:
-        contrast = tl.load(row_contrast_ptr + offs, mask=mask, other=0.0)
-        mean_contrast = tl.sum(contrast * tl.exp(split_maxes - row_max[:, None]), axis=1) / row_sum
+    contrast = tl.load(row_contrast_ptr + offs, mask=mask, other=0.0)
+    mean_contrast = tl.sum(contrast * tl.exp(split_maxes - row_max[:, None]), axis=1) / row_sum
     logit = tl.load(logits_ptr + rows * vocab_size + token, mask=mask_r, other=0.0).to(tl.float32)
     return logit - lse, lse, mean_contrast
 
@@ -70,7 +68,7 @@ def finalize_kernel(
     best_token_ptr, token_ptr, failed_ptr, logprob_ptr, kl_ptr, branch_logprob_ptr, fulfilment_ptr,
     lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
     HAS_KL_BUDGET: tl.constexpr, MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
-    BRANCH_LOGPROBS: tl.constexpr, HAS_TARGETS: tl.constexpr,
+    BRANCH_LOGPROBS: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     req_idx = tl.program_id(0).to(tl.int64)
@@ -144,18 +142,17 @@ def finalize_kernel(
             if BRANCH_LOGPROBS:
                 logprobs, lses, mean_contrasts = load_branch_stats(
                     logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, rows, mask_r, token, vocab_size,
-                    num_splits, HAS_TARGETS, BLOCK_S,
+                    num_splits, BLOCK_S,
                 )  # fmt: skip
                 base = tl.where(start_r == 0, tl.sum(tl.where(offs_r == 0, logprobs, 0.0), axis=0), base)
                 branch = tl.load(branch_ptr + rows, mask=mask_r, other=0)
                 is_objective = (branch[:, None] - 1 == offs_o[None, :]) & mask_r[:, None]
                 contrast_sums += tl.sum(tl.where(is_objective, logprobs[:, None] - base, 0.0), axis=0)
-                if HAS_TARGETS:
-                    first_lse = tl.sum(tl.where(offs_r == 0, lses, 0.0), axis=0)
-                    base_lse = tl.where(start_r == 0, first_lse, base_lse)
-                    divergence = mean_contrasts - (lses - base_lse)
-                    divergence = tl.where(divergence < 0, 0.0, divergence)[:, None]
-                    divergences += tl.sum(tl.where(is_objective, divergence, 0.0), axis=0)
+                first_lse = tl.sum(tl.where(offs_r == 0, lses, 0.0), axis=0)
+                base_lse = tl.where(start_r == 0, first_lse, base_lse)
+                divergence = mean_contrasts - (lses - base_lse)
+                divergence = tl.where(divergence < 0, 0.0, divergence)[:, None]
+                divergences += tl.sum(tl.where(is_objective, divergence, 0.0), axis=0)
             tl.store(branch_logprob_ptr + rows, logprobs, mask=mask_r)
         if BRANCH_LOGPROBS:
             reward_ptrs = rewards_ptr + state_row * max_objectives + offs_o
@@ -173,14 +170,13 @@ def finalize_kernel(
             valid = has_base & (tl.abs(new_rewards) < float("inf"))
             new_rewards = tl.where(valid, new_rewards, prev_rewards)
             tl.store(reward_ptrs, new_rewards, mask=mask_o)
-            if HAS_TARGETS:
-                target_ptrs = targets_ptr + state_row * max_objectives + offs_o
-                prev_targets = tl.load(target_ptrs, mask=mask_o, other=0.0)
-                new_targets = prev_targets + divergences.to(tl.float64)
-                valid = has_base & (tl.abs(new_targets) < float("inf"))
-                new_targets = tl.where(valid, new_targets, prev_targets)
-                tl.store(target_ptrs, new_targets, mask=mask_o)
-                is_known = tl.where(accumulate == SUM, new_targets, 0.0) >= MIN_TARGET
-                fulfilment = new_rewards / tl.where(is_known, new_targets, 1.0)
-                fulfilment = tl.where(is_known, fulfilment, float("nan"))
-                tl.store(fulfilment_ptr + req_idx * max_objectives + offs_o, fulfilment, mask=mask_o)
+            target_ptrs = targets_ptr + state_row * max_objectives + offs_o
+            prev_targets = tl.load(target_ptrs, mask=mask_o, other=0.0)
+            new_targets = prev_targets + divergences.to(tl.float64)
+            valid = has_base & (tl.abs(new_targets) < float("inf"))
+            new_targets = tl.where(valid, new_targets, prev_targets)
+            tl.store(target_ptrs, new_targets, mask=mask_o)
+            is_known = tl.where(accumulate == SUM, new_targets, 0.0) >= MIN_TARGET
+            fulfilment = new_rewards / tl.where(is_known, new_targets, 1.0)
+            fulfilment = tl.where(is_known, fulfilment, float("nan"))
+            tl.store(fulfilment_ptr + req_idx * max_objectives + offs_o, fulfilment, mask=mask_o)

@@ -31,7 +31,7 @@ def mix_logits_kernel(
     contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
-    HAS_PREV_CONTRAST: tl.constexpr, HAS_TARGETS: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr,
+    HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr,
     NUM_COARSE: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """valid_vocab: ids from it on are never chosen; row_valid_max: the maximum of each row below it."""
@@ -42,9 +42,7 @@ def mix_logits_kernel(
     mask_v = offs_v < vocab_size
     mixed = tl.zeros([BLOCK_V], tl.float32)
     centre = tl.zeros([], tl.float32)
-    first_z = mixed
-    if HAS_TARGETS:
-        first_z = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
+    first_z = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
     for branch_idx in range(num_rows):
         row = row_start + branch_idx
         z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(tl.float32)
@@ -54,9 +52,8 @@ def mix_logits_kernel(
         row_max = tl.max(z, axis=0)
         tl.store(row_max_ptr + row * num_splits + split_idx, row_max)
         tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(tl.exp(z - row_max), axis=0))
-        if HAS_TARGETS:
-            contrast = tl.sum(tl.where(mask_v, tl.exp(z - row_max) * (z - first_z), 0.0), axis=0)
-            tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
+        contrast = tl.sum(tl.where(mask_v, tl.exp(z - row_max) * (z - first_z), 0.0), axis=0)
+        tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
         row_valid_max = row_max
         if (split_idx + 1) * BLOCK_V > valid_vocab:
             row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)

@@ -144,11 +144,9 @@ class SteeringLaunch:
         self.on_ray = self._new(self.num_reqs, dtype=torch.int32)
         self.truncation_params = self._new(self.num_reqs, 3, dtype=torch.float64)
         self.mixed_logits = self._new(self.num_reqs, self.vocab_size)
-        self.has_targets = trace or GAINS in features
-        self.row_max, self.row_sum, self.row_valid_max = (
-            self._new(self.num_rows, num_splits) for _ in range(3)
+        self.row_max, self.row_sum, self.row_contrast, self.row_valid_max = (
+            self._new(self.num_rows, num_splits) for _ in range(4)
         )
-        self.row_contrast = self._new(self.num_rows, num_splits) if self.has_targets else self.dummy
         self.score_max, self.score_sum, self.allowed_max, self.best_score = (
             self._new(self.num_reqs, num_splits) for _ in range(4)
         )
@@ -210,7 +208,7 @@ class SteeringLaunch:
             self.mixed_logits, self.row_max, self.row_sum, self.row_contrast, self.row_valid_max,
             self.nonfinite, self.centre, self.coarse_sums,
             self.vocab_size, self.tiling.num_splits, state.vocab_size,
-            HAS_PREV_CONTRAST=PREV_CONTRAST in features, HAS_TARGETS=self.has_targets,
+            HAS_PREV_CONTRAST=PREV_CONTRAST in features,
             STORE_COARSE_SUMS=self.has_kl_budget and not self.has_region_masks,
             NUM_COARSE=NUM_COARSE, **self.launch_args,
         )  # fmt: skip
@@ -316,7 +314,7 @@ class SteeringLaunch:
             tokens, failed, logprob, kl, branch_logprobs, fulfilment, lse,
             self.vocab_size, self.tiling.num_splits, self.num_reqs, self.max_objectives,
             HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
-            BRANCH_LOGPROBS=self.trace or self.features.branch_logprobs, HAS_TARGETS=self.has_targets,
+            BRANCH_LOGPROBS=self.trace or self.features.branch_logprobs,
             BLOCK_O=BLOCK_O, BLOCK_R=BLOCK_R, BLOCK_S=self.tiling.block_s, num_warps=1,
         )  # fmt: skip
         return SamplerOutput(
@@ -325,7 +323,7 @@ class SteeringLaunch:
             logprob=logprob,
             weights=self.weights,
             rewards=self.rewards,
-            fulfilment=fulfilment,
+            fulfilment=fulfilment if self.trace or GAINS in self.features else fulfilment.fill_(torch.nan),
             strength=self.strength,
             kl=kl,
             branch_logprobs=branch_logprobs,
