@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ...engine.outputs import Output
+    from ...engine.request import Request
 
 
 def output_to_dict(output: Output, method: str) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def all_outputs(output: Output) -> list[Output]:
 
 
 def format_caption(output: Output, sampled: bool) -> str:
-    """`42 tokens · 18.3 tok/s · stop`, the seed if tokens were sampled, and a line for each note."""
+    """`42 tokens · 18.3 tok/s · stop`, and the seed if tokens were sampled."""
     speed = output.timings.tokens_per_second
     num_tokens = len(output.token_ids)
     parts = [
@@ -54,7 +55,14 @@ def format_caption(output: Output, sampled: bool) -> str:
         f"{speed:.1f} tok/s" if math.isfinite(speed) else "",
     ]
     parts += [output.finish_reason, f"seed {output.seed}" if sampled else ""]
-    return "\n".join([" · ".join(part for part in parts if part), *output.notes])
+    return " · ".join(part for part in parts if part)
+
+
+def format_caption_and_notes(output: Output, request: Request) -> str:
+    """The caption, and a line for each note that was not issued as a warning when the request was made."""
+    warned = set(request.steering.iter_warnings())
+    caption = format_caption(output, request.sampling.temperature > 0)
+    return "\n".join([caption, *(note for note in output.notes if note not in warned)])
 
 
 def format_strength(output: Output) -> str:

@@ -18,7 +18,7 @@ from .score import NO_TOKEN
 from .trust_region import KL_BUDGET, kl_divergence, load_moments, select
 
 ACCUMULATE, DECAY = column("accumulate"), column("decay")
-BLOCK_R = 16
+BLOCK_R = 8
 SUM, MEAN, EMA = tl.constexpr(REFERENCE_SUM), tl.constexpr(REFERENCE_MEAN), tl.constexpr(REFERENCE_EMA)
 MIN_TARGET = tl.constexpr(REFERENCE_MIN_TARGET)
 

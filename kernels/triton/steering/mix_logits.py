@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .columns import column, load_param
+from .masks import FORBIDDEN_LOGIT
 from .trust_region import KL_BUDGET, coarse_strength, store_moments
 
 PREV_CONTRAST_COEF = column("prev_contrast_coef")
@@ -42,18 +43,22 @@ def mix_logits_kernel(
     mask_v = offs_v < vocab_size
     mixed = tl.zeros([BLOCK_V], tl.float32)
     centre = tl.zeros([], tl.float32)
-    first_z = tl.load(logits_ptr + row_start * vocab_size + offs_v, mask=mask_v, other=0.0).to(tl.float32)
+    first_z = mixed
     for branch_idx in range(num_rows):
         row = row_start + branch_idx
-        z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(tl.float32)
+        z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=FORBIDDEN_LOGIT).to(tl.float32)
         coef = tl.load(coef_ptr + row)
         mixed += coef * z
         centre += coef * tl.load(logits_ptr + row * vocab_size).to(tl.float32)
         row_max = tl.max(z, axis=0)
         tl.store(row_max_ptr + row * num_splits + split_idx, row_max)
-        tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(tl.exp(z - row_max), axis=0))
-        contrast = tl.sum(tl.where(mask_v, tl.exp(z - row_max) * (z - first_z), 0.0), axis=0)
-        tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
+        exps = tl.exp(z - row_max)
+        tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(exps, axis=0))
+        if branch_idx == 0:
+            first_z = z
+        else:
+            contrast = tl.sum(exps * (z - first_z), axis=0)
+            tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
         row_valid_max = row_max
         if (split_idx + 1) * BLOCK_V > valid_vocab:
             row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)
