@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine as _engine
 from .engine import (
+    DEFAULT_METHOD,
     Amulet,
     Base,
     ContextSteering,
@@ -20,6 +21,7 @@ from .engine import (
     Prompt,
     Request,
     SamplingParams,
+    Trim,
 )
 from .kernels.common.errors import BusyError, InputError, RunError, SteeringWarning
 from .kernels.common.version import VERSION
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
+    "DEFAULT_METHOD",
     "Amulet",
     "AsyncEngine",
     "Base",
@@ -50,6 +53,7 @@ __all__ = [
     "RunError",
     "SamplingParams",
     "SteeringWarning",
+    "Trim",
 ]
 
 

@@ -18,6 +18,8 @@ from .methods.builtin import (
     Prompt,
 )
 from .methods.objective import Objective
+from .methods.registry import DEFAULT_METHOD
+from .methods.trim import Trim
 from .request import Request
 from .sampling_params import SamplingParams
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "DEFAULT_METHOD",
     "Amulet",
     "AsyncEngine",
     "Base",
@@ -42,6 +45,7 @@ __all__ = [
     "Prompt",
     "Request",
     "SamplingParams",
+    "Trim",
 ]
 
 

@@ -18,6 +18,8 @@ class Trace:
     strength:         a, or a* of the trust region, [tokens].
     kl:               KL(π_a ‖ π_m) in nats; None for a method without base and merged policy, [tokens].
     branch_logprobs:  log-probability of the chosen token in each branch, base first, [tokens][K+1].
+    fulfilment:       R_k / E_k with it: 1 is as if branch k decoded alone, plain decoding is at or below 0.
+                      None while that is unknown, see `kernels.steering.gains`, [tokens][K].
     """
 
     weights: list[list[float]] = field(default_factory=list)
@@ -25,6 +27,7 @@ class Trace:
     strength: list[float] = field(default_factory=list)
     kl: list[float | None] = field(default_factory=list)
     branch_logprobs: list[list[float]] = field(default_factory=list)
+    fulfilment: list[list[float | None]] = field(default_factory=list)
 
     def tail(self, start: int) -> Trace:
         """The part from token `start` on."""
@@ -34,6 +37,7 @@ class Trace:
             strength=self.strength[start:],
             kl=self.kl[start:],
             branch_logprobs=self.branch_logprobs[start:],
+            fulfilment=self.fulfilment[start:],
         )
 
 
@@ -61,6 +65,8 @@ class Output:
     """One answer. `token_ids` includes the stop token, `text` does not.
 
     finish_reason is "stop", "length", "abort" or "error"; for the last two `error` gives the reason.
+    `fulfilment` [K] is that of the whole answer, see `Trace`. Without a trace only `Trim` knows it.
+    `notes` are sentences about the settings and about objectives that the model does not react to.
     In the result of `generate`, `outputs` has all n answers of the request, this one first.
     """
 
@@ -74,6 +80,8 @@ class Output:
     seed: int
     error: str | None = None
     outputs: list[Output] = field(default_factory=list, repr=False)
+    fulfilment: list[float | None] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Delta:
 class SampledToken:
     """The token chosen for a group and its trace values, see `Trace`.
 
-    failed: no allowed token had a finite score. weights and rewards have one entry per objective,
+    failed: no allowed token had a finite score. weights, rewards and fulfilment have one entry per objective,
     branch_logprobs one per decoded branch. top_logprobs: the likeliest tokens with their
     log-probabilities, if requested.
     """
@@ -110,3 +118,4 @@ class SampledToken:
     kl: float | None
     branch_logprobs: list[float]
     top_logprobs: list[tuple[int, float]]
+    fulfilment: list[float | None] = field(default_factory=list)

@@ -129,11 +129,17 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def param_dims(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """The dimension names of each tensor."""
-    layer_dims: dict[str, tuple[str, ...]] = {
-        f"{name}.weight": ("hidden",) for name in NORM_NAMES[config.norm_placement] if name
-    }
-    layer_dims |= LAYER_SHAPES
+    """The dimension names of each tensor, in the order of the computation."""
+    layer_dims: dict[str, tuple[str, ...]] = {}
+    norms = NORM_NAMES[config.norm_placement]
+    for part, before, after in (
+        ("self_attn", norms.pre_attention, norms.post_attention),
+        ("mlp", norms.pre_mlp, norms.post_mlp),
+    ):
+        projections = {name: dims for name, dims in LAYER_SHAPES.items() if name.startswith(part)}
+        layer_dims |= {f"{before}.weight": ("hidden",)} if before else {}
+        layer_dims |= projections
+        layer_dims |= {f"{after}.weight": ("hidden",)} if after else {}
     for flag, tensors in OPTIONAL_SHAPES.items():
         layer_dims |= tensors if getattr(config, flag) else {}
     dims_by_name: dict[str, tuple[str, ...]] = {EMBEDDING: ("vocab", "hidden")}

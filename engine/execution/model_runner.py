@@ -238,6 +238,7 @@ def split_output(sampler_output: SamplerOutput, groups: Sequence[SequenceGroup])
         sampler_output.logprob.tolist(),
     )
     weights, rewards = sampler_output.weights.tolist(), sampler_output.rewards.tolist()
+    fulfilment = sampler_output.fulfilment.tolist()
     strength, kl, branch_logprobs = (
         sampler_output.strength.tolist(),
         sampler_output.kl.tolist(),
@@ -257,9 +258,14 @@ def split_output(sampler_output: SamplerOutput, groups: Sequence[SequenceGroup])
             logprob=logprobs[index],
             weights=weights[index][:num_objectives],
             rewards=rewards[index][:num_objectives],
+            fulfilment=[_none_if_nan(value) for value in fulfilment[index][:num_objectives]],
             strength=strength[index],
-            kl=None if math.isnan(kl[index]) else kl[index],
+            kl=_none_if_nan(kl[index]),
             branch_logprobs=branch_logprobs[offset : offset + num_branches],
             top_logprobs=list(zip(top_ids[index], top_values[index], strict=True)) if top_ids else [],
         )
         offset += num_branches
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 MAX_STRENGTH = 1000.0
 PLACEMENTS = ("system", "user")
+RELATIVE_TOP = (
+    "allow only tokens at least this likely, relative to the likeliest, in some branch whose coefficient is "
+    "above 0; none allows all"
+)
 
 
 @dataclass(frozen=True)
@@ -33,23 +37,20 @@ class Method:
     `objective_arity` is "none", "one" or "many": how many objective branches the method decodes. A method for
     one objective joins the texts of several with a space in one branch. `name` is the method's name on the
     command line. `presets` are named settings other than the published ones, see `preset`.
+    `normalises_weights`: whether only the ratios of the weights count, as in the published methods.
     """
 
     objective_arity: ClassVar[str] = "many"
     name: ClassVar[str] = "method"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    normalises_weights: ClassVar[bool] = True
 
     objectives: tuple[Objective, ...] = ()
     placement: str = config_field(
         "system", "add objectives to the system text or to the last user turn", PLACEMENTS, kw_only=True
     )
 
-    relative_top: float | None = config_field(
-        None,
-        "allow only tokens at least this likely, relative to the likeliest, in some branch whose coefficient "
-        "is above 0; none allows all",
-        kw_only=True,
-    )
+    relative_top: float | None = config_field(None, RELATIVE_TOP, kw_only=True)
 
     wishes = RenamedAttribute()
     program = RenamedAttribute()
@@ -96,9 +97,14 @@ class Method:
         return (" ".join(o.text for o in self._weighted_objectives),) if self._weighted_objectives else ()
 
     def weights(self) -> tuple[float, ...]:
-        """w⁰, the weight of each objective branch: non-negative, sum 1."""
+        """The weight of each objective branch: w⁰ of sum 1, or the intensities where they are not normalised.
+
+        All are 0 if those of the objectives are.
+        """
         if self.objective_arity == "one":
-            return (1.0,)
+            return (1.0,) if self._weighted_objectives else ()
+        if not self.normalises_weights or not self._weighted_objectives:
+            return tuple(o.weight for o in self.objectives)
         max_weight = max((o.weight for o in self.objectives), default=1.0)
         # divide by the largest first: weights may be 1e-300
         scaled = [o.weight / max_weight for o in self.objectives]
@@ -113,6 +119,8 @@ class Method:
     def cached_coefficients(self) -> SteeringCoefficients:
         """What `coefficients` returns, with the settings that all methods have; computed once.
 
+        Those of plain decoding where all weights are 0.
+
         Raises InputError when a setting is out of range.
         """
         coefficients = self.coefficients()
@@ -120,10 +128,16 @@ class Method:
             raise invalid_value(
                 f"coefficients() of {self.name}", coefficients, "of type SteeringCoefficients"
             )
-        if self.relative_top is None:
-            return coefficients
-        self.require("relative_top", 0 < self.relative_top <= 1, "above 0 and at most 1, or none")
-        return replace(coefficients, relative_top=self.relative_top)
+        if coefficients.max_gain and (coefficients.reward_rate or coefficients.kl_budget < math.inf):
+            raise InputError(
+                f"coefficients() of {self.name} has max_gain with reward_rate or kl_budget; set one"
+            )
+        if self.relative_top is not None:
+            self.require("relative_top", 0 < self.relative_top <= 1, "above 0 and at most 1, or none")
+            coefficients = replace(coefficients, relative_top=self.relative_top)
+        if self.objectives and not self._weighted_objectives:
+            return SteeringCoefficients()  # nothing is asked for: plain decoding
+        return coefficients
 
     def iter_warnings(self) -> Iterator[str]:
         """Messages about settings that may be a mistake; each is issued as a warning on construction."""
@@ -132,6 +146,21 @@ class Method:
                 f"{self.name} steers toward one objective, so it joins the "
                 f"{len(self._weighted_objectives)} objectives in one and ignores their uneven weights"
             )
+
+    def notes(self) -> list[str]:
+        """What to know about the settings: the warnings, and how the method changes the weights."""
+        asked, notes = [o.weight for o in self._weighted_objectives], list(self.iter_warnings())
+        if (
+            self.objective_arity == "many"
+            and self.normalises_weights
+            and asked
+            and abs(sum(asked) - 1) > 1e-6
+        ):
+            used = ", ".join(f"{weight:.3g}" for weight in self.weights() if weight > 0)
+            notes.append(f"{self.name} uses only the ratios of the weights: they become {used}")
+        if self.objective_arity == "one" and any(weight != 1 for weight in asked):
+            notes.append(f"{self.name} steers in full whatever the weight; trim follows weights")
+        return notes
 
     @property
     def _weighted_objectives(self) -> list[Objective]:
@@ -157,8 +186,6 @@ def _check_objectives(objectives: tuple[Objective, ...]) -> None:
                 f"objective {short_repr(objective.text)} is given twice; give it once with its total weight"
             )
         seen.add(objective.text)
-    if objectives and not any(o.weight > 0 for o in objectives):
-        raise InputError("the weights of all objectives are 0; at least one must be above 0")
 
 
 def contrast_coefficients(

@@ -1,6 +1,6 @@
 """The published decoding methods: their hyperparameters and steering coefficients.
 
-Defaults are the published values.
+Defaults are the published values. `METHODS` lists these and `Trim`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ...kernels.steering.coefficients import SteeringCoefficients
 from ...kernels.steering.rewards import EMA, MEAN, SUM
 from ..utils.fields import config_field
 from .base import Method, contrast_coefficients
+from .trim import Trim
 
 KL_BUDGET = "trust region: at most this many nats per token from the merged policy; none is off"
 
@@ -217,6 +218,6 @@ def unbounded_warning(method: Amulet | Mato) -> str:
 
 
 METHODS: tuple[type[Method], ...] = (
-    Base, Prompt, LinearAlignment, ContextSteering, Guidance, Opad, Amulet, Mato, Mixture,
+    Trim, Base, Prompt, LinearAlignment, ContextSteering, Guidance, Opad, Amulet, Mato, Mixture,
 )  # fmt: skip
 """All methods, in the order of the README's table."""

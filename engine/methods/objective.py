@@ -11,7 +11,10 @@ from ..utils.fields import invalid_value, validate_types
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective. Weights of a request need not sum to 1; they are normalised together."""
+    """One objective. Its weight is an intensity: 0 leaves it out, 1 is full, above 1 is more.
+
+    The published methods normalise the weights of a request to sum 1, as their papers do.
+    """
 
     text: str
     weight: float = 1.0

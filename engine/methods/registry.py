@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 from ...kernels.common.errors import InputError, short_repr
 from .base import Method
 from .builtin import METHODS
+from .trim import Trim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .objective import Objective
+
+
+DEFAULT_METHOD: type[Method] = Trim
+"""The method of a request that only has objectives."""
 
 
 def method_class(name: str) -> type[Method]:
@@ -25,8 +30,8 @@ def method_class(name: str) -> type[Method]:
 
 
 def default_method(objectives: Sequence[Objective]) -> str:
-    """The default method: mato with objectives, base without."""
-    return "mato" if objectives else "base"
+    """The default method's name: that of `DEFAULT_METHOD` with objectives, base without."""
+    return DEFAULT_METHOD.name if objectives else "base"
 
 
 def setting_names(cls: type[Method]) -> list[str]:

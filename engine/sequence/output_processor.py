@@ -25,6 +25,7 @@ class OutputState:
         self.logprobs: list[TokenLogprobs] | None = None if sampling.logprobs is None else []
         self.finish_reason: str | None = None
         self.error: str | None = None
+        self.fulfilment: list[float | None] = []
         self._sampling = sampling
         self._num_tokens = 0
         self._detokenizer = tokenizer.detokenizer(sampling.skip_special_tokens)
@@ -34,6 +35,7 @@ class OutputState:
     def append(self, sampled: SampledToken, max_new_tokens: int) -> str:
         """Add a token and return the text that it makes final; set `finish_reason` at the last token."""
         self._num_tokens += 1
+        self.fulfilment = sampled.fulfilment
         self._record_token(sampled)
         if sampled.token_id in self.stop_token_ids:
             new_text, self.finish_reason = self._flush(), "stop"
@@ -61,6 +63,7 @@ class OutputState:
         if self.trace is not None:
             self.trace.weights.append(sampled.weights)
             self.trace.rewards.append(sampled.rewards)
+            self.trace.fulfilment.append(sampled.fulfilment)
             self.trace.strength.append(sampled.strength)
             self.trace.kl.append(sampled.kl)
             self.trace.branch_logprobs.append(sampled.branch_logprobs)

@@ -7,13 +7,21 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...kernels.common.errors import short_repr
 from ...kernels.common.profiling import in_stage
+from ...kernels.steering.gains import MIN_TARGET
+from ...kernels.steering.rewards import SUM
 from ..outputs import Delta, Output, Timings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..outputs import BranchPrompt, SampledToken
     from ..request import Request
     from .output_processor import OutputState
+
+MIN_TOKENS_TO_JUDGE = 16
+"""Tokens of an answer from which on an objective without effect is noted."""
 
 
 @dataclass(eq=False)
@@ -136,4 +144,20 @@ class SequenceGroup:
             timings=Timings(queue, prefill, decode, rate),
             seed=self.seed,
             error=self.output_state.error,
+            fulfilment=list(self.output_state.fulfilment),
+            notes=[*self.request.steering.notes(), *self._unknown_objectives()],
         )
+
+    def _unknown_objectives(self) -> Iterator[str]:
+        """A note for each objective whose prompt hardly changes the model's predictions."""
+        num_tokens, method = len(self.output_ids), self.request.steering
+        is_measured = self.request.trace or method.cached_coefficients.max_gain
+        if num_tokens < MIN_TOKENS_TO_JUDGE or not is_measured:
+            return
+        texts, weights = method.branch_objectives(), method.weights()
+        for text, weight, value in zip(texts, weights, self.output_state.fulfilment, strict=True):
+            if weight > 0 and value is None and method.cached_coefficients.accumulate == SUM:
+                yield (
+                    f"the model hardly reacts to objective {short_repr(text)}: its prompt changed the "
+                    f"predictions by less than {MIN_TARGET:g} nat in {num_tokens} tokens"
+                )

@@ -137,7 +137,7 @@ def _preview_prompts(engine: AsyncEngine, parser: RequestParser, values: dict[st
     return {
         "method": request.steering.name,
         "weights": list(request.steering.weights()),
-        "notes": list(request.steering.iter_warnings()),
+        "notes": request.steering.notes(),
         "branches": [
             {"name": branch.name, "prompt": branch.prompt, "tokens": len(branch.prompt_token_ids)}
             for branch in prompts

@@ -53,9 +53,10 @@ class ResponseBuilder:
             return None
         return self._chunk(index, {"content": delta.text} if self._chat else delta.text, **extra)
 
-    def final_chunk(self, index: int, finish_reason: str) -> dict[str, Any]:
+    def final_chunk(self, index: int, output: Output) -> dict[str, Any]:
         """The last chunk of a choice, with the finish reason."""
-        return self._chunk(index, {} if self._chat else "", finish_reason=finish_reason)
+        content = {} if self._chat else ""
+        return self._chunk(index, content, finish_reason=output.finish_reason, **_steering_result(output))
 
     def usage_chunk(
         self, prompts: Sequence[Sequence[BranchPrompt]], completion_tokens: int
@@ -73,7 +74,7 @@ class ResponseBuilder:
             choice["logprobs"] = self._logprobs(index, output.logprobs)
         if output.trace is not None:
             choice["trace"] = self._trace(output.trace, output.token_ids)
-        return choice
+        return choice | _steering_result(output)
 
     def _chunk(self, index: int, content: Any, **extra: Any) -> dict[str, Any]:
         choice = {"index": index, "delta" if self._chat else "text": content, "logprobs": None}
@@ -86,6 +87,7 @@ class ResponseBuilder:
             "tokens": [self._decode_token(token) for token in token_ids],
             "weights": trace.weights,
             "rewards": trace.rewards,
+            "fulfilment": trace.fulfilment,
             "strength": trace.strength,
             "kl": trace.kl,
             "branch_logprobs": trace.branch_logprobs,
@@ -113,6 +115,13 @@ class ResponseBuilder:
         text = self._decode_token(token_id)
         complete = "\ufffd" not in text  # U+FFFD: the token is an incomplete UTF-8 sequence
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if complete else None}
+
+
+def _steering_result(output: Output) -> dict[str, Any]:
+    """The keys of a choice that was steered toward objectives."""
+    if len(output.branches) < 2:
+        return {}
+    return {"fulfilment": output.fulfilment, "notes": output.notes}
 
 
 def make_usage(prompts: Sequence[Sequence[BranchPrompt]], completion_tokens: int) -> dict[str, Any]:

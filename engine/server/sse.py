@@ -82,7 +82,7 @@ class EventSourceResponse(Response):
             started.add(index)
             chunks.append(builder.delta_chunk(index, delta))
             if delta.output is not None and delta.output.error is None:
-                chunks.append(builder.final_chunk(index, delta.output.finish_reason))
+                chunks.append(builder.final_chunk(index, delta.output))
             for chunk in chunks:
                 if chunk is not None:
                     yield {**chunk, "usage": None} if include_usage else chunk

@@ -29,6 +29,10 @@ class UnshardedVocab:
         """Whether a flag [rows] is set in any shard."""
         return flags
 
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of all shards' partial sums [rows]."""
+        return x
+
     def amax(self, x: Tensor) -> Tensor:
         """The largest entry of each row, [rows]."""
         return x.amax(-1)
@@ -99,6 +103,9 @@ class VocabShard(UnshardedVocab):
 
     def any(self, flags: Tensor) -> Tensor:
         return self.comm.all_gather(flags.to(torch.uint8)).amax(0) > 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self.comm.all_reduce(x)
 
     def amax(self, x: Tensor) -> Tensor:
         local_max = x.amax(-1) if x.shape[-1] else x.new_full((len(x),), -torch.inf)

@@ -19,6 +19,7 @@ from .spec import KernelCase, KernelSpec, random_weight
 LLAMA, DEMO = (128_256, 4096), (49_152, 576)
 """(vocab_size, hidden_size) of an LM head."""
 BASE, AMULET = SteeringCoefficients(), SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487)
+TRIM = SteeringCoefficients(base_coef=-1.0, objective_coef=2.0, max_gain=4.0, control_rate=0.15)
 MATO = SteeringCoefficients(base_coef=-0.9347, objective_coef=1.9347, reward_rate=1.0)
 KL_BOUNDED = SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487, reward_rate=1.0, kl_budget=0.2)
 GREEDY, SAMPLED = RowSampling(), RowSampling(temperature=0.8, seed=1)
@@ -85,6 +86,7 @@ LM_HEAD_STEER = KernelSpec(
         fused_case(LLAMA, 1, 4, MATO, GREEDY),
         fused_case(LLAMA, 1, 4, KL_BOUNDED, GREEDY, trace=True),
         fused_case(LLAMA, 8, 4, MATO, SAMPLED),
+        fused_case(LLAMA, 8, 4, TRIM, SAMPLED),
         fused_case(LLAMA, 16, 1, AMULET, SAMPLED),
         fused_case(LLAMA, 16, 1, AMULET, TRUNCATED),
         fused_case(LLAMA, 64, 1, AMULET, GREEDY),

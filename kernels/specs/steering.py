@@ -19,6 +19,9 @@ from .spec import KernelCase, KernelSpec
 
 LLAMA, DEMO = 128_256, 49_152
 MATO = SteeringCoefficients(base_coef=-0.9347, objective_coef=1.9347, reward_rate=1.0)
+TRIM = SteeringCoefficients(
+    base_coef=-1.0, objective_coef=2.0, max_gain=4.0, control_rate=0.15, relative_top=0.1
+)
 KL_BOUNDED = SteeringCoefficients(base_coef=-4.6487, objective_coef=5.6487, reward_rate=1.0, kl_budget=0.2)
 MASKED = SteeringCoefficients(
     base_coef=-2.0,
@@ -67,6 +70,7 @@ STEER = KernelSpec(
     "steering.step.steer",
     (
         _steer_case(1, 4, LLAMA, MATO, GREEDY, torch.float32),
+        _steer_case(1, 4, LLAMA, TRIM, GREEDY, torch.float32),
         _steer_case(16, 4, LLAMA, KL_BOUNDED, SAMPLED, torch.float32),
         _steer_case(16, 1, LLAMA, MASKED, SAMPLED, torch.bfloat16),
         _steer_case(16, 1, LLAMA, KL_BOUNDED_MASKED, GREEDY, torch.float32),

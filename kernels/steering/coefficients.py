@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .gains import GainColumns
 from .masks import MaskColumns
 from .prev_contrast import PrevContrastColumns
 from .rewards import RewardColumns
@@ -33,12 +34,18 @@ class TrustRegionColumns:
 
 
 @dataclass(frozen=True)
-class SteeringCoefficients(TrustRegionColumns, RewardColumns, MaskColumns, PrevContrastColumns, MixColumns):
+class SteeringCoefficients(
+    TrustRegionColumns, RewardColumns, GainColumns, MaskColumns, PrevContrastColumns, MixColumns
+):
     """One request's coefficients: plain decoding of branch 0, unless they say otherwise."""
 
     @property
     def needs_base(self) -> bool:
         """Whether the scores depend on branch 0, directly or through rewards or the KL budget."""
         return bool(
-            self.base_coef or self.prev_contrast_coef or self.reward_rate or self.kl_budget < math.inf
+            self.base_coef
+            or self.prev_contrast_coef
+            or self.reward_rate
+            or self.max_gain
+            or self.kl_budget < math.inf
         )

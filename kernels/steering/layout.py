@@ -60,6 +60,11 @@ class RequestLayout:
             host_state_rows=host_state_rows,
         )
 
+    @property
+    def has_base(self) -> Tensor:
+        """Whether the base branch is among a request's rows, [requests]."""
+        return self.branch_of_row[self.row_start] == 0
+
     def combine(self, logits: Tensor, coefficients: Tensor) -> Tensor:
         """Σ coefficients · logits over each request's rows: [rows, vocab], [rows] → [requests, vocab].
 

@@ -73,7 +73,7 @@ def accumulate_rewards(
     decay, mode = params["decay"][:, None], params["accumulate"][:, None]
     ema = (decay * rewards + (1 - decay) * gains).where(mode == EMA, rewards + gains)
     new_rewards = (rewards + (gains - rewards) / num_steps).where(mode == MEAN, ema)
-    valid = (layout.branch_of_row[layout.row_start] == 0)[:, None] & new_rewards.isfinite()
+    valid = layout.has_base[:, None] & new_rewards.isfinite()
     return new_rewards.where(valid, rewards)
 
 

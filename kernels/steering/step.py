@@ -4,10 +4,12 @@ For each request, over branch logits z_b, with its `SteeringCoefficients` and we
 base_coef, objective_coef and prev_contrast_coef):
 
     w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; w⁰ without rewards
+    scale · w_k = clamp(S i_k + κ (i_k E_k − R_k), 0, G)      instead, with gains; base is then 1 − scale
     s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the previous step]        the steered scores
     s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, with a KL budget: KL(π_a* ‖ π_m) ≤ ε
     support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → argmax or sample
     R_k ← R_k + l_k(y) − l_0(y)                               for the chosen token y, l = log-softmax of z
+    E_k ← E_k + KL(π_k ‖ π_0)
 
 One call handles any mixture of methods and branch counts. Requests share only elementwise operations and
 reductions along the vocabulary, so none depends on the others, and a row that is not finite fails only its
@@ -22,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
-from .feature import MaskInput
+from .feature import MaskInput, StepFeatures
+from .gains import GAINS, accumulate_targets, compute_gains, fulfilment
 from .gumbel import gumbel
 from .layout import LogitEdits, RequestLayout
 from .masks import MASKS
@@ -43,6 +46,7 @@ class SamplerOutput:
     failed:           logits were not finite or no token was allowed; the token is 0 and has no meaning.
     logprob:          of the token under the steered scores, before support mask, edits and temperature.
     weights, rewards: [requests, K], as used for this token; rewards include β.
+    fulfilment:       R_k / E_k after this token, see `gains` [requests, K]; NaN where it is unknown.
     strength:         a, or a* with a KL budget.
     kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
     branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
@@ -54,6 +58,7 @@ class SamplerOutput:
     logprob: Tensor
     weights: Tensor
     rewards: Tensor
+    fulfilment: Tensor
     strength: Tensor
     kl: Tensor
     branch_logprobs: Tensor
@@ -77,16 +82,20 @@ def steer(
     # skip what no request needs: between two steps' matmuls, dispatch dominates an operation's cost
     features, params = state.features(layout), StateView(state, layout.state_rows)
     steps = state.steps[layout.state_rows]
-    rewards, weights = state.rewards[layout.state_rows], state.prior_weights[layout.state_rows]
-    if REWARDS in features:
-        weights = reweight(weights, rewards, params["reward_rate"])
+    rewards, targets = state.rewards[layout.state_rows], state.targets[layout.state_rows]
+    weights, strength, base_coef = _compute_weights(
+        state.prior_weights[layout.state_rows], rewards, targets, params, steps, features
+    )
     row_weight = torch.where(
         layout.branch_of_row > 0, weights[layout.request_of_row, (layout.branch_of_row - 1).clamp(min=0)], 0.0
     )
 
-    scores, coefs, strength = _mix_logits(
-        logits, layout, params, steps, row_weight, uses_prev_contrast=PREV_CONTRAST in features
+    coefs = torch.where(
+        layout.branch_of_row > 0,
+        strength[layout.request_of_row] * row_weight,
+        base_coef[layout.request_of_row],
     )
+    scores = layout.combine(logits, coefs)
     mask_input = MaskInput(logits, coefs, layout, params, state.vocab_size, shard)
     forbidden = {mask: mask.find_forbidden(mask_input) for mask in MASKS if mask in features}
     kl = torch.full_like(strength, torch.nan)
@@ -111,10 +120,16 @@ def steer(
     failed |= shard.amax(scores) == -torch.inf
     tokens = sample(scores, params, steps, shard).masked_fill(failed, 0)
 
-    branch_logprobs = _nan_rows(logits)
-    if trace or REWARDS in features:
-        branch_logprobs = shard.gather_token(shard.log_softmax(logits), tokens[layout.request_of_row])
-        state.rewards[layout.state_rows] = accumulate_rewards(rewards, layout, params, steps, branch_logprobs)
+    branch_logprobs, reached = _nan_rows(logits), torch.full_like(rewards, torch.nan)
+    if trace or features.branch_logprobs:
+        all_logprobs = shard.log_softmax(logits)
+        branch_logprobs = shard.gather_token(all_logprobs, tokens[layout.request_of_row])
+        new_rewards = accumulate_rewards(rewards, layout, params, steps, branch_logprobs)
+        state.rewards[layout.state_rows] = new_rewards
+        if trace or GAINS in features:
+            new_targets = accumulate_targets(targets, layout, all_logprobs, shard)
+            state.targets[layout.state_rows] = new_targets
+            reached = fulfilment(new_rewards, new_targets, params)
     state.steps[layout.state_rows] = steps + 1
     return SamplerOutput(
         tokens=tokens,
@@ -122,6 +137,7 @@ def steer(
         logprob=shard.gather_token(logprobs, tokens) if logprobs is not None else _nan_rows(scores),
         weights=weights,
         rewards=rewards * params["beta"][:, None],
+        fulfilment=reached,
         strength=strength,
         kl=kl,
         branch_logprobs=branch_logprobs,
@@ -142,32 +158,33 @@ def sample(scores: Tensor, params: StateView, steps: Tensor, shard: UnshardedVoc
     return tokens
 
 
-def _mix_logits(
-    logits: Tensor,
-    layout: RequestLayout,
+def _compute_weights(
+    prior: Tensor,
+    rewards: Tensor,
+    targets: Tensor,
     params: StateView,
     steps: Tensor,
-    row_weight: Tensor,
-    *,
-    uses_prev_contrast: bool,
+    features: StepFeatures,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The steered scores [requests, vocab], the rows' coefficients [rows] and the strength [requests].
+    """The weights [requests, K], the strength that they share, and the base's coefficient, [requests] each.
 
     OPAD's first step takes z_1 alone.
     """
-    base_coef, objective_coef = params["base_coef"], params["objective_coef"]
-    if uses_prev_contrast:
+    base_coef, strength = params["base_coef"], params["objective_coef"]
+    weights = reweight(prior, rewards, params["reward_rate"]) if REWARDS in features else prior
+    if GAINS in features:
+        has_gains = params["max_gain"] > 0
+        gain_weights, gain_strength = compute_gains(prior, rewards, targets, params)
+        weights = gain_weights.where(has_gains[:, None], weights)
+        base_coef = torch.where(has_gains, 1 - gain_strength, base_coef)
+        strength = gain_strength.where(has_gains, strength)
+    if PREV_CONTRAST in features:
         first_step = (params["prev_contrast_coef"] != 0) & (steps == 0)
-        base_coef, objective_coef = (
+        base_coef, strength = (
             torch.where(first_step, 0.0, base_coef),
-            torch.where(first_step, 1.0, objective_coef),
+            torch.where(first_step, 1.0, strength),
         )
-    row_coefs = torch.where(
-        layout.branch_of_row > 0,
-        objective_coef[layout.request_of_row] * row_weight,
-        base_coef[layout.request_of_row],
-    )
-    return layout.combine(logits, row_coefs), row_coefs, objective_coef
+    return weights, strength, base_coef
 
 
 def _union(masks: list[tuple[Tensor, Tensor]], scores: Tensor) -> Tensor | None:

@@ -141,12 +141,11 @@ def apply_trust_region(
     With `measure_kl`, also compute the KL of methods without a budget that are of the form b + a (m − b).
     """
     kl = torch.full_like(strength, torch.nan)
-    has_base = layout.branch_of_row[layout.row_start] == 0
     has_budget = params["kl_budget"] < torch.inf
     on_ray = (
-        has_base
+        layout.has_base
         & (layout.num_rows > 1)
-        & (params["base_coef"] == 1 - strength)
+        & (params["base_coef"] == 1 - params["objective_coef"])
         & (params["prev_contrast_coef"] == 0)
     )
     rays = has_budget | (on_ray if measure_kl else has_budget)

@@ -31,7 +31,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"prompt": "Hi", "chat_template_kwargs": {1: 2}},
         "a key of chat_template_kwargs is 1; it must be a string",
     ),
-    ({"prompt": "Hi", "steering": Mato}, "it must be of type Method"),
+    ({"prompt": "Hi", "steering": Mato}, "it must be a method such as Trim("),
     ({"prompt": "Hi", "sampling": {"n": 2}}, "sampling is {'n': 2}; it must be of type SamplingParams"),
     ({"branch_token_ids": []}, "branch_token_ids has 0 branches; base here needs 1"),
     ({"branch_token_ids": [[1], [2]]}, "branch_token_ids has 2 branches; base here needs 1"),

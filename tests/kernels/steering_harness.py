@@ -20,6 +20,7 @@ from trimtab.engine.methods.builtin import (
     Prompt,
 )
 from trimtab.engine.methods.objective import Objective
+from trimtab.engine.methods.trim import Trim
 from trimtab.kernels.steering.layout import LogitEdits, RequestLayout
 from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.state import SteeringState
@@ -60,6 +61,7 @@ class StepResult(NamedTuple):
     logprob: float
     weights: list[float]
     rewards: list[float]
+    fulfilment: list[float]
     strength: float
     kl: float
     branches: list[float]
@@ -110,6 +112,7 @@ def decode(
                     logprob=float(output.logprob[position]),
                     weights=output.weights[position, :num_objectives].tolist(),
                     rewards=output.rewards[position, :num_objectives].tolist(),
+                    fulfilment=output.fulfilment[position, :num_objectives].tolist(),
                     strength=float(output.strength[position]),
                     kl=float(output.kl[position]),
                     branches=output.branch_logprobs[
@@ -176,6 +179,9 @@ def all_method_cases() -> list[SteeringCase]:
         (ContextSteering(make_objectives(0.3, 0.7), relative_top=0.05), GREEDY),
         (Mato(make_objectives(1.0, 3.0), kl_budget=0.1, relative_top=0.3), hot_sampling),
         (LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
+        (Trim(make_objectives(0.5)), GREEDY),
+        (Trim(make_objectives(0.7, 0.0, 1.2), control_rate=0.5, max_gain=1.5), SAMPLED),
+        (Trim(make_objectives(*[0.1 * index for index in range(40)]), relative_top=None), hot_sampling),
     ]
     result = []
     for seed, (method, draw) in enumerate(cases):

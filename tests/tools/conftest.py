@@ -62,13 +62,15 @@ class FakeEngine:
             timings=Timings(0.0, 0.1, 0.2, 15.0),
             seed=1000 + index if seed is None else seed + index,
             error=self.error,
+            fulfilment=[0.5] * (len(branch_names) - 1),
         )
 
     def _trace(self, request: Request, num_tokens: int) -> Trace:
         weights = list(request.steering.weights()) if request.steering.objectives else []
         rows = [weights] * num_tokens
         logprobs = [[-1.0] * (len(weights) + 1)] * num_tokens
-        return Trace(rows, rows, [float("nan")] + [1.5] * (num_tokens - 1), [0.0] * num_tokens, logprobs)
+        strength, kl = [float("nan")] + [1.5] * (num_tokens - 1), [0.0] * num_tokens
+        return Trace(rows, rows, strength, kl, logprobs, [[0.5] * len(weights)] * num_tokens)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ProgressCallback = Callable[[int, int], None]
 MAX_LABEL_WIDTH = 44
-BAR_WIDTH = 30
+BAR_WIDTH = 20
 
 
 def make_console() -> Console:
@@ -49,17 +49,24 @@ def progress(label: str) -> Iterator[ProgressCallback | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+class AskedObjective(NamedTuple):
+    """An objective's text and the weight that was asked."""
+
+    text: str
+    weight: float
+
+
 class LiveView:
-    """An answer while it is decoded, with a bar below for each objective and its current weight.
+    """An answer while it is decoded, with a bar below for each objective: its fulfilment beside its weight.
 
     Complete lines are printed once and scroll away; only the last line and the bars are redrawn, so an answer
     may be longer than the screen.
     """
 
-    def __init__(self, console: Console, objectives: Sequence[str] = ()) -> None:
+    def __init__(self, console: Console, objectives: Sequence[AskedObjective] = ()) -> None:
         self._console = console
         self._objectives = objectives
-        self._weights: list[float] | None = None
+        self._fulfilment: list[float | None] = []
         self._line = ""
         self._live = Live(console=console, refresh_per_second=12, vertical_overflow="crop")
 
@@ -72,9 +79,9 @@ class LiveView:
         self._live.stop()
 
     def add(self, delta: Delta) -> None:
-        """Show a delta of the answer and the weights of its last token."""
-        if delta.trace and delta.trace.weights:
-            self._weights = delta.trace.weights[-1]
+        """Show a delta of the answer and the fulfilment at its last token."""
+        if delta.trace and delta.trace.fulfilment:
+            self._fulfilment = delta.trace.fulfilment[-1]
         self._line += escape(delta.text).expandtabs(4)
         *complete, self._line = wrap_lines(self._line, self._console)
         for line in complete:
@@ -82,14 +89,14 @@ class LiveView:
         self._live.update(self._render())
 
     def finish(self, caption: str) -> None:
-        """Show the final weights and the caption, and stop drawing."""
+        """Show the final fulfilment and the caption, and stop drawing."""
         self._live.update(Group(self._render(), Text(caption, style="dim")), refresh=True)
         self._live.stop()
 
     def _render(self) -> RenderableType:
-        if not self._weights or len(self._weights) != len(self._objectives):
+        if not self._objectives or len(self._fulfilment) != len(self._objectives):
             return Text(self._line)
-        return Group(Text(self._line), weight_bars(self._objectives, self._weights))
+        return Group(Text(self._line), fulfilment_bars(self._objectives, self._fulfilment))
 
 
 def wrap_lines(text: str, console: Console) -> list[str]:
@@ -103,15 +110,17 @@ def wrap_lines(text: str, console: Console) -> list[str]:
     return [*lines, *complete, last[last.rindex(tail) :]]
 
 
-def weight_bars(objectives: Sequence[str], weights: Sequence[float]) -> Table:
-    """A table with one row for each objective: its text, a bar and its weight."""
+def fulfilment_bars(objectives: Sequence[AskedObjective], fulfilment: Sequence[float | None]) -> Table:
+    """A table with one row for each objective: its text, a bar of its fulfilment, and both numbers."""
     table = Table.grid(padding=(0, 1))
     table.add_column(max_width=MAX_LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column(width=BAR_WIDTH)
-    table.add_column(justify="right")
-    for objective, weight in zip(objectives, weights, strict=True):
-        bar = ProgressBar(total=1.0, completed=weight, width=BAR_WIDTH, finished_style="bar.complete")
-        table.add_row(Text(escape(" ".join(objective.split())), style="dim"), bar, Text(f"{weight:.2f}"))
+    table.add_column(no_wrap=True)
+    for objective, reached in zip(objectives, fulfilment, strict=True):
+        filled = min(max(reached or 0.0, 0.0), 1.0)
+        bar = ProgressBar(total=1.0, completed=filled, width=BAR_WIDTH, finished_style="bar.complete")
+        numbers = f"asked {objective.weight:.2f}" + ("" if reached is None else f", reached {reached:.2f}")
+        table.add_row(Text(escape(" ".join(objective.text.split())), style="dim"), bar, Text(numbers))
     return table
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ...engine.outputs import Output
+    from ...engine.request import Request
 
 
 def output_to_dict(output: Output, method: str) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def _one_to_dict(output: Output, method: str) -> dict[str, Any]:
         "timings": asdict(output.timings),
         "seed": output.seed,
         "rewards": trace and trace.rewards,
+        "fulfilment": output.fulfilment,
+        "notes": output.notes,
         "strength": trace and trace.strength,
         "kl": trace and trace.kl,
         "logprobs": output.logprobs and [asdict(token) for token in output.logprobs],
@@ -53,6 +56,13 @@ def format_caption(output: Output, sampled: bool) -> str:
     ]
     parts += [output.finish_reason, f"seed {output.seed}" if sampled else ""]
     return " · ".join(part for part in parts if part)
+
+
+def format_caption_and_notes(output: Output, request: Request) -> str:
+    """The caption, and a line for each note that was not issued as a warning when the request was made."""
+    warned = set(request.steering.iter_warnings())
+    caption = format_caption(output, request.sampling.temperature > 0)
+    return "\n".join([caption, *(note for note in output.notes if note not in warned)])
 
 
 def format_strength(output: Output) -> str:

@@ -56,12 +56,10 @@ def open_view(request: Request) -> Iterator[View]:
         return
     from . import display  # noqa: PLC0415 - rich is needed on a terminal only
 
-    objectives = (
-        request.steering.branch_objectives()
-        if request.trace and request.steering.objective_arity == "many"
-        else ()
-    )
-    live_view = display.LiveView(display.make_console(), objectives)
+    method = request.steering
+    objectives = method.branch_objectives() if request.trace and method.objective_arity == "many" else ()
+    asked = [display.AskedObjective(*each) for each in zip(objectives, method.weights(), strict=False)]
+    live_view = display.LiveView(display.make_console(), asked)
     live_view.start()
     try:
         yield live_view

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ...engine.methods.base import Method
 from ...engine.methods.builtin import METHODS
 from ...engine.methods.objective import Objective
-from ...engine.methods.registry import default_method, method_class, methods_by_setting, require_setting
+from ...engine.methods.registry import (
+    DEFAULT_METHOD,
+    default_method,
+    method_class,
+    methods_by_setting,
+    require_setting,
+)
 from ...kernels.common.errors import InputError
 from . import flags
 
@@ -55,7 +61,9 @@ def add_method_flags(parser: Parser) -> None:
     add_prefer(group)
     names = ", ".join(cls.name for cls in METHODS)
     group.add_argument(
-        "--method", metavar="NAME", help=f"{names} (default: mato with objectives, base without)"
+        "--method",
+        metavar="NAME",
+        help=f"{names} (default: {DEFAULT_METHOD.name} with objectives, base without)",
     )
     presets = ", ".join(f"{name} ({cls.name})" for cls in METHODS for name in cls.presets)
     group.add_argument(

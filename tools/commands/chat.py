@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from ...engine.engine import Engine
     from ...engine.methods.base import Method
-    from ...engine.outputs import Output
     from ...engine.sampling_params import SamplingParams
     from ..cli.parser import Parser
 
@@ -147,14 +146,11 @@ class Chat:
                 view.add(delta)
                 text += delta.text
                 output = delta.output or output
-            view.finish(self._caption(output))
+            view.finish(formatting.format_caption_and_notes(output, request) if output else "stopped")
         error = output and live_answer.error_message(output)
         if error:
             raise RunError(error)
         return text
-
-    def _caption(self, output: Output | None) -> str:
-        return formatting.format_caption(output, self._sampling.temperature > 0) if output else "stopped"
 
     def _prefer(self, arg: str) -> None:
         if arg:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...engine.outputs import Output
     from ..cli.parser import Parser
 
-DEFAULT_METHODS = "base,prompt,amulet,mato,mato:preset=balanced"
+DEFAULT_METHODS = "base,prompt,amulet,mato,trim"
 MIN_TABLE_WIDTH = 100
 """On a narrower terminal the answers are printed one below the other."""
 

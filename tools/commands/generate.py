@@ -90,7 +90,7 @@ def _stream(engine: Engine, request: Request) -> Output:
             view.add(delta)
             output = delta.output or output
         assert output is not None, "a stream ends with its output"
-        view.finish(formatting.format_caption(output, request.sampling.temperature > 0))
+        view.finish(formatting.format_caption_and_notes(output, request))
     return output
 
 

@@ -64,7 +64,6 @@ async function load() {
     $("model").textContent = `The model is ${model}.`;
     steer.methods.filter((each) => each.objective_arity !== "none").forEach((each) => methods.set(each.name, each));
     $("method").replaceChildren(...[...methods.keys()].map((name) => new Option(name)));
-    $("method").value = "mato";
     showPresets();
     $("page-error").textContent = "";
   } catch (error) {
@@ -131,7 +130,7 @@ function steering() {
   const objectives = readObjectives().map(({ text, weight }) => ({ text, weight }));
   const kl_budget = $("budget").hidden ? undefined : number("kl-budget");
   const preset = $("presets").hidden || $("preset").value === "published" ? undefined : $("preset").value;
-  return { method: $("method").value || "mato", preset, objectives, kl_budget };
+  return { method: $("method").value || undefined, preset, objectives, kl_budget };
 }
 
 // The answers
@@ -145,6 +144,8 @@ class Answer {
 
   take({ choices: [choice], usage }) {
     if (choice) this.add(choice.delta?.content ?? "", choice.trace);
+    this.fulfilment = choice?.fulfilment ?? choice?.trace?.fulfilment?.at(-1) ?? this.fulfilment;
+    this.notes = choice?.notes ?? this.notes;
     this.finish = choice?.finish_reason ?? this.finish;
     this.count = usage?.completion_tokens ?? this.count;
     this.report("writing");
@@ -234,6 +235,12 @@ function swatch({ text, colour }) {
   return make("span", { className: "branch" }, make("span", { className: `swatch objective-${colour}` }), text);
 }
 
+/** What was asked of an objective and what the answer reached, 1 being as if its branch decoded alone. */
+function asked({ weight }, reached) {
+  if (weight === undefined) return "";
+  return `: asked ${weight.toFixed(2)}` + (reached == null ? "" : `, reached ${reached.toFixed(2)}`);
+}
+
 function drawChart() {
   const { branches, selected, trace: { tokens, weights = [] } } = steered;
   const right = Math.max($("chart").clientWidth, 200) - 12;
@@ -254,7 +261,9 @@ function drawChart() {
   const parts = [[0, 0.5, 1].map(rule), tokens.map(tick), title, mark, branches.map(curve)].flat(2);
   const head = { width: "100%", height: 200, role: "img", "aria-label": "Weights by token" };
   $("chart").replaceChildren(draw("svg", head, ...parts));
-  $("legend").replaceChildren(...branches.map((branch) => make("li", {}, swatch(branch))));
+  const entry = (branch, k) => make("li", {}, swatch(branch), asked(branch, steered.fulfilment?.[k]));
+  const notes = (steered.notes ?? []).map((note) => make("li", { className: "note" }, note));
+  $("legend").replaceChildren(...branches.map(entry), ...notes);
 }
 
 function showDetail() {

@@ -1,6 +1,7 @@
 """The last launch of a steering step, one program per request: token, trace and next state.
 
 R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
+E_k ← E_k + KL(π_k ‖ π_0),  see `kernels.steering.gains`
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...steering.gains import MIN_TARGET as REFERENCE_MIN_TARGET
 from ...steering.rewards import EMA as REFERENCE_EMA
 from ...steering.rewards import MEAN as REFERENCE_MEAN
+from ...steering.rewards import SUM as REFERENCE_SUM
 from .columns import column, load_param
 from .score import NO_TOKEN
 from .trust_region import KL_BUDGET, kl_divergence, load_moments, select
 
 ACCUMULATE, DECAY = column("accumulate"), column("decay")
-BLOCK_R = 16
-MEAN, EMA = tl.constexpr(REFERENCE_MEAN), tl.constexpr(REFERENCE_EMA)
+BLOCK_R = 8
+SUM, MEAN, EMA = tl.constexpr(REFERENCE_SUM), tl.constexpr(REFERENCE_MEAN), tl.constexpr(REFERENCE_EMA)
+MIN_TARGET = tl.constexpr(REFERENCE_MIN_TARGET)
 
 
 @triton.jit
@@ -37,27 +41,32 @@ def merge_logsumexp(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def load_branch_logprobs(
-    logits_ptr, row_max_ptr, row_sum_ptr, rows, mask_r, token, vocab_size, num_splits, BLOCK_S: tl.constexpr
-):
-    """Log-probability of the token in each row `rows` of the logits."""
+def load_branch_stats(
+    logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, rows, mask_r, token, vocab_size, num_splits,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """The token's log-probability, the logsumexp and the mean of z − z_0 in each row `rows` of the logits."""
     offs_s = tl.arange(0, BLOCK_S)[None, :]
     offs, mask = rows[:, None] * num_splits + offs_s, mask_r[:, None] & (offs_s < num_splits)
     split_maxes = tl.load(row_max_ptr + offs, mask=mask, other=float("-inf"))
     row_max = tl.where(mask_r, tl.max(split_maxes, axis=1), 0.0)
     sum_exp = tl.load(row_sum_ptr + offs, mask=mask, other=0.0) * tl.exp(split_maxes - row_max[:, None])
+    row_sum = tl.where(mask_r, tl.sum(sum_exp, axis=1), 1.0)
+    lse = row_max + tl.log(row_sum)
+    contrast = tl.load(row_contrast_ptr + offs, mask=mask, other=0.0)
+    mean_contrast = tl.sum(contrast * tl.exp(split_maxes - row_max[:, None]), axis=1) / row_sum
     logit = tl.load(logits_ptr + rows * vocab_size + token, mask=mask_r, other=0.0).to(tl.float32)
-    return logit - (row_max + tl.log(tl.where(mask_r, tl.sum(sum_exp, axis=1), 1.0)))
+    return logit - lse, lse, mean_contrast
 
 
 @triton.jit(do_not_specialize=["params_stride", "num_splits", "num_reqs", "max_objectives"])
 def finalize_kernel(
     logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr,
     params_ptr, params_stride,
-    rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr, score_max_ptr,
-    score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr, token_ptr, failed_ptr,
-    logprob_ptr,
-    kl_ptr, branch_logprob_ptr, lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
+    rewards_ptr, targets_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr,
+    row_contrast_ptr, score_max_ptr, score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr,
+    best_token_ptr, token_ptr, failed_ptr, logprob_ptr, kl_ptr, branch_logprob_ptr, fulfilment_ptr,
+    lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
     HAS_KL_BUDGET: tl.constexpr, MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
     BRANCH_LOGPROBS: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -123,24 +132,31 @@ def finalize_kernel(
     offs_r = tl.arange(0, BLOCK_R)
     for start_o in range(0, max_objectives, BLOCK_O):
         offs_o = start_o + tl.arange(0, BLOCK_O)
-        contrast_sums = tl.zeros([BLOCK_O], tl.float32)
-        base = tl.zeros([], tl.float32)
+        mask_o = offs_o < max_objectives
+        contrast_sums, divergences = tl.zeros([BLOCK_O], tl.float32), tl.zeros([BLOCK_O], tl.float32)
+        base, base_lse = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
         for start_r in range(0, num_rows, BLOCK_R):
             mask_r = start_r + offs_r < num_rows
             rows = row_start + start_r + offs_r
             logprobs = tl.full([BLOCK_R], float("nan"), tl.float32)
             if BRANCH_LOGPROBS:
-                logprobs = load_branch_logprobs(
-                    logits_ptr, row_max_ptr, row_sum_ptr, rows, mask_r, token, vocab_size, num_splits, BLOCK_S
-                )
+                logprobs, lses, mean_contrasts = load_branch_stats(
+                    logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, rows, mask_r, token, vocab_size,
+                    num_splits, BLOCK_S,
+                )  # fmt: skip
                 base = tl.where(start_r == 0, tl.sum(tl.where(offs_r == 0, logprobs, 0.0), axis=0), base)
                 branch = tl.load(branch_ptr + rows, mask=mask_r, other=0)
                 is_objective = (branch[:, None] - 1 == offs_o[None, :]) & mask_r[:, None]
                 contrast_sums += tl.sum(tl.where(is_objective, logprobs[:, None] - base, 0.0), axis=0)
+                first_lse = tl.sum(tl.where(offs_r == 0, lses, 0.0), axis=0)
+                base_lse = tl.where(start_r == 0, first_lse, base_lse)
+                divergence = mean_contrasts - (lses - base_lse)
+                divergence = tl.where(divergence < 0, 0.0, divergence)[:, None]
+                divergences += tl.sum(tl.where(is_objective, divergence, 0.0), axis=0)
             tl.store(branch_logprob_ptr + rows, logprobs, mask=mask_r)
         if BRANCH_LOGPROBS:
             reward_ptrs = rewards_ptr + state_row * max_objectives + offs_o
-            prev_rewards = tl.load(reward_ptrs, mask=offs_o < max_objectives, other=0.0)
+            prev_rewards = tl.load(reward_ptrs, mask=mask_o, other=0.0)
             gains = contrast_sums.to(tl.float64)
             new_rewards = prev_rewards + gains
             new_rewards = tl.where(
@@ -152,4 +168,15 @@ def finalize_kernel(
                 accumulate == EMA, decay * prev_rewards + (1.0 - decay) * gains, new_rewards
             )
             valid = has_base & (tl.abs(new_rewards) < float("inf"))
-            tl.store(reward_ptrs, tl.where(valid, new_rewards, prev_rewards), mask=offs_o < max_objectives)
+            new_rewards = tl.where(valid, new_rewards, prev_rewards)
+            tl.store(reward_ptrs, new_rewards, mask=mask_o)
+            target_ptrs = targets_ptr + state_row * max_objectives + offs_o
+            prev_targets = tl.load(target_ptrs, mask=mask_o, other=0.0)
+            new_targets = prev_targets + divergences.to(tl.float64)
+            valid = has_base & (tl.abs(new_targets) < float("inf"))
+            new_targets = tl.where(valid, new_targets, prev_targets)
+            tl.store(target_ptrs, new_targets, mask=mask_o)
+            is_known = tl.where(accumulate == SUM, new_targets, 0.0) >= MIN_TARGET
+            fulfilment = new_rewards / tl.where(is_known, new_targets, 1.0)
+            fulfilment = tl.where(is_known, fulfilment, float("nan"))
+            tl.store(fulfilment_ptr + req_idx * max_objectives + offs_o, fulfilment, mask=mask_o)

@@ -1,9 +1,9 @@
 """Mix the logits of a request's branches in one pass, in splits of the vocabulary.
 
 The kernel loops over the rows and keeps the split in registers, so that neither the number of rows nor that
-of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, the mixed logits, OPAD's
-contrast for the next step, whether any value was not finite, and in a trust region the moments at the coarse
-strengths.
+of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, for E_k of
+`kernels.steering.gains` also Σ exp · (z_k − z_0), the mixed logits, OPAD's contrast for the next step,
+whether any value was not finite, and in a trust region the moments at the coarse strengths.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .columns import column, load_param
+from .masks import FORBIDDEN_LOGIT
 from .trust_region import KL_BUDGET, coarse_strength, store_moments
 
 PREV_CONTRAST_COEF = column("prev_contrast_coef")
@@ -28,11 +29,11 @@ def has_nonfinite(values, mask):
 def mix_logits_kernel(
     logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
     params_ptr, params_stride,
-    contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr,
+    contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
-    HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr, NUM_COARSE: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr,
+    NUM_COARSE: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """valid_vocab: ids from it on are never chosen; row_valid_max: the maximum of each row below it."""
     req_idx, split_idx = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -42,15 +43,22 @@ def mix_logits_kernel(
     mask_v = offs_v < vocab_size
     mixed = tl.zeros([BLOCK_V], tl.float32)
     centre = tl.zeros([], tl.float32)
+    first_z = mixed
     for branch_idx in range(num_rows):
         row = row_start + branch_idx
-        z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=float("-inf")).to(tl.float32)
+        z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=FORBIDDEN_LOGIT).to(tl.float32)
         coef = tl.load(coef_ptr + row)
         mixed += coef * z
         centre += coef * tl.load(logits_ptr + row * vocab_size).to(tl.float32)
         row_max = tl.max(z, axis=0)
         tl.store(row_max_ptr + row * num_splits + split_idx, row_max)
-        tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(tl.exp(z - row_max), axis=0))
+        exps = tl.exp(z - row_max)
+        tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(exps, axis=0))
+        if branch_idx == 0:
+            first_z = z
+        else:
+            contrast = tl.sum(exps * (z - first_z), axis=0)
+            tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
         row_valid_max = row_max
         if (split_idx + 1) * BLOCK_V > valid_vocab:
             row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)

@@ -1,7 +1,7 @@
 """The steering step on a GPU: `kernels.steering.step` as a fixed sequence of Triton launches.
 
     reweight_kernel          (request)          weights, coefficients of the mix
-    mix_logits_kernel        (request, split)   Σ c z, (max, Σ exp) of every row; trust region: 8 strengths
+    mix_logits_kernel        (request, split)   Σ c z, statistics of every row; trust region: 8 strengths
     kl_bracket_kernel        (request, split)   trust region: 12 strengths inside the bracket
     find_thresholds          (request, split)   4 launches each for support mask, top-k and top-p
     score_kernel             (request, split)   a*, scores, mask, bans, penalties, noise, best per split
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...steering.feature import StepFeatures
 from ...steering.features import FEATURES
+from ...steering.gains import GAINS
 from ...steering.layout import LogitEdits
 from ...steering.masks import MASKS, NUCLEUS_MASK
 from ...steering.prev_contrast import PREV_CONTRAST
@@ -143,8 +144,8 @@ class SteeringLaunch:
         self.on_ray = self._new(self.num_reqs, dtype=torch.int32)
         self.truncation_params = self._new(self.num_reqs, 3, dtype=torch.float64)
         self.mixed_logits = self._new(self.num_reqs, self.vocab_size)
-        self.row_max, self.row_sum, self.row_valid_max = (
-            self._new(self.num_rows, num_splits) for _ in range(3)
+        self.row_max, self.row_sum, self.row_contrast, self.row_valid_max = (
+            self._new(self.num_rows, num_splits) for _ in range(4)
         )
         self.score_max, self.score_sum, self.allowed_max, self.best_score = (
             self._new(self.num_reqs, num_splits) for _ in range(4)
@@ -191,7 +192,7 @@ class SteeringLaunch:
         layout, state = self.layout, self.state
         reweight_kernel[(self.num_reqs,)](
             layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
-            state.prior_weights, state.rewards, state.steps,
+            state.prior_weights, state.rewards, state.targets, state.steps,
             *self.params, self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray,
             self.truncation_params,
             self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
@@ -204,8 +205,8 @@ class SteeringLaunch:
             self.logits, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, state.steps, *self.params,
             state.contrast_slot, prev_contrast,
-            self.mixed_logits, self.row_max, self.row_sum, self.row_valid_max, self.nonfinite, self.centre,
-            self.coarse_sums,
+            self.mixed_logits, self.row_max, self.row_sum, self.row_contrast, self.row_valid_max,
+            self.nonfinite, self.centre, self.coarse_sums,
             self.vocab_size, self.tiling.num_splits, state.vocab_size,
             HAS_PREV_CONTRAST=PREV_CONTRAST in features,
             STORE_COARSE_SUMS=self.has_kl_budget and not self.has_region_masks,
@@ -301,14 +302,16 @@ class SteeringLaunch:
         logprob, lse = self._new(self.num_reqs), self._new(self.num_reqs)
         kl = torch.empty_like(self.strength)
         branch_logprobs = self._new(self.num_rows)
+        fulfilment = torch.full_like(self.weights, torch.nan)
         return_logprobs = self.trace or self.top
         finalize_kernel[(self.num_reqs,)](
             self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
             layout.branch_of_row,
-            *self.params, state.rewards, state.steps,
-            self.strength, self.on_ray, self.row_max, self.row_sum, self.score_max, self.score_sum,
+            *self.params, state.rewards, state.targets, state.steps,
+            self.strength, self.on_ray, self.row_max, self.row_sum, self.row_contrast,
+            self.score_max, self.score_sum,
             self.kl_sums, self.nonfinite, self.best_score, self.best_token,
-            tokens, failed, logprob, kl, branch_logprobs, lse,
+            tokens, failed, logprob, kl, branch_logprobs, fulfilment, lse,
             self.vocab_size, self.tiling.num_splits, self.num_reqs, self.max_objectives,
             HAS_KL_BUDGET=self.has_kl_budget, MEASURE_KL=self.trace, RETURN_LOGPROBS=return_logprobs,
             BRANCH_LOGPROBS=self.trace or self.features.branch_logprobs,
@@ -320,6 +323,7 @@ class SteeringLaunch:
             logprob=logprob,
             weights=self.weights,
             rewards=self.rewards,
+            fulfilment=fulfilment if self.trace or GAINS in self.features else fulfilment.fill_(torch.nan),
             strength=self.strength,
             kl=kl,
             branch_logprobs=branch_logprobs,

@@ -203,7 +203,6 @@ def test_base_refuses_objectives() -> None:
         (lambda: Objective("Be kind.", -0.5), "'Be kind.' is -0.5"),
         (lambda: Objective("Be kind.", NAN), "'Be kind.' is nan"),
         (lambda: Objective("Be kind.", INF), "'Be kind.' is inf"),
-        (lambda: Mato([Objective("a", 0), Objective("b", 0)]), "the weights of all objectives are 0"),
         (lambda: Mato([KIND, SHORT, Objective("Be kind.", 2)]), "objective 'Be kind.' is given twice"),
         (
             lambda: Mato(["Be kind."]),
@@ -294,7 +293,7 @@ def test_methods_are_frozen(method: type[Method]) -> None:
 
 def test_names_are_those_of_the_command_line() -> None:
     assert [method.name for method in METHODS] == [
-        "base", "prompt", "linear-alignment", "context-steering", "guidance",
+        "trim", "base", "prompt", "linear-alignment", "context-steering", "guidance",
         "opad", "amulet", "mato", "mixture",
     ]  # fmt: skip
 

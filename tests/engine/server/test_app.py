@@ -44,14 +44,16 @@ def test_a_chat_answer_equals_the_engines_output(client: Client, tiny_async_engi
         "seed": 3,
         "top_k": 50,
         "ignore_eos": True,
-        "steering": {**STEERING, "kl_budget": 0.3, "trace": True},
+        "steering": {**STEERING, "method": "mato", "kl_budget": 0.3, "trace": True},
     }
     answer = client.chat(**body).json()
     choice = answer["choices"][0]
     assert choice["message"]["content"] == expected.text
     assert expected.trace is not None
-    for name in ("weights", "rewards", "strength", "kl", "branch_logprobs"):
+    for name in ("weights", "rewards", "fulfilment", "strength", "kl", "branch_logprobs"):
         assert choice["trace"][name] == getattr(expected.trace, name)
+    assert choice["fulfilment"] == expected.fulfilment == expected.trace.fulfilment[-1]
+    assert choice["notes"] == ["mato uses only the ratios of the weights: they become 0.667, 0.333"]
     lengths = [len(branch.prompt_token_ids) for branch in expected.branches]
     assert answer["usage"] == {
         "prompt_tokens": lengths[0],
@@ -62,6 +64,7 @@ def test_a_chat_answer_equals_the_engines_output(client: Client, tiny_async_engi
     chunks = parse_sse(client.chat(**body, stream=True))
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected.text
     assert not any("usage" in chunk for chunk in chunks)
+    assert chunks[-1]["choices"][0]["fulfilment"] == expected.fulfilment
 
 
 def test_presets_are_selected_by_name_and_unknown_ones_refused(
@@ -70,9 +73,11 @@ def test_presets_are_selected_by_name_and_unknown_ones_refused(
     method = Mato.preset("balanced", [Objective("Be kind.", 2), Objective("Be brief.")], tau=3.0)
     expected = tiny_async_engine.submit(Request(QUESTION, method, SamplingParams(max_tokens=6))).result()
     body = {"max_tokens": 6, "temperature": 0}
-    answer = client.chat(**body, steering={**STEERING, "preset": "balanced", "tau": 3}).json()
+    answer = client.chat(
+        **body, steering={**STEERING, "method": "mato", "preset": "balanced", "tau": 3}
+    ).json()
     assert answer["choices"][0]["message"]["content"] == expected.text
-    refused = client.chat(**body, steering={**STEERING, "preset": "bold"})
+    refused = client.chat(**body, steering={**STEERING, "method": "mato", "preset": "bold"})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "mato has no preset 'bold'; presets are balanced"
     assert refused.json()["error"]["param"] == "steering.preset"
@@ -114,13 +119,11 @@ def test_a_completion_puts_the_objective_before_the_text(
 def test_the_preview_shows_the_branches(client: Client, tiny_async_engine: AsyncEngine) -> None:
     body = {"messages": QUESTION, "steering": STEERING}
     preview = client("POST", "/v1/steer/preview", json=body).json()
-    prompts = tiny_async_engine.render(
-        Request(QUESTION, Mato([Objective("Be kind.", 2), Objective("Be brief.")]))
-    )
+    prompts = tiny_async_engine.render(Request(QUESTION, {"Be kind.": 2, "Be brief.": 1}))
     assert preview["branches"] == [
         {"name": each.name, "prompt": each.prompt, "tokens": len(each.prompt_token_ids)} for each in prompts
     ]
-    assert (preview["method"], preview["weights"]) == ("mato", [2 / 3, 1 / 3])
+    assert (preview["method"], preview["weights"]) == ("trim", [2, 1])
     doubtful = {**body, "steering": {"method": "amulet", **STEERING}}
     assert "uneven weights" in client("POST", "/v1/steer/preview", json=doubtful).json()["notes"][0]
 
@@ -172,11 +175,11 @@ def test_profiles_select_steering_by_name(make_client: ClientFactory, tmp_path: 
     )
     client = make_client(profiles=str(file))
     named = client.chat(temperature=0, steering="kind").json()
-    written = client.chat(temperature=0, steering={**STEERING, "kl_budget": 0.2}).json()
+    written = client.chat(temperature=0, steering={**STEERING, "method": "mato", "kl_budget": 0.2}).json()
     assert named["choices"] == written["choices"]
     assert list(client.get("/v1/steer/profiles").json()["profiles"]) == ["kind"]
     assert "profiles are kind" in parse_error(client.chat(steering="other"), 400)["message"]
-    file.write_text('[kind]\nobjectives = ["a"]\ntau = -1\n')
+    file.write_text('[kind]\nmethod = "mato"\nobjectives = ["a"]\ntau = -1\n')
     with pytest.raises(InputError, match=r"profile 'kind' .* tau of mato is -1"):
         Profiles.from_file(file)
     with pytest.raises(InputError, match="cannot read"):

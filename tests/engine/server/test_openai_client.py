@@ -52,7 +52,7 @@ def test_steering_is_one_key_and_its_trace_streams(openai: OpenAI) -> None:
         messages=MESSAGES,
         max_tokens=8,
         temperature=0,
-        extra_body={"steering": {**STEERING, "trace": True, "kl_budget": 0.2}},
+        extra_body={"steering": {**STEERING, "method": "mato", "trace": True, "kl_budget": 0.2}},
     )
     trace = response.choices[0].model_extra["trace"]  # type: ignore[index]
     assert "".join(trace["tokens"]) == response.choices[0].message.content
@@ -66,7 +66,7 @@ def test_steering_is_one_key_and_its_trace_streams(openai: OpenAI) -> None:
         max_tokens=8,
         temperature=0,
         stream=True,
-        extra_body={"steering": {**STEERING, "trace": True, "kl_budget": 0.2}},
+        extra_body={"steering": {**STEERING, "method": "mato", "trace": True, "kl_budget": 0.2}},
     )
     parts = [extra["trace"] for chunk in stream if "trace" in (extra := chunk.choices[0].model_extra or {})]
     for name, values in trace.items():

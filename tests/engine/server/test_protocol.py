@@ -81,9 +81,9 @@ def test_metadata_fields_of_clients_are_accepted(client: Client) -> None:
         ),
         ({"steering": 5}, "steering", "an object"),
         ({"steering": "kind"}, "steering", "profiles are none"),
-        ({"steering": {"method": "x"}}, "steering.method", "methods are base"),
+        ({"steering": {"method": "x"}}, "steering.method", "methods are trim, base"),
         ({"steering": {"method": "mato"}}, "steering", "at least one objective"),
-        ({"steering": {**STEERING, "tau": 0}}, "steering.tau", "above 0"),
+        ({"steering": {**STEERING, "method": "mato", "tau": 0}}, "steering.tau", "above 0"),
         ({"steering": {**STEERING, "tua": 1}}, "steering.tua", "not a setting"),
         ({"steering": {**STEERING, "trace": 1}}, "steering.trace", "true or false"),
         ({"steering": {"objectives": [{"text": "a", "weight": -3}]}}, "steering.objectives[0]", "-3"),
@@ -242,7 +242,7 @@ def test_a_client_that_disconnects_before_its_body_ends_leaks_nothing(
         ({"role": "tool", "content": "x"}, "the role of messages[0]"),
         ({"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}, "'tool_calls'"),
         ({"role": "user", "content": "x", "audio": {"id": "y"}}, "'audio'"),
-        ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a text"),
+        ({"role": "user", "content": {"x": "y" * 5000}}, "it must be a string or a list of text parts"),
     ],
 )
 def test_message_parts_other_than_text_are_refused(

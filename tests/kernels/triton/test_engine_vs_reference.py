@@ -70,7 +70,7 @@ def assert_engines_agree(engines: tuple[Engine, Engine], requests: list[Request]
         assert (one.trace is None) == (other.trace is None)
         if one.trace is None or other.trace is None:
             continue
-        for name in ("weights", "branch_logprobs", "rewards"):
+        for name in ("weights", "branch_logprobs", "rewards", "fulfilment"):
             for row, exact in zip(getattr(one.trace, name), getattr(other.trace, name), strict=True):
                 assert row == pytest.approx(exact, abs=1e-4)
         assert one.trace.strength == pytest.approx(other.trace.strength, rel=1e-2)

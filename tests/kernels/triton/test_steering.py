@@ -22,6 +22,7 @@ from trimtab.engine.methods.builtin import (
     Opad,
     Prompt,
 )
+from trimtab.engine.methods.trim import Trim
 from trimtab.kernels.steering.layout import LogitEdits, RequestLayout
 from trimtab.kernels.steering.sampling import RowSampling
 from trimtab.kernels.steering.state import SteeringState
@@ -76,6 +77,9 @@ ALL_CASES = [
     SteeringCase(Mato(make_objectives(1.0, 3.0), kl_budget=0.1, relative_top=0.3), FLAT_SAMPLING),
     SteeringCase(LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
     SteeringCase(Amulet(make_objectives(1.0), kl_budget=0.2, relative_top=0.1)),
+    SteeringCase(Trim(make_objectives(0.5))),
+    SteeringCase(Trim(make_objectives(0.7, 0.0, 1.2), control_rate=0.5, max_gain=1.5), SAMPLED),
+    SteeringCase(Trim(make_objectives(*[0.1 * index for index in range(40)]), relative_top=None)),
 ]
 
 
@@ -134,7 +138,7 @@ def fields_of_request(
             values += [] if value is None else [column[index] for column in value]
         elif field.name == "branch_logprobs":
             values.append(value[first : first + count])
-        elif field.name in ("weights", "rewards"):
+        elif field.name in ("weights", "rewards", "fulfilment"):
             values.append(value[index, :num_objectives])
         else:
             values.append(value[index])
@@ -178,6 +182,7 @@ def assert_reported_close(
     assert not ours.failed.any()
     for name in ("weights", "rewards", "branch_logprobs"):
         assert is_close(getattr(ours, name), getattr(single, name), getattr(truth, name)), name
+    assert torch.allclose(ours.fulfilment, truth.fulfilment, rtol=2e-5, atol=1e-5, equal_nan=True)
     for name in ("logprob", "strength", "kl"):
         assert is_close(*(getattr(choice, name)[no_trust_region] for choice in (ours, single, truth))), name
     assert torch.allclose(ours.strength[~no_trust_region], truth.strength[~no_trust_region], rtol=1e-3)

@@ -32,7 +32,7 @@ def test_latency_reports_step_times_and_the_roofline(run: Run, tiny_folder: Path
     report = last_line(ran)
     assert {len(values) for values in report["raw"].values()} == {3}
     assert report["rows"] == 6
-    assert report["method"]["name"] == "mato"
+    assert report["method"]["name"] == "trim"
     assert report["config"]["batch_size"] == 2
     step = report["median_step_ms"] / 1e3
     assert report["decode_throughput"] == pytest.approx(2 / step)

@@ -17,7 +17,7 @@ from ...engine.server.server_process import ServerProcess, run_server
 from ..conftest import CommandResult
 
 Run = Callable[..., CommandResult]
-OBJECTIVE_FLAGS = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--tau", "5")
+OBJECTIVE_FLAGS = ("--prefer", "Be kind.=0.7", "--prefer", "Be brief.=0.3", "--max-gain", "5")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_plain_and_steered_chats_are_answered_and_counted(
         assert 0 < report[f"median_{name}_ms"] <= report[f"p99_{name}_ms"]
     steered = [answer["end"] - answer["start"] for answer in report["raw"] if answer["steered"]]
     assert report["steered_requests"]["mean_e2el_ms"] == pytest.approx(1e3 * statistics.fmean(steered))
-    assert report["method"]["tau"] == 5
+    assert report["method"]["max_gain"] == 5
     assert "hush" not in json.dumps(report)
 
 

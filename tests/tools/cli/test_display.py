@@ -81,11 +81,11 @@ def test_an_answer_longer_than_the_screen_is_shown_in_full() -> None:
     assert "the end" in output
 
 
-def test_no_bars_are_drawn_when_weights_and_objectives_differ_in_number() -> None:
+def test_no_bars_are_drawn_when_fulfilment_and_objectives_differ_in_number() -> None:
     screen = make_console()
-    live = display.LiveView(screen, ["one", "two"])
+    live = display.LiveView(screen, [display.AskedObjective("one", 1.0), display.AskedObjective("two", 0.5)])
     live.start()
-    live.add(Delta(0, "text", [1], Trace(weights=[[1.0]])))
+    live.add(Delta(0, "text", [1], Trace(fulfilment=[[1.0]])))
     live.finish("end")
     assert "one" not in console_output(screen)
 

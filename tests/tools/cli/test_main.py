@@ -46,7 +46,7 @@ TYPED = """hi - -- = -n --n --json --no-json --json=x --prefer a=1 b=x -1 none -
             "--tau belongs to mato, not to amulet",
         ),
         (["generate", "hi", "--alpha", "1"], "--alpha belongs to amulet and mato, not to base"),
-        (["generate", "hi", "--method", "mto"], "unknown method 'mto'; methods are base, prompt, "),
+        (["generate", "hi", "--method", "mto"], "unknown method 'mto'; methods are trim, base, prompt, "),
         (["generate", "hi", "--method", "mato"], "mato needs at least one objective and was given none"),
         (
             ["generate", "hi", "--method", "base", "--prefer", "x"],
@@ -243,7 +243,7 @@ def test_any_arguments_lead_to_an_answer_or_one_error_line(
 
 
 def test_a_warning_of_trimtab_is_one_note(run: Run, engine: FakeEngine) -> None:
-    ran = run("generate", "hi", "--prefer", "x", "--alpha", "1.5", "--iterations", "5")
+    ran = run("generate", "hi", "--prefer", "x", "--method", "mato", "--alpha", "1.5", "--iterations", "5")
     assert ran.status == 0
     assert ran.stderr.startswith("trimtab: note: mato: alpha=1.5 is above lam=1.0")
     assert ran.stderr.count("\n") == 1

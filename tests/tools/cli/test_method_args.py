@@ -74,7 +74,7 @@ def test_explicit_settings_override_a_preset_in_any_order() -> None:
     parser = Parser("trimtab test", "A test.")
     method_args.add_method_flags(parser)
     typed = method_args.method_from_args(
-        parser.parse_argv(["--preset", "balanced", "--tau", "3"]), OBJECTIVES
+        parser.parse_argv(["--method", "mato", "--preset", "balanced", "--tau", "3"]), OBJECTIVES
     )
     assert typed.build(OBJECTIVES) == Mato(tuple(OBJECTIVES), **{**under, "tau": 3.0})
 

@@ -54,7 +54,7 @@ def test_each_line_is_answered_and_bad_ones_do_not_stop_the_rest(run_batch: Answ
     assert run_batch() == CommandResult(1, "", "trimtab: answered 3 of 9 lines; 6 failed\n")
     answers = answers_by_line(files[1])
     assert len(answers[1]["token_ids"]) == 5
-    assert (answers[2]["id"], answers[2]["method"], len(answers[2]["token_ids"])) == ("s", "mato", 3)
+    assert (answers[2]["id"], answers[2]["method"], len(answers[2]["token_ids"])) == ("s", "trim", 3)
     assert [branch["name"] for branch in answers[2]["branches"]] == ["base", "Be brief.", "Be kind."]
     assert (answers[3]["seed"], len(answers[3]["outputs"])) == (3, 2)
     for number, expected in zip(

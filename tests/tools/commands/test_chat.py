@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from trimtab.engine.methods.builtin import Amulet, Base, Mato
+from trimtab.engine.methods.builtin import Amulet, Base
 from trimtab.engine.methods.objective import Objective
+from trimtab.engine.methods.trim import Trim
 
 from ..conftest import CommandResult, FakeEngine
 
@@ -45,7 +46,7 @@ def test_a_turn_includes_the_previous_messages(run_chat: Say, engine: FakeEngine
 def test_reset_clears_the_conversation_and_keeps_the_objectives(run_chat: Say, engine: FakeEngine) -> None:
     run_chat("hi", "/reset", "again", flags=("--prefer", "Be brief."))
     assert engine.requests[1].messages == [{"role": "user", "content": "again"}]
-    assert engine.requests[1].steering == Mato((BRIEF,))
+    assert engine.requests[1].steering == Trim((BRIEF,))
 
 
 def test_objectives_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
@@ -54,16 +55,16 @@ def test_objectives_may_change_between_turns(run_chat: Say, engine: FakeEngine) 
     )
     assert [request.steering for request in engine.requests] == [
         Base(),
-        Mato((BRIEF,)),
-        Mato((BRIEF, KIND)),
-        Mato((Objective("Be brief.", 2.0), KIND)),
-        Mato((KIND,)),
+        Trim((BRIEF,)),
+        Trim((BRIEF, KIND)),
+        Trim((Objective("Be brief.", 2.0), KIND)),
+        Trim((KIND,)),
     ]
 
 
 def test_an_objective_is_dropped_by_its_text_too(run_chat: Say, engine: FakeEngine) -> None:
     run_chat("/drop Be kind.", "hi", flags=("--prefer", "Be brief.", "--prefer", "Be kind."))
-    assert engine.requests[0].steering == Mato((BRIEF,))
+    assert engine.requests[0].steering == Trim((BRIEF,))
 
 
 def test_prefer_alone_lists_the_objectives(run_chat: Say) -> None:
@@ -81,8 +82,8 @@ def test_the_method_may_change_between_turns(run_chat: Say, engine: FakeEngine) 
 
 
 def test_method_flags_apply_once_objectives_are_added(run_chat: Say, engine: FakeEngine) -> None:
-    run_chat("1", "/prefer Be brief.", "2", flags=("--tau", "5"))
-    assert [r.steering for r in engine.requests] == [Base(), Mato((BRIEF,), tau=5.0)]
+    run_chat("1", "/prefer Be brief.", "2", flags=("--max-gain", "5"))
+    assert [r.steering for r in engine.requests] == [Base(), Trim((BRIEF,), max_gain=5.0)]
 
 
 def test_the_system_prompt_may_change_between_turns(run_chat: Say, engine: FakeEngine) -> None:
@@ -95,7 +96,6 @@ def test_the_system_prompt_may_change_between_turns(run_chat: Say, engine: FakeE
     ("line", "message"),
     [
         ("/prefer x=-1", "the weight of objective 'x' is -1.0; it must be a finite number ≥ 0"),
-        ("/prefer Be brief.=0", "the weights of all objectives are 0; at least one must be above 0"),
         ("/drop 2", "unknown objective '2'; /prefer lists them"),
         ("/drop", "unknown objective ''; /prefer lists them"),
         ("/drop " + "9" * 5000, "unknown objective '9999"),
@@ -112,7 +112,7 @@ def test_an_invalid_command_prints_one_error_line_and_changes_nothing(
     ran = run_chat(line, "hi", flags=("--prefer", "Be brief."))
     assert ran.stderr.startswith(f"trimtab: {message}")
     assert (ran.status, ran.stderr.count("\n"), ran.stdout) == (0, 1, "Rain is water.\n")
-    assert engine.requests[0].steering == Mato((BRIEF,))
+    assert engine.requests[0].steering == Trim((BRIEF,))
 
 
 def test_a_failed_answer_is_reported_and_left_out_of_the_history(run_chat: Say, engine: FakeEngine) -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from trimtab.engine.methods.builtin import Amulet, Base, Mato, Prompt
 from trimtab.engine.methods.objective import Objective
+from trimtab.engine.methods.trim import Trim
 from trimtab.tools.cli import display, terminal
 
 from ..conftest import CommandResult, FakeEngine
@@ -25,7 +26,7 @@ def test_the_published_methods_are_compared_by_default(run: Run, engine: FakeEng
         Prompt(OBJECTIVES),
         Amulet(OBJECTIVES),
         Mato(OBJECTIVES),
-        Mato.preset("balanced", OBJECTIVES),
+        Trim(OBJECTIVES),
     ]
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
-from trimtab.engine.methods.builtin import Base, Mato
+from trimtab.engine.methods.builtin import Base
 from trimtab.engine.methods.objective import Objective
+from trimtab.engine.methods.trim import Trim
 from trimtab.tools.cli import display
 from trimtab.tools.cli import terminal as plain
 
@@ -46,10 +47,10 @@ def test_without_objectives_the_method_is_base(run: Run, engine: FakeEngine) -> 
     assert engine.requests[0].steering == Base()
 
 
-def test_with_objectives_the_method_is_mato(run: Run, engine: FakeEngine) -> None:
-    run("generate", "hi", "--prefer", "Be brief.=0.3", "--prefer", "Be kind.", "--tau", "5")
+def test_with_objectives_the_method_is_trim(run: Run, engine: FakeEngine) -> None:
+    run("generate", "hi", "--prefer", "Be brief.=0.3", "--prefer", "Be kind.", "--max-gain", "5")
     objectives = (Objective("Be brief.", 0.3), Objective("Be kind.", 1.0))
-    assert engine.requests[0].steering == Mato(objectives, tau=5.0)
+    assert engine.requests[0].steering == Trim(objectives, max_gain=5.0)
 
 
 def test_flags_set_the_config_and_the_sampling_params(run: Run, engine: FakeEngine) -> None:
@@ -90,10 +91,11 @@ def test_json_is_one_line_with_every_field_of_the_output(run: Run, engine: FakeE
     result = json.loads(ran.stdout, parse_constant=_refuse)
     assert result["text"] == "Rain is water."
     assert result["token_ids"] == [0, 1, 2]
-    assert (result["finish_reason"], result["method"], result["error"]) == ("stop", "mato", None)
+    assert (result["finish_reason"], result["method"], result["error"]) == ("stop", "trim", None)
     assert [b["name"] for b in result["branches"]] == ["base", "a", "b"]
     assert result["branches"][1] == {"name": "a", "prompt": "<a>", "prompt_token_ids": [1, 2]}
-    assert result["weights"] == [[0.25, 0.75]] * 3
+    assert result["weights"] == [[1.0, 3.0]] * 3
+    assert result["fulfilment"] == [0.5, 0.5]
     assert result["branch_logprobs"] == [[-1.0, -1.0, -1.0]] * 3
     assert result["timings"]["tokens_per_second"] == 15.0
     assert result["strength"] == [None, 1.5, 1.5], "NaN and infinities are null in JSON"
@@ -167,13 +169,13 @@ def test_generated_escape_codes_and_markup_are_shown_literally(
     assert r"\x1b]0;pwned\x07[bold red]x[/bold red] [/nothing] :smile:" in output
 
 
-def test_a_terminal_shows_the_weights_and_the_caption(
+def test_a_terminal_shows_the_fulfilment_and_the_caption(
     run: Run, engine: FakeEngine, terminal: io.StringIO
 ) -> None:
     run("generate", "hi", "--prefer", "Be brief.=0.3", "--prefer", "[bold]=0.7", "--temperature", "1")
     last = terminal.getvalue().rpartition("Rain is water.")[2]
-    assert [line.split()[-1] for line in last.splitlines() if "Be brief." in line] == ["0.30"]
-    assert [line.split()[-1] for line in last.splitlines() if "[bold]" in line] == ["0.70"]
+    for text, numbers in (("Be brief.", "asked 0.30, reached 0.50"), ("[bold]", "asked 0.70, reached 0.50")):
+        assert [line.rstrip().endswith(numbers) for line in last.splitlines() if text in line] == [True]
     assert "3 tokens · 15.0 tok/s · stop · seed 1000" in last
 
 
