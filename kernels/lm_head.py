@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .common.profiling import in_stage
-from .cpu.linear import Linear
+from .linear.registry import select_format
 from .reference.matmul import matmul
 from .reference.softcap import softcap_
 from .steering.layout import LogitEdits, RequestLayout
@@ -50,7 +50,8 @@ class PackedLMHead:
     dtype = torch.float32
 
     def __init__(self, weight: Tensor, softcap: float | None = None) -> None:
-        self.softcap, self._linear = softcap, Linear(weight, dtype=self.dtype)
+        head_format = select_format(weight.dtype, weight.device, compute_dtype=self.dtype)
+        self.softcap, self._linear = softcap, head_format.create(weight, None)
 
     @in_stage("head")
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Ops:
     an attribute: `ops.rms_norm(x, weight, eps)`.
     make_lm_head: builds the LM head from its weight and the soft cap of the logits (None for none), in the
     form that the backend's `sample` expects.
-    matmul: multiplies by weights; None lets `kernels.cpu.linear` choose the fastest implementation.
+    matmul: multiplies by weights; None for that of the weights' format, see `kernels.linear`.
     """
 
     layer_ops: Mapping[str, Callable[..., Tensor]] = field(hash=False)

@@ -9,8 +9,8 @@ import torch
 
 from ..kernels.attention_metadata import SequenceChunk
 from ..kernels.common.errors import InputError
-from ..kernels.cpu.linear import pad_rows
 from ..kernels.cpu.paged_kv_cache import CPUPagedKVCache
+from ..kernels.cpu.row_padding import pad_rows
 from .architectures.architecture import SEQUENCE_CLASSIFICATION
 from .chat.prompts import render_prompt
 from .common.json_files import read_json

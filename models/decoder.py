@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..kernels.attention_params import AttentionParams
 from ..kernels.common.profiling import stage
-from ..kernels.cpu.linear import GatedLinear, Linear, get_compute_dtype
+from ..kernels.linear.format import GatedLayer, LinearLayer, WeightFormat
+from ..kernels.linear.registry import select_format
 from ..kernels.ops import TORCH_OPS, Ops
 from ..kernels.reference.rotary import QKNorm, RotaryCosSin
 from .architectures.switches import NormPlacement
@@ -103,14 +104,14 @@ class DecoderLayer:
     """One decoder layer; projections that read the same input are merged."""
 
     pre_attention_norm: RMSNorm | None
-    qkv_proj: Linear
+    qkv_proj: LinearLayer
     qk_norm: QKNorm | None
     attention: AttentionParams
-    o_proj: Linear
+    o_proj: LinearLayer
     post_attention_norm: RMSNorm | None
     pre_mlp_norm: RMSNorm | None
-    gate_up_proj: GatedLinear
-    down_proj: Linear
+    gate_up_proj: GatedLayer
+    down_proj: LinearLayer
     post_mlp_norm: RMSNorm | None
 
 
@@ -158,12 +159,12 @@ def _head_name(config: ModelConfig) -> str:
     return EMBEDDING if config.tie_word_embeddings else LM_HEAD
 
 
-def weight_bytes(config: ModelConfig, itemsize: int, device: torch.device) -> int:
-    """Memory of the loaded weights, in a dtype of `itemsize` bytes."""
+def weight_bytes(config: ModelConfig, bytes_per_weight: float, device: torch.device) -> int:
+    """Memory of the loaded weights in a format of `bytes_per_weight`."""
     num_params = sum(math.prod(shape) for shape in param_shapes(config).values())
     if config.tie_word_embeddings and device.type == "cpu":  # the head is a packed copy of the embedding
         num_params += config.vocab_size * config.hidden_size
-    return num_params * itemsize
+    return math.ceil(num_params * bytes_per_weight)
 
 
 def norms_per_layer(config: ModelConfig) -> int:
@@ -195,7 +196,8 @@ class Decoder:
         Raises InputError when the checkpoint does not have exactly the tensors of `param_shapes(config)`,
         RunError when the device has too little memory for them.
         """
-        loader = _WeightLoader(config, weights, dtype, device, ops, progress, sharding)
+        weight_format = select_format(dtype, device, ops.matmul)
+        loader = _WeightLoader(config, weights, dtype, weight_format, device, ops, progress, sharding)
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
         # the head first: packing the largest weight temporarily takes a multiple of its memory
         embedding = loader.load_embedding()
@@ -208,7 +210,7 @@ class Decoder:
         self._norm = loader.load_final_norm()
         self._embedding_scale = config.embedding_scale / _residual_unit(config)
         self._rotary_emb = RotaryEmbedding(config.rope, config.head_dim, device)
-        self._compute_dtype = get_compute_dtype(dtype, device)
+        self._compute_dtype = weight_format.compute_dtype
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, cache: KVCache, rope_lengths: Tensor | None = None
@@ -254,7 +256,7 @@ class Decoder:
             return self.ops.rms_norm(x, norm.weight, norm.eps)
 
     def _add_projection(
-        self, hidden_states: Tensor, projection: Linear, x: Tensor, norm: RMSNorm | None
+        self, hidden_states: Tensor, projection: LinearLayer, x: Tensor, norm: RMSNorm | None
     ) -> Tensor:
         """hidden_states plus a sublayer's last projection of x, after the norm if there is one."""
         if norm is None:
@@ -274,11 +276,13 @@ class _WeightLoader:
         config: ModelConfig,
         weights: WeightSource,
         dtype: torch.dtype,
+        weight_format: WeightFormat,
         device: torch.device,
         ops: Ops,
         progress: Progress | None,
         sharding: TPSharding | None,
     ) -> None:
+        self._format = weight_format
         self._config, self._weights, self._dtype, self._device = config, weights, dtype, device
         self._ops, self._progress, self._sharding = ops, progress, sharding
         self._eps = torch.tensor([config.rms_norm_eps], device=device)
@@ -292,9 +296,8 @@ class _WeightLoader:
         num_loading = (
             sharding.comm.world_size if sharding and device.type == "cpu" else 1
         )  # all ranks load at the same time
-        memory.require_free(
-            weight_bytes(config, dtype.itemsize, device) * num_loading, f"the model in {name}", device
-        )
+        num_bytes = weight_bytes(config, weight_format.bytes_per_weight, device) * num_loading
+        memory.require_free(num_bytes, f"the model in {name}", device)
         self._total_bytes = sum(math.prod(shape) for shape in self._param_shapes.values()) * dtype.itemsize
         self._loaded_bytes = 0
 
@@ -355,14 +358,12 @@ class _WeightLoader:
         weight = self._load_norm_weight(f"{prefix}.{name}.weight") * self._config.residual_scale
         return RMSNorm(weight, self._eps)
 
-    def _load_merged_linear(self, *names: str) -> Linear:
-        return Linear(*self._load_merged(names), matmul=self._ops.matmul)
+    def _load_merged_linear(self, *names: str) -> LinearLayer:
+        return self._format.create(*self._load_merged(names))
 
-    def _load_row_parallel(self, name: str) -> Linear:
-        weight, bias = self._load_merged((name,))
-        if self._sharding:
-            return RowParallelLinear(weight, bias, self._sharding.comm)
-        return Linear(weight, bias, matmul=self._ops.matmul)
+    def _load_row_parallel(self, name: str) -> LinearLayer:
+        layer = self._format.create(*self._load_merged((name,)))
+        return RowParallelLinear(layer, self._sharding.comm) if self._sharding else layer
 
     def _load_merged(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Concatenated weights and biases of these projections."""
@@ -370,11 +371,11 @@ class _WeightLoader:
         biases = [self.load_tensor(f"{name}.bias") for name in names if f"{name}.bias" in self._param_shapes]
         return _concat(weights), _concat(biases) if biases else None
 
-    def _load_gate_up(self, gate: str, up: str) -> GatedLinear:
+    def _load_gate_up(self, gate: str, up: str) -> GatedLayer:
         weights = self.load_tensor(f"{gate}.weight"), self.load_tensor(f"{up}.weight")
         has_bias = self._config.mlp_bias
         biases = (self.load_tensor(f"{gate}.bias"), self.load_tensor(f"{up}.bias")) if has_bias else None
-        return GatedLinear(*weights, biases, self._ops.swiglu, self._ops.matmul)
+        return self._format.create_gated(*weights, biases, self._ops.swiglu)
 
     def _load_qk_norm(self, prefix: str) -> QKNorm:
         q, k = (self._load_norm_weight(f"{prefix}.{name}.weight") for name in ("q_norm", "k_norm"))

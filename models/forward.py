@@ -8,7 +8,7 @@ import numpy as np
 
 from ..kernels.attention_metadata import RaggedBatch, SequenceChunk
 from ..kernels.common.transfer import to_device
-from ..kernels.cpu.linear import pad_rows
+from ..kernels.cpu.row_padding import pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

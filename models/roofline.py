@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..kernels.specs import roofline
@@ -56,10 +57,16 @@ class SequenceShape:
 
 
 def decode_step_ops(
-    config: ModelConfig, num_rows: float, context_len: float, itemsize: int, tp_size: int = 1
+    config: ModelConfig,
+    num_rows: float,
+    context_len: float,
+    itemsize: int,
+    tp_size: int = 1,
+    bytes_per_weight: float | None = None,
 ) -> list[StepOp]:
     """A step in which `num_rows` branches decode one token each, at a mean context of `context_len`."""
-    return step_ops(config, [SequenceShape(num_rows, context_len)], num_rows, itemsize, tp_size)
+    sequences = [SequenceShape(num_rows, context_len)]
+    return step_ops(config, sequences, num_rows, itemsize, tp_size, bytes_per_weight=bytes_per_weight)
 
 
 def step_ops(
@@ -69,12 +76,16 @@ def step_ops(
     itemsize: int,
     tp_size: int = 1,
     num_forwards: int = 1,
+    bytes_per_weight: float | None = None,
 ) -> list[StepOp]:
     """The operations of a step on one of `tp_size` devices, which shard the heads, MLP and vocabulary.
+
+    itemsize: bytes of an activation, and of a weight unless `bytes_per_weight` is given.
 
     num_rows: branches that sample a token. num_forwards: the step's tokens are split evenly over this many
     forward passes, each of which reads all weights. Communication between devices is not included.
     """
+    matmul = partial(roofline.matmul, itemsize=itemsize, bytes_per_weight=bytes_per_weight)
     hidden_size, head_dim, num_layers = config.hidden_size, config.head_dim, config.num_layers
     num_heads, num_kv_heads = config.num_heads / tp_size, config.num_kv_heads / tp_size
     intermediate_size, vocab_size = config.intermediate_size / tp_size, config.vocab_size / tp_size
@@ -90,9 +101,7 @@ def step_ops(
         StepOp(
             "qkv",
             num_layer_runs,
-            roofline.matmul(
-                tokens_per_forward, hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, itemsize
-            ),
+            matmul(tokens_per_forward, hidden_size, (num_heads + 2 * num_kv_heads) * head_dim),
         ),
         StepOp(
             "rope",
@@ -111,20 +120,20 @@ def step_ops(
         StepOp(
             "output",
             num_layer_runs,
-            roofline.matmul(tokens_per_forward, num_heads * head_dim, hidden_size, itemsize, accumulate=True),
+            matmul(tokens_per_forward, num_heads * head_dim, hidden_size, accumulate=True),
         ),
         StepOp(
             "mlp",
             num_layer_runs,
-            roofline.matmul(tokens_per_forward, hidden_size, 2 * intermediate_size, itemsize),
+            matmul(tokens_per_forward, hidden_size, 2 * intermediate_size),
         ),
         StepOp("mlp", num_layer_runs, roofline.swiglu(tokens_per_forward, intermediate_size, itemsize)),
         StepOp(
             "mlp",
             num_layer_runs,
-            roofline.matmul(tokens_per_forward, intermediate_size, hidden_size, itemsize, accumulate=True),
+            matmul(tokens_per_forward, intermediate_size, hidden_size, accumulate=True),
         ),
-        StepOp("head", 1, roofline.matmul(num_rows, hidden_size, vocab_size, itemsize)),
+        StepOp("head", 1, matmul(num_rows, hidden_size, vocab_size)),
         StepOp("steer", 1, roofline.steer(num_rows, config.vocab_size, LOGIT_BYTES)),
     ]
 

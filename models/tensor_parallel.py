@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..kernels.common.errors import InputError
-from ..kernels.cpu.linear import Linear
 from ..kernels.distributed.vocab_parallel import VocabShard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..kernels.distributed.communicator import Communicator
+    from ..kernels.linear.format import LinearLayer
     from .config import ModelConfig
     from .weights.source import WeightSource
 
@@ -114,16 +114,15 @@ class ShardedWeights:
         )
 
 
-class RowParallelLinear(Linear):
+class RowParallelLinear:
     """A linear layer with sharded input columns: each process computes a partial sum."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, comm: Communicator) -> None:
-        super().__init__(weight, bias)
-        self._comm = comm
+    def __init__(self, layer: LinearLayer, comm: Communicator) -> None:
+        self._layer, self._comm = layer, comm
 
     def __call__(self, x: Tensor) -> Tensor:
         """The all-reduced product."""
-        return self._comm.all_reduce(super().__call__(x))
+        return self._comm.all_reduce(self._layer(x))
 
     def add_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + the all-reduced product, rounded once."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 SMOKE = {
     "test_structure.py",
-    "kernels/cpu/test_linear.py",
+    "kernels/linear/test_weight_formats.py",
     "kernels/steering/test_closed_form.py",
     "kernels/steering/test_top_k_top_p.py",
     "kernels/steering/test_step.py",

@@ -15,7 +15,7 @@ from ...kernels.attention_metadata import SequenceChunk
 from ...kernels.common.errors import RunError
 from ...kernels.common.profiling import in_stage
 from ...kernels.common.transfer import to_device, to_host_async
-from ...kernels.cpu.linear import pad_rows
+from ...kernels.cpu.row_padding import pad_rows
 from ...kernels.reference.paged_kv_cache import PagedKVCache
 from ...kernels.steering.layout import RequestLayout
 from ...kernels.steering.state import SteeringState

@@ -22,12 +22,20 @@ class OpCost:
 
 
 def matmul(
-    rows: float, in_features: float, out_features: float, itemsize: int, *, accumulate: bool = False
+    rows: float,
+    in_features: float,
+    out_features: float,
+    itemsize: int,
+    *,
+    accumulate: bool = False,
+    bytes_per_weight: float | None = None,
 ) -> OpCost:
-    """[rows, in] times a weight [out, in], read once. accumulate: add to an existing [rows, out]."""
-    num_bytes = (
-        in_features * out_features + rows * (in_features + (2 if accumulate else 1) * out_features)
-    ) * itemsize
+    """[rows, in] times a weight [out, in], read once. accumulate: add to an existing [rows, out].
+
+    bytes_per_weight: of the stored weight, by default `itemsize`.
+    """
+    weight_bytes = in_features * out_features * (itemsize if bytes_per_weight is None else bytes_per_weight)
+    num_bytes = weight_bytes + rows * (in_features + (2 if accumulate else 1) * out_features) * itemsize
     return OpCost(num_bytes, 2 * rows * in_features * out_features)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...engine.execution.model_runner import inference_context
-from ...kernels.cpu.linear import pad_rows
+from ...kernels.cpu.row_padding import pad_rows
 from ..common.statistics import median
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels.cpu.linear import get_compute_dtype
+from ...kernels.linear.registry import select_format
 from .timing import Clock
 
 
@@ -45,7 +45,7 @@ def measure_peaks(dtype: torch.dtype, device: torch.device) -> MachinePeaks:
     sizes = BENCH_SIZES[device.type]
     clock = Clock(device, sizes.num_trials)
     bandwidth = _measure_bandwidth(clock, sizes.num_bytes)
-    compute_dtype = get_compute_dtype(dtype, device)
+    compute_dtype = select_format(dtype, device).compute_dtype
     a, b = (
         torch.randn(sizes.matrix_size, sizes.matrix_size, device=device).to(compute_dtype) for _ in range(2)
     )

@@ -69,13 +69,16 @@ def estimate_scenarios(config: ModelConfig, plan: PlanConfig) -> dict[str, Estim
     """As `plan_load`, for a model's config."""
     from torch import device  # noqa: PLC0415
 
+    from ...kernels.linear.registry import select_format  # noqa: PLC0415
     from ...models.decoder import weight_bytes  # noqa: PLC0415
+    from ...models.weights.safetensors import torch_dtype  # noqa: PLC0415
     from .replica import Assumptions, Demand, Replica  # noqa: PLC0415
     from .sizing import estimate  # noqa: PLC0415
 
     dtype = config.dtype if plan.dtype == "auto" else plan.dtype
     gpu, itemsize = datasheets.get_gpu(plan.gpu, config, dtype), dtype_bits(dtype) // 8
-    model_bytes = weight_bytes(config, itemsize, device("cpu" if plan.gpu == datasheets.CPU else "cuda"))
+    where = device("cpu" if plan.gpu == datasheets.CPU else "cuda")
+    model_bytes = weight_bytes(config, select_format(torch_dtype(dtype), where).bytes_per_weight, where)
     block_size = EngineConfig.block_size
     steered = Demand(
         plan.rps, plan.branches, plan.prompt, plan.output, plan.shared // block_size * block_size

@@ -135,12 +135,15 @@ def _launch_eagerly(engine: Engine) -> Iterator[None]:
 
 def _stage_floors(engine: Engine, num_rows: int, context_len: float) -> dict[str, float]:
     """Roofline seconds of each stage at the machine's measured peaks."""
+    from ...kernels.linear.registry import select_format  # noqa: PLC0415 - as below
     from ...models import roofline  # noqa: PLC0415 - imports torch, which --help does not need
     from ..common import machine_peaks  # noqa: PLC0415
 
     peaks = machine_peaks.measure_peaks(engine.dtype, engine.device)
     floors = dict.fromkeys(STAGES, 0.0)
-    for op in roofline.decode_step_ops(engine.model_config, num_rows, context_len, engine.dtype.itemsize):
+    bytes_per_weight = select_format(engine.dtype, engine.device).bytes_per_weight
+    sizes = (num_rows, context_len, engine.dtype.itemsize)
+    for op in roofline.decode_step_ops(engine.model_config, *sizes, bytes_per_weight=bytes_per_weight):
         floors[op.stage] += op.roofline_seconds(peaks.bandwidth, peaks.flops)
     return floors
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from trimtab.kernels.cpu.linear import get_compute_dtype
+from trimtab.kernels.linear.registry import select_format
 from trimtab.tools.common import machine_peaks
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_the_fastest_call_gives_the_peak(
     total, copied, product = results
     assert total == (1 << 12) // 4
     assert len(copied) == (1 << 12) // 8, "half of the bytes are read, half are written"
-    assert (product.shape, product.dtype) == ((16, 16), get_compute_dtype(dtype, CPU))
+    assert (product.shape, product.dtype) == ((16, 16), select_format(dtype, CPU).compute_dtype)
 
 
 def test_measured_peaks_are_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
