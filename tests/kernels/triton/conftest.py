@@ -27,6 +27,9 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
     if not arch:
         yield
         return
+    # kernels imported after TRITON_INTERPRET is set would be interpreted
+    from trimtab.kernels.triton import backend, unrolled_loop  # noqa: F401, PLC0415
+
     from ...emulator.launch import emulate  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as monkeypatch, emulate(arch):
