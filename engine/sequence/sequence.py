@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...kernels.common.errors import short_repr
 from ...kernels.common.profiling import in_stage
-from ...kernels.steering.gains import MIN_TARGET
+from ...kernels.steering.gains import MIN_RANGE
 from ...kernels.steering.rewards import SUM
 from ..outputs import Delta, Output, Timings
 
@@ -159,5 +159,5 @@ class SequenceGroup:
             if weight > 0 and value is None and method.cached_coefficients.accumulate == SUM:
                 yield (
                     f"the model hardly reacts to objective {short_repr(text)}: its prompt changed the "
-                    f"predictions by less than {MIN_TARGET:g} nat in {num_tokens} tokens"
+                    f"predictions by less than {MIN_RANGE:g} nat in {num_tokens} tokens"
                 )

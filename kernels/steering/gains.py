@@ -4,17 +4,18 @@ With intensities i, log-probabilities l of the branches and the tokens y of the 
 
     R_k = Σ [l_k(y) − l_0(y)]             what the answer has gained for objective k, in nats
     E_k = Σ KL(π_k ‖ π_0)                 what branch k alone would have gained on average at the same places
+    P_k = −Σ KL(π_0 ‖ π_k)                what plain decoding would have gained on average at the same places
 
-and R_k / E_k is the fulfilment: on average 1 where branch k decodes alone, and at or below 0 in plain
-decoding, where E[l_k − l_0] = −KL(π_0 ‖ π_k). The policy nearest to plain decoding with these shares,
+and (R_k − P_k) / (E_k − P_k) is the fulfilment: 0 as plain decoding, 1 as branch k alone. The policy that is
+nearest to plain decoding and gives the asked shares,
 
-    min_π KL(π ‖ π_0)   subject to   E_π[l_k − l_0] ≥ i_k KL(π_k ‖ π_0)   for every k,
+    min_π KL(π ‖ π_0)   subject to   E_π[l_k − l_0] ≥ (1 − i_k) E_π0[l_k − l_0] + i_k E_πk[l_k − l_0],
 
 is π ∝ π_0 exp(Σ g_k (l_k − l_0)), where the gains g are the multipliers of the constraints. They are learnt
-from token to token by follow-the-regularised-leader on the losses g_k (r_k − i_k e_k), with the tokens' own r
-and e and the regulariser ‖g − S i‖² / (2κ) over the box [0, G]:
+from token to token by follow-the-regularised-leader on the losses g_k (r_k − t_k), with each token's reward r
+and target t, and the regulariser ‖g − S i‖² / (2κ) over the box [0, G]:
 
-    g_k = clamp(S i_k + κ (i_k E_k − R_k), 0, G)
+    g_k = clamp(S i_k + κ [(1 − i_k) P_k + i_k E_k − R_k], 0, G)
 
 S is `objective_coef`. An objective that leads by S i_k / κ nats or more has no gain until it is due again.
 
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from ..distributed.vocab_parallel import UnshardedVocab
     from .layout import RequestLayout
 
-MIN_TARGET = 1.0
-"""Nats that E_k needs before a fulfilment R_k / E_k means something."""
+MIN_RANGE = 1.0
+"""Nats between E_k and P_k from which on a fulfilment means something."""
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,56 @@ class GainColumns:
 
 
 def compute_gains(
-    intensities: Tensor, rewards: Tensor, targets: Tensor, params: Mapping[str, Tensor]
+    intensities: Tensor,
+    rewards: Tensor,
+    branch_rewards: Tensor,
+    base_rewards: Tensor,
+    params: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(weights [requests, K] of sum 1, strength [requests]): their product is the gain of each objective.
 
-    intensities, rewards R, targets E [requests, K], float64. Where all gains are 0, the weights are those of
-    the intensities.
+    intensities, rewards R, branch_rewards E and base_rewards P [requests, K], float64. Where all gains are 0,
+    the weights are those of the intensities.
     """
     rate, start = params["control_rate"][:, None], params["objective_coef"][:, None]
-    gains = start * intensities + rate * (intensities * targets - rewards)
+    behind = base_rewards + intensities * (branch_rewards - base_rewards) - rewards
+    gains = start * intensities + rate * behind
     gains = gains.clamp(min=0).minimum(params["max_gain"][:, None]).where(intensities > 0, 0.0)
     strength = gains.cumsum(-1)[:, -1]  # one after the other, as in `rewards.reweight`
     shares = gains.where((strength > 0)[:, None], intensities)
     return shares / shares.cumsum(-1)[:, -1:].clamp(min=1e-300), strength
 
 
-def accumulate_targets(
-    targets: Tensor, layout: RequestLayout, logprobs: Tensor, shard: UnshardedVocab
-) -> Tensor:
-    """E_k with this step's KL(π_k ‖ π_0), for targets [requests, K] and log-probabilities [rows, vocab]."""
+def accumulate_expected(
+    branch_rewards: Tensor,
+    base_rewards: Tensor,
+    layout: RequestLayout,
+    logprobs: Tensor,
+    shard: UnshardedVocab,
+) -> tuple[Tensor, Tensor]:
+    """E_k and P_k [requests, K] with this step's divergences, from log-probabilities [rows, vocab]."""
     from .trust_region import row_sum  # noqa: PLC0415 - imports torch
 
     rows = (layout.branch_of_row > 0).nonzero()[:, 0]
-    objective = logprobs[rows]
-    contrast = objective - logprobs[layout.row_start[layout.request_of_row[rows]]]
-    divergence = shard.sum(row_sum(objective.exp_().mul_(contrast)))
-    new_targets = targets.clone()
-    new_targets[layout.request_of_row[rows], layout.branch_of_row[rows] - 1] += divergence.clamp(min=0)
-    return new_targets.where(layout.has_base[:, None] & new_targets.isfinite(), targets)
+    requests, objectives = layout.request_of_row[rows], layout.branch_of_row[rows] - 1
+    branch, base = logprobs[rows], logprobs[layout.row_start[requests]]
+    contrast = branch - base
+    of_branch = shard.sum(row_sum(branch.exp_().mul_(contrast))).clamp(min=0)
+    of_base = shard.sum(row_sum(base.exp_().mul_(contrast))).clamp(max=0)
+    new_branch, new_base = branch_rewards.clone(), base_rewards.clone()
+    new_branch[requests, objectives] += of_branch
+    new_base[requests, objectives] += of_base
+    valid = layout.has_base[:, None] & new_branch.isfinite() & new_base.isfinite()
+    return new_branch.where(valid, branch_rewards), new_base.where(valid, base_rewards)
 
 
-def fulfilment(rewards: Tensor, targets: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-    """R / E [requests, K]; NaN where E is below `MIN_TARGET`, or R is not the sum of the rewards."""
-    known = (targets >= MIN_TARGET) & (params["accumulate"] == SUM)[:, None]
-    return (rewards / targets).where(known, float("nan"))
+def fulfilment(
+    rewards: Tensor, branch_rewards: Tensor, base_rewards: Tensor, params: Mapping[str, Tensor]
+) -> Tensor:
+    """(R − P) / (E − P) [requests, K]; NaN where E − P is below `MIN_RANGE`, or R is not the rewards' sum."""
+    reward_range = branch_rewards - base_rewards
+    known = (reward_range >= MIN_RANGE) & (params["accumulate"] == SUM)[:, None]
+    return ((rewards - base_rewards) / reward_range).where(known, float("nan"))
 
 
 GAINS = Feature(

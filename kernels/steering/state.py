@@ -41,7 +41,7 @@ class SteeringState:
     seeds:         sampling seeds [rows] int64.
     prior_weights: w⁰, or with gains the intensities, [rows, K], 0 beyond the request's objectives.
     rewards:       R_k [rows, K], without β.
-    targets:       E_k [rows, K], see `gains`.
+    branch_rewards, base_rewards: E_k and P_k [rows, K], see `gains`.
     steps:         tokens generated so far [rows].
     contrast_slot: an OPAD request's row of `prev_contrast`, −1 for other methods.
     prev_contrast: OPAD's z_1 − z_0 of the previous step, [slots, columns of the logits]; undefined at step 0.
@@ -58,7 +58,8 @@ class SteeringState:
         self.params = torch.zeros(len(COLUMN_INDEX), 0, dtype=torch.float64, device=device)
         self.prior_weights = torch.zeros(0, 1, dtype=torch.float64, device=device)
         self.rewards = torch.zeros_like(self.prior_weights)
-        self.targets = torch.zeros_like(self.prior_weights)
+        self.branch_rewards = torch.zeros_like(self.prior_weights)
+        self.base_rewards = torch.zeros_like(self.prior_weights)
         self.steps = torch.zeros(0, dtype=torch.int64, device=device)
         self.seeds, self.contrast_slot = torch.zeros_like(self.steps), torch.zeros_like(self.steps)
         self.prev_contrast = torch.zeros(0, 0, device=device)
@@ -81,8 +82,8 @@ class SteeringState:
         self.params[:, row], self.seeds[row_slice] = values, wrap_int64(sampling.seed)
         self.prior_weights[row_slice] = 0
         self.prior_weights[row, : len(weights)] = prior
-        self.rewards[row_slice] = 0
-        self.targets[row_slice] = 0
+        for values in (self.rewards, self.branch_rewards, self.base_rewards):
+            values[row_slice] = 0
         self.steps[row_slice] = 0
         self.host_params[row] = coefficients, sampling
         self.host_features[row] = frozenset(f for f in FEATURES if f.is_used(columns))
@@ -121,9 +122,9 @@ class SteeringState:
                 pad(self.contrast_slot, (0, new_rows), value=-1),
             )
         if new_rows or new_columns > 0:
-            self.prior_weights, self.rewards, self.targets = (
+            self.prior_weights, self.rewards, self.branch_rewards, self.base_rewards = (
                 pad(x, (0, max(new_columns, 0), 0, new_rows))
-                for x in (self.prior_weights, self.rewards, self.targets)
+                for x in (self.prior_weights, self.rewards, self.branch_rewards, self.base_rewards)
             )
 
 

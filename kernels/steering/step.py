@@ -4,12 +4,12 @@ For each request, over branch logits z_b, with its `SteeringCoefficients` and we
 base_coef, objective_coef and prev_contrast_coef):
 
     w_k ∝ w⁰_k exp(−(β/τ) R_k)                                MATO's weights; w⁰ without rewards
-    scale · w_k = clamp(S i_k + κ (i_k E_k − R_k), 0, G)      instead, with gains; base is then 1 − scale
+    scale · w_k = clamp(S i_k + κ [P_k + i_k (E_k − P_k) − R_k], 0, G)    with gains; base is then 1 − scale
     s = base · z_0 + scale · Σ_k w_k z_k  [+ g (z_1 − z_0) of the previous step]        the steered scores
     s = b + a* (m − b),  b = z_0,  m = Σ_k w_k z_k            instead, with a KL budget: KL(π_a* ‖ π_m) ≤ ε
     support mask → bias and bans → repetition → temperature → top-k → top-p → min-p → argmax or sample
     R_k ← R_k + l_k(y) − l_0(y)                               for the chosen token y, l = log-softmax of z
-    E_k ← E_k + KL(π_k ‖ π_0)
+    E_k ← E_k + KL(π_k ‖ π_0),  P_k ← P_k − KL(π_0 ‖ π_k)
 
 One call handles any mixture of methods and branch counts. Requests share only elementwise operations and
 reductions along the vocabulary, so none depends on the others, and a row that is not finite fails only its
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..distributed.vocab_parallel import UNSHARDED, UnshardedVocab
 from .feature import MaskInput, StepFeatures
-from .gains import GAINS, accumulate_targets, compute_gains, fulfilment
+from .gains import GAINS, accumulate_expected, compute_gains, fulfilment
 from .gumbel import gumbel
 from .layout import LogitEdits, RequestLayout
 from .masks import MASKS
@@ -46,7 +46,7 @@ class SamplerOutput:
     failed:           logits were not finite or no token was allowed; the token is 0 and has no meaning.
     logprob:          of the token under the steered scores, before support mask, edits and temperature.
     weights, rewards: [requests, K], as used for this token; rewards include β.
-    fulfilment:       R_k / E_k after this token, see `gains` [requests, K]; NaN where it is unknown.
+    fulfilment:       (R_k − P_k) / (E_k − P_k) after this token, [requests, K]; NaN where it is unknown.
     strength:         a, or a* with a KL budget.
     kl:               KL(π_a ‖ π_m) in nats; NaN where the method is not of the form b + a (m − b).
     branch_logprobs:  [rows of the logits], log-probability of the token in each branch.
@@ -82,9 +82,11 @@ def steer(
     # skip what no request needs: between two steps' matmuls, dispatch dominates an operation's cost
     features, params = state.features(layout), StateView(state, layout.state_rows)
     steps = state.steps[layout.state_rows]
-    rewards, targets = state.rewards[layout.state_rows], state.targets[layout.state_rows]
+    rewards, branch_rewards, base_rewards = (
+        x[layout.state_rows] for x in (state.rewards, state.branch_rewards, state.base_rewards)
+    )
     weights, strength, base_coef = _compute_weights(
-        state.prior_weights[layout.state_rows], rewards, targets, params, steps, features
+        state.prior_weights[layout.state_rows], rewards, branch_rewards, base_rewards, params, steps, features
     )
     row_weight = torch.where(
         layout.branch_of_row > 0, weights[layout.request_of_row, (layout.branch_of_row - 1).clamp(min=0)], 0.0
@@ -127,9 +129,9 @@ def steer(
         new_rewards = accumulate_rewards(rewards, layout, params, steps, branch_logprobs)
         state.rewards[layout.state_rows] = new_rewards
         if trace or GAINS in features:
-            new_targets = accumulate_targets(targets, layout, all_logprobs, shard)
-            state.targets[layout.state_rows] = new_targets
-            reached = fulfilment(new_rewards, new_targets, params)
+            expected = accumulate_expected(branch_rewards, base_rewards, layout, all_logprobs, shard)
+            state.branch_rewards[layout.state_rows], state.base_rewards[layout.state_rows] = expected
+            reached = fulfilment(new_rewards, *expected, params)
     state.steps[layout.state_rows] = steps + 1
     return SamplerOutput(
         tokens=tokens,
@@ -161,7 +163,8 @@ def sample(scores: Tensor, params: StateView, steps: Tensor, shard: UnshardedVoc
 def _compute_weights(
     prior: Tensor,
     rewards: Tensor,
-    targets: Tensor,
+    branch_rewards: Tensor,
+    base_rewards: Tensor,
     params: StateView,
     steps: Tensor,
     features: StepFeatures,
@@ -174,7 +177,7 @@ def _compute_weights(
     weights = reweight(prior, rewards, params["reward_rate"]) if REWARDS in features else prior
     if GAINS in features:
         has_gains = params["max_gain"] > 0
-        gain_weights, gain_strength = compute_gains(prior, rewards, targets, params)
+        gain_weights, gain_strength = compute_gains(prior, rewards, branch_rewards, base_rewards, params)
         weights = gain_weights.where(has_gains[:, None], weights)
         base_coef = torch.where(has_gains, 1 - gain_strength, base_coef)
         strength = gain_strength.where(has_gains, strength)

@@ -181,7 +181,7 @@ def all_method_cases() -> list[SteeringCase]:
         (LinearAlignment(make_objectives(1.0), relative_top=0.1), SAMPLED),
         (Trim(make_objectives(0.5)), GREEDY),
         (Trim(make_objectives(0.7, 0.0, 1.2), control_rate=0.5, max_gain=1.5), SAMPLED),
-        (Trim(make_objectives(*[0.1 * index for index in range(40)]), relative_top=None), hot_sampling),
+        (Trim(make_objectives(*[0.01 * index for index in range(40)]), relative_top=None), hot_sampling),
     ]
     result = []
     for seed, (method, draw) in enumerate(cases):

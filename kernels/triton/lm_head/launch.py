@@ -135,7 +135,9 @@ class _FusedEnds(SteeringLaunch):
         self.hidden, self.weight, self.plan = hidden, weight, plan
         self.num_tiles = plan.num_vocab_tiles(len(weight))
         stats_shape = (self.num_rows, self.num_tiles) if plan.branch_logprobs else (1,)
-        self.tile_max, self.tile_sum, self.tile_contrast = (self._new(*stats_shape) for _ in range(3))
+        self.tile_max, self.tile_sum, self.tile_contrast, self.tile_base_contrast = (
+            self._new(*stats_shape) for _ in range(4)
+        )
         self.top_logprobs_fn: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @property
@@ -205,7 +207,8 @@ class _FusedEnds(SteeringLaunch):
             self.coefs, self.start_strength, self.on_ray,
             state.steps, state.params[COLUMN_INDEX["temperature"]], state.seeds,
             rows_out, coefs_out, self.tile_max, self.tile_sum, self.tile_contrast,
-            results.score_max, results.score_sum, results.token_score, results.nonfinite,
+            self.tile_base_contrast, results.score_max, results.score_sum, results.token_score,
+            results.nonfinite,
             results.best_score, results.best_token,
             vocab_size, state.vocab_size, self.num_reqs, self.num_tiles,
             MIX_BEFORE_HEAD=plan.mix_before_head, MATERIALIZE=plan.materialize,
@@ -226,8 +229,10 @@ class _FusedEnds(SteeringLaunch):
         grid_rows = layout.max_rows if plan.branch_logprobs or self._return_logprobs else 1
         reduce_tiles_kernel[(self.num_reqs, grid_rows)](
             self.hidden, self.weight, layout.state_rows, layout.row_start, layout.num_rows, self.on_ray,
-            *self.params, self.tile_max, self.tile_sum, self.tile_contrast, *results,
-            self.logits, self.row_max, self.row_sum, self.row_contrast, self.best_score, self.best_token,
+            *self.params, self.tile_max, self.tile_sum, self.tile_contrast, self.tile_base_contrast,
+            *results,
+            self.logits, self.row_max, self.row_sum, self.row_contrast, self.base_contrast,
+            self.best_score, self.best_token,
             self.nonfinite, self.score_max, self.score_sum, self.mixed_logits, self.kl_sums, self.strength,
             tokens,
             vocab_size, num_parts, self.num_tiles, self.num_reqs,

@@ -7,9 +7,9 @@
 A row tile holds BLOCK_M // BRANCH_SLOTS requests with BRANCH_SLOTS rows each, so that requests with different
 numbers of branches share one product, each weight is read once for all of them, and the rows of a request are
 adjacent. Branches are mixed in order, whatever else is in the tile. Stored are (max, Σ exp) of z per row, for
-E_k of `kernels.steering.gains` also Σ exp · (z − z_0), and, of the scores s = Σ c z, either the best token of
-the tile, or two rows per request: its first branch, and Σ c z of the others (a single other branch unscaled),
-with the coefficients that combine them to s.
+E_k and P_k of `kernels.steering.gains` also sums of z − z_0, and, of the scores s = Σ c z, either the best
+token of the tile, or two rows per request: its first branch, and Σ c z of the others (a single other branch
+unscaled), with the coefficients that combine them to s.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def add_gumbel_noise(scores, steps_ptr, temperature_ptr, seed_ptr, state_row, re
 def lm_head_kernel(
     hidden_ptr, low_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr,
     coef_ptr, strength_ptr, on_ray_ptr, steps_ptr, temperature_ptr, seed_ptr,
-    rows_out_ptr, coefs_out_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr,
+    rows_out_ptr, coefs_out_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, base_contrast_ptr,
     score_max_ptr, score_sum_ptr, token_score_ptr, nonfinite_ptr, best_score_ptr, best_token_ptr,
     vocab_size, valid_vocab, num_reqs, num_tiles,
     MIX_BEFORE_HEAD: tl.constexpr, MATERIALIZE: tl.constexpr, BRANCH_LOGPROBS: tl.constexpr,
@@ -206,10 +206,13 @@ def lm_head_kernel(
         exps = tl.exp(masked_logits - max_value[None, :])
         tl.store(row_max_ptr + rows * num_tiles + tile_idx, max_value, mask=mask_m)
         tl.store(row_sum_ptr + rows * num_tiles + tile_idx, tl.sum(exps, axis=0), mask=mask_m)
-        base = select_branch(branch_logits, 0, BRANCH_SLOTS)
-        contrast = tl.reshape(branch_logits - base[:, :, None], [BLOCK_V, BLOCK_M])
-        contrast = tl.sum(exps * tl.where(mask_v[:, None], contrast, 0.0), axis=0)
-        tl.store(row_contrast_ptr + rows * num_tiles + tile_idx, contrast, mask=mask_m)
+        branch_exps = tl.reshape(exps, [BLOCK_V, REQS_PER_TILE, BRANCH_SLOTS])
+        contrast = branch_logits - select_branch(branch_logits, 0, BRANCH_SLOTS)[:, :, None]
+        of_branch = tl.sum(branch_exps * contrast, axis=0)
+        of_base = tl.sum(select_branch(branch_exps, 0, BRANCH_SLOTS)[:, :, None] * contrast, axis=0)
+        stats_offs = rows * num_tiles + tile_idx
+        tl.store(row_contrast_ptr + stats_offs, tl.reshape(of_branch, [BLOCK_M]), mask=mask_m)
+        tl.store(base_contrast_ptr + stats_offs, tl.reshape(of_base, [BLOCK_M]), mask=mask_m)
     if MATERIALIZE:
         store_branches(
             branch_logits, coef_ptr, rows_out_ptr, coefs_out_ptr, req_idx, row_start, num_rows, offs_v,

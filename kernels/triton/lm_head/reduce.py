@@ -37,10 +37,11 @@ def compute_logit(hidden_ptr, weight_ptr, row, token, HIDDEN_SIZE: tl.constexpr,
 def reduce_tiles_kernel(
     hidden_ptr, weight_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, on_ray_ptr, params_ptr,
     params_stride,
-    tile_max_ptr, tile_sum_ptr, tile_contrast_ptr,
+    tile_max_ptr, tile_sum_ptr, tile_contrast_ptr, tile_base_contrast_ptr,
     best_score_ptr, best_token_ptr, nonfinite_ptr, score_max_ptr, score_sum_ptr, token_score_ptr,
     kl_sums_ptr, strength_ptr,
-    token_logit_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, out_best_score_ptr, out_best_token_ptr,
+    token_logit_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, base_contrast_ptr, out_best_score_ptr,
+    out_best_token_ptr,
     out_nonfinite_ptr, out_max_ptr, out_sum_ptr, out_token_score_ptr, out_kl_sums_ptr, out_strength_ptr,
     token_ptr,
     vocab_size, num_parts, num_tiles, num_reqs,
@@ -115,3 +116,9 @@ def reduce_tiles_kernel(
                     tile_max_ptr + row * num_tiles, tile_contrast_ptr + row * num_tiles, num_tiles, BLOCK_T
                 )
                 tl.store(row_contrast_ptr + row, contrast)
+                base_row = tl.load(row_start_ptr + req_idx)
+                _, contrast = merge_stats(
+                    tile_max_ptr + base_row * num_tiles, tile_base_contrast_ptr + row * num_tiles, num_tiles,
+                    BLOCK_T,
+                )  # fmt: skip
+                tl.store(base_contrast_ptr + row, contrast)

@@ -1,7 +1,7 @@
 """The last launch of a steering step, one program per request: token, trace and next state.
 
 R_k ← R_k + l_k(y) − l_0(y)  (or their mean, or a moving average),  l = log-softmax of the branch logits
-E_k ← E_k + KL(π_k ‖ π_0),  see `kernels.steering.gains`
+E_k ← E_k + KL(π_k ‖ π_0),  P_k ← P_k − KL(π_0 ‖ π_k),  see `kernels.steering.gains`
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...steering.gains import MIN_TARGET as REFERENCE_MIN_TARGET
+from ...steering.gains import MIN_RANGE as REFERENCE_MIN_RANGE
 from ...steering.rewards import EMA as REFERENCE_EMA
 from ...steering.rewards import MEAN as REFERENCE_MEAN
 from ...steering.rewards import SUM as REFERENCE_SUM
@@ -20,7 +20,7 @@ from .trust_region import KL_BUDGET, kl_divergence, load_moments, select
 ACCUMULATE, DECAY = column("accumulate"), column("decay")
 BLOCK_R = 8
 SUM, MEAN, EMA = tl.constexpr(REFERENCE_SUM), tl.constexpr(REFERENCE_MEAN), tl.constexpr(REFERENCE_EMA)
-MIN_TARGET = tl.constexpr(REFERENCE_MIN_TARGET)
+MIN_RANGE = tl.constexpr(REFERENCE_MIN_RANGE)
 
 
 @triton.jit
@@ -42,10 +42,12 @@ def merge_logsumexp(max_ptr, sum_exp_ptr, num_splits, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def load_branch_stats(
-    logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, rows, mask_r, token, vocab_size, num_splits,
-    BLOCK_S: tl.constexpr,
+    logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, base_contrast_ptr, rows, mask_r, base_row, token,
+    vocab_size, num_splits, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The token's log-probability, the logsumexp and the mean of z − z_0 in each row `rows` of the logits."""
+    """In each row `rows` of the logits: the token's log-probability, the logsumexp, and the mean of z − z_0
+    under the row and under the base row.
+    """
     offs_s = tl.arange(0, BLOCK_S)[None, :]
     offs, mask = rows[:, None] * num_splits + offs_s, mask_r[:, None] & (offs_s < num_splits)
     split_maxes = tl.load(row_max_ptr + offs, mask=mask, other=float("-inf"))
@@ -55,16 +57,24 @@ def load_branch_stats(
     lse = row_max + tl.log(row_sum)
     contrast = tl.load(row_contrast_ptr + offs, mask=mask, other=0.0)
     mean_contrast = tl.sum(contrast * tl.exp(split_maxes - row_max[:, None]), axis=1) / row_sum
+    base_offs, mask_s = base_row * num_splits + offs_s, offs_s < num_splits
+    base_maxes = tl.load(row_max_ptr + base_offs, mask=mask_s, other=float("-inf"))
+    base_scale = tl.exp(base_maxes - tl.max(base_maxes, axis=1)[:, None])
+    base_sum = tl.load(row_sum_ptr + base_offs, mask=mask_s, other=0.0)
+    base_contrast = tl.load(base_contrast_ptr + offs, mask=mask, other=0.0)
+    base_mean = tl.sum(base_contrast * base_scale, axis=1) / tl.sum(base_sum * base_scale, axis=1)
     logit = tl.load(logits_ptr + rows * vocab_size + token, mask=mask_r, other=0.0).to(tl.float32)
-    return logit - lse, lse, mean_contrast
+    return logit - lse, lse, mean_contrast, base_mean
 
 
 @triton.jit(do_not_specialize=["params_stride", "num_splits", "num_reqs", "max_objectives"])
 def finalize_kernel(
     logits_ptr, mixed_logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr,
     params_ptr, params_stride,
-    rewards_ptr, targets_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr, row_sum_ptr,
-    row_contrast_ptr, score_max_ptr, score_sum_ptr, kl_sums_ptr, nonfinite_ptr, best_score_ptr,
+    rewards_ptr, branch_rewards_ptr, base_rewards_ptr, steps_ptr, strength_ptr, on_ray_ptr, row_max_ptr,
+    row_sum_ptr,
+    row_contrast_ptr, base_contrast_ptr, score_max_ptr, score_sum_ptr, kl_sums_ptr, nonfinite_ptr,
+    best_score_ptr,
     best_token_ptr, token_ptr, failed_ptr, logprob_ptr, kl_ptr, branch_logprob_ptr, fulfilment_ptr,
     lse_ptr, vocab_size, num_splits, num_reqs, max_objectives,
     HAS_KL_BUDGET: tl.constexpr, MEASURE_KL: tl.constexpr, RETURN_LOGPROBS: tl.constexpr,
@@ -133,16 +143,20 @@ def finalize_kernel(
     for start_o in range(0, max_objectives, BLOCK_O):
         offs_o = start_o + tl.arange(0, BLOCK_O)
         mask_o = offs_o < max_objectives
-        contrast_sums, divergences = tl.zeros([BLOCK_O], tl.float32), tl.zeros([BLOCK_O], tl.float32)
+        contrast_sums, of_branch, of_base = (
+            tl.zeros([BLOCK_O], tl.float32),
+            tl.zeros([BLOCK_O], tl.float32),
+            tl.zeros([BLOCK_O], tl.float32),
+        )
         base, base_lse = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
         for start_r in range(0, num_rows, BLOCK_R):
             mask_r = start_r + offs_r < num_rows
             rows = row_start + start_r + offs_r
             logprobs = tl.full([BLOCK_R], float("nan"), tl.float32)
             if BRANCH_LOGPROBS:
-                logprobs, lses, mean_contrasts = load_branch_stats(
-                    logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, rows, mask_r, token, vocab_size,
-                    num_splits, BLOCK_S,
+                logprobs, lses, mean_contrasts, base_means = load_branch_stats(
+                    logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr, base_contrast_ptr, rows, mask_r,
+                    row_start, token, vocab_size, num_splits, BLOCK_S,
                 )  # fmt: skip
                 base = tl.where(start_r == 0, tl.sum(tl.where(offs_r == 0, logprobs, 0.0), axis=0), base)
                 branch = tl.load(branch_ptr + rows, mask=mask_r, other=0)
@@ -150,9 +164,12 @@ def finalize_kernel(
                 contrast_sums += tl.sum(tl.where(is_objective, logprobs[:, None] - base, 0.0), axis=0)
                 first_lse = tl.sum(tl.where(offs_r == 0, lses, 0.0), axis=0)
                 base_lse = tl.where(start_r == 0, first_lse, base_lse)
-                divergence = mean_contrasts - (lses - base_lse)
-                divergence = tl.where(divergence < 0, 0.0, divergence)[:, None]
-                divergences += tl.sum(tl.where(is_objective, divergence, 0.0), axis=0)
+                expected = mean_contrasts - (lses - base_lse)
+                expected = tl.where(expected < 0, 0.0, expected)[:, None]
+                of_branch += tl.sum(tl.where(is_objective, expected, 0.0), axis=0)
+                expected = base_means - (lses - base_lse)
+                expected = tl.where(expected > 0, 0.0, expected)[:, None]
+                of_base += tl.sum(tl.where(is_objective, expected, 0.0), axis=0)
             tl.store(branch_logprob_ptr + rows, logprobs, mask=mask_r)
         if BRANCH_LOGPROBS:
             reward_ptrs = rewards_ptr + state_row * max_objectives + offs_o
@@ -170,13 +187,20 @@ def finalize_kernel(
             valid = has_base & (tl.abs(new_rewards) < float("inf"))
             new_rewards = tl.where(valid, new_rewards, prev_rewards)
             tl.store(reward_ptrs, new_rewards, mask=mask_o)
-            target_ptrs = targets_ptr + state_row * max_objectives + offs_o
-            prev_targets = tl.load(target_ptrs, mask=mask_o, other=0.0)
-            new_targets = prev_targets + divergences.to(tl.float64)
-            valid = has_base & (tl.abs(new_targets) < float("inf"))
-            new_targets = tl.where(valid, new_targets, prev_targets)
-            tl.store(target_ptrs, new_targets, mask=mask_o)
-            is_known = tl.where(accumulate == SUM, new_targets, 0.0) >= MIN_TARGET
-            fulfilment = new_rewards / tl.where(is_known, new_targets, 1.0)
+            state_offs = state_row * max_objectives + offs_o
+            branch_ptrs, base_ptrs = branch_rewards_ptr + state_offs, base_rewards_ptr + state_offs
+            prev_branch = tl.load(branch_ptrs, mask=mask_o, other=0.0)
+            prev_base = tl.load(base_ptrs, mask=mask_o, other=0.0)
+            new_branch, new_base = prev_branch + of_branch.to(tl.float64), prev_base + of_base.to(tl.float64)
+            valid = has_base & (tl.abs(new_branch - new_base) < float("inf"))
+            new_branch, new_base = (
+                tl.where(valid, new_branch, prev_branch),
+                tl.where(valid, new_base, prev_base),
+            )
+            tl.store(branch_ptrs, new_branch, mask=mask_o)
+            tl.store(base_ptrs, new_base, mask=mask_o)
+            reward_range = new_branch - new_base
+            is_known = tl.where(accumulate == SUM, reward_range, 0.0) >= MIN_RANGE
+            fulfilment = (new_rewards - new_base) / tl.where(is_known, reward_range, 1.0)
             fulfilment = tl.where(is_known, fulfilment, float("nan"))
             tl.store(fulfilment_ptr + req_idx * max_objectives + offs_o, fulfilment, mask=mask_o)

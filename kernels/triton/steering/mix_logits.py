@@ -1,9 +1,10 @@
 """Mix the logits of a request's branches in one pass, in splits of the vocabulary.
 
 The kernel loops over the rows and keeps the split in registers, so that neither the number of rows nor that
-of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, for E_k of
-`kernels.steering.gains` also Σ exp · (z_k − z_0), the mixed logits, OPAD's contrast for the next step,
-whether any value was not finite, and in a trust region the moments at the coarse strengths.
+of other requests changes the arithmetic. Each split stores (max, Σ exp) per row, for E_k and P_k of
+`kernels.steering.gains` also Σ exp(z_k) (z_k − z_0) and Σ exp(z_0) (z_k − z_0), the mixed logits, OPAD's
+contrast for the next step, whether any value was not finite, and in a trust region the moments at the coarse
+strengths.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def mix_logits_kernel(
     logits_ptr, state_rows_ptr, row_start_ptr, num_rows_ptr, coef_ptr, strength_ptr, steps_ptr,
     params_ptr, params_stride,
     contrast_slot_ptr, prev_contrast_ptr, mixed_logits_ptr, row_max_ptr, row_sum_ptr, row_contrast_ptr,
+    base_contrast_ptr,
     row_valid_max_ptr, nonfinite_ptr,
     centre_ptr, coarse_sums_ptr, vocab_size, num_splits, valid_vocab,
     HAS_PREV_CONTRAST: tl.constexpr, STORE_COARSE_SUMS: tl.constexpr,
@@ -43,7 +45,7 @@ def mix_logits_kernel(
     mask_v = offs_v < vocab_size
     mixed = tl.zeros([BLOCK_V], tl.float32)
     centre = tl.zeros([], tl.float32)
-    first_z = mixed
+    first_z, first_exps = mixed, mixed
     for branch_idx in range(num_rows):
         row = row_start + branch_idx
         z = tl.load(logits_ptr + row * vocab_size + offs_v, mask=mask_v, other=FORBIDDEN_LOGIT).to(tl.float32)
@@ -55,10 +57,11 @@ def mix_logits_kernel(
         exps = tl.exp(z - row_max)
         tl.store(row_sum_ptr + row * num_splits + split_idx, tl.sum(exps, axis=0))
         if branch_idx == 0:
-            first_z = z
+            first_z, first_exps = z, exps
         else:
-            contrast = tl.sum(exps * (z - first_z), axis=0)
-            tl.store(row_contrast_ptr + row * num_splits + split_idx, contrast)
+            contrast, stats_offs = z - first_z, row * num_splits + split_idx
+            tl.store(row_contrast_ptr + stats_offs, tl.sum(exps * contrast, axis=0))
+            tl.store(base_contrast_ptr + stats_offs, tl.sum(first_exps * contrast, axis=0))
         row_valid_max = row_max
         if (split_idx + 1) * BLOCK_V > valid_vocab:
             row_valid_max = tl.max(tl.where(offs_v < valid_vocab, z, float("-inf")), axis=0)

@@ -144,8 +144,8 @@ class SteeringLaunch:
         self.on_ray = self._new(self.num_reqs, dtype=torch.int32)
         self.truncation_params = self._new(self.num_reqs, 3, dtype=torch.float64)
         self.mixed_logits = self._new(self.num_reqs, self.vocab_size)
-        self.row_max, self.row_sum, self.row_contrast, self.row_valid_max = (
-            self._new(self.num_rows, num_splits) for _ in range(4)
+        self.row_max, self.row_sum, self.row_contrast, self.base_contrast, self.row_valid_max = (
+            self._new(self.num_rows, num_splits) for _ in range(5)
         )
         self.score_max, self.score_sum, self.allowed_max, self.best_score = (
             self._new(self.num_reqs, num_splits) for _ in range(4)
@@ -192,7 +192,7 @@ class SteeringLaunch:
         layout, state = self.layout, self.state
         reweight_kernel[(self.num_reqs,)](
             layout.state_rows, layout.row_start, layout.num_rows, layout.branch_of_row,
-            state.prior_weights, state.rewards, state.targets, state.steps,
+            state.prior_weights, state.rewards, state.branch_rewards, state.base_rewards, state.steps,
             *self.params, self.weights, self.rewards, self.coefs, self.start_strength, self.on_ray,
             self.truncation_params,
             self.vocab_size, self.max_objectives, BLOCK_O=BLOCK_O, num_warps=1,
@@ -205,8 +205,8 @@ class SteeringLaunch:
             self.logits, layout.state_rows, layout.row_start, layout.num_rows,
             self.coefs, self.start_strength, state.steps, *self.params,
             state.contrast_slot, prev_contrast,
-            self.mixed_logits, self.row_max, self.row_sum, self.row_contrast, self.row_valid_max,
-            self.nonfinite, self.centre, self.coarse_sums,
+            self.mixed_logits, self.row_max, self.row_sum, self.row_contrast, self.base_contrast,
+            self.row_valid_max, self.nonfinite, self.centre, self.coarse_sums,
             self.vocab_size, self.tiling.num_splits, state.vocab_size,
             HAS_PREV_CONTRAST=PREV_CONTRAST in features,
             STORE_COARSE_SUMS=self.has_kl_budget and not self.has_region_masks,
@@ -307,8 +307,8 @@ class SteeringLaunch:
         finalize_kernel[(self.num_reqs,)](
             self.logits, self.mixed_logits, layout.state_rows, layout.row_start, layout.num_rows,
             layout.branch_of_row,
-            *self.params, state.rewards, state.targets, state.steps,
-            self.strength, self.on_ray, self.row_max, self.row_sum, self.row_contrast,
+            *self.params, state.rewards, state.branch_rewards, state.base_rewards, state.steps,
+            self.strength, self.on_ray, self.row_max, self.row_sum, self.row_contrast, self.base_contrast,
             self.score_max, self.score_sum,
             self.kl_sums, self.nonfinite, self.best_score, self.best_token,
             tokens, failed, logprob, kl, branch_logprobs, fulfilment, lse,

@@ -1,7 +1,7 @@
 """MATO weights and mixing coefficients: the first launch of a steering step, one program per request.
 
     w_k ∝ w⁰_k exp(−(β/τ) (R_k − min R))        in log space and float64, as `steering.rewards.reweight`
-    w_k ∝ g_k = clamp(S i_k + κ (i_k E_k − R_k), 0, G), strength Σ g_k, as `steering.gains.compute_gains`
+    w_k ∝ g_k = clamp(S i_k + κ [P_k + i_k (E_k − P_k) − R_k], 0, G), strength Σ g_k, as `steering.gains`
 
 Objectives are summed in chunks of fixed size, padded with zeros, so that a request's weights do not depend on
 the number of objectives of other requests. A request whose scores lie on the ray b + a (m − b) gets the
@@ -42,19 +42,24 @@ def log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_rew
 
 
 @triton.jit
-def load_gains(intensities_ptr, rewards_ptr, targets_ptr, offs, mask, start_gain, control_rate, max_gain):
+def load_gains(
+    intensities_ptr, rewards_ptr, branch_rewards_ptr, base_rewards_ptr, offs, mask,
+    start_gain, control_rate, max_gain,
+):  # fmt: skip
     """(gains, intensities) of the state entries `offs`."""
     intensities = tl.load(intensities_ptr + offs, mask=mask, other=0.0)
     rewards = tl.load(rewards_ptr + offs, mask=mask, other=0.0)
-    targets = tl.load(targets_ptr + offs, mask=mask, other=0.0)
-    gains = start_gain * intensities + control_rate * (intensities * targets - rewards)
+    branch_rewards = tl.load(branch_rewards_ptr + offs, mask=mask, other=0.0)
+    base_rewards = tl.load(base_rewards_ptr + offs, mask=mask, other=0.0)
+    behind = base_rewards + intensities * (branch_rewards - base_rewards) - rewards
+    gains = start_gain * intensities + control_rate * behind
     gains = tl.minimum(tl.maximum(gains, 0.0), max_gain)
     return tl.where(intensities > 0, gains, 0.0), intensities
 
 
 @triton.jit
 def load_weights(
-    prior_weights_ptr, rewards_ptr, targets_ptr, offs, mask,
+    prior_weights_ptr, rewards_ptr, branch_rewards_ptr, base_rewards_ptr, offs, mask,
     reward_rate, min_reward, max_value, denom,
     start_gain, control_rate, max_gain, strength, sum_shares,
 ):  # fmt: skip
@@ -62,14 +67,23 @@ def load_weights(
     log_w, prior = log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_reward)
     weights = tl.where(reward_rate == 0, prior, tl.exp(log_w - max_value) / denom)
     gains, _ = load_gains(
-        prior_weights_ptr, rewards_ptr, targets_ptr, offs, mask, start_gain, control_rate, max_gain
+        prior_weights_ptr,
+        rewards_ptr,
+        branch_rewards_ptr,
+        base_rewards_ptr,
+        offs,
+        mask,
+        start_gain,
+        control_rate,
+        max_gain,
     )
     return tl.where(max_gain > 0, tl.where(strength > 0, gains, prior) / sum_shares, weights)
 
 
 @triton.jit(do_not_specialize=["params_stride", "vocab_size", "max_objectives"])
 def reweight_kernel(
-    state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr, targets_ptr,
+    state_rows_ptr, row_start_ptr, num_rows_ptr, branch_ptr, prior_weights_ptr, rewards_ptr,
+    branch_rewards_ptr, base_rewards_ptr,
     steps_ptr,
     params_ptr, params_stride,
     weights_ptr, scaled_rewards_ptr, coef_ptr, strength_ptr, on_ray_ptr, truncation_ptr, vocab_size,
@@ -127,7 +141,15 @@ def reweight_kernel(
         log_w, _ = log_weights(prior_weights_ptr, rewards_ptr, offs, mask, reward_rate, min_reward)
         sum_exp += tl.exp(log_w - max_value)
         gains, intensities = load_gains(
-            prior_weights_ptr, rewards_ptr, targets_ptr, offs, mask, objective_coef, control_rate, max_gain
+            prior_weights_ptr,
+            rewards_ptr,
+            branch_rewards_ptr,
+            base_rewards_ptr,
+            offs,
+            mask,
+            objective_coef,
+            control_rate,
+            max_gain,
         )
         sum_gains, sum_intensities = sum_gains + gains, sum_intensities + intensities
     denom = tl.sum(sum_exp, axis=0)
@@ -139,7 +161,8 @@ def reweight_kernel(
         offs_o = start_o + lanes
         mask = offs_o < max_objectives
         weights = load_weights(
-            prior_weights_ptr, rewards_ptr, targets_ptr, state_row * max_objectives + offs_o, mask,
+            prior_weights_ptr, rewards_ptr, branch_rewards_ptr, base_rewards_ptr,
+            state_row * max_objectives + offs_o, mask,
             reward_rate, min_reward, max_value, denom,
             objective_coef, control_rate, max_gain, strength, sum_shares,
         )  # fmt: skip
@@ -153,7 +176,7 @@ def reweight_kernel(
         is_objective = branch > 0
         offs = state_row * max_objectives + tl.where(is_objective, branch - 1, 0)
         weight = load_weights(
-            prior_weights_ptr, rewards_ptr, targets_ptr, offs, mask & is_objective,
+            prior_weights_ptr, rewards_ptr, branch_rewards_ptr, base_rewards_ptr, offs, mask & is_objective,
             reward_rate, min_reward, max_value, denom,
             objective_coef, control_rate, max_gain, strength, sum_shares,
         )  # fmt: skip

@@ -79,7 +79,7 @@ ALL_CASES = [
     SteeringCase(Amulet(make_objectives(1.0), kl_budget=0.2, relative_top=0.1)),
     SteeringCase(Trim(make_objectives(0.5))),
     SteeringCase(Trim(make_objectives(0.7, 0.0, 1.2), control_rate=0.5, max_gain=1.5), SAMPLED),
-    SteeringCase(Trim(make_objectives(*[0.1 * index for index in range(40)]), relative_top=None)),
+    SteeringCase(Trim(make_objectives(*[0.01 * index for index in range(40)]), relative_top=None)),
 ]
 
 
