@@ -83,17 +83,20 @@ def accumulate_expected(
     shard: UnshardedVocab,
 ) -> tuple[Tensor, Tensor]:
     """E_k and P_k [requests, K] with this step's divergences, from log-probabilities [rows, vocab]."""
+    import torch  # noqa: PLC0415 - the columns are imported without it
+
     from .trust_region import row_sum  # noqa: PLC0415 - imports torch
 
-    rows = (layout.branch_of_row > 0).nonzero()[:, 0]
-    requests, objectives = layout.request_of_row[rows], layout.branch_of_row[rows] - 1
-    branch, base = logprobs[rows], logprobs[layout.row_start[requests]]
-    contrast = branch - base
-    of_branch = shard.sum(row_sum(branch.exp_().mul_(contrast))).clamp(min=0)
-    of_base = shard.sum(row_sum(base.exp_().mul_(contrast))).clamp(max=0)
+    stacked, branches = layout.stack(logprobs), layout.stack(layout.branch_of_row)[:, 1:]
+    probs, contrast = stacked.exp(), stacked[:, 1:] - stacked[:, :1]
+    of_base = shard.sum(row_sum(probs[:, :1] * contrast)).clamp(max=0)
+    of_branch = shard.sum(row_sum(contrast.mul_(probs[:, 1:]))).clamp(min=0)
+    is_row = torch.arange(1, layout.max_rows, device=logprobs.device) < layout.num_rows[:, None]
+    requests, places = (is_row & (branches > 0)).nonzero(as_tuple=True)
+    objectives = branches[requests, places] - 1
     new_branch, new_base = branch_rewards.clone(), base_rewards.clone()
-    new_branch[requests, objectives] += of_branch
-    new_base[requests, objectives] += of_base
+    new_branch[requests, objectives] += of_branch[requests, places]
+    new_base[requests, objectives] += of_base[requests, places]
     valid = layout.has_base[:, None] & new_branch.isfinite() & new_base.isfinite()
     return new_branch.where(valid, branch_rewards), new_base.where(valid, base_rewards)
 

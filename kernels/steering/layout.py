@@ -70,14 +70,26 @@ class RequestLayout:
 
         Sums elementwise in row order, so that a request's sum does not depend on other requests.
         """
-        uniform = len(logits) == self.max_rows * len(self.state_rows)
+        stacked, stacked_coefs = self.stack(logits), self.stack(coefficients)
         out = logits.new_zeros(len(self.state_rows), logits.shape[1])
         for k in range(self.max_rows):
-            row = self.row_start + (self.num_rows - 1).clamp(max=k)
-            coef = torch.where(self.num_rows > k, coefficients[row], 0.0).to(logits.dtype)
-            term = logits.unflatten(0, (-1, self.max_rows))[:, k] if uniform else logits[row]
-            out.addcmul_(term, coef[:, None])
+            coef = torch.where(self.num_rows > k, stacked_coefs[:, k], 0.0).to(logits.dtype)
+            out.addcmul_(stacked[:, k], coef[:, None])
         return out
+
+    def first_rows(self, logits: Tensor) -> Tensor:
+        """The first row of each request, [requests, vocab]; a view if all requests have as many rows."""
+        is_uniform = len(logits) == self.max_rows * len(self.state_rows)
+        return logits.unflatten(0, (-1, self.max_rows))[:, 0] if is_uniform else logits[self.row_start]
+
+    def stack(self, values: Tensor) -> Tensor:
+        """values [rows, …] as [requests, max_rows, …]: a view if all requests have as many rows, otherwise a
+        copy in which the last row of a request fills up its places.
+        """
+        if len(values) == self.max_rows * len(self.state_rows):
+            return values.unflatten(0, (-1, self.max_rows))
+        places = torch.arange(self.max_rows, device=values.device)
+        return values[self.row_start[:, None] + (self.num_rows[:, None] - 1).minimum(places)]
 
 
 @dataclass(frozen=True)

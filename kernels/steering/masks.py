@@ -48,13 +48,14 @@ def below_relative_top(step: MaskInput) -> tuple[Tensor, Tensor]:
     max_logits = step.shard.amax(step.logits[:, :vocab_size])
     floor = max_logits + step.params["relative_top"].to(max_logits.dtype).log()[layout.request_of_row]
     floor = floor.where(coefs > 0, math.inf)  # another branch allows nothing
-    rows = layout.row_start[requests]
-    forbidden, any_positive = step.logits[rows] < floor[rows, None], coefs[rows] > 0
-    for branch in range(1, layout.max_rows):
-        rows = layout.row_start[requests] + (layout.num_rows[requests] - 1).clamp(max=branch)
-        forbidden &= step.logits[rows] < floor[rows, None]
-        any_positive |= coefs[rows] > 0
-    return requests, forbidden & any_positive[:, None]
+    stacked, floors = layout.stack(step.logits), layout.stack(floor)
+    any_positive = (layout.stack(coefs) > 0).any(1)
+    if len(requests) < len(any_positive):
+        stacked, floors, any_positive = stacked[requests], floors[requests], any_positive[requests]
+    forbidden = any_positive[:, None].expand(-1, stacked.shape[-1]).clone()
+    for place in range(layout.max_rows):
+        forbidden &= stacked[:, place] < floors[:, place, None]
+    return requests, forbidden
 
 
 NUCLEUS_MASK = Mask(

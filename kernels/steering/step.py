@@ -115,7 +115,10 @@ def steer(
     if bool(failed.any()):
         scores.masked_fill_(failed[:, None], 0.0)
     for requests, tokens in forbidden.values():
-        scores[requests] = scores[requests].masked_fill(tokens, -torch.inf)
+        if len(requests) == len(scores):
+            scores.masked_fill_(tokens, -torch.inf)
+        else:
+            scores[requests] = scores[requests].masked_fill(tokens, -torch.inf)
     scores[:, state.vocab_size :] = -torch.inf
     if edits is not None:
         edits.apply(scores)
@@ -194,6 +197,8 @@ def _union(masks: list[tuple[Tensor, Tensor]], scores: Tensor) -> Tensor | None:
     """Tokens [requests, vocab] that some of these masks forbid; None without masks."""
     if not masks:
         return None
+    if len(masks) == 1 and len(masks[0][0]) == len(scores):
+        return masks[0][1]
     union = torch.zeros_like(scores, dtype=torch.bool)
     for requests, tokens in masks:
         union[requests] |= tokens

@@ -36,6 +36,8 @@ TOLERANCE = 1e-3
 PATIENCE = 3
 MAX_ITERS = 60
 SUM_CHUNK = 512
+MIN_EXPONENT = -87.0
+"""exp of less is subnormal or 0: a CPU takes ten times as long for it, and it changes no sum with a 1."""
 FORBIDDEN_LOGIT = -1e30
 """Of a masked token: finite, so that a shard of the vocabulary may hold masked tokens alone."""
 
@@ -46,7 +48,7 @@ def moments(
     """A(a), A′(a), A″(a), each [rows] float64, for base, direction [rows, vocab] and a [rows]."""
     scores = torch.addcmul(base, direction, a[:, None].to(base.dtype))
     row_max = scores.amax(-1, keepdim=True)
-    weights = (scores - row_max).exp_()
+    weights = scores.sub_(row_max).clamp_(min=MIN_EXPONENT).exp_()
     sums = [row_sum(weights), row_sum(weights.mul_(direction)), row_sum(weights.mul_(direction))]
     max_score, sum_exp, mean, mean_sq = shard.merge_logsumexp(row_max[:, 0].double(), *sums)
     mean, mean_sq = mean / sum_exp, mean_sq / sum_exp
@@ -151,17 +153,18 @@ def apply_trust_region(
     rays = has_budget | (on_ray if measure_kl else has_budget)
     if not bool(rays.any()):
         return kl
-    base = logits[layout.row_start[rays]]
-    direction = layout.combine(logits, row_weight)[rays] - base
-    allowed_base = base if forbidden is None else base.masked_fill(forbidden[rays], FORBIDDEN_LOGIT)
+    base = _select(layout.first_rows(logits), rays)
+    direction = _select(layout.combine(logits, row_weight), rays) - base
+    allowed_base = base if forbidden is None else base.masked_fill(_select(forbidden, rays), FORBIDDEN_LOGIT)
     bounded = has_budget[rays]
     if not bool(bounded.all()):
         unbounded = rays & ~has_budget
-        kl[unbounded] = kl_divergence(allowed_base[~bounded], direction[~bounded], strength[unbounded], shard)
+        rows = _select(allowed_base, ~bounded), _select(direction, ~bounded)
+        kl[unbounded] = kl_divergence(*rows, strength[unbounded], shard)
     if bool(bounded.any()):
         a, kl[has_budget] = solve_kl_budget(
-            allowed_base[bounded],
-            direction[bounded],
+            _select(allowed_base, bounded),
+            _select(direction, bounded),
             strength[has_budget],
             params["kl_budget"][has_budget],
             shard,
@@ -169,6 +172,11 @@ def apply_trust_region(
         strength[has_budget] = a
         scores[has_budget] = torch.addcmul(base[bounded], direction[bounded], a[:, None].to(base.dtype))
     return kl
+
+
+def _select(rows: Tensor, mask: Tensor) -> Tensor:
+    """rows[mask], without a copy if that is all rows."""
+    return rows if bool(mask.all()) else rows[mask]
 
 
 KL_BUDGET = Feature(
