@@ -30,6 +30,12 @@ def score(scorer: str, text: str) -> float | None:
         ("lexical:sea|sky", "The Sea and the sky, the sea.", 3 / 7),
         (r"lexical:\bsea\b", "season sea", 1 / 2),
         ("lexical:a{1,2}", "aaa b", 2 / 2),
+        ("style:pirate", "Arrr, matey! ARRR! Me ship\u2019s a ship.", 3),
+        ("style:cowboy", "Y\u2019all ain't from the west", 3),
+        ("format:bullets", "- one\n* two\n 3. three\n4) four\n-no\n1.5 kg", 4),
+        ("format:headings", "# One\ntext\n**Two:**\n**bold** text\n#none", 2),
+        ("format:sentences", "One. Two!", 2),
+        ("format:paragraphs", "a\nb\n\nc\n \nd\n", 3),
         ("repetition", "a b c d", 0),
         ("repetition", "a b c a b c a b c", 1 - 3 / 7),
         ("repetition:1", "a A b", 1 / 3),
@@ -42,7 +48,9 @@ def test_scores_match_hand_counts(scorer: str, text: str, expected: float) -> No
     assert scorers.make_scorer(scorer).name == scorer
 
 
-@pytest.mark.parametrize("scorer", ["length", "lexical:a", "repetition", "vader", "textstat"])
+@pytest.mark.parametrize(
+    "scorer", ["length", "lexical:a", "style:pirate", "format:bullets", "repetition", "vader", "textstat"]
+)
 @pytest.mark.parametrize("text", ["", " \n", ':||"'])
 def test_text_without_words_has_no_score(scorer: str, text: str) -> None:
     assert score(scorer, text) is None
@@ -98,6 +106,8 @@ def test_every_readability_index_gives_a_finite_number() -> None:
         ("textstat:x", "unknown index 'x'"),
         ("lexical", "needs a regular expression"),
         ("lexical:(", "invalid regular expression"),
+        ("style:polite", "style has the argument 'polite'; styles are pirate, formal"),
+        ("format:tables", "must be one of bullets, headings"),
         ("repetition:0", "number of words"),
         ("perplexity:x", "takes no argument"),
     ],

@@ -60,7 +60,8 @@ def test_the_weight_grid_is_a_line_for_two_objectives_and_a_triangle_for_three()
     assert len(triangle) == len(set(triangle)) == 10
     assert all(sum(weights) == pytest.approx(1) for weights in triangle)
     assert grid.simplex_grid(4, 1) == [(0.25,) * 4]
-    assert grid.simplex_grid(1, 7) == [(1,)]
+    assert grid.simplex_grid(1, 5) == [(1,), (0.75,), (0.5,), (0.25,), (0,)]
+    assert grid.simplex_grid(1, 1) == [(1,)]
     assert grid.format_weights((1 / 6, 5 / 6)) == "1/6 : 5/6"
 
 

@@ -22,6 +22,8 @@ SCORERS = {
         "a readability index of textstat, such as flesch_reading_ease",
     ),
     "lexical": ("lexical", "Lexical", "the share of words that a regular expression matches"),
+    "style": ("style", "Style", "words of a style, such as style:pirate, each counted once"),
+    "format": ("format", "Format", "the number of bullets, headings, sentences or paragraphs"),
     "repetition": ("repetition", "Repetition", "the share of word triples that occurred before"),
     "perplexity": ("perplexity", "Perplexity", "perplexity under the model without objectives"),
     "reward": ("reward", "Reward", "a reward model from a folder"),

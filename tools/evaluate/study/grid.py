@@ -15,11 +15,13 @@ def simplex_grid(num_objectives: int, num_points: int) -> list[Weights]:
     """All weight vectors of `num_objectives` that are multiples of 1/(num_points - 1) and sum to 1.
 
     For two objectives these are `num_points` vectors, the first weight falling from 1 to 0. One point is
-    the centre, with equal weights.
+    the centre, with equal weights. A single objective has the intensities from 1 to 0.
     """
-    if num_points == 1 or num_objectives == 1:
+    if num_points == 1:
         return [(1 / num_objectives,) * num_objectives]
     num_steps = num_points - 1
+    if num_objectives == 1:
+        return [(count / num_steps,) for count in range(num_steps, -1, -1)]
     return [
         tuple(count / num_steps for count in counts)
         for counts in _iter_compositions(num_steps, num_objectives)
