@@ -33,7 +33,8 @@ class Format:
     def __init__(self, argument: str) -> None:
         if argument not in COUNTS:
             raise InputError(
-                f"the scorer format has the argument {short_repr(argument)}; it must be one of {', '.join(COUNTS)}"
+                f"the scorer format has the argument {short_repr(argument)}; "
+                f"it must be one of {', '.join(COUNTS)}"
             )
         self.name, self._count = f"format:{argument}", COUNTS[argument]
 
