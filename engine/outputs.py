@@ -18,8 +18,8 @@ class Trace:
     strength:         a, or a* of the trust region, [tokens].
     kl:               KL(π_a ‖ π_m) in nats; None for a method without base and merged policy, [tokens].
     branch_logprobs:  log-probability of the chosen token in each branch, base first, [tokens][K+1].
-    fulfilment:       what each objective has reached with it: 0 as plain decoding, 1 as its branch alone; None
-                      while that is unknown, see `kernels.steering.gains`, [tokens][K].
+    fulfilment:       what each objective has reached with it: 0 as plain decoding, 1 as its branch alone.
+                      None while that is unknown, see `kernels.steering.gains`, [tokens][K].
     """
 
     weights: list[list[float]] = field(default_factory=list)

@@ -33,22 +33,21 @@ def test_objectives_alone_are_those_of_the_default_method() -> None:
     assert Request("Hi", {"Be kind.": 0.7, "Be brief.": 1}).steering == expected
     assert Request("Hi", [Objective("Be kind.", 0.7), Objective("Be brief.")]).steering == expected
     assert Request("Hi", {}).steering == Request("Hi", []).steering == Base()
-    with pytest.raises(InputError, match="weight of objective 'Be kind.' is -1.0"):
+    with pytest.raises(InputError, match=r"weight of objective 'Be kind\.' is -1\.0"):
         Request("Hi", {"Be kind.": -1})
 
 
 def test_an_answer_is_the_same_alone_and_in_a_batch(tiny_engine: Engine) -> None:
+    pair = [Objective("Be kind."), Objective("Be brief.", 2)]
+    many = [Objective(f"Be {index}.", index / 4) for index in range(7)]
     requests = [
         Request(QUESTION, {"Be kind.": 0.4}, GREEDY),
-        Request("Why?", Trim([Objective(f"Be {i}.", i / 4) for i in range(7)], control_rate=0.5), SAMPLED),
-        Request(
-            QUESTION, Trim([Objective("Be kind."), Objective("Be brief.", 2)], relative_top=None), SAMPLED
-        ),
-        Request("Is it so?", Mato([Objective("Be kind."), Objective("Be brief.", 2)]), GREEDY),
+        Request("Why?", Trim(many, control_rate=0.5), SAMPLED),
+        Request(QUESTION, Trim(pair, relative_top=None), SAMPLED),
+        Request("Is it so?", Mato(pair), GREEDY),
     ]
-    for alone, batched in zip(
-        map(tiny_engine.generate, requests), tiny_engine.generate(requests), strict=True
-    ):
+    batch = tiny_engine.generate(requests)
+    for alone, batched in zip(map(tiny_engine.generate, requests), batch, strict=True):
         assert (alone.token_ids, alone.trace, alone.logprobs) == (
             batched.token_ids,
             batched.trace,
@@ -84,8 +83,8 @@ def test_an_objective_that_changes_nothing_is_noted(tiny_engine: Engine) -> None
     assert output.fulfilment[0] is None
     assert output.fulfilment[1] is not None
     assert output.notes == [
-        "the model hardly reacts to objective 'Be kind.': its prompt changed the predictions by less than 1 nat "
-        "in 24 tokens"
+        "the model hardly reacts to objective 'Be kind.': its prompt changed the predictions by less than "
+        "1 nat in 24 tokens"
     ]
 
 
