@@ -238,7 +238,7 @@ function swatch({ text, colour }) {
 /** What was asked of an objective and what the answer reached, 1 being as if its branch decoded alone. */
 function asked({ weight }, reached) {
   if (weight === undefined) return "";
-  return `: asked ${weight.toFixed(2)}` + (reached == null ? "" : `, reached ${reached.toFixed(2)}`);
+  return ` (asked ${weight.toFixed(2)}` + (reached == null ? ")" : `, reached ${reached.toFixed(2)})`);
 }
 
 function drawChart() {
