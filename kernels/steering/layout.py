@@ -87,7 +87,8 @@ class RequestLayout:
         copy in which the last row of a request fills up its places.
         """
         if len(values) == self.max_rows * len(self.state_rows):
-            return values.unflatten(0, (-1, self.max_rows))
+            stacked: Tensor = values.unflatten(0, (-1, self.max_rows))
+            return stacked
         places = torch.arange(self.max_rows, device=values.device)
         return values[self.row_start[:, None] + (self.num_rows[:, None] - 1).minimum(places)]
 

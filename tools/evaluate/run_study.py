@@ -41,13 +41,14 @@ def run_study(study: Study, folder: Path) -> int:
     scorers.require_packages("the report", "matplotlib", "scipy")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ANSWERS_FILE
+    answers_file.unpack(path)
     previous = answers_file.read_answers(path, study.cells, study.settings.sampling_params.n)
     cache = ScoreCache(folder / SCORES_FILE)
     report.write_study_file(study, folder)
     answers = generate_missing(study, previous, path)
-    report.write_report(
-        study, _compute_result(study, answers, scorers_by_name, cache), folder, BOOTSTRAP_SEED
-    )
+    answers_file.pack(path)
+    result = _compute_result(study, answers, scorers_by_name, cache)
+    report.write_report(study, result, answers, folder, BOOTSTRAP_SEED)
     print(folder / "report.md")
     num_failed = sum(record.error is not None for records in answers.values() for record in records)
     if num_failed:

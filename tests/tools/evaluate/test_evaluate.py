@@ -22,7 +22,9 @@ from trimtab.engine.methods.builtin import Mato, Prompt
 from trimtab.engine.methods.objective import Objective
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.kernels.common.errors import InputError
 from trimtab.tools.cli.main import main
+from trimtab.tools.evaluate.study import answers_file
 from trimtab.tools.evaluate.study import study as studies
 from trimtab.tools.evaluate.study.settings import StudySettings
 
@@ -76,7 +78,15 @@ def read_report(out: Path) -> dict[str, Any]:
 
 def test_a_study_writes_answers_a_report_and_two_plots(finished_study: Path) -> None:
     out = finished_study
-    names = {"answers.jsonl", "dial.png", "pareto.png", "report.json", "report.md", "study.json"}
+    names = {
+        "answers.jsonl",
+        "answers.jsonl.gz",
+        "dial.png",
+        "pareto.png",
+        "report.json",
+        "report.md",
+        "study.json",
+    }
     assert {path.name for path in out.iterdir()} == names
     for plot in ("dial.png", "pareto.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
@@ -93,6 +103,25 @@ def test_a_study_writes_answers_a_report_and_two_plots(finished_study: Path) -> 
     assert "| mato |" in text
     assert report["command"] in text
     assert "--weights 3 is fewer than 7" in text
+    verdict = text.splitlines()[2]
+    assert verdict.startswith("**"), "the report begins with one sentence of verdict"
+    assert verdict.count(".**") == 1
+    assert "hypervolume" in verdict
+
+
+def test_a_run_goes_on_from_the_compressed_answers(finished_study: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    (tmp_path / "answers.jsonl.gz").write_bytes((finished_study / "answers.jsonl.gz").read_bytes())
+    answers_file.unpack(path)
+    assert path.read_bytes() == (finished_study / "answers.jsonl").read_bytes()
+    path.write_text("newer\n")
+    answers_file.unpack(path)
+    assert path.read_text() == "newer\n", "a run's own file is not overwritten"
+    path.unlink()
+    (tmp_path / "answers.jsonl.gz").write_bytes(b"\x1f\x8bno")
+    with pytest.raises(InputError, match="is not a whole gzip file"):
+        answers_file.unpack(path)
+    assert not path.exists()
 
 
 def test_an_answer_equals_the_engines_and_its_perplexity_is_that_of_the_base_branch(

@@ -1,4 +1,4 @@
-"""Render the report as Markdown: tables and a legend of their columns."""
+"""Render the report as Markdown: a verdict, some answers, tables and a legend of their columns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..metrics.result import Result, RowResult
+    from ..study.answers_file import Answers
+    from ..study.row import Row
     from ..study.study import Study
 
 INTERVAL_NOTE = (
@@ -43,9 +45,17 @@ TRAILING_MEASURES = ("logprob", "truncated", "unscored", "words", "kl")
 PERCENT_MEASURES = ("truncated", "unscored")
 
 
-def render_report(study: Study, result: Result, metadata: dict[str, Any]) -> str:
+NUM_SHOWN_WEIGHTS, NUM_SHOWN_QUESTIONS = 5, 3
+MAX_SHOWN_CHARS = 280
+
+
+def render_report(study: Study, result: Result, answers: Answers, metadata: dict[str, Any]) -> str:
     """Render the report. `metadata`: the fields of report.json besides results, such as command."""
-    sections = ["# trimtab evaluate", _study_summary(study, result, metadata)]
+    closest = _closest_row(result)
+    sections = ["# trimtab evaluate", _verdict(result), _study_summary(study, result, metadata)]
+    if closest is not None:
+        row = next(row for row in study.rows if row.label == closest.label)
+        sections += [f"## Answers of {_escape_cell(row.label)}", _answers_table(study, row, answers)]
     if result.notes:
         sections.append("\n".join(f"- **{note}**" for note in result.notes))
     sections += ["## Methods", _methods_table(study, result), INTERVAL_NOTE, _column_legend(result)]
@@ -56,6 +66,46 @@ def render_report(study: Study, result: Result, metadata: dict[str, Any]) -> str
     ]
     sections += ["![The Pareto front](pareto.png)", "![Score against asked weight](dial.png)"]
     return "\n\n".join(sections) + "\n"
+
+
+def _closest_row(result: Result) -> RowResult | None:
+    """The row whose least steerability is highest; None if no dial can be judged."""
+    rows = [row for row in result.rows if _min_steerability(row) is not None]
+    return max(rows, key=lambda row: _min_steerability(row) or 0.0, default=None)
+
+
+def _min_steerability(row: RowResult) -> float | None:
+    values = [each.value for each in row.steerability]
+    return None if None in values or not values else min(value for value in values if value is not None)
+
+
+def _verdict(result: Result) -> str:
+    """One sentence: which method follows the weights, and which reaches most."""
+    closest = _closest_row(result)
+    widest = max(result.rows, key=lambda row: row.hypervolume.value or 0.0)
+    reach = f"{_escape_cell(widest.label)} reaches most (hypervolume {widest.hypervolume.value or 0.0:.2f})"
+    if closest is None:
+        return f"**No method's scores move with both weights; {reach}.**"
+    name, steerability = _escape_cell(closest.label), _min_steerability(closest)
+    closely = f"{name} follows the asked weights most closely (steerability of every aim at least "
+    return f"**{closely}{steerability:.2f}); {reach}.**"
+
+
+def _answers_table(study: Study, row: Row, answers: Answers) -> str:
+    """Answers to the first questions, side by side, at weights from the first aim to the last."""
+    step = max((len(study.weights) - 1) / (NUM_SHOWN_WEIGHTS - 1), 1)
+    indices = sorted({min(round(k * step), len(study.weights) - 1) for k in range(NUM_SHOWN_WEIGHTS)})
+    questions = study.questions[:NUM_SHOWN_QUESTIONS]
+    body = []
+    for weights in (study.weights[index] for index in indices):
+        texts = [answers[study.answer_key(row, weights, question)][0].text for question in questions]
+        body.append([_escape_cell(grid.format_weights(weights)), *map(_shorten, texts)])
+    return _format_table(["weights", *(_escape_cell(question.text) for question in questions)], body)
+
+
+def _shorten(text: str) -> str:
+    cell = _escape_cell(text)
+    return cell if len(cell) <= MAX_SHOWN_CHARS else cell[:MAX_SHOWN_CHARS].rsplit(" ", 1)[0] + " …"
 
 
 def _study_summary(study: Study, result: Result, metadata: dict[str, Any]) -> str:

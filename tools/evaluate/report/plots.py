@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import combinations, cycle
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """The Okabe-Ito colour-blind palette, with brown for its yellow, which is faint on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 MAX_PANELS = 6
+AXIS_WIDTH = 60
+"""Characters of a line of an axis label."""
 DPI = 110
 
 
@@ -129,11 +132,15 @@ def _error_bars(scores: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _label_axis(set_label: Any, invert: Any, target: Target) -> None:
-    set_label(
-        f"{target.scorer}, {'lower' if target.sign < 0 else 'higher'} is better" + _unit_suffix(target.scorer)
-    )
+    better = "lower" if target.sign < 0 else "higher"
+    measure = f"{target.scorer}, {better} is better{_unit_suffix(target.scorer)}"
+    set_label(measure if target.text is None else f"{_wrap(target.text)}\n{measure}")
     if target.sign < 0:
         invert()
+
+
+def _wrap(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, AXIS_WIDTH, max_lines=2, placeholder=" …"))
 
 
 def _unit_suffix(scorer: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..metrics.result import Result
+    from ..study.answers_file import Answers
     from ..study.study import Study
 
 REPORT_FILE = "report.json"
@@ -44,7 +45,7 @@ def check_same_questions(study: Study, source: Path) -> None:
         )
 
 
-def write_report(study: Study, result: Result, folder: Path, seed: int) -> None:
+def write_report(study: Study, result: Result, answers: Answers, folder: Path, seed: int) -> None:
     """Write the report. `seed` is the bootstrap's."""
     answer_runs = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))["answered"]
     metadata = {
@@ -58,7 +59,7 @@ def write_report(study: Study, result: Result, folder: Path, seed: int) -> None:
     plots.draw_plots(study, result, *(_tmp_path(folder / name) for name in ("pareto.png", "dial.png")))
     for name in ("pareto.png", "dial.png"):
         os.replace(_tmp_path(folder / name), folder / name)
-    _write_text(folder / "report.md", markdown.render_report(study, result, metadata))
+    _write_text(folder / "report.md", markdown.render_report(study, result, answers, metadata))
     _write_text(folder / REPORT_FILE, _format_json({**metadata, **asdict(result)}))
 
 

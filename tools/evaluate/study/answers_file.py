@@ -1,8 +1,15 @@
-"""The append-only file of answers, answers.jsonl, from which an interrupted run resumes."""
+"""The append-only file of answers, answers.jsonl, from which an interrupted run resumes.
+
+A finished run also leaves it compressed, small enough to be kept with a report: a folder with the compressed
+file alone is one that a run can go on from.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import zlib
 from typing import TYPE_CHECKING
 
 from ....engine.utils.json import dumps
@@ -25,6 +32,34 @@ Answers = dict[str, list[AnswerRecord]]
 def open_answers_file(path: Path) -> JSONLFile:
     """Open the file of answers."""
     return JSONLFile(path, LINE_PREFIX, MISMATCH_TEXT)
+
+
+def packed_path(path: Path) -> Path:
+    """The compressed file of answers beside `path`."""
+    return path.with_name(f"{path.name}.gz")
+
+
+def pack(path: Path) -> None:
+    """Write the compressed file; equal answers give equal bytes."""
+    part = path.with_name(f"{path.name}.gz.part")
+    part.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    os.replace(part, packed_path(path))
+
+
+def unpack(path: Path) -> None:
+    """Write `path` from the compressed file if it is missing. Raises InputError for a damaged one."""
+    packed = packed_path(path)
+    if path.exists() or not packed.exists():
+        return
+    try:
+        data = gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{str(packed)!r} is not a whole gzip file ({error}); restore or remove it"
+        ) from None
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    os.replace(part, path)
 
 
 def read_answers(path: Path, keys: Collection[str], num_samples: int) -> Answers:
