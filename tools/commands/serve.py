@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..cli.parser import Parser
 
 API_KEY_ENV = "TRIMTAB_API_KEY"
+LOG_FLUSH_SECONDS = 2.0
+"""How long a server that ends waits for its last log lines to be written."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: PLC0415 - needs the extra `serve`
 
         from ...engine.server.app import create_app  # noqa: PLC0415
+        from ...engine.utils.log_writer import LogWriter  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'trimtab[serve]'") from error
     if ray_config.ray:
@@ -53,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         engine = open_engine.open_async_engine(engine_config)
         try:
             app = create_app(engine, config)
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+            log_writer = LogWriter(sys.stdout.fileno())
+            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[log_writer])
             host, port = listener.getsockname()[:2]
             log_line(f"serving {engine_config.model} at http://{host}:{port}; the API is described at /docs")
             uvicorn_config = uvicorn.Config(
@@ -64,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
                 server_header=False,
                 timeout_graceful_shutdown=round(config.drain_timeout),
             )
-            uvicorn.Server(uvicorn_config).run(sockets=[listener])
+            try:
+                uvicorn.Server(uvicorn_config).run(sockets=[listener])
+            finally:
+                log_writer.flush_for(LOG_FLUSH_SECONDS)
         finally:
             engine.shutdown()
     return 0

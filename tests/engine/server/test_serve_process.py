@@ -142,3 +142,47 @@ def test_the_api_key_may_come_from_the_environment(tiny_folder: Path) -> None:
         assert httpx.post(f"{server.url}/v1/chat/completions", headers=headers, json={}).status_code == 400
         wait_until(lambda: any('"status": 400' in line for line in server.log))
         assert not any("hush" in line for line in server.log)
+
+
+def test_a_log_that_nobody_reads_does_not_stop_the_server(tiny_folder: Path, tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    read_fd, write_fd = os.pipe()  # a pipe that is never read
+    command = [sys.executable, "-m", "trimtab", "serve", "--port", "0", "--model", str(tiny_folder)]
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=write_fd, stderr=stderr, text=True)
+    try:
+        wait_until(lambda: "serving" in errors.read_text())
+        url = errors.read_text().split(" at ")[1].split(";")[0]
+        with httpx.Client(timeout=20) as client:
+            for _ in range(700):  # their log lines are more than a pipe holds
+                assert client.post(f"{url}/v1/chat/completions", json={"messages": 5}).status_code == 400
+            assert client.get(f"{url}/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def test_a_closed_log_is_said_once(tiny_folder: Path, tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    read_fd, write_fd = os.pipe()
+    command = [sys.executable, "-m", "trimtab", "serve", "--port", "0", "--model", str(tiny_folder)]
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=write_fd, stderr=stderr, text=True)
+    os.close(write_fd)
+    os.close(read_fd)
+    try:
+        wait_until(lambda: "serving" in errors.read_text())
+        url = errors.read_text().split(" at ")[1].split(";")[0]
+        for _ in range(5):
+            assert httpx.post(f"{url}/v1/chat/completions", json={"messages": 5}).status_code == 400
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert errors.read_text().count("the log cannot be written") == 1
+    assert "Traceback" not in errors.read_text()
