@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ...engine.methods.registry import (
     methods_by_setting,
     require_setting,
 )
-from ...kernels.common.errors import InputError
+from ...kernels.common.errors import InputError, short_repr
 from . import flags
 
 if TYPE_CHECKING:
@@ -45,11 +46,42 @@ class MethodSpec:
         return self.build(() if self.method.objective_arity == "none" else objectives)
 
 
+NUMBER_LIKE = re.compile(r"[-+]?[\d.,]*\d[\d.,]*\s*%?")
+"""What somebody may have meant as a weight, such as 0,7 or 70%."""
+COLON_WEIGHT = re.compile(r"(.*\D):\s*(0?\.\d+|1\.0*|\d+(?:\.\d+)?\s*%)", re.DOTALL)
+SECOND_WEIGHT = re.compile(r"=\s*[\d.]*\d\s*%?\s*[,;]")
+
+
 def parse_objective(text: str) -> Objective:
-    """`"Be brief.=0.3"` → Objective("Be brief.", 0.3); without a number after the last "=", weight 1."""
-    objective, sep, weight_text = text.rpartition("=")
-    weight = _parse_number(weight_text) if sep else None
-    return Objective(text) if weight is None else Objective(objective, weight)
+    """`"Be brief.=0.3"` or `"Be brief.=30%"` → Objective("Be brief.", 0.3).
+
+    Without a number after the last "=", the weight is 1. Raises InputError for what looks like a misspelt
+    weight, such as `"Be brief:0.3"`.
+    """
+    objective, sep, weight_text = (part.strip() for part in text.rpartition("="))
+    weight = _parse_weight(weight_text) if sep else None
+    if weight is None:
+        _reject_misspelt_weight(text.strip(), objective if sep else "", weight_text if sep else "")
+        return Objective(text.strip())
+    if SECOND_WEIGHT.search(objective):
+        raise InputError(
+            f"the objective {short_repr(text)} has more than one weight; give each objective its own --prefer"
+        )
+    return Objective(objective, weight)
+
+
+def _reject_misspelt_weight(text: str, objective: str, weight_text: str) -> None:
+    """Raise InputError where the end of the text looks like a weight."""
+    if weight_text and NUMBER_LIKE.fullmatch(weight_text):
+        raise InputError(
+            f"the weight {short_repr(weight_text)} of the objective {short_repr(objective)} is not a number; "
+            f"write it as in {short_repr(objective + '=0.7')}"
+        )
+    if match := COLON_WEIGHT.fullmatch(text):
+        right = f"{match[1].strip()}={match[2].replace(' ', '')}"
+        raise InputError(
+            f"the objective {short_repr(text)} ends with what looks like a weight; write {short_repr(right)}"
+        )
 
 
 def add_method_flags(parser: Parser) -> None:
@@ -147,9 +179,10 @@ def parse_methods(text: str) -> list[MethodSpec]:
     return methods
 
 
-def _parse_number(text: str) -> float | None:
+def _parse_weight(text: str) -> float | None:
+    """A number, or a percentage as its share of 1; None for anything else."""
     try:
-        return float(text)
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from trimtab.engine.methods.builtin import METHODS, Amulet, Mato
 from trimtab.engine.methods.objective import Objective
@@ -21,7 +23,12 @@ OBJECTIVES = [Objective("Be brief.")]
         ("say x=y", "say x=y", 1.0),
         ("ends with =", "ends with =", 1.0),
         ("-x=1e-3", "-x", 0.001),
-        ("x = 2", "x ", 2.0),
+        ("x = 2", "x", 2.0),
+        (" Be kind. = 70 % ", "Be kind.", 0.7),
+        ("Be brief=70%", "Be brief", 0.7),
+        ("Say: yes", "Say: yes", 1.0),
+        ("Mix them 3:2", "Mix them 3:2", 1.0),
+        ("Start at 10:30", "Start at 10:30", 1.0),
     ],
 )
 def test_an_objective_is_split_at_its_last_equals_sign_if_a_number_follows(
@@ -33,6 +40,24 @@ def test_an_objective_is_split_at_its_last_equals_sign_if_a_number_follows(
 @pytest.mark.parametrize("text", ["x=-1", "x=nan", "x=inf", "=1", "", "  =0.5"])
 def test_an_objective_without_text_or_with_an_invalid_weight_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="objective"):
+        method_args.parse_objective(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Be kind:0.7", "write 'Be kind=0.7'"),
+        ("Be kind: 70 %", "write 'Be kind=70%'"),
+        (
+            "Be kind=0,7",
+            "the weight '0,7' of the objective 'Be kind' is not a number; write it as in 'Be kind=0.7'",
+        ),
+        ("Be kind=1.2.3", "the weight '1.2.3'"),
+        ("Be kind=.7,Be brief=.3", "more than one weight; give each objective its own --prefer"),
+    ],
+)
+def test_a_misspelt_weight_is_refused_with_the_right_spelling(text: str, right: str) -> None:
+    with pytest.raises(InputError, match=re.escape(right)):
         method_args.parse_objective(text)
 
 
