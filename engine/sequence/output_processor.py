@@ -19,7 +19,13 @@ class OutputState:
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, trace: bool) -> None:
         eos_ids = () if sampling.ignore_eos else tokenizer.eos_token_ids
-        self.stop_token_ids = frozenset((*eos_ids, *sampling.stop_token_ids))
+        # the text of a special token may never be part of the answer's text: it stops as a token
+        self._stop_texts = {
+            token_id: text
+            for text in sampling.stop
+            if (token_id := tokenizer.added_token_id(text)) is not None
+        }
+        self.stop_token_ids = frozenset((*eos_ids, *sampling.stop_token_ids, *self._stop_texts))
         self.text = ""
         self.trace = Trace() if trace else None
         self.logprobs: list[TokenLogprobs] | None = None if sampling.logprobs is None else []
@@ -39,6 +45,8 @@ class OutputState:
         self._record_token(sampled)
         if sampled.token_id in self.stop_token_ids:
             new_text, self.finish_reason = self._flush(), "stop"
+            if self._sampling.include_stop_str_in_output:
+                new_text += self._stop_texts.get(sampled.token_id, "")
         else:
             new_text, stopped = self._match_stops(self._detokenizer.step([sampled.token_id]))
             if stopped:

@@ -96,6 +96,10 @@ class Tokenizer:
         token_id = self._backend.token_to_id(token) if token else None
         return [] if token_id is None else [token_id]
 
+    def added_token_id(self, text: str) -> int | None:
+        """The id of the added token of this text, such as `<|endoftext|>`; None if there is none."""
+        return self._backend.added_tokens.get(text)
+
     def find_added_token(self, text: str) -> str:
         """Return the first part of a text that may be encoded as an added token, or ""."""
         match = self._added_pattern.search(text) or self._added_pattern.search(self._backend.normalize(text))

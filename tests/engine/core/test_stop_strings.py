@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
+from trimtab.engine.engine import Engine
+from trimtab.engine.methods.builtin import Base
 from trimtab.engine.outputs import SampledToken
+from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.sequence.output_processor import OutputState
 from trimtab.engine.sequence.stop_strings import StopStringMatcher
@@ -152,3 +155,30 @@ def test_invalid_bytes_do_not_match_a_stop() -> None:
     assert (pushed, answer.finish_reason) == (["", "", ""], None)
     answer.append(SampledToken(256, False, 0.0, [], [], 0.0, None, [], []), 9)
     assert (answer.text, answer.finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_that_is_a_special_token_stops_at_it(
+    include: bool, skip_special_tokens: bool, tiny_engine: Engine
+) -> None:
+    end = "<|endoftext|>"
+    (token,) = tiny_engine.tokenizer.token_to_ids(end)
+    options: dict[str, Any] = {"max_tokens": 6, "ignore_eos": True, "logit_bias": {token: 1000.0}}
+    options |= {"include_stop_str_in_output": include, "skip_special_tokens": skip_special_tokens}
+    never, stopped = tiny_engine.generate(
+        [
+            Request("Why?", Base(), SamplingParams(**options)),
+            Request("Why?", Base(), SamplingParams(stop=(end,), **options)),
+        ]
+    )
+    assert (never.finish_reason, len(never.token_ids)) == ("length", 6)
+    assert (stopped.finish_reason, stopped.token_ids) == ("stop", [token])
+    assert stopped.text == (end if include else "")
+
+
+def test_an_ordinary_token_of_the_vocabulary_stops_as_text(tiny_engine: Engine) -> None:
+    (token,) = tiny_engine.tokenizer.token_to_ids("e")
+    assert tiny_engine.tokenizer.added_token_id("e") is None
+    state = OutputState(tiny_engine.tokenizer, SamplingParams(stop=("e",)), trace=False)
+    assert token not in state.stop_token_ids
