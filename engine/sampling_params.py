@@ -11,6 +11,8 @@ from .utils.fields import config_field, validate_rules, validate_types
 
 MAX_N = 128
 MAX_LOGPROBS = 20
+NO_TOKEN_LIMIT = 2**62
+"""From this value of max_tokens on, an answer is limited by the context length and the KV cache alone."""
 MAX_TEMPERATURE = 1000.0
 MAX_PENALTY = 1000.0
 MAX_BIAS = 1e30

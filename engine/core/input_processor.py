@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...kernels.common.errors import ContextError, InputError, short_repr
 from ...models.chat.prompts import BranchPrompt, render_branches
 from ..request import Request
+from ..sampling_params import NO_TOKEN_LIMIT
 from ..sequence.output_processor import OutputState
 from ..sequence.sequence import Branch, SequenceGroup
 from ..utils.fields import coerce
@@ -124,13 +125,33 @@ class InputProcessor:
         group = SequenceGroup(
             request, prompts, branches, output_state, sample_index, seed, max_new_tokens, rope_length
         )
-        num_blocks = self._block_manager.max_blocks(group)
-        if num_blocks > self._block_manager.num_blocks:
-            raise InputError(
-                f"the request needs {num_blocks} blocks of {self._block_manager.block_size} tokens, and the "
-                f"KV cache has {self._block_manager.num_blocks}; raise kv_cache_memory or lower max_tokens"
-            )
+        self._fit_to_cache(group)
         return group
+
+    def _fit_to_cache(self, group: SequenceGroup) -> None:
+        """Check that the longest answer fits in the KV cache; an answer without a limit gets the cache's.
+
+        Raises InputError where the limit that was set, or one token of answer, does not fit.
+        """
+        cache, asked = self._block_manager, group.max_new_tokens
+        num_blocks = cache.max_blocks(group)
+        if num_blocks <= cache.num_blocks:
+            return
+        low, high = 0, asked  # the answer fits with `low` tokens, and not with `high`
+        while high - low > 1:
+            group.max_new_tokens = (low + high) // 2
+            fits = cache.max_blocks(group) <= cache.num_blocks
+            low, high = (group.max_new_tokens, high) if fits else (low, group.max_new_tokens)
+        group.max_new_tokens = low
+        if low and group.request.sampling.max_tokens >= NO_TOKEN_LIMIT:
+            return
+        advice = f"lower max_tokens to at most {low}" if low else "shorten the prompt"
+        needs = f"{num_blocks} blocks of {cache.block_size} tokens for an answer of {asked}"
+        raise InputError(
+            f"the request needs {needs}, and the KV cache has {cache.num_blocks}; {advice}, or raise "
+            "kv_cache_memory",
+            "max_tokens" if low else "",
+        )
 
 
 def active_branches(request: Request) -> list[int]:

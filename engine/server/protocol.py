@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SkipValidation, ValidationError, create_model
 
 from ...kernels.common.errors import InputError, short_repr
-from ..sampling_params import SamplingParams, from_json
+from ..sampling_params import NO_TOKEN_LIMIT, SamplingParams, from_json
 from ..utils.fields import describe_type, did_you_mean, field_types, invalid_value, validate_rules
 from .errors import bad_request, to_api_error
 from .schemas import MessageJson, PromptJson, Role, SteeringJson, describe_fields
@@ -47,8 +47,6 @@ MAX_ENTRIES = {"stop": 64, "stop_token_ids": 1000, "logit_bias": 1000, "stream_o
 """Maximum entries of the fields that cost time at each token or to validate, which slows other requests."""
 MAX_STOP_CHARS = 256
 """Maximum characters of a stop string, for the same reason."""
-NO_TOKEN_LIMIT = 2**62
-"""Value of max_tokens that lets the context length be the only limit."""
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 String = InstanceOf[str]
 """Any string. Pydantic's `str` refuses lone surrogates, which have an error of their own."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.engine import Amulet, Base, Engine, Mato, Objective, Opad, Request, SamplingParams
+from trimtab.engine.sampling_params import NO_TOKEN_LIMIT
 from trimtab.engine.scheduling.block_manager import BlockManager
 from trimtab.engine.scheduling.scheduler import Scheduler
 from trimtab.engine.sequence.sequence import SequenceGroup
@@ -263,11 +264,29 @@ def test_a_request_that_can_never_fit_the_cache_is_refused_with_its_numbers(tiny
     ids = [5] * 30
     with pytest.raises(
         InputError,
-        match=r"needs 4 blocks of 16 tokens, and the KV cache has 3; raise kv_cache_memory or lower",
-    ):
+        match=r"needs 4 blocks of 16 tokens for an answer of 20, and the KV cache has 3; "
+        r"lower max_tokens to at most 19, or raise kv_cache_memory",
+    ) as refused:
         engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=20)))
+    assert refused.value.field == "max_tokens"
+    with pytest.raises(InputError, match="the KV cache has 3; shorten the prompt, or raise kv_cache_memory"):
+        engine.generate(
+            Request(branch_token_ids=[[5] * 60], sampling=SamplingParams(max_tokens=NO_TOKEN_LIMIT))
+        )
     output = engine.generate(Request(branch_token_ids=[ids], sampling=SamplingParams(max_tokens=19)))
     assert len(output.token_ids) in range(1, 20)
+    assert is_idle(engine)
+
+
+def test_an_answer_without_a_limit_ends_where_the_cache_ends(tiny_folder: Path) -> None:
+    engine = Engine.from_pretrained(str(tiny_folder), kv_cache_memory="24KiB", block_size=16)  # 6 blocks
+    unlimited = SamplingParams(max_tokens=NO_TOKEN_LIMIT, ignore_eos=True)
+    output = engine.generate(
+        Request(
+            branch_token_ids=[[5] * 20, [6] * 20, [7] * 9], steering=Mato([KIND, SHORT]), sampling=unlimited
+        )
+    )
+    assert (output.finish_reason, len(output.token_ids)) == ("length", 32 + 1 - 20)
     assert is_idle(engine)
 
 
