@@ -15,6 +15,7 @@ from .protocol import ChatCompletionRequest, CompletionRequest, parse_body
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ...models.tokenizer.tokenizer import Tokenizer
     from ..base_engine import BaseEngine
     from ..sampling_params import SamplingParams
     from .protocol import RequestBody
@@ -131,11 +132,25 @@ class RequestParser:
                     "an objective cannot precede a prompt of token ids; the prompt must be a string", "prompt"
                 )
             return prompt
-        text = prompt if objective is None else f"{objective}\n\n{prompt}"
         try:
-            return self._engine.tokenizer.encode(text, add_special_tokens=True)
+            return encode_completion_prompt(self._engine.tokenizer, objective, prompt)
         except InputError as error:
             raise to_api_error(error, "prompt") from error
+
+
+def encode_completion_prompt(tokenizer: Tokenizer, objective: str | None, prompt: str) -> list[int]:
+    """The ids of a prompt, after the objective and an empty line if there is one.
+
+    A prompt that begins with the BOS text, as a client's chat template writes it, gets one BOS nevertheless,
+    at the beginning. Raises InputError when the text is not valid Unicode.
+    """
+    bos = tokenizer.bos_token
+    has_bos = bool(bos) and prompt.startswith(bos)
+    body = prompt.removeprefix(bos) if has_bos else prompt
+    text = body if objective is None else f"{objective}\n\n{body}"
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    bos_ids = tokenizer.token_to_ids(bos) if has_bos else []
+    return ids if ids[: len(bos_ids)] == bos_ids else bos_ids + ids
 
 
 def _make_guidance(guidance_scale: float | None) -> Guidance:
