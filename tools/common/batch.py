@@ -2,9 +2,9 @@
 
 An input line is a JSON string, the prompt, or an object: `prompt` or `messages`, and optionally `id`,
 `prefer` (a list of "TEXT=WEIGHT") and any field of SamplingParams, each overriding the flag of its name. An
-output line has the number, id and digest of the input line, and what `--json` prints, or the error of an
-invalid line. Answers are written as they finish, in any order. Lines that an earlier run has answered are
-skipped.
+output line has the number, id and digest of the input line, a digest of the settings, and what `--json`
+prints, or the error of an invalid line. Answers are written as they finish, in any order. Lines that an
+earlier run has answered are skipped; answers of other settings are refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from ...kernels.common.errors import InputError, short_repr
 from ..cli import common_args, formatting, method_args, open_engine
 from ..cli.display import progress
 from ..cli.terminal import log_line
+from .answer_digest import describe_model, digest
 from .jsonl import JSONLFile
 from .run_many import generate_many
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if output_path.exists() and input_path.exists() and output_path.samefile(input_path):
         raise InputError(f"--output {args.output!r} is the same file as --input; name another --output")
     lines = read_prompt_lines(input_path)
-    answered_lines = read_answered(input_path, output_path, lines)
+    answered_lines = read_answered(input_path, output_path, lines, settings_digest(args))
     pending = [line for line in lines if line.number not in answered_lines]
     if not pending:
         return report_all_answered(str(input_path), str(output_path), sum(answered_lines.values()))
@@ -97,11 +98,12 @@ def answer_lines(
     engine: AsyncEngine, lines: list[PromptLine], args: argparse.Namespace, sampling: SamplingParams
 ) -> Iterator[dict[str, Any]]:
     """Yield the output record of each line as it finishes."""
+    settings = settings_digest(args)
     headers: dict[PromptLine, dict[str, Any]] = {}
     methods: dict[PromptLine, str] = {}
 
     def make_request(line: PromptLine) -> Request:
-        header = headers[line] = {"line": line.number, "input": line.digest}
+        header = headers[line] = {"line": line.number, "input": line.digest, "settings": settings}
         values = _parse_line(line)
         header |= {"id": values["id"]} if "id" in values else {}
         request = _build_request(values, args, sampling)
@@ -113,6 +115,24 @@ def answer_lines(
             yield {**headers.pop(line), "error": str(result)}
         else:
             yield {**headers.pop(line), **formatting.output_to_dict(result, methods.pop(line))}
+
+
+def settings_digest(args: argparse.Namespace) -> str:
+    """A digest of the flags that change answers: objectives, method, sampling, system text and model."""
+    objectives = method_args.parse_objectives(args)
+    spec = method_args.method_from_args(args, objectives)
+    defaults = {field.name: field.default for field in fields(spec.method) if field.name != "objectives"}
+    return digest(
+        {
+            "objectives": [[objective.text, objective.weight] for objective in objectives],
+            "method": args.method and spec.method.name,
+            "settings": {**defaults, **spec.settings},
+            "sampling": asdict(common_args.sampling_params(args)),
+            "system": args.system,
+            "model": describe_model(common_args.engine_config(args)),
+        },
+        num_bytes=8,
+    )
 
 
 def _parse_line(line: PromptLine) -> dict[str, Any]:
@@ -161,18 +181,25 @@ def read_prompt_lines(input_path: Path) -> list[PromptLine]:
     return [PromptLine(number, text.strip()) for number, text in enumerate(texts, 1) if text.strip()]
 
 
-def read_answered(input_path: Path, output_path: Path, lines: list[PromptLine]) -> dict[int, bool]:
+def read_answered(
+    input_path: Path, output_path: Path, lines: list[PromptLine], settings: str
+) -> dict[int, bool]:
     """Map each line number that an earlier run has answered to whether it failed.
 
     Removes an incomplete last line of the output file. Raises InputError if the file contains anything
-    else, or answers of another input.
+    else, or answers of another input or other settings.
     """
     answers = answers_file(output_path)
     digests = {line.number: line.digest for line in lines}
     answered_lines = {}
     for index, text in enumerate(answers.complete_lines(), 1):
-        number, digest, failed = _parse_answer(text, answers.mismatch(index))
-        if digests.get(number) != digest:
+        number, line_digest, line_settings, failed = _parse_answer(text, answers.mismatch(index))
+        if line_settings != settings:
+            raise InputError(
+                f"line {index} of {str(output_path)!r} is an answer of a run with other objectives, method, "
+                "sampling, system text or model; name another --output, or repeat its flags"
+            )
+        if digests.get(number) != line_digest:
             raise InputError(
                 f"line {index} of {str(output_path)!r} answers a line {number} that differs from the one in "
                 f"{str(input_path)!r}; name another --output"
@@ -187,10 +214,11 @@ def answers_file(output_path: Path) -> JSONLFile:
     return JSONLFile(output_path, ANSWER_PREFIX, "not an answer of an earlier run")
 
 
-def _parse_answer(text: bytes, mismatch: InputError) -> tuple[int, str, bool]:
-    """Number and digest of the input line that an output line answers, and whether it failed."""
+def _parse_answer(text: bytes, mismatch: InputError) -> tuple[int, str, str | None, bool]:
+    """Of an output line: number and digest of its input line, its settings, and whether it failed."""
     try:
         answer = json.loads(text)
-        return int(answer["line"]), str(answer["input"]), bool(answer.get("error"))
+        failed = bool(answer.get("error"))
+        return int(answer["line"]), str(answer["input"]), answer.get("settings"), failed
     except (ValueError, KeyError, TypeError, AttributeError):
         raise mismatch from None

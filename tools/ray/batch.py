@@ -47,12 +47,12 @@ class PendingLines:
     num_failed_before: int = 0
 
     @classmethod
-    def from_shards(cls, shards: list[FileShard]) -> PendingLines:
-        """Read all files. Raises InputError for an invalid file."""
+    def from_shards(cls, shards: list[FileShard], settings: str) -> PendingLines:
+        """Read all files. Raises InputError for an invalid file, and for answers of other settings."""
         work = cls()
         for shard in shards:
             lines = shard.read_lines()
-            answered_lines = batch.read_answered(shard.input_path, shard.output_path, lines)
+            answered_lines = batch.read_answered(shard.input_path, shard.output_path, lines, settings)
             output_path = str(shard.output_path)
             work.pending += [
                 (output_path, line.number, line.text) for line in lines if line.number not in answered_lines
@@ -81,7 +81,7 @@ def run(
         common_args.sampling_params(args),
         replace(common_args.engine_config(args), max_waiting=MAX_WAITING),
     )
-    work = PendingLines.from_shards(find_shards(args.input, args.output))
+    work = PendingLines.from_shards(find_shards(args.input, args.output), batch.settings_digest(args))
     if not work.pending:
         return batch.report_all_answered(args.input, args.output, work.num_failed_before)
     check_model(engine)

@@ -107,6 +107,38 @@ def test_the_output_of_another_run_is_not_touched(run_batch: Answer, files: File
     assert files[1].read_text() == "my notes\n" != before
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--prefer", "Be kind."],
+        ["--prefer", "Be kind.", "--method", "mato"],
+        ["--system", "Speak Latin."],
+        ["--temperature", "0.5"],
+        ["--max-tokens", "6"],
+        ["--dtype", "bfloat16"],
+    ],
+)
+def test_answers_of_other_settings_are_not_mixed(run_batch: Answer, files: Files, flags: list[str]) -> None:
+    run_batch()
+    before = files[1].read_bytes()
+    assert len({line["settings"] for line in answers_by_line(files[1]).values()}) == 1
+    refused = run_batch(*flags)
+    assert (refused.status, refused.stdout) == (2, "")
+    assert (
+        "with other objectives, method, sampling, system text or model; name another --output"
+        in refused.stderr
+    )
+    assert files[1].read_bytes() == before
+    assert run_batch("--max-num-seqs", "7", "--no-trace").status == 1, "these change no answer"
+
+
+def test_answers_without_their_settings_are_not_gone_on_with(run_batch: Answer, files: Files) -> None:
+    run_batch()
+    lines = [json.loads(line) for line in files[1].read_text().splitlines()]
+    files[1].write_text("".join(json.dumps({**line, "settings": None}) + "\n" for line in lines))
+    assert "name another --output" in run_batch().stderr
+
+
 @pytest.mark.parametrize("text", ["precious notes", '{"line": [1], "input": "x"}\n', "[]\n", "\n"])
 def test_a_file_that_is_not_an_output_is_not_touched(run_batch: Answer, files: Files, text: str) -> None:
     files[1].write_text(text)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ....engine.methods.builtin import Base
 from ....engine.request import Request
 from ....kernels.common.errors import InputError
 from ...cli import common_args, method_args
+from ...common import answer_digest
 from ...common.questions import read_questions
 from . import grid
 from .row import Row, make_rows
@@ -19,13 +18,9 @@ from .target import Target, parse_targets
 
 if TYPE_CHECKING:
     from ....engine.config import EngineConfig
-    from ....engine.methods.base import Method
     from ...common.questions import Question
     from .grid import Weights
     from .settings import StudySettings
-
-MODEL_FIELDS = ("model", "dtype", "load_format", "max_model_len", "chat_template", "kernels")
-"""Fields of EngineConfig that affect an answer."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +105,11 @@ def make_study(settings: StudySettings) -> Study:
 
 def _request_key(request: Request, config: EngineConfig) -> str:
     """A digest of everything that affects an answer."""
-    key_fields = {
-        "messages": request.messages,
-        "method": _describe_method(request.steering),
-        "sampling": asdict(request.sampling),
-        "model": {name: getattr(config, name) for name in MODEL_FIELDS},
-    }
-    text = json.dumps(key_fields, sort_keys=True)
-    return blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _describe_method(method: Method) -> dict[str, Any]:
-    values = {name: value for name, value in asdict(method).items() if name != "objectives"}
-    return {
-        "name": method.name,
-        **values,
-        "branches": method.branch_objectives(),
-        "weights": [round(weight, 9) for weight in method.weights()],
-    }
+    return answer_digest.digest(
+        {
+            "messages": request.messages,
+            "method": answer_digest.describe_method(request.steering),
+            "sampling": asdict(request.sampling),
+            "model": answer_digest.describe_model(config),
+        }
+    )
