@@ -7,6 +7,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from .http import read_json_body
 from .metrics import Metrics
 from .protocol import ChatCompletionRequest, CompletionRequest
 from .requests import RequestParser
-from .responses import make_token_decoder
 from .schemas import body_openapi
 from .serving import CallHandler
 from .steering import Profiles
@@ -53,7 +53,8 @@ def create_app(engine: AsyncEngine, config: ServerConfig | None = None) -> FastA
     model = engine.config.served_model_name or engine.config.model
     profiles = Profiles.from_file(Path(config.profiles)) if config.profiles else Profiles({})
     metrics, parser = Metrics(engine), RequestParser(engine, model, profiles)
-    handler = CallHandler(engine, config, model, metrics, make_token_decoder(engine.tokenizer))
+    token_bytes = lru_cache(maxsize=1 << 16)(engine.tokenizer.token_bytes)
+    handler = CallHandler(engine, config, model, metrics, token_bytes)
     created = int(time.time())
 
     app = FastAPI(title="trimtab", version=VERSION)

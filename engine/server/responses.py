@@ -5,30 +5,30 @@ The steering trace is at `choices[i].trace`: of the full answer, or of the chunk
 
 from __future__ import annotations
 
-from functools import lru_cache
+import codecs
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ...models.tokenizer.tokenizer import Tokenizer
     from ..outputs import BranchPrompt, Delta, Output, TokenLogprobs, Trace
 
 
 class ResponseBuilder:
     """Builds the bodies of one response. `id` and `created` identify it.
 
-    `chat` selects the format of chat completions, otherwise that of completions. `decode_token` returns the
-    text of a token.
+    `chat` selects the format of chat completions, otherwise that of completions. `token_bytes` returns the
+    bytes of a token.
     """
 
     def __init__(
-        self, id: str, created: int, model: str, chat: bool, decode_token: Callable[[int], str]
+        self, id: str, created: int, model: str, chat: bool, token_bytes: Callable[[int], bytes]
     ) -> None:
         self._envelope = {"id": id, "object": "", "created": created, "model": model}
         self._object = "chat.completion" if chat else "text_completion"
-        self._chat, self._decode_token = chat, decode_token
-        self._text_offsets: dict[int, int] = {}
+        self._chat, self._token_bytes = chat, token_bytes
+        self._texts: defaultdict[int, _TextPosition] = defaultdict(_TextPosition)
 
     def full_response(
         self, outputs: Sequence[Output], prompts: Sequence[Sequence[BranchPrompt]]
@@ -84,7 +84,7 @@ class ResponseBuilder:
 
     def _trace(self, trace: Trace, token_ids: Sequence[int]) -> dict[str, Any]:
         return {
-            "tokens": [self._decode_token(token) for token in token_ids],
+            "tokens": [self._token_bytes(token).decode(errors="replace") for token in token_ids],
             "weights": trace.weights,
             "rewards": trace.rewards,
             "fulfilment": trace.fulfilment,
@@ -96,25 +96,53 @@ class ResponseBuilder:
     def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         if self._chat:
             return {"content": [self._token_logprobs_dict(token) for token in logprobs], "refusal": None}
-        texts, offsets = [self._decode_token(token.token_id) for token in logprobs], []
-        for text in texts:
-            offsets.append(self._text_offsets.get(index, 0))
-            self._text_offsets[index] = offsets[-1] + len(text)
         return {
-            "tokens": texts,
+            "tokens": [self._token_key(token.token_id) for token in logprobs],
             "token_logprobs": [token.logprob for token in logprobs],
-            "top_logprobs": [{self._decode_token(i): p for i, p in token.top.items()} for token in logprobs],
-            "text_offset": offsets,
+            "top_logprobs": [self._top_logprobs(token) for token in logprobs],
+            "text_offset": [
+                self._texts[index].advance(self._token_bytes(token.token_id)) for token in logprobs
+            ],
         }
+
+    def _top_logprobs(self, token: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens by text. Of several with one text, the chosen one has it, others their id."""
+        chosen, values = token.token_id, dict[str, float]()
+        for token_id, logprob in sorted(token.top.items(), key=lambda item: item[0] != chosen):
+            key = self._token_key(token_id)
+            values[key if key not in values else f"token_id:{token_id}"] = logprob
+        return dict(sorted(values.items(), key=lambda item: -item[1]))
+
+    def _token_key(self, token_id: int) -> str:
+        """A token's text; for a part of a character its bytes, as OpenAI writes them: `bytes:\\xf0\\x9f`."""
+        token_bytes = self._token_bytes(token_id)
+        try:
+            return token_bytes.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
 
     def _token_logprobs_dict(self, token: TokenLogprobs) -> dict[str, Any]:
         top = [self._token_dict(i, p) for i, p in token.top.items()]
         return {**self._token_dict(token.token_id, token.logprob), "top_logprobs": top}
 
     def _token_dict(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self._decode_token(token_id)
-        complete = "\ufffd" not in text  # U+FFFD: the token is an incomplete UTF-8 sequence
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if complete else None}
+        token_bytes = self._token_bytes(token_id)
+        text = token_bytes.decode(errors="replace")  # U+FFFD for a part of a character
+        return {"token": text, "logprob": logprob, "bytes": list(token_bytes)}
+
+
+class _TextPosition:
+    """The number of characters of an answer so far."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_chars = 0
+
+    def advance(self, token_bytes: bytes) -> int:
+        """Add a token; returns the index of the character in which it begins."""
+        start = self._num_chars
+        self._num_chars += len(self._decoder.decode(token_bytes))
+        return start
 
 
 def _steering_result(output: Output) -> dict[str, Any]:
@@ -139,14 +167,3 @@ def count_branch_tokens(prompts: Sequence[Sequence[BranchPrompt]]) -> list[int]:
     """Prompt tokens of each branch, summed over the requests, base branch first."""
     lengths = [[len(branch.prompt_token_ids) for branch in branches] for branches in prompts]
     return [sum(counts) for counts in zip(*lengths, strict=True)]
-
-
-def make_token_decoder(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """A cached function from token id to the token's text in mid-sentence, with its leading space."""
-
-    @lru_cache(maxsize=1 << 16)
-    def decode_token(token_id: int) -> str:
-        once, twice = (tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
-        return twice[len(once) :] if twice.startswith(once) else once
-
-    return decode_token

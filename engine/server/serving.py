@@ -45,10 +45,10 @@ class CallHandler:
         config: ServerConfig,
         model: str,
         metrics: Metrics,
-        decode_token: Callable[[int], str],
+        token_bytes: Callable[[int], bytes],
     ) -> None:
         self._engine, self._config, self._model = engine, config, model
-        self._metrics, self._decode_token = metrics, decode_token
+        self._metrics, self._token_bytes = metrics, token_bytes
 
     async def serve(self, http: HttpRequest, parse: Callable[[dict[str, Any]], ParsedCall]) -> Response:
         """The response to a call. `parse` converts its JSON body to a ParsedCall."""
@@ -84,7 +84,7 @@ class CallHandler:
             if isinstance(error, InputError) and error.field in ("", "branch_token_ids"):
                 error.field = "messages" if parsed.chat else "prompt"
             raise
-        builder = ResponseBuilder(log.id, int(time.time()), self._model, parsed.chat, self._decode_token)
+        builder = ResponseBuilder(log.id, int(time.time()), self._model, parsed.chat, self._token_bytes)
         return ActiveCall(parsed, streams, log, builder)
 
 

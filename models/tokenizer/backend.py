@@ -81,6 +81,9 @@ class TokenizerBackend(Protocol):
     def id_to_token(self, token_id: int) -> str | None:
         """Return the token of an id, or None."""
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Return the bytes of a token that stands for bytes; None for one that stands for a text."""
+
 
 def encode_segments(
     text: str, matches: Iterable[AddedTokenMatch], encode_plain: Callable[[str, TextPosition], list[int]]

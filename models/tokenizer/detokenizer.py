@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -35,22 +36,15 @@ class ByteLevelDetokenizer:
 
     def __init__(self, ids_to_tokens: Callable[[Sequence[int]], list[str]]) -> None:
         self._ids_to_tokens = ids_to_tokens
-        self._byte_decoder = _build_byte_decoder()
         self._utf8_decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     pending = ""
 
     def step(self, ids: Sequence[int]) -> str:
-        return self._utf8_decoder.decode(b"".join(map(self._token_to_bytes, self._ids_to_tokens(ids))))
+        return self._utf8_decoder.decode(b"".join(map(byte_level_bytes, self._ids_to_tokens(ids))))
 
     def flush(self) -> str:
         return self._utf8_decoder.decode(b"", final=True)
-
-    def _token_to_bytes(self, token: str) -> bytes:
-        try:
-            return bytes([self._byte_decoder[char] for char in token])
-        except KeyError:  # an added token is plain text
-            return token.encode()
 
 
 class WindowDetokenizer:
@@ -156,8 +150,18 @@ class SentencePieceDetokenizer:
         return text
 
 
-def _build_byte_decoder() -> dict[str, int]:
+@cache
+def _byte_decoder() -> dict[str, int]:
     """GPT-2's byte alphabet: printable Latin-1 maps to itself, the other 68 bytes to U+0100 onwards."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes of a vocabulary entry in GPT-2's byte alphabet; an added token is plain text."""
+    decoder = _byte_decoder()
+    try:
+        return bytes([decoder[char] for char in token])
+    except KeyError:
+        return token.encode()

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from ...kernels.common.errors import InputError, short_repr
 from ..common.wrap_errors import wrap_errors
 from .backend import AddedTokenMatch, TextPosition
-from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
+from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer, byte_level_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +44,8 @@ class HFTokenizerBackend:
         self.special_tokens: dict[str, str] = {}
         self._hf_tokenizer = hf_tokenizer
         self._decoder = hf_tokenizer.decoder
+        steps = [] if self._decoder is None else _flatten(_component_state(self._decoder))
+        self._decoder_steps = [step["type"] for step in steps]
         self._special_texts = {token.content for token in added.values() if token.special}
         self._pipelines = {TextPosition.START: hf_tokenizer}
         self.bos_eos_ids = self._find_bos_eos_ids()
@@ -120,9 +122,9 @@ class HFTokenizerBackend:
         def to_tokens(ids: Sequence[int]) -> list[str]:
             return self.ids_to_tokens(ids, skip_special_tokens)
 
-        steps = [] if self._decoder is None else _flatten(_component_state(self._decoder))
-        if [step["type"] for step in steps] == ["ByteLevel"]:
+        if self._decoder_steps == ["ByteLevel"]:
             return ByteLevelDetokenizer(to_tokens)
+        steps = [] if self._decoder is None else _flatten(_component_state(self._decoder))
         anchor = (
             next((char for char in "aeiou01" if self.decode_tokens([char]) == char), "")
             if _is_local(steps)
@@ -130,7 +132,7 @@ class HFTokenizerBackend:
         )
         if not anchor:
             return WindowDetokenizer(to_tokens, self.decode_tokens, lambda token: True, anchor)
-        has_bytes = any(step["type"] == "ByteFallback" for step in steps)
+        has_bytes = "ByteFallback" in self._decoder_steps
         return WindowDetokenizer(
             to_tokens, self.decode_tokens, _is_byte_token if has_bytes else lambda token: False, anchor
         )
@@ -156,6 +158,15 @@ class HFTokenizerBackend:
     def id_to_token(self, token_id: int) -> str | None:
         token: str | None = self._hf_tokenizer.id_to_token(token_id)
         return token
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        token = self.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._decoder_steps == ["ByteLevel"]:
+            return byte_level_bytes(token)
+        is_byte = "ByteFallback" in self._decoder_steps and _is_byte_token(token)
+        return bytes([int(token[3:5], 16)]) if is_byte else None
 
     def _find_bos_eos_ids(self) -> tuple[list[int], list[int]]:
         plain, full = self.encode("a"), self._hf_tokenizer.encode("a", add_special_tokens=True).ids

@@ -124,3 +124,6 @@ class SentencePieceBackend:
         if token_id in self._added_by_id:
             return str(self._added_by_id[token_id].content)
         return self._model.pieces[token_id] if 0 <= token_id < len(self._model.pieces) else None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return None if token_id in self._added_by_id else self._model.piece_byte(token_id)

@@ -96,6 +96,14 @@ class Tokenizer:
         token_id = self._backend.token_to_id(token) if token else None
         return [] if token_id is None else [token_id]
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token, also a special one, adds to a text in mid-sentence, with leading space."""
+        token_bytes = self._backend.token_bytes(token_id)
+        if token_bytes is not None:
+            return token_bytes
+        once, twice = (self.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
+        return (twice[len(once) :] if twice.startswith(once) else once).encode()
+
     def added_token_id(self, text: str) -> int | None:
         """The id of the added token of this text, such as `<|endoftext|>`; None if there is none."""
         return self._backend.added_tokens.get(text)

@@ -99,3 +99,6 @@ class DummyTokenizer:
 
     def id_to_token(self, token_id: int) -> str | None:
         return str(token_id) if 0 <= token_id < self.vocab_size else None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return None
