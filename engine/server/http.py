@@ -1,8 +1,9 @@
-"""Read request bodies and detect client disconnects."""
+"""Listen on an address, read request bodies, and detect client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
@@ -50,3 +51,16 @@ async def _read_limited(http: HttpRequest, config: ServerConfig) -> bytes:
         if len(data) > limit:
             raise ApiError(413, f"the request body is larger than the limit of {limit} bytes")
     return bytes(data)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; `::` listens on all interfaces, with IPv4 too where the system can."""
+    if ":" not in host:
+        return socket.create_server((host, port))
+    dualstack = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=dualstack)
+
+
+def base_url(host: str, port: int) -> str:
+    """The URL of a server at this address, with brackets around an IPv6 address."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

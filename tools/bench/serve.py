@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Send the requests, wait for all answers and print. Raises RunError if all requests fail."""
     config = ServeConfig(**flags.fields_from_args(ServeConfig, args))
     load, method_spec, method = workload.workload_from_args(args)
-    client = HTTPClient(config.base_url, config.api_key or os.environ.get(API_KEY_ENV))
+    client = HTTPClient(config.base_url, config.api_key or os.environ.get(API_KEY_ENV, "").strip() or None)
     start_time = time.perf_counter()
     answers, seconds = asyncio.run(_run_load(client, config, load, method_spec, method))
     succeeded = [answer for answer in answers if answer.error is None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -45,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: PLC0415 - needs the extra `serve`
 
         from ...engine.server.app import create_app  # noqa: PLC0415
+        from ...engine.server.http import base_url, listen  # noqa: PLC0415
         from ...engine.utils.log_writer import LogWriter  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; pip install 'trimtab[serve]'") from error
@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
         from ..ray import application  # noqa: PLC0415 - needs the extra `ray`
 
         return application.run(application.Service(engine_config, config, ray_config))
-    with socket.create_server((config.host, config.port)) as listener:
+    with listen(config.host, config.port) as listener:
         engine = open_engine.open_async_engine(engine_config)
         try:
             app = create_app(engine, config)
             log_writer = LogWriter(sys.stdout.fileno())
             logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[log_writer])
-            host, port = listener.getsockname()[:2]
-            log_line(f"serving {engine_config.model} at http://{host}:{port}; the API is described at /docs")
+            url = base_url(*listener.getsockname()[:2])
+            log_line(f"serving {engine_config.model} at {url}; the API is described at /docs")
             uvicorn_config = uvicorn.Config(
                 app,
                 log_config=None,

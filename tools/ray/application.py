@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from dataclasses import dataclass, fields
 from functools import partial
@@ -110,7 +109,8 @@ def build(args: Mapping[str, Any]) -> Application:
 
 def run(service: Service) -> int:
     """Serve until a signal arrives; then reject new calls and finish the running ones."""
-    from ...engine.server.steering import Profiles  # noqa: PLC0415 - needs the extra `serve`
+    from ...engine.server.http import base_url  # noqa: PLC0415 - needs the extra `serve`
+    from ...engine.server.steering import Profiles  # noqa: PLC0415
 
     require_ray()
     if service.server.profiles:
@@ -124,7 +124,8 @@ def run(service: Service) -> int:
         serve.start(http_options={"host": host, "port": port})
         try:
             _deploy(service)
-            log_line(f"serving {service.engine.model} at http://{host}:{port}; the API is described at /docs")
+            url = base_url(host, port)
+            log_line(f"serving {service.engine.model} at {url}; the API is described at /docs")
             threading.Event().wait()
         finally:
             serve.delete(APP_NAME)
@@ -143,6 +144,8 @@ def _deploy(service: Service) -> None:
 
 def _free_port(host: str, port: int) -> int:
     """The port, or a free one for 0. Raises OSError if it is in use, which Ray would not report."""
-    with socket.create_server((host, port)) as listener:
+    from ...engine.server.http import listen  # noqa: PLC0415 - needs the extra `serve`
+
+    with listen(host, port) as listener:
         free_port: int = listener.getsockname()[1]
         return free_port

@@ -186,3 +186,21 @@ def test_a_closed_log_is_said_once(tiny_folder: Path, tmp_path: Path) -> None:
         process.wait()
     assert errors.read_text().count("the log cannot be written") == 1
     assert "Traceback" not in errors.read_text()
+
+
+@pytest.mark.parametrize(("host", "addresses"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+def test_the_server_listens_on_ipv6(host: str, addresses: list[str], tiny_folder: Path) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    with run_server("--model", str(tiny_folder), "--host", host) as server:
+        port = server.url.rpartition(":")[2]
+        assert server.url == f"http://[{host}]:{port}"
+        for address in addresses:
+            assert httpx.get(f"http://{address}:{port}/health").status_code == 200
+
+
+def test_a_key_with_a_newline_is_the_key_without_it(tiny_folder: Path) -> None:
+    with run_server("--model", str(tiny_folder), TRIMTAB_API_KEY="secret\n") as server:
+        headers = {"Authorization": "Bearer secret"}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
