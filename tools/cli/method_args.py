@@ -115,8 +115,8 @@ def add_prefer(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="TEXT=WEIGHT",
-        help="an objective and its weight, split at the last '='; without a number the weight is 1 "
-        "(may be repeated)",
+        help="an objective and its weight, split at the last '='; without a number the weight is 1. 0 leaves "
+        "the objective out, 1 is full; published methods use only the ratios (may be repeated)",
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = (
     "base,prompt,linear-alignment,context-steering,opad,amulet,mato,mato:optimise_weights=off,"
-    "mato:optimise_online=off,mato:kl_budget=0.2,mato:preset=balanced"
+    "mato:optimise_online=off,mato:kl_budget=0.2,mato:preset=balanced,trim"
 )
 STUDY_FILE = "study.json"
 """The file of settings in the output folder."""
