@@ -23,9 +23,9 @@ from .config import ServerConfig
 from .errors import SERVER_ERROR, ApiError, to_api_error, unknown_model
 from .http import read_json_body
 from .metrics import Metrics
+from .openapi import body_openapi
 from .protocol import ChatCompletionRequest, CompletionRequest
 from .requests import RequestParser
-from .schemas import body_openapi
 from .serving import CallHandler
 from .steering import Profiles
 

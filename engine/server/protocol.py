@@ -17,7 +17,7 @@ from ...kernels.common.errors import InputError, short_repr
 from ..sampling_params import NO_TOKEN_LIMIT, SamplingParams, from_json
 from ..utils.fields import describe_type, did_you_mean, field_types, invalid_value, validate_rules
 from .errors import bad_request, to_api_error
-from .schemas import MessageJson, PromptJson, Role, SteeringJson, describe_fields
+from .openapi import MessageJson, PromptJson, Role, SteeringJson, describe_fields
 
 RENAMED = ("max_tokens", "logprobs")
 """Fields of SamplingParams that the two routes define differently."""

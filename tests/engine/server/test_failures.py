@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from trimtab.engine import AsyncEngine
 from trimtab.engine.server import ServerConfig, create_app, serving
+from trimtab.models.tokenizer.huggingface import HFTokenizerBackend
 
 from ...harness import get_runner
 from ...helpers.polling import wait_until
@@ -23,20 +24,19 @@ from .conftest import QUESTION, Client, parse_sse
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
 def test_an_internal_error_during_a_stream_is_sent_and_counted(
-    client: Client, tiny_async_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    client: Client, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """The token texts of a trace are decoded for the response, after the engine has finished."""
-    tokenizer, decode = tiny_async_engine.tokenizer, tiny_async_engine.tokenizer.decode
-    left = iter(range(5))
+    """The token texts of a trace are looked up for the response, after the engine has finished."""
+    token_bytes, left = HFTokenizerBackend.token_bytes, iter(range(5))
 
-    def fail(*arguments: Any, **named: Any) -> str:
+    def fail(backend: HFTokenizerBackend, token_id: int) -> bytes | None:
         if next(left, None) is None:
             raise error("by design")
-        return decode(*arguments, **named)
+        return token_bytes(backend, token_id)
 
     body = {"steering": {"objectives": ["Be kind."], "trace": True}, "max_tokens": 20, "ignore_eos": True}
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizer, "decode", fail)
+        patch.setattr(HFTokenizerBackend, "token_bytes", fail)
         *pieces, last = parse_sse(client.chat(**body, stream=True))
     assert pieces
     assert last["error"]["message"] == "internal server error; see the server log"
